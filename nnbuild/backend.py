@@ -1,0 +1,62 @@
+"""TensorFlow and Keras, imported once and in silence.
+
+TensorFlow writes to the file descriptor of standard error before its own log settings apply, so the
+import, and the first operation that wakes the runtime, happen with that descriptor set aside. Modules
+that need the two say `from nnbuild.backend import keras, tf`; nothing else imports them.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """Hold back what is written to descriptor 2, and show it only if the block raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(kept, aside.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+with _quiet_standard_error():
+    import keras
+    import tensorflow as tf
+
+__all__ = ["keras", "pin_threads", "tf"]
+
+
+def pin_threads(threads: int) -> bool:
+    """Fix how many threads one operation may use, and wake the runtime.
+
+    Convolutions give other bytes with another number of threads, so the number is part of a run.
+
+    Args:
+        threads: for one operation; the number of operations at a time is 2.
+
+    Returns:
+        Whether it is so. TensorFlow takes the setting only before its first operation.
+    """
+    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(2)
+        except RuntimeError:
+            return False
+    with _quiet_standard_error():
+        tf.constant(0)
+    return True

@@ -1,0 +1,86 @@
+"""Everything that nnbuild raises on purpose.
+
+    NnbuildError
+    ├── InputError                  what was given cannot be used: nothing was changed        exit 2
+    │   ├── ConfigError             a setting that is unknown, ill-typed or out of bounds
+    │   ├── DataError               a source that is missing, damaged or not what it claims
+    │   ├── ContractError           a model that does not end in logits
+    │   └── StoreError              a store that cannot be read or written
+    │       └── LockedError         a run that another process holds
+    ├── RunError                    the run began and failed for good: it is recorded          exit 1
+    │   ├── CheckError              the data was read, and is not fit to train on
+    │   └── DivergedError           the loss stopped being a number
+    └── Interrupted                 a signal stopped the run: it can be resumed                exit 130, 143
+
+A message says what was given, what was expected and how to mend it, on one line.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NnbuildError(Exception):
+    """Base of the family."""
+
+    exit_code = 1
+
+
+class InputError(NnbuildError):
+    """What the user gave cannot be used; the store is as it was."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A setting is unknown, ill-typed or out of bounds."""
+
+
+class DataError(InputError):
+    """A data source is missing, damaged, or not what it claims to be."""
+
+
+class ContractError(InputError):
+    """A model, a loss or an array breaks the logits contract."""
+
+
+class StoreError(InputError):
+    """The store, or something in it, cannot be read or written."""
+
+
+class LockedError(StoreError):
+    """Another process holds the run."""
+
+
+class RunError(NnbuildError):
+    """The run began and failed for good; it is recorded with status `failed`."""
+
+
+class CheckError(RunError):
+    """The data was read, and a hard check says that it is not fit to train on."""
+
+
+class DivergedError(RunError):
+    """The loss became infinite or not a number."""
+
+
+class Interrupted(NnbuildError):  # noqa: N818  (it is no error: the run is whole and waits)
+    """A signal stopped the run after a checkpoint; it can be resumed."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name.
+
+    Args:
+        name: what was given.
+        known: the names that exist.
+
+    Returns:
+        `did you mean 'x'?` when one is near, otherwise `expected one of …`.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
