@@ -1,0 +1,166 @@
+"""What a run is told: frozen, checked settings that Prefect also turns into the form of its UI.
+
+A field that is `None` takes the default of the chosen network (`nnbuild.presets`); `resolve` fills it in,
+so that a run's recorded config leaves nothing open.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from nnbuild.data.checks import CheckLimits
+from nnbuild.presets import PRESETS, USER_MODEL, Preset
+
+S = TypeVar("S", bound="Section")
+MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
+
+
+class Section(BaseModel):
+    """A group of settings: read-only, and no key but those that are named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _metric_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError(f"a metric is named twice in {list(names)}; name each once")
+    return names
+
+
+class DatasetConfig(Section):
+    """What is trained on."""
+
+    name: str = Field(
+        "mnist", min_length=1, description="mnist, fashion-mnist, kmnist, digits, or a path to your own images"
+    )
+    data_dir: Path | None = Field(
+        None, description="A folder that holds the named dataset's files; $NNBUILD_DATA_DIR if not given"
+    )
+    fallback: Literal["digits"] | None = Field(
+        None, description="What to train on when the dataset cannot be had; a scheduled run never falls back"
+    )
+    checks: CheckLimits = Field(CheckLimits(), description="The bounds that the data must keep")
+
+
+class ModelConfig(Section):
+    """Which network is built."""
+
+    name: str = Field(
+        "convnet", min_length=1, description="A named network, or package.module:function for your own"
+    )
+    l2: float | None = Field(None, ge=0, le=10, description="L2 penalty on the hidden kernels")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Share of units dropped before the head")
+
+
+class EarlyStopping(Section):
+    """Stop when the monitored metric no longer improves."""
+
+    monitor: str = Field("val_loss", pattern=MONITOR, description="A key of the history")
+    patience: int = Field(5, ge=0, le=1000, description="Epochs without improvement that are allowed")
+    min_delta: float = Field(0.0, ge=0, description="What counts as an improvement")
+
+
+class ReduceOnPlateau(Section):
+    """Lower the learning rate when the monitored metric no longer improves."""
+
+    monitor: str = Field("val_loss", pattern=MONITOR, description="A key of the history")
+    factor: float = Field(0.5, gt=0, lt=1, description="What the learning rate is multiplied by")
+    patience: int = Field(3, ge=0, le=1000, description="Epochs without improvement that are allowed")
+    min_learning_rate: float = Field(0.0, ge=0, description="The learning rate never goes below")
+
+
+class TrainingConfig(Section):
+    """How the network is fitted."""
+
+    epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the training images")
+    batch_size: int | None = Field(None, ge=1, le=65_536, description="Images per step")
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] | None = Field(None, description="The optimizer")
+    learning_rate: float | None = Field(
+        None, gt=0, le=100, description="Of the optimizer; the peak of a schedule"
+    )
+    schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
+        None, description="How the learning rate moves from step to step"
+    )
+    target_form: Literal["sparse", "one-hot"] = Field(
+        "sparse", description="Class labels, or one-hot rows; the loss follows, always from logits"
+    )
+    metrics: Annotated[tuple[str, ...], AfterValidator(_metric_names)] = Field(
+        ("accuracy",), description="Keras metrics that the history keeps beside the loss"
+    )
+    validation_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of the training images held out, drawn by the seed"
+    )
+    validation_freq: int = Field(1, ge=1, le=100_000, description="Validate at every so many epochs")
+    early_stopping: EarlyStopping | None = Field(None, description="Off unless given")
+    reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="Off unless given")
+    best_weights: str | None = Field(
+        None, pattern=MONITOR, description="Keep the weights of the epoch that is best in this; the last if null"
+    )
+    augment: Literal["none", "shift", "affine"] | None = Field(
+        None, description="Random changes of the training images"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="For one operation; part of what makes a run repeatable"
+    )
+    tensorboard: bool = Field(default=False, description="Write TensorBoard logs beside the run")
+
+
+class ScoringConfig(Section):
+    """How logits become the probability table."""
+
+    batch_size: int = Field(2048, ge=1, le=1_000_000, description="Images per batch")
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    dataset: DatasetConfig = Field(DatasetConfig(), description="What is trained on")
+    model: ModelConfig = Field(ModelConfig(), description="Which network is built")
+    training: TrainingConfig = Field(TrainingConfig(), description="How it is fitted")
+    scoring: ScoringConfig = Field(ScoringConfig(), description="How logits become probabilities")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the weights and the order of examples")
+
+    def digest(self) -> str:
+        """sha256 of the settings, 64 hexadecimal digits: where the data lies does not count, what it is does."""
+        settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}})
+        return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def preset_of(model: str) -> Preset:
+    """The training defaults of a named network, or of a user's own."""
+    return PRESETS.get(model, USER_MODEL)
+
+
+def _filled(section: S, defaults: dict[str, object]) -> S:
+    """A copy of a section in which the fields left open take their defaults."""
+    opened = {name: value for name, value in defaults.items() if getattr(section, name) is None}
+    return type(section).model_validate({**section.model_dump(), **opened})
+
+
+def resolve(config: RunConfig, *, threads: int | None = None) -> RunConfig:
+    """Fill in what the config leaves open.
+
+    Args:
+        config: what the user gave.
+        threads: of this machine, where the config names none; all its processors if not given.
+
+    Returns:
+        A config without open fields; resolving it again changes nothing.
+    """
+    preset = preset_of(config.model.name)
+    return config.model_copy(
+        update={
+            "model": _filled(config.model, preset.model),
+            "training": _filled(config.training, {**preset.training, "threads": threads or processors()}),
+        }
+    )

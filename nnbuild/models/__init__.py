@@ -1,0 +1,37 @@
+"""The networks: named ones, the user's own, and how they are built, compiled, written and read."""
+
+from typing import Any
+
+from nnbuild.backend import keras
+from nnbuild.config import RunConfig
+from nnbuild.models.compiling import compile_model, require_training
+from nnbuild.models.networks import NETWORKS, Shape, build_network
+from nnbuild.models.user import build_user_model, is_factory, require_model_name
+
+__all__ = ["NETWORKS", "build", "compile_model", "require_model_name", "require_training"]
+
+
+def build(config: RunConfig, shape: Shape, classes: int) -> Any:
+    """Build the config's network with the config's seed.
+
+    Sets Keras's global seed and clears its counters of layer names, so that the same config gives the
+    same model in any process.
+
+    Args:
+        config: resolved.
+        shape: of an image: height and width in pixels, and channels.
+        classes: how many logits there are.
+
+    Returns:
+        An uncompiled Keras model, pixels in, logits out.
+
+    Raises:
+        ConfigError: the model's name is not known or cannot be imported.
+        ContractError: the function that was named returns something else.
+    """
+    require_model_name(config.model.name)
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(config.seed)
+    if is_factory(config.model.name):
+        return build_user_model(config.model.name, shape, classes)
+    return build_network(config.model, shape, classes, config.seed)

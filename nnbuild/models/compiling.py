@@ -1,0 +1,69 @@
+"""Compile: the loss takes logits, the optimizer and the metrics come from the config."""
+
+from typing import Any
+
+from nnbuild.backend import keras
+from nnbuild.config import TrainingConfig
+from nnbuild.errors import ConfigError, suggestion
+from nnbuild.training.schedules import learning_rate
+
+_OPTIMIZERS = {
+    "adam": keras.optimizers.Adam,
+    "adamw": keras.optimizers.AdamW,
+    "sgd": keras.optimizers.SGD,
+    "rmsprop": keras.optimizers.RMSprop,
+}
+
+# The config names a metric once; the target form decides which of Keras's classes it is.
+_METRICS = {
+    "accuracy": lambda _: "accuracy",
+    "crossentropy": lambda sparse: (
+        keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="crossentropy")
+        if sparse
+        else keras.metrics.CategoricalCrossentropy(from_logits=True, name="crossentropy")
+    ),
+    "top_2_accuracy": lambda sparse: _top_k(2, sparse=sparse),
+    "top_5_accuracy": lambda sparse: _top_k(5, sparse=sparse),
+}
+
+
+def _top_k(k: int, *, sparse: bool) -> Any:
+    kind = keras.metrics.SparseTopKCategoricalAccuracy if sparse else keras.metrics.TopKCategoricalAccuracy
+    return kind(k=k, name=f"top_{k}_accuracy")
+
+
+def require_training(training: TrainingConfig) -> None:
+    """Refuse metrics that do not exist, and monitors that the history will not hold.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    for name in training.metrics:
+        if name not in _METRICS:
+            raise ConfigError(f"unknown metric {name!r}; {suggestion(name, _METRICS)}")
+    trained = {"loss", *training.metrics}
+    keys = trained | {f"val_{name}" for name in trained}
+    watchers = (training.early_stopping, training.reduce_on_plateau)
+    for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
+        if monitor is not None and monitor not in keys:
+            raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
+    if training.reduce_on_plateau and training.schedule != "constant":
+        raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")
+
+
+def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
+    """Compile a model for a loss on logits; modifies `model` in place.
+
+    Args:
+        model: uncompiled, ending in logits.
+        training: resolved.
+        steps: of the whole fit, for the schedules.
+    """
+    require_training(training)
+    sparse = training.target_form == "sparse"
+    loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
+    model.compile(
+        optimizer=_OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps)),
+        loss=loss(from_logits=True),
+        metrics=[_METRICS[name](sparse) for name in training.metrics],
+    )

@@ -1,0 +1,96 @@
+"""The named networks. Each takes uint8 pixels, rescales them itself, and ends in a linear layer: logits out.
+
+Every layer has a name and, where it draws random numbers, a seed, so that a saved network is the same
+network in any process.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from nnbuild.backend import keras
+from nnbuild.config import ModelConfig
+
+layers = keras.layers
+Shape = tuple[int, int, int]
+Builder = Callable[[Any, ModelConfig, int], Any]
+
+
+def _dense_stack(pixels: Any, units: tuple[int, ...], config: ModelConfig) -> Any:
+    penalty = keras.regularizers.L2(config.l2) if config.l2 else None
+    features = layers.Flatten(name="flatten")(pixels)
+    for number, width in enumerate(units, start=1):
+        features = layers.Dense(width, activation="relu", kernel_regularizer=penalty, name=f"hidden_{number}")(features)
+    return features
+
+
+def _dropped(features: Any, config: ModelConfig, seed: int) -> Any:
+    return layers.Dropout(config.dropout, seed=seed, name="dropout")(features) if config.dropout else features
+
+
+def lab(pixels: Any, config: ModelConfig, seed: int) -> Any:
+    """The guide's lab: 25 and 15 relu units."""
+    return _dropped(_dense_stack(pixels, (25, 15), config), config, seed)
+
+
+def regularized(pixels: Any, config: ModelConfig, seed: int) -> Any:
+    """The guide's `Neural_Net_Build.py`: 120 and 40 relu units with an L2 penalty."""
+    return _dropped(_dense_stack(pixels, (120, 40), config), config, seed)
+
+
+def convnet(pixels: Any, config: ModelConfig, seed: int) -> Any:
+    """keras.io's "Simple MNIST convnet" (https://keras.io/examples/vision/mnist_convnet/)."""
+    features = pixels
+    for number, filters in enumerate((32, 64), start=1):
+        features = layers.Conv2D(filters, 3, activation="relu", name=f"convolution_{number}")(features)
+        features = layers.MaxPooling2D(2, padding="same", name=f"pool_{number}")(features)
+    return _dropped(layers.Flatten(name="flatten")(features), config, seed)
+
+
+def fast(pixels: Any, config: ModelConfig, seed: int) -> Any:
+    """Few, small convolutions, halved in size at once: the least arithmetic that reaches 99 %."""
+    features = layers.Conv2D(8, 5, strides=2, padding="same", activation="relu", name="convolution_1")(pixels)
+    features = layers.Conv2D(16, 3, padding="same", activation="relu", name="convolution_2")(features)
+    features = layers.MaxPooling2D(2, padding="same", name="pool")(features)
+    features = layers.Conv2D(32, 3, padding="same", activation="relu", name="convolution_3")(features)
+    features = layers.Flatten(name="flatten")(features)
+    return _dropped(layers.Dense(64, activation="relu", name="hidden")(features), config, seed)
+
+
+def accurate(pixels: Any, config: ModelConfig, seed: int) -> Any:
+    """Five 3×3 convolutions of 24 to 128 filters with batch norm."""
+    features = pixels
+    for number, (filters, pooled) in enumerate(((24, False), (32, True), (64, False), (64, True), (128, False)), start=1):
+        features = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution_{number}")(features)
+        features = layers.BatchNormalization(name=f"norm_{number}")(features)
+        features = layers.Activation("relu", name=f"relu_{number}")(features)
+        if pooled:
+            features = layers.MaxPooling2D(2, padding="same", name=f"pool_{number}")(features)
+    return _dropped(layers.GlobalAveragePooling2D(name="average")(features), config, seed)
+
+
+NETWORKS: dict[str, Builder] = {
+    "lab": lab,
+    "regularized": regularized,
+    "convnet": convnet,
+    "fast": fast,
+    "accurate": accurate,
+}
+
+
+def build_network(config: ModelConfig, shape: Shape, classes: int, seed: int) -> Any:
+    """Build a named network.
+
+    Args:
+        config: with the name of one of `NETWORKS`.
+        shape: height and width in pixels, and channels.
+        classes: how many logits there are.
+        seed: of the dropout; the weights follow Keras's global seed.
+
+    Returns:
+        An uncompiled model: uint8 pixels of shape (n, *shape) in, float32 logits of shape (n, classes) out.
+    """
+    pixels = keras.Input(shape, dtype="uint8", name="pixels")
+    rescaled = layers.Rescaling(1 / 255, name="rescale")(pixels)
+    features = NETWORKS[config.name](rescaled, config, seed)
+    logits = layers.Dense(classes, dtype="float32", name="logits")(features)
+    return keras.Model(pixels, logits, name=config.name)

@@ -1,0 +1,113 @@
+"""What each step of a run hands to the next: paths, ids, digests and small numbers, never models or arrays.
+
+Paths are relative to the store's root. Each is kept as JSON beside the run, so that a resumed run recalls it.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Result(BaseModel):
+    """Of a step.
+
+    Attributes:
+        files: sha256 of every file that the step left in the run's staging folder, by its path in there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    files: dict[str, str] = {}
+
+
+class LoadedData(Result):
+    """The dataset that the run uses; its Parquet files lie in `folder`."""
+
+    name: str
+    digest: str
+    source: str
+    folder: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    train: int
+    test: int
+
+
+class Check(BaseModel):
+    """One check of the data: what was measured, and the bound that it was held against."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    passed: bool
+    hard: bool
+    measured: str
+    bound: str
+    detail: str
+
+
+class CheckedData(Result):
+    """The checks on the data, all of them passed or only soft."""
+
+    checks: tuple[Check, ...]
+
+
+class BuiltModel(Result):
+    """An uncompiled model."""
+
+    path: str
+    parameters: int
+
+
+class CompiledModel(Result):
+    """A compiled model, not yet fitted."""
+
+    path: str
+    steps_per_epoch: int
+
+
+class FittedModel(Result):
+    """A fitted model, and how the fit went.
+
+    Attributes:
+        epochs: how many were finished.
+        weights_epoch: the epoch, from 1, whose weights the model has.
+        seconds: of fitting, over all the processes that took part.
+        resumed: what each resume said about itself.
+    """
+
+    path: str
+    epochs: int
+    weights_epoch: int
+    seconds: float
+    resumed: tuple[str, ...] = ()
+
+
+class HistoryTable(Result):
+    """The History as a table."""
+
+    path: str
+    rows: int
+
+
+class Evaluated(Result):
+    """The headline figures on the test set."""
+
+    test_accuracy: float
+    test_loss: float
+    expected_calibration_error: float
+
+
+class Scored(Result):
+    """The probability table of the test set."""
+
+    path: str
+    rows: int
+    seconds: float
+
+
+class Committed(Result):
+    """Where a run's outputs stand."""
+
+    run_id: str
+    status: str
+    error: str | None
+    manifest: str
+    tables: dict[str, str]
+    model: str | None

@@ -1,0 +1,138 @@
+"""Every table's columns. The writer refuses anything else, so that a query written today holds tomorrow.
+
+All tables but `scores` are partitioned by `run_id`, which stands in the folder's name and not in the files.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from nnbuild.errors import StoreError
+
+SCHEMA_VERSION = "1"
+_VERSION_KEY = b"nnbuild.schema_version"
+_UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
+
+
+def _field(name: str, kind: Any, description: str, *, nullable: bool = False) -> Any:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+def _table(*fields: Any) -> Any:
+    return pa.schema(fields, metadata={_VERSION_KEY: SCHEMA_VERSION.encode()})
+
+
+RUNS = _table(
+    _field("status", pa.string(), "succeeded or failed"),
+    _field("error", pa.string(), "Why the run failed; null if it succeeded", nullable=True),
+    _field("started_at", _UTC_MICROSECONDS, "When the run began"),
+    _field("finished_at", _UTC_MICROSECONDS, "When the run was committed"),
+    _field("dataset", pa.string(), "Name of what was really trained on", nullable=True),
+    _field("dataset_digest", pa.string(), "sha256 of the dataset's payload", nullable=True),
+    _field("model", pa.string(), "Name of the network"),
+    _field("seed", pa.int64(), "Of the split, the weights and the order of examples"),
+    _field("epochs", pa.int32(), "Epochs that were finished"),
+    _field("test_accuracy", pa.float64(), "Share of test examples classified right", nullable=True),
+    _field("test_loss", pa.float64(), "Mean cross-entropy on the test examples, in nats", nullable=True),
+    _field("promoted", pa.bool_(), "Whether the run became the champion"),
+    _field("flow_run_id", pa.string(), "Prefect's id of the flow run; null outside Prefect", nullable=True),
+    _field("code_version", pa.string(), "Version of nnbuild, and the commit where it is known"),
+    _field("config", pa.string(), "The resolved config, as JSON"),
+)
+
+HISTORY = _table(
+    _field("epoch", pa.int32(), "From 1"),
+    _field("metric", pa.string(), "Keras's key, or learning_rate, or epoch_seconds"),
+    _field("value", pa.float64(), "The metric at the end of the epoch"),
+    _field("logged_at", _UTC_MICROSECONDS, "When the epoch ended"),
+)
+
+EVALUATION = _table(
+    _field("subset", pa.string(), "test or validation"),
+    _field("metric", pa.string(), "Name of the metric"),
+    _field("label", pa.int16(), "The class it is about; null for all classes", nullable=True),
+    _field("value", pa.float64(), "The metric"),
+)
+
+CONFUSION = _table(
+    _field("subset", pa.string(), "test or validation"),
+    _field("label", pa.int16(), "True class"),
+    _field("predicted", pa.int16(), "Class with the largest logit"),
+    _field("count", pa.int64(), "Examples"),
+)
+
+CALIBRATION = _table(
+    _field("subset", pa.string(), "test or validation"),
+    _field("bin_lower", pa.float64(), "The bin holds confidences above this"),
+    _field("bin_upper", pa.float64(), "and up to this"),
+    _field("count", pa.int64(), "Examples in the bin"),
+    _field("mean_confidence", pa.float64(), "Mean of the largest probability; null if empty", nullable=True),
+    _field("accuracy", pa.float64(), "Share classified right; null if empty", nullable=True),
+)
+
+
+def predictions(classes: int) -> Any:
+    """The probability table's schema for a number of classes."""
+    return _table(
+        _field("example_id", pa.int64(), "Row of the example in its split, from 0"),
+        _field("label", pa.int16(), "True class; null if it is not known", nullable=True),
+        _field("predicted", pa.int16(), "Class with the largest logit"),
+        _field("confidence", pa.float32(), "Probability of the predicted class"),
+        _field("log_prob", pa.float32(), "Natural logarithm of that probability, finite always"),
+        *(
+            _field(f"prob_{label}", pa.float32(), f"Probability of class {label}")
+            for label in range(classes)
+        ),
+    )
+
+
+FIXED = {
+    "runs": RUNS,
+    "history": HISTORY,
+    "evaluation": EVALUATION,
+    "confusion": CONFUSION,
+    "calibration": CALIBRATION,
+}
+TABLES = (*FIXED, "predictions")
+
+
+def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """An Arrow table with just the schema's columns.
+
+    Raises:
+        StoreError: a row has a column too many, one too few, or a value of another type.
+    """
+    for row in rows:
+        if row.keys() != set(schema.names):
+            given, expected = sorted(row), sorted(schema.names)
+            raise StoreError(f"row has columns {given}, the schema has {expected}; change nnbuild.schemas first")
+    try:
+        return conforming(pa.Table.from_pylist(list(rows), schema=schema), schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise StoreError(f"a value does not fit its column: {error}; change nnbuild.schemas first") from error
+
+
+def conforming(table: Any, schema: Any) -> Any:
+    """The table, if it keeps the schema to the letter.
+
+    Raises:
+        StoreError: a column is missing, extra, out of order, of another type, or null where it may not be.
+    """
+    if not table.schema.equals(schema, check_metadata=True):
+        raise StoreError(f"table has {table.schema.names}, expected the schema {schema.names}, types and metadata alike")
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise StoreError(f"column {field.name!r} holds nulls, and its schema allows none")
+    return table
+
+
+def require_version(schema: Any, where: str) -> None:
+    """Refuse a file of another schema version.
+
+    Raises:
+        StoreError: naming the file, its version and ours.
+    """
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"{where} has schema version {version}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it")

@@ -1,0 +1,143 @@
+"""Local files that are whole or not there: written aside, flushed to the disk, then moved."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nnbuild.errors import StoreError
+
+_MENDS = {
+    errno.ENOSPC: "free some space, then resume the run",
+    errno.EDQUOT: "raise the quota, then resume the run",
+    errno.EROFS: "mount the store writable, or give another --store",
+    errno.EACCES: "grant this user write access, or give another --store",
+    errno.EPERM: "grant this user write access, or give another --store",
+    errno.ENOENT: "bring the store back, or give another --store",
+}
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an operating system's error into one that says what was tried and how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        mend = _MENDS.get(error.errno or 0, "see `nnbuild doctor`")
+        raise StoreError(f"cannot {what}: {error.strerror or error}; {mend}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that some library wrote to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and flush each to the disk."""
+    missing = [folder, *folder.parents]
+    for parent in reversed([each for each in missing if not each.exists()]):
+        parent.mkdir(exist_ok=True)
+        sync_folder(parent.parent)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well and vanishes when it does not.
+
+    The path keeps the file's ending, for the libraries that go by it.
+    """
+    with explained(f"write {path}"):
+        make_folder(path.parent)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f".{path.name}")
+        os.close(descriptor)
+        aside = Path(name)
+        try:
+            yield aside
+            sync_file(aside)
+            aside.chmod(0o644)
+            aside.replace(path)
+            sync_folder(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing."""
+    with written(path) as aside:
+        aside.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all; infinite numbers and NaN are refused."""
+    write_bytes(path, json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        StoreError: it cannot be read, is larger, or is no JSON.
+    """
+    with explained(f"read {path}"):
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise StoreError(f"{path} is larger than {most} bytes, expected a small JSON file; restore it from a copy")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is no JSON ({error}); restore it from a copy") from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def move_folder(source: Path, target: Path, *, before: Callable[[], None] = lambda: None) -> bool:
+    """Move a folder within a store in one step, unless the target is there.
+
+    Args:
+        source: a complete folder; its files are flushed before the move.
+        target: where it shall stand.
+        before: called between the flush and the move.
+
+    Returns:
+        Whether it was moved now. A target that stands already is left, and the source removed.
+    """
+    with explained(f"move {source} to {target}"):
+        if target.exists():
+            shutil.rmtree(source, ignore_errors=True)
+            return False
+        for path in source.rglob("*"):
+            (sync_folder if path.is_dir() else sync_file)(path)
+        sync_folder(source)
+        make_folder(target.parent)
+        before()
+        source.rename(target)
+        sync_folder(target.parent)
+        return True

@@ -1,0 +1,51 @@
+"""The names in a store: what they look like, and that none of them can lead out of it."""
+
+import re
+import secrets
+from datetime import UTC, datetime
+
+from nnbuild.errors import StoreError
+
+_RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
+
+
+def new_run_id(now: datetime, newest: str | None = None) -> str:
+    """An id that sorts by time: UTC to the millisecond, then six random hexadecimal digits.
+
+    Args:
+        now: aware time of the start.
+        newest: the newest id in the store. The new one sorts behind it even if the clock was set back.
+    """
+    stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3] + "Z"
+    if newest is not None and stamp < newest[: len(stamp)]:
+        stamp = newest[: len(stamp)]
+        return f"{stamp}-{min(int(newest[-6:], 16) + 1 + secrets.randbelow(256), 0xFFFFFF):06x}"
+    return f"{stamp}-{secrets.token_hex(3)}"
+
+
+def require_run_id(run_id: str) -> str:
+    """The id, if it is one.
+
+    Raises:
+        StoreError: it is not, whatever it may try to be instead.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise StoreError(f"{run_id!r} is no run id, expected one like 20261123T030000000Z-4f2a1c; see `nnbuild runs`")
+    return run_id
+
+
+def is_run_id(name: str) -> bool:
+    """Whether a folder's name is that of a run."""
+    return _RUN_ID.fullmatch(name) is not None
+
+
+def require_name(name: str) -> str:
+    """The name of a table or a dataset, if it can be a folder's.
+
+    Raises:
+        StoreError: it holds anything but lower-case letters, digits, dots, dashes and underscores.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise StoreError(f"{name!r} cannot be a name in a store; use lower-case letters, digits, dots and dashes")
+    return name

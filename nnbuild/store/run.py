@@ -1,0 +1,114 @@
+"""A run in progress: its folder in staging, its config, and what its finished steps said."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from nnbuild import machine
+from nnbuild.config import RunConfig
+from nnbuild.errors import StoreError
+from nnbuild.results import Result
+from nnbuild.store.files import file_digest, read_json, write_json
+from nnbuild.store.names import require_run_id
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A handle that is small enough to pass between tasks.
+
+    Attributes:
+        root: the store's root, absolute.
+        run_id: the run's id.
+    """
+
+    root: Path
+    run_id: str
+
+    def __post_init__(self) -> None:
+        require_run_id(self.run_id)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files are until it is committed."""
+        return self.root / "staging" / self.run_id
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What was written when the run began."""
+        record = read_json(self.folder / "run.json")
+        if not isinstance(record, dict) or not {"started_at", "code_version", "config"} <= record.keys():
+            raise StoreError(f"{self.folder / 'run.json'} is not a run's record; clear it by `nnbuild doctor --repair`")
+        return record
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved config."""
+        try:
+            return RunConfig.model_validate(self.record["config"])
+        except ValidationError as error:
+            raise StoreError(
+                f"run {self.run_id} has a config that this nnbuild does not know ({error.error_count()} fields); "
+                "resume it with the version that began it"
+            ) from error
+
+    @property
+    def started_at(self) -> datetime:
+        """When the run began, UTC."""
+        return datetime.fromisoformat(self.record["started_at"]).astimezone(UTC)
+
+    def relative(self, path: Path) -> str:
+        """A path as it is written into tables and results: relative to the root."""
+        return path.relative_to(self.root).as_posix()
+
+    def keep(self, step: str, result: Result, seconds: float) -> None:
+        """Write down that a step is done. Its files must be on the disk by now."""
+        write_json(
+            self.folder / "steps" / f"{step}.json",
+            {"seconds": seconds, "result": result.model_dump(mode="json")},
+        )
+
+    def recall(self, step: str, kind: type[R]) -> R | None:
+        """What a step said, if it is done and its files still are what they were."""
+        path = self.folder / "steps" / f"{step}.json"
+        if not path.exists():
+            return None
+        try:
+            result = kind.model_validate(read_json(path)["result"])
+        except (StoreError, ValidationError, KeyError, TypeError):
+            return None
+        whole = all(
+            (self.folder / name).is_file() and file_digest(self.folder / name) == digest
+            for name, digest in result.files.items()
+        )
+        return result if whole else None
+
+    def seconds(self) -> dict[str, float]:
+        """How long each finished step took."""
+        steps = sorted((self.folder / "steps").glob("*.json"))
+        return {path.stem: float(read_json(path)["seconds"]) for path in steps}
+
+    def digests(self, *names: str) -> dict[str, str]:
+        """sha256 of files in the run's folder, by their path in it."""
+        return {name: file_digest(self.folder / name) for name in names}
+
+
+def create(root: Path, run_id: str, config: RunConfig, *, started_at: datetime, flow_run_id: str | None) -> Run:
+    """Open the staging folder of a new run."""
+    run = Run(root, run_id)
+    write_json(
+        run.folder / "run.json",
+        {
+            "run_id": run_id,
+            "started_at": started_at.astimezone(UTC).isoformat(),
+            "flow_run_id": flow_run_id,
+            "code_version": machine.code_version(),
+            "config": config.model_dump(mode="json"),
+        },
+    )
+    return run

@@ -1,0 +1,182 @@
+"""The store: one root that holds datasets, runs and tables, and the runs in progress."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from nnbuild import schemas
+from nnbuild.config import RunConfig
+from nnbuild.errors import StoreError
+from nnbuild.store import locks
+from nnbuild.store.files import explained, make_folder, read_json, write_json
+from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
+from nnbuild.store.run import Run, create
+
+_PARTITION = "run_id="
+
+
+def default_root() -> Path:
+    """`$NNBUILD_STORE`, else `./nnbuild-store`."""
+    return Path(os.environ.get("NNBUILD_STORE") or "nnbuild-store")
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A run in staging: `held` while a living process works on it."""
+
+    run_id: str
+    held: bool
+
+
+class Store:
+    """Opens a store, which need not exist yet; nothing is written before a run begins.
+
+    Args:
+        root: a local folder.
+
+    Raises:
+        StoreError: the root is a URL, a file, or a store of another schema version.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        given = str(root or default_root())
+        if "://" in given:
+            raise StoreError(f"store {given!r} is a URL, expected a local folder; object stores are not supported yet")
+        if "\0" in given:
+            raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
+        with explained(f"open store {given}"):
+            self.root = Path(given).expanduser().resolve()
+            if self.root.exists() and not self.root.is_dir():
+                raise StoreError(f"store {given} is a file, expected a folder; give another --store")
+            marked = self._marker.exists()
+        if marked:
+            marker = read_json(self._marker)
+            version = marker.get("schema_version") if isinstance(marker, dict) else None
+            if version != schemas.SCHEMA_VERSION:
+                raise StoreError(
+                    f"store {given} has schema version {version}, expected {schemas.SCHEMA_VERSION}; "
+                    "use the nnbuild that wrote it, or give another --store"
+                )
+
+    @property
+    def _marker(self) -> Path:
+        return self.root / "store.json"
+
+    def begin(self, config: RunConfig, *, now: datetime, flow_run_id: str | None = None) -> Run:
+        """Open a new run in staging.
+
+        Args:
+            config: resolved.
+            now: aware time of the start.
+            flow_run_id: Prefect's, if there is one.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with explained(f"write to store {self.root}"):
+            make_folder(self.root)
+            if not self._marker.exists():
+                write_json(self._marker, {"schema_version": schemas.SCHEMA_VERSION})
+            newest = max([*self.committed(), *(run.run_id for run in self.unfinished())], default=None)
+            return create(self.root, new_run_id(now, newest), config, started_at=now, flow_run_id=flow_run_id)
+
+    def unfinished_run(self, run_id: str) -> Run:
+        """A run that waits in staging.
+
+        Raises:
+            StoreError: there is none of that id, or it is committed already.
+        """
+        require_run_id(run_id)
+        if run_id in self.committed():
+            raise StoreError(f"run {run_id} is committed, there is nothing to resume; begin a new run")
+        run = Run(self.root, run_id)
+        if not run.folder.is_dir():
+            raise StoreError(f"no run {run_id} in {self.root}; see `nnbuild runs`")
+        return run
+
+    def discard(self, run: Run) -> None:
+        """Remove a run from staging, and what was made for it of a store that is otherwise empty."""
+        shutil.rmtree(run.folder, ignore_errors=True)
+        try:
+            run.folder.parent.rmdir()
+            if {path.name for path in self.root.iterdir()} == {self._marker.name}:
+                self._marker.unlink()
+                self.root.rmdir()
+        except OSError:
+            return
+
+    def committed(self) -> list[str]:
+        """The ids of all runs that exist for readers, oldest first."""
+        folder = self.root / "tables" / "runs"
+        if not folder.is_dir():
+            return []
+        with explained(f"list {folder}"):
+            names = (path.name.removeprefix(_PARTITION) for path in folder.iterdir())
+            return sorted(name for name in names if is_run_id(name))
+
+    def unfinished(self) -> list[UnfinishedRun]:
+        """The runs in staging, oldest first."""
+        folder = self.root / "staging"
+        if not folder.is_dir():
+            return []
+        done = set(self.committed())
+        with explained(f"list {folder}"):
+            names = sorted(path.name for path in folder.iterdir() if is_run_id(path.name))
+        return [UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in done]
+
+    def partition(self, table: str, run_id: str) -> Path:
+        """The folder that holds a run's part of a table."""
+        return self.root / "tables" / require_name(table) / f"{_PARTITION}{require_run_id(run_id)}"
+
+    def dataset_folder(self, name: str, digest: str) -> Path:
+        """Where an ingested dataset stands, or will."""
+        return self.root / "datasets" / require_name(name) / require_name(digest)
+
+    def read_table(self, name: str, run_id: str | None = None, columns: list[str] | None = None) -> Any:
+        """The committed rows of a table, as Arrow, with `run_id` as the first column, in the order of the runs.
+
+        Args:
+            name: of the table.
+            run_id: of one run; all of them if not given.
+            columns: which ones; all if not given.
+
+        Raises:
+            StoreError: an unknown table, an unknown run, or a file of another schema version.
+        """
+        # The list of committed runs is taken first: whatever it names was complete before its row was written.
+        wanted = self.committed()
+        if run_id is not None:
+            if require_run_id(run_id) not in wanted:
+                raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
+            wanted = [run_id]
+        parts = [(each, self.partition(name, each)) for each in wanted]
+        tables = [_part(each, folder, columns) for each, folder in parts if folder.is_dir()]
+        if tables:
+            return pa.concat_tables(tables, promote_options="default")
+        if name in schemas.FIXED:
+            empty = schemas.FIXED[name].empty_table()
+            return empty.add_column(0, pa.field("run_id", pa.string()), pa.array([], pa.string()))
+        raise StoreError(f"no table {name!r} in {self.root} for {run_id or 'any run'}; it holds {self._tables()}")
+
+    def _tables(self) -> str:
+        folder = self.root / "tables"
+        return ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no tables"
+
+
+def _part(run_id: str, folder: Path, columns: list[str] | None) -> Any:
+    with explained(f"read {folder}"):
+        try:
+            part = ds.dataset(folder, format="parquet")
+            schemas.require_version(part.schema, str(folder))
+            table = part.to_table(columns=[c for c in columns if c != "run_id"] if columns else None)
+        except pa.ArrowException as error:
+            raise StoreError(f"cannot read {folder}: {error}; restore it from a copy") from error
+    ids = pc.cast(pa.repeat(run_id, len(table)), pa.string())
+    return table.add_column(0, pa.field("run_id", pa.string()), ids)

@@ -1,0 +1,90 @@
+"""Keras's callbacks for a config, and what of them must be kept for a run to be resumed exactly."""
+
+from typing import Any
+
+import numpy as np
+
+from nnbuild.backend import keras
+from nnbuild.config import TrainingConfig
+
+# What Keras's own callbacks change while they watch. The rest of them follows from the config.
+_SCALARS = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
+_WEIGHTS = "best_weights"
+
+
+def _direction(monitor: str) -> str:
+    return "max" if "accuracy" in monitor else "min"
+
+
+def configured(training: TrainingConfig, *, tensorboard: str | None = None) -> list[Any]:
+    """The callbacks that the config asks for.
+
+    Args:
+        training: resolved.
+        tensorboard: folder for TensorBoard's logs, if they are wanted.
+    """
+    callbacks: list[Any] = []
+    if (stopping := training.early_stopping) is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                stopping.monitor, stopping.min_delta, stopping.patience, mode=_direction(stopping.monitor)
+            )
+        )
+    if (plateau := training.reduce_on_plateau) is not None:
+        callbacks.append(
+            keras.callbacks.ReduceLROnPlateau(
+                plateau.monitor,
+                plateau.factor,
+                plateau.patience,
+                mode=_direction(plateau.monitor),
+                min_lr=plateau.min_learning_rate,
+            )
+        )
+    if training.best_weights is not None:
+        # It never stops the fit: its patience is longer than the fit. It keeps the best epoch's weights.
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                training.best_weights,
+                patience=int(training.epochs or 0) + 1,
+                mode=_direction(training.best_weights),
+                restore_best_weights=True,
+            )
+        )
+    if tensorboard is not None:
+        callbacks.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
+    return callbacks
+
+
+def best_epoch(callbacks: list[Any]) -> int | None:
+    """The epoch, from 1, whose weights were put back at the end; None if the last epoch's stayed."""
+    for callback in callbacks:
+        if getattr(callback, "restore_best_weights", False) and callback.best_weights is not None:
+            return int(callback.best_epoch) + 1
+    return None
+
+
+def state_of(callbacks: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the callbacks have seen so far: their numbers, and their weights as named arrays."""
+    numbers: list[dict[str, Any]] = []
+    arrays: dict[str, Any] = {}
+    for position, callback in enumerate(callbacks):
+        seen = {name: getattr(callback, name) for name in _SCALARS if hasattr(callback, name)}
+        numbers.append({name: None if value is None else float(value) for name, value in seen.items()})
+        for index, weight in enumerate(getattr(callback, _WEIGHTS, None) or ()):
+            arrays[f"callback/{position}/{index}"] = np.asarray(weight)
+    return numbers, arrays
+
+
+def restore_state(callbacks: list[Any], numbers: list[dict[str, Any]], arrays: dict[str, Any]) -> None:
+    """Put back what `state_of` told; modifies the callbacks in place."""
+    for position, (callback, seen) in enumerate(zip(callbacks, numbers, strict=True)):
+        for name, value in seen.items():
+            counts = value is not None and name != "best"
+            setattr(callback, name, int(value) if counts else value)
+        weights = [arrays[key] for key in _numbered(arrays, f"callback/{position}/")]
+        if weights:
+            setattr(callback, _WEIGHTS, weights)
+
+
+def _numbered(arrays: dict[str, Any], prefix: str) -> list[str]:
+    return sorted((key for key in arrays if key.startswith(prefix)), key=lambda key: int(key.removeprefix(prefix)))

@@ -1,0 +1,235 @@
+"""Fit: epochs over compiled steps, a history that grows by the epoch, and a state that can be picked up again.
+
+What comes out is the same, bit for bit, whether the fit ran through or was stopped anywhere and resumed: the
+state holds the weights, the optimizer, the seed generators, the running metrics, the callbacks and the history,
+and the order of examples follows from the seed and the epoch.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from nnbuild import history as tables
+from nnbuild.backend import keras, tf
+from nnbuild.config import RunConfig
+from nnbuild.data.dataset import Split
+from nnbuild.errors import DivergedError, Interrupted
+from nnbuild.training import callbacks as keras_callbacks
+from nnbuild.training.checkpoints import Checkpoint, Checkpoints
+from nnbuild.training.order import epoch_order, split_rows
+from nnbuild.training.pace import Pace
+from nnbuild.training.state import model_arrays, restore_model
+from nnbuild.training.steps import Steps
+
+_VALIDATION_BATCH = 1024
+
+
+class Watch(Protocol):
+    """Who is told how the fit goes. Each call should be quick."""
+
+    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+        """Some steps of an epoch (from 1) are done; the metrics are those of the epoch so far."""
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
+        """An epoch (from 1) is done."""
+
+
+class _Nobody:
+    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None: ...
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None: ...
+
+
+@dataclass
+class Surroundings:
+    """What a fit touches beside the model; all of it may be left out.
+
+    Attributes:
+        watch: is told of steps and epochs.
+        checkpoints: where the state is kept, and found again.
+        checkpoint_seconds: a checkpoint within an epoch at every so many seconds.
+        on_history: is given the history table after every epoch.
+        stop: the number of the signal that asks to stop, or None; asked between calls.
+        now: the time, aware.
+        tensorboard: folder for TensorBoard's logs.
+        callbacks: Keras callbacks of the caller's own.
+    """
+
+    watch: Watch = field(default_factory=_Nobody)
+    checkpoints: Checkpoints | None = None
+    checkpoint_seconds: float = 30.0
+    on_history: Callable[[Any], None] = lambda _: None
+    stop: Callable[[], int | None] = lambda: None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    tensorboard: str | None = None
+    callbacks: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a fit went.
+
+    Attributes:
+        history: Keras's History: `history.history` has one list for each metric.
+        table: the same as a table.
+        weights_epoch: the epoch, from 1, whose weights the model has now.
+        remarks: what a resume had to say.
+    """
+
+    history: Any
+    table: Any
+    weights_epoch: int
+    remarks: tuple[str, ...]
+
+
+def fit(model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings | None = None) -> Fitted:
+    """Fit a compiled model; modifies `model` in place.
+
+    Args:
+        model: compiled by `nnbuild.models.compile_model`.
+        split: all training examples; the validation examples are drawn from them by the seed.
+        config: resolved.
+        classes: how many there are.
+        around: what else is touched.
+
+    Raises:
+        DivergedError: the loss became infinite or not a number.
+        Interrupted: a signal asked to stop; the state is kept if there are checkpoints.
+        StoreError: the checkpoint that was found belongs to something else.
+    """
+    return _Fit(model, split, config, classes, around or Surroundings()).run()
+
+
+class _Fit:
+    def __init__(self, model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings) -> None:
+        training = config.training
+        self.model, self.config, self.training, self.around = model, config, training, around
+        self.epochs = int(training.epochs or 1)
+        self.rows, self.validation_rows = split_rows(len(split), training.validation_fraction, config.seed)
+        one_hot = training.target_form == "one-hot"
+        batch = int(training.batch_size or 1)
+        self.trainer = Steps(
+            model,
+            split,
+            classes=classes,
+            batch_size=batch,
+            seed=config.seed,
+            augment=training.augment or "none",
+            one_hot=one_hot,
+        )
+        self.steps = self.trainer.count(len(self.rows))
+        self.validator = Steps(
+            model,
+            Split(split.images[self.validation_rows], split.labels[self.validation_rows]),
+            classes=classes,
+            batch_size=max(batch, _VALIDATION_BATCH),
+            one_hot=one_hot,
+        )
+        self.watchers = [
+            *keras_callbacks.configured(training, tensorboard=around.tensorboard),
+            *around.callbacks,
+        ]
+        self.callbacks = keras.callbacks.CallbackList(
+            self.watchers, add_history=True, model=model, verbose=0, epochs=self.epochs, steps=self.steps
+        )
+        self.table_rows: list[dict[str, Any]] = []
+        self.pace = Pace()
+
+    def run(self) -> Fitted:
+        self.model.stop_training = False
+        self.callbacks.on_train_begin()
+        epoch, step, seconds, remarks = self._resume()
+        while epoch < self.epochs and not self.model.stop_training:
+            self._run_epoch(epoch, step, seconds)
+            epoch, step, seconds = epoch + 1, 0, 0.0
+            self._save(epoch, step, seconds)
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        best = keras_callbacks.best_epoch(self.watchers)
+        self.callbacks.on_train_end()
+        return Fitted(self.model.history, tables.table(self.table_rows), best or epoch, tuple(remarks))
+
+    def _run_epoch(self, epoch: int, step: int, seconds: float) -> None:
+        if step == 0:
+            self.model.reset_metrics()
+        self.callbacks.on_epoch_begin(epoch)
+        began = time.perf_counter() - seconds
+        metrics = self._train(epoch, step, began)
+        if (epoch + 1) % self.training.validation_freq == 0:
+            validated = self.validator.test(_all_rows(len(self.validation_rows)))
+            metrics |= {f"val_{name}": value for name, value in validated.items()}
+        metrics["learning_rate"] = float(self.model.optimizer.learning_rate)
+        self.callbacks.on_epoch_end(epoch, metrics)
+        seconds = time.perf_counter() - began
+        self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.around.now())
+        self.around.on_history(tables.table(self.table_rows))
+        self.around.watch.epoch(epoch + 1, self.epochs, metrics, seconds)
+
+    def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
+        order = tf.constant(epoch_order(self.rows, self.config.seed, epoch))
+        kept = time.perf_counter()
+        metrics: dict[str, float] = {}
+        while step < self.steps:
+            self.callbacks.on_train_batch_begin(step)
+            first, step = step, min(step + self.pace.steps, self.steps)
+            called = time.perf_counter()
+            metrics = self.trainer.train(order, epoch, first, step)
+            now = time.perf_counter()
+            self.pace.learn(step - first, now - called)
+            _require_finite(metrics, epoch, first, step)
+            self.callbacks.on_train_batch_end(step - 1, metrics)
+            self.around.watch.step(epoch + 1, self.epochs, step, self.steps, metrics)
+            signal_number = self.around.stop()
+            if signal_number or (now - kept > self.around.checkpoint_seconds and step < self.steps):
+                self._save(epoch, step, now - began)
+                kept = now
+            if signal_number:
+                raise Interrupted(f"stopped by signal {signal_number} in epoch {epoch + 1}", signal_number)
+        return metrics
+
+    def _save(self, epoch: int, step: int, seconds: float) -> None:
+        if self.around.checkpoints is None:
+            return
+        numbers, arrays = keras_callbacks.state_of(self.watchers)
+        self.around.checkpoints.save(
+            Checkpoint(
+                epoch=epoch,
+                step=step,
+                seconds=seconds,
+                stopping=bool(self.model.stop_training),
+                history=self.model.history.history,
+                epochs=self.model.history.epoch,
+                rows=tables.as_json(self.table_rows),
+                callbacks=numbers,
+                identity=self.around.checkpoints.identity,
+                arrays=model_arrays(self.model) | arrays,
+            )
+        )
+
+    def _resume(self) -> tuple[int, int, float, list[str]]:
+        if self.around.checkpoints is None:
+            return 0, 0, 0.0, []
+        found, remarks = self.around.checkpoints.newest()
+        if found is None:
+            return 0, 0, 0.0, remarks
+        restore_model(self.model, found.arrays)
+        keras_callbacks.restore_state(self.watchers, found.callbacks, found.arrays)
+        self.model.history.history, self.model.history.epoch = found.history, found.epochs
+        self.model.stop_training = found.stopping
+        self.table_rows = tables.from_json(found.rows)
+        remarks.append(f"resumed at epoch {found.epoch + 1}, step {found.step}")
+        return found.epoch, found.step, found.seconds, remarks
+
+
+def _all_rows(count: int) -> Any:
+    return tf.range(count)
+
+
+def _require_finite(metrics: dict[str, float], epoch: int, first: int, last: int) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise DivergedError(
+            f"the loss became {metrics['loss']} in epoch {epoch + 1}, between steps {first + 1} and {last}; "
+            "lower the learning rate, or look at the data"
+        )

@@ -1,0 +1,104 @@
+"""Many steps in one compiled call, over images that already lie in TensorFlow's memory.
+
+A small dense network spends most of its time between the steps, in Python and in the input pipeline. Here
+the images are tensors, a step takes its rows by index, and one call of a `tf.function` makes as many steps as
+it is told. Each step is Keras's own `train_step` or `test_step`, so losses, metrics, optimizers and a model's
+overrides are what they are under `fit`. How many steps share a call changes nothing in the result.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.backend import tf
+from nnbuild.data.dataset import Split
+from nnbuild.training.augmentation import AUGMENTATIONS
+
+
+class Steps:
+    """The steps of one model on one set of images.
+
+    Args:
+        model: compiled.
+        split: the images and labels.
+        classes: how many there are, for one-hot targets.
+        batch_size: images per step; an epoch's last step takes what is left.
+        seed: of the augmentation.
+        augment: a name of `AUGMENTATIONS`.
+        one_hot: whether the loss takes one-hot rows.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        split: Split,
+        *,
+        classes: int,
+        batch_size: int,
+        seed: int = 0,
+        augment: str = "none",
+        one_hot: bool = False,
+    ) -> None:
+        self.model = model
+        self._images = tf.constant(split.images)
+        labels = tf.constant(split.labels.astype(np.int32))
+        self._targets = tf.one_hot(labels, classes) if one_hot else labels
+        self._augment = AUGMENTATIONS[augment]
+        self._batch_size = batch_size
+        self._seed = tf.constant(seed, tf.int64)
+        self._train = tf.function(self._train_steps, reduce_retracing=True)
+        self._test = tf.function(self._test_steps, reduce_retracing=True)
+        self._create_variables()
+
+    def train(self, order: Any, epoch: int, first: int, last: int) -> dict[str, float]:
+        """Make the steps first to last - 1 of an epoch; modifies the model in place.
+
+        Args:
+            order: int32 tensor, the epoch's rows in order.
+            epoch: from 0, for the augmentation.
+            first: the first step.
+            last: the step after the last.
+
+        Returns:
+            The metrics so far in this epoch.
+        """
+        return _floats(self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last)))
+
+    def test(self, rows: NDArray[np.int32]) -> dict[str, float]:
+        """The metrics over some rows; resets the model's metrics first."""
+        self.model.reset_metrics()
+        return _floats(self._test(tf.constant(rows)))
+
+    def count(self, examples: int) -> int:
+        """How many steps it takes to go through so many examples."""
+        return -(-examples // self._batch_size)
+
+    def _batch(self, rows: Any, step: Any) -> tuple[Any, Any]:
+        chosen = rows[step * self._batch_size : (step + 1) * self._batch_size]
+        return tf.gather(self._images, chosen), tf.gather(self._targets, chosen)
+
+    def _train_steps(self, order: Any, epoch: Any, first: Any, last: Any) -> Any:
+        for step in tf.range(first, last):
+            images, targets = self._batch(order, step)
+            seed = tf.stack([self._seed, tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64)) + tf.cast(step, tf.int64)])
+            self.model.train_step((self._augment(images, seed), targets))
+        return self.model.get_metrics_result()
+
+    def _test_steps(self, rows: Any) -> Any:
+        for step in tf.range(-(-tf.size(rows) // self._batch_size)):
+            self.model.test_step(self._batch(rows, step))
+        return self.model.get_metrics_result()
+
+    def _create_variables(self) -> None:
+        """Let the optimizer and the metrics make their variables now: a compiled function must not."""
+        images, targets = self._images[:1], self._targets[:1]
+        logits = self.model(images)
+        self.model.compute_loss(x=images, y=targets, y_pred=logits)
+        self.model.compute_metrics(images, targets, logits)
+        self.model.reset_metrics()
+        self.model.optimizer.build(self.model.trainable_variables)
+
+
+def _floats(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
