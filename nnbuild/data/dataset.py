@@ -60,6 +60,6 @@ class Dataset:
         payload.update("\0".join(self.class_names).encode())
         for split in (self.train, self.test):
             payload.update(str(split.images.shape).encode())
-            payload.update(np.ascontiguousarray(split.images))
-            payload.update(np.ascontiguousarray(split.labels.astype("<i2")))
+            payload.update(np.ascontiguousarray(split.images).data)
+            payload.update(np.ascontiguousarray(split.labels.astype("<i2")).data)
         return payload.hexdigest()

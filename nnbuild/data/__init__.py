@@ -1,0 +1,1 @@
+"""Reading images and labels from wherever they are, and the checks on what was read."""

@@ -1,0 +1,174 @@
+"""One file from the network into a folder: resumed where it stopped, verified, and whole or not there."""
+
+import fcntl
+import http.client
+import os
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from nnbuild.errors import DataError
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the file's name, the bytes that are there, and their number in the end (None: not known)."""
+_Report = Callable[[int, int | None], None]
+
+_CHUNK = 1 << 18
+_MOST_BYTES = 1 << 30
+_ATTEMPTS = 3
+_PARTIAL_CONTENT = 206
+_RANGE_NOT_SATISFIABLE = 416
+
+
+class UnavailableError(DataError):
+    """The data are nowhere to be had: not a word on whether they are sound."""
+
+
+def fetch(
+    url: str, target: Path, verify: Callable[[Path], None], *, progress: Progress | None, timeout: float
+) -> None:
+    """Download a file, unless it is there already.
+
+    What arrives is kept in a hidden `.part` file beside the target until it is verified, so that a broken
+    download goes on where it stopped. Of several processes one works on that file; the others use their own.
+
+    Args:
+        url: http or https.
+        target: where the file is to stand; its folder is made.
+        verify: raises `DataError` if the file is not what was wanted.
+        progress: told how far it is.
+        timeout: seconds that the server may be silent.
+
+    Raises:
+        UnavailableError: the server cannot be reached, does not have it, or gives something else.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _partial(target) as part:
+            if not target.exists():
+                _fill(url, part, verify, partial(progress, target.name) if progress else None, timeout)
+                os.fsync(part.fileno())
+                Path(part.name).replace(target)
+    except OSError as error:
+        raise UnavailableError(f"{target.parent}: {_reason(error)}") from error
+
+
+def _fill(
+    url: str, part: IO[bytes], verify: Callable[[Path], None], report: _Report | None, timeout: float
+) -> None:
+    """Download until `verify` is content; begin anew if what was resumed turns out to be unsound."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        resumed = part.seek(0, os.SEEK_END) > 0
+        try:
+            _transfer(url, part, report, timeout)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            gone = isinstance(error, urllib.error.HTTPError) or part.tell() == 0
+            if gone or attempt == _ATTEMPTS:
+                raise UnavailableError(f"{url}: {_reason(error)}") from error
+            continue
+        part.flush()
+        try:
+            verify(Path(part.name))
+        except DataError as error:
+            part.truncate(0)
+            if not resumed:
+                raise UnavailableError(f"{url}: not the published data ({error})") from error
+        else:
+            return
+    raise UnavailableError(f"{url}: not the published data, even when downloaded anew")
+
+
+def _transfer(url: str, part: IO[bytes], report: _Report | None, timeout: float) -> None:
+    """Append what is missing; if the server does not resume, begin anew."""
+    done = part.tell()
+    headers = {"User-Agent": "nnbuild", **({"Range": f"bytes={done}-"} if done else {})}
+    try:
+        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        with error:
+            if done and error.code == _RANGE_NOT_SATISFIABLE:
+                return  # nothing is missing, or the partial file is too long: `verify` decides
+            raise
+    with response:
+        if response.status != _PARTIAL_CONTENT or _range_start(response) != done:
+            done = part.seek(0)
+            part.truncate()
+        length = response.headers.get("Content-Length", "")
+        total = done + int(length) if length.isascii() and length.isdigit() else None
+        while chunk := response.read(_CHUNK):
+            done += part.write(chunk)
+            if done > _MOST_BYTES:
+                part.truncate(0)
+                raise UnavailableError(f"{url}: more than {_MOST_BYTES} bytes; refused")
+            if report:
+                report(done, total)
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _range_start(response: http.client.HTTPResponse) -> int | None:
+    unit, _, span = response.headers.get("Content-Range", "").partition(" ")
+    start = span.partition("-")[0]
+    return int(start) if unit == "bytes" and start.isascii() and start.isdigit() else None
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """HTTP and HTTPS alone: a redirect to a file or an FTP server is followed nowhere."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[IO[bytes]]:
+    """The target's `.part` file, locked; if another process holds it, a file of our own."""
+    path = target.with_name(f".{target.name}.part")
+    while True:
+        with path.open("a+b") as part:
+            try:
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                break
+            if _stands(part, path):  # else the holder before us has moved it to its place meanwhile
+                yield part
+                _remove(part, path)
+                return
+    with tempfile.NamedTemporaryFile(
+        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
+    ) as own:
+        try:
+            yield own
+        finally:
+            Path(own.name).unlink(missing_ok=True)
+
+
+def _stands(part: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(part.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove(part: IO[bytes], path: Path) -> None:
+    if _stands(part, path):
+        path.unlink()
+
+
+def _reason(error: Exception) -> str:
+    text = str(error.reason) if isinstance(error, urllib.error.URLError) else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,91 @@
+"""IDX, the format of MNIST's files: two zero bytes, a type, the number of dimensions, their sizes, values.
+
+Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database", section on file formats.
+"""
+
+import hashlib
+import math
+import struct
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.data import archives
+from nnbuild.errors import DataError
+
+_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAGIC = 4  # bytes
+_MOST_DIMENSIONS = 4  # images, height, width, channels
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+"""MNIST's names: training images and labels, test images and labels."""
+
+
+def read(path: Path) -> NDArray[Any]:
+    """The array in an IDX file, gzipped or not.
+
+    Raises:
+        DataError: missing, truncated, damaged, no IDX file, or a header that promises more than it can hold.
+    """
+    with archives.opened(path) as (stream, limit):
+        kind, shape = _read_header(stream, path)
+        size = math.prod(shape) * kind.itemsize
+        if size > limit:
+            raise DataError(
+                f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again"
+            )
+        payload = archives.read_exactly(stream, size, path)
+    return np.frombuffer(payload, kind).reshape(shape)
+
+
+def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    magic = stream.read(_MAGIC)
+    if (
+        len(magic) < _MAGIC
+        or magic[:2] != b"\0\0"
+        or magic[2] not in _TYPES
+        or not 1 <= magic[3] <= _MOST_DIMENSIONS
+    ):
+        raise DataError(
+            f"{path}: starts with {magic.hex() or 'nothing'}, expected an IDX header such as 00000803"
+        )
+    sizes = stream.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise DataError(f"{path}: truncated in its header, expected {magic[3]} sizes of 4 bytes")
+    return np.dtype(_TYPES[magic[2]]), struct.unpack(f">{magic[3]}I", sizes)
+
+
+def payload_digest(array: NDArray[np.uint8]) -> str:
+    """sha256 of the IDX file that this array would be, so that any packaging of the same data has one digest.
+
+    Args:
+        array: uint8, of one to four dimensions.
+    """
+    header = struct.pack(f">HBB{array.ndim}I", 0, 0x08, array.ndim, *array.shape)
+    digest = hashlib.sha256(header)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def find(folder: Path) -> dict[str, Path]:
+    """Which of MNIST's four files a folder holds, under the usual variants of their names.
+
+    Returns:
+        The path of each that was found, by its name in `FILES`: `train-images-idx3-ubyte` and
+        `train-images.idx3-ubyte`, with `.gz` or without (without is taken first: it is faster).
+    """
+    found = {}
+    for name in FILES:
+        variants = (name + end for end in ("", ".gz"))
+        dotted = (name.replace("-idx", ".idx") + end for end in ("", ".gz"))
+        paths = [path for path in (folder / variant for variant in (*variants, *dotted)) if path.exists()]
+        if paths:
+            found[name] = paths[0]
+    return found

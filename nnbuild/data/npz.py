@@ -1,0 +1,84 @@
+"""NumPy's .npz: a zip of .npy files. Read without NumPy's own loader, which trusts what the headers claim."""
+
+import math
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.data import archives
+from nnbuild.errors import DataError
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read(path: Path) -> tuple[NDArray[Any], ...]:
+    """The arrays x_train, y_train, x_test and y_test of an .npz file, in this order.
+
+    Raises:
+        DataError: no zip, a key is missing, pickled objects, or a member that is not what its header claims.
+    """
+    packed = archives.require_regular(path)
+    with _translated(path), zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if missing := [key for key in KEYS if f"{key}.npy" not in members]:
+            held = ", ".join(sorted(members)[:10]) or "nothing"
+            raise DataError(
+                f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(KEYS)}"
+            )
+        needed = [members[f"{key}.npy"] for key in KEYS]
+        if (size := sum(member.file_size for member in needed)) > archives.allowance(packed):
+            raise DataError(f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb")
+        return tuple(_read_member(archive, member, f"{path}, {member.filename}") for member in needed)
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> NDArray[Any]:
+    with archive.open(member) as stream:
+        shape, fortran, kind = _read_header(stream, where)
+        if kind.kind not in "biuf":
+            what = "pickled objects" if kind.hasobject else f"values of type {kind}"
+            raise DataError(f"{where}: holds {what}, which are refused; expected numbers")
+        size = math.prod(shape) * kind.itemsize
+        if min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
+            raise DataError(
+                f"{where}: claims shape {shape} of {kind}, {size} bytes, in a member of {member.file_size}"
+            )
+        payload = archives.read_exactly(stream, size, where)
+    values = np.frombuffer(payload, kind)
+    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise DataError(
+            f"{where}: .npy version {version}, expected 1.0 or 2.0; save it with numpy.savez_compressed"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # files of Python 2 warn, and are read well
+        return _HEADERS[version](stream)
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        with archives.translated(path):
+            yield
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:
+        # RuntimeError: an encrypted member. ValueError and TypeError: a header that is no .npy header.
+        raise DataError(
+            f"{path}: not a readable .npz file ({' '.join(str(error).split())}); fetch or save it again"
+        ) from error

@@ -1,0 +1,237 @@
+"""The store's own form of a dataset: two Parquet files, and a dataset.json that vouches for them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from nnbuild.data import archives
+from nnbuild.data.arrays import MOST_CLASSES
+from nnbuild.data.dataset import Dataset, Split
+from nnbuild.errors import DataError
+from nnbuild.schemas import SCHEMA_VERSION
+
+DESCRIPTION = "dataset.json"
+_SPLITS = ("train", "test")
+_SHAPE_KEYS = (b"height", b"width", b"channels")
+_VERSION_KEY = b"nnbuild.schema_version"
+_ROW_GROUP = 16384
+_MOST_JSON = 1 << 20
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: PositiveInt
+    bytes: PositiveInt
+    sha256: Sha256
+
+
+class _Description(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: str
+    name: Annotated[str, Field(pattern="^[a-z0-9.-]+$")]
+    digest: Sha256
+    height: PositiveInt
+    width: PositiveInt
+    channels: PositiveInt
+    class_names: Annotated[tuple[str, ...], Field(min_length=2, max_length=MOST_CLASSES)]
+    source: str
+    train: _File
+    test: _File
+
+
+def split_table(split: Split) -> Any:
+    """A split as an Arrow table, without copying its pixels.
+
+    Returns:
+        Columns `image` (fixed_size_binary: height x width x channels bytes, row by row, channels last) and
+        `label` (int16); the schema's metadata has height, width, channels and nnbuild.schema_version.
+    """
+    count, *shape = split.images.shape
+    pixels = pa.py_buffer(np.ascontiguousarray(split.images))
+    image = pa.FixedSizeBinaryArray.from_buffers(pa.binary(int(np.prod(shape))), count, [None, pixels])
+    metadata = dict(zip(_SHAPE_KEYS, (str(size).encode() for size in shape), strict=True))
+    schema = pa.schema(
+        [
+            pa.field(
+                "image", image.type, nullable=False, metadata={"description": "Pixels, 0 to 255, row by row"}
+            ),
+            pa.field("label", pa.int16(), nullable=False, metadata={"description": "True class, from 0"}),
+        ],
+        metadata={**metadata, _VERSION_KEY: SCHEMA_VERSION.encode()},
+    )
+    return pa.Table.from_arrays([image, pa.array(split.labels, pa.int16())], schema=schema)
+
+
+def split_from_table(table: Any, where: object = "table") -> Split:
+    """The split in a table of `split_table`; the arrays are read-only views where Arrow allows it.
+
+    Raises:
+        DataError: another schema, another schema version, or nulls.
+    """
+    metadata = table.schema.metadata or {}
+    version = metadata.get(_VERSION_KEY, b"none").decode(errors="replace")
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again"
+        )
+    shape = image_shape(metadata, where)
+    kinds = [(field.name, field.type) for field in table.schema]
+    if kinds != [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int16())]:
+        raise DataError(
+            f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16"
+        )
+    if table["image"].null_count or table["label"].null_count:
+        raise DataError(f"{where}: holds nulls; ingest the data again")
+    return Split(fixed_pixels(table["image"]).reshape(-1, *shape), table["label"].to_numpy())
+
+
+def image_shape(metadata: Any, where: object) -> tuple[int, int, int]:
+    """Height, width and channels from a schema's metadata.
+
+    Raises:
+        DataError: they are missing or no positive numbers.
+    """
+    given = [metadata.get(key, b"").decode(errors="replace") for key in _SHAPE_KEYS]
+    if not all(text.isascii() and text.isdigit() and len(text) < 6 and int(text) for text in given):  # noqa: PLR2004
+        raise DataError(
+            f"{where}: metadata give height, width, channels as {given}; expected three whole numbers above 0"
+        )
+    height, width, channels = map(int, given)
+    return height, width, channels
+
+
+def fixed_pixels(column: Any) -> Any:
+    """The bytes of a column of fixed_size_binary without nulls: uint8, shape (n, size)."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # older versions of Arrow, and columns without a chunk
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    width = array.type.byte_width
+    flat = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
+    return flat.reshape(len(array), width)
+
+
+def write_dataset(dataset: Dataset, folder: Path) -> None:
+    """Write train.parquet, test.parquet and dataset.json, and have them on the disk when this returns.
+
+    Args:
+        dataset: what to write.
+        folder: made if it does not exist. To be moved to its place by the caller: a half-written one has no
+            dataset.json.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    height, width, channels = dataset.image_shape
+    description = _Description(
+        schema_version=SCHEMA_VERSION,
+        name=dataset.name,
+        digest=dataset.digest,
+        height=height,
+        width=width,
+        channels=channels,
+        class_names=dataset.class_names,
+        source=dataset.source,
+        train=_write_split(dataset.train, folder / "train.parquet"),
+        test=_write_split(dataset.test, folder / "test.parquet"),
+    )
+    _write_durably(folder / DESCRIPTION, (description.model_dump_json(indent=2) + "\n").encode())
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _write_split(split: Split, path: Path) -> _File:
+    sink = pa.BufferOutputStream()
+    # Pixels repeat too seldom for a dictionary: one costs time and gains nothing.
+    pq.write_table(
+        split_table(split),
+        sink,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=["label"],
+        row_group_size=_ROW_GROUP,
+    )
+    payload = sink.getvalue()
+    _write_durably(path, payload)
+    return _File(rows=len(split), bytes=payload.size, sha256=hashlib.sha256(payload).hexdigest())
+
+
+def _write_durably(path: Path, payload: Any) -> None:
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """What `write_dataset` wrote, after comparing every file's sha256 with dataset.json.
+
+    Raises:
+        DataError: a file is missing, or anything is not as it was written.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    train, test = (_read_split(folder / f"{name}.parquet", getattr(description, name)) for name in _SPLITS)
+    shape = (description.height, description.width, description.channels)
+    for name, split in zip(_SPLITS, (train, test), strict=True):
+        if split.images.shape[1:] != shape:
+            raise DataError(
+                f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}"
+            )
+    return Dataset(description.name, train, test, description.class_names, description.source)
+
+
+def _read_description(path: Path) -> _Description:
+    if archives.require_regular(path) > _MOST_JSON:
+        raise DataError(f"{path}: larger than {_MOST_JSON} bytes; it is no description of a dataset")
+    with archives.translated(path):
+        text = path.read_bytes()
+    try:
+        description = _Description.model_validate(json.loads(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: {key}: {first['msg']}; ingest the data again") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no JSON; ingest the data again") from error
+    if description.schema_version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {description.schema_version}, expected {SCHEMA_VERSION}; ingest again"
+        )
+    return description
+
+
+def _read_split(path: Path, expected: _File) -> Split:
+    size = archives.require_regular(path)
+    if size != expected.bytes:
+        raise DataError(f"{path}: {size} bytes, {DESCRIPTION} says {expected.bytes}; ingest the data again")
+    with archives.translated(path):
+        payload = path.read_bytes()
+    if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
+        raise DataError(
+            f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again"
+        )
+    try:
+        split = split_from_table(pq.read_table(pa.BufferReader(payload)), path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: no readable Parquet ({' '.join(str(error).split())}); ingest the data again"
+        ) from error
+    if len(split) != expected.rows:
+        raise DataError(
+            f"{path}: {len(split)} rows, {DESCRIPTION} says {expected.rows}; ingest the data again"
+        )
+    return split
