@@ -12,6 +12,8 @@ from nnbuild.data.dataset import Dataset
 from nnbuild.data.splits import assemble_held_out
 from nnbuild.errors import DataError
 
+_LONG_NUMBER = 10  # digits
+
 _Examples = list[tuple[Path, int]]
 
 
@@ -23,8 +25,8 @@ def load(path: Path) -> Dataset:
     out.
 
     Raises:
-        DataError: no class, an empty one, a file that is no picture, one of another size, or a link that leads
-            out of the folder; the message names it.
+        DataError: no class, an empty one, a file that is no picture, one of another size, or a link that
+            leads out of the folder; the message names it.
     """
     root = Path(os.path.realpath(path))
     top = _subfolders(root, root)
@@ -51,7 +53,8 @@ def load(path: Path) -> Dataset:
 
 
 def _by_value(name: str) -> tuple[int, int, str]:
-    return (0, int(name), name) if name.isascii() and name.isdigit() and len(name) < 10 else (1, 0, name)  # noqa: PLR2004
+    number = name.isascii() and name.isdigit() and len(name) < _LONG_NUMBER
+    return (0, int(name), name) if number else (1, 0, name)
 
 
 def _entries(folder: Path, root: Path) -> list[Path]:

@@ -119,9 +119,10 @@ def _expanded(group: Any, image: columns.Reader) -> int:
     """The bytes that reading a row group takes, from what its metadata claim."""
     chunks = [group.column(index) for index in range(group.num_columns)]
     pixels = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == _IMAGE]
-    values = sum(chunk.num_values * image.value_bytes for chunk in pixels)
-    pages = sum(chunk.total_uncompressed_size for chunk in pixels)
-    return int(max(values, pages)) + group.num_rows * _LABEL_BYTES
+    values: int = sum(chunk.num_values * image.value_bytes for chunk in pixels)
+    pages: int = sum(chunk.total_uncompressed_size for chunk in pixels)
+    rows: int = group.num_rows
+    return max(values, pages) + rows * _LABEL_BYTES
 
 
 def _class_names(path: Path) -> tuple[str, ...] | None:
