@@ -3,6 +3,8 @@
 Paths are relative to the store's root. Each is kept as JSON beside the run, so that a resumed run recalls it.
 """
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -26,6 +28,7 @@ class LoadedData(Result):
     folder: str
     image_shape: tuple[int, int, int]
     classes: int
+    class_names: tuple[str, ...]
     train: int
     test: int
 
@@ -69,14 +72,16 @@ class FittedModel(Result):
         epochs: how many were finished.
         weights_epoch: the epoch, from 1, whose weights the model has.
         seconds: of fitting, over all the processes that took part.
-        resumed: what each resume said about itself.
+        remarks: what a resume had to say about itself.
+        identity: config, dataset, code, threads and processor that the fit ran with.
     """
 
     path: str
     epochs: int
     weights_epoch: int
     seconds: float
-    resumed: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
+    identity: dict[str, Any]
 
 
 class HistoryTable(Result):

@@ -5,10 +5,11 @@ from typing import Any
 from nnbuild.backend import keras
 from nnbuild.config import RunConfig
 from nnbuild.models.compiling import compile_model, require_training
+from nnbuild.models.files import load_model, save_model
 from nnbuild.models.networks import NETWORKS, Shape, build_network
 from nnbuild.models.user import build_user_model, is_factory, require_model_name
 
-__all__ = ["NETWORKS", "build", "compile_model", "require_model_name", "require_training"]
+__all__ = ["NETWORKS", "build", "compile_model", "load_model", "require_model_name", "require_training", "save_model"]
 
 
 def build(config: RunConfig, shape: Shape, classes: int) -> Any:

@@ -67,3 +67,4 @@ def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
         loss=loss(from_logits=True),
         metrics=[_METRICS[name](sparse) for name in training.metrics],
     )
+    model.optimizer.build(model.trainable_variables)

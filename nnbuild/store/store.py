@@ -18,6 +18,7 @@ from nnbuild.store import locks
 from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
+from nnbuild.store.tables import read_table
 
 _PARTITION = "run_id="
 
@@ -101,6 +102,17 @@ class Store:
             raise StoreError(f"no run {run_id} in {self.root}; see `nnbuild runs`")
         return run
 
+    def run_of_flow(self, flow_run_id: str) -> Run | None:
+        """The run in staging that a flow run of Prefect began, if there is one."""
+        for waiting in reversed(self.unfinished()):
+            run = Run(self.root, waiting.run_id)
+            try:
+                if run.record.get("flow_run_id") == flow_run_id:
+                    return run
+            except StoreError:
+                continue
+        return None
+
     def discard(self, run: Run) -> None:
         """Remove a run from staging, and what was made for it of a store that is otherwise empty."""
         shutil.rmtree(run.folder, ignore_errors=True)
@@ -138,6 +150,22 @@ class Store:
     def dataset_folder(self, name: str, digest: str) -> Path:
         """Where an ingested dataset stands, or will."""
         return self.root / "datasets" / require_name(name) / require_name(digest)
+
+    def manifest(self, run_id: str) -> dict[str, Any]:
+        """Everything that explains a committed run.
+
+        Raises:
+            StoreError: there is no such run, or its manifest is damaged.
+        """
+        if require_run_id(run_id) not in self.committed():
+            raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
+        manifest: dict[str, Any] = read_json(self.root / "runs" / run_id / "manifest.json")
+        return manifest
+
+    def staged_history(self, run_id: str) -> Any | None:
+        """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
+        path = self.root / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
+        return _with_run_id(run_id, read_table(path, schemas.HISTORY)) if path.exists() else None
 
     def read_table(self, name: str, run_id: str | None = None, columns: list[str] | None = None) -> Any:
         """The committed rows of a table, as Arrow, with `run_id` as the first column, in the order of the runs.
@@ -178,5 +206,9 @@ def _part(run_id: str, folder: Path, columns: list[str] | None) -> Any:
             table = part.to_table(columns=[c for c in columns if c != "run_id"] if columns else None)
         except pa.ArrowException as error:
             raise StoreError(f"cannot read {folder}: {error}; restore it from a copy") from error
+    return _with_run_id(run_id, table)
+
+
+def _with_run_id(run_id: str, table: Any) -> Any:
     ids = pc.cast(pa.repeat(run_id, len(table)), pa.string())
     return table.add_column(0, pa.field("run_id", pa.string()), ids)

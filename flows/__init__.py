@@ -1,0 +1,1 @@
+"""The flows, which read as recipes, and the command line beside them."""

@@ -1,0 +1,121 @@
+"""`nnbuild run`: one run in this process, shown to a person or told as JSON."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli import print_json
+from flows.display import display_for
+from flows.server import EarlyServer
+from nnbuild import settings
+from nnbuild.config import RunConfig
+from nnbuild.errors import Interrupted, NnbuildError
+from nnbuild.store import Store
+
+Settings = dict[str, Any]
+
+
+def run(
+    options: Settings, path: Path | None, overrides: list[str], *, store: Path | None, resume: str | None, as_json: bool
+) -> None:
+    """Retrain as a Prefect flow, and say where everything is.
+
+    Raises:
+        NnbuildError: what stopped the run.
+    """
+    began = time.perf_counter()
+    config = configured(options, path, overrides)
+    place = Store(store)
+    if resume is not None:
+        place.unfinished_run(resume)
+    console = Console(stderr=True)
+    display = display_for(console)
+    with EarlyServer():
+        import nnbuild.backend  # noqa: F401, PLC0415  (while the server boots)
+        from flows.retrain import retrain  # noqa: PLC0415
+        from tasks.watching import shown_on  # noqa: PLC0415
+
+    try:
+        with shown_on(display):
+            committed = retrain(config, str(place.root), resume)
+    except Interrupted:
+        raise
+    except NnbuildError as error:
+        if as_json and error.exit_code == 1:
+            print_json({"run_id": _last_run(place), "status": "failed", "error": str(error)})
+        raise
+    finally:
+        display.close()
+    summary = summarise(place, committed.run_id, time.perf_counter() - began)
+    if as_json:
+        print_json(summary)
+    else:
+        _show(summary)
+
+
+def configured(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
+    """The config of a run: the file, the settings over it, the options over both."""
+    given = settings.read_toml(path) if path else {}
+    for override in overrides:
+        given = settings.merged(given, settings.setting(override))
+    return settings.checked(settings.merged(given, _given(options)), path)
+
+
+def _given(options: Settings) -> Settings:
+    """The options that were given, without the empty sections."""
+    kept = {key: _given(value) if isinstance(value, dict) else value for key, value in options.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
+
+
+def _last_run(store: Store) -> str | None:
+    return max(store.committed(), default=None)
+
+
+def summarise(store: Store, run_id: str, whole: float) -> Settings:
+    """The object that `--json` prints: figures, seconds, and absolute paths."""
+    record = store.root / "runs" / run_id
+    manifest = store.manifest(run_id)
+    row, seconds = manifest["row"], manifest["seconds"]
+    report = record / "report.html"
+    return {
+        "run_id": run_id,
+        "status": row["status"],
+        "dataset": row["dataset"],
+        "model_name": row["model"],
+        "epochs": row["epochs"],
+        "test_accuracy": row["test_accuracy"],
+        "test_loss": row["test_loss"],
+        "promoted": row["promoted"],
+        "seconds": {
+            "fit": round(seconds["fit_model"], 3),
+            "score": round(seconds["score_test_set"], 3),
+            "whole": round(whole, 3),
+        },
+        "history": str(store.partition("history", run_id)),
+        "predictions": str(store.partition("predictions", run_id)),
+        "report": str(report) if report.exists() else None,
+        "model": str(record / "model.keras"),
+        "manifest": str(record / "manifest.json"),
+        "store": str(store.root),
+    }
+
+
+def _show(summary: Settings) -> None:
+    """The same for a person."""
+    seconds = summary["seconds"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "run": summary["run_id"],
+        "dataset": summary["dataset"],
+        "network": f"{summary['model_name']}, {summary['epochs']} epochs",
+        "test accuracy": f"{summary['test_accuracy']:.4f}",
+        "test loss": f"{summary['test_loss']:.4f}",
+        "seconds": f"{seconds['whole']:.1f} in all, {seconds['fit']:.1f} of fit, {seconds['score']:.1f} of scoring",
+    }
+    places = {name: summary[name] for name in ("history", "predictions", "model", "report", "manifest") if summary[name]}
+    for name, value in {**rows, **places}.items():
+        table.add_row(name, str(value))
+    Console(soft_wrap=True).print(table)

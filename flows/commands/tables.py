@@ -1,0 +1,91 @@
+"""`nnbuild runs` and `nnbuild history`: the store's tables in a terminal."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli import print_json
+from nnbuild import history as histories
+from nnbuild.errors import StoreError
+from nnbuild.store import Store
+
+_SHOWN = ("run_id", "status", "dataset", "model", "seed", "epochs", "test_accuracy", "test_loss", "promoted")
+
+
+def runs(root: Path | None, *, as_json: bool) -> None:
+    """List committed runs and, below them, those in staging."""
+    store = Store(root)
+    committed = store.read_table("runs").to_pylist()
+    waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished()]
+    if as_json:
+        print_json({"store": str(store.root), "runs": [_jsonable(row) for row in [*committed, *waiting]]})
+        return
+    rows = [{name: row.get(name) for name in _SHOWN} for row in [*committed, *waiting]]
+    _print(rows, _SHOWN, f"no runs in {store.root} yet; begin one by `nnbuild run`")
+
+
+def _unfinished(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"run_id": run_id, "status": "running" if held else "unfinished"}
+    try:
+        run = store.unfinished_run(run_id)
+        return row | {"model": run.config.model.name, "seed": run.config.seed, "dataset": run.config.dataset.name}
+    except StoreError:
+        return row
+
+
+def history(run_ids: list[str], root: Path | None, *, wide: bool, csv: bool, as_json: bool) -> None:
+    """Show the history of some runs, or of all; the epochs so far of those that are unfinished."""
+    store = Store(root)
+    if run_ids:
+        table = pa.concat_tables([_history_of(store, run_id) for run_id in run_ids])
+    else:
+        waiting = [store.staged_history(each.run_id) for each in store.unfinished()]
+        table = pa.concat_tables([store.read_table("history"), *(part for part in waiting if part is not None)])
+    if wide:
+        table = pa.Table.from_pandas(histories.wide(table), preserve_index=False)
+    if csv:
+        table.to_pandas().to_csv(sys.stdout, index=False)
+    elif as_json:
+        print_json({"store": str(store.root), "history": [_jsonable(row) for row in table.to_pylist()]})
+    else:
+        _print(table.to_pylist(), table.column_names, f"no history in {store.root} yet; begin a run by `nnbuild run`")
+
+
+def _history_of(store: Store, run_id: str) -> Any:
+    staged = store.staged_history(run_id)
+    return staged if staged is not None else store.read_table("history", run_id)
+
+
+def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = {name: _plain(value) for name, value in row.items()}
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _print(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=1000)
+    if not rows:
+        console.print(nothing)
+        return
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+

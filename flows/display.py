@@ -1,0 +1,88 @@
+"""What a person sees of a run: a live line in a terminal, one line an epoch in a log. All of it on standard error."""
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+class LogDisplay:
+    """One line for each thing worth knowing: for log files, pipes and CI."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def note(self, text: str) -> None:
+        """A remark."""
+        self._console.print(text, soft_wrap=True)
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
+        """An epoch's line."""
+        self.note(f"epoch {epoch}/{epochs}  {_figures(metrics)}  {seconds:.1f} s")
+
+    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+        """Steps are not worth a line."""
+
+    def download(self, file: str, done: int, total: int | None) -> None:
+        """A download is worth one line, when it is complete."""
+        if done == total:
+            self.note(f"downloaded {file}, {done:,} bytes")
+
+    def close(self) -> None:
+        """Nothing to put away."""
+
+
+class TerminalDisplay(LogDisplay):
+    """The same lines, and under them a bar that moves."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._fit = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._downloads = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
+        )
+        self._bar: TaskID | None = None
+        self._files: dict[str, TaskID] = {}
+
+    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            self._fit.start()
+            self._bar = self._fit.add_task("fit", total=epochs * steps, figures="")
+        self._fit.update(
+            self._bar,
+            completed=(epoch - 1) * steps + done,
+            description=f"epoch {epoch}/{epochs}",
+            figures=_figures(metrics),
+        )
+        if epoch == epochs and done == steps:
+            self._fit.stop()
+
+    def download(self, file: str, done: int, total: int | None) -> None:
+        """Move the file's bar."""
+        if file not in self._files:
+            self._downloads.start()
+            self._files[file] = self._downloads.add_task(file, total=total)
+        self._downloads.update(self._files[file], completed=done, total=total)
+        if done == total:
+            self._downloads.stop()
+        super().download(file, done, total)
+
+    def close(self) -> None:
+        """Put the bars away, whatever happened."""
+        self._fit.stop()
+        self._downloads.stop()
+
+
+def display_for(console: Console) -> LogDisplay:
+    """A live display in a terminal, lines elsewhere."""
+    return TerminalDisplay(console) if console.is_terminal else LogDisplay(console)

@@ -1,0 +1,50 @@
+"""Retraining: load → check → build → compile → fit → persist History → evaluate → score → commit."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from nnbuild.config import RunConfig
+from nnbuild.results import Committed
+from nnbuild.runs import open_run, working_on
+from tasks.build import build
+from tasks.check import check
+from tasks.commit import commit
+from tasks.compile import compile_network
+from tasks.evaluate import evaluate
+from tasks.fit import fit
+from tasks.load import load
+from tasks.persist_history import persist_history
+from tasks.score import score
+
+
+def _name() -> str:
+    parameters: dict[str, Any] = flow_run.parameters
+    if parameters.get("resume"):
+        return f"resume-{parameters['resume']}"
+    config = RunConfig.model_validate(parameters.get("config") or {})
+    return f"{config.model.name}-{config.dataset.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+
+
+@flow(name="retrain", flow_run_name=_name)
+def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: str | None = None) -> Committed:  # noqa: B008  (frozen)
+    """Retrain, score and commit.
+
+    Args:
+        config: what is trained, on what and how.
+        store: its root; $NNBUILD_STORE or ./nnbuild-store if not given.
+        resume: the id of a run that was stopped; its own config then holds.
+    """
+    run = open_run(config, store, resume=resume, flow_run_id=flow_run.id)
+    with working_on(run):
+        data = load(run)
+        checked = check(run, data)
+        built = build(run, data, checked)
+        compiled = compile_network(run, data, built)
+        fitted = fit(run, data, compiled)
+        history = persist_history(run, fitted)
+        evaluated = evaluate(run, data, fitted)
+        scored = score(run, data, fitted)
+        return commit(run, history, evaluated, scored)

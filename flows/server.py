@@ -1,0 +1,46 @@
+"""Prefect's embedded server, started early: it boots in a process of its own while TensorFlow is imported here."""
+
+import os
+import threading
+from types import TracebackType
+from typing import Self
+
+# Our own lines are printed by the displays; Prefect's go to its database. An answer from outside is never waited for.
+_QUIET = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+class EarlyServer:
+    """Imports Prefect and, if no server is configured, starts the embedded one without waiting for it."""
+
+    def __init__(self) -> None:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._start, name="prefect-server", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def wait(self) -> None:
+        """Wait until the server answers; what kept it from starting is raised when the flow asks for it."""
+        self._thread.join()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.join()
+
+    def _start(self) -> None:
+        from prefect.client.orchestration import get_client  # noqa: PLC0415  (it takes seconds)
+
+        try:
+            with get_client(sync_client=True) as client:
+                client.hello()
+        except Exception as error:  # noqa: BLE001  (the flow will meet the same, and say it)
+            self._error = error

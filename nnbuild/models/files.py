@@ -1,0 +1,136 @@
+"""Model files: written whole and the same for the same weights; read only if they are what was written.
+
+A `.keras` file is an archive that can name code to run. So it is looked at before Keras may read it: the bytes
+must have the digest that was recorded, and its config may name no Lambda and no class but Keras's own, this
+project's, and those that the run's own model function brings.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nnbuild.backend import keras
+from nnbuild.errors import ContractError, NnbuildError
+from nnbuild.models.user import import_factory, is_factory
+from nnbuild.store.files import file_digest, written
+
+_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+_MOST_CONFIG = 64 * 2**20
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def save_model(model: Any, path: Path) -> str:
+    """Write a model.
+
+    Keras writes the time into the archive; it is taken out again, so that equal models have equal files.
+
+    Returns:
+        sha256 of the file.
+    """
+    with written(path) as aside:
+        model.save(aside)
+        _without_times(aside)
+    return file_digest(path)
+
+
+def _without_times(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    metadata = json.loads(members["metadata.json"])
+    members["metadata.json"] = json.dumps({"keras_version": metadata["keras_version"]}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in sorted(members):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), members[name])
+
+
+def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) -> Any:
+    """Read a model that `save_model` wrote.
+
+    Args:
+        path: a `.keras` file.
+        digest: sha256 that was recorded for it.
+        model_name: of the config; a user's function is imported first, for the classes that its module registers.
+        seed: for layers that were given none; the same seed gives the same draws.
+
+    Returns:
+        The model, compiled if it was.
+
+    Raises:
+        ContractError: the file is missing, is no `.keras` file, has another digest, or names code to run.
+    """
+    content = _content(path)
+    found = file_digest(path)
+    if found != digest:
+        raise ContractError(f"model {path} has sha256 {found}, expected {digest}; it was changed, restore it from a copy")
+    factory = import_factory(model_name) if is_factory(model_name) else None
+    refuse_code(content, str(path))
+    keras.utils.set_random_seed(seed)
+    try:
+        return keras.saving.load_model(path, safe_mode=True)
+    except NnbuildError:
+        raise
+    except Exception as error:  # Keras raises whatever it meets
+        mend = f"register the classes of {model_name} with keras.saving" if factory else "restore it from a copy"
+        raise ContractError(f"Keras cannot read model {path}: {_first_line(error)}; {mend}") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ContractError(f"cannot read model {path}: {error.strerror}; give the path of a .keras file") from error
+
+
+def refuse_code(content: bytes, where: str) -> None:
+    """Refuse a `.keras` file that would run code, before Keras sees it.
+
+    Args:
+        content: the file's bytes.
+        where: its name, for the message.
+
+    Raises:
+        ContractError: it is no `.keras` archive, or names a Lambda or a class that is not registered.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = set(archive.namelist())
+            if not {"config.json", "model.weights.h5"} <= names <= _MEMBERS:
+                raise ContractError(f"model {where} holds {sorted(names)[:5]}, expected {sorted(_MEMBERS)}; export it again")
+            if archive.getinfo("config.json").file_size > _MOST_CONFIG:
+                raise ContractError(f"model {where} has a config over {_MOST_CONFIG} bytes; export it again")
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, ValueError, RecursionError, NotImplementedError, RuntimeError) as error:
+        raise ContractError(f"model {where} is no .keras file ({error}); save it by model.save('….keras')") from error
+    for kind, module, registered in _classes(config):
+        if kind == "Lambda" or module == "builtins":
+            raise ContractError(f"model {where} holds a {kind} that runs code of its own; write a registered layer instead")
+        known = keras.saving.get_registered_object(registered or kind) is not None
+        if not _is_kerass_own(module) and not known:
+            raise ContractError(
+                f"model {where} holds {module}.{kind}, which is neither Keras's nor registered by the run's own model "
+                "function; register it with keras.saving.register_keras_serializable"
+            )
+
+
+def _is_kerass_own(module: str | None) -> bool:
+    return module is None or module == "keras" or module.startswith("keras.")
+
+
+def _classes(config: Any) -> Iterator[tuple[str, str | None, str | None]]:
+    """Class, module and registered name of every object in a config."""
+    pending = [config]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("class_name"), str):
+                yield value["class_name"], value.get("module"), value.get("registered_name")
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,113 @@
+"""A run from its opening to its end, whatever that end is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nnbuild import committing, steps
+from nnbuild.config import RunConfig, resolve
+from nnbuild.errors import ContractError, InputError, Interrupted, StoreError
+from nnbuild.results import Committed
+from nnbuild.store import Run, Store, locks
+
+
+def open_run(
+    config: RunConfig,
+    root: Path | str | None = None,
+    *,
+    resume: str | None = None,
+    flow_run_id: str | None = None,
+    now: datetime | None = None,
+) -> Run:
+    """Begin a run, or find one that waits.
+
+    Args:
+        config: of a new run; what it leaves open is filled in.
+        root: of the store.
+        resume: id of a run that waits; its own config holds.
+        flow_run_id: Prefect's. A run that this flow run has left waiting is taken up again.
+        now: aware time of the start; the clock's if not given.
+
+    Raises:
+        StoreError: the store cannot be used, or the run that is to be resumed does not wait there.
+    """
+    store = Store(root)
+    if resume is not None:
+        return store.unfinished_run(resume)
+    if flow_run_id is not None and (waiting := store.run_of_flow(flow_run_id)) is not None:
+        return waiting
+    return store.begin(resolve(config), now=now or datetime.now(UTC), flow_run_id=flow_run_id)
+
+
+@contextmanager
+def working_on(run: Run) -> Iterator[None]:
+    """Hold a run while its steps are made, and see to its end.
+
+    Bad input leaves the store as it was. A signal, or trouble with the disk, leaves the run in staging, to be
+    resumed. Anything else is a failure for good: the run is committed as failed, with what it has.
+
+    Raises:
+        LockedError: another process holds the run.
+    """
+    with locks.held(run.folder):
+        try:
+            yield
+        except (StoreError, Interrupted) as error:
+            error.add_note(_how_to_resume(run))
+            raise
+        except OSError as error:
+            told = StoreError(f"{error.strerror or error}: {error.filename or run.folder}; mend it and resume the run")
+            told.add_note(_how_to_resume(run))
+            raise told from error
+        except InputError as error:
+            _end_of_bad_input(run, error)
+            raise
+        except Exception as error:
+            committing.commit_failure(run, error)
+            raise
+
+
+def _end_of_bad_input(run: Run, error: InputError) -> None:
+    if steps.is_fitted(run):
+        committing.commit_failure(run, error)
+    elif isinstance(error, ContractError) and steps.has_checkpoints(run):
+        error.add_note(_how_to_resume(run))
+    else:
+        Store(run.root).discard(run)
+
+
+def _how_to_resume(run: Run) -> str:
+    return f"resume it by: nnbuild run --resume {run.run_id} --store {run.root}"
+
+
+def retrain(
+    config: RunConfig | None = None,
+    store: Path | str | None = None,
+    *,
+    resume: str | None = None,
+    watch: Any = None,
+) -> Committed:
+    """The whole recipe in one call, without Prefect: load, check, build, compile, fit, evaluate, score, commit.
+
+    Args:
+        config: the run's; the defaults if not given.
+        store: its root.
+        resume: id of a run that waits.
+        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+
+    Raises:
+        InputError: something that was given cannot be used; the store is as it was.
+        RunError: the run failed, and is recorded as failed.
+    """
+    run = open_run(config or RunConfig(), store, resume=resume)
+    with working_on(run):
+        data = steps.load_data(run)
+        steps.check_data(run, data)
+        compiled = steps.compile_model(run, data, steps.build_model(run, data))
+        fitted = steps.fit_model(run, data, compiled, watch=watch)
+        steps.persist_history(run, fitted)
+        steps.evaluate_model(run, data, fitted)
+        steps.score_test_set(run, data, fitted)
+        return committing.commit_run(run)

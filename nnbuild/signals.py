@@ -1,0 +1,35 @@
+"""Hear Ctrl-C and SIGTERM without being torn out of a step."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def caught() -> Iterator[Callable[[], int | None]]:
+    """Hold the signals that ask to stop for as long as the block runs.
+
+    Yields:
+        A function that gives the number of the signal that has arrived, or None. A second Ctrl-C raises
+        `KeyboardInterrupt` at once. Outside the main thread, where Python hears no signals, always None.
+    """
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        if arrived and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        arrived.append(number)
+
+    before = {number: signal.signal(number, hear) for number in _HEARD}
+    try:
+        yield lambda: arrived[0] if arrived else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -1,0 +1,111 @@
+"""From staging to the store: everything is made ready aside, then moved, and the `runs` row comes last.
+
+`commit/` in the run's staging folder mirrors the store. Once `commit/ready.json` stands, nothing is computed any
+more: a commit that is killed is finished by making the moves that are left.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nnbuild import faults, schemas
+from nnbuild.errors import StoreError
+from nnbuild.store.files import explained, file_digest, make_folder, move_folder, read_json, write_json
+from nnbuild.store.run import Run
+from nnbuild.store.tables import write_table
+
+PART = "part-0.parquet"
+
+
+def runs_row(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of the `runs` table that a manifest stands for.
+
+    Raises:
+        StoreError: the manifest lacks what the row needs.
+    """
+    try:
+        row = dict(manifest["row"])
+        row["started_at"] = datetime.fromisoformat(row["started_at"]).astimezone(UTC)
+        row["finished_at"] = datetime.fromisoformat(row["finished_at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"manifest has no row for the runs table ({error}); restore it from a copy") from error
+    return row
+
+
+def is_ready(run: Run) -> bool:
+    """Whether the run only has to be moved."""
+    return (run.folder / "commit" / "ready.json").exists()
+
+
+def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], tables: Mapping[str, Path]) -> None:
+    """Lay out everything that the run leaves in the store.
+
+    Args:
+        run: in staging.
+        manifest: with its `row`; the files' digests and sizes are added to it here.
+        files: what goes into `runs/<run_id>/`, by name there.
+        tables: one Parquet file for each table, by the table's name.
+    """
+    layout = run.folder / "commit"
+    with explained(f"make run {run.run_id} ready"):
+        shutil.rmtree(layout, ignore_errors=True)
+        record = layout / "runs" / run.run_id
+        make_folder(record)
+        for name, path in files.items():
+            _link(path, record / name)
+        parts = {name: layout / "tables" / name / f"run_id={run.run_id}" / PART for name in tables}
+        for name, path in tables.items():
+            make_folder(parts[name].parent)
+            _link(path, parts[name])
+        faults.point("commit:linked")
+        runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
+        write_table(runs_part, schemas.table_of(schemas.RUNS, [runs_row(manifest)]), schemas.RUNS)
+        kept = [*(record / name for name in files), *parts.values(), runs_part]
+        manifest["files"] = {
+            path.relative_to(layout).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            for path in kept
+        }
+        write_json(record / "manifest.json", manifest)
+        faults.point("commit:laid-out")
+        write_json(layout / "ready.json", {"row": manifest["row"]})
+
+
+def publish(run: Run, dataset: tuple[Path, Path] | None = None) -> None:
+    """Move what is ready into the store; may be called again until it has happened.
+
+    Args:
+        run: made ready.
+        dataset: the staged dataset, and where it belongs.
+    """
+    for source, target in _moves(run, dataset):
+        if source.exists():
+            move_folder(source, target)
+            faults.point(f"commit:{target.parent.name}")
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def staged_row(run: Run) -> dict[str, Any]:
+    """The `runs` row of a run that is ready."""
+    row: dict[str, Any] = read_json(run.folder / "commit" / "ready.json")["row"]
+    return row
+
+
+def _moves(run: Run, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, Path]]:
+    layout = run.folder / "commit"
+    if dataset is not None:
+        yield dataset
+    yield layout / "runs" / run.run_id, run.root / "runs" / run.run_id
+    folders = sorted((layout / "tables").iterdir()) if (layout / "tables").is_dir() else []
+    for folder in sorted(folders, key=lambda each: each.name == "runs"):
+        partition = f"run_id={run.run_id}"
+        yield folder / partition, run.root / "tables" / folder.name / partition
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name: the first stays for a resume until the run is committed."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,36 @@
+"""One Parquet file of a table: it keeps its schema to the letter, and stands whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nnbuild import schemas
+from nnbuild.errors import StoreError
+from nnbuild.store.files import explained, written
+
+
+def write_table(path: Path, table: Any, schema: Any) -> None:
+    """Write a table.
+
+    Raises:
+        StoreError: the table is not of the schema, or cannot be written.
+    """
+    with written(path) as aside:
+        pq.write_table(schemas.conforming(table, schema), aside, compression="zstd")
+
+
+def read_table(path: Path, schema: Any) -> Any:
+    """Read a table.
+
+    Raises:
+        StoreError: the file is missing or damaged, or not of the schema.
+    """
+    with explained(f"read {path}"):
+        try:
+            table = pq.read_table(path, partitioning=None)
+        except pa.ArrowException as error:
+            raise StoreError(f"cannot read {path}: {error}; restore it from a copy") from error
+    schemas.require_version(table.schema, str(path))
+    return schemas.conforming(table, schema)

@@ -1,0 +1,16 @@
+"""Compile: a loss that takes logits."""
+
+from prefect import task
+
+from nnbuild import steps
+from nnbuild.results import BuiltModel, CompiledModel, LoadedData
+from nnbuild.store import Run
+from tasks.prefect_side import STEP, logger
+
+
+@task(name="compile", task_run_name="compile {run.config.model.name}", **STEP)
+def compile_network(run: Run, data: LoadedData, built: BuiltModel) -> CompiledModel:
+    """Compile the network of a run; see `nnbuild.steps.compile_model`."""
+    compiled = steps.compile_model(run, data, built)
+    logger().info("from_logits=True; %d steps an epoch", compiled.steps_per_epoch)
+    return compiled

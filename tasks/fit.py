@@ -1,0 +1,74 @@
+"""Fit: epochs, with the loss of each in the logs, in a progress bar and in a table that grows."""
+
+import time
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from nnbuild import steps
+from nnbuild.results import CompiledModel, FittedModel, LoadedData
+from nnbuild.store import Run
+from tasks.prefect_side import STEP, logger, show_table, within_a_run
+from tasks.watching import displays
+
+_SECONDS_BETWEEN_TABLES = 10.0
+_SECONDS_BETWEEN_UPDATES = 2.0
+
+
+class _Watch:
+    """Passes on what the fit says: to the displays at once, to the server's database only so often."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._table_at = self._progress_at = time.monotonic()
+        self._progress: Any = None
+
+    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+        for display in displays():
+            display.step(epoch, epochs, done, steps, metrics)
+        if time.monotonic() - self._progress_at > _SECONDS_BETWEEN_UPDATES:
+            self._update(100 * (epoch - 1 + done / steps) / epochs)
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        logger().info("epoch %d/%d  %s  %.1f s", epoch, epochs, figures, seconds)
+        for display in displays():
+            display.epoch(epoch, epochs, metrics, seconds)
+        self._rows.append({"epoch": epoch, **metrics, "seconds": round(seconds, 3)})
+        if time.monotonic() - self._table_at > _SECONDS_BETWEEN_TABLES:
+            self._show()
+
+    def end(self) -> None:
+        self._show()
+        self._update(100.0)
+
+    def _show(self) -> None:
+        self._table_at = time.monotonic()
+        if self._rows:
+            show_table("nnbuild-epochs", self._rows, "Loss and metrics of each epoch")
+
+    def _update(self, percent: float) -> None:
+        self._progress_at = time.monotonic()
+        if not within_a_run():
+            return
+        if self._progress is None:
+            self._progress = create_progress_artifact(percent, key="nnbuild-fit", description="Epochs of the fit")
+        else:
+            update_progress_artifact(self._progress, percent)
+
+
+@task(name="fit", task_run_name="fit {run.config.model.name}", retries=0, **STEP)
+def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
+    """Fit the network of a run; see `nnbuild.steps.fit_model`.
+
+    Call it directly: through `.submit()` it would sit in a thread, where no signal, cancel or timeout reaches it.
+    """
+    watch = _Watch()
+    fitted = steps.fit_model(run, data, compiled, watch=watch)
+    watch.end()
+    for remark in fitted.remarks:
+        logger().warning(remark)
+        for display in displays():
+            display.note(remark)
+    return fitted

@@ -1,0 +1,41 @@
+"""Load: the dataset, verified and as Parquet."""
+
+from prefect import task
+
+from nnbuild import steps
+from nnbuild.results import LoadedData
+from nnbuild.store import Run
+from tasks.prefect_side import STEP, can_be_retried, logger
+from tasks.watching import displays
+
+
+def _downloading(file: str, done: int, total: int | None) -> None:
+    for display in displays():
+        display.download(file, done, total)
+
+
+@task(
+    name="load",
+    task_run_name="load {run.config.dataset.name}",
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=can_be_retried,
+    **STEP,
+)
+def load(run: Run) -> LoadedData:
+    """Read the dataset of a run; see `nnbuild.steps.load_data`."""
+    data = steps.load_data(run, progress=_downloading)
+    logger().info("%s: %d training and %d test images from %s", data.name, data.train, data.test, data.source)
+    for display in displays():
+        display.note(told(run, data))
+    return data
+
+
+def told(run: Run, data: LoadedData) -> str:
+    """What a person should know about the data: above all, when it is not what was asked for."""
+    height, width, channels = data.image_shape
+    size = f"{height}×{width}" + (" in colour" if channels > 1 else "")
+    text = f"{data.name}: {data.train:,} training and {data.test:,} test images of {size}, {data.classes} classes"
+    if run.config.dataset.fallback == data.name != run.config.dataset.name:
+        return f"NOT {run.config.dataset.name}, which cannot be had here. Falling back to {text}"
+    return text

@@ -1,0 +1,39 @@
+"""Who watches a run besides Prefect: a terminal display may join without travelling through task parameters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from nnbuild.training import Watch
+
+
+class Display(Watch, Protocol):
+    """Shows a run to a person."""
+
+    def begin(self, step: str) -> None:
+        """A step of the recipe begins."""
+
+    def note(self, text: str) -> None:
+        """Something to know about the run."""
+
+    def download(self, file: str, done: int, total: int | None) -> None:
+        """Bytes of a download are there."""
+
+
+_displays: ContextVar[tuple[Display, ...]] = ContextVar("displays", default=())
+
+
+@contextmanager
+def shown_on(*displays: Display) -> Iterator[None]:
+    """Let displays watch the runs in this block."""
+    token = _displays.set(displays)
+    try:
+        yield
+    finally:
+        _displays.reset(token)
+
+
+def displays() -> tuple[Display, ...]:
+    """The displays that watch now."""
+    return _displays.get()
