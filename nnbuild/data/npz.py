@@ -1,6 +1,7 @@
 """NumPy's .npz: a zip of .npy files. Read without NumPy's own loader, which trusts what the headers claim."""
 
 import math
+import tokenize
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ from nnbuild.data import archives
 from nnbuild.errors import DataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+_BAD_ZIP = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    NotImplementedError,
+    RuntimeError,
+)  # the last: encrypted
+_BAD_HEADER = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -70,15 +78,6 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         with archives.translated(path):
             yield
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ) as error:
-        # RuntimeError: an encrypted member. ValueError and TypeError: a header that is no .npy header.
-        raise DataError(
-            f"{path}: not a readable .npz file ({' '.join(str(error).split())}); fetch or save it again"
-        ) from error
+    except (*_BAD_ZIP, *_BAD_HEADER) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: not a readable .npz file ({reason}); fetch or save it again") from error

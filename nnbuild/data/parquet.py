@@ -18,6 +18,7 @@ from nnbuild.data.splits import assemble_held_out
 from nnbuild.errors import DataError
 
 _IMAGE, _LABEL = "image", "label"
+_BYTES = (_IMAGE, f"{_IMAGE}.bytes")
 _LABEL_BYTES = 8  # the widest integer
 
 
@@ -90,7 +91,7 @@ def _read(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[Any]]:
 def _row_groups(path: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Images and labels of each row group, as long as what they expand to stays within bounds."""
     room = archives.allowance(archives.require_regular(path))
-    with _translated(path), pq.ParquetFile(path, read_dictionary=[_IMAGE, f"{_IMAGE}.bytes"]) as file:
+    with _translated(path), pq.ParquetFile(path, read_dictionary=_byte_columns(path)) as file:
         schema = file.schema_arrow
         if missing := [name for name in (_IMAGE, _LABEL) if name not in schema.names]:
             held = ", ".join(schema.names[:20])
@@ -113,6 +114,13 @@ def _row_groups(path: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
             first += table.num_rows
             if len(labels):
                 yield images, labels
+
+
+def _byte_columns(path: Path) -> list[str]:
+    """The columns of PNG bytes: read as dictionaries, a picture that is repeated a million times is held once."""
+    schema = pq.read_metadata(path).schema
+    leaves = [schema.column(index) for index in range(len(schema))]
+    return [leaf.path for leaf in leaves if leaf.path in _BYTES and leaf.physical_type == "BYTE_ARRAY"]
 
 
 def _expanded(group: Any, image: columns.Reader) -> int:

@@ -44,6 +44,8 @@ def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(payload), formats=_FORMATS) as picture:
             _require_size(picture, where)
+            picture.verify()  # a PNG's checksums, which decoding does not read to the end
+        with Image.open(io.BytesIO(payload), formats=_FORMATS) as picture:
             pixels = np.asarray(_plain(picture, where))
     except DataError:
         raise

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnbuild.data import archives, digits, folder, idx, named, npz, parquet
+from nnbuild.data import archives, digits, folder, idx, named, npz, parquet, tables
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError
@@ -36,9 +36,9 @@ def load(
     """A dataset by its name or from a path.
 
     A path is an .npz with x_train, y_train, x_test and y_test, a Parquet file, or a folder of IDX files, of
-    Parquet files (train*.parquet, test*.parquet) or of images by class. A name wins over a path: write
-    `./mnist` for a folder of that name. Where a source has no test split, a sixth of each class is held out,
-    chosen by content.
+    Parquet files (train*.parquet, test*.parquet) or of images by class, or what the store holds of a dataset.
+    A name wins over a path: write `./mnist` for a folder of that name. Where a source has no test split, a
+    sixth of each class is held out, chosen by content.
 
     Args:
         name_or_path: `mnist`, `fashion-mnist`, `kmnist`, `digits`, or a path.
@@ -120,6 +120,8 @@ def _from_folder(path: Path) -> Dataset:
             )
         raw = Raw(*(idx.read(found[name]) for name in idx.FILES))
         return assemble(raw, name=slug(path), source=str(path), where=path)
+    if tables.DESCRIPTION in names:
+        return tables.read_dataset(path)
     if any(name.endswith(".parquet") for name in names):
         return parquet.load_folder(path)
     return folder.load(path)

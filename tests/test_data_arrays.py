@@ -1,0 +1,141 @@
+"""Arrays in any usual form become uint8 pixels and labels from 0, or are refused with a reason."""
+
+import numpy as np
+import pytest
+from data_files import tiny
+
+from nnbuild.data.arrays import MOST_CLASSES, Raw, as_labels, as_pixels, assemble
+from nnbuild.errors import DataError
+
+
+def made(class_names=None, **changed):
+    arrays = tiny()
+    raw = Raw(*arrays)._replace(**changed)
+    return assemble(raw, name="a", source="here", where="a.npz", class_names=class_names)
+
+
+def refused(class_names=None, **changed) -> str:
+    with pytest.raises(DataError) as caught:
+        made(class_names, **changed)
+    assert str(caught.value).startswith("a.npz: ")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64])
+def test_integers_are_taken_as_they_are(kind):
+    images = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    (pixels,) = as_pixels((images.astype(kind),), "")
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels[..., 0], images)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_of_either_range_give_the_same_pixels(kind):
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    for floats in (images.astype(kind), (images / 255).astype(kind)):
+        (pixels,) = as_pixels((floats,), "")
+        np.testing.assert_array_equal(pixels[..., 0], images)
+
+
+def test_both_splits_are_scaled_alike():
+    bright, dark = np.full((1, 2, 2), 200.0), np.full((1, 2, 2), 1.0)
+    assert [int(pixels.max()) for pixels in as_pixels((bright, dark), "")] == [200, 1]
+    assert [int(pixels.max()) for pixels in as_pixels((dark, dark), "")] == [255, 255]
+    assert [int(pixels.max()) for pixels in as_pixels((dark.astype(int), dark.astype(int)), "")] == [1, 1]
+
+
+def test_many_rows_are_converted_as_few_are():
+    floats = np.random.default_rng(0).random((9000, 2, 2))
+    (pixels,) = as_pixels((floats,), "")
+    np.testing.assert_array_equal(pixels[..., 0], np.rint(floats * 255))
+
+
+@pytest.mark.parametrize("value", [-0.001, 255.5, 1e30, np.nan, np.inf, -np.inf])
+def test_floats_beyond_the_range_are_refused_with_the_numbers(value):
+    images = np.full((40, 6, 6), 0.5)
+    images[7, 2, 3] = value
+    assert "expected [0, 255], or [0, 1] in floats" in refused(train_images=images)
+
+
+@pytest.mark.parametrize("value", [-1, 256, 65535])
+def test_integers_beyond_the_range_are_refused(value):
+    images = np.zeros((40, 6, 6), np.int32)
+    images[0, 0, 0] = value
+    assert str(value) in refused(train_images=images)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(40,), (40, 6), (40, 6, 6, 2), (40, 6, 6, 4), (40, 6, 6, 1, 1), (0, 6, 6), (40, 0, 6), (40, 6, 6, 0)],
+)
+def test_shapes_that_are_no_images_are_refused(shape):
+    assert str(shape) in refused(train_images=np.zeros(shape, np.uint8))
+
+
+def test_values_that_are_no_numbers_are_refused():
+    assert "complex" in refused(train_images=np.zeros((40, 6, 6), complex))
+    assert "bool" in refused(train_images=np.zeros((40, 6, 6), bool))
+
+
+def test_splits_that_disagree_are_refused_with_both_numbers():
+    message = refused(train_images=tiny().train_images[:-1])
+    assert "39 training images, 40 labels" in message
+    assert "(6, 6, 1) and test images of (6, 7, 1)" in refused(test_images=np.zeros((20, 6, 7), np.uint8))
+    assert "(6, 6, 1) and test images of (6, 6, 3)" in refused(test_images=np.zeros((20, 6, 6, 3), np.uint8))
+
+
+def test_labels_in_a_column_are_taken():
+    labels = np.arange(5)
+    np.testing.assert_array_equal(as_labels(labels[:, np.newaxis], ""), labels)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros(40),
+        np.zeros((40, 2), int),
+        np.zeros(40, bool),
+        np.array(["a"] * 40),
+        np.zeros(0, int),
+        np.array(3),
+    ],
+)
+def test_labels_that_are_no_integers_in_a_row_are_refused(labels):
+    assert "expected integers of shape (n,)" in refused(train_labels=labels)
+
+
+@pytest.mark.parametrize("value", [-1, MOST_CLASSES, 2**40])
+def test_labels_out_of_bounds_are_refused(value):
+    labels = tiny().train_labels.copy()
+    labels[3] = value
+    assert str(value) in refused(train_labels=labels)
+
+
+def test_gaps_between_labels_are_named():
+    arrays = tiny()
+    assert "without 0, 2" in refused(
+        train_labels=arrays.train_labels % 2 * 2 + 1, test_labels=arrays.test_labels % 2 * 2 + 1
+    )
+
+
+def test_a_class_that_only_the_other_split_has_is_left_to_the_checks():
+    assert made(test_labels=tiny().test_labels % 2).classes == 4
+
+
+def test_the_number_of_classes_has_bounds():
+    zero = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(20, int)}
+    assert "1 class(es); expected 2 to 1000" in refused(**zero)
+    assert "same name" in refused(("a", "b", "c", "a"))
+    assert "label 3, and 3 classes" in refused(("a", "b", "c"))
+    assert "can be printed" in refused(("a", "b", "c", "d\n"))
+    assert "can be printed" in refused(("a", "b", "c", "\udcff"))
+    assert made(("a", "b", "c", "d", "e")).classes == 5
+
+
+def test_a_thousand_classes_are_read():
+    labels = np.arange(1000)
+    images = np.zeros((1000, 2, 2), np.uint8)
+    assert (
+        made(train_images=images, train_labels=labels, test_images=images, test_labels=labels).classes == 1000
+    )
