@@ -24,12 +24,11 @@ class EarlyServer:
         self._thread = threading.Thread(target=self._start, name="prefect-server", daemon=True)
 
     def __enter__(self) -> Self:
+        # Here and not in the thread: two imports at once would only take turns, and the server would start late.
+        import prefect.client.orchestration  # noqa: F401, PLC0415  (it takes seconds)
+
         self._thread.start()
         return self
-
-    def wait(self) -> None:
-        """Wait until the server answers; what kept it from starting is raised when the flow asks for it."""
-        self._thread.join()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -37,7 +36,7 @@ class EarlyServer:
         self._thread.join()
 
     def _start(self) -> None:
-        from prefect.client.orchestration import get_client  # noqa: PLC0415  (it takes seconds)
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
 
         try:
             with get_client(sync_client=True) as client:

@@ -37,6 +37,9 @@ with _quiet_standard_error():
     import keras
     import tensorflow as tf
 
+# Its warnings are advice to whoever writes TensorFlow code, not to whoever runs this.
+tf.get_logger().setLevel("ERROR")
+
 __all__ = ["keras", "pin_threads", "tf"]
 
 

@@ -20,7 +20,7 @@ def _variables(model: Any) -> dict[str, Any]:
 
 def model_arrays(model: Any) -> dict[str, Any]:
     """A copy of the state of a compiled model, its optimizer and its metrics."""
-    return {name: np.array(variable) for name, variable in _variables(model).items()}
+    return {name: np.array(variable.numpy()) for name, variable in _variables(model).items()}
 
 
 def restore_model(model: Any, arrays: dict[str, Any]) -> None:

@@ -65,6 +65,10 @@ class Steps:
         """
         return _floats(self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last)))
 
+    def metrics(self) -> dict[str, float]:
+        """The model's running metrics."""
+        return _floats(self.model.get_metrics_result())
+
     def test(self, rows: NDArray[np.int32]) -> dict[str, float]:
         """The metrics over some rows; resets the model's metrics first."""
         self.model.reset_metrics()

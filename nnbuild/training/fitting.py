@@ -170,7 +170,7 @@ class _Fit:
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
         order = tf.constant(epoch_order(self.rows, self.config.seed, epoch))
         kept = time.perf_counter()
-        metrics: dict[str, float] = {}
+        metrics = self.trainer.metrics()  # of a stop right behind the epoch's last step, nothing else is left
         while step < self.steps:
             self.callbacks.on_train_batch_begin(step)
             first, step = step, min(step + self.pace.steps, self.steps)

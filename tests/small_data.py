@@ -1,0 +1,30 @@
+"""Tiny datasets that can be learnt: each class is a pattern of its own, with noise."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def small_arrays(*, classes: int, shape: tuple[int, int, int], train: int, test: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """uint8 images and labels under the keys of an .npz like Keras's mnist.npz."""
+    random = np.random.default_rng(seed)
+    patterns = random.integers(40, 216, (classes, *shape))
+    arrays = {}
+    for split, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % classes
+        noise = random.integers(-39, 40, (count, *shape))
+        arrays[f"x_{split}"] = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)
+        arrays[f"y_{split}"] = labels.astype(np.uint8)
+    return arrays
+
+
+def write_small_dataset(folder: Path, *, classes: int, shape: tuple[int, int, int], train: int, test: int) -> Path:
+    """Write `small_arrays` as an .npz.
+
+    Returns:
+        Its path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "small.npz"
+    np.savez(path, **small_arrays(classes=classes, shape=shape, train=train, test=test))
+    return path

@@ -1,0 +1,225 @@
+"""The fit: it learns, it is repeatable, and stopped anywhere it goes on to the same bytes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnbuild import models
+from nnbuild.backend import keras
+from nnbuild.config import RunConfig, resolve
+from nnbuild.data.dataset import Split
+from nnbuild.errors import DivergedError, Interrupted, StoreError
+from nnbuild.training import Checkpoints, Surroundings, fit
+from nnbuild.training.state import model_arrays
+from small_data import small_arrays
+
+CLASSES = 3
+
+
+def small_split(shape=(8, 8, 1), count=120):
+    arrays = small_arrays(classes=CLASSES, shape=shape, train=count, test=CLASSES)
+    return Split(arrays["x_train"], arrays["y_train"].astype(np.int16))
+
+
+def config_of(model="lab", *, seed=3, l2=None, **training):
+    given = {"epochs": 4, "batch_size": 16, "threads": 2} | training
+    return resolve(RunConfig.model_validate({"model": {"name": model, "l2": l2}, "training": given, "seed": seed}))
+
+
+def compiled(config, split):
+    model = models.build(config, split.images.shape[1:], CLASSES)
+    models.compile_model(model, config.training, steps=24)
+    return model
+
+
+class StopAfter:
+    """Asks to stop after so many looks."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    def __call__(self):
+        self.left -= 1
+        return 15 if self.left < 0 else None
+
+
+def run_through(config, split, folder=None, **around):
+    checkpoints = Checkpoints(folder, {"config": config.digest(), "dataset": "d", "code": "c"}) if folder else None
+    model = compiled(config, split)
+    fitted = fit(model, split, config, CLASSES, Surroundings(checkpoints=checkpoints, **around))
+    return model, fitted
+
+
+def same(one, other):
+    arrays, others = model_arrays(one), model_arrays(other)
+    return arrays.keys() == others.keys() and all(np.array_equal(arrays[key], others[key]) for key in arrays)
+
+
+EVERYTHING = {
+    "early_stopping": {"monitor": "val_loss", "patience": 1, "min_delta": 0.001},
+    "reduce_on_plateau": {"monitor": "val_loss", "patience": 0, "factor": 0.5},
+    "best_weights": "val_accuracy",
+    "augment": "affine",
+    "metrics": ("accuracy", "top_2_accuracy", "crossentropy"),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [
+        ("lab", {}),
+        ("lab", EVERYTHING),
+        ("lab", {"target_form": "one-hot", "optimizer": "sgd", "validation_freq": 2}),
+        ("regularized", {"schedule": "one-cycle"}),
+        ("convnet", {"augment": "shift"}),
+        ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
+        ("accurate", {"optimizer": "rmsprop"}),
+    ],
+)
+def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(tmp_path: Path, monkeypatch, model, training):
+    split, config = small_split(), config_of(model, **training)
+    straight, expected = run_through(config, split)
+    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)  # one step a look
+    for looks in (1, 3, 6):
+        with pytest.raises(Interrupted):
+            run_through(config, split, tmp_path, stop=StopAfter(looks))
+    resumed, found = run_through(config, split, tmp_path)
+    assert any(remark.startswith("resumed at epoch") for remark in found.remarks)
+    assert same(straight, resumed)
+    assert found.history.history == expected.history.history
+    assert found.weights_epoch == expected.weights_epoch
+    kept = [row for row in found.table.to_pylist() if row["metric"] != "epoch_seconds"]
+    wanted = [row for row in expected.table.to_pylist() if row["metric"] != "epoch_seconds"]
+    assert [replace_time(row) for row in kept] == [replace_time(row) for row in wanted]
+
+
+def replace_time(row):
+    return {name: value for name, value in row.items() if name != "logged_at"}
+
+
+def test_the_seed_decides_the_weights_and_the_order():
+    split = small_split()
+    one, first = run_through(config_of(), split)
+    again, second = run_through(config_of(), split)
+    other, third = run_through(config_of(seed=4), split)
+    assert same(one, again)
+    assert first.history.history == second.history.history
+    assert not same(one, other)
+    assert first.history.history != third.history.history
+
+
+def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
+    split, config = small_split(), config_of(augment="affine")
+    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)
+    single, _ = run_through(config, split)
+    monkeypatch.setattr("nnbuild.training.pace.Pace.__init__", lambda self: setattr(self, "steps", 1000))
+    many, _ = run_through(config, split)
+    assert same(single, many)
+
+
+def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
+    """The same batches in the same order through `model.fit`: the same loss, metric and weights to rounding."""
+    split, config = small_split(), config_of(epochs=1)
+    monkeypatch.setattr("nnbuild.training.fitting.epoch_order", lambda rows, *_: rows)
+    ours, fitted = run_through(config, split)
+    theirs = compiled(config, split)
+    from nnbuild.training.order import split_rows
+
+    rows, held_out = split_rows(len(split), config.training.validation_fraction, config.seed)
+    history = theirs.fit(
+        split.images[rows],
+        split.labels[rows].astype(np.int32),
+        batch_size=16,
+        epochs=1,
+        shuffle=False,
+        verbose=0,
+        validation_data=(split.images[held_out], split.labels[held_out].astype(np.int32)),
+    )
+    for name, values in history.history.items():
+        assert fitted.history.history[name] == pytest.approx(values, rel=1e-5)
+    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns():
+    model, fitted = run_through(config_of(epochs=15, learning_rate=0.01), small_split())
+    assert fitted.history.history["val_accuracy"][-1] == 1.0
+
+
+def test_a_loss_that_is_no_number_stops_the_fit():
+    with pytest.raises(DivergedError, match=r"loss became (nan|inf) in epoch \d, between steps"):
+        run_through(config_of("regularized", l2=10, optimizer="sgd", learning_rate=100, epochs=50), small_split())
+
+
+def test_early_stopping_and_best_weights_do_what_they_say():
+    config = config_of(
+        epochs=60, learning_rate=0.05, early_stopping={"monitor": "val_loss", "patience": 2}, best_weights="val_loss"
+    )
+    split = small_split()
+    model, fitted = run_through(config, split)
+    losses = fitted.history.history["val_loss"]
+    assert len(losses) < 60
+    assert fitted.weights_epoch == int(np.argmin(losses)) + 1
+
+
+def test_callbacks_of_the_users_own_are_called():
+    seen = []
+
+    class Count(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((epoch, logs["loss"]))
+
+    _, fitted = run_through(config_of(), small_split(), callbacks=[Count()])
+    assert seen == list(enumerate(fitted.history.history["loss"]))
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path):
+    split, config = small_split(), config_of()
+    straight, _ = run_through(config, split)
+    with pytest.raises(Interrupted):
+        run_through(config, split, tmp_path, stop=StopAfter(5))
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    damage(max(tmp_path.glob("*.npz")))
+    resumed, fitted = run_through(config, split, tmp_path)
+    assert any("damaged" in remark for remark in fitted.remarks)
+    assert same(straight, resumed)
+
+
+def test_damaged_checkpoints_begin_again(tmp_path: Path):
+    split, config = small_split(), config_of()
+    straight, _ = run_through(config, split)
+    with pytest.raises(Interrupted):
+        run_through(config, split, tmp_path, stop=StopAfter(5))
+    for path in tmp_path.glob("*.json"):
+        damage(path)
+    resumed, _ = run_through(config, split, tmp_path)
+    assert same(straight, resumed)
+
+
+@pytest.mark.parametrize("what", ["config", "dataset", "code"])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, what):
+    split, config = small_split(), config_of()
+    with pytest.raises(Interrupted):
+        run_through(config, split, tmp_path, stop=StopAfter(5))
+    identity = {"config": config.digest(), "dataset": "d", "code": "c"} | {what: "another"}
+    with pytest.raises(StoreError, match=f"another {what}"):
+        fit(compiled(config, split), split, config, CLASSES, Surroundings(checkpoints=Checkpoints(tmp_path, identity)))
+
+
+def test_other_threads_are_remarked_on(tmp_path: Path):
+    split, config = small_split(), config_of()
+    identity = {"config": config.digest(), "dataset": "d", "code": "c", "threads": 1}
+    around = Surroundings(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
+    with pytest.raises(Interrupted):
+        fit(compiled(config, split), split, config, CLASSES, around)
+    later = replace(around, checkpoints=Checkpoints(tmp_path, identity | {"threads": 2}), stop=lambda: None)
+    fitted = fit(compiled(config, split), split, config, CLASSES, later)
+    assert any("threads was 1 and is 2" in remark for remark in fitted.remarks)
