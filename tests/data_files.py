@@ -109,7 +109,7 @@ def png(image: np.ndarray) -> bytes:
 
 def image_column(images: np.ndarray, form: str) -> pa.Array:
     """The images as an Arrow array in one of PARQUET_FORMS."""
-    count, height, width, channels = images.shape
+    count = len(images)
     flat = images.reshape(count, -1)
     if form == "fixed_size_binary":
         return pa.array([row.tobytes() for row in flat], pa.binary(flat.shape[1]))
@@ -253,7 +253,7 @@ def serving(files: Mapping[str, bytes] | None = None, **options) -> Iterator[Ser
     server = Server(dict(files or {}), **options)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802  (the standard library's name)
+        def do_GET(self):
             server.respond(self)
 
         def log_message(self, *_):

@@ -103,7 +103,7 @@ def test_duplicates_warn_and_stop_only_if_asked():
     assert {found.name for found in check(given) if not found.passed} == names
     require(check(given))
     with pytest.raises(
-        CheckError, match="train_duplicates is 0.995.*test_images_in_train is 1.0.*class_balance is 197"
+        CheckError, match=r"train_duplicates is 0.995.*test_images_in_train is 1.0.*class_balance is 197"
     ):
         require(check(given, CheckLimits(strict=True)))
 

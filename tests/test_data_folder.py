@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -162,8 +163,20 @@ def test_other_formats_are_read(kind):
     ],
 )
 def test_pictures_of_other_kinds_are_refused(picture, kind):
-    with pytest.raises(DataError, match="^a: .*expected"):
+    with pytest.raises(DataError, match=r"^a: .*expected"):
         pictures.decode(encoded(picture, kind), "a")
+
+
+def test_pictures_that_expand_beyond_measure_are_refused_before_the_memory_is_taken(tmp_path):
+    (tmp_path / "0").mkdir()
+    content = png(np.zeros((2048, 2048, 1), np.uint8))
+    for number in range(100):
+        (tmp_path / "0" / f"{number}.png").write_bytes(content)
+    assert len(content) * 100 < 1 << 20
+    tracemalloc.start()
+    assert "claim to expand to 419430400 bytes; refused" in refused(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20  # a few copies of one picture
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("side", [5000, 12000, 20000])
@@ -171,5 +184,5 @@ def test_a_picture_bomb_is_refused(side):
     payload = bytearray(png(np.zeros((4, 4, 1), np.uint8)))
     payload[16:24] = struct.pack(">II", side, side)
     payload[29:33] = struct.pack(">I", zlib.crc32(payload[12:29]))
-    with pictures.strict(), pytest.raises(DataError, match="^a: "):
+    with pictures.strict(), pytest.raises(DataError, match=r"^a: "):
         pictures.decode(bytes(payload), "a")

@@ -114,7 +114,7 @@ def test_an_unpacked_file_is_preferred(tmp_path):
     assert {path.name for path in idx.find(tmp_path).values()} == set(IDX_NAMES)
 
 
-def test_the_payload_digest_is_that_of_the_file(tmp_path):
+def test_the_payload_digest_is_that_of_the_file():
     images = tiny().train_images[..., 0]
     assert idx.payload_digest(images) == hashlib.sha256(idx_bytes(images)).hexdigest()
     assert idx.payload_digest(images[:, ::-1]) != idx.payload_digest(images)

@@ -137,7 +137,7 @@ def test_members_never_become_paths(tmp_path):
     inside.mkdir()
     files = members() | {
         "../escaped.npy": npy(np.zeros(3)),
-        "/tmp/escaped.npy": b"",
+        "/escaped.npy": b"",
         "x_train.npy/../../a": b"",
     }
     npz.read(write(inside / "a.npz", files))

@@ -37,6 +37,8 @@ def translated(where: object) -> Iterator[None]:
         raise DataError(f"{where}: no such file; give a file that exists") from error
     except PermissionError as error:
         raise DataError(f"{where}: not readable; mend its permissions") from error
+    except MemoryError as error:
+        raise DataError(f"{where}: does not fit into this machine's memory; give less data") from error
     except (EOFError, zlib.error, OSError, OverflowError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: damaged or unreadable ({reason}); fetch it again") from error

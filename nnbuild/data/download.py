@@ -145,8 +145,10 @@ def _partial(target: Path) -> Iterator[IO[bytes]]:
             except BlockingIOError:
                 break
             if _stands(part, path):  # else the holder before us has moved it to its place meanwhile
-                yield part
-                _remove(part, path)
+                try:
+                    yield part
+                finally:
+                    _remove_useless(part, path, target)
                 return
     with tempfile.NamedTemporaryFile(
         dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
@@ -164,11 +166,14 @@ def _stands(part: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _remove(part: IO[bytes], path: Path) -> None:
-    if _stands(part, path):
+def _remove_useless(part: IO[bytes], path: Path, target: Path) -> None:
+    """Remove what no later download can go on with."""
+    if _stands(part, path) and (target.exists() or not os.fstat(part.fileno()).st_size):
         path.unlink()
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
     text = str(error.reason) if isinstance(error, urllib.error.URLError) else str(error)
     return " ".join(text.split()) or type(error).__name__

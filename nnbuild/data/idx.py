@@ -62,6 +62,19 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[in
     return np.dtype(_TYPES[magic[2]]), struct.unpack(f">{magic[3]}I", sizes)
 
 
+def read_all(folder: Path) -> tuple[NDArray[Any], ...]:
+    """Training images and labels, test images and labels from a folder of MNIST's four files.
+
+    Raises:
+        DataError: a file is missing, or as `read` says.
+    """
+    found = find(folder)
+    if missing := [name for name in FILES if name not in found]:
+        held = ", ".join(found) or "nothing"
+        raise DataError(f"{folder}: has {held} but lacks {', '.join(missing)}; expected all four files")
+    return tuple(read(found[name]) for name in FILES)
+
+
 def payload_digest(array: NDArray[np.uint8]) -> str:
     """sha256 of the IDX file that this array would be, so that any packaging of the same data has one digest.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,7 @@ def load(
         tried.append(f"cache {own} (empty)")
     except DataError as error:  # ours to replace, unlike the user's files
         tried.append(f"cache ({error})")
-        _clear(own)
+        _discard_damaged(named, own)
     for mirror in named.mirrors if mirrors is None else mirrors:
         try:
             _download(named, mirror, own, progress, timeout)
@@ -167,24 +168,25 @@ def _from_cache(named: Named, folder: Path) -> Dataset | None:
     return _assemble(named, raw, str(folder))
 
 
-def _clear(folder: Path) -> None:
-    """Make room for a sound copy; where that cannot be done, the download says so."""
-    for path in folder.glob("[!.]*"):
-        with archives.translated(path):
-            path.unlink()
+def _discard_damaged(named: Named, folder: Path) -> None:
+    """Make room for sound copies, and keep what is sound; where that cannot be done, the download says so."""
+    verifiers = {f"{name}.gz": _verifier(named, name) for name in idx.FILES}
+    verifiers[f"{named.name}.npz"] = partial(_verify_npz, named)
+    for name, verify in verifiers.items():
+        try:
+            verify(folder / name)
+        except DataError:
+            with suppress(OSError):
+                (folder / name).unlink()
 
 
 def _read(named: Named, folder: Path) -> Raw | None:
     """The arrays that a folder holds as IDX files or as an .npz; None if it has no file of either."""
-    found = idx.find(folder)
-    if found:
-        if missing := [name for name in idx.FILES if name not in found]:
-            raise DataError(
-                f"{folder}: has {', '.join(found)} but lacks {', '.join(missing)}; expected all four files"
-            )
-        return Raw(*(idx.read(found[name]) for name in idx.FILES))
     archive = folder / f"{named.name}.npz"
-    return Raw(*npz.read(archive)) if archive.exists() else None
+    found = idx.find(folder)
+    if archive.exists() and len(found) < len(idx.FILES):
+        return Raw(*npz.read(archive))
+    return Raw(*idx.read_all(folder)) if found else None
 
 
 def _is_mnist(raw: Raw) -> bool:
@@ -221,6 +223,10 @@ def _assemble(named: Named, raw: Raw, source: str) -> Dataset:
 
 def _download(named: Named, mirror: str, folder: Path, progress: Progress | None, timeout: float) -> None:
     if mirror.endswith(".npz"):
+        if not named.payload:
+            raise UnavailableError(
+                f"{mirror}: the payload of {named.name} has no published checksum to verify it by"
+            )
         fetch(
             mirror,
             folder / f"{named.name}.npz",

@@ -117,7 +117,7 @@ def _row_groups(path: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
 
 
 def _byte_columns(path: Path) -> list[str]:
-    """The columns of PNG bytes: read as dictionaries, a picture that is repeated a million times is held once."""
+    """The columns of PNG bytes: read as dictionaries, a picture repeated a million times is held once."""
     schema = pq.read_metadata(path).schema
     leaves = [schema.column(index) for index in range(len(schema))]
     return [leaf.path for leaf in leaves if leaf.path in _BYTES and leaf.physical_type == "BYTE_ARRAY"]

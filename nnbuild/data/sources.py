@@ -113,13 +113,8 @@ def _from_folder(path: Path) -> Dataset:
         names = sorted(entry.name for entry in path.iterdir())
     if not names:
         raise DataError(f"{path}: an empty folder; expected IDX files, Parquet files, or images by class")
-    if found := idx.find(path):
-        if missing := [name for name in idx.FILES if name not in found]:
-            raise DataError(
-                f"{path}: has {', '.join(found)} but lacks {', '.join(missing)}; expected all four files"
-            )
-        raw = Raw(*(idx.read(found[name]) for name in idx.FILES))
-        return assemble(raw, name=slug(path), source=str(path), where=path)
+    if idx.find(path):
+        return assemble(Raw(*idx.read_all(path)), name=slug(path), source=str(path), where=path)
     if tables.DESCRIPTION in names:
         return tables.read_dataset(path)
     if any(name.endswith(".parquet") for name in names):
