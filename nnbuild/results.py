@@ -92,11 +92,11 @@ class HistoryTable(Result):
 
 
 class Evaluated(Result):
-    """The headline figures on the test set."""
+    """The figures on the test set that are about all classes."""
 
     test_accuracy: float
     test_loss: float
-    expected_calibration_error: float
+    metrics: dict[str, float]
 
 
 class Scored(Result):

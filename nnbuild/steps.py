@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import numpy as np
+
 from nnbuild import faults, machine, schemas
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
@@ -155,7 +157,7 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
     from nnbuild import logits, models  # noqa: PLC0415  (TensorFlow takes seconds; loading does without)
 
     model = models.build(run.config, data.image_shape, data.classes)
-    logits.check_model(model, data.classes)
+    logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "uncompiled.keras"
     models.save_model(model, path)
     return BuiltModel(
@@ -178,7 +180,7 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
     steps = -(-len(rows) // int(training.batch_size or 1))
     model = _model(run, built)
     models.compile_model(model, training, steps=steps * int(training.epochs or 1))
-    logits.check_model(model, data.classes)
+    logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "compiled.keras"
     models.save_model(model, path)
     return CompiledModel(path=run.relative(path), steps_per_epoch=steps, files=run.digests("model/compiled.keras"))
@@ -235,7 +237,7 @@ def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any
                 tensorboard=str(run.folder / "tensorboard") if run.config.training.tensorboard else None,
             ),
         )
-    logits.check_model(model, data.classes)
+    logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
     models.save_model(model, path)
     return FittedModel(
@@ -271,7 +273,32 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
     Raises:
         ContractError: what comes out of the model is no logits, or not finite.
     """
-    return Evaluated()
+    from nnbuild import engines, evaluation, scoring  # noqa: PLC0415
+    from nnbuild.logits import softmax  # noqa: PLC0415
+
+    batch = run.config.scoring.batch_size
+    test = read_data(run, data).test
+    logits = scoring.logits_of(engines.KerasEngine(_model(run, fitted), batch), test, data.classes, batch)
+    figures = evaluation.evaluate(logits, test.labels, data.classes)
+    counts = evaluation.confusion_counts(test.labels, logits.argmax(axis=1), data.classes)
+    of_test = {"subset": "test"}
+    rows = {
+        "evaluation": [of_test | figure._asdict() for figure in figures],
+        "confusion": [
+            of_test | {"label": label, "predicted": predicted, "count": int(count)}
+            for (label, predicted), count in np.ndenumerate(counts)
+        ],
+        "calibration": [of_test | each._asdict() for each in evaluation.calibration_bins(softmax(logits), test.labels)],
+    }
+    for name, found in rows.items():
+        write_table(staged_table(run, name), schemas.table_of(schemas.FIXED[name], found), schemas.FIXED[name])
+    metrics = {figure.metric: figure.value for figure in figures if figure.label is None}
+    return Evaluated(
+        test_accuracy=metrics["accuracy"],
+        test_loss=metrics["loss"],
+        metrics=metrics,
+        files=run.digests(*(f"tables/{name}.parquet" for name in rows)),
+    )
 
 
 @_once(Scored)

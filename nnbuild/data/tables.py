@@ -70,7 +70,10 @@ def split_table(split: Split) -> Any:
         ],
         metadata={**metadata, _VERSION_KEY: SCHEMA_VERSION.encode()},
     )
-    return pa.Table.from_arrays([image, pa.array(split.labels, pa.int16())], schema=schema)
+    # Not pa.array, which imports pandas (a second) to look at a NumPy array.
+    labels = pa.py_buffer(np.ascontiguousarray(split.labels, np.int16))
+    label = pa.Array.from_buffers(pa.int16(), count, [None, labels])
+    return pa.Table.from_arrays([image, label], schema=schema)
 
 
 def split_from_table(table: Any, where: object = "table") -> Split:

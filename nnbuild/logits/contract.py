@@ -1,0 +1,143 @@
+"""The logits contract of a model: a linear head with one logit for each class, and a loss that knows it."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.errors import ContractError
+from nnbuild.logits.softmax import require_finite
+
+_KERNEL = "make the last layer Dense(classes) without an activation; softmax is applied at scoring"
+
+
+def check_model(model: Any, classes: int, image_shape: tuple[int, int, int] | None = None) -> None:
+    """Hold a model to the contract: its output, its head, and, once it is compiled, its loss.
+
+    Args:
+        model: a Keras model of any kind.
+        classes: how many logits are expected.
+        image_shape: height, width and channels; the model's own input shape if not given.
+
+    Raises:
+        ContractError: saying what was found, what was expected and how to mend it.
+    """
+    check_output(model, classes, image_shape)
+    check_head(model, image_shape)
+    if model.compiled:
+        check_loss(model)
+
+
+def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | None = None) -> None:
+    """One input of images, one output of shape (n, classes).
+
+    Raises:
+        ContractError: the model is not built, or has another input or output.
+    """
+    if not model.built:
+        raise ContractError(f"model {model.name!r} has no input shape; begin it with keras.Input(shape)")
+    inputs = getattr(model, "inputs", None)
+    if inputs is not None and len(inputs) != 1:
+        raise ContractError(f"model {model.name!r} has {len(inputs)} inputs, expected one of images")
+    given = tuple(inputs[0].shape[1:]) if inputs else None
+    if given and image_shape and not _fits(given, image_shape):
+        raise ContractError(
+            f"model {model.name!r} takes images of shape {given}, the dataset has {image_shape}; "
+            "build it from the input_shape that it is given"
+        )
+    try:
+        shape = model.compute_output_shape((None, *(image_shape or given or ())))
+    except Exception as error:  # a user's own layers may raise anything
+        raise ContractError(f"model {model.name!r} cannot take images of shape {image_shape or given}: {error}") from error
+    if isinstance(shape, (list, dict)) or (shape and isinstance(shape[0], (tuple, list))):
+        raise ContractError(f"model {model.name!r} has several outputs, expected one of shape (n, {classes})")
+    if tuple(shape) != (None, classes):
+        raise ContractError(
+            f"model {model.name!r} gives outputs of shape {tuple(shape)}, expected (n, {classes}): "
+            f"one logit for each of the {classes} classes; end it in Dense({classes})"
+        )
+
+
+def _fits(given: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
+    return len(given) == len(wanted) and all(one in (None, other) for one, other in zip(given, wanted, strict=True))
+
+
+def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> None:
+    """The head is linear, found from the graph: no softmax, sigmoid or other activation, wherever it hides.
+
+    Raises:
+        ContractError: naming the operation and its layer.
+    """
+    from nnbuild.logits.graph import nonlinear_end  # noqa: PLC0415  (softmax alone needs no TensorFlow)
+
+    found = nonlinear_end(model, tuple(image_shape or model.inputs[0].shape[1:]))
+    if found is not None:
+        raise ContractError(
+            f"model {model.name!r} ends in {found.operation} (at {found.place}), expected a linear layer that gives "
+            f"logits; {_KERNEL}"
+        )
+
+
+def check_loss(model: Any) -> None:
+    """The loss is a cross-entropy on logits.
+
+    Raises:
+        ContractError: it is another loss, or one with `from_logits=False`.
+    """
+    from nnbuild.backend import keras  # noqa: PLC0415
+
+    losses = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
+    loss = model.loss
+    if isinstance(loss, losses) and loss.from_logits:
+        return
+    given = loss if isinstance(loss, str) else type(loss).__name__
+    flag = f" with from_logits={loss.from_logits}" if isinstance(loss, losses) else ""
+    raise ContractError(
+        f"model {model.name!r} is compiled with {given}{flag}, expected SparseCategoricalCrossentropy or "
+        "CategoricalCrossentropy with from_logits=True"
+    )
+
+
+def check_logits(logits: NDArray[Any], classes: int, first_row: int = 0) -> NDArray[Any]:
+    """Hold an array to the contract.
+
+    Args:
+        logits: expected to be float, shape (n, classes), finite.
+        classes: how many there are.
+        first_row: number of the first row, for the message.
+
+    Returns:
+        The same array.
+
+    Raises:
+        ContractError: the shape is another, a logit is not finite, or the rows are probabilities.
+    """
+    if logits.ndim != 2 or logits.shape[1] != classes:  # noqa: PLR2004
+        raise ContractError(
+            f"expected logits of shape (n, {classes}), got {logits.shape}; pass the model's output, not images"
+        )
+    require_finite(logits, first_row)
+    refuse_probabilities(logits)
+    return logits
+
+
+def refuse_probabilities(logits: NDArray[Any]) -> None:
+    """Refuse "logits" whose rows are all non-negative and sum to 1: a softmax has been there already.
+
+    A second softmax would give rows that sum to 1 and the right argmax, and no confidence above e/(e + classes - 1);
+    no later check would notice. Real logits pass: a single row meets both conditions by chance about never.
+
+    Args:
+        logits: float, shape (n, classes).
+
+    Raises:
+        ContractError: every row looks like probabilities.
+    """
+    if len(logits) == 0:
+        return
+    wide = logits.astype(np.float64)
+    tolerance = 1e-2 if logits.dtype.itemsize == 2 else 1e-4  # noqa: PLR2004  (half precision)
+    if (wide >= 0).all() and (np.abs(wide.sum(axis=1) - 1) < tolerance).all():
+        raise ContractError(
+            f"all {len(logits)} rows of logits are non-negative and sum to 1: they are probabilities; {_KERNEL}"
+        )
