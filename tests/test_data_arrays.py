@@ -136,6 +136,4 @@ def test_the_number_of_classes_has_bounds():
 def test_a_thousand_classes_are_read():
     labels = np.arange(1000)
     images = np.zeros((1000, 2, 2), np.uint8)
-    assert (
-        made(train_images=images, train_labels=labels, test_images=images, test_labels=labels).classes == 1000
-    )
+    assert made(train_images=images, train_labels=labels, test_images=images, test_labels=labels).classes == 1000

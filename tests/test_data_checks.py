@@ -116,9 +116,7 @@ def test_the_bounds_can_be_set():
     assert result("constant_images_train", given, CheckLimits(constant_share=0.1)).passed
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"constant_share": 1.1}, {"imbalance": 0.5}, {"unknown": 1}, {"leaked_share": "x"}]
-)
+@pytest.mark.parametrize("wrong", [{"constant_share": 1.1}, {"imbalance": 0.5}, {"unknown": 1}, {"leaked_share": "x"}])
 def test_limits_have_limits(wrong):
     with pytest.raises(ValidationError):
         CheckLimits(**wrong)

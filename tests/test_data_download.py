@@ -88,6 +88,17 @@ def test_a_partial_file_that_is_complete_needs_no_byte_more(tmp_path):
     assert (tmp_path / "file").read_bytes() == BODY
 
 
+def test_a_damaged_file_is_replaced_and_kept_until_then(tmp_path):
+    (tmp_path / "file").write_bytes(b"damaged")
+    with serving({}) as server:
+        with pytest.raises(UnavailableError):
+            get(server, tmp_path / "file")
+        assert (tmp_path / "file").read_bytes() == b"damaged"
+        server.files |= FILES
+        get(server, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
 def test_what_does_not_verify_is_thrown_away(tmp_path):
     with serving({"/file": b"<html>Please log in</html>"}) as server:
         assert "not the published data (another content)" in refused(server, tmp_path / "file")

@@ -39,9 +39,7 @@ def test_write_then_read_is_the_identity(array, gzipped):
         assert idx.read(folder / "a").shape == array.shape
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"), [(0x09, "i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")]
-)
+@pytest.mark.parametrize(("code", "kind"), [(0x09, "i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")])
 def test_the_other_types_are_big_endian(tmp_path, code, kind):
     values = np.array([[1, -2, 3], [4, 5, -6]], kind)
     (tmp_path / "a").write_bytes(struct.pack(">HBB2I", 0, code, 2, 2, 3) + values.tobytes())

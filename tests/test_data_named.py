@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from data_files import IDX_NAMES, Arrays, idx_bytes, serving, write_idx, write_npz
 
-from nnbuild.data import idx, named, sources
+from nnbuild.data import idx, named, published, sources
 from nnbuild.data.download import UnavailableError
 from nnbuild.errors import DataError
 
@@ -36,23 +36,22 @@ def arrays() -> Arrays:
 @pytest.fixture(scope="module")
 def packed(arrays) -> dict[str, bytes]:
     payloads = [idx_bytes(array[..., 0] if array.ndim == 4 else array) for array in arrays]
-    return {
-        name: gzip.compress(payload, 1, mtime=0) for name, payload in zip(IDX_NAMES, payloads, strict=True)
-    }
+    return {name: gzip.compress(payload, 1, mtime=0) for name, payload in zip(IDX_NAMES, payloads, strict=True)}
 
 
 @pytest.fixture(scope="module")
-def published(packed) -> named.Named:
+def own(packed) -> published.Named:
     """MNIST, if it had been these arrays."""
     digests = {name: sha256(gzip.decompress(content)).hexdigest() for name, content in packed.items()}
-    return replace(named.MNIST, payload=digests)
+    return replace(published.MNIST, payload=digests)
 
 
 @pytest.fixture(scope="module")
-def kin(packed) -> named.Named:
+def kin(packed) -> published.Named:
     """Fashion-MNIST, if it had been these arrays: known by the packed files."""
     return replace(
-        named.FASHION_MNIST, packed={name: sha256(content).hexdigest() for name, content in packed.items()}
+        published.FASHION_MNIST,
+        packed={name: sha256(content).hexdigest() for name, content in packed.items()},
     )
 
 
@@ -63,64 +62,60 @@ def server(packed):
 
 
 def load(which, tmp_path, **options):
-    return named.load(
-        which, **({"data_dir": None, "cache": tmp_path / "cache", "mirrors": [], "timeout": 5} | options)
-    )
+    return named.load(which, **({"data_dir": None, "cache": tmp_path / "cache", "mirrors": [], "timeout": 5} | options))
 
 
 @pytest.mark.parametrize("place", ["direct", "mnist"])
 @pytest.mark.parametrize("form", ["idx", "gz", "dotted.gz", "npz"])
-def test_the_users_folder_is_read_in_every_form(tmp_path, arrays, published, place, form):
+def test_the_users_folder_is_read_in_every_form(tmp_path, arrays, own, place, form):
     folder = tmp_path / "data" / ("" if place == "direct" else place)
     folder.mkdir(parents=True)
     if form == "npz":
         write_npz(folder / "mnist.npz", arrays)
     else:
         write_idx(folder, arrays, gzipped=form.endswith("gz"), dotted=form.startswith("dotted"))
-    dataset = load(published, tmp_path, data_dir=tmp_path / "data")
+    dataset = load(own, tmp_path, data_dir=tmp_path / "data")
     assert dataset.name == "mnist"
     np.testing.assert_array_equal(dataset.test.images, arrays.test_images)
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_mirrors_fill_the_cache_once(tmp_path, arrays, published, server):
+def test_the_mirrors_fill_the_cache_once(tmp_path, arrays, own, server):
     told = []
-    dataset = load(
-        published, tmp_path, mirrors=[server.address + FOLDER], progress=lambda *now: told.append(now)
-    )
+    dataset = load(own, tmp_path, mirrors=[server.address + FOLDER], progress=lambda *now: told.append(now))
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     assert sorted({name for name, _, _ in told}) == sorted(f"{name}.gz" for name in IDX_NAMES)
     asked = len(server.requests)
-    assert load(published, tmp_path, mirrors=[server.address + FOLDER]).digest == dataset.digest
-    assert load(published, tmp_path).digest == dataset.digest
+    assert load(own, tmp_path, mirrors=[server.address + FOLDER]).digest == dataset.digest
+    assert load(own, tmp_path).digest == dataset.digest
     assert len(server.requests) == asked == 4
 
 
-def test_the_next_mirror_is_asked_when_one_fails(tmp_path, arrays, published, server):
+def test_the_next_mirror_is_asked_when_one_fails(tmp_path, arrays, own, server):
     other = in_mnists_form(2)
     server.files["/lies/train-images-idx3-ubyte.gz"] = gzip.compress(idx_bytes(other.train_images[..., 0]), 1)
     server.files["/broken/mnist.npz"] = b"PK\x03\x04 and no more"
     write_npz(tmp_path / "mnist.npz", arrays)
     server.files["/good/mnist.npz"] = (tmp_path / "mnist.npz").read_bytes()
     places = ["/absent/mnist.npz", "/absent/", "/lies/", "/broken/mnist.npz", "/good/mnist.npz", "/never/"]
-    dataset = load(published, tmp_path, mirrors=[server.address + place for place in places])
+    dataset = load(own, tmp_path, mirrors=[server.address + place for place in places])
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     assert not any(path.startswith("/never") for path, _ in server.requests)
     assert [path.name for path in (tmp_path / "cache" / "mnist").iterdir()] == ["mnist.npz"]
 
 
-def test_when_no_place_has_it_all_are_listed(tmp_path, published, server):
+def test_when_no_place_has_it_all_are_listed(tmp_path, own, server):
     (tmp_path / "data").mkdir()
     mirrors = [f"{server.address}/one/", f"{server.address}/two/mnist.npz"]
     with pytest.raises(UnavailableError) as caught:
-        load(published, tmp_path, data_dir=tmp_path / "data", mirrors=mirrors)
+        load(own, tmp_path, data_dir=tmp_path / "data", mirrors=mirrors)
     message = str(caught.value)
     for place in (tmp_path / "data", tmp_path / "cache", *mirrors, "--data-dir", "--fallback digits"):
         assert str(place) in message
     assert "\n" not in message
 
 
-def test_damaged_files_of_the_user_are_an_error_and_stay(tmp_path, arrays, published, server):
+def test_damaged_files_of_the_user_are_an_error_and_stay(tmp_path, arrays, own, server):
     folder = write_idx(tmp_path / "data", arrays)
     images = folder / "train-images-idx3-ubyte"
     content = bytearray(images.read_bytes())
@@ -128,42 +123,50 @@ def test_damaged_files_of_the_user_are_an_error_and_stay(tmp_path, arrays, publi
     for broken in (bytes(content), bytes(content[:-1]), b""):
         images.write_bytes(broken)
         with pytest.raises(DataError) as caught:
-            load(published, tmp_path, data_dir=folder, mirrors=[server.address + FOLDER])
+            load(own, tmp_path, data_dir=folder, mirrors=[server.address + FOLDER])
         assert not isinstance(caught.value, UnavailableError)
         assert str(folder) in str(caught.value)
         assert images.read_bytes() == broken
     images.unlink()
     with pytest.raises(DataError, match="lacks train-images-idx3-ubyte"):
-        load(published, tmp_path, data_dir=folder, mirrors=[server.address + FOLDER])
+        load(own, tmp_path, data_dir=folder, mirrors=[server.address + FOLDER])
     assert server.requests == []
 
 
-def test_other_data_in_mnists_form_are_refused_with_the_way_out(tmp_path, published):
+def test_other_data_in_mnists_form_are_refused_with_the_way_out(tmp_path, own):
     folder = write_idx(tmp_path / "data", in_mnists_form(2))
     with pytest.raises(DataError, match=f"published one .*--dataset {folder}"):
-        load(published, tmp_path, data_dir=folder)
+        load(own, tmp_path, data_dir=folder)
     assert sources.load(str(folder), data_dir=None, cache=tmp_path).name == "data"
 
 
-def test_a_damaged_cache_is_replaced(tmp_path, published, server):
+def test_a_damaged_cache_is_replaced(tmp_path, own, server, arrays):
     mirrors = [server.address + FOLDER]
-    digest = load(published, tmp_path, mirrors=mirrors).digest
+    digest = load(own, tmp_path, mirrors=mirrors).digest
     cached = tmp_path / "cache" / "mnist" / "train-labels-idx1-ubyte.gz"
     for broken in (cached.read_bytes()[:-10], gzip.compress(idx_bytes(np.zeros(60_000)))):
         cached.write_bytes(broken)
-        assert load(published, tmp_path, mirrors=mirrors).digest == digest
+        assert load(own, tmp_path, mirrors=mirrors).digest == digest
+    write_npz(tmp_path / "mnist.npz", arrays)
+    server.files["/npz/mnist.npz"] = (tmp_path / "mnist.npz").read_bytes()
     cached.write_bytes(b"broken")
-    with pytest.raises(DataError, match="train-labels"):
-        load(published, tmp_path)
+    assert load(own, tmp_path, mirrors=[f"{server.address}/npz/mnist.npz"]).digest == digest
+    assert load(own, tmp_path).digest == digest
+    cached.with_name("mnist.npz").write_bytes(b"broken")
+    for _ in range(2):  # it is no fallback's turn, neither now nor the next night
+        with pytest.raises(DataError) as caught:
+            load(own, tmp_path, mirrors=[f"{server.address}/absent/"])
+        assert not isinstance(caught.value, UnavailableError)
+        assert "mnist.npz" in str(caught.value)
 
 
-def test_an_unfinished_cache_is_finished(tmp_path, published, server):
+def test_an_unfinished_cache_is_finished(tmp_path, own, server):
     images = server.files.pop(f"{FOLDER}t10k-images-idx3-ubyte.gz")
     with pytest.raises(UnavailableError):
-        load(published, tmp_path, mirrors=[server.address + FOLDER])
+        load(own, tmp_path, mirrors=[server.address + FOLDER])
     server.files[f"{FOLDER}t10k-images-idx3-ubyte.gz"] = images
     server.requests.clear()
-    load(published, tmp_path, mirrors=[server.address + FOLDER])
+    load(own, tmp_path, mirrors=[server.address + FOLDER])
     asked = [path.removeprefix(FOLDER) for path, _ in server.requests]
     assert asked == ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
 
@@ -177,8 +180,8 @@ def test_the_kin_are_known_by_their_packed_files(tmp_path, kin, arrays, server):
         load(kin, tmp_path / "again", mirrors=[server.address + FOLDER])
 
 
-def test_mnists_files_are_not_taken_for_fashion(tmp_path, kin, arrays, published, monkeypatch):
-    monkeypatch.setattr(named, "MNIST", published)
+def test_mnists_files_are_not_taken_for_fashion(tmp_path, kin, arrays, own, monkeypatch):
+    monkeypatch.setattr(named, "MNIST", own)
     folder = write_idx(tmp_path / "data", arrays)
     with pytest.raises(UnavailableError):
         load(kin, tmp_path, data_dir=folder)
@@ -212,8 +215,8 @@ def test_the_fallback_is_taken_only_where_nothing_is_to_be_had(tmp_path):
 
 
 def test_the_published_addresses_and_checksums_are_well_formed():
-    assert set(named.NAMED) == {"mnist", "fashion-mnist", "kmnist"}
-    for known in named.NAMED.values():
+    assert set(published.NAMED) == {"mnist", "fashion-mnist", "kmnist"}
+    for known in published.NAMED.values():
         assert len(known.class_names) == 10
         digests = known.payload or known.packed
         assert tuple(digests) == idx.FILES == IDX_NAMES

@@ -27,9 +27,7 @@ def table(images, labels=None):
 
 
 @pytest.mark.parametrize("form", PARQUET_FORMS)
-@pytest.mark.parametrize(
-    "options", [{}, {"row_group_size": 7}, {"compression": "zstd", "use_dictionary": False}]
-)
+@pytest.mark.parametrize("options", [{}, {"row_group_size": 7}, {"compression": "zstd", "use_dictionary": False}])
 def test_row_groups_and_encodings_do_not_matter(tmp_path, form, options):
     arrays = tiny()
     dataset = parquet.load_folder(write_parquet_folder(tmp_path, arrays, form, **options))
@@ -43,9 +41,7 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
     for part, rows in enumerate((slice(0, 15), slice(15, 40))):
         path = tmp_path / f"train-{part:05}-of-00002.parquet"
         write_parquet(path, arrays.train_images[rows], arrays.train_labels[rows], "hugging_face")
-    write_parquet(
-        tmp_path / "test-00000-of-00001.parquet", arrays.test_images, arrays.test_labels, "hugging_face"
-    )
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", arrays.test_images, arrays.test_labels, "hugging_face")
     np.testing.assert_array_equal(parquet.load_folder(tmp_path).train.images, arrays.train_images)
 
 
@@ -78,9 +74,7 @@ def test_metadata_of_another_kind_are_passed_over(tmp_path, text):
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
-    assert "no column 'image' among pixels, label" in refused(
-        pa.table({"pixels": [1], "label": [1]}), tmp_path
-    )
+    assert "no column 'image' among pixels, label" in refused(pa.table({"pixels": [1], "label": [1]}), tmp_path)
     assert "no column 'label' among image" in refused(pa.table({"image": [b"1"]}), tmp_path)
 
 
@@ -96,9 +90,7 @@ def test_nulls_are_refused_with_their_rows(tmp_path, form):
     assert "1 null(s) in column 'image', rows 8" in message
     labels = pa.array([None if row == 33 else row % 2 for row in range(40)])
     whole = image_column(tiny().train_images, form)
-    assert "1 null(s) in column 'label', rows 33" in refused(
-        table(whole, labels), tmp_path, row_group_size=20
-    )
+    assert "1 null(s) in column 'label', rows 33" in refused(table(whole, labels), tmp_path, row_group_size=20)
 
 
 def test_nulls_inside_are_refused(tmp_path):
@@ -113,9 +105,7 @@ def test_lists_of_several_lengths_are_refused(tmp_path):
     assert "different lengths" in refused(table(pa.array([[[1, 1], [1]], [[1], [1, 1]]])), tmp_path)
     images = [png(np.zeros((4, 4, 1), np.uint8)), png(np.zeros((4, 5, 1), np.uint8))]
     assert "row 1: height, width, channels (4, 5, 1)" in refused(table(images), tmp_path)
-    assert "expected one" in refused(
-        table(pa.array([[1] * 4] * 4 + [[1] * 9] * 4)), tmp_path, row_group_size=4
-    )
+    assert "expected one" in refused(table(pa.array([[1] * 4] * 4 + [[1] * 9] * 4)), tmp_path, row_group_size=4)
 
 
 def test_pixels_without_a_shape_must_be_a_square(tmp_path):

@@ -1,7 +1,10 @@
 """The store's form of a dataset: written and read it is the same, changed it is refused."""
 
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -146,6 +149,21 @@ def test_other_tables_are_refused():
     ):
         with pytest.raises(DataError):
             tables.split_from_table(other)
+
+
+def test_writing_and_reading_do_not_import_pandas(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from nnbuild.data import checks, tables
+from nnbuild.data.dataset import Dataset, Split
+split = Split(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1], np.int16))
+tables.write_dataset(Dataset("a", split, split, ("0", "1"), ""), Path({str(tmp_path)!r}))
+checks.check(tables.read_dataset(Path({str(tmp_path)!r})))
+raise SystemExit("pandas" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_reading_makes_no_loop_over_rows(tmp_path):

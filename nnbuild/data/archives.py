@@ -93,9 +93,7 @@ def read_exactly(stream: Any, size: int, where: object) -> bytearray:
     while len(payload) < size:
         chunk = stream.read(min(_CHUNK, size - len(payload)))
         if not chunk:
-            raise DataError(
-                f"{where}: truncated, {len(payload)} bytes of data where its header promises {size}"
-            )
+            raise DataError(f"{where}: truncated, {len(payload)} bytes of data where its header promises {size}")
         payload += chunk
     if stream.read(1):
         raise DataError(f"{where}: more data than the {size} bytes that its header promises; it is damaged")

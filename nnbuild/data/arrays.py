@@ -26,9 +26,7 @@ class Raw(NamedTuple):
     test_labels: NDArray[Any]
 
 
-def assemble(
-    raw: Raw, *, name: str, source: str, where: object, class_names: Sequence[str] | None = None
-) -> Dataset:
+def assemble(raw: Raw, *, name: str, source: str, where: object, class_names: Sequence[str] | None = None) -> Dataset:
     """A dataset from arrays.
 
     Images may have shape (n, height, width) or (n, height, width, channels), channels 1 or 3, and hold
@@ -79,9 +77,7 @@ def _with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
     if len(shape) == 3:  # noqa: PLR2004
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.shape[3] not in _CHANNELS or 0 in array.shape:  # noqa: PLR2004
-        raise DataError(
-            f"{where}: images of shape {shape}; expected (n, height, width) or (n, height, width, 1 or 3)"
-        )
+        raise DataError(f"{where}: images of shape {shape}; expected (n, height, width) or (n, height, width, 1 or 3)")
     return array
 
 
@@ -102,9 +98,7 @@ def _to_uint8(array: NDArray[Any], scale: int) -> NDArray[np.uint8]:
     pixels = np.empty(array.shape, np.uint8)
     for start in range(0, len(array), _ROWS):
         rows = array[start : start + _ROWS]
-        pixels[start : start + _ROWS] = (
-            np.rint(rows.astype(np.float64) * scale) if array.dtype.kind == "f" else rows
-        )
+        pixels[start : start + _ROWS] = np.rint(rows.astype(np.float64) * scale) if array.dtype.kind == "f" else rows
     return pixels
 
 

@@ -34,9 +34,7 @@ class CheckLimits(BaseModel):
     imbalance: float = Field(
         default=20.0, ge=1, description="Most that the largest class may exceed the smallest, as a factor"
     )
-    strict: bool = Field(
-        default=False, description="Stop for duplicates, leaked images and imbalance, not only warn"
-    )
+    strict: bool = Field(default=False, description="Stop for duplicates, leaked images and imbalance, not only warn")
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,7 @@ def require(results: Sequence[CheckResult]) -> None:
             + (f" ({result.detail})" * bool(result.detail))
             for result in violated
         )
-        raise CheckError(
-            f"the data are not fit to train on: {numbers}; mend the data, or the limits of the checks"
-        )
+        raise CheckError(f"the data are not fit to train on: {numbers}; mend the data, or the limits of the checks")
 
 
 def _form(dataset: Dataset) -> Iterator[CheckResult]:
@@ -114,9 +110,7 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
     )
     kinds = [f"{split.images.dtype} images, {split.labels.dtype} labels" for split in splits]
     expected = "uint8 images, int16 labels"
-    yield CheckResult(
-        "dtype", passed=kinds == [expected] * 2, hard=True, measured=_once(kinds), bound=expected
-    )
+    yield CheckResult("dtype", passed=kinds == [expected] * 2, hard=True, measured=_once(kinds), bound=expected)
     labels = np.concatenate([split.labels.ravel() for split in splits])
     low, high = (labels.min(), labels.max()) if len(labels) else (0, 0)
     inside = bool(low >= 0 and high < dataset.classes)

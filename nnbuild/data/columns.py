@@ -58,9 +58,7 @@ def reader(kind: Any, metadata: Mapping[bytes, bytes], where: object) -> Reader:
     shape = image_shape(metadata, where) if b"height" in metadata else None
     if isinstance(kind, pa.FixedShapeTensorType):
         if kind.permutation not in (None, list(range(len(kind.shape)))):
-            raise DataError(
-                f"{where}: tensors in the order {kind.permutation}; expected height, width, channels"
-            )
+            raise DataError(f"{where}: tensors in the order {kind.permutation}; expected height, width, channels")
         return _Lists(tuple(kind.shape), math.prod(kind.shape) and kind.value_type.bit_width // 8)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -75,9 +73,7 @@ def reader(kind: Any, metadata: Mapping[bytes, bytes], where: object) -> Reader:
         return _Pictures("image.bytes")
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _Pictures("image")
-    raise DataError(
-        f"{where}: column 'image' is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes"
-    )
+    raise DataError(f"{where}: column 'image' is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes")
 
 
 def require_labels(kind: Any, where: object) -> None:
@@ -131,9 +127,7 @@ class _Lists(Reader):
         shape = self.shape if self.shape or len(sizes) > 1 else _shape(sizes[0], None, where)
         shape = shape or tuple(sizes)
         if math.prod(shape) != math.prod(sizes):
-            raise DataError(
-                f"{where}: images of {math.prod(sizes)} numbers, their shape is said to be {shape}"
-            )
+            raise DataError(f"{where}: images of {math.prod(sizes)} numbers, their shape is said to be {shape}")
         return _narrow(np.asarray(values.to_numpy(zero_copy_only=False))).reshape(count, *shape)
 
 
@@ -155,9 +149,7 @@ class _Pictures(Reader):
                     sizes = f"{images[-1].shape}, row {first} has {images[0].shape}"
                     raise DataError(f"{where}, row {row}: height, width, channels {sizes}; expected one size")
                 if len(images) * images[0].nbytes > room:
-                    raise DataError(
-                        f"{where}, row {row}: pictures that expand beyond {room} bytes; refused as a bomb"
-                    )
+                    raise DataError(f"{where}, row {row}: pictures that expand beyond {room} bytes; refused as a bomb")
         return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
 
 
@@ -174,9 +166,7 @@ def _shape(size: int, given: tuple[int, ...] | None, where: object) -> tuple[int
     shape = given or (side, side, 1)
     if math.prod(shape) != size or not size:
         claim = f"metadata say {given}" if given else "that is no square, and its metadata give no shape"
-        raise DataError(
-            f"{where}: images of {size} values, {claim}; expected metadata height, width and channels"
-        )
+        raise DataError(f"{where}: images of {size} values, {claim}; expected metadata height, width and channels")
     return shape
 
 

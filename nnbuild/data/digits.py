@@ -25,9 +25,7 @@ def load() -> Dataset:
     images = np.stack([_enlarge(image) for image in bunch.images])[..., np.newaxis]
     train, test = hold_out(Split(images, bunch.target.astype(np.int16)))
     names = tuple(str(label) for label in range(10))
-    return Dataset(
-        NAME, train, test, names, "scikit-learn's load_digits; test: a sixth of each class, by content"
-    )
+    return Dataset(NAME, train, test, names, "scikit-learn's load_digits; test: a sixth of each class, by content")
 
 
 def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:

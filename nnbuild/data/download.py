@@ -30,10 +30,8 @@ class UnavailableError(DataError):
     """The data are nowhere to be had: not a word on whether they are sound."""
 
 
-def fetch(
-    url: str, target: Path, verify: Callable[[Path], None], *, progress: Progress | None, timeout: float
-) -> None:
-    """Download a file, unless it is there already.
+def fetch(url: str, target: Path, verify: Callable[[Path], None], *, progress: Progress | None, timeout: float) -> None:
+    """Download a file, unless a sound one is there already.
 
     What arrives is kept in a hidden `.part` file beside the target until it is verified, so that a broken
     download goes on where it stopped. Of several processes one works on that file; the others use their own.
@@ -51,7 +49,7 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _partial(target) as part:
-            if not target.exists():
+            if not _is_sound(target, verify):
                 _fill(url, part, verify, partial(progress, target.name) if progress else None, timeout)
                 os.fsync(part.fileno())
                 Path(part.name).replace(target)
@@ -59,9 +57,17 @@ def fetch(
         raise UnavailableError(f"{target.parent}: {_reason(error)}") from error
 
 
-def _fill(
-    url: str, part: IO[bytes], verify: Callable[[Path], None], report: _Report | None, timeout: float
-) -> None:
+def _is_sound(target: Path, verify: Callable[[Path], None]) -> bool:
+    if not target.exists():
+        return False
+    try:
+        verify(target)
+    except DataError:
+        return False
+    return True
+
+
+def _fill(url: str, part: IO[bytes], verify: Callable[[Path], None], report: _Report | None, timeout: float) -> None:
     """Download until `verify` is content; begin anew if what was resumed turns out to be unsound."""
     for attempt in range(1, _ATTEMPTS + 1):
         resumed = part.seek(0, os.SEEK_END) > 0
@@ -148,11 +154,9 @@ def _partial(target: Path) -> Iterator[IO[bytes]]:
                 try:
                     yield part
                 finally:
-                    _remove_useless(part, path, target)
+                    _remove_empty(part, path)
                 return
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
-    ) as own:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False) as own:
         try:
             yield own
         finally:
@@ -166,9 +170,8 @@ def _stands(part: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _remove_useless(part: IO[bytes], path: Path, target: Path) -> None:
-    """Remove what no later download can go on with."""
-    if _stands(part, path) and (target.exists() or not os.fstat(part.fileno()).st_size):
+def _remove_empty(part: IO[bytes], path: Path) -> None:
+    if _stands(part, path) and not os.fstat(part.fileno()).st_size:
         path.unlink()
 
 

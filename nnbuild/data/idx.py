@@ -38,24 +38,15 @@ def read(path: Path) -> NDArray[Any]:
         kind, shape = _read_header(stream, path)
         size = math.prod(shape) * kind.itemsize
         if size > limit:
-            raise DataError(
-                f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again"
-            )
+            raise DataError(f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again")
         payload = archives.read_exactly(stream, size, path)
     return np.frombuffer(payload, kind).reshape(shape)
 
 
 def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(_MAGIC)
-    if (
-        len(magic) < _MAGIC
-        or magic[:2] != b"\0\0"
-        or magic[2] not in _TYPES
-        or not 1 <= magic[3] <= _MOST_DIMENSIONS
-    ):
-        raise DataError(
-            f"{path}: starts with {magic.hex() or 'nothing'}, expected an IDX header such as 00000803"
-        )
+    if len(magic) < _MAGIC or magic[:2] != b"\0\0" or magic[2] not in _TYPES or not 1 <= magic[3] <= _MOST_DIMENSIONS:
+        raise DataError(f"{path}: starts with {magic.hex() or 'nothing'}, expected an IDX header such as 00000803")
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise DataError(f"{path}: truncated in its header, expected {magic[3]} sizes of 4 bytes")

@@ -37,9 +37,7 @@ def read(path: Path) -> tuple[NDArray[Any], ...]:
         members = {member.filename: member for member in archive.infolist()}
         if missing := [key for key in KEYS if f"{key}.npy" not in members]:
             held = ", ".join(sorted(members)[:10]) or "nothing"
-            raise DataError(
-                f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(KEYS)}"
-            )
+            raise DataError(f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(KEYS)}")
         needed = [members[f"{key}.npy"] for key in KEYS]
         if (size := sum(member.file_size for member in needed)) > archives.allowance(packed):
             raise DataError(f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb")
@@ -54,9 +52,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) 
             raise DataError(f"{where}: holds {what}, which are refused; expected numbers")
         size = math.prod(shape) * kind.itemsize
         if min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
-            raise DataError(
-                f"{where}: claims shape {shape} of {kind}, {size} bytes, in a member of {member.file_size}"
-            )
+            raise DataError(f"{where}: claims shape {shape} of {kind}, {size} bytes, in a member of {member.file_size}")
         payload = archives.read_exactly(stream, size, where)
     values = np.frombuffer(payload, kind)
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
@@ -65,9 +61,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) 
 def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
-        raise DataError(
-            f"{where}: .npy version {version}, expected 1.0 or 2.0; save it with numpy.savez_compressed"
-        )
+        raise DataError(f"{where}: .npy version {version}, expected 1.0 or 2.0; save it with numpy.savez_compressed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # files of Python 2 warn, and are read well
         return _HEADERS[version](stream)

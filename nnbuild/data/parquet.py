@@ -50,9 +50,7 @@ def load_folder(path: Path) -> Dataset:
     images, labels = _read(train)
     names = _class_names(train[0])
     if not test:
-        return assemble_held_out(
-            images, labels, name=slug(path), source=str(path), where=path, class_names=names
-        )
+        return assemble_held_out(images, labels, name=slug(path), source=str(path), where=path, class_names=names)
     raw = Raw(images, labels, *_read(test))
     return assemble(raw, name=slug(path), source=str(path), where=path, class_names=names)
 
@@ -95,18 +93,14 @@ def _row_groups(path: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         schema = file.schema_arrow
         if missing := [name for name in (_IMAGE, _LABEL) if name not in schema.names]:
             held = ", ".join(schema.names[:20])
-            raise DataError(
-                f"{path}: no column {missing[0]!r} among {held}; expected {_IMAGE!r} and {_LABEL!r}"
-            )
+            raise DataError(f"{path}: no column {missing[0]!r} among {held}; expected {_IMAGE!r} and {_LABEL!r}")
         columns.require_labels(schema.field(_LABEL).type, path)
         image = columns.reader(schema.field(_IMAGE).type, schema.metadata or {}, path)
         first = 0
         for group in range(file.num_row_groups):
             size = _expanded(file.metadata.row_group(group), image)
             if not 0 <= size <= room:
-                raise DataError(
-                    f"{path}: claims to expand to {size} bytes in row group {group}; refused as a bomb"
-                )
+                raise DataError(f"{path}: claims to expand to {size} bytes in row group {group}; refused as a bomb")
             table = file.read_row_group(group, columns=[image.column, _LABEL])
             labels = columns.labels(table[_LABEL], first, path)
             images = image.read(table[_IMAGE], first, room, path)

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nnbuild.data import archives, digits, folder, idx, named, npz, parquet, tables
+from nnbuild.data import archives, digits, folder, idx, named, npz, parquet, published, tables
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError
 from nnbuild.errors import ConfigError, DataError, suggestion
 
-NAMES = (*named.NAMED, digits.NAME)
+NAMES = (*published.NAMED, digits.NAME)
 """The datasets that have a name; anything else is a path."""
 
 _ZIP_MAGIC, _PARQUET_MAGIC = b"PK", b"PAR1"
@@ -60,11 +60,11 @@ def load(
         raise ConfigError(f"fallback {fallback!r}: {suggestion(str(fallback), [digits.NAME])}")
     if name_or_path == digits.NAME:
         return digits.load()
-    if name_or_path not in named.NAMED:
+    if name_or_path not in published.NAMED:
         return _from_path(name_or_path)
     try:
         return named.load(
-            named.NAMED[name_or_path],
+            published.NAMED[name_or_path],
             data_dir=data_dir,
             cache=cache,
             mirrors=(mirrors or {}).get(name_or_path),
@@ -81,12 +81,8 @@ def load(
 def _from_path(given: str) -> Dataset:
     if not given or not os.path.exists(given):  # noqa: PTH110  (Path.exists raises on names that are too long)
         if "/" in given or "." in given:
-            raise DataError(
-                f"{given}: no such file or folder; give one that exists, or a name: {', '.join(NAMES)}"
-            )
-        raise ConfigError(
-            f"dataset {given!r} is neither a known name nor an existing path; {suggestion(given, NAMES)}"
-        )
+            raise DataError(f"{given}: no such file or folder; give one that exists, or a name: {', '.join(NAMES)}")
+        raise ConfigError(f"dataset {given!r} is neither a known name nor an existing path; {suggestion(given, NAMES)}")
     path = Path(given)
     return _from_folder(path) if path.is_dir() else _from_file(path)
 
@@ -100,9 +96,7 @@ def _from_file(path: Path) -> Dataset:
     if magic.startswith(_ZIP_MAGIC) or path.suffix == ".npz":
         return assemble(Raw(*npz.read(path)), name=slug(path), source=str(path), where=path)
     if path.suffix == ".parquet":
-        raise DataError(
-            f"{path}: starts with {magic.hex() or 'nothing'}, no Parquet file; fetch or write it again"
-        )
+        raise DataError(f"{path}: starts with {magic.hex() or 'nothing'}, no Parquet file; fetch or write it again")
     raise DataError(
         f"{path}: neither .npz nor Parquet; expected one of these, or the folder of the IDX files or images"
     )

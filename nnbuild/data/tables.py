@@ -63,9 +63,7 @@ def split_table(split: Split) -> Any:
     metadata = dict(zip(_SHAPE_KEYS, (str(size).encode() for size in shape), strict=True))
     schema = pa.schema(
         [
-            pa.field(
-                "image", image.type, nullable=False, metadata={"description": "Pixels, 0 to 255, row by row"}
-            ),
+            pa.field("image", image.type, nullable=False, metadata={"description": "Pixels, 0 to 255, row by row"}),
             pa.field("label", pa.int16(), nullable=False, metadata={"description": "True class, from 0"}),
         ],
         metadata={**metadata, _VERSION_KEY: SCHEMA_VERSION.encode()},
@@ -85,18 +83,14 @@ def split_from_table(table: Any, where: object = "table") -> Split:
     metadata = table.schema.metadata or {}
     version = metadata.get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again"
-        )
+        raise DataError(f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again")
     shape = image_shape(metadata, where)
     kinds = [(field.name, field.type) for field in table.schema]
     if kinds != [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int16())]:
-        raise DataError(
-            f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16"
-        )
+        raise DataError(f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16")
     if table["image"].null_count or table["label"].null_count:
         raise DataError(f"{where}: holds nulls; ingest the data again")
-    return Split(fixed_pixels(table["image"]).reshape(-1, *shape), table["label"].to_numpy())
+    return Split(fixed_pixels(table["image"]).reshape(-1, *shape), _values(table["label"], np.int16))
 
 
 def image_shape(metadata: Any, where: object) -> tuple[int, int, int]:
@@ -116,12 +110,23 @@ def image_shape(metadata: Any, where: object) -> tuple[int, int, int]:
 
 def fixed_pixels(column: Any) -> Any:
     """The bytes of a column of fixed_size_binary without nulls: uint8, shape (n, size)."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # older versions of Arrow, and columns without a chunk
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    width = array.type.byte_width
-    flat = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
-    return flat.reshape(len(array), width)
+    width = column.type.byte_width
+    return _values(column, np.uint8, width).reshape(-1, width)
+
+
+def _values(column: Any, kind: type[np.generic], each: int = 1) -> Any:
+    """A column's memory as a flat array; Arrow's own to_numpy imports pandas (a second).
+
+    Args:
+        column: of a type of fixed width, without nulls.
+        kind: of the values.
+        each: how many values a row has.
+    """
+    parts = [
+        np.frombuffer(chunk.buffers()[1] or b"", kind)[chunk.offset * each : (chunk.offset + len(chunk)) * each]
+        for chunk in column.chunks
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind), *parts])
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
@@ -191,9 +196,7 @@ def read_dataset(folder: Path) -> Dataset:
     shape = (description.height, description.width, description.channels)
     for name, split in zip(_SPLITS, (train, test), strict=True):
         if split.images.shape[1:] != shape:
-            raise DataError(
-                f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}"
-            )
+            raise DataError(f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}")
     return Dataset(description.name, train, test, description.class_names, description.source)
 
 
@@ -211,10 +214,14 @@ def _read_description(path: Path) -> _Description:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON; ingest the data again") from error
     if description.schema_version != SCHEMA_VERSION:
-        raise DataError(
-            f"{path}: schema version {description.schema_version}, expected {SCHEMA_VERSION}; ingest again"
-        )
+        raise DataError(f"{path}: schema version {description.schema_version}, expected {SCHEMA_VERSION}; ingest again")
     return description
+
+
+def _table(payload: bytes) -> Any:
+    """The table in a Parquet file; pq.read_table would import pyarrow.dataset, and that pandas (a second)."""
+    with pq.ParquetFile(pa.BufferReader(payload)) as file:
+        return file.read()
 
 
 def _read_split(path: Path, expected: _File) -> Split:
@@ -224,17 +231,13 @@ def _read_split(path: Path, expected: _File) -> Split:
     with archives.translated(path):
         payload = path.read_bytes()
     if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
-        raise DataError(
-            f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again"
-        )
+        raise DataError(f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again")
     try:
-        split = split_from_table(pq.read_table(pa.BufferReader(payload)), path)
+        split = split_from_table(_table(payload), path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: no readable Parquet ({' '.join(str(error).split())}); ingest the data again"
         ) from error
     if len(split) != expected.rows:
-        raise DataError(
-            f"{path}: {len(split)} rows, {DESCRIPTION} says {expected.rows}; ingest the data again"
-        )
+        raise DataError(f"{path}: {len(split)} rows, {DESCRIPTION} says {expected.rows}; ingest the data again")
     return split
