@@ -31,7 +31,8 @@ def run(
         str | None, typer.Option(metavar="NAME|PATH", help="mnist, fashion-mnist, kmnist, digits, or a path to images.")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with the dataset's files; $NNBUILD_DATA_DIR if not given.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the dataset's files; $NNBUILD_DATA_DIR if not given."),
     ] = None,
     fallback: Annotated[
         str | None, typer.Option(metavar="digits", help="Train on these if the dataset cannot be had.")
@@ -54,7 +55,7 @@ def run(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Retrain, evaluate, score and commit one run."""
-    from flows.commands import run as command  # noqa: PLC0415
+    from flows.commands import run as command
 
     options: dict[str, Any] = {
         "dataset": {"name": dataset, "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR"), "fallback": fallback},
@@ -68,7 +69,7 @@ def run(
 @app.command(epilog="Example: nnbuild runs --json")
 def runs(store: Store = None, as_json: Json = False) -> None:  # noqa: FBT002
     """List the runs, those that wait to be resumed among them."""
-    from flows.commands import tables  # noqa: PLC0415
+    from flows.commands import tables
 
     tables.runs(store, as_json=as_json)
 
@@ -82,7 +83,7 @@ def history(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Show the history of runs: every metric at every epoch."""
-    from flows.commands import tables  # noqa: PLC0415
+    from flows.commands import tables
 
     tables.history(run_ids or [], store, wide=wide, csv=csv, as_json=as_json)
 
@@ -94,7 +95,7 @@ def doctor(
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Say what is installed, reachable and writable, and what would make a run fail."""
-    from flows.commands import doctor as command  # noqa: PLC0415
+    from flows.commands import doctor as command
 
     command.doctor(store, data_dir, as_json=as_json)
 
@@ -102,7 +103,7 @@ def doctor(
 @app.command(epilog="Example: nnbuild version")
 def version() -> None:
     """Print the version."""
-    from nnbuild.machine import code_version  # noqa: PLC0415
+    from nnbuild.machine import code_version
 
     typer.echo(code_version())
 
@@ -129,11 +130,13 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's own flush is quiet)
         return 0
     except Exception as error:
-        from nnbuild.errors import NnbuildError  # noqa: PLC0415
+        from nnbuild.errors import NnbuildError
 
         if not isinstance(error, NnbuildError):
             raise
-        return _tell(" ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]), error.exit_code)
+        return _tell(
+            " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]), error.exit_code
+        )
     return code if isinstance(code, int) else 0
 
 

@@ -25,7 +25,7 @@ class EarlyServer:
 
     def __enter__(self) -> Self:
         # Here and not in the thread: two imports at once would only take turns, and the server would start late.
-        import prefect.client.orchestration  # noqa: F401, PLC0415  (it takes seconds)
+        import prefect.client.orchestration  # noqa: F401  (it takes seconds)
 
         self._thread.start()
         return self
@@ -36,7 +36,7 @@ class EarlyServer:
         self._thread.join()
 
     def _start(self) -> None:
-        from prefect.client.orchestration import get_client  # noqa: PLC0415
+        from prefect.client.orchestration import get_client
 
         try:
             with get_client(sync_client=True) as client:

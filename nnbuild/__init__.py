@@ -1,0 +1,27 @@
+"""Retraining of an image classifier that ends in logits, with every output a Parquet table.
+
+The names here are what a notebook or a script needs; each is imported when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnbuild.config import RunConfig
+    from nnbuild.logits import log_softmax, softmax
+    from nnbuild.runs import open_run, retrain, working_on
+    from nnbuild.store import Store
+
+__all__ = ["RunConfig", "Store", "log_softmax", "open_run", "retrain", "softmax", "working_on"]
+
+_PLACES = {
+    "nnbuild.config": ("RunConfig",),
+    "nnbuild.logits": ("log_softmax", "softmax"),
+    "nnbuild.runs": ("open_run", "retrain", "working_on"),
+    "nnbuild.store": ("Store",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    from nnbuild.lazy import find
+
+    return find(name, _PLACES, __name__)

@@ -56,14 +56,14 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
     commit.publish(run, _dataset_move(run, records.get("load_data")))
     store = Store(run.root)
-    record = run.root / "runs" / run.run_id
+    place = run.root / "runs" / run.run_id
     return Committed(
         run_id=run.run_id,
         status=row["status"],
         error=row["error"],
-        manifest=run.relative(record / "manifest.json"),
+        manifest=run.relative(place / "manifest.json"),
         tables={name: run.relative(store.partition(name, run.run_id)) for name in tables},
-        model=run.relative(record / "model.keras") if (record / "model.keras").exists() else None,
+        model=run.relative(place / "model.keras") if (place / "model.keras").exists() else None,
     )
 
 

@@ -48,9 +48,7 @@ class DatasetConfig(Section):
 class ModelConfig(Section):
     """Which network is built."""
 
-    name: str = Field(
-        "convnet", min_length=1, description="A named network, or package.module:function for your own"
-    )
+    name: str = Field("convnet", min_length=1, description="A named network, or package.module:function for your own")
     l2: float | None = Field(None, ge=0, le=10, description="L2 penalty on the hidden kernels")
     dropout: float | None = Field(None, ge=0, lt=1, description="Share of units dropped before the head")
 
@@ -78,9 +76,7 @@ class TrainingConfig(Section):
     epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the training images")
     batch_size: int | None = Field(None, ge=1, le=65_536, description="Images per step")
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] | None = Field(None, description="The optimizer")
-    learning_rate: float | None = Field(
-        None, gt=0, le=100, description="Of the optimizer; the peak of a schedule"
-    )
+    learning_rate: float | None = Field(None, gt=0, le=100, description="Of the optimizer; the peak of a schedule")
     schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="How the learning rate moves from step to step"
     )

@@ -40,7 +40,7 @@ class KerasEngine:
     name = "keras"
 
     def __init__(self, model: Any, batch_size: int) -> None:
-        from nnbuild.backend import tf  # noqa: PLC0415  (the other engines do without TensorFlow)
+        from nnbuild.backend import tf  # the other engines do without TensorFlow
 
         self._batch_size = batch_size
         self._constant = tf.constant

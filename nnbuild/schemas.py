@@ -80,10 +80,7 @@ def predictions(classes: int) -> Any:
         _field("predicted", pa.int16(), "Class with the largest logit"),
         _field("confidence", pa.float32(), "Probability of the predicted class"),
         _field("log_prob", pa.float32(), "Natural logarithm of that probability, finite always"),
-        *(
-            _field(f"prob_{label}", pa.float32(), f"Probability of class {label}")
-            for label in range(classes)
-        ),
+        *(_field(f"prob_{label}", pa.float32(), f"Probability of class {label}") for label in range(classes)),
     )
 
 
@@ -120,7 +117,9 @@ def conforming(table: Any, schema: Any) -> Any:
         StoreError: a column is missing, extra, out of order, of another type, or null where it may not be.
     """
     if not table.schema.equals(schema, check_metadata=True):
-        raise StoreError(f"table has {table.schema.names}, expected the schema {schema.names}, types and metadata alike")
+        raise StoreError(
+            f"table has {table.schema.names}, expected the schema {schema.names}, types and metadata alike"
+        )
     for field in schema:
         if not field.nullable and table[field.name].null_count:
             raise StoreError(f"column {field.name!r} holds nulls, and its schema allows none")
@@ -135,4 +134,6 @@ def require_version(schema: Any, where: str) -> None:
     """
     version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
-        raise StoreError(f"{where} has schema version {version}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it")
+        raise StoreError(
+            f"{where} has schema version {version}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it"
+        )

@@ -8,7 +8,14 @@ from nnbuild.store import Run
 from tasks.prefect_side import STEP, can_be_retried, logger, show_markdown
 
 
-@task(name="commit", task_run_name="commit {run.run_id}", retries=2, retry_delay_seconds=1, retry_condition_fn=can_be_retried, **STEP)
+@task(
+    name="commit",
+    task_run_name="commit {run.run_id}",
+    retries=2,
+    retry_delay_seconds=1,
+    retry_condition_fn=can_be_retried,
+    **STEP,
+)
 def commit(run: Run, history: HistoryTable, evaluated: Evaluated, scored: Scored) -> Committed:  # noqa: ARG001  (it waits for them)
     """Commit a run; see `nnbuild.committing.commit_run`."""
     committed = committing.commit_run(run)

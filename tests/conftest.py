@@ -9,8 +9,9 @@ import pytest
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
-from nnbuild.config import RunConfig
 from small_data import write_small_dataset
+
+from nnbuild.config import RunConfig
 
 
 @pytest.fixture(scope="session")

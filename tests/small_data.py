@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 
-def small_arrays(*, classes: int, shape: tuple[int, int, int], train: int, test: int, seed: int = 0) -> dict[str, np.ndarray]:
+def small_arrays(
+    *, classes: int, shape: tuple[int, int, int], train: int, test: int, seed: int = 0
+) -> dict[str, np.ndarray]:
     """uint8 images and labels under the keys of an .npz like Keras's mnist.npz."""
     random = np.random.default_rng(seed)
     patterns = random.integers(40, 216, (classes, *shape))

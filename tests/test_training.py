@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_data import small_arrays
 
 from nnbuild import models
 from nnbuild.backend import keras
@@ -13,7 +14,6 @@ from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted, StoreError
 from nnbuild.training import Checkpoints, Surroundings, fit
 from nnbuild.training.state import model_arrays
-from small_data import small_arrays
 
 CLASSES = 3
 
@@ -144,7 +144,7 @@ def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
 
 
 def test_it_learns():
-    model, fitted = run_through(config_of(epochs=15, learning_rate=0.01), small_split())
+    _model, fitted = run_through(config_of(epochs=15, learning_rate=0.01), small_split())
     assert fitted.history.history["val_accuracy"][-1] == 1.0
 
 
@@ -158,7 +158,7 @@ def test_early_stopping_and_best_weights_do_what_they_say():
         epochs=60, learning_rate=0.05, early_stopping={"monitor": "val_loss", "patience": 2}, best_weights="val_loss"
     )
     split = small_split()
-    model, fitted = run_through(config, split)
+    _model, fitted = run_through(config, split)
     losses = fitted.history.history["val_loss"]
     assert len(losses) < 60
     assert fitted.weights_epoch == int(np.argmin(losses)) + 1

@@ -34,9 +34,9 @@ def run(
     console = Console(stderr=True)
     display = display_for(console)
     with EarlyServer():
-        import nnbuild.backend  # noqa: F401, PLC0415  (while the server boots)
-        from flows.retrain import retrain  # noqa: PLC0415
-        from tasks.watching import shown_on  # noqa: PLC0415
+        import nnbuild.backend  # noqa: F401  (while the server boots)
+        from flows.retrain import retrain
+        from tasks.watching import shown_on
 
     try:
         with shown_on(display):
@@ -115,7 +115,9 @@ def _show(summary: Settings) -> None:
         "test loss": f"{summary['test_loss']:.4f}",
         "seconds": f"{seconds['whole']:.1f} in all, {seconds['fit']:.1f} of fit, {seconds['score']:.1f} of scoring",
     }
-    places = {name: summary[name] for name in ("history", "predictions", "model", "report", "manifest") if summary[name]}
+    places = {
+        name: summary[name] for name in ("history", "predictions", "model", "report", "manifest") if summary[name]
+    }
     for name, value in {**rows, **places}.items():
         table.add_row(name, str(value))
     Console(soft_wrap=True).print(table)

@@ -1,5 +1,6 @@
 """Compile: the loss takes logits, the optimizer and the metrics come from the config."""
 
+from collections.abc import Callable
 from typing import Any
 
 from nnbuild.backend import keras
@@ -15,7 +16,7 @@ _OPTIMIZERS = {
 }
 
 # The config names a metric once; the target form decides which of Keras's classes it is.
-_METRICS = {
+_METRICS: dict[str, Callable[[bool], Any]] = {
     "accuracy": lambda _: "accuracy",
     "crossentropy": lambda sparse: (
         keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="crossentropy")

@@ -64,7 +64,9 @@ def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) 
     content = _content(path)
     found = file_digest(path)
     if found != digest:
-        raise ContractError(f"model {path} has sha256 {found}, expected {digest}; it was changed, restore it from a copy")
+        raise ContractError(
+            f"model {path} has sha256 {found}, expected {digest}; it was changed, restore it from a copy"
+        )
     factory = import_factory(model_name) if is_factory(model_name) else None
     refuse_code(content, str(path))
     keras.utils.set_random_seed(seed)
@@ -98,7 +100,9 @@ def refuse_code(content: bytes, where: str) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = set(archive.namelist())
             if not {"config.json", "model.weights.h5"} <= names <= _MEMBERS:
-                raise ContractError(f"model {where} holds {sorted(names)[:5]}, expected {sorted(_MEMBERS)}; export it again")
+                raise ContractError(
+                    f"model {where} holds {sorted(names)[:5]}, expected {sorted(_MEMBERS)}; export it again"
+                )
             if archive.getinfo("config.json").file_size > _MOST_CONFIG:
                 raise ContractError(f"model {where} has a config over {_MOST_CONFIG} bytes; export it again")
             config = json.loads(archive.read("config.json"))
@@ -106,7 +110,9 @@ def refuse_code(content: bytes, where: str) -> None:
         raise ContractError(f"model {where} is no .keras file ({error}); save it by model.save('….keras')") from error
     for kind, module, registered in _classes(config):
         if kind == "Lambda" or module == "builtins":
-            raise ContractError(f"model {where} holds a {kind} that runs code of its own; write a registered layer instead")
+            raise ContractError(
+                f"model {where} holds a {kind} that runs code of its own; write a registered layer instead"
+            )
         known = keras.saving.get_registered_object(registered or kind) is not None
         if not _is_kerass_own(module) and not known:
             raise ContractError(

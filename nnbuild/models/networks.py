@@ -59,7 +59,9 @@ def fast(pixels: Any, config: ModelConfig, seed: int) -> Any:
 def accurate(pixels: Any, config: ModelConfig, seed: int) -> Any:
     """Five 3×3 convolutions of 24 to 128 filters with batch norm."""
     features = pixels
-    for number, (filters, pooled) in enumerate(((24, False), (32, True), (64, False), (64, True), (128, False)), start=1):
+    for number, (filters, pooled) in enumerate(
+        ((24, False), (32, True), (64, False), (64, True), (128, False)), start=1
+    ):
         features = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution_{number}")(features)
         features = layers.BatchNormalization(name=f"norm_{number}")(features)
         features = layers.Activation("relu", name=f"relu_{number}")(features)

@@ -29,7 +29,9 @@ def import_factory(name: str) -> Callable[..., Any]:
         ConfigError: the name is malformed, or the module or the function is missing or fails to import.
     """
     if not _FACTORY.fullmatch(name):
-        raise ConfigError(f"model {name!r} is not of the form package.module:function; name it like mymodels.small:build")
+        raise ConfigError(
+            f"model {name!r} is not of the form package.module:function; name it like mymodels.small:build"
+        )
     module_name, function_name = name.split(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -44,7 +46,9 @@ def import_factory(name: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ConfigError(f"model {name!r}: {module_name} has no function {function_name}; {suggestion(function_name, functions)}")
+        raise ConfigError(
+            f"model {name!r}: {module_name} has no function {function_name}; {suggestion(function_name, functions)}"
+        )
     return function  # type: ignore[no-any-return]
 
 

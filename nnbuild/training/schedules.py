@@ -40,7 +40,7 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
 def learning_rate(training: TrainingConfig, steps: int) -> Any:
     """What the optimizer is given: a number, or a schedule over all the steps of the fit."""
     if training.schedule == "one-cycle":
-        return OneCycle(training.learning_rate, steps)
+        return OneCycle(float(training.learning_rate or 0), steps)
     if training.schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(training.learning_rate, steps)
     return training.learning_rate

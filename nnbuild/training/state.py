@@ -34,6 +34,8 @@ def restore_model(model: Any, arrays: dict[str, Any]) -> None:
         found = arrays.get(name)
         if found is None or found.shape != tuple(variable.shape):
             given = "nothing" if found is None else f"shape {found.shape}"
-            raise StoreError(f"the checkpoint has {given} for {name}, expected {tuple(variable.shape)}; begin a new run")
+            raise StoreError(
+                f"the checkpoint has {given} for {name}, expected {tuple(variable.shape)}; begin a new run"
+            )
     for name, variable in variables.items():
         variable.assign(tf.convert_to_tensor(arrays[name], variable.dtype))

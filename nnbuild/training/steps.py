@@ -85,7 +85,9 @@ class Steps:
     def _train_steps(self, order: Any, epoch: Any, first: Any, last: Any) -> Any:
         for step in tf.range(first, last):
             images, targets = self._batch(order, step)
-            seed = tf.stack([self._seed, tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64)) + tf.cast(step, tf.int64)])
+            seed = tf.stack(
+                [self._seed, tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64)) + tf.cast(step, tf.int64)]
+            )
             self.model.train_step((self._augment(images, seed), targets))
         return self.model.get_metrics_result()
 

@@ -1,0 +1,57 @@
+# Two commands are all there is to know: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := nnbuild tasks flows tests benchmarks
+KILLS ?= 100
+
+.PHONY: run test lint format lock soak bench clean
+
+run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had), score, report
+	$(BIN)/nnbuild run --fallback digits $(ARGS)
+
+test: $(VENV)/installed-test  ## The whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-lint  ## Linters and type checks
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/installed-lint  ## Lay out the code
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+soak: $(VENV)/installed-test  ## Kill runs at every step and compare what comes out
+	$(BIN)/python benchmarks/soak.py --kills $(KILLS)
+
+bench: $(VENV)/installed-test  ## What a run costs beside a bare script
+	$(BIN)/python benchmarks/overhead.py
+
+lock:  ## Choose the newest versions that fit pyproject.toml, for Python 3.11 to 3.13
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip --quiet install "uv>=0.5"
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+		--no-header --no-emit-index-url --no-annotate --upgrade --output-file constraints.txt
+	rm -rf $(VENV)-lock
+
+clean:  ## Remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"nnbuild needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; say make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e ".[test]"
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-lint: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e ".[test,lint]"
+	touch $@ $(VENV)/installed-test $(VENV)/installed

@@ -1,0 +1,129 @@
+"""`nnbuild doctor`: what is installed, reachable and writable, and what would make a run fail."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from flows.cli import print_json
+from nnbuild.config import processors
+from nnbuild.data import sources
+from nnbuild.errors import NnbuildError
+from nnbuild.store import Store
+
+_ENOUGH_BYTES = 500 * 2**20
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at: `ok`, `note` (a run works without it) or `fails` (a run would fail)."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def doctor(root: Path | None, data_dir: Path | None, *, as_json: bool) -> None:
+    """Look at everything that a run needs.
+
+    Raises:
+        SystemExit: with code 1, if something would make a run fail.
+    """
+    given = data_dir or (Path(os.environ["NNBUILD_DATA_DIR"]) if os.environ.get("NNBUILD_DATA_DIR") else None)
+    findings = [_python(), *_packages(), *_store(root), _memory(), *_data(given), _prefect()]
+    if as_json:
+        print_json({"ok": _is_well(findings), "findings": [each._asdict() for each in findings]})
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=1000)
+        for each in findings:
+            colour = {"ok": "green", "note": "yellow", "fails": "red"}[each.state]
+            console.print(f"[{colour}]{each.state:5}[/]  {each.what}: {each.detail}", highlight=False)
+    if not _is_well(findings):
+        raise SystemExit(1)
+
+
+def _is_well(findings: list[Finding]) -> bool:
+    return all(each.state != "fails" for each in findings)
+
+
+def _python() -> Finding:
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Finding("Python", "ok" if fits else "fails", f"{platform.python_version()}, 3.11 to 3.13 are supported")
+
+
+def _packages() -> Iterator[Finding]:
+    """Each of nnbuild's requirements against what is installed: the upper bounds matter."""
+    try:
+        wanted = [Requirement(each) for each in distribution("nnbuild").requires or []]
+    except PackageNotFoundError:
+        yield Finding(
+            "nnbuild", "note", "is not installed, it runs from a folder; install it by pip install -c constraints.txt ."
+        )
+        return
+    for requirement in wanted:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield Finding(
+                requirement.name, "fails", f"is missing, expected {requirement.specifier}; install with constraints.txt"
+            )
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        mend = "" if fits else f", expected {requirement.specifier}; install with constraints.txt"
+        yield Finding(requirement.name, "ok" if fits else "fails", f"{found}{mend}")
+
+
+def _store(root: Path | None) -> Iterator[Finding]:
+    try:
+        store = Store(root)
+    except NnbuildError as error:
+        yield Finding("store", "fails", str(error))
+        return
+    nearest = next(each for each in (store.root, *store.root.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            free = shutil.disk_usage(nearest).free
+    except OSError as error:
+        yield Finding("store", "fails", f"{store.root} cannot be written ({error.strerror}); give another --store")
+        return
+    enough = "ok" if free > _ENOUGH_BYTES else "fails"
+    runs, waiting = len(store.committed()), [each.run_id for each in store.unfinished() if not each.held]
+    yield Finding("store", enough, f"{store.root} is writable, {free / 2**30:.1f} GiB free, {runs} runs")
+    if waiting:
+        yield Finding("unfinished", "note", f"{', '.join(waiting)}; go on by nnbuild run --resume RUN_ID")
+
+
+def _memory() -> Finding:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return Finding("machine", "ok" if pages > 2 else "note", f"{processors()} processors, {pages:.1f} GiB of memory")  # noqa: PLR2004
+
+
+def _data(data_dir: Path | None) -> Iterator[Finding]:
+    try:
+        found = sources.load("mnist", data_dir=data_dir, cache=sources.default_cache(), mirrors={"mnist": []})
+        yield Finding("mnist", "ok", f"{len(found.train):,} + {len(found.test):,} images from {found.source}")
+    except NnbuildError as error:
+        state = "note" if data_dir is None else "fails"
+        yield Finding("mnist", state, f"{error}; a run would try the mirrors, or take --fallback digits")
+
+
+def _prefect() -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if url is None:
+        return Finding("Prefect", "ok", "no server is configured: each run starts the embedded one")
+    import httpx
+
+    try:
+        httpx.get(f"{url}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        return Finding("Prefect", "fails", f"{url} does not answer ({error}); start it, or unset PREFECT_API_URL")
+    return Finding("Prefect", "ok", f"{url} answers")

@@ -1,0 +1,47 @@
+"""The steps of a run, in the order of the recipe. Each can be called again: what it has done, it recalls.
+
+A step takes the run and what earlier steps returned, leaves its files in the run's staging folder, and
+returns small values. Nothing reaches a reader before `nnbuild.committing`. The steps that need TensorFlow are
+imported when they are first asked for: loading and committing do without.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from nnbuild.steps.data import check_data, load_data, read_data, staged_dataset
+from nnbuild.steps.once import once, staged_table
+from nnbuild.steps.progress import epochs_on_disk, has_checkpoints, is_fitted
+
+if TYPE_CHECKING:
+    from nnbuild.steps.measure import evaluate_model, score_test_set
+    from nnbuild.steps.network import build_model, compile_model, fit_model, persist_history
+
+__all__ = [
+    "build_model",
+    "check_data",
+    "compile_model",
+    "epochs_on_disk",
+    "evaluate_model",
+    "fit_model",
+    "has_checkpoints",
+    "is_fitted",
+    "load_data",
+    "once",
+    "persist_history",
+    "read_data",
+    "score_test_set",
+    "staged_dataset",
+    "staged_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from nnbuild.lazy import find
+
+    return find(
+        name,
+        {
+            "nnbuild.steps.network": ("build_model", "compile_model", "fit_model", "persist_history"),
+            "nnbuild.steps.measure": ("evaluate_model", "score_test_set"),
+        },
+        __name__,
+    )

@@ -1,0 +1,92 @@
+"""Load and check: the data, before a second is spent on training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nnbuild.data import checks, tables
+from nnbuild.data.dataset import Dataset
+from nnbuild.data.sources import default_cache, load
+from nnbuild.results import Check, CheckedData, LoadedData
+from nnbuild.steps.once import once
+from nnbuild.store.run import Run
+from nnbuild.store.store import Store
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def staged_dataset(run: Run) -> Path:
+    """Where the run keeps a dataset that the store does not hold yet."""
+    return run.folder / "dataset"
+
+
+@once(LoadedData)
+def load_data(run: Run, *, cache: Path | None = None, progress: Progress | None = None) -> LoadedData:
+    """Read the dataset, and ingest it as Parquet unless the store has it.
+
+    Args:
+        run: in staging.
+        cache: where downloads are kept.
+        progress: is told of a download: file, bytes done, bytes in all if known.
+
+    Raises:
+        DataError: the source is missing, damaged, or not what it claims to be.
+        ConfigError: the dataset's name is not known.
+    """
+    wanted = run.config.dataset
+    dataset = load(
+        wanted.name,
+        data_dir=wanted.data_dir,
+        cache=cache or default_cache(),
+        fallback=wanted.fallback,
+        progress=progress,
+    )
+    folder = Store(run.root).dataset_folder(dataset.name, dataset.digest)
+    files: dict[str, str] = {}
+    if not folder.is_dir():
+        folder = staged_dataset(run)
+        tables.write_dataset(dataset, folder)
+        files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
+    return LoadedData(
+        name=dataset.name,
+        digest=dataset.digest,
+        source=dataset.source,
+        folder=run.relative(folder),
+        image_shape=dataset.image_shape,
+        classes=dataset.classes,
+        class_names=dataset.class_names,
+        train=len(dataset.train),
+        test=len(dataset.test),
+        files=files,
+    )
+
+
+def read_data(run: Run, data: LoadedData) -> Dataset:
+    """The dataset of a run, from the store or, before it is committed, from staging."""
+    folder = run.root / data.folder
+    if not folder.is_dir():  # another run of the same dataset was committed, or this one was
+        folder = Store(run.root).dataset_folder(data.name, data.digest)
+    return tables.read_dataset(folder)
+
+
+@once(CheckedData)
+def check_data(run: Run, data: LoadedData) -> CheckedData:
+    """Look at the data before a second is spent on training.
+
+    Raises:
+        CheckError: a hard check is violated; the message has the numbers.
+    """
+    results = checks.check(read_data(run, data), run.config.dataset.checks)
+    checks.require(results)
+    return CheckedData(checks=tuple(as_check(each) for each in results))
+
+
+def as_check(result: checks.CheckResult) -> Check:
+    """A check's result, every value as text."""
+    return Check(
+        name=result.name,
+        passed=result.passed,
+        hard=result.hard,
+        measured=str(result.measured),
+        bound=result.bound,
+        detail=result.detail,
+    )

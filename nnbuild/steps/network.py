@@ -1,0 +1,126 @@
+"""Build, compile and fit the network, and persist its history."""
+
+import time
+from typing import Any
+
+from nnbuild import logits, machine, models, schemas, training
+from nnbuild.backend import pin_threads
+from nnbuild.errors import StoreError
+from nnbuild.results import BuiltModel, CompiledModel, FittedModel, HistoryTable, LoadedData
+from nnbuild.signals import caught
+from nnbuild.steps.data import read_data
+from nnbuild.steps.once import once, staged_table
+from nnbuild.store.run import Run
+from nnbuild.store.tables import read_table, write_table
+from nnbuild.training.order import split_rows
+
+
+@once(BuiltModel)
+def build_model(run: Run, data: LoadedData) -> BuiltModel:
+    """Build the network with the run's seed, hold it to the logits contract, and save it uncompiled.
+
+    Raises:
+        ConfigError: the model's name is not known or cannot be imported.
+        ContractError: the network does not end in one linear layer with a logit for each class.
+    """
+    model = models.build(run.config, data.image_shape, data.classes)
+    logits.check_model(model, data.classes, data.image_shape)
+    path = run.folder / "model" / "uncompiled.keras"
+    models.save_model(model, path)
+    return BuiltModel(
+        path=run.relative(path), parameters=model.count_params(), files=run.digests("model/uncompiled.keras")
+    )
+
+
+@once(CompiledModel)
+def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledModel:
+    """Compile the network for a loss on logits, and save it.
+
+    Raises:
+        ConfigError: a metric, a monitor or the validation split cannot be used.
+    """
+    wanted = run.config.training
+    rows, _ = split_rows(data.train, wanted.validation_fraction, run.config.seed)
+    steps = -(-len(rows) // int(wanted.batch_size or 1))
+    model = read_model(run, built)
+    models.compile_model(model, wanted, steps=steps * int(wanted.epochs or 1))
+    logits.check_model(model, data.classes, data.image_shape)
+    path = run.folder / "model" / "compiled.keras"
+    models.save_model(model, path)
+    return CompiledModel(path=run.relative(path), steps_per_epoch=steps, files=run.digests("model/compiled.keras"))
+
+
+def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> Any:
+    """The Keras model that a step has left, verified by its digest."""
+    path = run.root / result.path
+    digest = result.files[path.relative_to(run.folder).as_posix()]
+    return models.load_model(path, digest, model_name=run.config.model.name, seed=run.config.seed)
+
+
+@once(FittedModel)
+def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None) -> FittedModel:
+    """Fit the network, or go on with a fit that was stopped; the history is on the disk after every epoch.
+
+    Args:
+        run: in staging.
+        data: what `load_data` returned.
+        compiled: what `compile_model` returned.
+        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+
+    Raises:
+        DivergedError: the loss became infinite or not a number.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+        StoreError: the checkpoint belongs to another config, dataset or code.
+    """
+    threads = int(run.config.training.threads or 1)
+    identity = {
+        "config": run.config.digest(),
+        "dataset": data.digest,
+        "code": machine.code_version(),
+        "threads": threads if pin_threads(threads) else "not pinned",
+        "processor": machine.processor(),
+    }
+    table = staged_table(run, "history")
+    began = time.perf_counter()
+    model = read_model(run, compiled)
+    with caught() as stop:
+        fitted = training.fit(
+            model,
+            read_data(run, data).train,
+            run.config,
+            data.classes,
+            training.Surroundings(
+                watch=watch,
+                checkpoints=training.Checkpoints(run.folder / "checkpoints", identity),
+                on_history=lambda rows: write_table(table, rows, schemas.HISTORY),
+                stop=stop,
+                tensorboard=str(run.folder / "tensorboard") if run.config.training.tensorboard else None,
+            ),
+        )
+    logits.check_model(model, data.classes, data.image_shape)
+    path = run.folder / "model" / "model.keras"
+    models.save_model(model, path)
+    return FittedModel(
+        path=run.relative(path),
+        epochs=len(fitted.history.epoch),
+        weights_epoch=fitted.weights_epoch,
+        seconds=time.perf_counter() - began,
+        remarks=fitted.remarks,
+        identity=identity,
+        files=run.digests("model/model.keras"),
+    )
+
+
+@once(HistoryTable)
+def persist_history(run: Run, fitted: FittedModel) -> HistoryTable:
+    """Hold the history to its schema and to the number of epochs, once the fit is over.
+
+    Raises:
+        StoreError: the table on the disk is not the history of this fit.
+    """
+    path = staged_table(run, "history")
+    table = read_table(path, schemas.HISTORY)
+    epochs = len(table["epoch"].unique())
+    if epochs != fitted.epochs:
+        raise StoreError(f"{path} holds {epochs} epochs, the fit finished {fitted.epochs}; restore it from a copy")
+    return HistoryTable(path=run.relative(path), rows=len(table), files=run.digests("tables/history.parquet"))
