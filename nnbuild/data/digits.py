@@ -19,7 +19,7 @@ def load() -> Dataset:
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998.
     """
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (half a second that only this dataset needs)
+    from sklearn.datasets import load_digits  # here, for the half second that only this dataset needs
 
     bunch = load_digits()
     images = np.stack([_enlarge(image) for image in bunch.images])[..., np.newaxis]
