@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 Store = Annotated[
-    Path | None, typer.Option("--store", metavar="ROOT", help="Store; $NNBUILD_STORE or ./nnbuild-store if not given.")
+    str | None, typer.Option("--store", metavar="ROOT", help="Store; $NNBUILD_STORE or ./nnbuild-store if not given.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 

@@ -12,7 +12,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nnbuild.data.checks import CheckLimits
-from nnbuild.presets import PRESETS, USER_MODEL, Preset
+from nnbuild.errors import ConfigError, suggestion
+from nnbuild.presets import METRICS, PRESETS, USER_MODEL, Preset
 
 S = TypeVar("S", bound="Section")
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
@@ -137,6 +138,33 @@ def preset_of(model: str) -> Preset:
     return PRESETS.get(model, USER_MODEL)
 
 
+def is_factory(model: str) -> bool:
+    """Whether a model's name is of the form `package.module:function`."""
+    return ":" in model
+
+
+def require_names(config: RunConfig) -> None:
+    """Refuse a network, a metric or a monitor that does not exist.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    model, training = config.model.name, config.training
+    if not is_factory(model) and model not in PRESETS:
+        raise ConfigError(f"unknown model {model!r}; {suggestion(model, PRESETS)}, or give package.module:function")
+    for name in training.metrics:
+        if name not in METRICS:
+            raise ConfigError(f"unknown metric {name!r}; {suggestion(name, METRICS)}")
+    trained = {"loss", *training.metrics}
+    keys = trained | {f"val_{name}" for name in trained}
+    watchers = (training.early_stopping, training.reduce_on_plateau)
+    for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
+        if monitor is not None and monitor not in keys:
+            raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
+    if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
+        raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")
+
+
 def _filled(section: S, defaults: dict[str, object]) -> S:
     """A copy of a section in which the fields left open take their defaults."""
     opened = {name: value for name, value in defaults.items() if getattr(section, name) is None}
@@ -152,7 +180,11 @@ def resolve(config: RunConfig, *, threads: int | None = None) -> RunConfig:
 
     Returns:
         A config without open fields; resolving it again changes nothing.
+
+    Raises:
+        ConfigError: a network, a metric or a monitor that does not exist.
     """
+    require_names(config)
     preset = preset_of(config.model.name)
     return config.model_copy(
         update={

@@ -21,6 +21,9 @@ class Preset:
 _PLAIN: dict[str, object] = {"optimizer": "adam", "schedule": "constant", "augment": "none"}
 _NOTHING_DROPPED: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
 
+METRICS = ("accuracy", "crossentropy", "top_2_accuracy", "top_5_accuracy")
+"""What `training.metrics` may name."""
+
 PRESETS: dict[str, Preset] = {
     "lab": Preset(
         "the guide's lab: 25 and 15 relu units; Adam 1e-3, batch 32",

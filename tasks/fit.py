@@ -9,6 +9,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from nnbuild import steps
 from nnbuild.results import CompiledModel, FittedModel, LoadedData
 from nnbuild.store import Run
+from tasks.load import told
 from tasks.prefect_side import STEP, logger, show_table, within_a_run
 from tasks.watching import displays
 
@@ -64,6 +65,8 @@ def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
 
     Call it directly: through `.submit()` it would sit in a thread, where no signal, cancel or timeout reaches it.
     """
+    for display in displays():
+        display.note(told(run, data))
     watch = _Watch()
     fitted = steps.fit_model(run, data, compiled, watch=watch)
     watch.end()

@@ -26,8 +26,6 @@ def load(run: Run) -> LoadedData:
     """Read the dataset of a run; see `nnbuild.steps.load_data`."""
     data = steps.load_data(run, progress=_downloading)
     logger().info("%s: %d training and %d test images from %s", data.name, data.train, data.test, data.source)
-    for display in displays():
-        display.note(told(run, data))
     return data
 
 

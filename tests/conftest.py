@@ -9,6 +9,9 @@ import pytest
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
+# Prefect's logging setup closes the handlers that stand, and TensorFlow's holds the stream that pytest captures at the
+# time of its import: so Prefect comes first.
+import prefect.main  # noqa: F401
 from small_data import write_small_dataset
 
 from nnbuild.config import RunConfig

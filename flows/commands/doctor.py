@@ -30,7 +30,7 @@ class Finding(NamedTuple):
     detail: str
 
 
-def doctor(root: Path | None, data_dir: Path | None, *, as_json: bool) -> None:
+def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     """Look at everything that a run needs.
 
     Raises:
@@ -82,7 +82,7 @@ def _packages() -> Iterator[Finding]:
         yield Finding(requirement.name, "ok" if fits else "fails", f"{found}{mend}")
 
 
-def _store(root: Path | None) -> Iterator[Finding]:
+def _store(root: str | None) -> Iterator[Finding]:
     try:
         store = Store(root)
     except NnbuildError as error:

@@ -11,7 +11,7 @@ from flows.cli import print_json
 from flows.display import display_for
 from flows.server import EarlyServer
 from nnbuild import settings
-from nnbuild.config import RunConfig
+from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import Interrupted, NnbuildError
 from nnbuild.store import Store
 
@@ -19,7 +19,7 @@ Settings = dict[str, Any]
 
 
 def run(
-    options: Settings, path: Path | None, overrides: list[str], *, store: Path | None, resume: str | None, as_json: bool
+    options: Settings, path: Path | None, overrides: list[str], *, store: str | None, resume: str | None, as_json: bool
 ) -> None:
     """Retrain as a Prefect flow, and say where everything is.
 
@@ -28,6 +28,7 @@ def run(
     """
     began = time.perf_counter()
     config = configured(options, path, overrides)
+    resolve(config)  # what can be refused now is refused before anything is started
     place = Store(store)
     if resume is not None:
         place.unfinished_run(resume)

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ from nnbuild.store import Store
 _SHOWN = ("run_id", "status", "dataset", "model", "seed", "epochs", "test_accuracy", "test_loss", "promoted")
 
 
-def runs(root: Path | None, *, as_json: bool) -> None:
+def runs(root: str | None, *, as_json: bool) -> None:
     """List committed runs and, below them, those in staging."""
     store = Store(root)
     committed = store.read_table("runs").to_pylist()
@@ -38,7 +37,7 @@ def _unfinished(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
         return row
 
 
-def history(run_ids: list[str], root: Path | None, *, wide: bool, csv: bool, as_json: bool) -> None:
+def history(run_ids: list[str], root: str | None, *, wide: bool, csv: bool, as_json: bool) -> None:
     """Show the history of some runs, or of all; the epochs so far of those that are unfinished."""
     store = Store(root)
     if run_ids:

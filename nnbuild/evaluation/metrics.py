@@ -54,9 +54,7 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[Figure]
         "accuracy": float(right.mean()),
         "top_2_accuracy": float((better < 2).mean()),  # noqa: PLR2004
         "negative_log_likelihood": loss,
-        "brier_score": float(
-            ((probabilities**2).sum(axis=1) - 2 * probabilities[each, labels] + 1).mean()
-        ),
+        "brier_score": float(((probabilities**2).sum(axis=1) - 2 * probabilities[each, labels] + 1).mean()),
         "expected_calibration_error": calibration_error(probabilities, labels),
     }
     by_class = _by_class(confusion_counts(labels, logits.argmax(axis=1), classes))
@@ -98,7 +96,7 @@ class Bin(NamedTuple):
 
     bin_lower: float
     bin_upper: float
-    count: int
+    count: int  # type: ignore[assignment]  # it is the column's name, and hides tuple.count
     mean_confidence: float | None
     accuracy: float | None
 

@@ -1,6 +1,13 @@
 """The logits contract, and the only softmax in the project."""
 
-from nnbuild.logits.contract import check_head, check_logits, check_loss, check_model, check_output, refuse_probabilities
+from nnbuild.logits.contract import (
+    check_head,
+    check_logits,
+    check_loss,
+    check_model,
+    check_output,
+    refuse_probabilities,
+)
 from nnbuild.logits.softmax import log_softmax, softmax
 
 __all__ = [

@@ -48,7 +48,9 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
     try:
         shape = model.compute_output_shape((None, *(image_shape or given or ())))
     except Exception as error:  # a user's own layers may raise anything
-        raise ContractError(f"model {model.name!r} cannot take images of shape {image_shape or given}: {error}") from error
+        raise ContractError(
+            f"model {model.name!r} cannot take images of shape {image_shape or given}: {error}"
+        ) from error
     if isinstance(shape, (list, dict)) or (shape and isinstance(shape[0], (tuple, list))):
         raise ContractError(f"model {model.name!r} has several outputs, expected one of shape (n, {classes})")
     if tuple(shape) != (None, classes):

@@ -101,12 +101,14 @@ def _below_largest(logits: Array, temperature: float) -> tuple[Array, Array]:
 
 def _softmax(logits: Array, temperature: float) -> Array:
     differences, _ = _below_largest(logits, temperature)
-    exponentials = np.exp(differences, out=differences)
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    probabilities: Array = np.exp(differences, out=differences)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _log_softmax(logits: Array, temperature: float) -> Array:
     differences, largest = _below_largest(logits, temperature)
     others = np.exp(differences)
     np.put_along_axis(others, largest, 0.0, axis=1)
-    return differences - np.log1p(others.sum(axis=1, keepdims=True))
+    differences -= np.log1p(others.sum(axis=1, keepdims=True))
+    return differences

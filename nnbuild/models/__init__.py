@@ -3,13 +3,13 @@
 from typing import Any
 
 from nnbuild.backend import keras
-from nnbuild.config import RunConfig
-from nnbuild.models.compiling import compile_model, require_training
+from nnbuild.config import RunConfig, is_factory, require_names
+from nnbuild.models.compiling import compile_model
 from nnbuild.models.files import load_model, save_model
 from nnbuild.models.networks import NETWORKS, Shape, build_network
-from nnbuild.models.user import build_user_model, is_factory, require_model_name
+from nnbuild.models.user import build_user_model
 
-__all__ = ["NETWORKS", "build", "compile_model", "load_model", "require_model_name", "require_training", "save_model"]
+__all__ = ["NETWORKS", "build", "compile_model", "load_model", "save_model"]
 
 
 def build(config: RunConfig, shape: Shape, classes: int) -> Any:
@@ -30,7 +30,7 @@ def build(config: RunConfig, shape: Shape, classes: int) -> Any:
         ConfigError: the model's name is not known or cannot be imported.
         ContractError: the function that was named returns something else.
     """
-    require_model_name(config.model.name)
+    require_names(config)
     keras.utils.clear_session()
     keras.utils.set_random_seed(config.seed)
     if is_factory(config.model.name):

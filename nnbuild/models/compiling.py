@@ -5,7 +5,6 @@ from typing import Any
 
 from nnbuild.backend import keras
 from nnbuild.config import TrainingConfig
-from nnbuild.errors import ConfigError, suggestion
 from nnbuild.training.schedules import learning_rate
 
 _OPTIMIZERS = {
@@ -33,25 +32,6 @@ def _top_k(k: int, *, sparse: bool) -> Any:
     return kind(k=k, name=f"top_{k}_accuracy")
 
 
-def require_training(training: TrainingConfig) -> None:
-    """Refuse metrics that do not exist, and monitors that the history will not hold.
-
-    Raises:
-        ConfigError: with the nearest name.
-    """
-    for name in training.metrics:
-        if name not in _METRICS:
-            raise ConfigError(f"unknown metric {name!r}; {suggestion(name, _METRICS)}")
-    trained = {"loss", *training.metrics}
-    keys = trained | {f"val_{name}" for name in trained}
-    watchers = (training.early_stopping, training.reduce_on_plateau)
-    for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
-        if monitor is not None and monitor not in keys:
-            raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
-    if training.reduce_on_plateau and training.schedule != "constant":
-        raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")
-
-
 def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
     """Compile a model for a loss on logits; modifies `model` in place.
 
@@ -60,7 +40,6 @@ def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
         training: resolved.
         steps: of the whole fit, for the schedules.
     """
-    require_training(training)
     sparse = training.target_form == "sparse"
     loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
     model.compile(

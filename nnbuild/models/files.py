@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild.backend import keras
+from nnbuild.config import is_factory
 from nnbuild.errors import ContractError, NnbuildError
-from nnbuild.models.user import import_factory, is_factory
+from nnbuild.models.user import import_factory
 from nnbuild.store.files import file_digest, written
 
 _MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}

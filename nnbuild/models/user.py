@@ -10,14 +10,9 @@ from typing import Any
 
 from nnbuild.backend import keras
 from nnbuild.errors import ConfigError, ContractError, suggestion
-from nnbuild.models.networks import NETWORKS, Shape
+from nnbuild.models.networks import Shape
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-def is_factory(name: str) -> bool:
-    """Whether a model's name is of the form `package.module:function`."""
-    return ":" in name
 
 
 def import_factory(name: str) -> Callable[..., Any]:
@@ -76,13 +71,3 @@ def build_user_model(name: str, shape: Shape, classes: int) -> Any:
     if model.compiled:
         raise ContractError(f"model {name!r} is compiled; return it uncompiled, the loss is given by the config")
     return model
-
-
-def require_model_name(name: str) -> None:
-    """Refuse a name that is neither a named network's nor of the form of a user's.
-
-    Raises:
-        ConfigError: with the nearest name.
-    """
-    if not is_factory(name) and name not in NETWORKS:
-        raise ConfigError(f"unknown model {name!r}; {suggestion(name, NETWORKS)}, or give package.module:function")

@@ -54,8 +54,9 @@ class Store:
             raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
         with explained(f"open store {given}"):
             self.root = Path(given).expanduser().resolve()
-            if self.root.exists() and not self.root.is_dir():
-                raise StoreError(f"store {given} is a file, expected a folder; give another --store")
+            above = next(each for each in (self.root, *self.root.parents) if each.exists())
+            if not above.is_dir():
+                raise StoreError(f"store {given}: {above} is a file, expected a folder; give another --store")
             marked = self._marker.exists()
         if marked:
             marker = read_json(self._marker)
@@ -84,6 +85,7 @@ class Store:
         with explained(f"write to store {self.root}"):
             make_folder(self.root)
             if not self._marker.exists():
+                make_folder(self.root / "staging")
                 write_json(self._marker, {"schema_version": schemas.SCHEMA_VERSION})
             newest = max([*self.committed(), *(run.run_id for run in self.unfinished())], default=None)
             return create(self.root, new_run_id(now, newest), config, started_at=now, flow_run_id=flow_run_id)
@@ -116,12 +118,13 @@ class Store:
     def discard(self, run: Run) -> None:
         """Remove a run from staging, and what was made for it of a store that is otherwise empty."""
         shutil.rmtree(run.folder, ignore_errors=True)
+        if {path.name for path in self.root.iterdir()} != {self._marker.name, "staging"}:
+            return
         try:
             run.folder.parent.rmdir()
-            if {path.name for path in self.root.iterdir()} == {self._marker.name}:
-                self._marker.unlink()
-                self.root.rmdir()
-        except OSError:
+            self._marker.unlink()
+            self.root.rmdir()
+        except OSError:  # another run has begun in the meantime
             return
 
     def committed(self) -> list[str]:

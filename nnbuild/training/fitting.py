@@ -8,7 +8,7 @@ and the order of examples follows from the seed and the epoch.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -58,7 +58,7 @@ class Surroundings:
         callbacks: Keras callbacks of the caller's own.
     """
 
-    watch: Watch = field(default_factory=_Nobody)
+    watch: Watch | None = None
     checkpoints: Checkpoints | None = None
     checkpoint_seconds: float = 30.0
     on_history: Callable[[Any], None] = lambda _: None
@@ -107,6 +107,7 @@ class _Fit:
     def __init__(self, model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings) -> None:
         training = config.training
         self.model, self.config, self.training, self.around = model, config, training, around
+        self.watch = around.watch or _Nobody()
         self.epochs = int(training.epochs or 1)
         self.rows, self.validation_rows = split_rows(len(split), training.validation_fraction, config.seed)
         one_hot = training.target_form == "one-hot"
@@ -165,7 +166,7 @@ class _Fit:
         seconds = time.perf_counter() - began
         self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.around.now())
         self.around.on_history(tables.table(self.table_rows))
-        self.around.watch.epoch(epoch + 1, self.epochs, metrics, seconds)
+        self.watch.epoch(epoch + 1, self.epochs, metrics, seconds)
 
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
         order = tf.constant(epoch_order(self.rows, self.config.seed, epoch))
@@ -180,7 +181,7 @@ class _Fit:
             self.pace.learn(step - first, now - called)
             _require_finite(metrics, epoch, first, step)
             self.callbacks.on_train_batch_end(step - 1, metrics)
-            self.around.watch.step(epoch + 1, self.epochs, step, self.steps, metrics)
+            self.watch.step(epoch + 1, self.epochs, step, self.steps, metrics)
             signal_number = self.around.stop()
             if signal_number or (now - kept > self.around.checkpoint_seconds and step < self.steps):
                 self._save(epoch, step, now - began)

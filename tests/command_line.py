@@ -1,0 +1,42 @@
+"""Runs the command line in this process, as a person would call it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import cli
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The object on the last line of standard output."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    """Call `nnbuild` with these arguments."""
+    capfd.readouterr()
+    code = cli.invoke([str(each) for each in arguments])
+    out, err = capfd.readouterr()
+    return Outcome(code, out, err)
+
+
+def tree_digest(root: Path) -> str:
+    """One digest of every path below a folder, and of every file's bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes() if path.is_file() else b"/")
+    return digest.hexdigest()
