@@ -1,4 +1,4 @@
-"""Retraining: load → check → build → compile → fit → persist History → evaluate → score → commit."""
+"""Retraining: load → check → build → compile → fit → persist History → evaluate → score → report → commit."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +17,7 @@ from tasks.evaluate import evaluate
 from tasks.fit import fit
 from tasks.load import load
 from tasks.persist_history import persist_history
+from tasks.report import report
 from tasks.score import score
 
 
@@ -47,4 +48,5 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
         history = persist_history(run, fitted)
         evaluated = evaluate(run, data, fitted)
         scored = score(run, data, fitted)
-        return commit(run, history, evaluated, scored)
+        reported = report(run, data, evaluated, scored)
+        return commit(run, history, reported)

@@ -47,14 +47,23 @@ def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -
     return _commit(run, " ".join(told.split()), now)
 
 
+def manifest_of(run: Run, *, error: str | None = None, now: datetime | None = None) -> dict[str, Any]:
+    """The manifest of a run as it stands now, without the digests of the files that a commit adds."""
+    return _manifest(run, _records(run), error, now or datetime.now(UTC))
+
+
+def _records(run: Run) -> dict[str, Result]:
+    return {name: record for name, kind in _RECORDED.items() if (record := run.recall(name, kind)) is not None}
+
+
 def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
-    records = {name: record for name, kind in _RECORDED.items() if (record := run.recall(name, kind)) is not None}
     if not commit.is_ready(run):
-        manifest = _manifest(run, records, error, now or datetime.now(UTC))
-        commit.make_ready(run, manifest, _files(run, failed=error is not None), _tables(run))
+        commit.make_ready(
+            run, manifest_of(run, error=error, now=now), _files(run, failed=error is not None), _tables(run)
+        )
     row = commit.staged_row(run)
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
-    commit.publish(run, _dataset_move(run, records.get("load_data")))
+    commit.publish(run, _dataset_move(run, run.recall("load_data", LoadedData)))
     store = Store(run.root)
     place = run.root / "runs" / run.run_id
     return Committed(

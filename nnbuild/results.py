@@ -107,6 +107,12 @@ class Scored(Result):
     seconds: float
 
 
+class Reported(Result):
+    """The page that a person looks at."""
+
+    path: str
+
+
 class Committed(Result):
     """Where a run's outputs stand."""
 

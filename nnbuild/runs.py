@@ -10,6 +10,7 @@ from nnbuild import committing, steps
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, StoreError
 from nnbuild.results import Committed
+from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
 
 
@@ -89,7 +90,7 @@ def retrain(
     resume: str | None = None,
     watch: Any = None,
 ) -> Committed:
-    """The whole recipe in one call, without Prefect: load, check, build, compile, fit, evaluate, score, commit.
+    """The whole recipe in one call, without Prefect: load, check, build, compile, fit, evaluate, score, report, commit.
 
     Args:
         config: the run's; the defaults if not given.
@@ -110,4 +111,5 @@ def retrain(
         steps.persist_history(run, fitted)
         steps.evaluate_model(run, data, fitted)
         steps.score_test_set(run, data, fitted)
+        write_report(run, data)
         return committing.commit_run(run)

@@ -70,7 +70,7 @@ def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> N
     Raises:
         ContractError: naming the operation and its layer.
     """
-    from nnbuild.logits.graph import nonlinear_end  # noqa: PLC0415  (softmax alone needs no TensorFlow)
+    from nnbuild.logits.graph import nonlinear_end
 
     found = nonlinear_end(model, tuple(image_shape or model.inputs[0].shape[1:]))
     if found is not None:
@@ -86,7 +86,7 @@ def check_loss(model: Any) -> None:
     Raises:
         ContractError: it is another loss, or one with `from_logits=False`.
     """
-    from nnbuild.backend import keras  # noqa: PLC0415
+    from nnbuild.backend import keras
 
     losses = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
     loss = model.loss

@@ -101,9 +101,8 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
     Raises:
         StoreError: it cannot be read, is larger, or is no JSON.
     """
-    with explained(f"read {path}"):
-        with path.open("rb") as file:
-            content = file.read(most + 1)
+    with explained(f"read {path}"), path.open("rb") as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise StoreError(f"{path} is larger than {most} bytes, expected a small JSON file; restore it from a copy")
     try:

@@ -1,0 +1,24 @@
+"""Write the page that a run ends in."""
+
+from nnbuild.committing import manifest_of
+from nnbuild.report import render
+from nnbuild.results import LoadedData, Reported
+from nnbuild.schemas import FIXED, predictions
+from nnbuild.steps.data import read_data
+from nnbuild.steps.once import once, staged_table
+from nnbuild.store.files import write_bytes
+from nnbuild.store.run import Run
+from nnbuild.store.tables import read_table
+
+_SHOWN = ("history", "evaluation", "confusion", "calibration")
+
+
+@once(Reported)
+def write_report(run: Run, data: LoadedData) -> Reported:
+    """Write `report.html` from what the run has by now."""
+    tables = {name: read_table(staged_table(run, name), FIXED[name]) for name in _SHOWN}
+    tables["predictions"] = read_table(staged_table(run, "predictions"), predictions(data.classes))
+    page = render(manifest_of(run), tables, read_data(run, data).test.images)
+    path = run.folder / "report.html"
+    write_bytes(path, page.encode())
+    return Reported(path=run.relative(path), files=run.digests("report.html"))

@@ -1,0 +1,16 @@
+"""Report: one page that a person looks at."""
+
+from prefect import task
+
+from nnbuild.results import Evaluated, LoadedData, Reported, Scored
+from nnbuild.steps.reporting import write_report
+from nnbuild.store import Run
+from tasks.prefect_side import STEP, logger
+
+
+@task(name="report", task_run_name="report on {data.name}", **STEP)
+def report(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> Reported:  # noqa: ARG001  (it waits for them)
+    """Write the report of a run; see `nnbuild.steps.reporting.write_report`."""
+    reported = write_report(run, data)
+    logger().info("report.html is written")
+    return reported
