@@ -63,9 +63,7 @@ def separable(*, train=240, test=80, shape=(8, 8, 1), classes=4, seed=0) -> Arra
     images = np.concatenate([arrays.train_images, arrays.test_images]) // 4
     labels = np.concatenate([arrays.train_labels, arrays.test_labels])
     for label in range(classes):
-        band = slice(
-            label * height // classes, max((label + 1) * height // classes, label * height // classes + 1)
-        )
+        band = slice(label * height // classes, max((label + 1) * height // classes, label * height // classes + 1))
         images[labels == label, band] += 150
     return Arrays(images[:train], labels[:train], images[train:], labels[train:])
 

@@ -45,17 +45,19 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
             f"model {model.name!r} takes images of shape {given}, the dataset has {image_shape}; "
             "build it from the input_shape that it is given"
         )
+    from nnbuild.logits.graph import output_shapes  # softmax alone needs no TensorFlow
+
     try:
-        shape = model.compute_output_shape((None, *(image_shape or given or ())))
+        shapes = output_shapes(model, image_shape or given or ())
     except Exception as error:  # a user's own layers may raise anything
-        raise ContractError(
-            f"model {model.name!r} cannot take images of shape {image_shape or given}: {error}"
-        ) from error
-    if isinstance(shape, (list, dict)) or (shape and isinstance(shape[0], (tuple, list))):
+        told = f"images of shape {image_shape or given}: {type(error).__name__}: {error}"
+        raise ContractError(f"model {model.name!r} cannot take {told}; try it on one image first") from error
+    if len(shapes) != 1:
         raise ContractError(f"model {model.name!r} has several outputs, expected one of shape (n, {classes})")
-    if tuple(shape) != (None, classes):
+    shape = shapes[0]
+    if shape != (None, classes):
         raise ContractError(
-            f"model {model.name!r} gives outputs of shape {tuple(shape)}, expected (n, {classes}): "
+            f"model {model.name!r} gives outputs of shape {shape}, expected (n, {classes}): "
             f"one logit for each of the {classes} classes; end it in Dense({classes})"
         )
 

@@ -1,6 +1,6 @@
 """How a model ends, read from its graph: whatever it was written with, softmax is the operation `Softmax` there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from nnbuild.backend import tf
@@ -37,37 +37,50 @@ def nonlinear_end(model: Any, image_shape: tuple[int, ...]) -> Nonlinear | None:
     Returns:
         The operation, or None if the model ends linearly.
     """
-    kind = model.inputs[0].dtype if getattr(model, "inputs", None) else "uint8"
-    function = tf.function(lambda images: model(images, training=False))
-    graph = function.get_concrete_function(tf.TensorSpec((None, *image_shape), kind)).graph
+    graph = _traced(model, image_shape).graph
     definition = graph.as_graph_def()
     functions = {each.signature.name: each for each in definition.library.function}
     nodes = {node.name: node for node in definition.node}
-    return _search(nodes, [output.op.name for output in graph.outputs], functions)
+    return _search(nodes, [output.name for output in graph.outputs], functions)
+
+
+def output_shapes(model: Any, image_shape: tuple[int, ...]) -> list[tuple[int | None, ...]]:
+    """The shape of each output of a built Keras model, None for the number of images."""
+    if getattr(model, "outputs", None):
+        return [tuple(output.shape) for output in model.outputs]
+    return [tuple(output.shape) for output in _traced(model, image_shape).outputs]
+
+
+def _traced(model: Any, image_shape: tuple[int, ...]) -> Any:
+    kind = model.inputs[0].dtype if getattr(model, "inputs", None) else "uint8"
+    function = tf.function(lambda images: model(images, training=False))
+    return function.get_concrete_function(tf.TensorSpec((None, *image_shape), kind))
 
 
 def _search(nodes: Mapping[str, Any], ends: list[str], functions: Mapping[str, Any]) -> Nonlinear | None:
     pending, seen = list(ends), set()
     while pending:
-        name = pending.pop()
+        end = pending.pop()
+        name, output = _origin(end)
         node = nodes.get(name)
-        if node is None or name in seen:
+        if node is None or (name, output) in seen:
             continue
-        seen.add(name)
+        seen.add((name, output))
         if node.op in _NONLINEAR:
             return Nonlinear(node.op, node.name)
         if node.op in _CALLS:
             body = functions[node.attr["f"].func.name]
-            found = _search({each.name: each for each in body.node_def}, list(_origins(body.ret.values())), functions)
+            found = _search({each.name: each for each in body.node_def}, list(body.ret.values()), functions)
             if found:
                 return found
+        if node.op == "IdentityN":  # around an operation with a gradient of its own, as swish has
+            pending.append(node.input[output])
         if node.op in _PASSED:
-            pending.extend(_origins(node.input))
+            pending.extend(each for each in node.input if not each.startswith("^"))
     return None
 
 
-def _origins(inputs: Any) -> Iterator[str]:
-    """The names of the nodes that inputs come from: `node:output:0`, `node:0`, `node` or `^node`."""
-    for each in inputs:
-        if not each.startswith("^"):
-            yield each.split(":")[0]
+def _origin(end: str) -> tuple[str, int]:
+    """The node and the number of its output, of `node:output:0`, `node:0` or `node`."""
+    name, *rest = end.split(":")
+    return name, int(rest[-1]) if rest else 0

@@ -1,0 +1,120 @@
+"""The only softmax in the project, held against arithmetic with 400 digits."""
+
+import ml_dtypes
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnbuild.errors import ContractError
+from nnbuild.logits import log_softmax, softmax
+
+SMALL = [np.float16, ml_dtypes.bfloat16, np.float32]
+ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12)
+
+
+def exact(row, temperature=1.0):
+    """Probabilities and their logarithms, exact for what a float can tell."""
+    with mpmath.workdps(400):  # a logarithm of 1 - 1e-300 needs them
+        scaled = [mpmath.mpf(float(value)) / mpmath.mpf(temperature) for value in row]
+        log_sum = max(scaled) + mpmath.log(mpmath.fsum(mpmath.exp(value - max(scaled)) for value in scaled))
+        logs = [value - log_sum for value in scaled]
+        return [mpmath.exp(value) for value in logs], logs
+
+
+def ulps(found, wanted):
+    """The distance to the exact value in units in the last place of the type, subnormal ones included."""
+    kind = found.dtype
+    with mpmath.workdps(60):
+        nearest = np.asarray(float(wanted), np.float64).astype(kind)
+        unit = abs(float(np.spacing(np.abs(nearest.astype(np.float32) if kind.itemsize == 2 else nearest))))
+        if kind.itemsize == 2:
+            information = ml_dtypes.finfo(kind)
+            exponent = np.floor(np.log2(max(abs(float(wanted)), float(information.smallest_normal))))
+            unit = float(2.0 ** (exponent - information.nmant))
+        return abs(mpmath.mpf(float(found)) - wanted) / unit
+
+
+@pytest.mark.parametrize("kind", SMALL, ids=lambda kind: np.dtype(kind).name)
+@given(values=ROWS)
+@settings(deadline=None, max_examples=40)
+def test_small_types_are_within_one_ulp(kind, values):
+    row = np.array(values).astype(kind)
+    probabilities, logs = exact(row)
+    for found, wanted in ((softmax(row), probabilities), (log_softmax(row), logs)):
+        assert found.dtype == kind
+        assert all(ulps(one, other) <= 1 for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", SMALL, ids=lambda kind: np.dtype(kind).name)
+@pytest.mark.parametrize(
+    "values", [[0, 0], [1e4, -1e4], [20, 0, -20], [1e4, 1e4 - 8], [0, -87.5, -103], [5, 5, 5, -5], [0, -9, -16.5, -17]]
+)
+def test_extremes_are_within_one_ulp(kind, values):
+    row = np.array(values).astype(kind)
+    probabilities, logs = exact(row)
+    assert all(ulps(one, other) <= 1 for one, other in zip(softmax(row), probabilities, strict=True))
+    assert all(ulps(one, other) <= 1 for one, other in zip(log_softmax(row), logs, strict=True))
+
+
+@given(values=ROWS, temperature=st.floats(0.2, 5))
+@settings(deadline=None, max_examples=40)
+def test_float64_is_within_a_relative_1e11(values, temperature):
+    row = np.array(values)
+    probabilities, logs = exact(row, temperature)
+    smallest = np.finfo(np.float64).smallest_normal
+    for found, wanted in (
+        (softmax(row, temperature=temperature), probabilities),
+        (log_softmax(row, temperature=temperature), logs),
+    ):
+        for one, other in zip(found, wanted, strict=True):
+            assert abs(mpmath.mpf(float(one)) - other) <= max(1e-11 * abs(other), smallest)
+
+
+def test_a_row_is_the_same_among_a_million():
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 30, (1_000_000, 10)).astype(np.float32)
+    probabilities, logs = softmax(logits), log_softmax(logits)
+    for row in (0, 16_383, 16_384, 999_999):
+        assert np.array_equal(probabilities[row], softmax(logits[row]))
+        assert np.array_equal(logs[row], log_softmax(logits[row : row + 1])[0])
+    assert np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
+    assert np.isfinite(logs).all()
+    assert np.array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
+
+
+def test_log_softmax_is_finite_where_softmax_underflows():
+    row = np.array([0, -500], np.float32)
+    assert softmax(row)[1] == 0
+    assert log_softmax(row)[1] == -500
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=9), st.integers(-50, 50))
+@settings(deadline=None, max_examples=40)
+def test_adding_a_constant_changes_nothing(values, constant):
+    row = np.array(values, np.float32)
+    assert np.array_equal(softmax(row), softmax(row + constant))
+    assert np.array_equal(log_softmax(row), log_softmax(row + constant))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_named(bad):
+    logits = np.zeros((20_000, 3), np.float32)
+    logits[[7, 19_999], 1] = bad
+    with pytest.raises(ContractError, match=r"2 rows of logits are NaN or infinite.*rows 107, |1 rows .*rows 107"):
+        softmax(logits, first_row=100)
+
+
+@pytest.mark.parametrize(
+    "logits", [np.zeros((2, 3), int), np.zeros((2, 3, 4)), np.zeros((3, 0)), np.zeros(()), np.array(["a"])]
+)
+def test_what_is_no_logits_is_refused(logits):
+    with pytest.raises(ContractError, match=r"expected logits of shape \(n, classes\)"):
+        softmax(logits)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ContractError, match="temperature"):
+        softmax(np.zeros(3), temperature=temperature)
