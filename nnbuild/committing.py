@@ -88,6 +88,8 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     wanted = {"config.json": config, "report.html": run.folder / "report.html"}
     if not failed:
         wanted["model.keras"] = run.folder / "model" / "model.keras"
+    logs = run.folder / "tensorboard"
+    wanted |= {path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()}
     return {name: path for name, path in wanted.items() if path.exists()}
 
 

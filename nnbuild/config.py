@@ -5,6 +5,7 @@ so that a run's recorded config leaves nothing open.
 """
 
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -161,6 +162,8 @@ def require_names(config: RunConfig) -> None:
     for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
         if monitor is not None and monitor not in keys:
             raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
+    if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'")
     if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
         raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")
 

@@ -12,6 +12,7 @@ from nnbuild.errors import ContractError, InputError, Interrupted, StoreError
 from nnbuild.results import Committed
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
+from nnbuild.store.files import as_store_error
 
 
 def open_run(
@@ -59,7 +60,7 @@ def working_on(run: Run) -> Iterator[None]:
             error.add_note(_how_to_resume(run))
             raise
         except OSError as error:
-            told = StoreError(f"{error.strerror or error}: {error.filename or run.folder}; mend it and resume the run")
+            told = as_store_error(f"work in {error.filename or run.folder}", error)
             told.add_note(_how_to_resume(run))
             raise told from error
         except InputError as error:

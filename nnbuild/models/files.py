@@ -7,6 +7,7 @@ project's, and those that the run's own model function brings.
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,25 +27,35 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def save_model(model: Any, path: Path) -> str:
     """Write a model.
 
-    Keras writes the time into the archive; it is taken out again, so that equal models have equal files.
+    Keras writes the time and addresses of memory into the archive; they are taken out again, so that equal models
+    have equal files.
 
     Returns:
         sha256 of the file.
     """
     with written(path) as aside:
         model.save(aside)
-        _without_times(aside)
+        _make_canonical(aside)
     return file_digest(path)
 
 
-def _without_times(path: Path) -> None:
+def _make_canonical(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members["metadata.json"])
     members["metadata.json"] = json.dumps({"keras_version": metadata["keras_version"]}).encode()
+    members["config.json"] = _renumbered(members["config.json"].decode()).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(members):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), members[name])
+
+
+def _renumbered(config: str) -> str:
+    """A config in which shared objects are numbered as they come, and not by their addresses."""
+    numbers: dict[str, int] = {}
+    return re.sub(
+        r'(?<="shared_object_id": )\d+', lambda found: str(numbers.setdefault(found[0], len(numbers))), config
+    )
 
 
 def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT, MARGIN = 460, 240, 40
+WIDTH, HEIGHT, MARGIN = 460, 240, 48
 
 Points = Sequence[tuple[float, float]]
 
@@ -51,7 +51,7 @@ def lines(title: str, series: Mapping[str, Points], labels: tuple[str, str], mar
         path = " ".join(f"{x},{y}" for x, y in places)
         body += f'<polyline class="line c{number % 4}" points="{path}"/>'
         body += "".join(f'<circle class="dot c{number % 4}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in places[:60])
-        body += f'<text x="{right}" y="{MARGIN / 2 + 8 + 15 * number}" class="end t{number % 4}">{escape(name)}</text>'
+        body += f'<text x="{right - 75 * number}" y="{HEIGHT - 6}" class="end t{number % 4}">{escape(name)}</text>'
     if marked is not None:
         place = _scale(marked, min(xs), max(xs), MARGIN, right)
         body += f'<path class="mark" d="M{place} {MARGIN / 2}V{bottom}"/>'

@@ -57,7 +57,6 @@ def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], ta
             _link(path, record / name)
         parts = {name: layout / "tables" / name / f"run_id={run.run_id}" / PART for name in tables}
         for name, path in tables.items():
-            make_folder(parts[name].parent)
             _link(path, parts[name])
         faults.point("commit:linked")
         runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
@@ -105,6 +104,7 @@ def _moves(run: Run, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, 
 
 def _link(source: Path, target: Path) -> None:
     """The same file under a second name: the first stays for a resume until the run is committed."""
+    make_folder(target.parent)
     try:
         target.hardlink_to(source)
     except OSError:

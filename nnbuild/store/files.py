@@ -23,14 +23,19 @@ _MENDS = {
 }
 
 
+def as_store_error(what: str, error: OSError) -> StoreError:
+    """An operating system's error as one that says what was tried and how to mend it."""
+    mend = _MENDS.get(error.errno or 0, "see `nnbuild doctor`")
+    return StoreError(f"cannot {what}: {error.strerror or error}; {mend}")
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Turn an operating system's error into one that says what was tried and how to mend it."""
     try:
         yield
     except OSError as error:
-        mend = _MENDS.get(error.errno or 0, "see `nnbuild doctor`")
-        raise StoreError(f"cannot {what}: {error.strerror or error}; {mend}") from error
+        raise as_store_error(what, error) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ and the order of examples follows from the seed and the epoch.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -162,7 +163,10 @@ class _Fit:
             validated = self.validator.test(_all_rows(len(self.validation_rows)))
             metrics |= {f"val_{name}": value for name, value in validated.items()}
         metrics["learning_rate"] = float(self.model.optimizer.learning_rate)
-        self.callbacks.on_epoch_end(epoch, metrics)
+        with warnings.catch_warnings():
+            # With validation at every so many epochs a monitor may have no value in this one. That is no news.
+            warnings.filterwarnings("ignore", r".*conditioned on metric", UserWarning)
+            self.callbacks.on_epoch_end(epoch, metrics)
         seconds = time.perf_counter() - began
         self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.around.now())
         self.around.on_history(tables.table(self.table_rows))
