@@ -1,5 +1,7 @@
 """The fit: it learns, it is repeatable, and stopped anywhere it goes on to the same bytes."""
 
+import random
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,3 +225,24 @@ def test_other_threads_are_remarked_on(tmp_path: Path):
     later = replace(around, checkpoints=Checkpoints(tmp_path, identity | {"threads": 2}), stop=lambda: None)
     fitted = fit(compiled(config, split), split, config, CLASSES, later)
     assert any("threads was 1 and is 2" in remark for remark in fitted.remarks)
+
+
+@pytest.mark.parametrize("model", ["lab", "convnet"])
+def test_what_other_threads_draw_changes_no_weights(model):
+    """Prefect's threads draw from Python's global generator while a model is built."""
+    expected = models.build(config_of(model), (8, 8, 1), CLASSES).get_weights()
+    done = threading.Event()
+
+    def draw():
+        while not done.is_set():
+            random.random()  # noqa: S311
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        found = models.build(config_of(model), (8, 8, 1), CLASSES).get_weights()
+    finally:
+        done.set()
+        thread.join()
+    for one, other in zip(expected, found, strict=True):
+        assert np.array_equal(one, other)

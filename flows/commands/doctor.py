@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
 from packaging.requirements import Requirement
 from rich.console import Console
 
@@ -34,7 +35,7 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     """Look at everything that a run needs.
 
     Raises:
-        SystemExit: with code 1, if something would make a run fail.
+        typer.Exit: with code 1, if something would make a run fail.
     """
     given = data_dir or (Path(os.environ["NNBUILD_DATA_DIR"]) if os.environ.get("NNBUILD_DATA_DIR") else None)
     findings = [_python(), *_packages(), *_store(root), _memory(), *_data(given), _prefect()]
@@ -46,7 +47,7 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
             colour = {"ok": "green", "note": "yellow", "fails": "red"}[each.state]
             console.print(f"[{colour}]{each.state:5}[/]  {each.what}: {each.detail}", highlight=False)
     if not _is_well(findings):
-        raise SystemExit(1)
+        raise typer.Exit(1)
 
 
 def _is_well(findings: list[Finding]) -> bool:

@@ -7,6 +7,7 @@ from nnbuild.config import RunConfig, is_factory, require_names
 from nnbuild.models.compiling import compile_model
 from nnbuild.models.files import load_model, save_model
 from nnbuild.models.networks import NETWORKS, Shape, build_network
+from nnbuild.models.seeding import seeded
 from nnbuild.models.user import build_user_model
 
 __all__ = ["NETWORKS", "build", "compile_model", "load_model", "save_model"]
@@ -32,7 +33,7 @@ def build(config: RunConfig, shape: Shape, classes: int) -> Any:
     """
     require_names(config)
     keras.utils.clear_session()
-    keras.utils.set_random_seed(config.seed)
-    if is_factory(config.model.name):
-        return build_user_model(config.model.name, shape, classes)
-    return build_network(config.model, shape, classes, config.seed)
+    with seeded(config.seed):
+        if is_factory(config.model.name):
+            return build_user_model(config.model.name, shape, classes)
+        return build_network(config.model, shape, classes, config.seed)

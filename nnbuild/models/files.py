@@ -16,6 +16,7 @@ from typing import Any
 from nnbuild.backend import keras
 from nnbuild.config import is_factory
 from nnbuild.errors import ContractError, NnbuildError
+from nnbuild.models.seeding import seeded
 from nnbuild.models.user import import_factory
 from nnbuild.store.files import file_digest, written
 
@@ -81,9 +82,9 @@ def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) 
         )
     factory = import_factory(model_name) if is_factory(model_name) else None
     refuse_code(content, str(path))
-    keras.utils.set_random_seed(seed)
     try:
-        return keras.saving.load_model(path, safe_mode=True)
+        with seeded(seed):
+            return keras.saving.load_model(path, safe_mode=True)
     except NnbuildError:
         raise
     except Exception as error:  # Keras raises whatever it meets

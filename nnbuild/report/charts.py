@@ -1,110 +1,160 @@
-"""Small pictures as SVG text: they need no network, no fonts and no plotting library, and follow the page's colours."""
+"""The charts of the page: lines by epoch, reliability, a histogram."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-WIDTH, HEIGHT, MARGIN = 460, 240, 48
+from markupsafe import Markup
+
+from nnbuild.report.svg import Axis, counting, linear, logarithmic, picture, tag, told
+
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 388, 32, 212
+_LOG_FROM = 20  # a largest value so many times the smallest is drawn on a logarithmic axis
+_DOTS, _POINTS = 40, 400
+_LETTER = 6.6
+_FEW_IMAGES = 20
 
 Points = Sequence[tuple[float, float]]
 
 
-def _frame(title: str, body: str, labels: tuple[str, str], corners: tuple[str, str, str, str]) -> str:
-    """An SVG with axes: `corners` are the texts at the ends of the horizontal and of the vertical axis."""
-    left, right, low, high = (escape(each) for each in corners)
-    bottom, top, end = HEIGHT - MARGIN, MARGIN / 2, WIDTH - MARGIN / 2
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
-        f'<path class="axis" d="M{MARGIN} {top}V{bottom}H{end}"/>{body}'
-        f'<text x="{MARGIN}" y="{bottom + 15}">{left}</text>'
-        f'<text x="{end}" y="{bottom + 15}" class="end">{right}</text>'
-        f'<text x="{MARGIN - 4}" y="{bottom}" class="end">{low}</text>'
-        f'<text x="{MARGIN - 4}" y="{top + 8}" class="end">{high}</text>'
-        f'<text x="{(MARGIN + end) / 2}" y="{HEIGHT - 6}" class="middle">{escape(labels[0])}</text>'
-        f'<text x="{MARGIN + 6}" y="{top + 8}">{escape(labels[1])}</text></svg>'
-    )
+class Bin(NamedTuple):
+    """One bar of a reliability diagram; the last two are None where there are no examples."""
+
+    lower: float
+    upper: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
 
 
-def _scale(value: float, low: float, high: float, start: float, end: float) -> float:
-    share = (value - low) / (high - low) if high > low else 0.5
-    return round(start + share * (end - start), 1)
-
-
-def lines(title: str, series: Mapping[str, Points], labels: tuple[str, str], marked: float | None = None) -> str:
-    """One line for each series.
+def lines(
+    title: str,
+    series: Mapping[str, Points],
+    *,
+    kept: float | None = None,
+    best: tuple[float, float] | None = None,
+    log: bool = False,
+) -> Markup:
+    """One line for each series, by epoch.
 
     Args:
-        title: the text for those who cannot see it.
-        series: points by name; not finite ones are left out.
-        labels: of the horizontal and of the vertical axis.
-        marked: a place on the horizontal axis to draw a dashed line at.
+        title: what it shows, in words.
+        series: (epoch, value) by name; values that are not finite are left out.
+        kept: the epoch to draw a dashed line at.
+        best: the point to draw a ring around.
+        log: whether a logarithmic axis may be taken where the values differ much.
     """
-    kept = {name: [(x, y) for x, y in points if y - y == 0] for name, points in series.items()}
-    xs = [x for points in kept.values() for x, _ in points] or [0.0]
-    ys = [y for points in kept.values() for _, y in points] or [0.0]
-    right, bottom = WIDTH - MARGIN / 2, HEIGHT - MARGIN
-    body = ""
-    for number, (name, points) in enumerate(kept.items()):
-        places = [
-            (_scale(x, min(xs), max(xs), MARGIN, right), _scale(y, min(ys), max(ys), bottom, MARGIN / 2))
-            for x, y in points
-        ]
-        path = " ".join(f"{x},{y}" for x, y in places)
-        body += f'<polyline class="line c{number % 4}" points="{path}"/>'
-        body += "".join(f'<circle class="dot c{number % 4}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in places[:60])
-        body += f'<text x="{right - 75 * number}" y="{HEIGHT - 6}" class="end t{number % 4}">{escape(name)}</text>'
-    if marked is not None:
-        place = _scale(marked, min(xs), max(xs), MARGIN, right)
-        body += f'<path class="mark" d="M{place} {MARGIN / 2}V{bottom}"/>'
-    ends = (f"{min(xs):g}", f"{max(xs):g}", f"{min(ys):.3g}", f"{max(ys):.3g}")
-    return _frame(title, body, labels, ends)
+    drawn = {name: _thinned([each for each in points if math.isfinite(each[1])]) for name, points in series.items()}
+    values = [value for points in drawn.values() for _, value in points]
+    epochs = [int(epoch) for points in series.values() for epoch, _ in points] or [1]
+    across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
+    wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_FROM
+    up = logarithmic(values, BOTTOM, TOP) if wide else linear(values, BOTTOM, TOP)
+    inside = [*_grid(up), *_below(across, "epoch"), *_legend(list(drawn))]
+    if kept is not None:
+        x = across.place(kept)
+        inside.append(tag("line", x1=x, x2=x, y1=TOP, y2=BOTTOM, class_="kept"))
+    for kind, points in enumerate(drawn.values()):
+        inside += _line([(across.place(x), up.place(y)) for x, y in points], kind % 4)
+    if best is not None and math.isfinite(best[1]):
+        inside.append(tag("circle", cx=across.place(best[0]), cy=up.place(best[1]), r=6, class_="ring"))
+    return picture(title, WIDTH, HEIGHT, *inside)
 
 
-def bars(title: str, heights: Sequence[float], labels: tuple[str, str], diagonal: Sequence[float | None] = ()) -> str:
-    """Bars of equal width from 0 to 1, and, for a reliability diagram, a dot in each at another height.
+def _thinned(points: Points) -> Points:
+    if len(points) <= _POINTS:
+        return points
+    return [points[round(index * (len(points) - 1) / (_POINTS - 1))] for index in range(_POINTS)]
+
+
+def _line(places: Points, kind: int) -> Iterator[Markup]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    yield tag("polyline", points=path, class_=f"line k{kind}")
+    if len(places) <= _DOTS:
+        yield from (tag("circle", cx=x, cy=y, r=2.6, class_=f"dot k{kind}") for x, y in places)
+
+
+def _legend(names: Sequence[str]) -> Iterator[Markup]:
+    x = float(LEFT)
+    for kind, name in enumerate(names):
+        yield tag("line", x1=x, x2=x + 18, y1=14, y2=14, class_=f"line k{kind % 4}")
+        yield tag("text", name, x=x + 24, y=18)
+        x += 24 + _LETTER * len(name) + 18
+
+
+def _grid(up: Axis) -> Iterator[Markup]:
+    for value in up.ticks:
+        y = up.place(value)
+        yield tag("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="grid")
+        yield tag("text", told(value), x=LEFT - 6, y=y + 4, class_="end")
+
+
+def _below(across: Axis, label: str, base: float = BOTTOM) -> Iterator[Markup]:
+    for value in across.ticks:
+        yield tag("text", told(value), x=across.place(value), y=base + 16, class_="middle")
+    yield tag("text", label, x=(across.start + across.end) / 2, y=base + 33, class_="middle label")
+
+
+def reliability(title: str, bins: Sequence[Bin]) -> Markup:
+    """Accuracy in each bin of confidence, and how far the confidence is from it.
 
     Args:
-        title: the text for those who cannot see it.
-        heights: one for each bar, 0 or more.
-        labels: of the horizontal and of the vertical axis.
-        diagonal: heights of the dots; None for a bar without one.
+        title: what it shows, in words.
+        bins: in order.
     """
-    right, bottom = WIDTH - MARGIN / 2, HEIGHT - MARGIN
-    highest = max([*heights, *(each for each in diagonal if each is not None), 1e-9])
-    width = (right - MARGIN) / max(len(heights), 1)
-    body = ""
-    for index, height in enumerate(heights):
-        y = _scale(height, 0, highest, bottom, MARGIN / 2)
-        x = round(MARGIN + index * width, 1)
-        body += f'<rect class="bar" x="{x}" y="{y}" width="{width - 1:.1f}" height="{round(bottom - y, 1)}"/>'
-        dot = diagonal[index] if index < len(diagonal) else None
-        if dot is not None:
-            y = _scale(dot, 0, highest, bottom, MARGIN / 2)
-            body += f'<circle class="dot c1" cx="{x + width / 2:.1f}" cy="{y}" r="3"/>'
-    return _frame(title, body, labels, ("0", "1", "0", f"{highest:.3g}"))
+    base = 300.0
+    across, up = linear((0, 1), LEFT, RIGHT), linear((0, 1), base, 14)
+    inside = [*_grid(up), *_below(across, "confidence", base)]
+    for each in bins:
+        if each.confidence is None or each.accuracy is None:
+            continue
+        x, right = across.place(each.lower) + 1, across.place(each.upper) - 1
+        low, high = sorted((each.confidence, each.accuracy))
+        faint = " faint" if each.count < _FEW_IMAGES else ""
+        words = (
+            f"confidence {each.lower:.2f} to {each.upper:.2f}: {each.count:,} images, "
+            f"mean confidence {each.confidence:.3f}, accuracy {each.accuracy:.3f}"
+        )
+        inside.append(
+            tag(
+                "g",
+                tag("title", words),
+                _bar(x, right, up.place(each.accuracy), base, "bar"),
+                _bar(x, right, up.place(high), up.place(low), "gap"),
+                class_=f"bin{faint}",
+            )
+        )
+    inside.append(tag("line", x1=LEFT, x2=RIGHT, y1=base, y2=14, class_="kept"))
+    return picture(title, WIDTH, base + 38, *inside)
 
 
-def heat_map(title: str, counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """A confusion matrix: true classes down, predicted ones across; wrong cells are coloured by their share.
+def _bar(left: float, right: float, top: float, bottom: float, kind: str) -> Markup:
+    return tag("rect", x=left, y=top, width=max(right - left, 0.5), height=max(bottom - top, 0.0), class_=kind)
+
+
+def histogram(title: str, right: Sequence[int], wrong: Sequence[int]) -> Markup:
+    """Counts from 0 to 1, of two kinds side by side, on a logarithmic axis: the few are what one looks for.
 
     Args:
-        title: the text for those who cannot see it.
-        counts: of examples, square.
-        names: of the classes.
+        title: what it shows, in words.
+        right: counts in bins of equal width.
+        wrong: of as many bins.
     """
-    size, cell = len(counts), 30
-    body = ""
-    for row, line in enumerate(counts):
-        whole = max(sum(line), 1)
-        body += f'<text x="{cell - 4}" y="{(row + 1.65) * cell}" class="end">{escape(names[row][:4])}</text>'
-        body += f'<text x="{(row + 1.5) * cell}" y="{cell - 6}" class="middle">{escape(names[row][:4])}</text>'
-        for column, count in enumerate(line):
-            x, y = (column + 1) * cell, (row + 1) * cell
-            kind, strength = ("right", 0.25) if row == column else ("wrong", min(1.0, (count / whole) ** 0.5 * 2))
-            body += f'<rect class="{kind}" fill-opacity="{strength:.2f}" x="{x}" y="{y}" width="29" height="29"/>'
+    base = 300.0
+    across = linear((0, 1), LEFT, RIGHT)
+    up = logarithmic([0.6, *right, *wrong], base, TOP)
+    shown = Axis(0.6, up.high, base, TOP, tuple(each for each in up.ticks if each >= 1), logarithmic=True)
+    inside = [*_grid(shown), *_below(across, "confidence", base)]
+    width = (RIGHT - LEFT) / max(len(right), 1)
+    for index, counts in enumerate(zip(right, wrong, strict=True)):
+        for place, (kind, count) in enumerate(zip(("good", "bad"), counts, strict=True)):
             if count:
-                body += f'<text x="{x + 15}" y="{y + 19}" class="middle cell">{count}</text>'
-    side = (size + 1) * cell
-    return (
-        f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
-        f"{body}</svg>"
-    )
+                x = LEFT + (index + place / 2) * width + 1
+                words = f"{count:,} images, confidence {index / len(right):.2f} to {(index + 1) / len(right):.2f}"
+                bar = _bar(x, x + width / 2 - 1, shown.place(count), base, kind)
+                inside.append(tag("g", tag("title", words), bar))
+    for place, (kind, name) in enumerate((("good", "right"), ("bad", "wrong"))):
+        inside.append(_bar(LEFT + 70 * place, LEFT + 70 * place + 12, 8, 20, kind))
+        inside.append(tag("text", name, x=LEFT + 70 * place + 18, y=18))
+    return picture(title, WIDTH, base + 38, *inside)

@@ -23,6 +23,7 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
         ConfigError: the model's name is not known or cannot be imported.
         ContractError: the network does not end in one linear layer with a logit for each class.
     """
+    pin_threads(int(run.config.training.threads or 1))  # before TensorFlow's first operation, or not at all
     model = models.build(run.config, data.image_shape, data.classes)
     logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "uncompiled.keras"
@@ -52,6 +53,7 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
 
 def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> Any:
     """The Keras model that a step has left, verified by its digest."""
+    pin_threads(int(run.config.training.threads or 1))
     path = run.root / result.path
     digest = result.files[path.relative_to(run.folder).as_posix()]
     return models.load_model(path, digest, model_name=run.config.model.name, seed=run.config.seed)

@@ -1,0 +1,155 @@
+"""The flow and its tasks under a real Prefect server, and each task as the plain function that it is."""
+
+import math
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+
+import nnbuild
+from flows.retrain import retrain
+from nnbuild.errors import DataError, DivergedError
+from nnbuild.store import Store
+from tasks.build import build
+from tasks.check import check
+from tasks.commit import commit
+from tasks.compile import compile_network
+from tasks.evaluate import evaluate
+from tasks.fit import fit
+from tasks.load import load
+from tasks.persist_history import persist_history
+from tasks.prefect_side import plain
+from tasks.report import report
+from tasks.score import score
+
+STEPS = ["load", "check", "build", "compile", "fit", "persist history", "evaluate", "score", "report", "commit"]
+
+
+def through(run):
+    """All the tasks by hand, as plain functions."""
+    data = load.fn(run)
+    built = build.fn(run, data, check.fn(run, data))
+    fitted = fit.fn(run, data, compile_network.fn(run, data, built))
+    history = persist_history.fn(run, fitted)
+    reported = report.fn(run, data, evaluate.fn(run, data, fitted), score.fn(run, data, fitted))
+    return commit.fn(run, history, reported)
+
+
+def test_every_task_is_a_plain_function(tmp_path, small_config, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody answers there, and nobody is asked
+    run = nnbuild.open_run(small_config, tmp_path)
+    with nnbuild.working_on(run):
+        committed = through(run)
+    assert Store(tmp_path).committed() == [committed.run_id]
+
+
+def test_a_task_runs_alone_in_a_flow_of_its_own(tmp_path, small_config, prefect_server):
+    run = nnbuild.open_run(small_config, tmp_path)
+
+    @flow
+    def alone():
+        return load(run)
+
+    assert alone().classes == 3
+
+
+@pytest.fixture(scope="module")
+def finished(request, tmp_path_factory, small_folder):
+    """A flow run that was committed: its store, what it returned, and what the server knows of it."""
+    request.getfixturevalue("_prefect_harness")
+    config = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 3, "threads": 2}}
+    root = tmp_path_factory.mktemp("flow") / "store"
+    committed = retrain(nnbuild.RunConfig.model_validate(config), str(root))
+    flow_run_id = Store(root).manifest(committed.run_id)["flow_run_id"]
+    by_flow = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    with get_client(sync_client=True) as client:
+        return {
+            "root": root,
+            "committed": committed,
+            "flow_run": client.read_flow_run(flow_run_id),
+            "tasks": client.read_task_runs(flow_run_filter=by_flow),
+            "artifacts": client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+            ),
+            "logs": client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))),
+        }
+
+
+def test_each_step_is_a_task_of_the_flow(finished):
+    assert sorted(task.name.split()[0] for task in finished["tasks"]) == sorted(
+        ["load", "check", "build", "compile", "fit", "persist", "evaluate", "score", "report", "commit"]
+    )
+    assert all(task.state.is_completed() for task in finished["tasks"])
+    assert finished["flow_run"].name.startswith("lab-")
+    assert all(not task.tags for task in finished["tasks"])
+
+
+def test_the_graph_shows_what_depends_on_what(finished):
+    names = {str(task.id): task.name.split()[0] for task in finished["tasks"]}
+    edges = {
+        (names[str(source.id)], task.name.split()[0])
+        for task in finished["tasks"]
+        for sources in task.task_inputs.values()
+        for source in sources
+        if getattr(source, "id", None) and str(source.id) in names
+    }
+    expected = {("load", "check"), ("check", "build"), ("build", "compile"), ("compile", "fit"), ("fit", "evaluate")}
+    assert expected | {("fit", "score"), ("report", "commit")} <= edges
+
+
+def test_the_artifacts_stand_under_stable_keys(finished):
+    by_key = {artifact.key: artifact for artifact in finished["artifacts"]}
+    assert {"nnbuild-data-checks", "nnbuild-epochs", "nnbuild-metrics", "nnbuild-files", "nnbuild-fit"} <= by_key.keys()
+    assert '"epoch": 3' in str(by_key["nnbuild-epochs"].data)
+    assert finished["committed"].run_id in str(by_key["nnbuild-files"].data)
+
+
+def test_small_values_travel_between_the_tasks_and_no_models(finished):
+    for task in finished["tasks"]:
+        assert len(task.model_dump_json()) < 20_000
+
+
+def test_a_failed_step_fails_the_flow_run(tmp_path, small_config, prefect_server):
+    missing = nnbuild.RunConfig.model_validate({"dataset": {"name": str(tmp_path / "none.npz")}})
+    with pytest.raises(DataError, match=r"none\.npz"):
+        retrain(missing, str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_flow_run_that_is_run_again_goes_on_with_its_run(tmp_path, small_config, prefect_server, monkeypatch):
+    """A retry by Prefect has the same flow run id: the run that waits under it is taken up again."""
+    flow_run_id = "8d6b7f3e-0000-4000-8000-000000000001"
+    run = nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id)
+    assert nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id) == run
+    assert nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id.replace("1", "2")) != run
+
+
+def test_a_diverged_fit_is_not_tried_again(tmp_path, small_config, prefect_server):
+    settings = small_config.model_dump()
+    settings["model"] = {"name": "regularized", "l2": 10}
+    settings["training"] |= {"optimizer": "sgd", "learning_rate": 100, "epochs": 50}
+    with pytest.raises(DivergedError):
+        retrain(nnbuild.RunConfig.model_validate(settings), str(tmp_path))
+    assert Store(tmp_path).read_table("runs")["status"].to_pylist() == ["failed"]
+
+
+def test_an_infinite_number_cannot_break_a_table():
+    assert plain(math.inf) == "inf"
+    assert plain(math.nan) == "nan"
+    assert plain(1.5) == 1.5
+    assert plain(["x"]) == "['x']"
+
+
+def test_the_form_of_the_ui_describes_every_field():
+    schema = retrain.parameters.definitions
+    fields = [field for section in schema.values() for field in section.get("properties", {}).values()]
+    assert len(fields) > 30
+    assert all("description" in field for field in fields)

@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM on the real program: it stops with a checkpoint, says how to go on, and goes on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_runs import values
+
+from nnbuild.config import RunConfig
+from nnbuild.runs import retrain
+from nnbuild.signals import caught
+from nnbuild.store import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
+    with caught() as stop:
+        assert stop() is None
+        os.kill(os.getpid(), number)
+        assert stop() == number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, number):
+    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "seed": 3}
+    settings["training"] = {"epochs": 400, "batch_size": 4, "threads": 2}
+    straight = retrain(RunConfig.model_validate(settings), tmp_path / "straight")
+    command = [
+        "run",
+        "--dataset",
+        str(small_folder),
+        "--model",
+        "lab",
+        "--seed",
+        "3",
+        "--epochs",
+        "400",
+        "--batch-size",
+        "4",
+    ]
+    command += ["--set", "training.threads=2", "--store", str(tmp_path / "store")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        lines = iter(program.stderr.readline, "")
+        assert any(line.startswith("epoch 3/") for line in lines)
+        program.send_signal(number)
+        last = [line for line in lines if not line.startswith("epoch")][-1]
+        assert program.wait(60) == 128 + number
+    run_id = re.search(r"--resume (\S+)", last)[1]
+    assert Store(tmp_path / "store").unfinished()[0].run_id == run_id
+    retrain(store=tmp_path / "store", resume=run_id)
+    assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
