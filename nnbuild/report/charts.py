@@ -10,7 +10,7 @@ from nnbuild.report.svg import Axis, counting, linear, logarithmic, picture, tag
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 388, 32, 212
-_LOG_FROM = 20  # a largest value so many times the smallest is drawn on a logarithmic axis
+_LOG_FROM = 10  # a largest value so many times the smallest is drawn on a logarithmic axis
 _DOTS, _POINTS = 40, 400
 _LETTER = 6.6
 _FEW_IMAGES = 20
@@ -23,7 +23,7 @@ class Bin(NamedTuple):
 
     lower: float
     upper: float
-    count: int
+    images: int
     confidence: float | None
     accuracy: float | None
 
@@ -111,17 +111,17 @@ def reliability(title: str, bins: Sequence[Bin]) -> Markup:
             continue
         x, right = across.place(each.lower) + 1, across.place(each.upper) - 1
         low, high = sorted((each.confidence, each.accuracy))
-        faint = " faint" if each.count < _FEW_IMAGES else ""
+        faint = " faint" if each.images < _FEW_IMAGES else ""
         words = (
-            f"confidence {each.lower:.2f} to {each.upper:.2f}: {each.count:,} images, "
+            f"confidence {each.lower:.2f} to {each.upper:.2f}: {each.images:,} images, "
             f"mean confidence {each.confidence:.3f}, accuracy {each.accuracy:.3f}"
         )
         inside.append(
             tag(
                 "g",
                 tag("title", words),
-                _bar(x, right, up.place(each.accuracy), base, "bar"),
-                _bar(x, right, up.place(high), up.place(low), "gap"),
+                _bar(x, right, up.place(low), base, "bar"),
+                _bar(x, right, up.place(high), up.place(low), "over" if each.confidence > each.accuracy else "under"),
                 class_=f"bin{faint}",
             )
         )

@@ -144,4 +144,4 @@ def png(image: Images) -> str:
 
 def pixelated(images: Images) -> bool:
     """Whether the images are so small that one wants to see their pixels."""
-    return max(images.shape[1:3]) <= _PIXELATED
+    return bool(max(images.shape[1:3]) <= _PIXELATED)

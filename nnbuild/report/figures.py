@@ -23,7 +23,7 @@ class Confusion(NamedTuple):
 
     label: str
     predicted: str
-    count: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ def errors(confusion: Any, names: list[str]) -> Errors:
     most = np.argsort(-off, axis=None, kind="stable")[:_CONFUSIONS]
     pairs = [tuple(map(int, divmod(int(cell), len(names)))) for cell in most]
     return Errors(
-        counts, [int(each) for each in shown], [Confusion(names[a], names[b], int(off[a, b])) for a, b in pairs if off[a, b]]
+        counts,
+        [int(each) for each in shown],
+        [Confusion(names[a], names[b], int(off[a, b])) for a, b in pairs if off[a, b]],
     )
 
 
 def curves(history: Any) -> dict[str, Points]:
-    """(epoch, value) of each metric in the order that Keras gave them; the seconds, which are no metric, are left out."""
+    """(epoch, value) of each metric in the order that Keras gave them, without the seconds, which are no metric."""
     found: dict[str, Points] = {}
     ordered = history.sort_by("epoch")
     columns = (ordered[name].to_pylist() for name in ("metric", "epoch", "value"))
@@ -97,7 +99,7 @@ def curves(history: Any) -> dict[str, Points]:
 
 
 def diagrams(calibration: Any) -> list[tuple[str, list[Bin]]]:
-    """One reliability diagram for each subset, and for each of whatever else the table tells apart, as a temperature."""
+    """One reliability diagram for each subset, and for whatever else the table tells apart, as a temperature."""
     others = [name for name in calibration.column_names if name not in _OF_BINS]
     found: dict[str, list[Bin]] = {}
     for row in sorted(calibration.to_pylist(), key=lambda each: float(each["bin_lower"])):

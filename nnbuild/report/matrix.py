@@ -59,7 +59,7 @@ def _cell(place: tuple[float, float], count: int, total: int, words: str, *, rig
     x, y = place
     share = count / total if total else 0.0
     # The root, because a few in a thousand are what there is to see.
-    strength = 0.15 + 0.3 * share if right else min(1.0, 1.6 * share**0.5)
+    strength = 0.15 + 0.3 * share if right else min(0.8, 3 * share**0.5)
     kind = "good" if right else "bad" if count else "none"
     size = _CELL - 2
     square = tag(

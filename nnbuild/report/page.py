@@ -1,8 +1,8 @@
 """Fill the page: every figure comes from the manifest or a table, every picture is inside the file."""
 
-import base64
-import io
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,176 +10,198 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
-from nnbuild.history import history_of_table
-from nnbuild.report import charts
+from nnbuild.report import charts, examples, figures, words
+from nnbuild.report.facts import digests, facts, timings
+from nnbuild.report.matrix import heat_map, shortened
 
-_SHOWN_CLASSES = 20
-_SAMPLES, _WORST = 64, 16
-_HEADLINE = {
-    "accuracy": "accuracy",
-    "loss": "loss, nats",
-    "top_2_accuracy": "in the first two",
-    "brier_score": "Brier score",
-    "expected_calibration_error": "calibration error",
-    "macro_f1": "macro F1",
+_HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
+    "accuracy": ("accuracy", True, True),
+    "loss": ("loss, nats", False, False),
+    "expected_calibration_error": ("calibration error", False, False),
+    "top_2_accuracy": ("in the first two", True, True),
+    "brier_score": ("Brier score", False, False),
+    "macro_f1": ("macro F1", True, False),
 }
+_SHORT_NAME = 3
 
 Manifest = Mapping[str, Any]
 Tables = Mapping[str, Any]
+Context = dict[str, Any]
 
 
-def render(manifest: Manifest, tables: Tables, images: NDArray[np.uint8] | None = None) -> str:
-    """The report of a run.
+@dataclass(frozen=True)
+class Champion:
+    """The run to beat.
+
+    Attributes:
+        run_id: its id.
+        metrics: its figures over all classes on the same test set, as in the evaluation table.
+        verdict: what a test of the difference says, in a sentence; empty if there was none.
+    """
+
+    run_id: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
+
+
+def render(
+    manifest: Manifest,
+    tables: Tables,
+    images: NDArray[np.uint8] | None = None,
+    champion: Champion | None = None,
+) -> str:
+    """The report of a run. The same arguments give the same text, before and after the run is committed.
 
     Args:
-        manifest: of the run.
+        manifest: of a run that succeeded.
         tables: its `history`, `evaluation`, `confusion`, `calibration` and `predictions`, as Arrow tables.
-        images: uint8, shape (n, height, width, channels), the test images in the order of the predictions; without
-            them the page shows none.
+        images: uint8, shape (n, height, width, channels), the test images, by `example_id`; without them the page
+            shows none.
+        champion: the run that was the best before this one, if there is one.
 
     Returns:
         HTML, complete in itself: no script, and nothing from the network.
+
+    Raises:
+        DataError: the images are not those of the predictions.
     """
-    steps, config = manifest["steps"], manifest["config"]
-    names = steps["load_data"]["class_names"]
-    overall, by_class = _figures(tables["evaluation"], names)
-    counts = _confusion(tables["confusion"], len(names))
-    shown = _most_wrong(counts)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    names = [str(name) for name in manifest["steps"]["load_data"]["class_names"]]
+    checks = manifest["steps"]["check_data"]["checks"]
+    if images is not None:
+        examples.require_matching(images, tables["predictions"])
+    return _template().render(
+        _opening(manifest, tables, champion)
+        | _loss(manifest, tables)
+        | _errors(tables, names)
+        | _trust(tables)
+        | _images(tables, images, names)
+        | {
+            "checks": checks,
+            "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
+            "facts": facts(manifest),
+            "timings": timings(manifest),
+            "settings": {name: words.setting(value) for name, value in figures.flattened(manifest["config"]).items()},
+            "packages": {name: version for name, version in manifest["packages"].items() if version},
+            "digests": digests(manifest),
+        }
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": words.percent, "chance": words.chance, "short": shortened}
+    return environment.get_template("page.html")
+
+
+def _opening(manifest: Manifest, tables: Tables, champion: Champion | None) -> Context:
+    row, config = manifest["row"], manifest["config"]
+    found = figures.overall(tables["evaluation"])
+    theirs = champion.metrics if champion else {}
+    images = len(tables["predictions"])
     wanted = config["dataset"]["name"]
-    return template.render(
-        manifest=manifest,
-        row=manifest["row"],
-        wanted=wanted,
-        fallback=config["dataset"]["fallback"] == manifest["row"]["dataset"] != wanted,
-        headline=[(title, f"{overall[name]:.4f}") for name, title in _HEADLINE.items()],
-        curves=_curves(tables["history"], steps["fit_model"]["weights_epoch"]),
-        confusion=Markup(  # noqa: S704  (made by `charts`, which escapes its texts)
-            charts.heat_map("Confusion matrix", counts[np.ix_(shown, shown)].tolist(), [names[each] for each in shown])
-        ),
-        shown=len(shown),
-        classes=len(names),
-        left_out=len(shown) < len(names),
-        by_class=[by_class[each] for each in shown],
-        reliability=_reliability(tables["calibration"]),
-        confidence=_confidence(tables["predictions"]),
-        samples=_samples(tables["predictions"], images, names),
-        worst=_worst(tables["predictions"], images, names),
-        checks=steps["check_data"]["checks"],
-        facts=_facts(manifest),
-    )
-
-
-def _figures(table: Any, names: list[str]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    rows = table.to_pylist()
-    by_class: list[dict[str, Any]] = [{"name": name} for name in names]
-    for row in rows:
-        if row["label"] is not None:
-            by_class[row["label"]][row["metric"]] = row["value"]
-    return {row["metric"]: row["value"] for row in rows if row["label"] is None}, by_class
-
-
-def _confusion(table: Any, classes: int) -> NDArray[np.int64]:
-    counts = np.zeros((classes, classes), np.int64)
-    counts[table["label"].to_numpy(), table["predicted"].to_numpy()] = table["count"].to_numpy()
-    return counts
-
-
-def _most_wrong(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    errors = counts.sum(axis=1) - np.diag(counts)
-    return np.sort(np.argsort(-errors, kind="stable")[:_SHOWN_CLASSES])
-
-
-def _curves(table: Any, best: int) -> list[tuple[str, Markup]]:
-    """One picture for each metric, training and validation together."""
-    epochs: dict[str, list[tuple[float, float]]] = {}
-    for row in table.to_pylist():
-        epochs.setdefault(row["metric"], []).append((row["epoch"], row["value"]))
-    trained = [name for name in history_of_table(table) if not name.startswith("val_")]
-    pictures = []
-    for name in trained:
-        series = {"training": epochs[name]} if f"val_{name}" in epochs else {name: epochs[name]}
-        if f"val_{name}" in epochs:
-            series["validation"] = epochs[f"val_{name}"]
-        title = f"{name.replace('_', ' ')} by epoch"
-        picture = charts.lines(title, series, ("epoch", ""), best if name == "loss" else None)
-        pictures.append((f"{title}; dashed: the epoch whose weights were kept" if name == "loss" else title, picture))
-    return [(title, Markup(picture)) for title, picture in pictures]  # noqa: S704  (escaped by `charts`)
-
-
-def _reliability(table: Any) -> Markup:
-    rows = table.to_pylist()
-    picture = charts.bars(
-        "Accuracy and mean confidence by confidence",
-        [row["accuracy"] or 0.0 for row in rows],
-        ("confidence", ""),
-        [row["mean_confidence"] for row in rows],
-    )
-    return Markup(picture)  # noqa: S704
-
-
-def _confidence(table: Any) -> Markup:
-    counts, _ = np.histogram(table["confidence"].to_numpy(), bins=20, range=(0, 1))
-    shares = (counts / max(counts.sum(), 1)).tolist()
-    return Markup(charts.bars("Share of the images at each confidence", shares, ("confidence", "")))  # noqa: S704
-
-
-def _samples(table: Any, images: NDArray[np.uint8] | None, names: list[str]) -> list[dict[str, Any]]:
-    if images is None:
-        return []
-    drawn = np.random.default_rng(0).permutation(len(images))[:_SAMPLES]
-    return [_picture(table, images, names, int(row)) for row in np.sort(drawn)]
-
-
-def _worst(table: Any, images: NDArray[np.uint8] | None, names: list[str]) -> list[dict[str, Any]]:
-    """The errors with the least probability of the true class."""
-    labels, predicted = table["label"].to_numpy(), table["predicted"].to_numpy()
-    wrong = np.flatnonzero(labels != predicted)
-    if images is None or len(wrong) == 0:
-        return []
-    of_label = np.array([table[f"prob_{labels[row]}"][int(row)].as_py() for row in wrong])
-    return [_picture(table, images, names, int(row)) for row in wrong[np.argsort(of_label, kind="stable")][:_WORST]]
-
-
-def _picture(table: Any, images: NDArray[np.uint8], names: list[str], row: int) -> dict[str, Any]:
-    found = {name: table[name][row].as_py() for name in ("label", "predicted", "confidence")}
-    label, predicted = names[found["label"]], names[found["predicted"]]
-    sure = f"{100 * found['confidence']:.0f} %"
-    miss = label != predicted
+    accuracy, begun = found.get("accuracy"), datetime.fromisoformat(row["started_at"])
     return {
-        "image": _png(images[row]),
-        "miss": miss,
-        "alt": f"Test image {row}, a {label}, taken for {predicted}",
-        "caption": f"{label} → {predicted}, {sure}" if miss else f"{predicted}, {sure}",
+        "run_id": manifest["run_id"],
+        "model": row["model"],
+        "dataset": row["dataset"],
+        "wanted": wanted,
+        "fallback": config["dataset"]["fallback"] == row["dataset"] != wanted,
+        "started": f"{begun.day} {begun:%B %Y, %H:%M} UTC",
+        "data": manifest["steps"]["load_data"],
+        "epochs": row["epochs"],
+        "images": images,
+        "accuracy": accuracy,
+        "interval": None if accuracy is None else words.interval(accuracy, images),
+        "headline": [_figure(name, found.get(name), theirs.get(name)) for name in _HEADLINE],
+        "champion": champion,
+        "champion_answer": words.on_champion(found, theirs) if champion else "",
     }
 
 
-def _png(image: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
+    title, more_is_better, is_share = _HEADLINE[metric]
+    told = [None if each is None else words.percent(each) if is_share else f"{each:.4f}" for each in (mine, theirs)]
+    better = None if mine is None or theirs is None or mine == theirs else (mine > theirs) == more_is_better
+    return {"title": title, "value": told[0] or "–", "champion": told[1], "better": better}
 
 
-def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    data, fitted = manifest["steps"]["load_data"], manifest["steps"]["fit_model"]
-    seconds = ", ".join(f"{name} {value:.2f} s" for name, value in manifest["seconds"].items())
-    packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items() if version)
-    return [
-        ("dataset", f"{data['train']:,} training and {data['test']:,} test images from {data['source']}"),
-        ("dataset digest", data["digest"]),
-        ("seed", str(manifest["config"]["seed"])),
-        ("network", f"{manifest['row']['model']}, {manifest['steps']['build_model']['parameters']:,} parameters"),
-        ("epochs", f"{fitted['epochs']}, with the weights of epoch {fitted['weights_epoch']}"),
-        *(("resumed", remark) for remark in fitted["remarks"]),
-        ("training", ", ".join(f"{name} {value}" for name, value in manifest["config"]["training"].items())),
-        ("model file", fitted["files"]["model/model.keras"]),
-        ("seconds", seconds),
-        ("code", manifest["code_version"]),
-        ("packages", packages),
-        ("machine", f"{manifest['machine']['system']}, Python {manifest['machine']['python']}"),
-        ("started", manifest["row"]["started_at"]),
-        ("config digest", manifest["config_digest"]),
-    ]
+def _loss(manifest: Manifest, tables: Tables) -> Context:
+    curves, kept = figures.curves(tables["history"]), manifest["steps"]["fit_model"]["weights_epoch"]
+    pictures = []
+    for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
+        rate = name == "learning_rate"
+        if rate and words.on_rate(curves):
+            continue
+        both = {"training": curves.get(name), "validation": curves.get(f"val_{name}")}
+        series = {each: points for each, points in both.items() if points}
+        title = name.replace("_", " ")
+        picture = charts.lines(
+            words.curve_title(title, series if not rate else {title: curves[name]}),
+            series if not rate else {title: curves[name]},
+            kept=None if rate else kept,
+            best=words.best_of(name, series.get("validation") or series["training"]),
+            log=rate or name.endswith("loss"),
+        )
+        pictures.append({"title": title, "picture": picture})
+    return {
+        "loss_answer": words.on_loss(curves, kept),
+        "rate_answer": words.on_rate(curves),
+        "curves": pictures,
+        "kept": kept,
+    }
+
+
+def _errors(tables: Tables, names: list[str]) -> Context:
+    found, by_class = figures.errors(tables["confusion"], names), figures.by_class(tables["evaluation"])
+    shown = found.shown
+    title = f"Confusion matrix of {len(shown)} classes: {found.wrong:,} of {found.images:,} images wrong"
+    least = {
+        metric: min((each.get(metric, 1.0) for each in by_class.values()), default=None)
+        for metric in ("precision", "recall", "f1")
+    }
+    return {
+        "errors_answer": words.on_errors(found, names, by_class),
+        "confusion": heat_map(
+            title,
+            found.counts[np.ix_(shown, shown)].tolist(),
+            [names[each] for each in shown],
+            found.counts.sum(axis=1)[shown].tolist(),
+        ),
+        "shown": len(shown),
+        "classes": len(names),
+        "by_class": [{"name": names[each], **by_class.get(each, {})} for each in shown],
+        "least": least,
+        "most": found.most,
+    }
+
+
+def _trust(tables: Tables) -> Context:
+    right, wrong = figures.confidences(tables["predictions"])
+    mean = float(tables["predictions"]["confidence"].to_numpy().mean()) if len(tables["predictions"]) else 0.0
+    error = figures.overall(tables["evaluation"]).get("expected_calibration_error")
+    return {
+        "trust_answer": words.on_trust(right, wrong, mean, error),
+        "diagrams": [
+            {"title": name, "picture": charts.reliability(f"Reliability diagram, {name}", bins)}
+            for name, bins in figures.diagrams(tables["calibration"])
+        ],
+        "confidence": charts.histogram(words.histogram_title(right, wrong), right, wrong),
+    }
+
+
+def _images(tables: Tables, images: NDArray[np.uint8] | None, names: list[str]) -> Context:
+    if images is None:
+        return {"samples": [], "worst": [], "pixelated": "", "narrow": False}
+    return {
+        "samples": examples.samples(tables["predictions"], images, names),
+        "worst": examples.worst(tables["predictions"], images, names),
+        "pixelated": Markup(' class="pixels"') if examples.pixelated(images) else "",
+        "narrow": max(map(len, names)) <= _SHORT_NAME,
+    }

@@ -14,12 +14,14 @@ def tag(name: str, *inside: object, **attributes: object) -> Markup:
     written = Markup().join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), number(value)) for key, value in attributes.items()
     )
-    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup().join(map(number, inside)))
+    return Markup("<{0}{1}>{2}</{0}>").format(
+        name, written, Markup().join(each if isinstance(each, Markup) else number(each) for each in inside)
+    )
 
 
-def number(value: object) -> object:
-    """A coordinate to a tenth of a unit, short; anything else as it is."""
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else value
+def number(value: object) -> str:
+    """A coordinate to a tenth of a unit, short; anything else as its text."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def picture(title: str, width: float, height: float, *inside: object, class_: str = "chart") -> Markup:
@@ -76,7 +78,7 @@ def linear(values: Iterable[float], start: float, end: float, *, ticks: int = 5)
 def counting(low: int, high: int, start: float, end: float, *, ticks: int = 6) -> Axis:
     """An axis of whole numbers, from the lowest to the highest."""
     step = max(1, math.ceil(_step((high - low) / ticks)))
-    inner = (float(each) for each in range(-(-low // step) * step, high + 1, step) if each - low > step / 2)
+    inner = (float(each) for each in range(-(-low // step) * step, high + 1, step) if each - low >= step / 2)
     return Axis(low, high, start, end, (float(low), *inner))
 
 
