@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from flows.cli import print_json
 from flows.display import display_for
@@ -107,7 +106,6 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
 def _show(summary: Settings) -> None:
     """The same for a person."""
     seconds = summary["seconds"]
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     rows = {
         "run": summary["run_id"],
         "dataset": summary["dataset"],
@@ -120,5 +118,4 @@ def _show(summary: Settings) -> None:
         name: summary[name] for name in ("history", "predictions", "model", "report", "manifest") if summary[name]
     }
     for name, value in {**rows, **places}.items():
-        table.add_row(name, str(value))
-    Console(soft_wrap=True).print(table)
+        print(f"{name:14} {value}")  # noqa: T201  (a path must not be wrapped or cut)
