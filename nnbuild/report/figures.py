@@ -110,9 +110,10 @@ def diagrams(calibration: Any) -> list[tuple[str, list[Bin]]]:
 
 
 def confidences(predictions: Any, bins: int = 20) -> tuple[list[int], list[int]]:
-    """How many test images were classified right, and wrong, at each confidence from 0 to 1."""
-    confidence = predictions["confidence"].to_numpy()
-    right = predictions["label"].to_numpy() == predictions["predicted"].to_numpy()
+    """How many labelled test images were classified right, and wrong, at each confidence from 0 to 1."""
+    known = predictions.filter(predictions["label"].is_valid())
+    confidence = known["confidence"].to_numpy()
+    right = known["label"].to_numpy() == known["predicted"].to_numpy()
     both = [np.histogram(confidence[each], bins=bins, range=(0, 1))[0].tolist() for each in (right, ~right)]
     return both[0], both[1]
 

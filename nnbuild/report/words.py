@@ -32,7 +32,7 @@ def interval(share: float, count: int) -> tuple[float, float]:
         return 0.0, 1.0
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(max(0.0, middle - half), share), max(min(1.0, middle + half), share)
 
 
 def best_of(name: str, points: Points) -> tuple[float, float] | None:
@@ -122,10 +122,9 @@ def on_champion(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
 
 def curve_title(name: str, series: Mapping[str, Points]) -> str:
     """A chart of lines in words."""
-    parts = [
-        f"{each} from {points[0][1]:.4g} to {points[-1][1]:.4g}" for each, points in series.items() if len(points) > 0
-    ]
-    return f"{name} by epoch: {', '.join(parts)}"
+    finite = {each: [value for _, value in points if math.isfinite(value)] for each, points in series.items()}
+    parts = [f"{each} from {values[0]:.4g} to {values[-1]:.4g}" for each, values in finite.items() if values]
+    return f"{name} by epoch: {', '.join(parts) or 'no finite value'}"
 
 
 def histogram_title(right: Sequence[int], wrong: Sequence[int]) -> str:

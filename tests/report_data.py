@@ -1,0 +1,113 @@
+"""What a report is made from, without a run: any number of classes, epochs and images."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from nnbuild import evaluation, history, schemas, scoring
+from nnbuild.logits import softmax
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def made(
+    *,
+    classes=10,
+    images=120,
+    shape=(8, 8, 1),
+    epochs=3,
+    metrics=("loss", "accuracy"),
+    validation_freq=1,
+    names=None,
+    scale=4.0,
+    lean=2.0,
+    seed=0,
+):
+    """A manifest, tables and images as a run leaves them; the logits are random, and lean to the label."""
+    random = np.random.default_rng(seed)
+    labels = (np.arange(images) % classes).astype(np.int16)
+    logits = random.normal(0, scale, (images, classes)).astype(np.float32)
+    logits[np.arange(images), labels] += lean * scale
+    pixels = random.integers(0, 256, (images, *shape), dtype=np.uint8)
+    manifest = _manifest(classes, shape, epochs, images, names or [str(each) for each in range(classes)])
+    return manifest, _tables(logits, labels, classes, _history(epochs, metrics, validation_freq)), pixels
+
+
+def _history(epochs, metrics, validation_freq):
+    rows = []
+    for epoch in range(1, epochs + 1):
+        values = {name: 1 / epoch if name.endswith("loss") else 1 - 0.5 / epoch for name in metrics}
+        if epoch % validation_freq == 0:
+            values |= {f"val_{name}": 1.1 * values[name] for name in metrics}
+        rows += history.rows(epoch, {**values, "learning_rate": 0.001 * 0.9**epoch}, 1.5, AT)
+    return history.table(rows)
+
+
+def _tables(logits, labels, classes, curves):
+    figures = evaluation.evaluate(logits, labels, classes)
+    counts = evaluation.confusion_counts(labels, logits.argmax(axis=1), classes)
+    bins = evaluation.calibration_bins(softmax(logits), labels)
+    of_test = {"subset": "test"}
+    rows = {
+        "evaluation": [of_test | figure._asdict() for figure in figures],
+        "confusion": [
+            of_test | {"label": label, "predicted": predicted, "count": int(count)}
+            for (label, predicted), count in np.ndenumerate(counts)
+        ],
+        "calibration": [of_test | each._asdict() for each in bins],
+    }
+    return {
+        "history": curves,
+        "predictions": scoring.probability_table(logits, labels),
+        **{name: schemas.table_of(schemas.FIXED[name], found) for name, found in rows.items()},
+    }
+
+
+def _manifest(classes, shape, epochs, images, names):
+    digest = "ab" * 32
+    return {
+        "run_id": "20260101T000000000Z-abcdef",
+        "row": {
+            "status": "succeeded",
+            "started_at": AT.isoformat(),
+            "dataset": "mnist",
+            "model": "convnet",
+            "epochs": epochs,
+        },
+        "config": {
+            "dataset": {"name": "mnist", "fallback": "digits"},
+            "training": {"epochs": epochs, "metrics": ["accuracy"], "validation_fraction": 0.2, "schedule": None},
+            "seed": 17,
+        },
+        "config_digest": digest,
+        "steps": {
+            "load_data": {
+                "files": {"dataset/test.parquet": digest},
+                "name": "mnist",
+                "digest": digest,
+                "source": "/data",
+                "image_shape": list(shape),
+                "classes": classes,
+                "class_names": names,
+                "train": 4 * images,
+                "test": images,
+            },
+            "check_data": {"files": {}, "checks": [_check("counts", passed=True), _check("balance", passed=False)]},
+            "build_model": {"files": {}, "parameters": 34_826},
+            "fit_model": {
+                "files": {"model/model.keras": digest},
+                "epochs": epochs,
+                "weights_epoch": epochs,
+                "remarks": ["resumed after epoch 1 on another processor"],
+            },
+        },
+        "seconds": {"load_data": 0.5, "fit_model": 8.25},
+        "code_version": "0.1.0+abc",
+        "packages": {"keras": "3.15.1", "absent": None},
+        "machine": {"system": "Linux", "processors": 2, "python": "3.11.7"},
+        "flow_run_id": None,
+    }
+
+
+def _check(name, *, passed):
+    return {"name": name, "passed": passed, "hard": False, "measured": "3", "bound": "at most 4", "detail": ""}

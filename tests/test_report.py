@@ -1,0 +1,259 @@
+"""The report: whole in itself, for any number of classes, epochs and pixels, and the same text every time."""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from report_data import made
+
+from nnbuild import report
+from nnbuild.errors import DataError
+
+MOST_BYTES = 3_000_000
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+NASTY = '</title><script>alert("x")</script>&amp;\'"<img src=x onerror=y>'
+
+
+class Page(HTMLParser):
+    """A page taken apart; refuses what is not nested well."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        assert len({name for name, _ in attrs}) == len(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def require_whole(text: str) -> Page:
+    """The page if it is complete in itself, and every picture in it is sound and described."""
+    assert len(text.encode()) < MOST_BYTES
+    page = Page(text)
+    assert page.all("script") == []
+    for _, attributes in page.tags:
+        for name in ("src", "href", "action", "srcset", "xlink:href"):
+            assert attributes.get(name, "data:").startswith("data:")
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"url\(|@import", text)
+    for each in page.all("img"):
+        assert each["alt"]
+        Image.open(io.BytesIO(base64.b64decode(each["src"].removeprefix("data:image/png;base64,")))).verify()
+    for each in page.all("svg"):
+        assert each["role"] == "img"
+        assert each["aria-label"]
+    for _, attributes in page.tags:
+        for name in {
+            "x",
+            "y",
+            "cx",
+            "cy",
+            "x1",
+            "x2",
+            "y1",
+            "y2",
+            "width",
+            "height",
+            "points",
+            "viewbox",
+        } & attributes.keys():
+            assert re.fullmatch(r"[-\d., ]*", attributes[name]), attributes
+    return page
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {},
+        {"classes": 2, "epochs": 1},
+        {"classes": 20, "shape": (5, 1, 3)},
+        {"classes": 21, "metrics": ("loss",), "validation_freq": 2, "epochs": 5},
+        {"classes": 300, "images": 700, "shape": (300, 200, 3), "epochs": 200},
+        {"classes": 10, "epochs": 3000, "validation_freq": 7, "metrics": ("loss", "accuracy", "top_2_accuracy")},
+        {"validation_freq": 9},
+        {"images": 1, "classes": 2},
+        {"scale": 60.0, "classes": 3, "images": 400},
+        {"names": ["a very long name of a class indeed", *"bcdefghij"]},
+    ],
+    ids=str,
+)
+def test_the_page_is_whole_for_every_kind_of_run(given_):
+    manifest, tables, images = made(**given_)
+    page = require_whole(report.render(manifest, tables, images))
+    assert len(page.all("img")) == min(64, len(images)) + len(page_errors(tables)[:12])
+    assert len(page.all("svg")) >= 5
+
+
+def page_errors(tables):
+    frame = tables["predictions"].to_pandas()
+    wrong = frame[frame.label != frame.predicted].copy()
+    wrong["of_label"] = [row[f"prob_{row.label:.0f}"] for _, row in wrong.iterrows()]
+    return list(wrong.sort_values(["of_label", "confidence"], ascending=[True, False]).example_id)
+
+
+def test_a_thousand_classes_show_the_worst_ones():
+    manifest, tables, images = made(classes=1000, images=1500, names=[f"class {each}" for each in range(1000)])
+    text = report.render(manifest, tables, images)
+    page = require_whole(text)
+    assert "only the 20 of 1000 classes" in page.text
+    assert sum(each.get("class") == "small checks" for each in page.all("table")) == 1
+    errors = tables["confusion"].filter(pc.not_equal(tables["confusion"]["label"], tables["confusion"]["predicted"]))
+    most = max(errors.to_pylist(), key=lambda row: row["count"])
+    assert most["count"] > 0
+    assert re.search(r"most often class \d+ taken for class \d+ \(", page.text)
+
+
+def test_large_noisy_colour_images_keep_the_page_small():
+    manifest, tables, images = made(images=80, shape=(512, 384, 3))
+    require_whole(report.render(manifest, tables, images))
+
+
+def test_the_worst_errors_stand_in_the_order_of_their_loss():
+    manifest, tables, images = made(scale=2.0, images=500)
+    page = Page(report.render(manifest, tables, images))
+    shown = [int(re.match(r"Test image (\d+)", each["alt"])[1]) for each in page.all("img")][64:]
+    assert shown == page_errors(tables)[:12]
+    assert len(shown) == 12
+
+
+def test_the_images_are_those_of_the_predictions():
+    manifest, tables, images = made(shape=(6, 5, 3))
+    page = Page(report.render(manifest, tables, images))
+    for each in page.all("img"):
+        number = int(re.match(r"Test image (\d+)", each["alt"])[1])
+        shown = Image.open(io.BytesIO(base64.b64decode(each["src"].split(",")[1])))
+        assert np.array_equal(np.asarray(shown), images[number])
+
+
+def test_it_does_without_images_and_without_labels():
+    manifest, tables, images = made()
+    assert require_whole(report.render(manifest, tables)).all("img") == []
+    without = tables["predictions"].set_column(
+        1, tables["predictions"].schema.field("label"), pa.nulls(len(images), pa.int16())
+    )
+    assert len(require_whole(report.render(manifest, tables | {"predictions": without}, images)).all("img")) == 64
+
+
+def test_a_perfect_network_has_no_errors_to_show():
+    manifest, tables, images = made(lean=50, images=30)
+    page = require_whole(report.render(manifest, tables, images))
+    assert "Nowhere: all 30 test images are right" in page.text
+    assert "The worst errors" not in page.text
+
+
+def test_every_text_is_escaped():
+    manifest, tables, images = made(classes=3, names=[NASTY, "b", "c" + NASTY])
+    manifest["row"]["model"] = manifest["row"]["dataset"] = NASTY
+    manifest["code_version"] = manifest["steps"]["load_data"]["source"] = NASTY
+    manifest["steps"]["fit_model"]["remarks"] = [NASTY]
+    manifest["steps"]["check_data"]["checks"][0]["measured"] = NASTY
+    manifest["config"]["training"][NASTY] = [NASTY, {NASTY: NASTY}]
+    champion = report.Champion(NASTY, {"accuracy": 0.5}, NASTY)
+    page = require_whole(report.render(manifest, tables, images, champion))
+    assert page.text.count(NASTY) >= 8
+
+
+def test_a_fallback_is_told_loudly():
+    manifest, tables, images = made()
+    assert 'role="alert"' not in report.render(manifest, tables, images)
+    manifest["row"]["dataset"] = "digits"
+    page = Page(report.render(manifest, tables, images))
+    assert "Not trained on mnist" in page.text
+    assert [each["class"] for each in page.all("p") if each.get("role") == "alert"] == ["loud"]
+
+
+def test_the_champion_stands_beside_the_figures():
+    manifest, tables, images = made()
+    assert "champion" not in Page(report.render(manifest, tables, images)).text
+    figures = {"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2}
+    page = Page(report.render(manifest, tables, images, report.Champion("run-x", figures, "p = 0.03.")))
+    for told in ("better: champion 10.00 %", "worse: champion 0.0100", "run-x", "p = 0.03.", "points more"):
+        assert told in page.text
+
+
+def test_everything_that_explains_the_run_is_there():
+    manifest, tables, images = made()
+    text = Page(report.render(manifest, tables, images)).text
+    wanted = ["34,826 parameters", "17", "0.1.0+abc", "3.15.1", "ab" * 32, "on another processor", "8.25", "Linux"]
+    wanted += ["training.schedule", "at most 4", "1 of 2 checks wants a look", manifest["run_id"]]
+    assert [each for each in wanted if each not in text] == []
+
+
+def test_a_calibrated_diagram_is_drawn_beside_the_first():
+    manifest, tables, images = made()
+    first = tables["calibration"]
+    both = pa.concat_tables(
+        [first.append_column("temperature", pa.array([value] * len(first))) for value in (1.0, 1.7)]
+    )
+    page = Page(report.render(manifest, tables | {"calibration": both}, images))
+    labels = [each["aria-label"] for each in page.all("svg")]
+    assert [each for each in labels if each.startswith("Reliability")] == [
+        "Reliability diagram, test, temperature 1.0",
+        "Reliability diagram, test, temperature 1.7",
+    ]
+
+
+def test_infinite_and_missing_values_leave_gaps_not_errors():
+    manifest, tables, images = made(epochs=4)
+    values = tables["history"]["value"].to_numpy().copy()
+    values[::2] = np.inf
+    values[1::4] = np.nan
+    tables["history"] = tables["history"].set_column(2, tables["history"].schema.field("value"), pa.array(values))
+    require_whole(report.render(manifest, tables, images))
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    classes=st.integers(2, 25),
+    images=st.integers(1, 90),
+    epochs=st.integers(1, 6),
+    frequency=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_the_same_run_gives_the_same_text(classes, images, epochs, frequency, seed):
+    given_ = {"classes": classes, "images": images, "epochs": epochs, "validation_freq": frequency, "seed": seed}
+    first = report.render(*made(**given_))
+    require_whole(first)
+    assert first == report.render(*made(**given_))
+
+
+def test_images_of_something_else_are_refused():
+    manifest, tables, images = made()
+    for wrong in (images[:5], images[..., 0], np.repeat(images, 2, axis=-1)):
+        with pytest.raises(DataError, match=r"images have shape .*; pass the test images"):
+            report.render(manifest, tables, wrong)
+
+
+def test_importing_it_does_not_wake_tensorflow():
+    program = (
+        "import sys, nnbuild.report, flows.commands.report; "
+        "sys.exit(bool({'tensorflow', 'keras', 'prefect', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

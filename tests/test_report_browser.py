@@ -1,0 +1,128 @@
+"""The report in a real browser: nothing broken, nothing fetched, nothing that sticks out on a phone."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_data import made
+
+from nnbuild import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Chromium itself looks for updates and the time, whatever it is told: no name is resolved, so that none is reached.
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"),
+)
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+# A window of Chromium is 500 pixels wide at least; a frame can be as narrow as a phone.
+PROBE = """<!doctype html><meta charset="utf-8"><body>
+<iframe style="width: 390px; height: 800px; border: 0" srcdoc="{}">
+</iframe><script>onload = () => {{
+  const inside = document.querySelector("iframe").contentWindow, page = inside.document;
+  const wide = [...page.querySelectorAll("body *")].filter(each => !each.parentElement.closest(".scroll, .bars, svg")
+    && each.getBoundingClientRect().right > inside.innerWidth + 0.5).map(each => each.outerHTML.slice(0, 99));
+  const broken = [...page.images].filter(each => !each.complete || !each.naturalWidth).length;
+  document.body.dataset.found = JSON.stringify({{width: inside.innerWidth, wide, broken, images: page.images.length,
+    page: page.documentElement.scrollWidth}});
+}}</script>"""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+
+
+def browse(page: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(CHROMIUM), *QUIET, f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+
+
+def console(finished) -> list[str]:
+    return [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
+
+
+def fetched(log: Path) -> set[str]:
+    """The addresses that a page asked for, out of Chromium's log of the network."""
+    events = json.loads(log.read_text(encoding="utf-8"))["events"]
+    asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
+    # What the browser does for itself has no origin as its initiator.
+    of_page = {each["url"] for each in asked if each["initiator"] != "not an origin"}
+    return {url for url in of_page if not url.startswith(("file:", "data:"))}
+
+
+def write(page: Path, text: str) -> Path:
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+@pytest.mark.parametrize("width", [390, 1180])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_browser_has_nothing_to_say_and_fetches_nothing(tmp_path, width, scheme):
+    page = write(tmp_path / "report.html", report.render(*made(shape=(28, 28, 1))))
+    log, shot = tmp_path / "net.json", tmp_path / "shot.png"
+    finished = browse(
+        page,
+        tmp_path,
+        f"--log-net-log={log}",
+        f"--window-size={width},1600",
+        f"--screenshot={shot}",
+        f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+    )
+    assert console(finished) == []
+    assert fetched(log) == set()
+    pixels = np.asarray(Image.open(shot).convert("L"), float)
+    assert pixels.shape == (1600, width)
+    assert pixels.std() > 10
+    assert (np.median(pixels) < 60) == (scheme == "dark")
+
+
+def test_what_is_looked_for_would_be_found(tmp_path):
+    text = report.render(*made())
+    log = tmp_path / "net.json"
+    loud = '<img src="http://127.0.0.1:9/x.png"><script>console.error("loud")</script></body>'
+    finished = browse(
+        write(tmp_path / "loud.html", POLICY.sub("", text).replace("</body>", loud)),
+        tmp_path,
+        f"--log-net-log={log}",
+        f"--screenshot={tmp_path / 'shot.png'}",
+    )
+    assert any("loud" in line for line in console(finished))
+    assert "http://127.0.0.1:9/x.png" in fetched(log)
+
+
+def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
+    text = report.render(*made())
+    log = tmp_path / "net.json"
+    page = write(tmp_path / "loud.html", text.replace("</body>", '<img src="http://127.0.0.1:9/x.png"></body>'))
+    finished = browse(page, tmp_path, f"--log-net-log={log}", f"--screenshot={tmp_path / 'shot.png'}")
+    assert any("Content Security Policy" in line for line in console(finished))
+    assert fetched(log) == set()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shape": (28, 28, 1)},
+        {"classes": 40, "images": 300, "names": [f"{each} unbrokenlongnameofaclass{'x' * 60}" for each in range(40)]},
+    ],
+    ids=["digits", "long names"],
+)
+def test_nothing_sticks_out_on_a_phone_and_no_picture_is_broken(tmp_path, given):
+    page = write(tmp_path / "probe.html", PROBE.format(html.escape(report.render(*made(**given)))))
+    out = browse(page, tmp_path, "--dump-dom").stdout
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', out)[1]))
+    assert found["width"] == 390
+    assert found["page"] <= 390
+    assert found["wide"] == []
+    assert found["broken"] == 0
+    assert found["images"] >= 64

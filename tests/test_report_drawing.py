@@ -1,0 +1,144 @@
+"""Axes, charts and sentences of the report."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnbuild.report import charts, matrix, svg, words
+
+FINITE = st.floats(-1e12, 1e12, allow_nan=False, allow_subnormal=False)
+POSITIVE = st.floats(1e-12, 1e12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(FINITE, max_size=20), st.sampled_from([(0.0, 100.0), (212.0, 32.0)]))
+def test_a_linear_axis_holds_its_values_in_order(values, ends):
+    axis = svg.linear(values, *ends)
+    assert axis.low < axis.high
+    assert 2 <= len(axis.ticks) <= 12
+    for value in values:
+        room = 1e-6 * (axis.high - axis.low)
+        assert axis.low - room <= value <= axis.high + room
+    places = [axis.place(value) for value in sorted(values)]
+    assert places == sorted(places, reverse=ends[0] > ends[1])
+    assert all(min(ends) <= place <= max(ends) for place in places)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(POSITIVE, max_size=20))
+def test_a_logarithmic_axis_holds_its_values_and_has_ticks(values):
+    axis = svg.logarithmic(values, 0.0, 100.0)
+    assert 0 < axis.low < axis.high
+    assert 1 <= len(axis.ticks) <= 12
+    for value in values:
+        assert axis.low * (1 - 1e-9) <= value <= axis.high * (1 + 1e-9)
+    assert axis.place(math.sqrt(axis.low * axis.high)) == pytest.approx(50)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 1000), st.integers(0, 100_000))
+def test_an_axis_of_epochs_has_whole_ticks_within_it(first, more):
+    axis = svg.counting(first, first + more, 0.0, 300.0)
+    assert list(axis.ticks) == sorted(set(axis.ticks))
+    assert axis.ticks[0] == first
+    assert axis.ticks[-1] <= first + more
+    assert all(tick == int(tick) for tick in axis.ticks)
+    assert len(axis.ticks) <= 9
+
+
+def test_a_tag_escapes_texts_and_attributes():
+    made = svg.tag("text", "<&>", svg.tag("b", '"'), class_="a", aria_label='"<', font_size=1.25, x=3.0)
+    assert made == ('<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">&lt;&amp;&gt;<b>&#34;</b></text>')
+
+
+def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
+    points = [(epoch, epoch / 1000) for epoch in range(1, 5001)]
+    drawn = charts.lines("t", {"training": points})
+    path = re.search(r'points="([^"]*)"', drawn)[1].split()
+    assert len(path) == 400
+    assert "<circle" not in drawn
+    assert path[0].startswith(f"{charts.LEFT + 8}.0,")
+    assert path[-1].startswith(f"{charts.RIGHT - 8}.0,")
+
+
+def test_the_best_epoch_and_the_kept_one_are_marked():
+    points = [(1.0, 0.5), (2.0, 0.2), (3.0, 0.4)]
+    drawn = charts.lines("t", {"validation": points}, kept=2, best=words.best_of("val_loss", points))
+    across = svg.counting(1, 3, charts.LEFT + 8, charts.RIGHT - 8).place(2)
+    assert f'<line x1="{across:.0f}" x2="{across:.0f}"' in drawn
+    assert f'<circle cx="{across:.0f}"' in drawn
+    assert 'class="ring"' in drawn
+
+
+def test_the_heat_map_says_every_count_and_who_was_taken_for_whom():
+    drawn = matrix.heat_map("t", [[90, 10], [0, 123456]], ["cat", "dog"], [100, 123456])
+    assert "cat taken for dog: 10 of 100" in drawn
+    assert ">123k<" in drawn
+    assert "dog taken for cat" not in drawn
+    assert "rotate" in matrix.heat_map("t", [[1]], ["a long name"], [1])
+
+
+def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
+    bins = [charts.Bin(0, 0.5, 5, 0.3, 0.2), charts.Bin(0.5, 0.9, 500, 0.7, 0.8), charts.Bin(0.9, 1, 0, None, None)]
+    drawn = charts.reliability("t", bins)
+    assert drawn.count("faint") == 1
+    assert drawn.count('class="over"') == drawn.count('class="under"') == 1
+    assert drawn.count("<rect") == 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 10_000), st.data())
+def test_the_interval_holds_the_share_and_narrows(count, data):
+    right = data.draw(st.integers(0, count))
+    low, high = words.interval(right / count, count)
+    assert 0 <= low <= right / count <= high <= 1
+    closer = words.interval(right / count, 100 * count)
+    assert closer[1] - closer[0] < high - low
+
+
+def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share():
+    for share, count in ((0.9904, 10_000), (0.5, 10), (0.03, 200)):
+        for end in words.interval(share, count):
+            assert abs(end - share) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / count), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.5, 0.3, 0.2], "Yes: the validation loss went from 0.5 after epoch 1 to 0.2 after epoch 3."),
+        (
+            [0.5, 0.2, 0.21],
+            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, after a lowest",
+        ),
+        ([0.5, 0.2, 0.4], "Yes, but only at first:"),
+        ([0.2, 0.3, 0.4], "No: the validation loss went from 0.2"),
+        ([0.2], "There is one value, after epoch 1"),
+        ([math.nan, math.inf], "The history has no finite loss."),
+    ],
+)
+def test_what_is_said_of_the_loss(values, said):
+    points = [(epoch + 1, value) for epoch, value in enumerate(values)]
+    assert words.on_loss({"val_loss": points}, len(values)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "said"), [(0.9, "Yes, on average"), (0.99, "Not quite: it is too sure"), (0.8, "It is too unsure")]
+)
+def test_what_is_said_of_the_probabilities(confidence, said):
+    assert words.on_trust([900], [100], confidence, 0.01).startswith(said)
+
+
+def test_small_shares_are_not_written_as_none():
+    assert words.percent(0.0) == "0.00 %"
+    assert words.percent(1e-9) == "< 0.01 %"
+    assert words.percent(0.5) == "50.00 %"
+    assert words.chance(3e-7) == "3e-05 %"
+    assert words.chance(0.5) == "50.0 %"
+
+
+def test_a_change_for_the_worse_is_told_as_such():
+    assert "less of the test images" in words.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
+    assert words.on_champion({"accuracy": 0.9}, {"accuracy": 0.9}).startswith("Both")

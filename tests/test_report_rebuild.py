@@ -1,0 +1,140 @@
+"""The report of a committed run, made again: the same bytes, or one clear line."""
+
+import json
+import shutil
+
+import pytest
+
+import nnbuild
+from flows.commands.report import report as command
+from nnbuild.config import RunConfig
+from nnbuild.errors import DivergedError, StoreError
+from nnbuild.report import rebuild
+from nnbuild.store import Store
+from nnbuild.store.files import file_digest
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory, small_folder):
+    """A store with one run that succeeded and one that failed."""
+    root = tmp_path_factory.mktemp("reports") / "store"
+    training = {"epochs": 2, "batch_size": 16, "threads": 2}
+    config = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": training}
+    done = nnbuild.retrain(RunConfig.model_validate(config), root)
+    wild = config | {
+        "model": {"name": "regularized", "l2": 10},
+        "training": training | {"learning_rate": 100, "optimizer": "sgd", "epochs": 50},
+    }
+    with pytest.raises(DivergedError):
+        nnbuild.retrain(RunConfig.model_validate(wild), root)
+    return root, done.run_id
+
+
+@pytest.fixture
+def store(committed, tmp_path):
+    """A copy of it, to be spoilt."""
+    root, run_id = committed
+    shutil.copytree(root, tmp_path / "store")
+    return Store(tmp_path / "store"), run_id
+
+
+def page_of(store, run_id):
+    return store.root / "runs" / run_id / "report.html"
+
+
+def require_vouched(store, run_id):
+    kept = store.manifest(run_id)["files"][f"runs/{run_id}/report.html"]
+    path = page_of(store, run_id)
+    assert (file_digest(path), path.stat().st_size) == (kept["sha256"], kept["bytes"])
+
+
+def test_it_is_the_committed_page_byte_for_byte(store):
+    store, run_id = store
+    before, manifest = page_of(store, run_id).read_bytes(), store.manifest(run_id)
+    page_of(store, run_id).write_text("spoilt")
+    assert rebuild(store, run_id) == page_of(store, run_id)
+    assert page_of(store, run_id).read_bytes() == before
+    assert store.manifest(run_id) == manifest
+
+
+def test_without_the_dataset_it_shows_no_images_and_the_manifest_knows(store):
+    store, run_id = store
+    shutil.rmtree(store.root / "datasets")
+    assert b"<img" in page_of(store, run_id).read_bytes()
+    rebuild(store, run_id)
+    assert b"<img" not in page_of(store, run_id).read_bytes()
+    require_vouched(store, run_id)
+
+
+def test_a_moved_store_gives_the_same_page(store, tmp_path):
+    store, run_id = store
+    before = page_of(store, run_id).read_bytes()
+    store.root.rename(tmp_path / "elsewhere")
+    assert rebuild(Store(tmp_path / "elsewhere"), run_id).read_bytes() == before
+
+
+def test_the_command_says_where_it_is(store, capsys):
+    store, run_id = store
+    command(run_id, store.root, as_json=True)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {
+        "run_id": run_id,
+        "report": str(page_of(store, run_id)),
+        "bytes": page_of(store, run_id).stat().st_size,
+    }
+    command(run_id, store.root, as_json=False)
+    assert capsys.readouterr().out == f"{page_of(store, run_id)}\n"
+
+
+def test_what_cannot_be_rebuilt_is_one_clear_line(store):
+    store, run_id = store
+    failed = next(each for each in store.committed() if each != run_id)
+    before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+    for wanted, message in (
+        ("20200101T000000000Z-abcdef", "no committed run"),
+        ("nonsense", "run id"),
+        (failed, "status 'failed', expected 'succeeded'"),
+    ):
+        with pytest.raises(StoreError, match=message) as caught:
+            rebuild(store, wanted)
+        assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()} == before
+
+
+def _no_predictions(store, run_id):
+    shutil.rmtree(store.partition("predictions", run_id))
+
+
+def _damaged_table(store, run_id):
+    next(store.partition("history", run_id).iterdir()).write_bytes(b"PAR1 no more")
+
+
+def _damaged_images(store, run_id):
+    path = next(store.root.glob("datasets/*/*/test.parquet"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _half_a_manifest(store, run_id):
+    path = store.root / "runs" / run_id / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["steps"]["fit_model"]
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_no_predictions, "has no predictions"),
+        (_damaged_table, "cannot read"),
+        (_damaged_images, "cannot read the test images"),
+        (_half_a_manifest, "not whole .*fit_model.*; restore"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named_and_the_page_stays(store, spoil, message):
+    store, run_id = store
+    before = page_of(store, run_id).read_bytes()
+    spoil(store, run_id)
+    with pytest.raises(StoreError, match=message) as caught:
+        rebuild(store, run_id)
+    assert "\n" not in str(caught.value)
+    assert page_of(store, run_id).read_bytes() == before
