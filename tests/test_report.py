@@ -194,7 +194,7 @@ def test_the_champion_stands_beside_the_figures():
     assert "champion" not in Page(report.render(manifest, tables, images)).text
     figures = {"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2}
     page = Page(report.render(manifest, tables, images, report.Champion("run-x", figures, "p = 0.03.")))
-    for told in ("better: champion 10.00 %", "worse: champion 0.0100", "run-x", "p = 0.03.", "points more"):
+    for told in ("better: champion 10.00 %", "worse: champion 0.0100", "run-x", "p = 0.03.", "points higher"):
         assert told in page.text
 
 

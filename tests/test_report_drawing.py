@@ -78,7 +78,14 @@ def test_the_heat_map_says_every_count_and_who_was_taken_for_whom():
     assert "cat taken for dog: 10 of 100" in drawn
     assert ">123k<" in drawn
     assert "dog taken for cat" not in drawn
-    assert "rotate" in matrix.heat_map("t", [[1]], ["a long name"], [1])
+    assert drawn.count('class="none"') == 1
+    assert matrix.heat_map("t", [[0]], ["x"], [0]).count('class="none"') == 1
+    assert "rotate(-90" in matrix.heat_map("t", [[1]], ["a long name"], [1])
+
+
+def test_long_names_that_differ_at_the_end_still_differ():
+    assert matrix.shortened("photograph of class 17") == "photog…ss 17"
+    assert matrix.shortened("automobile") == "automobile"
 
 
 def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
@@ -140,5 +147,5 @@ def test_small_shares_are_not_written_as_none():
 
 
 def test_a_change_for_the_worse_is_told_as_such():
-    assert "less of the test images" in words.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
+    assert "points lower" in words.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
     assert words.on_champion({"accuracy": 0.9}, {"accuracy": 0.9}).startswith("Both")

@@ -116,8 +116,8 @@ def on_champion(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
         return "There is no accuracy to compare."
     gap = 100 * (mine["accuracy"] - other["accuracy"])
     if gap == 0:
-        return "Both are right on the same share of the test images."
-    return f"It is right on {abs(gap):.2f} points {'more' if gap > 0 else 'less'} of the test images."
+        return "Both have the same accuracy."
+    return f"Its accuracy is {abs(gap):.2f} percentage points {'higher' if gap > 0 else 'lower'}."
 
 
 def curve_title(name: str, series: Mapping[str, Points]) -> str:
