@@ -84,7 +84,7 @@ def on_errors(errors: Errors, names: Sequence[str], by_class: Mapping[int, Mappi
     if not recalls:
         return told
     hardest = min(recalls, key=lambda each: recalls[each])
-    return f"{told} The hardest class is {names[hardest]}: {percent(recalls[hardest])} of it are found."
+    return f"{told} The hardest class is {names[hardest]}: {percent(recalls[hardest])} of its images are found."
 
 
 def on_trust(right: Sequence[int], wrong: Sequence[int], mean_confidence: float, error: float | None) -> str:
