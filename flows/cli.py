@@ -88,6 +88,18 @@ def history(
     tables.history(run_ids or [], store, wide=wide, csv=csv, as_json=as_json)
 
 
+@app.command(epilog="Example: nnbuild report 20261123T030000000Z-4f2a1c")
+def report(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A committed run.")],
+    store: Store = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Make the report of a committed run again, from its tables."""
+    from flows.commands import report as command
+
+    command.report(run_id, store, as_json=as_json)
+
+
 @app.command(epilog="Example: nnbuild doctor --store ./nnbuild-store")
 def doctor(
     data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="$NNBUILD_DATA_DIR if not given.")] = None,
