@@ -5,9 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := nnbuild tasks flows tests benchmarks
-KILLS ?= 100
 
-.PHONY: run test lint format lock soak bench clean
+.PHONY: run test lint format lock bench clean
 
 run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had), score, report
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
@@ -23,9 +22,6 @@ lint: $(VENV)/installed-lint  ## Linters and type checks
 format: $(VENV)/installed-lint  ## Lay out the code
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
-
-soak: $(VENV)/installed-test  ## Kill runs at every step and compare what comes out
-	$(BIN)/python benchmarks/soak.py --kills $(KILLS)
 
 bench: $(VENV)/installed-test  ## What a run costs beside a bare script
 	$(BIN)/python benchmarks/overhead.py
