@@ -6,6 +6,7 @@ it is told. Each step is Keras's own `train_step` or `test_step`, so losses, met
 overrides are what they are under `fit`. How many steps share a call changes nothing in the result.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class Steps:
         self._augment = AUGMENTATIONS[augment]
         self._batch_size = batch_size
         self._seed = tf.constant(seed, tf.int64)
-        self._train = tf.function(self._train_steps, reduce_retracing=True)
-        self._test = tf.function(self._test_steps, reduce_retracing=True)
+        self._train = tf.function(self._train_steps, reduce_retracing=True, autograph=False)
+        self._test = tf.function(self._test_steps, reduce_retracing=True, autograph=False)
         self._create_variables()
 
     def train(self, order: Any, epoch: int, first: int, last: int) -> dict[str, float]:
@@ -83,17 +84,20 @@ class Steps:
         return tf.gather(self._images, chosen), tf.gather(self._targets, chosen)
 
     def _train_steps(self, order: Any, epoch: Any, first: Any, last: Any) -> Any:
-        for step in tf.range(first, last):
+        def make(step: Any) -> None:
             images, targets = self._batch(order, step)
-            seed = tf.stack(
-                [self._seed, tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64)) + tf.cast(step, tf.int64)]
-            )
+            high = tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64))
+            seed = tf.stack([self._seed, high + tf.cast(step, tf.int64)])
             self.model.train_step((self._augment(images, seed), targets))
+
+        _repeat(make, first, last)
         return self.model.get_metrics_result()
 
     def _test_steps(self, rows: Any) -> Any:
-        for step in tf.range(-(-tf.size(rows) // self._batch_size)):
+        def make(step: Any) -> None:
             self.model.test_step(self._batch(rows, step))
+
+        _repeat(make, tf.constant(0), -(-tf.size(rows) // self._batch_size))
         return self.model.get_metrics_result()
 
     def _create_variables(self) -> None:
@@ -104,6 +108,16 @@ class Steps:
         self.model.compute_metrics(images, targets, logits)
         self.model.reset_metrics()
         self.model.optimizer.build(self.model.trainable_variables)
+
+
+def _repeat(make: Callable[[Any], None], first: Any, last: Any) -> None:
+    """The loop, as an operation of the graph: no rewriting of Python source has to work for it."""
+
+    def body(step: Any) -> Any:
+        make(step)
+        return (step + 1,)
+
+    tf.while_loop(lambda step: step < last, body, (first,), parallel_iterations=1)
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:
