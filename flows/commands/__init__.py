@@ -1,1 +1,1 @@
-"""What each command does; `flows.cli` has their options."""
+"""What each command does; `flows.signatures` has their options."""

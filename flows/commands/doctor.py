@@ -14,7 +14,7 @@ import typer
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from flows.cli import print_json
+from flows.printing import print_json
 from nnbuild.config import processors
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.cli import print_json
+from flows.printing import print_json
 from nnbuild.report import rebuild
 from nnbuild.store import Store
 

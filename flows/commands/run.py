@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.cli import print_json
 from flows.display import display_for
+from flows.printing import print_json
 from flows.server import EarlyServer
 from nnbuild import settings
 from nnbuild.config import RunConfig, resolve

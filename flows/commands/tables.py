@@ -1,14 +1,11 @@
 """`nnbuild runs` and `nnbuild history`: the store's tables in a terminal."""
 
-import math
 import sys
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
-from flows.cli import print_json
+from flows.printing import jsonable, print_json, print_table
 from nnbuild import history as histories
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
@@ -22,10 +19,10 @@ def runs(root: str | None, *, as_json: bool) -> None:
     committed = store.read_table("runs").to_pylist()
     waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished()]
     if as_json:
-        print_json({"store": str(store.root), "runs": [_jsonable(row) for row in [*committed, *waiting]]})
+        print_json({"store": str(store.root), "runs": [jsonable(row) for row in [*committed, *waiting]]})
         return
     rows = [{name: row.get(name) for name in _SHOWN} for row in [*committed, *waiting]]
-    _print(rows, _SHOWN, f"no runs in {store.root} yet; begin one by `nnbuild run`")
+    print_table(rows, _SHOWN, f"no runs in {store.root} yet; begin one by `nnbuild run`")
 
 
 def _unfinished(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
@@ -50,39 +47,13 @@ def history(run_ids: list[str], root: str | None, *, wide: bool, csv: bool, as_j
     if csv:
         table.to_pandas().to_csv(sys.stdout, index=False)
     elif as_json:
-        print_json({"store": str(store.root), "history": [_jsonable(row) for row in table.to_pylist()]})
+        print_json({"store": str(store.root), "history": [jsonable(row) for row in table.to_pylist()]})
     else:
-        _print(table.to_pylist(), table.column_names, f"no history in {store.root} yet; begin a run by `nnbuild run`")
+        print_table(
+            table.to_pylist(), table.column_names, f"no history in {store.root} yet; begin a run by `nnbuild run`"
+        )
 
 
 def _history_of(store: Store, run_id: str) -> Any:
     staged = store.staged_history(run_id)
     return staged if staged is not None else store.read_table("history", run_id)
-
-
-def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = {name: _plain(value) for name, value in row.items()}
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _print(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=1000)
-    if not rows:
-        console.print(nothing)
-        return
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

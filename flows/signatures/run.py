@@ -1,0 +1,50 @@
+"""`nnbuild run`."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.app import Json, Store, app
+
+
+@app.command(epilog="Example: nnbuild run --dataset mnist --model convnet --epochs 12 --seed 0")
+def run(
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="mnist, fashion-mnist, kmnist, digits, or a path to images.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the dataset's files; $NNBUILD_DATA_DIR if not given."),
+    ] = None,
+    fallback: Annotated[
+        str | None, typer.Option(metavar="digits", help="Train on these if the dataset cannot be had.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Named network, or package.module:function of your own.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per step.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the split, the weights and the order of examples.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings; options go over them.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: training.learning_rate=0.01.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs beside the run.")] = False,  # noqa: FBT002
+    store: Store = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN_ID", help="Go on with a run that was stopped.")] = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Retrain, evaluate, score and commit one run."""
+    from flows.commands import run as command
+
+    options: dict[str, Any] = {
+        "dataset": {"name": dataset, "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR"), "fallback": fallback},
+        "model": {"name": model},
+        "training": {"epochs": epochs, "batch_size": batch_size, "tensorboard": tensorboard or None},
+        "seed": seed,
+    }
+    command.run(options, config, settings or [], store=store, resume=resume, as_json=as_json)

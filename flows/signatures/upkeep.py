@@ -1,0 +1,28 @@
+"""`nnbuild doctor` and `version`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.app import Json, Store, app
+
+
+@app.command(epilog="Example: nnbuild doctor --store ./nnbuild-store")
+def doctor(
+    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="$NNBUILD_DATA_DIR if not given.")] = None,
+    store: Store = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Say what is installed, reachable and writable, and what would make a run fail."""
+    from flows.commands import doctor as command
+
+    command.doctor(store, data_dir, as_json=as_json)
+
+
+@app.command(epilog="Example: nnbuild version")
+def version() -> None:
+    """Print the version."""
+    from nnbuild.machine import code_version
+
+    typer.echo(code_version())
