@@ -1,5 +1,7 @@
 """What a person sees of a run: a live line in a terminal, one line an epoch in a log. All of it on standard error."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -13,6 +15,10 @@ class LogDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:  # noqa: ARG002
+        """Something takes seconds: not worth a line."""
+        return nullcontext()
 
     def note(self, text: str) -> None:
         """A remark."""
@@ -52,6 +58,10 @@ class TerminalDisplay(LogDisplay):
         )
         self._bar: TaskID | None = None
         self._files: dict[str, TaskID] = {}
+
+    def waiting(self, text: str) -> AbstractContextManager[object]:
+        """Show that something is going on."""
+        return self._console.status(text)
 
     def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
         """Move the bar."""

@@ -89,7 +89,7 @@ def test_a_hard_violation_stops_with_its_numbers(name, changed):
 
 def test_absent_classes_are_named():
     found = result("classes_present", dataset(classes=8, test_labels=np.zeros(100, np.int16)))
-    assert found.measured == 7
+    assert found.measured == "7 absent"
     assert found.detail == "b in test, c in test, d in test, e in test, f in test and 2 more"
 
 

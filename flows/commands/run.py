@@ -33,7 +33,7 @@ def run(
         place.unfinished_run(resume)
     console = Console(stderr=True)
     display = display_for(console)
-    with EarlyServer():
+    with display.waiting("starting Prefect and TensorFlow"), EarlyServer():
         import nnbuild.backend  # noqa: F401  (while the server boots)
         from flows.retrain import retrain
         from tasks.watching import shown_on

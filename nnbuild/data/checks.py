@@ -140,8 +140,8 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
         "classes_present",
         passed=not absent,
         hard=True,
-        measured=len(absent),
-        bound="0 classes absent",
+        measured=f"{len(absent)} absent",
+        bound="0 absent",
         detail=_some(absent),
     )
     for subset, split in (("train", train), ("test", test)):
