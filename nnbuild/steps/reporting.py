@@ -1,6 +1,6 @@
 """Write the page that a run ends in."""
 
-from nnbuild.committing import manifest_of
+from nnbuild.manifest import manifest_of
 from nnbuild.report import render
 from nnbuild.results import LoadedData, Reported
 from nnbuild.schemas import FIXED, predictions
