@@ -36,23 +36,23 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
         )
     row = commit.staged_row(run)
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
-    commit.publish(run, _dataset_move(run, run.recall("load_data", LoadedData)))
-    store = Store(run.root)
-    place = run.root / "runs" / run.run_id
+    store = Store(run.store)
+    commit.publish(run, store.root, _dataset_move(run, store, run.recall("load_data", LoadedData)))
+    record = f"runs/{run.run_id}"
     return Committed(
         run_id=run.run_id,
         status=row["status"],
         error=row["error"],
-        manifest=run.relative(place / "manifest.json"),
-        tables={name: run.relative(store.partition(name, run.run_id)) for name in tables},
-        model=run.relative(place / "model.keras") if (place / "model.keras").exists() else None,
+        manifest=f"{record}/manifest.json",
+        tables={name: f"tables/{name}/run_id={run.run_id}" for name in tables},
+        model=f"{record}/model.keras" if (store.root / record / "model.keras").exists() else None,
     )
 
 
-def _dataset_move(run: Run, data: Result | None) -> tuple[Path, Path] | None:
+def _dataset_move(run: Run, store: Store, data: Result | None) -> tuple[Path, Path] | None:
     if not isinstance(data, LoadedData):
         return None
-    return steps.staged_dataset(run), Store(run.root).dataset_folder(data.name, data.digest)
+    return steps.staged_dataset(run), store.dataset_folder(data.name, data.digest)
 
 
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:

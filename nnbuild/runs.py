@@ -77,11 +77,11 @@ def _end_of_bad_input(run: Run, error: InputError) -> None:
     elif isinstance(error, ContractError) and steps.has_checkpoints(run):
         error.add_note(_how_to_resume(run))
     else:
-        Store(run.root).discard(run)
+        Store(run.store).discard(run)
 
 
 def _how_to_resume(run: Run) -> str:
-    return f"resume it by: nnbuild run --resume {run.run_id} --store {run.root}"
+    return f"resume it by: nnbuild run --resume {run.run_id} --store {run.store}"
 
 
 def retrain(

@@ -27,5 +27,5 @@ def commit(run: Run, history: HistoryTable, reported: Reported) -> Committed:  #
 def links(run: Run, committed: Committed) -> str:
     """The run's outputs as a Markdown table."""
     places = {"manifest": committed.manifest, "model": committed.model, **committed.tables}
-    rows = "\n".join(f"| {name} | `{run.root / place}` |" for name, place in places.items() if place)
+    rows = "\n".join(f"| {name} | `{run.store}/{place}` |" for name, place in places.items() if place)
     return f"| output | path |\n| --- | --- |\n{rows}\n"

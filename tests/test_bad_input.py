@@ -83,7 +83,7 @@ def _below_a_file(folder: Path) -> Path:
         (_of_another_version, "schema version 99"),
         (_with_a_broken_marker, "is no JSON"),
         (_below_a_file, "store"),
-        (lambda _: "gopher://store", "is a URL"),
+        (lambda _: "gopher://store", "cannot be opened"),
     ],
 )
 @pytest.mark.parametrize("command", [("run", "--dataset", "digits"), ("runs",), ("history",)], ids=lambda each: each[0])

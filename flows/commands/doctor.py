@@ -19,6 +19,7 @@ from nnbuild.config import processors
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
 from nnbuild.store import Store
+from nnbuild.store.files import write_bytes
 
 _ENOUGH_BYTES = 500 * 2**20
 
@@ -89,18 +90,35 @@ def _store(root: str | None) -> Iterator[Finding]:
     except NnbuildError as error:
         yield Finding("store", "fails", str(error))
         return
-    nearest = next(each for each in (store.root, *store.root.parents) if each.exists())
     try:
-        with tempfile.TemporaryFile(dir=nearest):
-            free = shutil.disk_usage(nearest).free
-    except OSError as error:
-        yield Finding("store", "fails", f"{store.root} cannot be written ({error.strerror}); give another --store")
+        room = _room_behind_a_url(store) if store.is_remote else _room(store.root)
+    except (OSError, NnbuildError) as error:
+        yield Finding("store", "fails", f"{store.root} cannot be written ({_reason(error)}); give another --store")
         return
-    enough = "ok" if free > _ENOUGH_BYTES else "fails"
     runs, waiting = len(store.committed()), [each.run_id for each in store.unfinished() if not each.held]
-    yield Finding("store", enough, f"{store.root} is writable, {free / 2**30:.1f} GiB free, {runs} runs")
+    enough = "ok" if room > _ENOUGH_BYTES else "fails"
+    yield Finding("store", enough, f"{store.root} is writable, {room / 2**30:.1f} GiB free, {runs} runs")
     if waiting:
         yield Finding("unfinished", "note", f"{', '.join(waiting)}; go on by nnbuild run --resume RUN_ID")
+
+
+def _room(folder: Path) -> int:
+    """The bytes that are free where a folder is, or would be; it must be possible to write there."""
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        return shutil.disk_usage(nearest).free
+
+
+def _room_behind_a_url(store: Store) -> int:
+    """The bytes that are free for runs in progress; it must be possible to write to the service."""
+    probe = store.root / f"probe-{os.getpid()}"
+    write_bytes(probe, b"")
+    probe.unlink()
+    return _room(store.workshop)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _memory() -> Finding:

@@ -54,11 +54,10 @@ def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
 
 def _test_images(store: Store, manifest: dict[str, Any]) -> NDArray[np.uint8] | None:
     data = manifest["steps"]["load_data"]
-    folder = store.dataset_folder(data["name"], data["digest"])
-    if not folder.is_dir():
+    if not store.has_dataset(data["name"], data["digest"]):
         return None
     try:
-        return read_dataset(folder).test.images
+        return read_dataset(store.local_dataset(data["name"], data["digest"])).test.images
     except DataError as error:
         raise StoreError(f"cannot read the test images: {error}") from error
 

@@ -40,17 +40,19 @@ def load_data(run: Run, *, cache: Path | None = None, progress: Progress | None 
         fallback=wanted.fallback,
         progress=progress,
     )
-    folder = Store(run.root).dataset_folder(dataset.name, dataset.digest)
+    store = Store(run.store)
+    place = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
-    if not folder.is_dir():
+    if not store.has_dataset(dataset.name, dataset.digest):
         folder = staged_dataset(run)
+        place = run.relative(folder)
         tables.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return LoadedData(
         name=dataset.name,
         digest=dataset.digest,
         source=dataset.source,
-        folder=run.relative(folder),
+        folder=place,
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         class_names=dataset.class_names,
@@ -63,8 +65,8 @@ def load_data(run: Run, *, cache: Path | None = None, progress: Progress | None 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """The dataset of a run, from the store or, before it is committed, from staging."""
     folder = run.root / data.folder
-    if not folder.is_dir():  # another run of the same dataset was committed, or this one was
-        folder = Store(run.root).dataset_folder(data.name, data.digest)
+    if not folder.is_dir():  # another run of the same dataset was committed, or this one was; or the store is remote
+        folder = Store(run.store).local_dataset(data.name, data.digest)
     return tables.read_dataset(folder)
 
 

@@ -71,14 +71,15 @@ def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], ta
         write_json(layout / "ready.json", {"row": manifest["row"]})
 
 
-def publish(run: Run, dataset: tuple[Path, Path] | None = None) -> None:
+def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> None:
     """Move what is ready into the store; may be called again until it has happened.
 
     Args:
         run: made ready.
+        root: of the store.
         dataset: the staged dataset, and where it belongs.
     """
-    for source, target in _moves(run, dataset):
+    for source, target in _moves(run, root, dataset):
         if source.exists():
             move_folder(source, target)
             faults.point(f"commit:{target.parent.name}")
@@ -91,15 +92,15 @@ def staged_row(run: Run) -> dict[str, Any]:
     return row
 
 
-def _moves(run: Run, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, Path]]:
+def _moves(run: Run, root: Path, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, Path]]:
     layout = run.folder / "commit"
     if dataset is not None:
         yield dataset
-    yield layout / "runs" / run.run_id, run.root / "runs" / run.run_id
+    yield layout / "runs" / run.run_id, root / "runs" / run.run_id
     folders = sorted((layout / "tables").iterdir()) if (layout / "tables").is_dir() else []
     for folder in sorted(folders, key=lambda each: each.name == "runs"):
         partition = f"run_id={run.run_id}"
-        yield folder / partition, run.root / "tables" / folder.name / partition
+        yield folder / partition, root / "tables" / folder.name / partition
 
 
 def _link(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild.errors import StoreError
+from nnbuild.store.remote import is_remote, upload_folder
 
 _MENDS = {
     errno.ENOSPC: "free some space, then resume the run",
@@ -23,19 +24,25 @@ _MENDS = {
 }
 
 
-def as_store_error(what: str, error: OSError) -> StoreError:
-    """An operating system's error as one that says what was tried and how to mend it."""
-    mend = _MENDS.get(error.errno or 0, "see `nnbuild doctor`")
-    return StoreError(f"cannot {what}: {error.strerror or error}; {mend}")
+# What a remote store's client raises when the service does not answer or refuses: no OSError, alas.
+_CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
+
+
+def as_store_error(what: str, error: Exception) -> StoreError:
+    """An operating system's or a service's error as one that says what was tried and how to mend it."""
+    mend = _MENDS.get(getattr(error, "errno", None) or 0, "see `nnbuild doctor`")
+    return StoreError(f"cannot {what}: {getattr(error, 'strerror', None) or error}; {mend}")
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn an operating system's error into one that says what was tried and how to mend it."""
+    """Turn an operating system's or a service's error into one that says what was tried and how to mend it."""
     try:
         yield
-    except OSError as error:
-        raise as_store_error(what, error) from error
+    except Exception as error:
+        if isinstance(error, OSError) or type(error).__module__.startswith(_CLIENTS):
+            raise as_store_error(what, error) from error
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -86,7 +93,11 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing."""
+    """Write a whole file, or a whole object of a remote store, or nothing."""
+    if is_remote(path):
+        with explained(f"write {path}"):
+            path.write_bytes(content)
+        return
     with written(path) as aside:
         aside.write_bytes(content)
 
@@ -123,7 +134,7 @@ def file_digest(path: Path) -> str:
 
 
 def move_folder(source: Path, target: Path, *, before: Callable[[], None] = lambda: None) -> bool:
-    """Move a folder within a store in one step, unless the target is there.
+    """Move a folder into a store: in one step, unless the target is there; object by object to a remote store.
 
     Args:
         source: a complete folder; its files are flushed before the move.
@@ -134,6 +145,11 @@ def move_folder(source: Path, target: Path, *, before: Callable[[], None] = lamb
         Whether it was moved now. A target that stands already is left, and the source removed.
     """
     with explained(f"move {source} to {target}"):
+        if is_remote(target):
+            before()
+            upload_folder(source, target)
+            shutil.rmtree(source, ignore_errors=True)
+            return True
         if target.exists():
             shutil.rmtree(source, ignore_errors=True)
             return False

@@ -23,15 +23,23 @@ class Run:
     """A handle that is small enough to pass between tasks.
 
     Attributes:
-        root: the store's root, absolute.
+        root: absolute path of the folder that holds the run's `staging/`: the store's root, or its workshop on this
+            machine if the store is remote.
         run_id: the run's id.
+        url: of a remote store.
     """
 
     root: Path
     run_id: str
+    url: str | None = None
 
     def __post_init__(self) -> None:
         require_run_id(self.run_id)
+
+    @property
+    def store(self) -> str:
+        """The address of the store that the run belongs to."""
+        return self.url or str(self.root)
 
     @property
     def folder(self) -> Path:
@@ -98,13 +106,12 @@ class Run:
         return {name: file_digest(self.folder / name) for name in names}
 
 
-def create(root: Path, run_id: str, config: RunConfig, *, started_at: datetime, flow_run_id: str | None) -> Run:
+def create(run: Run, config: RunConfig, *, started_at: datetime, flow_run_id: str | None) -> Run:
     """Open the staging folder of a new run."""
-    run = Run(root, run_id)
     write_json(
         run.folder / "run.json",
         {
-            "run_id": run_id,
+            "run_id": run.run_id,
             "started_at": started_at.astimezone(UTC).isoformat(),
             "flow_run_id": flow_run_id,
             "code_version": machine.code_version(),

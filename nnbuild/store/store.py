@@ -9,16 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from nnbuild import schemas
 from nnbuild.config import RunConfig
 from nnbuild.errors import StoreError
-from nnbuild.store import locks
+from nnbuild.store import locks, remote
 from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
-from nnbuild.store.tables import read_table
+from nnbuild.store.tables import open_dataset, read_table
 
 _PARTITION = "run_id="
 
@@ -40,23 +39,27 @@ class Store:
     """Opens a store, which need not exist yet; nothing is written before a run begins.
 
     Args:
-        root: a local folder.
+        root: a local folder, or a URL such as `s3://bucket/folder`.
+
+    Attributes:
+        root: where readers look: a `pathlib.Path`, or a path of universal_pathlib, which has the same methods.
+        workshop: the local folder whose `staging/` holds the runs in progress; the root, unless that is remote.
 
     Raises:
-        StoreError: the root is a URL, a file, or a store of another schema version.
+        StoreError: the root is a file, a URL that nothing here can open, or a store of another schema version.
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
         given = str(root or default_root())
-        if "://" in given:
-            raise StoreError(f"store {given!r} is a URL, expected a local folder; object stores are not supported yet")
         if "\0" in given:
             raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
         with explained(f"open store {given}"):
-            self.root = Path(given).expanduser().resolve()
-            above = next(each for each in (self.root, *self.root.parents) if each.exists())
-            if not above.is_dir():
-                raise StoreError(f"store {given}: {above} is a file, expected a folder; give another --store")
+            self.root = remote.open_root(given) if remote.is_url(given) else Path(given).expanduser().resolve()
+            self.workshop = remote.workshop(given) if self.is_remote else self.root
+            if not self.is_remote:
+                above = next(each for each in (self.root, *self.root.parents) if each.exists())
+                if not above.is_dir():
+                    raise StoreError(f"store {given}: {above} is a file, expected a folder; give another --store")
             marked = self._marker.exists()
         if marked:
             marker = read_json(self._marker)
@@ -66,6 +69,11 @@ class Store:
                     f"store {given} has schema version {version}, expected {schemas.SCHEMA_VERSION}; "
                     "use the nnbuild that wrote it, or give another --store"
                 )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether readers look behind a URL."""
+        return remote.is_remote(self.root)
 
     @property
     def _marker(self) -> Path:
@@ -83,12 +91,18 @@ class Store:
             StoreError: the store cannot be written.
         """
         with explained(f"write to store {self.root}"):
-            make_folder(self.root)
-            if not self._marker.exists():
-                make_folder(self.root / "staging")
-                write_json(self._marker, {"schema_version": schemas.SCHEMA_VERSION})
+            make_folder(self.workshop / "staging")
+            self._mark()
             newest = max([*self.committed(), *(run.run_id for run in self.unfinished())], default=None)
-            return create(self.root, new_run_id(now, newest), config, started_at=now, flow_run_id=flow_run_id)
+            return create(self._run(new_run_id(now, newest)), config, started_at=now, flow_run_id=flow_run_id)
+
+    def _mark(self) -> None:
+        """Write down the schema version, if it is not there: whether the store can be written shows here."""
+        if not self._marker.exists():
+            write_json(self._marker, {"schema_version": schemas.SCHEMA_VERSION})
+
+    def _run(self, run_id: str) -> Run:
+        return Run(self.workshop, run_id, str(self.root) if self.is_remote else None)
 
     def unfinished_run(self, run_id: str) -> Run:
         """A run that waits in staging.
@@ -99,7 +113,7 @@ class Store:
         require_run_id(run_id)
         if run_id in self.committed():
             raise StoreError(f"run {run_id} is committed, there is nothing to resume; begin a new run")
-        run = Run(self.root, run_id)
+        run = self._run(run_id)
         if not run.folder.is_dir():
             raise StoreError(f"no run {run_id} in {self.root}; see `nnbuild runs`")
         return run
@@ -107,7 +121,7 @@ class Store:
     def run_of_flow(self, flow_run_id: str) -> Run | None:
         """The run in staging that a flow run of Prefect began, if there is one."""
         for waiting in reversed(self.unfinished()):
-            run = Run(self.root, waiting.run_id)
+            run = self._run(waiting.run_id)
             try:
                 if run.record.get("flow_run_id") == flow_run_id:
                     return run
@@ -118,12 +132,13 @@ class Store:
     def discard(self, run: Run) -> None:
         """Remove a run from staging, and what was made for it of a store that is otherwise empty."""
         shutil.rmtree(run.folder, ignore_errors=True)
-        if {path.name for path in self.root.iterdir()} != {self._marker.name, "staging"}:
+        if {path.name for path in self.root.iterdir()} - {"staging"} != {self._marker.name}:
             return
         try:
             run.folder.parent.rmdir()
             self._marker.unlink()
-            self.root.rmdir()
+            if not self.is_remote:  # where there are no objects, there is no folder
+                self.root.rmdir()
         except OSError:  # another run has begun in the meantime
             return
 
@@ -138,7 +153,7 @@ class Store:
 
     def unfinished(self) -> list[UnfinishedRun]:
         """The runs in staging, oldest first."""
-        folder = self.root / "staging"
+        folder = self.workshop / "staging"
         if not folder.is_dir():
             return []
         done = set(self.committed())
@@ -152,7 +167,24 @@ class Store:
 
     def dataset_folder(self, name: str, digest: str) -> Path:
         """Where an ingested dataset stands, or will."""
-        return self.root / "datasets" / require_name(name) / require_name(digest)
+        return self.root / self.dataset_name(name, digest)
+
+    def dataset_name(self, name: str, digest: str) -> str:
+        """The path of an ingested dataset, relative to the root."""
+        return f"datasets/{require_name(name)}/{require_name(digest)}"
+
+    def has_dataset(self, name: str, digest: str) -> bool:
+        """Whether the store holds a dataset."""
+        with explained(f"list {self.root}"):
+            return (self.dataset_folder(name, digest) / "dataset.json").exists()
+
+    def local_dataset(self, name: str, digest: str) -> Path:
+        """A folder on this machine with an ingested dataset: the store's own, or a copy of a remote store's."""
+        folder = self.workshop / self.dataset_name(name, digest)
+        if self.is_remote and not folder.is_dir():
+            with explained(f"fetch dataset {name} from {self.root}"):
+                remote.fetch_folder(self.dataset_folder(name, digest), folder)
+        return folder
 
     def manifest(self, run_id: str) -> dict[str, Any]:
         """Everything that explains a committed run.
@@ -167,7 +199,7 @@ class Store:
 
     def staged_history(self, run_id: str) -> Any | None:
         """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
-        path = self.root / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
+        path = self.workshop / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
         return _with_run_id(run_id, read_table(path, schemas.HISTORY)) if path.exists() else None
 
     def read_table(self, name: str, run_id: str | None = None, columns: list[str] | None = None) -> Any:
@@ -204,7 +236,7 @@ class Store:
 def _part(run_id: str, folder: Path, columns: list[str] | None) -> Any:
     with explained(f"read {folder}"):
         try:
-            part = ds.dataset(folder, format="parquet")
+            part = open_dataset(folder)
             schemas.require_version(part.schema, str(folder))
             table = part.to_table(columns=[c for c in columns if c != "run_id"] if columns else None)
         except pa.ArrowException as error:

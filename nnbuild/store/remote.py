@@ -1,0 +1,79 @@
+"""A store behind a URL: readers look there, runs are made in a folder of this machine.
+
+The paths of such a store are universal_pathlib's, which have the methods of `pathlib.Path`; an object becomes
+visible whole or not at all.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from nnbuild.errors import StoreError
+
+_LOCAL = ("file", "local")
+
+
+def is_url(address: str) -> bool:
+    """Whether a store's address names a protocol."""
+    return "://" in address
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path leads away from the local file system."""
+    return not isinstance(path, Path)
+
+
+def open_root(url: str) -> Path:
+    """The path behind a URL.
+
+    Raises:
+        StoreError: the protocol is not known, or what it needs is not installed.
+    """
+    protocol = url.partition("://")[0]
+    try:
+        from upath import UPath
+
+        if protocol in _LOCAL:
+            return Path(UPath(url).path)
+        # Listings are asked for anew each time: other machines write to the same store.
+        path = UPath(url, use_listings_cache=False)
+        _ = path.fs
+    except (ImportError, ValueError) as error:
+        raise StoreError(
+            f"store {url!r} cannot be opened ({error}); pip install 'nnbuild[s3]' for s3://, "
+            "or the fsspec package of another protocol"
+        ) from error
+    return cast("Path", path)
+
+
+def workshop(url: str) -> Path:
+    """Where runs of the store behind a URL are made, on this machine: below `$NNBUILD_WORKSHOP`, or the cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    above = Path(os.environ.get("NNBUILD_WORKSHOP") or Path(cache) / "nnbuild" / "stores")
+    return above / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+
+
+def upload_folder(source: Path, target: Any) -> None:
+    """Write every file of a folder as an object; what stands there already is overwritten by the same bytes.
+
+    JSON comes last: it vouches for the files beside it.
+    """
+    files = (each for each in source.rglob("*") if each.is_file())
+    for path in sorted(files, key=lambda each: (each.suffix == ".json", each)):
+        target.fs.put_file(str(path), target.joinpath(*path.relative_to(source).parts).path)
+
+
+def fetch_folder(source: Any, target: Path) -> None:
+    """Copy the objects of a folder to the disk; the target appears when it is whole."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        for path in source.iterdir():
+            source.fs.get_file(path.path, str(aside / path.name))
+        aside.rename(target)
+    except FileExistsError:  # another process was quicker
+        return
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
