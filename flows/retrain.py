@@ -1,4 +1,4 @@
-"""Retraining: load → check → build → compile → fit → persist History → evaluate → score → report → commit."""
+"""Retraining, as a recipe: each task hands paths, ids and digests to the next."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +10,12 @@ from nnbuild.config import RunConfig
 from nnbuild.results import Committed
 from nnbuild.runs import open_run, working_on
 from tasks.build import build
+from tasks.calibrate import calibrate
 from tasks.check import check
 from tasks.commit import commit
 from tasks.compile import compile_network
 from tasks.evaluate import evaluate
+from tasks.export import export
 from tasks.fit import fit
 from tasks.load import load
 from tasks.persist_history import persist_history
@@ -46,7 +48,9 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
         compiled = compile_network(run, data, built)
         fitted = fit(run, data, compiled)
         history = persist_history(run, fitted)
+        exported = export(run, data, fitted)
         evaluated = evaluate(run, data, fitted)
+        calibrated = calibrate(run, data, fitted)
         scored = score(run, data, fitted)
-        reported = report(run, data, evaluated, scored)
-        return commit(run, history, reported)
+        reported = report(run, data, evaluated, calibrated, scored)
+        return commit(run, history, exported, reported)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def _quiet_standard_error() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what is written to descriptor 2, and show it only if the block raises."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -33,14 +33,14 @@ def _quiet_standard_error() -> Iterator[None]:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-with _quiet_standard_error():
+with quiet():
     import keras
     import tensorflow as tf
 
 # Its warnings are advice to whoever writes TensorFlow code, not to whoever runs this.
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["keras", "pin_threads", "tf"]
+__all__ = ["keras", "pin_threads", "quiet", "tf"]
 
 
 def pin_threads(threads: int) -> bool:
@@ -60,6 +60,6 @@ def pin_threads(threads: int) -> bool:
             tf.config.threading.set_inter_op_parallelism_threads(2)
         except RuntimeError:
             return False
-    with _quiet_standard_error():
+    with quiet():
         tf.constant(0)
     return True

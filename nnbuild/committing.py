@@ -60,7 +60,7 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     write_json(config, run.config.model_dump(mode="json"))
     wanted = {"config.json": config, "report.html": run.folder / "report.html"}
     if not failed:
-        wanted["model.keras"] = run.folder / "model" / "model.keras"
+        wanted |= {name: run.folder / "model" / name for name in ("model.keras", "model.onnx")}
     logs = run.folder / "tensorboard"
     wanted |= {path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()}
     return {name: path for name, path in wanted.items() if path.exists()}

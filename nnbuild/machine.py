@@ -8,7 +8,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("tensorflow", "keras", "numpy", "pyarrow", "pandas", "prefect", "scikit-learn", "scipy", "pillow")
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "pyarrow",
+    "pandas",
+    "prefect",
+    "scikit-learn",
+    "scipy",
+    "pillow",
+    "onnx",
+    "onnxruntime",
+)
 
 
 @cache

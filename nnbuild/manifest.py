@@ -6,9 +6,11 @@ from typing import Any
 from nnbuild import machine, schemas
 from nnbuild.results import (
     BuiltModel,
+    Calibrated,
     CheckedData,
     CompiledModel,
     Evaluated,
+    ExportedModel,
     FittedModel,
     HistoryTable,
     LoadedData,
@@ -25,7 +27,9 @@ _RECORDED: dict[str, type[Result]] = {
     "compile_model": CompiledModel,
     "fit_model": FittedModel,
     "persist_history": HistoryTable,
+    "export_model": ExportedModel,
     "evaluate_model": Evaluated,
+    "calibrate_model": Calibrated,
     "score_test_set": Scored,
 }
 

@@ -99,6 +99,38 @@ class Evaluated(Result):
     metrics: dict[str, float]
 
 
+class ExportedModel(Result):
+    """The model as ONNX, for scoring without TensorFlow.
+
+    Attributes:
+        path: of the `.onnx` file; null if the model cannot be exported.
+        remark: why not; empty if it can.
+        largest_difference: of a logit from Keras's on the probe, relative to the largest logit of its row.
+        same_predictions: whether both give each image of the probe the same class.
+        probe: how many images were compared.
+    """
+
+    path: str | None
+    remark: str
+    largest_difference: float | None
+    same_predictions: bool | None
+    probe: int
+
+
+class Calibrated(Result):
+    """The temperature, and what it does to the expected calibration error.
+
+    Attributes:
+        temperature: fitted on the validation examples.
+        before: the error at temperature 1, by subset.
+        after: the error at the fitted temperature, by subset.
+    """
+
+    temperature: float
+    before: dict[str, float]
+    after: dict[str, float]
+
+
 class Scored(Result):
     """The probability table of the test set."""
 

@@ -91,7 +91,9 @@ def retrain(
     resume: str | None = None,
     watch: Any = None,
 ) -> Committed:
-    """The whole recipe in one call, without Prefect: load, check, build, compile, fit, evaluate, score, report, commit.
+    """The whole recipe in one call, without Prefect.
+
+    Load, check, build, compile, fit, export, evaluate, calibrate, score, report, commit.
 
     Args:
         config: the run's; the defaults if not given.
@@ -110,7 +112,9 @@ def retrain(
         compiled = steps.compile_model(run, data, steps.build_model(run, data))
         fitted = steps.fit_model(run, data, compiled, watch=watch)
         steps.persist_history(run, fitted)
+        steps.export_model(run, data, fitted)
         steps.evaluate_model(run, data, fitted)
+        steps.calibrate_model(run, data, fitted)
         steps.score_test_set(run, data, fitted)
         write_report(run, data)
         return committing.commit_run(run)

@@ -64,6 +64,8 @@ CONFUSION = _table(
 
 CALIBRATION = _table(
     _field("subset", pa.string(), "test or validation"),
+    _field("temperature", pa.float64(), "What the logits were divided by; 1 is the plain softmax"),
+    _field("expected_calibration_error", pa.float64(), "Of the whole subset at this temperature"),
     _field("bin_lower", pa.float64(), "The bin holds confidences above this"),
     _field("bin_upper", pa.float64(), "and up to this"),
     _field("count", pa.int64(), "Examples in the bin"),

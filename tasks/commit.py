@@ -3,7 +3,7 @@
 from prefect import task
 
 from nnbuild import committing
-from nnbuild.results import Committed, HistoryTable, Reported
+from nnbuild.results import Committed, ExportedModel, HistoryTable, Reported
 from nnbuild.store import Run
 from tasks.prefect_side import STEP, can_be_retried, logger, show_markdown
 
@@ -16,7 +16,7 @@ from tasks.prefect_side import STEP, can_be_retried, logger, show_markdown
     retry_condition_fn=can_be_retried,
     **STEP,
 )
-def commit(run: Run, history: HistoryTable, reported: Reported) -> Committed:  # noqa: ARG001  (it waits for them)
+def commit(run: Run, history: HistoryTable, exported: ExportedModel, reported: Reported) -> Committed:  # noqa: ARG001  (it waits)
     """Commit a run; see `nnbuild.committing.commit_run`."""
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)

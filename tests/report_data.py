@@ -46,7 +46,6 @@ def _history(epochs, metrics, validation_freq):
 def _tables(logits, labels, classes, curves):
     figures = evaluation.evaluate(logits, labels, classes)
     counts = evaluation.confusion_counts(labels, logits.argmax(axis=1), classes)
-    bins = evaluation.calibration_bins(softmax(logits), labels)
     of_test = {"subset": "test"}
     rows = {
         "evaluation": [of_test | figure._asdict() for figure in figures],
@@ -54,13 +53,20 @@ def _tables(logits, labels, classes, curves):
             of_test | {"label": label, "predicted": predicted, "count": int(count)}
             for (label, predicted), count in np.ndenumerate(counts)
         ],
-        "calibration": [of_test | each._asdict() for each in bins],
+        "calibration": [row for temperature in (1.0, 1.5) for row in _bins(logits, labels, temperature)],
     }
     return {
         "history": curves,
         "predictions": scoring.probability_table(logits, labels),
         **{name: schemas.table_of(schemas.FIXED[name], found) for name, found in rows.items()},
     }
+
+
+def _bins(logits, labels, temperature):
+    probabilities = softmax(logits, temperature=temperature)
+    error = evaluation.calibration_error(probabilities, labels)
+    about = {"subset": "test", "temperature": temperature, "expected_calibration_error": error}
+    return [about | each._asdict() for each in evaluation.calibration_bins(probabilities, labels)]
 
 
 def _manifest(classes, shape, epochs, images, names):

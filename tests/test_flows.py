@@ -19,10 +19,12 @@ from flows.retrain import retrain
 from nnbuild.errors import DataError, DivergedError
 from nnbuild.store import Store
 from tasks.build import build
+from tasks.calibrate import calibrate
 from tasks.check import check
 from tasks.commit import commit
 from tasks.compile import compile_network
 from tasks.evaluate import evaluate
+from tasks.export import export
 from tasks.fit import fit
 from tasks.load import load
 from tasks.persist_history import persist_history
@@ -30,7 +32,8 @@ from tasks.prefect_side import plain
 from tasks.report import report
 from tasks.score import score
 
-STEPS = ["load", "check", "build", "compile", "fit", "persist history", "evaluate", "score", "report", "commit"]
+STEPS = ["load", "check", "build", "compile", "fit", "persist history", "export", "evaluate", "calibrate", "score"]
+STEPS += ["report", "commit"]
 
 
 def through(run):
@@ -39,8 +42,10 @@ def through(run):
     built = build.fn(run, data, check.fn(run, data))
     fitted = fit.fn(run, data, compile_network.fn(run, data, built))
     history = persist_history.fn(run, fitted)
-    reported = report.fn(run, data, evaluate.fn(run, data, fitted), score.fn(run, data, fitted))
-    return commit.fn(run, history, reported)
+    exported = export.fn(run, data, fitted)
+    calibrated = calibrate.fn(run, data, fitted)
+    reported = report.fn(run, data, evaluate.fn(run, data, fitted), calibrated, score.fn(run, data, fitted))
+    return commit.fn(run, history, exported, reported)
 
 
 def test_every_task_is_a_plain_function(tmp_path, small_config, monkeypatch):
@@ -84,9 +89,7 @@ def finished(request, tmp_path_factory, small_folder):
 
 
 def test_each_step_is_a_task_of_the_flow(finished):
-    assert sorted(task.name.split()[0] for task in finished["tasks"]) == sorted(
-        ["load", "check", "build", "compile", "fit", "persist", "evaluate", "score", "report", "commit"]
-    )
+    assert sorted(task.name.split()[0] for task in finished["tasks"]) == sorted(each.split()[0] for each in STEPS)
     assert all(task.state.is_completed() for task in finished["tasks"])
     assert finished["flow_run"].name.startswith("lab-")
     assert all(not task.tags for task in finished["tasks"])

@@ -8,5 +8,6 @@ from nnbuild.evaluation.metrics import (
     confusion_counts,
     evaluate,
 )
+from nnbuild.evaluation.temperature import fit_temperature
 
-__all__ = ["Bin", "Figure", "calibration_bins", "calibration_error", "confusion_counts", "evaluate"]
+__all__ = ["Bin", "Figure", "calibration_bins", "calibration_error", "confusion_counts", "evaluate", "fit_temperature"]

@@ -13,7 +13,6 @@ from nnbuild.report.charts import Bin
 SHOWN_CLASSES = 20
 _CONFUSIONS = 8
 _TEST = "test"
-_OF_BINS = {"run_id", "bin_lower", "bin_upper", "count", "mean_confidence", "accuracy"}
 
 Points = list[tuple[float, float]]
 
@@ -98,15 +97,24 @@ def curves(history: Any) -> dict[str, Points]:
     return found
 
 
-def diagrams(calibration: Any) -> list[tuple[str, list[Bin]]]:
-    """One reliability diagram for each subset, and for whatever else the table tells apart, as a temperature."""
-    others = [name for name in calibration.column_names if name not in _OF_BINS]
-    found: dict[str, list[Bin]] = {}
+class Diagram(NamedTuple):
+    """The reliability of one subset at one temperature, and its expected calibration error."""
+
+    subset: str
+    temperature: float
+    error: float
+    bins: list[Bin]
+
+
+def diagrams(calibration: Any) -> list[Diagram]:
+    """The reliability diagrams: those of the test set first, before scaling and after."""
+    found: dict[tuple[str, float, float], list[Bin]] = {}
     for row in sorted(calibration.to_pylist(), key=lambda each: float(each["bin_lower"])):
-        name = ", ".join(str(row[other]) if other == "subset" else f"{other} {row[other]}" for other in others)
+        about = row["subset"], row["temperature"], row["expected_calibration_error"]
         bins = Bin(row["bin_lower"], row["bin_upper"], row["count"], row["mean_confidence"], row["accuracy"])
-        found.setdefault(name, []).append(bins)
-    return sorted(found.items(), key=lambda each: not each[0].startswith(_TEST))
+        found.setdefault(about, []).append(bins)
+    ordered = sorted(found, key=lambda each: (each[0] != _TEST, each[0], each[1] != 1))
+    return [Diagram(*about, found[about]) for about in ordered]
 
 
 def confidences(predictions: Any, bins: int = 20) -> tuple[list[int], list[int]]:

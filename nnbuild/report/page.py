@@ -189,8 +189,9 @@ def _trust(tables: Tables) -> Context:
     return {
         "trust_answer": words.on_trust(right, wrong, mean, error),
         "diagrams": [
-            {"title": name, "picture": charts.reliability(f"Reliability diagram, {name}", bins)}
-            for name, bins in figures.diagrams(tables["calibration"])
+            {"title": title, "picture": charts.reliability(f"Reliability diagram, {title}", each.bins)}
+            for each in figures.diagrams(tables["calibration"])
+            if (title := words.diagram_title(each))
         ],
         "confidence": charts.histogram(words.histogram_title(right, wrong), right, wrong),
     }

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnbuild.report.figures import Errors, Points
+from nnbuild.report.figures import Diagram, Errors, Points
 
 _Z = 1.96  # of a 95 % interval
 
@@ -125,6 +125,12 @@ def curve_title(name: str, series: Mapping[str, Points]) -> str:
     finite = {each: [value for _, value in points if math.isfinite(value)] for each, points in series.items()}
     parts = [f"{each} from {values[0]:.4g} to {values[-1]:.4g}" for each, values in finite.items() if values]
     return f"{name} by epoch: {', '.join(parts) or 'no finite value'}"
+
+
+def diagram_title(diagram: Diagram) -> str:
+    """A reliability diagram in words."""
+    scaled = "plain softmax" if diagram.temperature == 1 else f"temperature {diagram.temperature:.3f}"
+    return f"{diagram.subset}, {scaled}: calibration error {diagram.error:.4f}"
 
 
 def histogram_title(right: Sequence[int], wrong: Sequence[int]) -> str:

@@ -12,15 +12,19 @@ from nnbuild.steps.once import once, staged_table
 from nnbuild.steps.progress import epochs_on_disk, has_checkpoints, is_fitted
 
 if TYPE_CHECKING:
+    from nnbuild.steps.calibrating import calibrate_model
+    from nnbuild.steps.exporting import export_model
     from nnbuild.steps.measure import evaluate_model, score_test_set
     from nnbuild.steps.network import build_model, compile_model, fit_model, persist_history
 
 __all__ = [
     "build_model",
+    "calibrate_model",
     "check_data",
     "compile_model",
     "epochs_on_disk",
     "evaluate_model",
+    "export_model",
     "fit_model",
     "has_checkpoints",
     "is_fitted",
@@ -41,6 +45,8 @@ def __getattr__(name: str) -> Any:
         name,
         {
             "nnbuild.steps.network": ("build_model", "compile_model", "fit_model", "persist_history"),
+            "nnbuild.steps.exporting": ("export_model",),
+            "nnbuild.steps.calibrating": ("calibrate_model",),
             "nnbuild.steps.measure": ("evaluate_model", "score_test_set"),
         },
         __name__,

@@ -5,7 +5,6 @@ import time
 import numpy as np
 
 from nnbuild import engines, evaluation, schemas, scoring
-from nnbuild.logits import softmax
 from nnbuild.results import Evaluated, FittedModel, LoadedData, Scored
 from nnbuild.steps.data import read_data
 from nnbuild.steps.network import read_model
@@ -17,7 +16,7 @@ from nnbuild.store.tables import write_table
 
 @once(Evaluated)
 def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
-    """Evaluate on the test set: the metrics, the confusion counts and the calibration, each a table.
+    """Evaluate on the test set: the metrics and the confusion counts, each a table.
 
     Raises:
         ContractError: what comes out of the model is no logits, or not finite.
@@ -34,7 +33,6 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
             of_test | {"label": label, "predicted": predicted, "count": int(count)}
             for (label, predicted), count in np.ndenumerate(counts)
         ],
-        "calibration": [of_test | each._asdict() for each in evaluation.calibration_bins(softmax(logits), test.labels)],
     }
     for name, found in rows.items():
         write_table(staged_table(run, name), schemas.table_of(schemas.FIXED[name], found), schemas.FIXED[name])

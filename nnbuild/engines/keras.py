@@ -1,32 +1,10 @@
-"""What turns images into logits, a batch at a time."""
+"""The reference engine: Keras itself."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Logits = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
-
-
-class Engine(Protocol):
-    """Turns images into logits.
-
-    Attributes:
-        name: as it is written into tables.
-    """
-
-    name: str
-
-    def logits(self, images: Pixels) -> Logits:
-        """The logits of a batch.
-
-        Args:
-            images: uint8, shape (n, height, width, channels), n of 1 or more.
-
-        Returns:
-            float32, shape (n, classes), any real values.
-        """
+from nnbuild.engines.base import Logits, Pixels
 
 
 class KerasEngine:
@@ -40,7 +18,7 @@ class KerasEngine:
     name = "keras"
 
     def __init__(self, model: Any, batch_size: int) -> None:
-        from nnbuild.backend import tf  # the other engines do without TensorFlow
+        from nnbuild.backend import tf
 
         self._batch_size = batch_size
         self._constant = tf.constant

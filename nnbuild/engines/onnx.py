@@ -1,0 +1,52 @@
+"""The engine that scores: ONNX Runtime, without TensorFlow."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from nnbuild.engines.base import Logits, Pixels
+from nnbuild.errors import ContractError
+
+_ONLY_ERRORS = 3
+
+
+class OnnxEngine:
+    """Runs an exported model.
+
+    Args:
+        model: path of a `.onnx` file, or its bytes.
+        threads: for one operation; ONNX Runtime's own choice if not given.
+
+    Raises:
+        ContractError: it is no model that ONNX Runtime can run.
+    """
+
+    name = "onnx"
+
+    def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ONLY_ERRORS
+        options.intra_op_num_threads = threads or 0
+        # Waiting threads would burn the processor that reads and writes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        given = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises classes of its own for each kind of damage
+            told = " ".join(str(error).split())[:200]
+            raise ContractError(f"ONNX Runtime cannot run {_called(model)}: {told}; export the run again") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
+            found = [(each.name, each.type) for each in inputs]
+            raise ContractError(f"{_called(model)} takes {found}, expected one input of uint8 pixels; export it again")
+        self._input = inputs[0].name
+
+    def logits(self, images: Pixels) -> Logits:
+        """See `Engine`."""
+        logits: Logits = self._session.run(None, {self._input: images})[0]
+        return logits.astype(np.float32, copy=False)
+
+
+def _called(model: Path | bytes) -> str:
+    return "the exported model" if isinstance(model, bytes) else f"model {model}"

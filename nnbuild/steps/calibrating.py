@@ -1,0 +1,44 @@
+"""Calibrate: what the logits are to be divided by before their softmax can be taken at its word."""
+
+from typing import Any
+
+from nnbuild import engines, evaluation, schemas, scoring
+from nnbuild.data.dataset import Split
+from nnbuild.logits import softmax
+from nnbuild.results import Calibrated, FittedModel, LoadedData
+from nnbuild.steps.data import read_data
+from nnbuild.steps.network import read_model
+from nnbuild.steps.once import once, staged_table
+from nnbuild.store.run import Run
+from nnbuild.store.tables import write_table
+from nnbuild.training.order import split_rows
+
+
+@once(Calibrated)
+def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
+    """Fit the temperature on the validation examples; the reliability of both subsets, before and after, is a table.
+
+    Raises:
+        ContractError: what comes out of the model is no logits, or not finite.
+    """
+    batch, seed = run.config.scoring.batch_size, run.config.seed
+    dataset = read_data(run, data)
+    _, rows = split_rows(data.train, run.config.training.validation_fraction, seed)
+    subsets = {"validation": Split(dataset.train.images[rows], dataset.train.labels[rows]), "test": dataset.test}
+    engine = engines.KerasEngine(read_model(run, fitted), batch)
+    logits = {name: scoring.logits_of(engine, split, data.classes, batch) for name, split in subsets.items()}
+    temperature = evaluation.fit_temperature(logits["validation"], subsets["validation"].labels)
+    table: list[dict[str, Any]] = []
+    errors: list[dict[str, float]] = []
+    for divisor in (1.0, temperature):
+        errors.append({})
+        for name, split in subsets.items():
+            probabilities = softmax(logits[name], temperature=divisor)
+            errors[-1][name] = evaluation.calibration_error(probabilities, split.labels)
+            about = {"subset": name, "temperature": divisor, "expected_calibration_error": errors[-1][name]}
+            table += [about | each._asdict() for each in evaluation.calibration_bins(probabilities, split.labels)]
+    schema = schemas.CALIBRATION
+    write_table(staged_table(run, "calibration"), schemas.table_of(schema, table), schema)
+    before, after = errors
+    files = run.digests("tables/calibration.parquet")
+    return Calibrated(temperature=temperature, before=before, after=after, files=files)

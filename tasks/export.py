@@ -1,0 +1,19 @@
+"""Export: the network as ONNX, for scoring without TensorFlow."""
+
+from prefect import task
+
+from nnbuild import steps
+from nnbuild.results import ExportedModel, FittedModel, LoadedData
+from nnbuild.store import Run
+from tasks.prefect_side import STEP, logger
+
+
+@task(name="export", task_run_name="export {run.config.model.name}", **STEP)
+def export(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedModel:
+    """Export the network of a run; see `nnbuild.steps.export_model`."""
+    exported = steps.export_model(run, data, fitted)
+    if exported.path is None:
+        logger().warning("not exported to ONNX: %s; it is scored by --engine keras", exported.remark)
+    else:
+        logger().info("exported to ONNX; logits within %.1e of Keras's", exported.largest_difference)
+    return exported
