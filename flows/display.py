@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+_SECONDS_BETWEEN_LINES = 10.0
+
 
 def _figures(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -15,6 +17,7 @@ class LogDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._told_at = 0.0
 
     def waiting(self, text: str) -> AbstractContextManager[object]:  # noqa: ARG002
         """Something takes seconds: not worth a line."""
@@ -35,6 +38,12 @@ class LogDisplay:
         """A download is worth one line, when it is complete."""
         if done == total:
             self.note(f"downloaded {file}, {done:,} bytes")
+
+    def scored(self, done: int, total: int, seconds: float) -> None:
+        """Rows of a scoring job: a line at every so many seconds, and at the end."""
+        if seconds - self._told_at > _SECONDS_BETWEEN_LINES or (done == total and seconds > _SECONDS_BETWEEN_LINES):
+            self._told_at = seconds
+            self.note(f"scored {done:,} of {total:,} rows  {done / seconds:,.0f} rows/s")
 
     def close(self) -> None:
         """Nothing to put away."""
@@ -86,6 +95,14 @@ class TerminalDisplay(LogDisplay):
         if done == total:
             self._downloads.stop()
         super().download(file, done, total)
+
+    def scored(self, done: int, total: int, seconds: float) -> None:
+        """Move the bar of a scoring job."""
+        if self._bar is None:
+            self._fit.start()
+            self._bar = self._fit.add_task("scoring", total=total, figures="")
+        rate = f"{done:,} of {total:,} rows  {done / max(seconds, 1e-9):,.0f} rows/s"
+        self._fit.update(self._bar, completed=done, figures=rate)
 
     def close(self) -> None:
         """Put the bars away, whatever happened."""

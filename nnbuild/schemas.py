@@ -74,6 +74,21 @@ CALIBRATION = _table(
 )
 
 
+SCORE_RUNS = _table(
+    _field("run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True),
+    _field("model_digest", pa.string(), "sha256 of the model file"),
+    _field("input", pa.string(), "What was scored, as it was given"),
+    _field("output", pa.string(), "Folder of the rows; null if they are in `scores`", nullable=True),
+    _field("rows", pa.int64(), "Rows that were scored"),
+    _field("written", pa.int64(), "Of these, rows that were asked for"),
+    _field("quarantined", pa.int64(), "Rows that could not be scored"),
+    _field("engine", pa.string(), "onnx or keras"),
+    _field("temperature", pa.float64(), "What the logits were divided by"),
+    _field("started_at", _UTC_MICROSECONDS, "When the job began"),
+    _field("finished_at", _UTC_MICROSECONDS, "When the job was committed"),
+)
+
+
 def predictions(classes: int) -> Any:
     """The probability table's schema for a number of classes."""
     return _table(
@@ -92,8 +107,9 @@ FIXED = {
     "evaluation": EVALUATION,
     "confusion": CONFUSION,
     "calibration": CALIBRATION,
+    "score_runs": SCORE_RUNS,
 }
-TABLES = (*FIXED, "predictions")
+TABLES = (*FIXED, "predictions", "scores")
 
 
 def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:

@@ -6,12 +6,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from nnbuild.errors import ContractError
-from nnbuild.logits import log_softmax, softmax
+from nnbuild.logits import log_softmax, predict, softmax
 
 SMALL = [np.float16, ml_dtypes.bfloat16, np.float32]
 ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12)
+
+
+@given(
+    arrays.arrays(
+        np.float32, st.tuples(st.integers(1, 30), st.integers(2, 9)), elements=st.floats(-1e4, 1e4, width=32)
+    ),
+    st.floats(0.1, 10),
+)
+@settings(deadline=None, max_examples=40)
+def test_one_pass_gives_what_the_two_give(logits, temperature):
+    probabilities, predicted, log_prob = predict(logits, temperature=temperature)
+    each = np.arange(len(logits))
+    assert np.array_equal(predicted, logits.argmax(axis=1))
+    np.testing.assert_array_max_ulp(probabilities.T.copy(), softmax(logits, temperature=temperature), maxulp=1)
+    np.testing.assert_array_max_ulp(
+        log_prob, log_softmax(logits, temperature=temperature)[each, predicted], maxulp=1, dtype=np.float32
+    )
 
 
 def exact(row, temperature=1.0):

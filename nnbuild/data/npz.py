@@ -4,7 +4,7 @@ import math
 import tokenize
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +26,19 @@ _BAD_HEADER = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read(path: Path) -> tuple[NDArray[Any], ...]:
-    """The arrays x_train, y_train, x_test and y_test of an .npz file, in this order.
+def names(path: Path) -> list[str]:
+    """What the arrays of an .npz file are called.
+
+    Raises:
+        DataError: no zip.
+    """
+    archives.require_regular(path)
+    with _translated(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def read(path: Path, keys: Sequence[str] = KEYS) -> tuple[NDArray[Any], ...]:
+    """Arrays of an .npz file, by default x_train, y_train, x_test and y_test, in this order.
 
     Raises:
         DataError: no zip, a key is missing, pickled objects, or a member that is not what its header claims.
@@ -35,10 +46,10 @@ def read(path: Path) -> tuple[NDArray[Any], ...]:
     packed = archives.require_regular(path)
     with _translated(path), zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
-        if missing := [key for key in KEYS if f"{key}.npy" not in members]:
+        if missing := [key for key in keys if f"{key}.npy" not in members]:
             held = ", ".join(sorted(members)[:10]) or "nothing"
-            raise DataError(f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(KEYS)}")
-        needed = [members[f"{key}.npy"] for key in KEYS]
+            raise DataError(f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(keys)}")
+        needed = [members[f"{key}.npy"] for key in keys]
         if (size := sum(member.file_size for member in needed)) > archives.allowance(packed):
             raise DataError(f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb")
         return tuple(_read_member(archive, member, f"{path}, {member.filename}") for member in needed)

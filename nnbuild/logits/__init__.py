@@ -8,7 +8,7 @@ from nnbuild.logits.contract import (
     check_output,
     refuse_probabilities,
 )
-from nnbuild.logits.softmax import log_softmax, softmax
+from nnbuild.logits.softmax import log_softmax, predict, softmax
 
 __all__ = [
     "check_head",
@@ -17,6 +17,7 @@ __all__ = [
     "check_model",
     "check_output",
     "log_softmax",
+    "predict",
     "refuse_probabilities",
     "softmax",
 ]

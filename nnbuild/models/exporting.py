@@ -1,15 +1,20 @@
 """Models as ONNX: for scoring without TensorFlow."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nnbuild.backend import keras, quiet
+from nnbuild.engines.onnx import ROWS_PER_CALL
+from nnbuild.models.folding import fold_rescaling
 from nnbuild.models.networks import Shape
 from nnbuild.store.files import written
 
 PIXELS, LOGITS, BATCH = "pixels", "logits", "batch"
+_CACHE = 6 * 2**20  # bytes that the widest layer may take: beyond the processor's cache a batch gets slower
+_MOST_ROWS = 4096
 
 
 def export_onnx(model: Any, path: Path, shape: Shape) -> None:
@@ -37,6 +42,7 @@ def _make_canonical(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
+    fold_rescaling(model)
     graph = model.graph
     names = {graph.input[0].name: PIXELS, graph.output[0].name: LOGITS}
     for holder, field in _names(graph):
@@ -56,7 +62,16 @@ def _make_canonical(path: Path) -> None:
     del graph.initializer[:]
     graph.initializer.extend(weights)
     graph.name, graph.doc_string = LOGITS, ""
+    rows = _rows_per_call(onnx.shape_inference.infer_shapes(model).graph)
+    onnx.helper.set_model_props(model, {ROWS_PER_CALL: str(rows)})
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _rows_per_call(graph: Any) -> int:
+    """How many images to run at once: a power of two, so that the widest layer's values stay in the cache."""
+    sizes = [[each.dim_value for each in value.type.tensor_type.shape.dim[1:]] for value in graph.value_info]
+    widest = max((math.prod(size) for size in sizes if size), default=0)
+    return min(_MOST_ROWS, 2 ** round(math.log2(max(_CACHE / (4 * max(widest, 1)), 1))))
 
 
 def _names(graph: Any) -> Iterator[tuple[Any, str]]:

@@ -35,6 +35,17 @@ def require_run_id(run_id: str) -> str:
     return run_id
 
 
+def require_score_id(score_id: str) -> str:
+    """The id of a scoring job, if it is one; it looks like a run's.
+
+    Raises:
+        StoreError: it is not.
+    """
+    if not _RUN_ID.fullmatch(score_id):
+        raise StoreError(f"{score_id!r} is no scoring job's id, expected one like 20261123T030000000Z-4f2a1c")
+    return score_id
+
+
 def is_run_id(name: str) -> bool:
     """Whether a folder's name is that of a run."""
     return _RUN_ID.fullmatch(name) is not None

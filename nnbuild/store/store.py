@@ -7,19 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from nnbuild import schemas
 from nnbuild.config import RunConfig
 from nnbuild.errors import StoreError
-from nnbuild.store import locks, remote
+from nnbuild.store import locks, reading, remote
 from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
-from nnbuild.store.tables import open_dataset, read_table
-
-_PARTITION = "run_id="
+from nnbuild.store.tables import read_table
 
 
 def default_root() -> Path:
@@ -144,12 +139,11 @@ class Store:
 
     def committed(self) -> list[str]:
         """The ids of all runs that exist for readers, oldest first."""
-        folder = self.root / "tables" / "runs"
-        if not folder.is_dir():
-            return []
-        with explained(f"list {folder}"):
-            names = (path.name.removeprefix(_PARTITION) for path in folder.iterdir())
-            return sorted(name for name in names if is_run_id(name))
+        return reading.partitions(self.root / "tables" / "runs", "run_id")
+
+    def scored(self) -> list[str]:
+        """The ids of all scoring jobs that exist for readers, oldest first."""
+        return reading.partitions(self.root / "tables" / "score_runs", "score_id")
 
     def unfinished(self) -> list[UnfinishedRun]:
         """The runs in staging, oldest first."""
@@ -163,7 +157,7 @@ class Store:
 
     def partition(self, table: str, run_id: str) -> Path:
         """The folder that holds a run's part of a table."""
-        return self.root / "tables" / require_name(table) / f"{_PARTITION}{require_run_id(run_id)}"
+        return self.root / "tables" / require_name(table) / f"run_id={require_run_id(run_id)}"
 
     def dataset_folder(self, name: str, digest: str) -> Path:
         """Where an ingested dataset stands, or will."""
@@ -200,50 +194,19 @@ class Store:
     def staged_history(self, run_id: str) -> Any | None:
         """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
         path = self.workshop / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
-        return _with_run_id(run_id, read_table(path, schemas.HISTORY)) if path.exists() else None
+        return reading.keyed("run_id", run_id, read_table(path, schemas.HISTORY)) if path.exists() else None
 
     def read_table(self, name: str, run_id: str | None = None, columns: list[str] | None = None) -> Any:
-        """The committed rows of a table, as Arrow, with `run_id` as the first column, in the order of the runs.
+        """The committed rows of a table, as Arrow, in the order of the runs.
+
+        The first column is `run_id`, or `score_id` in `scores` and `score_runs`.
 
         Args:
             name: of the table.
-            run_id: of one run; all of them if not given.
+            run_id: of one run, or of one scoring job; all of them if not given.
             columns: which ones; all if not given.
 
         Raises:
             StoreError: an unknown table, an unknown run, or a file of another schema version.
         """
-        # The list of committed runs is taken first: whatever it names was complete before its row was written.
-        wanted = self.committed()
-        if run_id is not None:
-            if require_run_id(run_id) not in wanted:
-                raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
-            wanted = [run_id]
-        parts = [(each, self.partition(name, each)) for each in wanted]
-        tables = [_part(each, folder, columns) for each, folder in parts if folder.is_dir()]
-        if tables:
-            return pa.concat_tables(tables, promote_options="default")
-        if name in schemas.FIXED:
-            empty = schemas.FIXED[name].empty_table()
-            return empty.add_column(0, pa.field("run_id", pa.string()), pa.array([], pa.string()))
-        raise StoreError(f"no table {name!r} in {self.root} for {run_id or 'any run'}; it holds {self._tables()}")
-
-    def _tables(self) -> str:
-        folder = self.root / "tables"
-        return ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no tables"
-
-
-def _part(run_id: str, folder: Path, columns: list[str] | None) -> Any:
-    with explained(f"read {folder}"):
-        try:
-            part = open_dataset(folder)
-            schemas.require_version(part.schema, str(folder))
-            table = part.to_table(columns=[c for c in columns if c != "run_id"] if columns else None)
-        except pa.ArrowException as error:
-            raise StoreError(f"cannot read {folder}: {error}; restore it from a copy") from error
-    return _with_run_id(run_id, table)
-
-
-def _with_run_id(run_id: str, table: Any) -> Any:
-    ids = pc.cast(pa.repeat(run_id, len(table)), pa.string())
-    return table.add_column(0, pa.field("run_id", pa.string()), ids)
+        return reading.read_table(self, name, run_id, columns)

@@ -1,4 +1,4 @@
-"""Batch scoring: images to logits to the probability table, a batch at a time."""
+"""Logits to the rows of the probability table, a batch at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nnbuild import schemas
 from nnbuild.data.dataset import Split
 from nnbuild.engines import Engine, Logits
-from nnbuild.logits import check_logits, log_softmax, softmax
+from nnbuild.logits import check_logits, predict
 from nnbuild.store.files import written
 
 
@@ -38,33 +38,49 @@ def logits_of(engine: Engine, split: Split, classes: int, batch_size: int) -> Lo
 
 
 def probability_table(
-    logits: Logits, labels: NDArray[np.int16] | None, *, first_row: int = 0, temperature: float = 1.0
+    logits: Logits,
+    labels: NDArray[np.int16] | Any | None,
+    *,
+    first_row: int = 0,
+    temperature: float = 1.0,
+    example_ids: NDArray[np.int64] | None = None,
 ) -> Any:
     """Logits as rows of the `predictions` table.
 
     Args:
         logits: float32, shape (n, classes), finite.
-        labels: int16, shape (n,), the true classes if they are known.
-        first_row: the example_id of the first row.
+        labels: int16, shape (n,), the true classes if they are known; or an Arrow array of them with nulls.
+        first_row: number of the first row, which is its example_id unless `example_ids` says otherwise.
         temperature: the logits are divided by it.
+        example_ids: int64, shape (n,).
 
     Returns:
         An Arrow table with the schema `nnbuild.schemas.predictions(classes)`.
     """
     rows, classes = logits.shape
-    predicted = logits.argmax(axis=1)
-    probabilities = softmax(logits, temperature=temperature)
-    log_probabilities = log_softmax(logits, temperature=temperature)
-    each = np.arange(rows)
+    probabilities, predicted, log_prob = predict(logits, temperature=temperature, first_row=first_row)
+    ids = np.arange(first_row, first_row + rows, dtype=np.int64) if example_ids is None else example_ids
     columns = [
-        pa.array(np.arange(first_row, first_row + rows, dtype=np.int64)),
-        pa.nulls(rows, pa.int16()) if labels is None else pa.array(labels.astype(np.int16, copy=False)),
-        pa.array(predicted.astype(np.int16)),
-        pa.array(probabilities[each, predicted]),
-        pa.array(log_probabilities[each, predicted]),
-        *(pa.array(np.ascontiguousarray(probabilities[:, label])) for label in range(classes)),
+        _column(ids, pa.int64()),
+        _labels(labels, rows),
+        _column(predicted, pa.int16()),
+        _column(probabilities[predicted, np.arange(rows)], pa.float32()),
+        _column(log_prob, pa.float32()),
+        *(_column(each, pa.float32()) for each in probabilities),
     ]
     return pa.Table.from_arrays(columns, schema=schemas.predictions(classes))
+
+
+def _labels(labels: Any, rows: int) -> Any:
+    if labels is None:
+        return pa.nulls(rows, pa.int16())
+    return labels if isinstance(labels, pa.Array) else _column(labels, pa.int16())
+
+
+def _column(values: NDArray[Any], kind: Any) -> Any:
+    """An Arrow array over the values' memory; `pa.array` would import pandas (a second) to look at them."""
+    values = np.ascontiguousarray(values, kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def write_predictions(path: Path, engine: Engine, split: Split, classes: int, batch_size: int) -> int:

@@ -1,0 +1,65 @@
+"""`nnbuild score`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from flows.app import Json, Store, app
+
+
+@app.command(epilog="Example: nnbuild score --input 'images/*.parquet' --keep customer_id --where 'confidence < 0.6'")
+def score(
+    input: Annotated[  # noqa: A002  (it is the option's name)
+        str | None,
+        typer.Option(
+            "--input", metavar="PATH|GLOB|URL", help="Parquet file, folder, glob or URL; IDX, .npz, pictures."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="champion|RUN_ID|FILE", help="What scores; the champion.")
+    ] = None,
+    digest: Annotated[str | None, typer.Option(metavar="SHA256", help="Of the model file.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A new folder; the store's `scores` if not given.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(metavar="A,B", help="Columns of the input to carry through.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id", metavar="COLUMN", help="Of integers, for example_id.")
+    ] = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Write the logits too.")] = False,  # noqa: FBT002
+    top_k: Annotated[int | None, typer.Option(metavar="K", help="Write the K likeliest classes too.")] = None,
+    where: Annotated[str | None, typer.Option(metavar="TEXT", help="Write only such rows: confidence < 0.6.")] = None,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="Scale by the run's temperature.")] = False,  # noqa: FBT002
+    engine: Annotated[str | None, typer.Option(metavar="onnx|keras", help="What runs the model; onnx.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per batch.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="Of the engine; all processors.")] = None,
+    on_error: Annotated[
+        str | None, typer.Option(metavar="stop|quarantine", help="What becomes of rows that cannot be scored; stop.")
+    ] = None,
+    shard_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows per file of the output, about.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="SCORE_ID", help="Go on with a job that was stopped.")] = None,
+    store: Store = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Score images of any number: softmax over logits, into the probability table."""
+    from flows.commands import score as command
+
+    options: dict[str, Any] = {
+        "input": input,
+        "model": model,
+        "digest": digest,
+        "output": output,
+        "keep": keep.split(",") if keep else None,
+        "id_column": id_column,
+        "logits": logits or None,
+        "top_k": top_k,
+        "where": where,
+        "calibrated": calibrated or None,
+        "engine": engine,
+        "batch_size": batch_size,
+        "threads": threads,
+        "on_error": on_error,
+        "shard_rows": shard_rows,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    command.score(given, store, resume=resume, as_json=as_json)

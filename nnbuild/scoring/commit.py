@@ -1,0 +1,127 @@
+"""The end of a scoring job: its shards are moved at once, and its row in `score_runs` is written last."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nnbuild import faults, machine, schemas
+from nnbuild.scoring.jobs import Job
+from nnbuild.scoring.shards import Shard
+from nnbuild.store.files import move_folder, read_json, sync_folder, write_json
+from nnbuild.store.remote import is_url, open_root
+from nnbuild.store.tables import write_table
+
+
+class ScoredJob(BaseModel):
+    """A job that is committed.
+
+    Attributes:
+        run_id: the model's; None for a file.
+        rows: of the input that were scored.
+        written: of these, those that `where` kept.
+        quarantined: rows that could not be scored.
+        output: the folder with the rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    score_id: str
+    run_id: str | None
+    rows: int
+    written: int
+    quarantined: int
+    output: str
+
+
+def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) -> ScoredJob:
+    """Commit a job whose shards are made; may be called again until it has happened.
+
+    Args:
+        job: in staging.
+        shards: all of them.
+        now: aware time of the end; the clock's if not given.
+    """
+    store, partition = job.store, f"score_id={job.score_id}"
+    output = _output(job)
+    manifest = _manifest(job, shards, output, now or datetime.now(UTC))
+    ready = job.folder / "manifest" / "manifest.json"
+    if not ready.exists():
+        write_json(ready, manifest)
+    manifest = read_json(ready)
+    if job.config.output is None:
+        _move(job.folder / "rows", output)
+    else:
+        _leave(job, output, manifest)
+    faults.point("score:rows")
+    _move(job.folder / "quarantine", store.root / "quarantine" / partition)
+    _move(job.folder / "manifest", store.root / "scores" / job.score_id)
+    faults.point("score:manifest")
+    row = job.folder / "row" / "part-0.parquet"
+    values = dict(manifest["row"])
+    for name in ("started_at", "finished_at"):
+        values[name] = datetime.fromisoformat(values[name])
+    write_table(row, schemas.table_of(schemas.SCORE_RUNS, [values]), schemas.SCORE_RUNS)
+    _move(row.parent, store.root / "tables" / "score_runs" / partition)
+    faults.point("score:row")
+    shutil.rmtree(job.folder, ignore_errors=True)
+    counts = {name: sum(getattr(each, name) for each in shards) for name in ("rows", "written", "quarantined")}
+    return ScoredJob(score_id=job.score_id, run_id=job.model.run_id, output=str(output), **counts)
+
+
+def _output(job: Job) -> Any:
+    if job.config.output is None:
+        return job.store.root / "tables" / "scores" / f"score_id={job.score_id}"
+    return open_root(job.config.output) if is_url(job.config.output) else Path(job.config.output).absolute()
+
+
+def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict[str, Any]:
+    return {
+        "schema_version": schemas.SCHEMA_VERSION,
+        "score_id": job.score_id,
+        "row": {
+            "run_id": job.model.run_id,
+            "model_digest": job.model.digest,
+            "input": job.config.input,
+            "output": None if job.config.output is None else str(output),
+            "rows": sum(each.rows for each in shards),
+            "written": sum(each.written for each in shards),
+            "quarantined": sum(each.quarantined for each in shards),
+            "engine": job.config.engine,
+            "temperature": job.temperature,
+            "started_at": job.started_at.astimezone(UTC).isoformat(),
+            "finished_at": max(now, job.started_at).astimezone(UTC).isoformat(),
+        },
+        "config": job.config.model_dump(mode="json"),
+        "input": job.source.identity(),
+        "shards": [each.model_dump() for each in shards],
+        "code_version": machine.code_version(),
+        "packages": machine.packages(),
+        "machine": machine.description(),
+    }
+
+
+def _move(source: Path, target: Any) -> None:
+    if source.is_dir():
+        move_folder(source, target)
+
+
+def _leave(job: Job, output: Any, manifest: dict[str, Any]) -> None:
+    """The rows and their manifest in a folder of the user's, which appears whole; on another disk, perhaps."""
+    rows = job.folder / "rows"
+    if not rows.is_dir():
+        return
+    write_json(rows / "_manifest.json", manifest)  # readers of the folder pass over such names
+    if isinstance(output, Path):
+        aside = output.with_name(f".{output.name}.{job.score_id}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(rows, aside)
+        if output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
+        move_folder(aside, output)
+        sync_folder(output.parent)
+        shutil.rmtree(rows, ignore_errors=True)
+    else:
+        move_folder(rows, output)

@@ -1,0 +1,119 @@
+"""Which model scores: the champion's, a run's, or a file that is known by its digest."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnbuild.engines import Engine, OnnxEngine
+from nnbuild.errors import ConfigError, ContractError, StoreError
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.store import Store, champion
+from nnbuild.store.files import explained
+from nnbuild.store.names import is_run_id
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class ScoringModel:
+    """A model, verified, in the memory.
+
+    Attributes:
+        run_id: whose it is; None for a file.
+        content: the file's bytes.
+        digest: their sha256.
+        image_shape: height, width and channels.
+        classes: how many logits it gives.
+        temperature: that the run was calibrated to; None for a file.
+        factory: name of the user's function that it was built by, or of the named network.
+    """
+
+    run_id: str | None
+    content: bytes
+    digest: str
+    image_shape: tuple[int, int, int]
+    classes: int
+    temperature: float | None
+    factory: str
+
+
+def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
+    """Find a job's model, and verify it by its digest.
+
+    Raises:
+        StoreError: there is no such run, or no champion.
+        ContractError: the file is missing, was changed, or was not exported.
+        ConfigError: a file without `--digest`, or a digest without a file.
+    """
+    if config.model == CHAMPION or is_run_id(config.model):
+        if config.digest is not None:
+            raise ConfigError("--digest is for a model file; the digest of a run's model is in its manifest")
+        return _of_run(store, champion.require(store) if config.model == CHAMPION else config.model, config.engine)
+    return _of_file(Path(config.model), config)
+
+
+def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
+    manifest = store.manifest(run_id)
+    if manifest["row"]["status"] != "succeeded":
+        raise StoreError(f"run {run_id} failed and has no model; see `nnbuild runs`")
+    name = f"runs/{run_id}/model.{engine if engine == 'onnx' else 'keras'}"
+    if name not in manifest["files"]:
+        remark = manifest["steps"].get("export_model", {}).get("remark", "")
+        raise ContractError(f"run {run_id} was not exported to ONNX ({remark}); score it by --engine keras")
+    content = _read(store.root / name)
+    digest = _verified(content, manifest["files"][name]["sha256"], name)
+    data, calibrated = manifest["steps"]["load_data"], manifest["steps"].get("calibrate_model")
+    height, width, channels = data["image_shape"]
+    temperature = calibrated["temperature"] if calibrated else None
+    factory = manifest["row"]["model"]
+    return ScoringModel(run_id, content, digest, (height, width, channels), data["classes"], temperature, factory)
+
+
+def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
+    if not path.exists():
+        raise ConfigError(f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`")
+    if config.digest is None:
+        raise ConfigError(f"model {path}: a file is trusted by its digest alone; give its sha256 as --digest")
+    if path.suffix != ".onnx" or config.engine != "onnx":
+        raise ConfigError(f"model {path}: expected a .onnx file and --engine onnx; name a run for --engine keras")
+    content = _read(path)
+    digest = _verified(content, config.digest, str(path))
+    shape, classes = OnnxEngine(content, 1).shapes()
+    return ScoringModel(None, content, digest, shape, classes, None, "")
+
+
+def _read(path: Any) -> bytes:
+    with explained(f"read model {path}"):
+        content: bytes = path.read_bytes()
+        return content
+
+
+def _verified(content: bytes, expected: str, name: str) -> str:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ContractError(
+            f"model {name} has sha256 {found}, expected {expected}; it was changed, restore it from a copy"
+        )
+    return found
+
+
+def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
+    """The engine that runs a job's model.
+
+    Args:
+        model: verified.
+        config: of the job.
+        aside: a folder for a copy that Keras can read.
+    """
+    if config.engine == "onnx":
+        return OnnxEngine(model.content, config.threads)
+    from nnbuild.backend import pin_threads
+    from nnbuild.engines import KerasEngine
+    from nnbuild.models import load_model
+
+    if config.threads:
+        pin_threads(config.threads)
+    path = aside / "model.keras"
+    path.write_bytes(model.content)
+    return KerasEngine(load_model(path, model.digest, model_name=model.factory), config.batch_size)

@@ -1,0 +1,70 @@
+"""What passes from an input to the engine."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.engines import Pixels
+
+
+class Unit(NamedTuple):
+    """A part of an input that is read alone, such as a row group.
+
+    Attributes:
+        file: number of the file.
+        group: number of the row group in it.
+        first: number of its first row in the whole input.
+        rows: how many there are.
+    """
+
+    file: int
+    group: int
+    first: int
+    rows: int
+
+
+class Columns(NamedTuple):
+    """Which columns of the input are wanted beside its images.
+
+    Attributes:
+        example_id: the one that identifies a row; the row's number if not given.
+        keep: those that are carried through.
+    """
+
+    example_id: str | None = None
+    keep: tuple[str, ...] = ()
+
+
+class Rows(NamedTuple):
+    """Some rows of an input.
+
+    Attributes:
+        images: uint8, shape (n, height, width, channels).
+        example_ids: int64, shape (n,).
+        labels: int16 Arrow array with nulls, if the input has labels.
+        kept: an Arrow table of the columns that are carried through.
+    """
+
+    images: Pixels
+    example_ids: NDArray[np.int64]
+    labels: Any
+    kept: Any
+
+
+class Reject(NamedTuple):
+    """Rows that cannot be scored, and why.
+
+    Attributes:
+        file: path or URL.
+        row_group: in the file.
+        row: the first one's number in the file; -1 for all of the row group.
+        rows: how many.
+        reason: on one line.
+    """
+
+    file: str
+    row_group: int
+    row: int
+    rows: int
+    reason: str

@@ -1,0 +1,206 @@
+"""Shards: the files of a job's output. Each stands whole or not at all, and is made from the same rows every time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nnbuild import faults
+from nnbuild.engines import Engine
+from nnbuild.errors import DataError, StoreError
+from nnbuild.logits import check_logits
+from nnbuild.scoring.columns import score_table
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.inputs import Input
+from nnbuild.scoring.rows import Reject, Unit
+from nnbuild.scoring.stages import ahead
+from nnbuild.store.files import file_digest, make_folder, read_json, write_json, written
+
+ROW_GROUP = 65_536
+REJECTS = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False, metadata={"description": "Of the input"}),
+        pa.field("row_group", pa.int32(), nullable=False, metadata={"description": "In the file, from 0"}),
+        pa.field("row", pa.int64(), nullable=False, metadata={"description": "The first row, in the file, from 0"}),
+        pa.field("rows", pa.int64(), nullable=False, metadata={"description": "How many"}),
+        pa.field("reason", pa.string(), nullable=False, metadata={"description": "Why they were not scored"}),
+    ]
+)
+
+
+class Shard(BaseModel):
+    """One file of the output, as it was finished.
+
+    Attributes:
+        rows: that were scored.
+        written: of these, those that `where` kept.
+        quarantined: that could not be scored.
+        sha256: of the file.
+        bytes: of the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    rows: int
+    written: int
+    quarantined: int
+    sha256: str
+    bytes: int
+
+
+class Work(NamedTuple):
+    """What making shards takes.
+
+    Attributes:
+        config: of the job.
+        source: the input.
+        engine: makes the engine, when there is something to score.
+        classes: of the model.
+        schema: of the rows.
+        temperature: the logits are divided by it.
+        where: keeps the rows for which it is true; None keeps all.
+    """
+
+    config: ScoreConfig
+    source: Input
+    engine: Callable[[], Engine]
+    classes: int
+    schema: Any
+    temperature: float
+    where: Any
+
+
+def plan(units: Sequence[Unit], shard_rows: int) -> list[list[Unit]]:
+    """Units one after the other, until a shard has enough rows."""
+    shards: list[list[Unit]] = []
+    filled = shard_rows
+    for unit in units:
+        if filled >= shard_rows:
+            shards.append([])
+            filled = 0
+        shards[-1].append(unit)
+        filled += unit.rows
+    return shards
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"part-{number:05d}.parquet"
+
+
+def finished(folder: Path, number: int) -> Shard | None:
+    """A shard that an earlier process has finished, if its file is still what it was."""
+    record = folder / "done" / f"{number:05d}.json"
+    if not record.exists():
+        return None
+    try:
+        shard = Shard.model_validate(read_json(record))
+    except (ValidationError, StoreError):
+        return None
+    path = folder / "rows" / shard.name
+    return shard if path.is_file() and file_digest(path) == shard.sha256 else None
+
+
+def make_shards(work: Work, todo: Sequence[tuple[int, list[Unit]]], folder: Path) -> Iterator[int | Shard]:
+    """Score the units of some shards. Reading, inference and writing overlap, a few batches ahead of each other.
+
+    Args:
+        work: what it takes.
+        todo: number and units of each shard.
+        folder: where `rows/`, `quarantine/` and `done/` are.
+
+    Yields:
+        How many rows of the input were gone through, again and again; and each shard when it is finished.
+
+    Raises:
+        DataError: a row cannot be scored, and the job is to stop there.
+        ContractError: what comes out of the model is no logits, or not finite.
+    """
+    if not todo:
+        return
+    pieces = ahead(_inferred(work, ahead(_read(work, todo))))
+    current = next(pieces, None)
+    for number, units in todo:
+        of_shard: list[Any] = []
+
+        def mine(number: int = number) -> Iterator[Any]:
+            nonlocal current
+            while current is not None and current[0] == number:
+                yield current[1]
+                current = next(pieces, None)
+
+        yield from _write(work, number, mine(), folder, of_shard)
+        if (seen := of_shard[0].rows + of_shard[0].quarantined) != (expected := sum(unit.rows for unit in units)):
+            raise StoreError(f"shard {number} has {seen} of {expected} rows; this is a bug, please report it")
+        yield of_shard[0]
+
+
+def _read(work: Work, todo: Sequence[tuple[int, list[Unit]]]) -> Iterator[tuple[int, Any]]:
+    for number, units in todo:
+        for unit in units:
+            for piece in work.source.read(unit, work.config.batch_size):
+                yield number, piece
+
+
+def _inferred(work: Work, pieces: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    engine = work.engine()
+    for number, piece in pieces:
+        if isinstance(piece, Reject):
+            yield number, piece
+        else:
+            first = int(piece.example_ids[0])
+            yield number, (piece, check_logits(engine.logits(piece.images), work.classes, first_row=first))
+
+
+def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]) -> Iterator[int]:
+    name = shard_name(number)
+    path = folder / "rows" / name
+    rows = kept = 0
+    rejects: list[Reject] = []
+    waiting: list[Any] = []
+    with written(path) as aside, pq.ParquetWriter(aside, work.schema, compression="zstd", use_dictionary=False) as file:
+        for piece in pieces:
+            if isinstance(piece, Reject):
+                rejects.append(_allowed(piece, work.config))
+                yield piece.rows
+                continue
+            read, logits = piece
+            table = score_table(read, logits, work.config, work.schema, work.temperature)
+            rows += len(table)
+            waiting.append(table.filter(work.where) if work.where is not None else table)
+            kept += len(waiting[-1])
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+                waiting = []
+            yield len(table)
+        if waiting:
+            file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+    if rejects:
+        make_folder(folder / "quarantine")
+        with written(folder / "quarantine" / name) as aside:
+            pq.write_table(pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS), aside)
+    faults.point("shard:written")
+    quarantined = sum(each.rows for each in rejects)
+    shard = Shard(
+        name=name,
+        rows=rows,
+        written=kept,
+        quarantined=quarantined,
+        sha256=file_digest(path),
+        bytes=path.stat().st_size,
+    )
+    write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
+    faults.point("shard:done")
+    made.append(shard)
+
+
+def _allowed(reject: Reject, config: ScoreConfig) -> Reject:
+    if config.on_error == "stop":
+        raise DataError(
+            f"{reject.file}, row group {reject.row_group}, row {reject.row}: {reject.reason}; "
+            "mend the input, or give --on-error quarantine"
+        )
+    return reject

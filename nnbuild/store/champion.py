@@ -1,0 +1,144 @@
+"""The champion: a pointer to a run, which changes in one step and remembers where it pointed before.
+
+`champion.json` holds every change, the newest last; the champion is what that one names. A change is made only
+if the champion is still the one that the change was decided against (compare and set).
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nnbuild.errors import StoreError
+from nnbuild.store.files import explained, make_folder, read_json, write_json
+from nnbuild.store.names import require_run_id
+from nnbuild.store.store import Store
+
+FILE = "champion.json"
+
+
+class Change(BaseModel):
+    """One change of the pointer.
+
+    Attributes:
+        run_id: the champion from then on; None if there was none any more.
+        previous: the champion before.
+        at: when, UTC.
+        by: what made it: the gate, a person's `promote`, or a `rollback`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run_id: str | None
+    previous: str | None
+    at: datetime
+    by: Literal["gate", "promote", "rollback"]
+
+
+class ChampionChangedError(StoreError):
+    """The champion is no longer the one that a change was decided against."""
+
+
+def history(store: Store) -> list[Change]:
+    """Every change of the pointer, the oldest first.
+
+    Raises:
+        StoreError: `champion.json` is damaged.
+    """
+    path = store.root / FILE
+    with explained(f"look for {path}"):
+        if not path.exists():
+            return []
+    held = read_json(path)
+    try:
+        changes = [Change.model_validate(each) for each in held["changes"]]
+        for each in changes:
+            if each.run_id is not None:
+                require_run_id(each.run_id)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is no history of champions; restore it from a copy") from error
+    return changes
+
+
+def current(store: Store) -> str | None:
+    """The champion's run id; None if there is none."""
+    changes = history(store)
+    return changes[-1].run_id if changes else None
+
+
+def require(store: Store) -> str:
+    """The champion's run id.
+
+    Raises:
+        StoreError: there is none.
+    """
+    found = current(store)
+    if found is None:
+        raise StoreError(f"{store.root} has no champion yet; nnbuild promote RUN_ID makes one")
+    return found
+
+
+def change(
+    store: Store,
+    run_id: str | None,
+    *,
+    expected: str | None,
+    by: Literal["gate", "promote", "rollback"],
+    now: datetime | None = None,
+) -> Change:
+    """Point to another run.
+
+    Args:
+        store: where.
+        run_id: a committed run that succeeded; None to have no champion.
+        expected: the champion that the change was decided against.
+        by: what makes the change.
+        now: aware time; the clock's if not given.
+
+    Raises:
+        ChampionChangedError: the champion is another by now.
+        StoreError: the run is not committed, or failed.
+    """
+    if run_id is not None and store.manifest(run_id)["row"]["status"] != "succeeded":
+        raise StoreError(f"run {run_id} failed, expected one that succeeded; see `nnbuild runs`")
+    with _locked(store):
+        changes = history(store)
+        found = changes[-1].run_id if changes else None
+        if found != expected:
+            raise ChampionChangedError(f"the champion is {found} by now, expected {expected}; decide again")
+        made = Change(run_id=run_id, previous=found, at=now or datetime.now(UTC), by=by)
+        write_json(store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]})
+        return made
+
+
+def rollback(store: Store, *, now: datetime | None = None) -> Change:
+    """Point to the champion before this one; a second rollback goes one further back.
+
+    Raises:
+        StoreError: there is none before it.
+    """
+    changes = history(store)
+    standing: list[str | None] = []
+    for each in changes:
+        if each.by == "rollback":
+            standing.pop()
+        else:
+            standing.append(each.run_id)
+    if not standing:
+        raise StoreError(f"{store.root} has no champion to go back from; nnbuild promote RUN_ID makes one")
+    before = standing[-2] if len(standing) > 1 else None
+    return change(store, before, expected=standing[-1], by="rollback", now=now)
+
+
+@contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """Let one process of this machine at a time change the pointer."""
+    make_folder(store.workshop)
+    path = store.workshop / ".champion.lock"
+    with explained(f"lock {path}"):
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,126 @@
+"""What cannot be scored: one line, exit 2, and the store with its earlier scores as it was."""
+
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_line import call, tree_digest
+from test_score import images, parquet, trained  # noqa: F401  (a fixture)
+
+from nnbuild.store import Store
+
+RUN = "20200101T000000000Z-abcdef"
+
+
+def _text(path):
+    path.write_text("no images here")
+    return path
+
+
+def _header_only(path):
+    path.write_bytes(struct.pack(">HBBIII", 0, 8, 3, 2**31 - 1, 28, 28))
+    return path
+
+
+def _truncated(path):
+    parquet(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def _table(path, **columns):
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def _bytes(rows, size=64):
+    return pa.array([b"\0" * size] * rows, pa.binary(size))
+
+
+def _two(folder):
+    folder.mkdir()
+    parquet(folder / "a.parquet")
+    parquet(folder / "b.parquet", customer=np.arange(len(images())))
+    return folder
+
+
+def _empty(folder):
+    folder.mkdir()
+    return folder
+
+
+CASES = [
+    ("no input", lambda _: [], "give --input"),
+    ("missing", lambda at: ["--input", at / "none.parquet"], "no such input"),
+    ("a glob of nothing", lambda at: ["--input", at / "*.parquet"], "no such input"),
+    ("an empty folder", lambda at: ["--input", _empty(at / "empty")], "neither *.parquet nor pictures"),
+    ("text", lambda at: ["--input", _text(at / "in.txt")], "neither Parquet, IDX"),
+    ("text as parquet", lambda at: ["--input", _text(at / "in.parquet")], "no readable Parquet"),
+    ("truncated", lambda at: ["--input", _truncated(at / "in.parquet")], "no readable Parquet"),
+    ("a header of 2^31", lambda at: ["--input", _header_only(at / "images-idx3-ubyte")], "claims shape"),
+    ("no image column", lambda at: ["--input", _table(at / "in.parquet", pixels=_bytes(3))], "no column 'image'"),
+    ("no rows", lambda at: ["--input", _table(at / "in.parquet", image=_bytes(0))], "holds no rows"),
+    ("texts", lambda at: ["--input", _table(at / "in.parquet", image=["a", "b"])], "column 'image' is string"),
+    ("another size", lambda at: ["--input", _table(at / "in.parquet", image=_bytes(3, 81))], "row group 0, row 0"),
+    ("other columns", lambda at: ["--input", _two(at / "two")], "has other columns"),
+    ("keep", lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "lable"], "did you mean 'label'"),
+    ("keep twice", lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "label"], "a column of that name"),
+    ("id", lambda at: ["--input", parquet(at / "in.parquet"), "--id", "image"], "expected integers"),
+    ("columns of an npz", lambda at: ["--input", at / "in.npz", "--keep", "a"], "only Parquet has columns"),
+    (
+        "where",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--where", "confidense<1"],
+        "did you mean 'confidence'",
+    ),
+    ("where types", lambda at: ["--input", parquet(at / "in.parquet"), "--where", "confidence<'a'"], "different types"),
+    ("top k", lambda at: ["--input", parquet(at / "in.parquet"), "--top-k", "4"], "of 3 classes"),
+    ("batch 0", lambda at: ["--input", parquet(at / "in.parquet"), "--batch-size", "0"], "--batch-size"),
+    ("engine", lambda at: ["--input", parquet(at / "in.parquet"), "--engine", "torch"], "--engine"),
+    ("on error", lambda at: ["--input", parquet(at / "in.parquet"), "--on-error", "skip"], "--on-error"),
+    ("an unknown run", lambda at: ["--input", parquet(at / "in.parquet"), "--model", RUN], "no committed run"),
+    ("an unknown model", lambda at: ["--input", parquet(at / "in.parquet"), "--model", "lab"], "neither champion"),
+    ("no digest", lambda at: ["--input", parquet(at / "in.parquet"), "--model", _text(at / "m.onnx")], "--digest"),
+    (
+        "another digest",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--model", _text(at / "m.onnx"), "--digest", "0" * 64],
+        "has sha256",
+    ),
+    ("a digest of a run", lambda at: ["--input", parquet(at / "in.parquet"), "--digest", "0" * 64], "for a model file"),
+    ("resume", lambda _: ["--resume", RUN], "no scoring job"),
+    ("resume elsewhere", lambda _: ["--resume", "../../etc"], "is no scoring job's id"),
+    ("resume with options", lambda _: ["--resume", RUN, "--logits"], "leave logits away"),
+    ("output", lambda at: ["--input", parquet(at / "in.parquet"), "--output", at], "holds something already"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, says):  # noqa: F811
+    given = arguments(tmp_path)
+    before = tree_digest(trained)
+    outcome = call(capfd, "score", *given, "--store", trained)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert says in outcome.err
+    assert tree_digest(trained) == before
+
+
+def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):  # noqa: F811
+    import shutil
+
+    store = Store(shutil.copytree(trained, tmp_path / "store"))
+    path = store.root / "runs" / store.committed()[0] / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    outcome = call(capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", store.root)
+    assert outcome.code == 2
+    assert "it was changed" in outcome.err
+
+
+def test_without_a_champion_nothing_is_scored(capfd, tmp_path):
+    outcome = call(capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert "has no champion yet" in outcome.err
+    assert not (tmp_path / "store").exists()
