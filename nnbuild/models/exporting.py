@@ -71,7 +71,8 @@ def _rows_per_call(graph: Any) -> int:
     """How many images to run at once: a power of two, so that the widest layer's values stay in the cache."""
     sizes = [[each.dim_value for each in value.type.tensor_type.shape.dim[1:]] for value in graph.value_info]
     widest = max((math.prod(size) for size in sizes if size), default=0)
-    return min(_MOST_ROWS, 2 ** round(math.log2(max(_CACHE / (4 * max(widest, 1)), 1))))
+    fitting = max(_CACHE / (4 * max(widest, 1)), 1)
+    return min(_MOST_ROWS, 1 << round(math.log2(fitting)))
 
 
 def _names(graph: Any) -> Iterator[tuple[Any, str]]:
