@@ -14,6 +14,7 @@ from tasks.calibrate import calibrate
 from tasks.check import check
 from tasks.commit import commit
 from tasks.compile import compile_network
+from tasks.decide import decide
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.fit import fit
@@ -52,5 +53,6 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
         evaluated = evaluate(run, data, fitted)
         calibrated = calibrate(run, data, fitted)
         scored = score(run, data, fitted)
-        reported = report(run, data, evaluated, calibrated, scored)
+        decided = decide(run, data, evaluated, scored)
+        reported = report(run, data, calibrated, decided)
         return commit(run, history, exported, reported)

@@ -4,10 +4,11 @@ from datetime import datetime
 from pathlib import Path
 
 from nnbuild import schemas, steps
-from nnbuild.errors import NnbuildError
+from nnbuild.errors import LockedError, NnbuildError
 from nnbuild.manifest import manifest_of
-from nnbuild.results import Committed, LoadedData, Result
-from nnbuild.store import commit
+from nnbuild.results import Committed, Decided, LoadedData, Result
+from nnbuild.steps.reporting import write_report
+from nnbuild.store import champion, commit, locks
 from nnbuild.store.files import write_json
 from nnbuild.store.run import Run
 from nnbuild.store.store import Store
@@ -20,13 +21,56 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
         run: in staging.
         now: aware time of the end; the clock's if not given.
     """
-    return _commit(run, None, now)
+    store = Store(run.store)
+    with champion.locked(store):
+        decided = _decided(run)
+        committed = _commit(run, None, now)
+        _promote(store, run, decided, now)
+    run.clear()
+    return committed
+
+
+def finish_committed(store: Store) -> list[str]:
+    """Finish what was killed behind the row that makes a run exist: its promotion, and its folder in staging.
+
+    Returns:
+        The runs that were finished.
+    """
+    finished = []
+    for run in store.committed_in_staging():
+        try:
+            with locks.held(run.folder), champion.locked(store):
+                _promote(store, run, run.recall("decide", Decided), None)
+                run.clear()
+        except LockedError:  # it is just being committed
+            continue
+        finished.append(run.run_id)
+    return finished
+
+
+def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | None) -> None:
+    """Point to the run, unless the champion is no longer the one that the decision was made against."""
+    if decided is not None and decided.promote and champion.current(store) == decided.champion:
+        champion.change_locked(store, run.run_id, expected=decided.champion, by="gate", now=now)
+
+
+def _decided(run: Run) -> Decided | None:
+    """What the gate said; it is asked again if the champion is another by now, unless the run is laid out already."""
+    decided, data = run.recall("decide", Decided), run.recall("load_data", LoadedData)
+    if decided is None or data is None or steps.still_holds(run, decided) or commit.is_ready(run):
+        return decided
+    run.forget("decide", "write_report")
+    decided = steps.decide(run, data)
+    write_report(run, data)
+    return decided
 
 
 def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -> Committed:
     """Commit a run that failed for good: its `runs` row with the reason, and the history that it has."""
     told = str(error) if isinstance(error, NnbuildError) else f"{type(error).__name__}: {error}"
-    return _commit(run, " ".join(told.split()), now)
+    committed = _commit(run, " ".join(told.split()), now)
+    run.clear()
+    return committed
 
 
 def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:

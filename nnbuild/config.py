@@ -112,6 +112,24 @@ class ScoringConfig(Section):
     batch_size: int = Field(2048, ge=1, le=1_000_000, description="Images per batch")
 
 
+class GateConfig(Section):
+    """When a run becomes the champion."""
+
+    enabled: bool = Field(default=True, description="Whether the run is held against the champion at all")
+    rule: Literal["not-worse", "better"] = Field(
+        "not-worse", description="Promote unless significantly worse, or only if significantly better"
+    )
+    significance: float = Field(0.05, gt=0, lt=1, description="Below it a p-value of the paired test counts")
+    min_accuracy: float = Field(0.0, ge=0, le=1, description="On the test images; below it nothing is promoted")
+    max_calibration_error: float = Field(1.0, ge=0, le=1, description="Above it nothing is promoted")
+    max_recall_drop: float = Field(
+        0.05, ge=0, le=1, description="Most that the recall of a class may be below the champion's"
+    )
+    on_other_data: Literal["keep", "promote"] = Field(
+        "keep", description="What becomes of the champion if it was evaluated on other test images"
+    )
+
+
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
@@ -119,11 +137,15 @@ class RunConfig(Section):
     model: ModelConfig = Field(ModelConfig(), description="Which network is built")
     training: TrainingConfig = Field(TrainingConfig(), description="How it is fitted")
     scoring: ScoringConfig = Field(ScoringConfig(), description="How logits become probabilities")
+    gate: GateConfig = Field(GateConfig(), description="When the run becomes the champion")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the weights and the order of examples")
 
     def digest(self) -> str:
-        """sha256 of the settings, 64 hexadecimal digits: where the data lies does not count, what it is does."""
-        settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}})
+        """sha256 of the settings that decide the weights, 64 hexadecimal digits.
+
+        Where the data lies does not count, nor what the gate makes of the run.
+        """
+        settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}, "gate": True})
         return hashlib.sha256(settings.encode()).hexdigest()
 
 

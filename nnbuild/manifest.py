@@ -9,6 +9,7 @@ from nnbuild.results import (
     Calibrated,
     CheckedData,
     CompiledModel,
+    Decided,
     Evaluated,
     ExportedModel,
     FittedModel,
@@ -31,6 +32,7 @@ _RECORDED: dict[str, type[Result]] = {
     "evaluate_model": Evaluated,
     "calibrate_model": Calibrated,
     "score_test_set": Scored,
+    "decide": Decided,
 }
 
 
@@ -74,7 +76,7 @@ def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) ->
         "epochs": fitted.epochs if fitted else epochs_on_disk(run),
         "test_accuracy": evaluated.test_accuracy if evaluated else None,
         "test_loss": evaluated.test_loss if evaluated else None,
-        "promoted": False,
+        "promoted": records["decide"].promote if error is None and "decide" in records else False,
         "flow_run_id": run.record.get("flow_run_id"),
         "code_version": run.record["code_version"],
         "config": run.config.model_dump_json(),

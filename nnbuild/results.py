@@ -139,6 +139,24 @@ class Scored(Result):
     seconds: float
 
 
+class Decided(Result):
+    """What the gate said of a run.
+
+    Attributes:
+        champion: the run that it was held against; None if there was none.
+        promote: whether the run becomes the champion.
+        reason: why, in a sentence.
+        champion_metrics: the champion's figures over all classes, if the two were compared or could have been.
+        figures: the numbers of the decision, as in the `decisions` table.
+    """
+
+    champion: str | None
+    promote: bool
+    reason: str
+    champion_metrics: dict[str, float]
+    figures: dict[str, float]
+
+
 class Reported(Result):
     """The page that a person looks at."""
 

@@ -36,6 +36,7 @@ def open_run(
         StoreError: the store cannot be used, or the run that is to be resumed does not wait there.
     """
     store = Store(root)
+    committing.finish_committed(store)
     if resume is not None:
         return store.unfinished_run(resume)
     if flow_run_id is not None and (waiting := store.run_of_flow(flow_run_id)) is not None:
@@ -93,7 +94,7 @@ def retrain(
 ) -> Committed:
     """The whole recipe in one call, without Prefect.
 
-    Load, check, build, compile, fit, export, evaluate, calibrate, score, report, commit.
+    Load, check, build, compile, fit, export, evaluate, calibrate, score, decide, report, commit.
 
     Args:
         config: the run's; the defaults if not given.
@@ -116,5 +117,6 @@ def retrain(
         steps.evaluate_model(run, data, fitted)
         steps.calibrate_model(run, data, fitted)
         steps.score_test_set(run, data, fitted)
+        steps.decide(run, data)
         write_report(run, data)
         return committing.commit_run(run)

@@ -74,6 +74,26 @@ CALIBRATION = _table(
 )
 
 
+DECISIONS = _table(
+    _field("champion", pa.string(), "The run that stood before; null if there was none", nullable=True),
+    _field("rule", pa.string(), "not-worse or better"),
+    _field("promoted", pa.bool_(), "What was decided"),
+    _field("reason", pa.string(), "Why"),
+    _field("accuracy", pa.float64(), "The challenger's, on the test examples"),
+    _field("champion_accuracy", pa.float64(), "The champion's; null without one", nullable=True),
+    _field("examples", pa.int64(), "Test examples compared; null if the two were not", nullable=True),
+    _field("only_champion", pa.int64(), "Examples that only the champion has right", nullable=True),
+    _field("only_challenger", pa.int64(), "Examples that only the challenger has right", nullable=True),
+    _field("p_worse", pa.float64(), "Exact McNemar test, one-sided: small if the challenger is worse", nullable=True),
+    _field("p_better", pa.float64(), "The same the other way: small if it is better", nullable=True),
+    _field("difference", pa.float64(), "The challenger's accuracy less the champion's", nullable=True),
+    _field("low", pa.float64(), "Lower end of its 95 % interval", nullable=True),
+    _field("high", pa.float64(), "Upper end", nullable=True),
+    _field("recall_drop", pa.float64(), "Largest drop of a class's recall", nullable=True),
+    _field("recall_label", pa.int16(), "That class", nullable=True),
+    _field("decided_at", _UTC_MICROSECONDS, "When"),
+)
+
 SCORE_RUNS = _table(
     _field("run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True),
     _field("model_digest", pa.string(), "sha256 of the model file"),
@@ -107,6 +127,7 @@ FIXED = {
     "evaluation": EVALUATION,
     "confusion": CONFUSION,
     "calibration": CALIBRATION,
+    "decisions": DECISIONS,
     "score_runs": SCORE_RUNS,
 }
 TABLES = (*FIXED, "predictions", "scores")

@@ -2,14 +2,14 @@
 
 from prefect import task
 
-from nnbuild.results import Calibrated, Evaluated, LoadedData, Reported, Scored
+from nnbuild.results import Calibrated, Decided, LoadedData, Reported
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run
 from tasks.prefect_side import STEP, logger
 
 
 @task(name="report", task_run_name="report on {data.name}", **STEP)
-def report(run: Run, data: LoadedData, evaluated: Evaluated, calibrated: Calibrated, scored: Scored) -> Reported:  # noqa: ARG001  (it waits)
+def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided) -> Reported:  # noqa: ARG001  (it waits)
     """Write the report of a run; see `nnbuild.steps.reporting.write_report`."""
     reported = write_report(run, data)
     logger().info("report.html is written")

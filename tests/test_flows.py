@@ -23,6 +23,7 @@ from tasks.calibrate import calibrate
 from tasks.check import check
 from tasks.commit import commit
 from tasks.compile import compile_network
+from tasks.decide import decide
 from tasks.evaluate import evaluate
 from tasks.export import export
 from tasks.fit import fit
@@ -33,7 +34,7 @@ from tasks.report import report
 from tasks.score import score
 
 STEPS = ["load", "check", "build", "compile", "fit", "persist history", "export", "evaluate", "calibrate", "score"]
-STEPS += ["report", "commit"]
+STEPS += ["decide", "report", "commit"]
 
 
 def through(run):
@@ -44,7 +45,8 @@ def through(run):
     history = persist_history.fn(run, fitted)
     exported = export.fn(run, data, fitted)
     calibrated = calibrate.fn(run, data, fitted)
-    reported = report.fn(run, data, evaluate.fn(run, data, fitted), calibrated, score.fn(run, data, fitted))
+    decided = decide.fn(run, data, evaluate.fn(run, data, fitted), score.fn(run, data, fitted))
+    reported = report.fn(run, data, calibrated, decided)
     return commit.fn(run, history, exported, reported)
 
 

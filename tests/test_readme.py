@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 from command_line import call
 
+from nnbuild.data import digits
+from nnbuild.data.tables import split_table
 from nnbuild.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -20,10 +24,12 @@ def blocks(language: str) -> list[str]:
 def test_the_commands_the_code_and_the_query_work(capfd, tmp_path, monkeypatch, prefect_server):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NNBUILD_STORE", raising=False)
+    (tmp_path / "images").mkdir()
+    pq.write_table(split_table(digits.load().test), tmp_path / "images" / "some.parquet")
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("nnbuild ")]
     assert len(lines) >= 4
     for line in lines:
-        outcome = call(capfd, *line.split()[1:])
+        outcome = call(capfd, *shlex.split(line)[1:])
         assert outcome.code == 0, outcome
     for program in blocks("python"):
         exec(compile(program, "README.md", "exec"), {})  # noqa: S102

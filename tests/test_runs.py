@@ -20,7 +20,7 @@ from nnbuild.models import load_model
 from nnbuild.store import Store, locks
 from nnbuild.store.files import file_digest
 
-TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predictions"}
+TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predictions", "decisions"}
 
 
 def with_changes(config: RunConfig, changes: dict) -> RunConfig:
@@ -34,7 +34,10 @@ def values(store: Store, run_id: str) -> dict:
         for row in store.read_table("history", run_id).to_pylist()
         if row["metric"] != "epoch_seconds"
     ]
-    tables = {name: store.read_table(name, run_id).drop_columns(["run_id"]) for name in TABLES - {"runs", "history"}}
+    tables = {
+        name: store.read_table(name, run_id).drop_columns(["run_id"])
+        for name in TABLES - {"runs", "history", "decisions"}
+    }
     model = file_digest(store.root / "runs" / run_id / "model.keras")
     return {"history": history, "model": model, **tables}
 

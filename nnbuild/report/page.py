@@ -58,7 +58,7 @@ def render(
         tables: its `history`, `evaluation`, `confusion`, `calibration` and `predictions`, as Arrow tables.
         images: uint8, shape (n, height, width, channels), the test images, by `example_id`; without them the page
             shows none.
-        champion: the run that was the best before this one, if there is one.
+        champion: the run to show this one beside; if not given, the one that the gate held it against.
 
     Returns:
         HTML, complete in itself: no script, and nothing from the network.
@@ -66,6 +66,7 @@ def render(
     Raises:
         DataError: the images are not those of the predictions.
     """
+    champion = champion or _champion_of(manifest)
     names = [str(name) for name in manifest["steps"]["load_data"]["class_names"]]
     checks = manifest["steps"]["check_data"]["checks"]
     if images is not None:
@@ -86,6 +87,14 @@ def render(
             "digests": digests(manifest),
         }
     )
+
+
+def _champion_of(manifest: Manifest) -> Champion | None:
+    decided = manifest["steps"].get("decide")
+    if not decided or decided["champion"] is None:
+        return None
+    verdict = f"{'Promoted' if decided['promote'] else 'Not promoted'}: {decided['reason']}."
+    return Champion(decided["champion"], decided["champion_metrics"], verdict)
 
 
 def _template() -> jinja2.Template:

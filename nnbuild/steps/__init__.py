@@ -8,6 +8,7 @@ imported when they are first asked for: loading and committing do without.
 from typing import TYPE_CHECKING, Any
 
 from nnbuild.steps.data import check_data, load_data, read_data, staged_dataset
+from nnbuild.steps.gating import decide, still_holds
 from nnbuild.steps.once import once, staged_table
 from nnbuild.steps.progress import epochs_on_disk, has_checkpoints, is_fitted
 
@@ -22,6 +23,7 @@ __all__ = [
     "calibrate_model",
     "check_data",
     "compile_model",
+    "decide",
     "epochs_on_disk",
     "evaluate_model",
     "export_model",
@@ -35,6 +37,7 @@ __all__ = [
     "score_test_set",
     "staged_dataset",
     "staged_table",
+    "still_holds",
 ]
 
 

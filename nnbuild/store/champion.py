@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnbuild import faults
 from nnbuild.errors import StoreError
 from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.store.names import require_run_id
@@ -101,16 +102,29 @@ def change(
         ChampionChangedError: the champion is another by now.
         StoreError: the run is not committed, or failed.
     """
+    with locked(store):
+        return change_locked(store, run_id, expected=expected, by=by, now=now)
+
+
+def change_locked(
+    store: Store,
+    run_id: str | None,
+    *,
+    expected: str | None,
+    by: Literal["gate", "promote", "rollback"],
+    now: datetime | None = None,
+) -> Change:
+    """As `change`, for a caller that holds `locked`."""
     if run_id is not None and store.manifest(run_id)["row"]["status"] != "succeeded":
         raise StoreError(f"run {run_id} failed, expected one that succeeded; see `nnbuild runs`")
-    with _locked(store):
-        changes = history(store)
-        found = changes[-1].run_id if changes else None
-        if found != expected:
-            raise ChampionChangedError(f"the champion is {found} by now, expected {expected}; decide again")
-        made = Change(run_id=run_id, previous=found, at=now or datetime.now(UTC), by=by)
-        write_json(store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]})
-        return made
+    changes = history(store)
+    found = changes[-1].run_id if changes else None
+    if found != expected:
+        raise ChampionChangedError(f"the champion is {found} by now, expected {expected}; decide again")
+    made = Change(run_id=run_id, previous=found, at=now or datetime.now(UTC), by=by)
+    write_json(store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]})
+    faults.point("champion:changed")
+    return made
 
 
 def rollback(store: Store, *, now: datetime | None = None) -> Change:
@@ -133,7 +147,7 @@ def rollback(store: Store, *, now: datetime | None = None) -> Change:
 
 
 @contextmanager
-def _locked(store: Store) -> Iterator[None]:
+def locked(store: Store) -> Iterator[None]:
     """Let one process of this machine at a time change the pointer."""
     make_folder(store.workshop)
     path = store.workshop / ".champion.lock"

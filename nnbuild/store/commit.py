@@ -72,7 +72,7 @@ def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], ta
 
 
 def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> None:
-    """Move what is ready into the store; may be called again until it has happened.
+    """Move what is ready into the store; may be called again until it has happened. Staging is left to the caller.
 
     Args:
         run: made ready.
@@ -83,7 +83,6 @@ def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> N
         if source.exists():
             move_folder(source, target)
             faults.point(f"commit:{target.parent.name}")
-    shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def staged_row(run: Run) -> dict[str, Any]:

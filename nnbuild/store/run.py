@@ -1,5 +1,6 @@
 """A run in progress: its folder in staging, its config, and what its finished steps said."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -95,6 +96,15 @@ class Run:
             for name, digest in result.files.items()
         )
         return result if whole else None
+
+    def forget(self, *steps: str) -> None:
+        """Let steps be made again."""
+        for step in steps:
+            (self.folder / "steps" / f"{step}.json").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove the run from staging."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def seconds(self) -> dict[str, float]:
         """How long each finished step took."""

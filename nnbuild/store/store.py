@@ -155,6 +155,11 @@ class Store:
             names = sorted(path.name for path in folder.iterdir() if is_run_id(path.name))
         return [UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in done]
 
+    def committed_in_staging(self) -> list[Run]:
+        """Committed runs whose folder is still in staging: they were killed behind their row."""
+        done = self.committed()
+        return [run for run in map(self._run, done) if run.folder.is_dir()]
+
     def partition(self, table: str, run_id: str) -> Path:
         """The folder that holds a run's part of a table."""
         return self.root / "tables" / require_name(table) / f"run_id={require_run_id(run_id)}"

@@ -1,0 +1,59 @@
+"""Two networks on the same examples: are their accuracies really different?"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Z = 1.96  # of a 95 % interval
+
+
+class Paired(NamedTuple):
+    """A comparison of a challenger with a champion on the same examples.
+
+    Attributes:
+        examples: how many there are.
+        only_champion: examples that only the champion has right.
+        only_challenger: examples that only the challenger has right.
+        p_worse: under the hypothesis that both are equally good, the probability that the champion alone is right on
+            so many examples, or more, of those on which the two differ; small if the challenger is worse.
+        p_better: the same for the challenger; small if it is better.
+        difference: the challenger's accuracy less the champion's.
+        low: lower end of the difference's 95 % interval.
+        high: its upper end.
+    """
+
+    examples: int
+    only_champion: int
+    only_challenger: int
+    p_worse: float
+    p_better: float
+    difference: float
+    low: float
+    high: float
+
+
+def compare(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> Paired:
+    """The exact one-sided McNemar tests, and Wald's interval of the difference of two paired shares.
+
+    Sources: McNemar 1947 (doi 10.1007/BF02295996); the exact form is a binomial test with probability one half on
+    the examples on which the two differ. The interval: Agresti, "Categorical Data Analysis", 2nd edition, 10.1.1.
+
+    Args:
+        champion: shape (n,), n of 1 or more: which examples it has right.
+        challenger: shape (n,), likewise.
+    """
+    from scipy.special import bdtrc
+
+    examples = len(champion)
+    lost, won = int((champion & ~challenger).sum()), int((challenger & ~champion).sum())
+    differing = lost + won
+
+    def at_least(count: int) -> float:
+        return float(bdtrc(count - 1, differing, 0.5)) if count else 1.0
+
+    difference = (won - lost) / examples
+    spread = _Z * math.sqrt(max(differing - (won - lost) ** 2 / examples, 0.0)) / examples
+    low, high = max(difference - spread, -1.0), min(difference + spread, 1.0)
+    return Paired(examples, lost, won, at_least(lost), at_least(won), difference, low, high)

@@ -1,0 +1,18 @@
+"""Decide: the gate between a run and the champion."""
+
+from prefect import task
+
+from nnbuild import steps
+from nnbuild.results import Decided, Evaluated, LoadedData, Scored
+from nnbuild.store import Run
+from tasks.prefect_side import STEP, logger, show_table
+
+
+@task(name="decide", task_run_name="decide on {run.run_id}", **STEP)
+def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> Decided:  # noqa: ARG001  (it waits)
+    """Hold a run against the champion; see `nnbuild.steps.decide`."""
+    decided = steps.decide(run, data)
+    logger().info("%s: %s", "promoted" if decided.promote else "not promoted", decided.reason)
+    told = {"champion": decided.champion, "promoted": decided.promote, "reason": decided.reason, **decided.figures}
+    show_table("nnbuild-decision", [{"figure": name, "value": value} for name, value in told.items()], decided.reason)
+    return decided

@@ -1,0 +1,234 @@
+"""The gate: who becomes the champion, by which numbers, and that the pointer never points astray."""
+
+import threading
+
+import numpy as np
+import pytest
+from command_line import call, tree_digest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnbuild import faults, gate
+from nnbuild.config import GateConfig, RunConfig
+from nnbuild.errors import StoreError
+from nnbuild.evaluation.paired import compare
+from nnbuild.runs import open_run, retrain
+from nnbuild.store import Store, champion
+
+RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+@given(RIGHT)
+@settings(deadline=None, max_examples=50)
+def test_the_paired_test_is_the_exact_binomial_one(pairs):
+    from scipy.stats import binomtest
+
+    first, second = (np.array(each) for each in zip(*pairs, strict=True))
+    found, mirrored = compare(first, second), compare(second, first)
+    differing = found.only_champion + found.only_challenger
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    assert found.low <= found.difference <= found.high
+    assert (found.p_worse, found.p_better) == (mirrored.p_better, mirrored.p_worse)
+    if differing:
+        exact = binomtest(found.only_champion, differing, alternative="greater").pvalue
+        assert found.p_worse == pytest.approx(exact)
+    else:
+        assert found.p_worse == found.p_better == 1
+
+
+def candidate(accuracy, *, examples=1000, test_set="a", recalls=None, error=0.01, seed=None):
+    right = np.zeros(examples, bool)
+    right[: round(accuracy * examples)] = True
+    if seed is not None:
+        right = np.random.default_rng(seed).permutation(right)
+    metrics = {"accuracy": accuracy, "expected_calibration_error": error}
+    return gate.Candidate("run", test_set, right, metrics, recalls or {0: accuracy, 1: accuracy})
+
+
+def config(**settings):
+    return GateConfig.model_validate(settings)
+
+
+def test_an_equal_challenger_passes_by_default_and_not_under_the_strict_rule():
+    same = candidate(0.9)
+    assert gate.decide(same, same, config()).promote
+    strict = gate.decide(same, same, config(rule="better"))
+    assert not strict.promote
+    assert "not significantly better" in strict.reason
+
+
+def test_a_worse_challenger_is_rejected_and_a_better_one_promoted_under_both_rules():
+    for rule in ("not-worse", "better"):
+        worse = gate.decide(candidate(0.9), candidate(0.95), config(rule=rule, max_recall_drop=1))
+        better = gate.decide(candidate(0.95), candidate(0.9), config(rule=rule))
+        assert (worse.promote, better.promote) == (False, True)
+        assert worse.paired.only_champion == 50
+
+
+@pytest.mark.parametrize(
+    ("challenger", "settings", "says"),
+    [
+        (candidate(0.9), {"min_accuracy": 0.95}, "below the floor"),
+        (candidate(0.99, error=0.2), {"max_calibration_error": 0.1}, "calibration error"),
+        (candidate(0.95, recalls={0: 0.99, 1: 0.7}), {}, "recall of class 1"),
+        (candidate(0.99, test_set="b"), {}, "other test images"),
+        (candidate(0.99, test_set=None), {}, "other test images"),
+    ],
+)
+def test_a_bound_that_is_broken_is_named(challenger, settings, says):
+    decision = gate.decide(challenger, candidate(0.95), config(**settings))
+    assert not decision.promote
+    assert says in decision.reason
+
+
+def test_other_data_may_promote_if_it_is_told_to():
+    decision = gate.decide(candidate(0.5, test_set="b"), candidate(0.99), config(on_other_data="promote"))
+    assert decision.promote
+
+
+def run_config(small_folder, **changed):
+    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 1}, "seed": 1}
+    return RunConfig.model_validate({**settings, **changed})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_folder):
+    """Three runs: the first, a far better one, and one as bad as the first."""
+    root = tmp_path_factory.mktemp("gate") / "store"
+    good = {"training": {"epochs": 30, "learning_rate": 0.02}}
+    runs = [
+        retrain(run_config(small_folder), root),
+        retrain(run_config(small_folder, **good), root),
+        retrain(run_config(small_folder), root),
+    ]
+    return Store(root), [each.run_id for each in runs]
+
+
+def test_the_champion_changes_only_when_the_new_one_has_earned_it(finished):
+    store, (first, second, third) = finished
+    rows = {row["run_id"]: row for row in store.read_table("runs").to_pylist()}
+    assert [rows[each]["promoted"] for each in (first, second, third)] == [True, True, False]
+    assert champion.current(store) == second
+    assert [each.run_id for each in champion.history(store)] == [first, second]
+    decisions = {row["run_id"]: row for row in store.read_table("decisions").to_pylist()}
+    assert decisions[first]["champion"] is None
+    assert decisions[third]["champion"] == second
+    assert decisions[third]["examples"] == 45
+    assert decisions[third]["reason"]
+    page = (store.root / "runs" / third / "report.html").read_text()
+    assert "Not promoted" in page
+    assert second in page
+
+
+def test_the_report_is_rebuilt_with_the_same_champion(finished):
+    from nnbuild.report import rebuild
+
+    store, (_, _, third) = finished
+    path = store.root / "runs" / third / "report.html"
+    before = path.read_bytes()
+    rebuild(store, third)
+    assert path.read_bytes() == before
+
+
+def test_rollback_and_promote(capfd, finished):
+    store, (first, second, third) = finished
+    assert call(capfd, "champion", "--store", store.root, "--json").json["champion"] == second
+    assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
+    assert call(capfd, "promote", third, "--store", store.root, "--json").json["champion"] == third
+    assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
+    assert call(capfd, "promote", second, "--store", store.root, "--json").json["champion"] == second
+    changes = call(capfd, "champion", "--store", store.root, "--json").json["changes"]
+    assert [each["by"] for each in changes][:4] == ["promote", "rollback", "promote", "rollback"]
+    before = tree_digest(store.root)
+    for arguments, says in [
+        (("promote", second), "already"),
+        (("promote", "20200101T000000000Z-abcdef"), "no committed run"),
+        (("promote", "../../etc"), "is no run id"),
+    ]:
+        outcome = call(capfd, *arguments, "--store", store.root)
+        assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+        assert says in outcome.err
+    assert tree_digest(store.root) == before
+
+
+def test_there_is_nothing_to_roll_back_in_an_empty_store(capfd, tmp_path):
+    outcome = call(capfd, "rollback", "--store", tmp_path / "store")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "no champion" in outcome.err
+
+
+def test_of_many_who_race_for_the_pointer_one_wins(finished):
+    store, runs = finished
+    standing = champion.current(store)
+    others = [each for each in runs if each != standing]
+    won, lost = [], []
+    start = threading.Barrier(8)
+
+    def race(number):
+        start.wait()
+        try:
+            champion.change(store, others[number % 2], expected=standing, by="promote")
+            won.append(number)
+        except champion.ChampionChangedError:
+            lost.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
+    champion.change(store, standing, expected=champion.current(store), by="promote")
+
+
+def test_a_decision_that_was_overtaken_is_made_again(tmp_path, small_folder):
+    from nnbuild import committing, steps
+    from nnbuild.runs import working_on
+    from nnbuild.steps.reporting import write_report
+
+    store = Store(tmp_path)
+    run = open_run(run_config(small_folder, seed=3), tmp_path)
+    with working_on(run):
+        data = steps.load_data(run)
+        fitted = steps.fit_model(run, data, steps.compile_model(run, data, steps.build_model(run, data)))
+        steps.check_data(run, data)
+        steps.export_model(run, data, fitted)
+        steps.evaluate_model(run, data, fitted)
+        steps.calibrate_model(run, data, fitted)
+        steps.score_test_set(run, data, fitted)
+        assert steps.decide(run, data).promote  # there is no champion yet
+        write_report(run, data)
+        good = {"training": {"epochs": 30, "learning_rate": 0.02}}
+        other = retrain(run_config(small_folder, **good), tmp_path)
+        committing.commit_run(run)
+    assert champion.current(store) == other.run_id
+    decision = store.read_table("decisions", run.run_id).to_pylist()[0]
+    assert decision["champion"] == other.run_id
+    assert not decision["promoted"]
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program may answer to it."""
+
+
+@pytest.mark.parametrize("at", ["commit:laid-out", "commit:decisions", "commit:runs", "champion:changed"])
+def test_a_promotion_that_was_killed_is_finished(tmp_path, small_folder, monkeypatch, at):
+    def point(name):
+        if name == at:
+            raise _Killed
+
+    monkeypatch.setattr(faults, "point", point)
+    with pytest.raises(_Killed):
+        retrain(run_config(small_folder), tmp_path)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+    store = Store(tmp_path)
+    waiting = store.unfinished()
+    if waiting:
+        run_id = retrain(store=tmp_path, resume=waiting[0].run_id).run_id
+    else:
+        (run_id,) = store.committed()
+        with pytest.raises(StoreError, match="is committed"):
+            open_run(RunConfig(), tmp_path, resume=run_id)
+    assert champion.current(store) == run_id
+    assert [each.run_id for each in champion.history(store)] == [run_id]
+    assert list((tmp_path / "staging").iterdir()) == []
