@@ -35,6 +35,7 @@ def lines(
     kept: float | None = None,
     best: tuple[float, float] | None = None,
     log: bool = False,
+    below: str = "epoch",
 ) -> Markup:
     """One line for each series, by epoch.
 
@@ -44,6 +45,7 @@ def lines(
         kept: the epoch to draw a dashed line at.
         best: the point to draw a ring around.
         log: whether a logarithmic axis may be taken where the values differ much.
+        below: what the axis counts, if it is no epochs.
     """
     drawn = {name: _thinned([each for each in points if math.isfinite(each[1])]) for name, points in series.items()}
     values = [value for points in drawn.values() for _, value in points]
@@ -51,7 +53,7 @@ def lines(
     across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
     wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_FROM
     up = logarithmic(values, BOTTOM, TOP) if wide else linear(values, BOTTOM, TOP)
-    inside = [*_grid(up), *_below(across, "epoch"), *_legend(list(drawn))]
+    inside = [*_grid(up), *_below(across, below), *_legend(list(drawn))]
     if kept is not None:
         x = across.place(kept)
         inside.append(tag("line", x1=x, x2=x, y1=TOP, y2=BOTTOM, class_="kept"))

@@ -71,21 +71,27 @@ def render(
     checks = manifest["steps"]["check_data"]["checks"]
     if images is not None:
         examples.require_matching(images, tables["predictions"])
-    return _template().render(
-        _opening(manifest, tables, champion)
-        | _loss(manifest, tables)
-        | _errors(tables, names)
-        | _trust(tables)
-        | _images(tables, images, names)
-        | {
-            "checks": checks,
-            "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
-            "facts": facts(manifest),
-            "timings": timings(manifest),
-            "settings": {name: words.setting(value) for name, value in figures.flattened(manifest["config"]).items()},
-            "packages": {name: version for name, version in manifest["packages"].items() if version},
-            "digests": digests(manifest),
-        }
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            _opening(manifest, tables, champion)
+            | _loss(manifest, tables)
+            | _errors(tables, names)
+            | _trust(tables)
+            | _images(tables, images, names)
+            | {
+                "checks": checks,
+                "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
+                "facts": facts(manifest),
+                "timings": timings(manifest),
+                "settings": {
+                    name: words.setting(value) for name, value in figures.flattened(manifest["config"]).items()
+                },
+                "packages": {name: version for name, version in manifest["packages"].items() if version},
+                "digests": digests(manifest),
+            }
+        )
     )
 
 
@@ -97,16 +103,17 @@ def _champion_of(manifest: Manifest) -> Champion | None:
     return Champion(decided["champion"], decided["champion_metrics"], verdict)
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where the pages' templates are, and the filters that they use."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": words.percent, "chance": words.chance, "short": shortened}
-    return environment.get_template("page.html")
+    found.filters |= {"percent": words.percent, "chance": words.chance, "short": shortened}
+    return found
 
 
 def _opening(manifest: Manifest, tables: Tables, champion: Champion | None) -> Context:

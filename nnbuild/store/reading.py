@@ -26,8 +26,20 @@ def partitions(folder: Any, key: str) -> list[str]:
         return sorted(name for name in names if is_run_id(name))
 
 
-def read_table(store: "Store", name: str, wanted: str | None, columns: list[str] | None) -> Any:
-    """See `nnbuild.store.Store.read_table`."""
+def committed_parts(store: "Store", name: str, wanted: str | None = None) -> tuple[str, list[tuple[str, Any]]]:
+    """Where the committed rows of a table are.
+
+    Args:
+        store: where.
+        name: of the table.
+        wanted: id of one run or scoring job; all of them if not given.
+
+    Returns:
+        The partition's key, and of each partition its value and its folder, oldest first.
+
+    Raises:
+        StoreError: nothing of that id is committed.
+    """
     of_jobs = require_name(name) in _OF_JOBS
     key, require = ("score_id", require_score_id) if of_jobs else ("run_id", require_run_id)
     # The list of what is committed is taken first: whatever it names was complete before its row was written.
@@ -38,7 +50,13 @@ def read_table(store: "Store", name: str, wanted: str | None, columns: list[str]
             raise StoreError(f"no committed {what} {wanted} in {store.root}; see `nnbuild runs`")
         ids = [wanted]
     folders = [(each, store.root / "tables" / name / f"{key}={each}") for each in ids]
-    parts = [_part(folder, key, each, columns) for each, folder in folders if folder.is_dir()]
+    return key, [(each, folder) for each, folder in folders if folder.is_dir()]
+
+
+def read_table(store: "Store", name: str, wanted: str | None, columns: list[str] | None) -> Any:
+    """See `nnbuild.store.Store.read_table`."""
+    key, folders = committed_parts(store, name, wanted)
+    parts = [_part(folder, key, each, columns) for each, folder in folders]
     if parts:
         return pa.concat_tables(parts, promote_options="default")
     if name in schemas.FIXED:

@@ -1,0 +1,23 @@
+"""`nnbuild compare`: runs side by side."""
+
+from pathlib import Path
+
+from flows.printing import jsonable, print_json, print_table
+from nnbuild.across import compare as compared
+from nnbuild.report.across import comparison_page
+from nnbuild.store import Store
+from nnbuild.store.files import write_bytes
+
+
+def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json: bool) -> None:
+    """Compare, and print one row a figure, one column a run."""
+    store = Store(root)
+    rows = compared(store, run_ids)
+    if html is not None:
+        write_bytes(html.absolute(), comparison_page(rows).encode())
+    if as_json:
+        print_json({"store": str(store.root), "runs": [jsonable(row) for row in rows]})
+        return
+    names = [name for name in rows[0] if name != "run_id"]
+    turned = [{"figure": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
+    print_table(turned, ("figure", *run_ids), "")

@@ -1,0 +1,98 @@
+"""Questions over several runs: two beside each other, and all of them over time. Figures from the tables alone."""
+
+from typing import Any
+
+import numpy as np
+
+from nnbuild.errors import ConfigError, StoreError
+from nnbuild.evaluation.paired import compare as paired_test
+from nnbuild.store.store import Store
+
+_OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
+_METRICS = ("accuracy", "loss", "expected_calibration_error", "brier_score", "top_2_accuracy", "macro_f1")
+_OF_PAIR = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
+_SECONDS = ("fit_model", "score_test_set")
+
+
+def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
+    """Runs side by side; each but the first is held against the first by the paired test.
+
+    Args:
+        store: where they are.
+        run_ids: two or more committed runs that succeeded.
+
+    Returns:
+        For each run what it was, its figures on the test set, its seconds, and, if it was evaluated on the same test
+        labels as the first, `difference` (of the accuracy), `low`, `high` (its 95 % interval), `only_first`, `only_it`
+        (test images that one of the two alone has right), `p_worse` and `p_better`; null otherwise.
+
+    Raises:
+        ConfigError: fewer than two runs, or one twice.
+        StoreError: a run is not committed, or failed.
+    """
+    if len(run_ids) < 2 or len(set(run_ids)) < len(run_ids):  # noqa: PLR2004
+        raise ConfigError(f"cannot compare {run_ids}; give two or more different runs, see `nnbuild runs`")
+    rows = [_figures(store, run_id) for run_id in run_ids]
+    answers = [_answers(store, run_id) for run_id in run_ids]
+    return [
+        row | (_against(answers[0], answer) if place else dict.fromkeys(_OF_PAIR))
+        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
+    ]
+
+
+def _figures(store: Store, run_id: str) -> dict[str, Any]:
+    manifest = store.manifest(run_id)
+    row = manifest["row"]
+    if row["status"] != "succeeded":
+        raise StoreError(f"run {run_id} failed and has no figures; see `nnbuild runs`")
+    metrics = _metrics(store, run_id)
+    temperature = manifest["steps"].get("calibrate_model", {}).get("temperature")
+    return {
+        "run_id": run_id,
+        **{name: row[name] for name in _OF_RUN},
+        **{name: metrics.get(name) for name in _METRICS},
+        "temperature": temperature,
+        **{f"seconds_{name.split('_')[0]}": manifest["seconds"].get(name) for name in _SECONDS},
+    }
+
+
+def _metrics(store: Store, run_id: str) -> dict[str, float]:
+    rows = store.read_table("evaluation", run_id).to_pylist()
+    return {row["metric"]: row["value"] for row in rows if row["subset"] == "test" and row["label"] is None}
+
+
+def _answers(store: Store, run_id: str) -> tuple[Any, Any]:
+    table = store.read_table("predictions", run_id, ["example_id", "label", "predicted"]).sort_by("example_id")
+    return np.asarray(table["label"].to_numpy()), np.asarray(table["predicted"].to_numpy())
+
+
+def _against(first: tuple[Any, Any], other: tuple[Any, Any]) -> dict[str, Any]:
+    if not np.array_equal(first[0], other[0]):
+        return dict.fromkeys(_OF_PAIR)
+    found = paired_test(first[0] == first[1], other[0] == other[1])
+    values = (found.difference, found.low, found.high, found.only_champion, found.only_challenger)
+    return dict(zip(_OF_PAIR, (*values, found.p_worse, found.p_better), strict=True))
+
+
+def trends(store: Store) -> list[dict[str, Any]]:
+    """Every run that succeeded, oldest first: its figures, its seconds, and whether it was promoted."""
+    succeeded = [row for row in store.read_table("runs").to_pylist() if row["status"] == "succeeded"]
+    calibration: dict[str, float] = {
+        row["run_id"]: row["value"]
+        for row in store.read_table("evaluation").to_pylist()
+        if row["metric"] == "expected_calibration_error" and row["subset"] == "test"
+    }
+    return [
+        {
+            "run_id": row["run_id"],
+            "finished_at": row["finished_at"],
+            "dataset": row["dataset"],
+            "model": row["model"],
+            "accuracy": row["test_accuracy"],
+            "loss": row["test_loss"],
+            "expected_calibration_error": calibration.get(row["run_id"]),
+            "seconds": (row["finished_at"] - row["started_at"]).total_seconds(),
+            "promoted": row["promoted"],
+        }
+        for row in succeeded
+    ]
