@@ -8,15 +8,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnbuild.config import RunConfig
     from nnbuild.logits import log_softmax, softmax
+    from nnbuild.reading import read_table
     from nnbuild.runs import open_run, retrain, working_on
+    from nnbuild.scoring import ScoreConfig, score
     from nnbuild.store import Store
 
-__all__ = ["RunConfig", "Store", "log_softmax", "open_run", "retrain", "softmax", "working_on"]
+__all__ = [
+    "RunConfig",
+    "ScoreConfig",
+    "Store",
+    "log_softmax",
+    "open_run",
+    "read_table",
+    "retrain",
+    "score",
+    "softmax",
+    "working_on",
+]
 
 _PLACES = {
     "nnbuild.config": ("RunConfig",),
     "nnbuild.logits": ("log_softmax", "softmax"),
     "nnbuild.runs": ("open_run", "retrain", "working_on"),
+    "nnbuild.reading": ("read_table",),
+    "nnbuild.scoring": ("ScoreConfig", "score"),
     "nnbuild.store": ("Store",),
 }
 

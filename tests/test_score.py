@@ -1,8 +1,12 @@
 """Batch scoring: the same rows whatever the input's form, the batches and the interruptions; whole or not at all."""
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,12 +15,13 @@ from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nnbuild
 from nnbuild import faults
 from nnbuild.data.dataset import Split
 from nnbuild.data.tables import split_table
 from nnbuild.errors import ConfigError, DataError, StoreError
 from nnbuild.runs import retrain
-from nnbuild.scoring import jobs
+from nnbuild.scoring import jobs, opening
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.stages import ahead
@@ -41,8 +46,6 @@ def trained(tmp_path_factory, small_folder):
 @pytest.fixture
 def store(trained, tmp_path):
     """A copy of that store, to write to."""
-    import shutil
-
     return Store(shutil.copytree(trained, tmp_path / "store"))
 
 
@@ -61,7 +64,7 @@ def parquet(path, pixels=None, group=50, **columns):
 
 def scored(store, **config):
     config = {"batch_size": 32, "shard_rows": 100} | {name: each for name, each in config.items() if each is not None}
-    job = jobs.open_job(ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root)
+    job = opening.open_job(ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root)
     with jobs.working_on(job):
         return commit_job(job, jobs.score_input(job))
 
@@ -196,7 +199,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
     kills = 0
     for number in range(1, 100):
         passed = 0
-        job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
+        job = opening.open_job(ScoreConfig.model_validate(options), store.root)
         monkeypatch.setattr(faults, "point", killing_at(number))
         try:
             with jobs.working_on(job):
@@ -207,12 +210,53 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
         monkeypatch.setattr(faults, "point", lambda _: None)
         if job.score_id not in store.scored():
             assert store.read_table("score_runs").filter(pa.compute.field("score_id") == job.score_id).num_rows == 0
-            job = jobs.resume_job(job.score_id, store.root)
+            job = opening.resume_job(job.score_id, store.root)
             with jobs.working_on(job):
                 commit_job(job, jobs.score_input(job))
         assert files(store, job.score_id) == files(store, straight.score_id)
         assert store.read_table("scores", job.score_id).num_rows == ROWS
     assert kills == 10  # each shard twice, the shards, and the three moves less the last
+
+
+def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeypatch):
+    path = parquet(tmp_path / "in.parquet")
+    options = {"input": str(path), "batch_size": 32, "shard_rows": 60}
+    straight = scored(store, **options)
+
+    def dying(name):
+        if name == "shard:done":
+            raise _Killed
+
+    monkeypatch.setattr(faults, "point", dying)
+    with pytest.raises(_Killed):
+        nnbuild.score(ScoreConfig(**options), store.root)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+    (waiting,) = (store.root / "staging").glob("score-*")
+    (waiting / "rows" / ".half.part-00003.parquet").write_bytes(b"of a process that was killed")
+    before = (waiting / "rows" / "part-00000.parquet").stat().st_ino
+    other = nnbuild.score(ScoreConfig(**options, top_k=1), store.root)
+    assert waiting.name != f"score-{other.score_id}"  # other options, another job
+    again = nnbuild.score(ScoreConfig(**options), store.root)
+    assert waiting.name == f"score-{again.score_id}"
+    assert files(store, again.score_id) == files(store, straight.score_id)
+    folder = store.root / "tables" / "scores" / f"score_id={again.score_id}"
+    assert (folder / "part-00000.parquet").stat().st_ino == before
+    assert nnbuild.score(ScoreConfig(**options), store.root).score_id != again.score_id
+
+
+def test_the_readers(store, tmp_path):
+    run_id = store.committed()[0]
+    path = parquet(tmp_path / "in.parquet")
+    first, second = (scored(store, input=path) for _ in range(2))
+    assert nnbuild.read_table(store.root, "predictions", run_id=run_id).num_rows == 45
+    both = nnbuild.read_table(store.root, "scores", run_id=run_id, columns=["predicted"]).to_pandas()
+    assert list(both.columns) == ["score_id", "predicted"]
+    assert both["score_id"].value_counts().to_dict() == {first.score_id: ROWS, second.score_id: ROWS}
+    assert nnbuild.read_table(store, "score_runs", score_id=first.score_id)["rows"].to_pylist() == [ROWS]
+    with pytest.raises(StoreError, match="no scoring job by run"):
+        nnbuild.read_table(store, "scores", run_id=run_id[:-6] + "ffffff")
+    with pytest.raises(StoreError, match="give run_id"):
+        nnbuild.read_table(store, "history", score_id=first.score_id)
 
 
 def files(store, score_id):
@@ -276,10 +320,10 @@ def test_a_corrupt_row_group_is_named_or_quarantined(store, tmp_path):
 
 def test_a_job_of_another_input_cannot_be_resumed(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
-    job = jobs.open_job(ScoreConfig(input=str(path)), store.root)
+    job = opening.open_job(ScoreConfig(input=str(path)), store.root)
     parquet(path, images(ROWS + 1))
     with pytest.raises(StoreError, match="its input changed since"):
-        jobs.resume_job(job.score_id, store.root)
+        opening.resume_job(job.score_id, store.root)
 
 
 def test_the_command_line(capfd, store, tmp_path):
@@ -337,3 +381,25 @@ def test_where_is_no_python(text):
 def test_where_suggests_the_nearest_column():
     with pytest.raises(ConfigError, match="did you mean 'confidence'"):
         parse("confidense < 1", ["confidence", "predicted"])
+
+
+def test_what_the_guide_says_can_be_done(store, tmp_path, monkeypatch):
+    guide = (Path(__file__).parent.parent / "docs" / "scoring.md").read_text(encoding="utf-8")
+    shutil.copytree(store.root, tmp_path / "nnbuild-store")
+    parquet(tmp_path / "images.parquet")
+    monkeypatch.chdir(tmp_path)
+    nnbuild.score(ScoreConfig(input="images.parquet"), "nnbuild-store")
+    programs = re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    assert len(programs) == 3
+    for program in programs:
+        exec(compile(program, "scoring.md", "exec"), {})  # noqa: S102
+    (query,) = re.findall(r"^```sql\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    assert sum(count for _, count in duckdb.sql(query).fetchall()) >= ROWS
+    (query,) = re.findall(r"^spark\..*$", guide, re.MULTILINE)
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError:
+        return
+    spark = SparkSession.builder.master("local[1]").getOrCreate()
+    exec(query, {"spark": spark})  # noqa: S102
+    spark.stop()

@@ -9,47 +9,68 @@ from rich.console import Console
 from flows.display import display_for
 from flows.printing import print_json
 from nnbuild.errors import ConfigError
-from nnbuild.scoring import jobs
-from nnbuild.scoring.commit import ScoredJob, commit_job
-from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring import ScoreConfig, ScoredJob
+from nnbuild.scoring import score as score_input
+from nnbuild.store import Store
 
 
-def score(options: dict[str, Any], store: str | None, *, resume: str | None, as_json: bool) -> None:
+def score(
+    options: dict[str, Any],
+    store: str | None,
+    *,
+    resume: str | None,
+    runner: str | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
     """Score, commit, and say where the rows are.
 
     Raises:
         NnbuildError: what stopped the job.
     """
     began = time.perf_counter()
-    job = _opened(options, store, resume)
+    config = _configured(options, resume)
+    require_runner(runner, address)
     display = display_for(Console(stderr=True))
     try:
-        with jobs.working_on(job):
-            scored = commit_job(job, jobs.score_input(job, display))
+        scored = score_input(config, store, resume=resume, address=address, watch=display)
     finally:
         display.close()
     seconds = round(time.perf_counter() - began, 3)
     if as_json:
-        print_json(scored.model_dump() | {"seconds": seconds, "store": str(job.store.root)})
+        print_json(scored.model_dump() | {"seconds": seconds, "store": str(Store(store).root)})
     else:
         _show(scored, seconds)
 
 
-def _opened(options: dict[str, Any], store: str | None, resume: str | None) -> jobs.Job:
+def require_runner(runner: str | None, address: str | None) -> None:
+    """Refuse a runner that does not exist, or an address without one.
+
+    Raises:
+        ConfigError: with what is expected.
+    """
+    if runner not in (None, "local", "dask"):
+        raise ConfigError(f"--runner {runner!r}: expected local or dask")
+    if (runner == "dask") != (address is not None):
+        raise ConfigError(
+            "--runner dask and --address tcp://HOST:PORT go together; start a cluster by `dask scheduler`"
+        )
+
+
+def _configured(options: dict[str, Any], resume: str | None) -> ScoreConfig | None:
     if resume is not None:
         if options:
             given = ", ".join(options)
             raise ConfigError(f"--resume goes on with the options that the job was begun with; leave {given} away")
-        return jobs.resume_job(resume, store)
+        return None
     if "input" not in options:
         raise ConfigError("nothing to score; give --input PATH, or --resume SCORE_ID")
     try:
-        config = ScoreConfig.model_validate(options)
+        return ScoreConfig.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         name = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("-column")
         raise ConfigError(f"{name} {first['input']!r}: {first['msg']}") from error
-    return jobs.open_job(config, store)
 
 
 def _show(scored: ScoredJob, seconds: float) -> None:

@@ -37,6 +37,8 @@ def score(
         str | None, typer.Option(metavar="stop|quarantine", help="What becomes of rows that cannot be scored; stop.")
     ] = None,
     shard_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows per file of the output, about.")] = None,
+    runner: Annotated[str | None, typer.Option(metavar="local|dask", help="Where it is scored; local.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of the Dask scheduler.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="SCORE_ID", help="Go on with a job that was stopped.")] = None,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
@@ -62,4 +64,4 @@ def score(
         "shard_rows": shard_rows,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    command.score(given, store, resume=resume, as_json=as_json)
+    command.score(given, store, resume=resume, runner=runner, address=address, as_json=as_json)

@@ -1,8 +1,26 @@
 """Batch scoring: images to logits to the probability table, for inputs of any size.
 
-inputs → pipeline → shards → commit
+inputs → stages → shards → commit
 """
+
+from typing import TYPE_CHECKING, Any
 
 from nnbuild.scoring.probabilities import batches, logits_of, probability_table, write_predictions
 
-__all__ = ["batches", "logits_of", "probability_table", "write_predictions"]
+if TYPE_CHECKING:
+    from nnbuild.scoring.commit import ScoredJob
+    from nnbuild.scoring.config import ScoreConfig
+    from nnbuild.scoring.whole import score
+
+__all__ = ["ScoreConfig", "ScoredJob", "batches", "logits_of", "probability_table", "score", "write_predictions"]
+
+
+def __getattr__(name: str) -> Any:
+    from nnbuild.lazy import find
+
+    places = {
+        "nnbuild.scoring.config": ("ScoreConfig",),
+        "nnbuild.scoring.commit": ("ScoredJob",),
+        "nnbuild.scoring.whole": ("score",),
+    }
+    return find(name, places, __name__)

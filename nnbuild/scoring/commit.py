@@ -50,6 +50,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     if not ready.exists():
         write_json(ready, manifest)
     manifest = read_json(ready)
+    _leave_only({each.name for each in shards}, job.folder / "rows", job.folder / "quarantine")
     if job.config.output is None:
         _move(job.folder / "rows", output)
     else:
@@ -68,6 +69,13 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {name: sum(getattr(each, name) for each in shards) for name in ("rows", "written", "quarantined")}
     return ScoredJob(score_id=job.score_id, run_id=job.model.run_id, output=str(output), **counts)
+
+
+def _leave_only(names: set[str], *folders: Path) -> None:
+    """Remove what a process that was killed had half written beside the shards."""
+    for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+        if path.name not in names:
+            path.unlink()
 
 
 def _output(job: Job) -> Any:

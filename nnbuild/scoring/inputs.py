@@ -1,5 +1,6 @@
 """What is scored: images from Parquet, a row group at a time, or from smaller formats, all at once."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Input(Protocol):
         """The Arrow schema of the columns that are carried through."""
 
     def identity(self) -> list[list[Any]]:
-        """What tells whether the input is still the same: name and size of each file."""
+        """What tells whether the input is still the same: name, size and version of each file."""
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
         """The rows of a unit; where one cannot be read, a `Reject` stands for it."""
@@ -97,7 +98,7 @@ class _Arrays:
         return pa.schema([])
 
     def identity(self) -> list[list[Any]]:
-        return [[self.address, len(self.images)]]
+        return [[self.address, len(self.images), hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()]]
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
         for start in range(unit.first, unit.first + unit.rows, batch_rows):

@@ -104,9 +104,9 @@ class ParquetInput:
         return pa.schema([self._schema.field(name).with_nullable(nullable=True) for name in self._columns.keep])
 
     def identity(self) -> list[list[Any]]:
-        """Name and size of each file."""
+        """Name, size and time of change of each file; of an object the ETag instead of the time."""
         with explained(f"look into {self._address}"):
-            return [[str(path), path.stat().st_size] for path in self._files]
+            return [[str(path), *_version(path)] for path in self._files]
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
         """The rows of a row group; see `Input.read`."""
@@ -205,6 +205,14 @@ class ParquetInput:
                 self._open[1].close()
             self._open = (number, _opened(self._files[number]))
         return self._open[1]
+
+
+def _version(path: Any) -> tuple[int, str]:
+    if is_remote(path):
+        info = path.fs.info(path.path)
+        return int(info["size"]), str(info.get("ETag") or info.get("LastModified") or "")
+    status = path.stat()
+    return status.st_size, str(status.st_mtime_ns)
 
 
 def _opened(path: Any) -> Any:

@@ -1,0 +1,129 @@
+"""The shards of a job on a Dask cluster: workers get the store's root, a job's id and a shard's number, never arrays.
+
+Every worker opens the job for itself, so that model and input are verified there by their digests, and leaves its
+shard in the job's folder, which has to be one that all of them see. A shard of a worker that dies is made by another.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from nnbuild import faults
+from nnbuild.errors import ConfigError, Interrupted, RunError
+from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, work_of
+from nnbuild.scoring.models import engine_of
+from nnbuild.scoring.shards import Shard, Work, make_shards
+from nnbuild.signals import caught
+from nnbuild.store.files import make_folder
+
+_SECONDS_TO_CONNECT = 10
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list[Shard]:
+    """Make every shard that is not there yet, on the workers of a cluster; see `nnbuild.scoring.jobs.score_input`.
+
+    Args:
+        job: whose store is a folder that the workers see under the same path.
+        address: of the scheduler, such as `tcp://127.0.0.1:8786`.
+        watch: is told of rows, a shard at a time.
+
+    Raises:
+        ConfigError: nobody answers there, Dask is not installed, or the store is not shared with the workers.
+        RunError: a shard has taken down several workers.
+        Interrupted: a signal asked to stop; whole shards are kept.
+    """
+    watch = watch or Nobody()
+    if job.store.is_remote:
+        raise ConfigError("--runner dask needs a store in a folder that all workers see; give --output for a URL")
+    done, todo = progress_of(job)
+    total, began = job.total, time.perf_counter()
+    make_folder(job.folder / "rows")
+    make_folder(job.folder / "quarantine")
+    with _client(address) as client, caught() as stop:
+        waiting = [
+            client.submit(make_shard, str(job.store.root), job.score_id, number, pure=False) for number, _ in todo
+        ]
+        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in waiting:
+            future.add_done_callback(ready.put)
+        try:
+            for _ in todo:
+                made = _made(_next(ready, stop))
+                done.append(made)
+                rows = sum(each.rows + each.quarantined for each in done)
+                watch.scored(rows, total, time.perf_counter() - began)
+        finally:
+            client.cancel(waiting)
+    if not any((job.folder / "quarantine").iterdir()):
+        (job.folder / "quarantine").rmdir()
+    faults.point("score:shards")
+    return sorted(done, key=lambda each: each.name)
+
+
+def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
+    """Make one shard of a job, on a worker.
+
+    Args:
+        root: of the store, as the worker sees it.
+        score_id: of the job.
+        number: of the shard.
+
+    Returns:
+        The fields of its `Shard`.
+    """
+    job, work = _opened(root, score_id, threading.get_ident())
+    made = [
+        each for each in make_shards(work, [(number, shards_of(job)[number])], job.folder) if not isinstance(each, int)
+    ]
+    return made[0].model_dump()
+
+
+@lru_cache(maxsize=16)
+def _opened(root: str, score_id: str, thread: int) -> tuple[Job, Work]:  # noqa: ARG001  (an open file is one thread's)
+    """The job as this thread of a worker sees it, with its engine warm from one shard to the next."""
+    from distributed import get_worker
+
+    from nnbuild.scoring.opening import resume_job
+
+    job = resume_job(score_id, root)
+    work = work_of(job)
+    threads = work.config.threads or int(get_worker().state.nthreads)
+    work = work_of(job)._replace(config=work.config.model_copy(update={"threads": threads}))
+    engine = lru_cache(maxsize=1)(lambda: engine_of(job.model, work.config, job.folder))
+    return job, work._replace(engine=engine)
+
+
+def _client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ConfigError("--runner dask needs Dask, which is not installed; pip install 'nnbuild[dask]'") from error
+    try:
+        return Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        told = " ".join(str(error).split())[:150]
+        raise ConfigError(f"--address {address}: no Dask scheduler answers ({told}); start `dask scheduler`") from error
+
+
+def _next(ready: "queue.SimpleQueue[Any]", stop: Callable[[], int | None]) -> Any:
+    """The next future that is done; while there is none, a signal is heard."""
+    while True:
+        if number_of_signal := stop():
+            raise Interrupted(f"stopped by signal {number_of_signal}", number_of_signal)
+        try:
+            return ready.get(timeout=_SECONDS_BETWEEN_LOOKS)
+        except queue.Empty:
+            continue
+
+
+def _made(future: Any) -> Shard:
+    from distributed import KilledWorker
+
+    try:
+        return Shard.model_validate(future.result())
+    except KilledWorker as error:
+        raise RunError(f"a shard has taken down several workers ({error}); look at their logs and memory") from error

@@ -1,0 +1,115 @@
+"""Scoring on a real Dask cluster of several processes: the same bytes as in one, whatever dies."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from command_line import call, tree_digest
+from test_score import ROWS, bad_parquet, files, images, parquet, store, trained  # noqa: F401  (fixtures)
+
+import nnbuild
+from nnbuild.errors import ConfigError, DataError
+from nnbuild.scoring import ScoreConfig
+
+distributed = pytest.importorskip("distributed")
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of workers that were killed
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A scheduler and two worker processes of one thread each, on loopback, without a dashboard."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50, host="127.0.0.1"
+    ) as found:
+        yield found
+
+
+def config(path, **more):
+    return ScoreConfig.model_validate({"input": str(path), "batch_size": 32, "shard_rows": 30, "threads": 1, **more})
+
+
+def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):  # noqa: F811
+    path = parquet(tmp_path / "in.parquet", customer=np.arange(ROWS), group=30)
+    here = nnbuild.score(config(path, keep=["customer"]), store.root)
+    told = []
+
+    class Watch:
+        def scored(self, done, total, _seconds):
+            told.append((done, total))
+
+    there = nnbuild.score(config(path, keep=["customer"]), store.root, address=cluster.scheduler_address, watch=Watch())
+    assert there.rows == ROWS
+    assert files(store, there.score_id) == files(store, here.score_id)
+    assert told[-1] == (ROWS, ROWS)
+    assert told == sorted(told)
+    assert not (store.root / "quarantine").exists()
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster):  # noqa: F811
+    path = parquet(tmp_path / "in.parquet", images(900), group=30)
+    here = nnbuild.score(config(path), store.root)
+    killed = []
+
+    class Killing:
+        def scored(self, done, total, _seconds):
+            if not killed and done < total:
+                workers = cluster.scheduler_info["workers"]
+                pids = [nanny.pid for nanny in cluster.workers.values()]
+                assert len(workers) == len(pids) == 2
+                killed.append(pids[0])
+                os.kill(pids[0], signal.SIGKILL)
+
+    there = nnbuild.score(config(path), store.root, address=cluster.scheduler_address, watch=Killing())
+    assert killed
+    assert files(store, there.score_id) == files(store, here.score_id)
+    assert there.rows == 900
+
+
+def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):  # noqa: F811
+    path = bad_parquet(tmp_path / "bad.parquet")
+    before = tree_digest(store.root)
+    with pytest.raises(DataError, match=r"bad\.parquet, row group \d, row \d+: "):
+        nnbuild.score(config(path), store.root, address=cluster.scheduler_address)
+    assert tree_digest(store.root) == before
+    done = nnbuild.score(config(path, on_error="quarantine"), store.root, address=cluster.scheduler_address)
+    assert (done.rows, done.quarantined) == (ROWS - 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--runner", "dask"], "go together"),
+        (["--address", "tcp://127.0.0.1:1"], "go together"),
+        (["--runner", "spark"], "expected local or dask"),
+        (["--runner", "dask", "--address", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
+        (["--runner", "dask", "--address", "nonsense"], "no Dask scheduler answers"),
+    ],
+)
+def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, options, says):  # noqa: F811
+    from nnbuild.scoring import cluster as module
+
+    monkeypatch.setattr(module, "_SECONDS_TO_CONNECT", 1)
+    path = parquet(tmp_path / "in.parquet")
+    before = tree_digest(store.root)
+    outcome = call(capfd, "score", "--input", path, *options, "--store", store.root)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    assert says in outcome.err
+    assert tree_digest(store.root) == before
+
+
+def test_a_remote_store_is_refused(store, tmp_path):  # noqa: F811
+    from dataclasses import replace
+
+    from nnbuild.scoring.cluster import score_on_cluster
+    from nnbuild.scoring.opening import open_job
+
+    job = open_job(config(parquet(tmp_path / "in.parquet")), store.root)
+
+    class Remote:
+        is_remote = True
+
+    with pytest.raises(ConfigError, match="a folder that all workers see"):
+        score_on_cluster(replace(job, store=Remote()), "tcp://127.0.0.1:1")
