@@ -3,12 +3,15 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_client
 from prefect.runtime import flow_run
 
+from flows.hooks import on_bad_end
 from nnbuild.config import RunConfig
 from nnbuild.results import Committed
 from nnbuild.runs import open_run, working_on
+from nnbuild.store import Run
+from tasks.approve import approve
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.check import check
@@ -32,7 +35,20 @@ def _name() -> str:
     return f"{config.model.name}-{config.dataset.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-@flow(name="retrain", flow_run_name=_name)
+def _tag(run: Run) -> None:
+    """Tags stand on the flow run alone: on SQLite a tagged task can wait seconds for the lock."""
+    tags = {"nnbuild", f"model:{run.config.model.name}", f"dataset:{run.config.dataset.name}"}
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
+
+
+@flow(
+    name="retrain",
+    flow_run_name=_name,
+    on_failure=[on_bad_end],
+    on_crashed=[on_bad_end],
+    on_cancellation=[on_bad_end],
+)
 def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: str | None = None) -> Committed:  # noqa: B008  (frozen)
     """Retrain, score and commit.
 
@@ -43,6 +59,7 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
     """
     run = open_run(config, store, resume=resume, flow_run_id=flow_run.id)
     with working_on(run):
+        _tag(run)
         data = load(run)
         checked = check(run, data)
         built = build(run, data, checked)
@@ -53,6 +70,6 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
         evaluated = evaluate(run, data, fitted)
         calibrated = calibrate(run, data, fitted)
         scored = score(run, data, fitted)
-        decided = decide(run, data, evaluated, scored)
+        decided = approve(run, decide(run, data, evaluated, scored))
         reported = report(run, data, calibrated, decided)
         return commit(run, history, exported, reported)

@@ -128,6 +128,12 @@ class GateConfig(Section):
     on_other_data: Literal["keep", "promote"] = Field(
         "keep", description="What becomes of the champion if it was evaluated on other test images"
     )
+    approval: Literal["auto", "manual"] = Field(
+        "auto", description="manual: a challenger that passes waits for a person's yes in Prefect's UI"
+    )
+    approval_seconds: int = Field(
+        3600, ge=1, le=604_800, description="How long the run waits for the person; then the champion stays"
+    )
 
 
 class RunConfig(Section):

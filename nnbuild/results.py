@@ -148,6 +148,7 @@ class Decided(Result):
         reason: why, in a sentence.
         champion_metrics: the champion's figures over all classes, if the two were compared or could have been.
         figures: the numbers of the decision, as in the `decisions` table.
+        waits: whether the gate says yes, and a person has to say it too.
     """
 
     champion: str | None
@@ -155,6 +156,7 @@ class Decided(Result):
     reason: str
     champion_metrics: dict[str, float]
     figures: dict[str, float]
+    waits: bool = False
 
 
 class Reported(Result):

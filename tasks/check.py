@@ -3,15 +3,21 @@
 from prefect import task
 
 from nnbuild import steps
+from nnbuild.errors import CheckError
 from nnbuild.results import CheckedData, LoadedData
 from nnbuild.store import Run
 from tasks.prefect_side import STEP, logger, show_table
+from tasks.telling import CHECK_FAILED, announce
 
 
 @task(name="check", task_run_name="check {data.name}", **STEP)
 def check(run: Run, data: LoadedData) -> CheckedData:
     """Check the data of a run; see `nnbuild.steps.check_data`."""
-    checked = steps.check_data(run, data)
+    try:
+        checked = steps.check_data(run, data)
+    except CheckError as error:
+        announce(CHECK_FAILED, run.run_id, {"dataset": data.name, "digest": data.digest, "reason": str(error)})
+        raise
     show_table("nnbuild-data-checks", (each.model_dump() for each in checked.checks), f"Checks on {data.name}")
     for each in checked.checks:
         if not each.passed:

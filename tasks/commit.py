@@ -1,11 +1,15 @@
 """Commit: everything at once, the row that makes the run exist last."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from prefect import task
 
 from nnbuild import committing
 from nnbuild.results import Committed, ExportedModel, HistoryTable, Reported
-from nnbuild.store import Run
+from nnbuild.store import Run, Store
 from tasks.prefect_side import STEP, can_be_retried, logger, show_markdown
+from tasks.telling import COMMITTED, PROMOTED, REJECTED, announce, notify
 
 
 @task(
@@ -21,7 +25,28 @@ def commit(run: Run, history: HistoryTable, exported: ExportedModel, reported: R
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)
     show_markdown("nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are")
+    _tell(run, Store(run.store).manifest(run.run_id))
     return committed
+
+
+def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
+    """Say what was committed, and what the gate made of it."""
+    row, decided = manifest["row"], manifest["steps"].get("decide")
+    figures = {name: row[name] for name in ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")}
+    announce(COMMITTED, run.run_id, figures)
+    if decided is None or not run.config.gate.enabled:
+        return
+    about = {"reason": decided["reason"], "champion": decided["champion"], **decided["figures"]}
+    announce(PROMOTED if row["promoted"] else REJECTED, run.run_id, about)
+    if row["promoted"]:
+        notify(
+            f"{row['model']} on {row['dataset']} is the new champion: test accuracy {row['test_accuracy']:.4f}; "
+            f"{decided['reason']}",
+            event=PROMOTED,
+            run_id=run.run_id,
+            store=run.store,
+            test_accuracy=row["test_accuracy"],
+        )
 
 
 def links(run: Run, committed: Committed) -> str:

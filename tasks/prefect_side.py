@@ -1,12 +1,13 @@
 """What the tasks share of Prefect: a logger, artifacts that cannot break a page, and which errors are worth a retry."""
 
+import base64
 import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
@@ -51,6 +52,13 @@ def show_markdown(key: str, text: str, description: str) -> None:
     """A Markdown artifact."""
     if within_a_run():
         create_markdown_artifact(key=key, markdown=text, description=description)
+
+
+def show_picture(key: str, svg: str, description: str) -> None:
+    """An image artifact that carries its picture with it: nothing has to be served or fetched."""
+    if within_a_run():
+        data = base64.b64encode(svg.encode()).decode()
+        create_image_artifact(key=key, image_url=f"data:image/svg+xml;base64,{data}", description=description)
 
 
 def can_be_retried(_task: Any, _run: Any, state: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from prefect import task
 
+from nnbuild import steps
 from nnbuild.results import Calibrated, Decided, LoadedData, Reported
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger
+from tasks.prefect_side import STEP, logger, show_picture
 
 
 @task(name="report", task_run_name="report on {data.name}", **STEP)
@@ -13,4 +14,8 @@ def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided)
     """Write the report of a run; see `nnbuild.steps.reporting.write_report`."""
     reported = write_report(run, data)
     logger().info("report.html is written")
+    show_picture(
+        "nnbuild-loss", steps.loss_picture(run), "Loss by epoch; the ring is the best, the dashes the kept one"
+    )
+    show_picture("nnbuild-confusion", steps.confusion_picture(run, data), "Confusion matrix on the test images")
     return reported

@@ -8,7 +8,7 @@ imported when they are first asked for: loading and committing do without.
 from typing import TYPE_CHECKING, Any
 
 from nnbuild.steps.data import check_data, load_data, read_data, staged_dataset
-from nnbuild.steps.gating import decide, still_holds
+from nnbuild.steps.gating import answered, decide, still_holds
 from nnbuild.steps.once import once, staged_table
 from nnbuild.steps.progress import epochs_on_disk, has_checkpoints, is_fitted
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from nnbuild.steps.exporting import export_model
     from nnbuild.steps.measure import evaluate_model, score_test_set
     from nnbuild.steps.network import build_model, compile_model, fit_model, persist_history
+    from nnbuild.steps.reporting import confusion_picture, loss_picture
 
 __all__ = [
+    "answered",
     "build_model",
     "calibrate_model",
     "check_data",
     "compile_model",
+    "confusion_picture",
     "decide",
     "epochs_on_disk",
     "evaluate_model",
@@ -31,6 +34,7 @@ __all__ = [
     "has_checkpoints",
     "is_fitted",
     "load_data",
+    "loss_picture",
     "once",
     "persist_history",
     "read_data",
@@ -50,6 +54,7 @@ def __getattr__(name: str) -> Any:
             "nnbuild.steps.network": ("build_model", "compile_model", "fit_model", "persist_history"),
             "nnbuild.steps.exporting": ("export_model",),
             "nnbuild.steps.calibrating": ("calibrate_model",),
+            "nnbuild.steps.reporting": ("confusion_picture", "loss_picture"),
             "nnbuild.steps.measure": ("evaluate_model", "score_test_set"),
         },
         __name__,

@@ -1,6 +1,7 @@
 """Decide: does the run become the champion?"""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnbuild import gate, schemas
+from nnbuild.errors import StoreError
 from nnbuild.evaluation.paired import Paired
 from nnbuild.results import Decided, LoadedData
 from nnbuild.steps.data import staged_dataset
@@ -18,6 +20,7 @@ from nnbuild.store.run import Run
 from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table, write_table
 
+_WAITS = "a person has to say yes, by nnbuild promote {}"
 _OFF = gate.Decision(promote=False, reason="the gate is off")
 
 
@@ -33,6 +36,9 @@ def decide(run: Run, data: LoadedData) -> Decided:
     challenger = _of_run(run, data)
     other = _of_champion(store, standing, data.classes) if standing is not None and config.enabled else None
     decision = gate.decide(challenger, other, config) if config.enabled else _OFF
+    waits = decision.promote and config.approval == "manual"
+    if waits:
+        decision = replace(decision, promote=False, reason=f"{decision.reason}; {_WAITS.format(run.run_id)}")
     paired = decision.paired._asdict() if decision.paired else dict.fromkeys(Paired._fields)
     row = {
         "champion": standing,
@@ -53,8 +59,42 @@ def decide(run: Run, data: LoadedData) -> Decided:
         reason=decision.reason,
         champion_metrics=dict(other.metrics) if other else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
+        waits=waits,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def answered(run: Run, *, promote: bool, comment: str = "") -> Decided:
+    """What a person said of a challenger that waits for it; kept in the place of the gate's decision.
+
+    Args:
+        run: whose decision waits.
+        promote: what was said.
+        comment: why, in the person's words.
+
+    Raises:
+        StoreError: no decision waits.
+    """
+    decided = run.recall("decide", Decided)
+    if decided is None or not decided.waits:
+        raise StoreError(f"run {run.run_id} has no decision that waits for a person; see `nnbuild champion`")
+    said = f"{'approved' if promote else 'not approved'} by a person" + (f": {comment}" if comment else "")
+    reason = f"{decided.reason.removesuffix('; ' + _WAITS.format(run.run_id))}; {said}"
+    path = staged_table(run, "decisions")
+    row = read_table(path, schemas.DECISIONS).to_pylist()[0] | {"promoted": promote, "reason": reason}
+    # Whatever is killed between these two lines is asked again: the step's files are no longer what they were.
+    write_table(path, schemas.table_of(schemas.DECISIONS, [row]), schemas.DECISIONS)
+    result = decided.model_copy(
+        update={
+            "promote": promote,
+            "reason": reason,
+            "waits": False,
+            "files": run.digests("tables/decisions.parquet"),
+            "figures": decided.figures | {"promoted": promote},
+        }
+    )
+    run.keep("decide", result, run.seconds().get("decide", 0.0))
+    return result
 
 
 def still_holds(run: Run, decided: Decided) -> bool:

@@ -1,8 +1,8 @@
 """Write the page that a run ends in."""
 
 from nnbuild.manifest import manifest_of
-from nnbuild.report import render
-from nnbuild.results import LoadedData, Reported
+from nnbuild.report import render, standalone
+from nnbuild.results import FittedModel, LoadedData, Reported
 from nnbuild.schemas import FIXED, predictions
 from nnbuild.steps.data import read_data
 from nnbuild.steps.once import once, staged_table
@@ -22,3 +22,17 @@ def write_report(run: Run, data: LoadedData) -> Reported:
     path = run.folder / "report.html"
     write_bytes(path, page.encode())
     return Reported(path=run.relative(path), files=run.digests("report.html"))
+
+
+def loss_picture(run: Run) -> str:
+    """The loss by epoch, as an SVG that stands alone."""
+    fitted = run.recall("fit_model", FittedModel)
+    history = read_table(staged_table(run, "history"), FIXED["history"])
+    return standalone.loss_picture(history, fitted.weights_epoch if fitted else 0)
+
+
+def confusion_picture(run: Run, data: LoadedData) -> str:
+    """The confusion matrix on the test images, as an SVG that stands alone."""
+    return standalone.confusion_picture(
+        read_table(staged_table(run, "confusion"), FIXED["confusion"]), data.class_names
+    )

@@ -1,0 +1,45 @@
+"""What happens when a flow run ends badly: the store is put in order, and a person is told how to go on."""
+
+from typing import Any
+
+from prefect.logging import get_logger
+from prefect.logging.loggers import flow_run_logger
+
+from nnbuild import committing
+from nnbuild.errors import NnbuildError
+from nnbuild.store import Run, Store
+from tasks.telling import STOPPED, emit, notify
+
+
+def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:
+    """Of a run that failed, crashed or was cancelled. Prefect calls it with arguments of these names.
+
+    A cancelled run's hook is called by the process that serves, after the run's own was ended; so it relies on
+    nothing but the store.
+    """
+    text = advice(flow_run, state)
+    flow_run_logger(flow_run, flow).error("%s", text)
+    emit(STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text})
+    notify(f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id))
+
+
+def advice(flow_run: Any, state: Any) -> str:
+    """Put the store in order, and say in a line what became of the run and what to do."""
+    told = f"{state.name.lower()}: {' '.join(str(state.message or '').split())}"
+    try:
+        store = Store(flow_run.parameters.get("store"))
+        committing.finish_committed(store)
+        run = _waiting(store, flow_run)
+    except (NnbuildError, OSError) as error:
+        get_logger("nnbuild").warning("%s", error)
+        return f"{told} The store cannot be looked at: {error}"
+    if run is not None:
+        return f"{told} It waits; go on with it by: nnbuild run --resume {run.run_id} --store {run.store}"
+    return f"{told} Nothing waits to be resumed; see `nnbuild runs --store {store.root}`."
+
+
+def _waiting(store: Store, flow_run: Any) -> Run | None:
+    resumed = flow_run.parameters.get("resume")
+    if resumed in {each.run_id for each in store.unfinished()}:
+        return store.unfinished_run(str(resumed))
+    return store.run_of_flow(str(flow_run.id))
