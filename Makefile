@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := nnbuild tasks flows tests benchmarks
 
-.PHONY: run test lint format lock bench clean
+.PHONY: run test lint format lock bench soak clean
 
 run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had), score, report
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
@@ -25,6 +25,9 @@ format: $(VENV)/installed-lint  ## Lay out the code
 
 bench: $(VENV)/installed-test  ## What a run costs beside a bare script
 	$(BIN)/python benchmarks/overhead.py
+
+soak: $(VENV)/installed-test  ## Kill real runs everywhere, resume and compare; KILLS=100
+	$(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),100)
 
 lock:  ## Choose the newest versions that fit pyproject.toml, for Python 3.11 to 3.13
 	$(PYTHON) -m venv $(VENV)-lock
