@@ -1,151 +1,219 @@
-"""Batch scoring against the usual script (pandas, predict, softmax, to_parquet), and against ONNX Runtime alone.
+"""Batch scoring beside the usual script, beside ONNX Runtime alone, at ten times the rows, and on two Dask workers.
 
-    python benchmarks/scoring.py [--rows 1000000] [--usual-rows 1000000] [--long-rows 0]
+The input is MNIST, repeated with noise, as Parquet. Every measurement is a new process; those that are compared take
+turns, and a ratio is the median over the pairs. Seconds are counted without the imports, memory is the process's peak.
 
-Each contestant is a process of its own, and is given the same file; what is printed comes from one run. The usual
-script holds everything in memory: about 7 GB for a million rows.
+    python benchmarks/scoring.py --data-dir DIR [--rows 1000000] [--big-rows 10000000] [--pairs 3]
 """
 
 import argparse
 import json
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-USUAL = """
-import os, sys; os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-import keras, numpy as np, pandas as pd, tensorflow as tf
-model = keras.saving.load_model(sys.argv[1])
-model.predict(np.zeros((32, 28, 28, 1), np.uint8), verbose=0)
-import time; began = time.perf_counter()
-frame = pd.read_parquet(sys.argv[2])
-images = np.stack([np.frombuffer(each, np.uint8) for each in frame["image"]]).reshape(-1, 28, 28, 1)
-probabilities = tf.nn.softmax(model.predict(images, verbose=0)).numpy()
-table = pd.DataFrame(probabilities, columns=[f"prob_{k}" for k in range(10)])
-table["predicted"] = probabilities.argmax(axis=1)
-table["confidence"] = probabilities.max(axis=1)
-table.to_parquet(sys.argv[3])
-print("seconds", time.perf_counter() - began)
-"""
+from nnbuild.data.dataset import Split
+from nnbuild.data.sources import default_cache, load
+from nnbuild.data.tables import split_table
+from nnbuild.store import Store
 
-OURS = """
-import sys, time
-import flows.commands.score
-from nnbuild.scoring import jobs
-from nnbuild.scoring.commit import commit_job
-from nnbuild.scoring.config import ScoreConfig
+ROWS_PER_GROUP = 65_536
+
+USUAL = """
+import json, sys, time
+import numpy as np, pandas as pd, tensorflow as tf, keras
+source, model, target = sys.argv[1:]
+model = keras.models.load_model(model)
 began = time.perf_counter()
-job = jobs.open_job(ScoreConfig(input=sys.argv[2], model=sys.argv[1]), sys.argv[3])
-with jobs.working_on(job):
-    commit_job(job, jobs.score_input(job))
-print("seconds", time.perf_counter() - began)
+frame = pd.read_parquet(source)
+images = np.stack([np.frombuffer(each, np.uint8) for each in frame["image"]]).reshape(-1, *model.input_shape[1:])
+probabilities = tf.nn.softmax(model.predict(images, verbose=0)).numpy()
+scores = pd.DataFrame(probabilities, columns=[f"prob_{k}" for k in range(10)])
+scores.insert(0, "confidence", probabilities.max(axis=1))
+scores.insert(0, "predicted", probabilities.argmax(axis=1))
+scores.to_parquet(target)
+print(json.dumps({"seconds": time.perf_counter() - began}))
 """
 
 ALONE = """
-import sys, time
-import numpy as np
-from pathlib import Path
+import json, sys, time
+from nnbuild.data.tables import fixed_pixels
 from nnbuild.engines import OnnxEngine
-engine = OnnxEngine(Path(sys.argv[1]))
-images = np.random.default_rng(0).integers(0, 256, (65536, 28, 28, 1), np.uint8)
-rows, batch = int(sys.argv[2]), 4096
+from pathlib import Path
+import pyarrow.parquet as pq
+source, model, rows = sys.argv[1:]
+table = pq.ParquetFile(source).read_row_group(0, columns=["image"])
+images = fixed_pixels(table["image"]).reshape(-1, 28, 28, 1)
+engine, batch, done = OnnxEngine(Path(model).read_bytes()), 4096, 0
 engine.logits(images[:batch])
 began = time.perf_counter()
-for start in range(0, rows, batch):
-    first = start % len(images)
-    engine.logits(images[first : first + batch])
-print("seconds", time.perf_counter() - began)
+while done < int(rows):
+    for start in range(0, len(images), batch):
+        engine.logits(images[start : start + batch])
+    done += len(images)
+print(json.dumps({"seconds": (time.perf_counter() - began) * int(rows) / done}))
 """
 
 
-def measured(program: str, *arguments: object) -> tuple[float, float]:
-    """Seconds that the program tells, and the most memory that it took, in MiB."""
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as run:
-        told = run.stdout.read() if run.stdout else ""
-        _, status, used = os.wait4(run.pid, 0)
-        run.returncode = os.waitstatus_to_exitcode(status)
-    if run.returncode:
-        raise SystemExit(f"a contestant failed with code {run.returncode}")
-    return float(told.split()[-1]), used.ru_maxrss / 1024
+class Cost(NamedTuple):
+    """What a process took."""
+
+    seconds: float
+    megabytes: float
 
 
-def write_input(path: Path, rows: int) -> Path:
-    """Images like handwriting: strokes on black, so that they compress as real ones do."""
-    random = np.random.default_rng(0)
-    strokes = np.zeros((4096, 28, 28), np.uint8)
-    strokes[:, 4:24, 4:24] = random.integers(0, 256, (4096, 20, 20)) * (random.random((4096, 20, 20)) < 0.4)
-    schema = pa.schema([pa.field("image", pa.binary(784))])
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, rows, 65_536):
-            chosen = strokes[random.integers(0, 4096, min(65_536, rows - start))]
-            pixels = pa.Array.from_buffers(
-                pa.binary(784), len(chosen), [None, pa.py_buffer(np.ascontiguousarray(chosen))]
-            )
-            writer.write_table(pa.Table.from_arrays([pixels], schema=schema), row_group_size=16_384)
-    return path
+def cost(*command: str) -> Cost:
+    """Run a process whose last line is JSON with `seconds`."""
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as process,
+    ):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"{command[:3]} exited with {process.returncode}")
+        out.seek(0)
+        seconds = json.loads(out.read().splitlines()[-1])["seconds"]
+    return Cost(seconds if isinstance(seconds, float) else seconds["whole"], usage.ru_maxrss / 1024)
 
 
-def trained(store: Path, model: str) -> str:
-    """A run to score with; how good it is does not matter here."""
-    command = [sys.executable, "-m", "flows.cli", "run", "--dataset", "digits", "--model", model, "--epochs", "1"]
-    told = subprocess.run([*command, "--store", store, "--json"], check=True, capture_output=True, text=True).stdout
-    return str(json.loads(told.splitlines()[-1])["run_id"])
+def write_input(path: Path, data_dir: str, rows: int) -> str:
+    """Write so many images of MNIST with noise, a row group at a time."""
+    train = load("mnist", data_dir=Path(data_dir), cache=default_cache()).train
+    random, writer = np.random.default_rng(0), None
+    for start in range(0, rows, ROWS_PER_GROUP):
+        some = np.arange(start, min(start + ROWS_PER_GROUP, rows)) % len(train)
+        images = train.images[some]
+        images ^= random.integers(0, 8, images.shape, np.uint8)
+        table = split_table(Split(images, train.labels[some]))
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False)
+        writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+    writer.close()
+    return str(path)
+
+
+def ratios(name: str, first: list[Cost], second: list[Cost], rows: tuple[int, int]) -> None:
+    """Print rows per second of both, and the medians of the pairs' ratios."""
+    rate = [
+        statistics.median(count / each.seconds for each in costs)
+        for count, costs in zip(rows, (first, second), strict=True)
+    ]
+    memory = [statistics.median(each.megabytes for each in costs) for costs in (first, second)]
+    faster = statistics.median(rows[0] / a.seconds / (rows[1] / b.seconds) for a, b in zip(first, second, strict=True))
+    print(
+        f"{name}: {rate[0]:,.0f} against {rate[1]:,.0f} rows/s, {faster:.2f} times; "
+        f"{memory[0]:,.0f} against {memory[1]:,.0f} MB, {memory[0] / memory[1]:.2f} times",
+        flush=True,
+    )
+
+
+class Bench:
+    """The commands, and the folder that they work in."""
+
+    def __init__(self, folder: Path, data_dir: str, epochs: int) -> None:
+        self.folder, self.store = folder, str(folder / "store")
+        self._nnbuild = str(Path(sys.executable).with_name("nnbuild"))
+        self.runs = {}
+        for network in ("lab", "convnet"):
+            options = [
+                "--model",
+                network,
+                "--epochs",
+                str(epochs),
+                "--data-dir",
+                data_dir,
+                "--store",
+                self.store,
+                "--json",
+            ]
+            told = subprocess.run([self._nnbuild, "run", *options], check=True, capture_output=True, text=True).stdout
+            self.runs[network] = json.loads(told.splitlines()[-1])["run_id"]
+
+    def model(self, network: str, kind: str) -> str:
+        """The path of a network's model file."""
+        return str(Store(self.store).root / "runs" / self.runs[network] / f"model.{kind}")
+
+    def ours(self, network: str, source: str, *options: str) -> Cost:
+        """What `nnbuild score` takes."""
+        base = [
+            self._nnbuild,
+            "score",
+            "--input",
+            source,
+            "--model",
+            self.runs[network],
+            "--store",
+            self.store,
+            "--json",
+        ]
+        found = cost(*base, *options)
+        for path in (Path(self.store) / "tables" / "scores").rglob("*.parquet"):
+            path.unlink()
+        return found
+
+    def usual(self, network: str, source: str) -> Cost:
+        """What the usual script takes."""
+        return cost(
+            sys.executable, "-c", USUAL, source, self.model(network, "keras"), str(self.folder / "usual.parquet")
+        )
+
+    def alone(self, network: str, source: str, rows: int) -> Cost:
+        """What ONNX Runtime takes for images in the memory."""
+        return cost(sys.executable, "-c", ALONE, source, self.model(network, "onnx"), str(rows))
+
+    def on_dask(self, network: str, source: str, workers: int) -> Cost:
+        """What `nnbuild score` takes on a cluster of so many workers of one thread; of this process, not of theirs."""
+        from distributed import Client, LocalCluster
+
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+            Client(cluster) as client,
+        ):
+            client.wait_for_workers(workers)
+            return self.ours(network, source, "--runner", "dask", "--address", cluster.scheduler_address)
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST's gzipped IDX files"
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--usual-rows", type=int, default=1_000_000)
-    parser.add_argument("--long-rows", type=int, default=0)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        store, rows = Path(folder) / "store", given.rows
-        full = write_input(Path(folder) / "full.parquet", rows)
-        few = write_input(Path(folder) / "few.parquet", given.usual_rows)
-        for model, goal in (("lab", 12), ("convnet", 3)):
-            run_id = trained(store, model)
-            record = store / "runs" / run_id
-            seconds, memory = measured(USUAL, record / "model.keras", few, Path(folder) / "usual.parquet")
-            usual = given.usual_rows / seconds
-            print(
-                f"{model}: the usual script        {usual:10,.0f} rows/s  {memory:7,.0f} MiB  ({given.usual_rows:,} rows)"
-            )
-            alone_seconds, _ = measured(ALONE, record / "model.onnx", rows)
-            alone = rows / alone_seconds
-            print(f"{model}: ONNX Runtime alone      {alone:10,.0f} rows/s")
-            ours_seconds, ours_memory = measured(OURS, run_id, full, store)
-            ours = rows / ours_seconds
-            print(f"{model}: nnbuild score           {ours:10,.0f} rows/s  {ours_memory:7,.0f} MiB  ({rows:,} rows)")
-            print(
-                f"{model}: times the usual script  {ours / usual:10.1f}  (goal {goal}), memory {ours_memory / memory:.2f} of it (goal 0.25)"
-            )
-            print(f"{model}: share of ONNX Runtime   {ours / alone:10.2f}  (goal 0.85)", flush=True)
-            if given.long_rows:
-                long = write_input(Path(folder) / "long.parquet", given.long_rows)
-                began = time.perf_counter()
-                long_seconds, long_memory = measured(OURS, run_id, long, store)
-                cost = (long_seconds / given.long_rows) / (ours_seconds / rows)
-                print(
-                    f"{model}: {given.long_rows:,} rows: cost per row {cost:.2f}, memory {long_memory / ours_memory:.2f} of that at {rows:,} (goal 1.10); {time.perf_counter() - began:.0f} s",
-                    flush=True,
-                )
-                long.unlink()
+    parser.add_argument("--big-rows", type=int, default=10_000_000, help="0 leaves it out")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1, help="of the two runs that are scored with")
+    options = parser.parse_args()
+    if not options.data_dir:
+        sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
+    rows, pairs = options.rows, range(options.pairs)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench = Bench(folder, options.data_dir, options.epochs)
+        source = write_input(folder / "input.parquet", options.data_dir, rows)
+        print(f"{rows:,} rows, {os.cpu_count()} processors, medians of {options.pairs} pairs", flush=True)
+        for network in bench.runs:
+            turns = [(bench.ours(network, source), bench.usual(network, source)) for _ in pairs]
+            ours, usual = (list(each) for each in zip(*turns, strict=True))
+            ratios(f"{network}, nnbuild score against the usual script", ours, usual, (rows, rows))
+            turns = [(bench.ours(network, source), bench.alone(network, source, rows)) for _ in pairs]
+            ours, alone = (list(each) for each in zip(*turns, strict=True))
+            ratios(f"{network}, nnbuild score against ONNX Runtime alone", ours, alone, (rows, rows))
+        turns = [(bench.on_dask("convnet", source, 2), bench.on_dask("convnet", source, 1)) for _ in pairs]
+        two, one = (list(each) for each in zip(*turns, strict=True))
+        ratios("convnet, two Dask workers against one", two, one, (rows, rows))
+        if options.big_rows:
+            big = write_input(folder / "big.parquet", options.data_dir, options.big_rows)
+            turns = [(bench.ours("lab", big), bench.ours("lab", source)) for _ in pairs]
+            large, small = (list(each) for each in zip(*turns, strict=True))
+            ratios(f"lab, {options.big_rows:,} rows against {rows:,}", large, small, (options.big_rows, rows))
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     main()

@@ -43,7 +43,8 @@ class LogDisplay:
         """Rows of a scoring job: a line at every so many seconds, and at the end."""
         if seconds - self._told_at > _SECONDS_BETWEEN_LINES or (done == total and seconds > _SECONDS_BETWEEN_LINES):
             self._told_at = seconds
-            self.note(f"scored {done:,} of {total:,} rows  {done / seconds:,.0f} rows/s")
+            rate = done / seconds
+            self.note(f"scored {done:,} of {total:,} rows  {rate:,.0f} rows/s  {(total - done) / rate:.0f} s left")
 
     def close(self) -> None:
         """Nothing to put away."""

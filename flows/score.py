@@ -1,0 +1,38 @@
+"""Batch scoring: open the job → make the shards → commit them."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from nnbuild.scoring import ScoreConfig, ScoredJob
+from nnbuild.scoring.jobs import working_on
+from tasks.commit_scores import commit_scores
+from tasks.open_scoring import open_scoring
+from tasks.score_shards import score_shards
+
+
+def _name() -> str:
+    parameters: dict[str, Any] = flow_run.parameters
+    if parameters.get("resume"):
+        return f"resume-{parameters['resume']}"
+    config = ScoreConfig.model_validate(parameters["config"])
+    return f"score-{config.model}-{config.input.rstrip('/').rpartition('/')[2]}"
+
+
+@flow(name="score", flow_run_name=_name)
+def score(
+    config: ScoreConfig | None = None, store: str | None = None, resume: str | None = None, address: str | None = None
+) -> ScoredJob:
+    """Score an input of any size; the same parameters again go on with a job that was stopped.
+
+    Args:
+        config: what is scored, by which model, and how.
+        store: its root; $NNBUILD_STORE or ./nnbuild-store if not given.
+        resume: the id of a job that was stopped, instead of a config.
+        address: of a Dask scheduler, tcp://HOST:PORT; this process scores if not given.
+    """
+    opened = open_scoring(config, store, resume)
+    with working_on(opened.job()):
+        shards = score_shards(opened, address)
+        return commit_scores(opened, shards)

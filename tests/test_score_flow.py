@@ -1,0 +1,48 @@
+"""The scoring flow under a real Prefect server: the same bytes as the command, with a bar and a table in the UI."""
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterName
+from test_score import ROWS, bad_parquet, files, parquet, store, trained  # noqa: F401  (fixtures)
+
+import nnbuild
+from flows.score import score
+from nnbuild.errors import ConfigError, DataError
+from nnbuild.scoring import ScoreConfig
+
+
+def config(path, **more):
+    return ScoreConfig.model_validate({"input": str(path), "batch_size": 32, "shard_rows": 60, **more})
+
+
+def artifacts(flow_name):
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_name])))
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[str(run.id)]))
+        found = client.read_artifacts(artifact_filter=wanted)
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_name])))
+    return {each.key: each.data for each in found}, sorted(each.name for each in tasks)
+
+
+def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server):  # noqa: F811
+    path = parquet(tmp_path / "flow.parquet")
+    here = nnbuild.score(config(path), store.root)
+    done = score(config(path), str(store.root))
+    assert files(store, done.score_id) == files(store, here.score_id)
+    found, tasks = artifacts("score-champion-flow.parquet")
+    assert found["nnbuild-scoring"] == 100
+    assert str(ROWS) in str(found["nnbuild-scores"])
+    assert tasks == [f"commit {done.score_id}", "open scoring", f"score {ROWS} rows"]
+
+
+def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_server):  # noqa: F811
+    before = store.scored()
+    with pytest.raises(DataError, match="row group 0, row 3"):
+        score(config(bad_parquet(tmp_path / "bad.parquet")), str(store.root))
+    assert store.scored() == before
+    assert not list((store.root / "staging").glob("score-*"))
+
+
+def test_a_job_is_either_new_or_resumed(store):  # noqa: F811
+    with pytest.raises(ConfigError, match="not both"):
+        nnbuild.score(None, store.root)
