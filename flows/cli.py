@@ -8,7 +8,15 @@ from typing import Any
 import typer
 
 from flows.app import app
-from flows.signatures import champion, insight, run, score, tables, upkeep  # noqa: F401  (importing them adds their commands)
+from flows.signatures import (  # noqa: F401  (importing them adds their commands)
+    champion,
+    export,
+    insight,
+    run,
+    score,
+    tables,
+    upkeep,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,6 +8,7 @@ import onnxruntime
 from nnbuild.engines.base import Logits, Pixels
 from nnbuild.errors import ContractError
 
+LOGITS = "logits"
 ROWS_PER_CALL = "nnbuild.rows_per_call"
 """In a model's metadata: how many images it runs at once the fastest."""
 
@@ -41,10 +42,11 @@ class OnnxEngine:
             told = " ".join(str(error).split())[:200]
             raise ContractError(f"ONNX Runtime cannot run {_called(model)}: {told}; export the run again") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(uint8)":
+        served = [each.name for each in outputs][:1] == [LOGITS]  # an export for a server has probabilities too
+        if len(inputs) != 1 or not (len(outputs) == 1 or served) or inputs[0].type != "tensor(uint8)":
             found = [(each.name, each.type) for each in inputs]
             raise ContractError(f"{_called(model)} takes {found}, expected one input of uint8 pixels; export it again")
-        self._input = inputs[0].name
+        self._input, self._outputs = inputs[0].name, [outputs[0].name]
         told = self._session.get_modelmeta().custom_metadata_map.get(ROWS_PER_CALL, "")
         self._rows = int(told) if told.isascii() and told.isdigit() and int(told) else _ROWS
 
@@ -64,7 +66,9 @@ class OnnxEngine:
     def logits(self, images: Pixels) -> Logits:
         """See `Engine`."""
         starts = range(0, len(images), self._rows)
-        parts = [self._session.run(None, {self._input: images[start : start + self._rows]})[0] for start in starts]
+        parts = [
+            self._session.run(self._outputs, {self._input: images[start : start + self._rows]})[0] for start in starts
+        ]
         logits: Logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return logits.astype(np.float32, copy=False)
 

@@ -1,0 +1,25 @@
+"""`nnbuild export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.app import Json, Store, app
+
+
+@app.command(epilog="Example: nnbuild export champion --format onnx --output digits.onnx")
+def export(
+    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A committed run, or champion.")],
+    format: Annotated[str, typer.Option("--format", metavar="savedmodel|onnx", help="What is written.")] = "savedmodel",  # noqa: A002
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="New file or folder; RUN_ID.onnx or RUN_ID-savedmodel here.")
+    ] = None,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="Scale by the run's temperature.")] = False,  # noqa: FBT002
+    store: Store = None,
+    as_json: Json = False,  # noqa: FBT002
+) -> None:
+    """Export a run's model for a server: logits and probabilities."""
+    from flows.commands import export as command
+
+    command.export(run_id, format, output, store, calibrated=calibrated, as_json=as_json)

@@ -1,0 +1,124 @@
+"""A run's model for a server: one file or folder with two answers, the logits and their probabilities.
+
+Inside nnbuild softmax stands outside the model. A server has no outside, so it is put behind the logits here, in a
+copy that is never trained: the logits stay what they are, beside the probabilities.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from nnbuild.errors import ConfigError
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.models import ScoringModel, resolve_model
+from nnbuild.store import Store
+from nnbuild.store.files import explained, make_folder, move_folder, write_bytes
+
+LOGITS, PROBABILITIES = "logits", "probabilities"
+Format = Literal["savedmodel", "onnx"]
+FORMATS = ("savedmodel", "onnx")
+
+
+def export_run(store: Store, run_id: str, target: Path, format: str, *, calibrated: bool = False) -> Path:  # noqa: A002
+    """Export a run's model for serving.
+
+    Args:
+        store: that holds the run.
+        run_id: a committed run, or `champion`.
+        target: a file for `onnx`, a folder for `savedmodel`; it must not exist.
+        format: `savedmodel`, with the signatures `logits` and `probabilities` (and `serving_default`, the latter), or
+            `onnx`, with the outputs `logits` and `probabilities`. Both take uint8 pixels of shape (n, height, width,
+            channels), and give float32 of shape (n, classes).
+        calibrated: divide the logits by the run's temperature before softmax; the logits are given as they are.
+
+    Returns:
+        The target.
+
+    Raises:
+        ConfigError: an unknown format, a target that exists, or a run without a temperature.
+        StoreError: there is no such run, or the target cannot be written.
+        ContractError: the model was changed, or never exported to ONNX.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
+    if target.exists():
+        raise ConfigError(f"{target} exists; give a new {'file' if format == 'onnx' else 'folder'} as --output")
+    engine = "onnx" if format == "onnx" else "keras"
+    model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
+    if calibrated and model.temperature is None:
+        raise ConfigError(f"--calibrated: run {run_id} has no temperature; leave it away")
+    temperature = (model.temperature or 1.0) if calibrated else 1.0
+    with explained(f"write {target}"):
+        make_folder(target.absolute().parent)
+    if format == "onnx":
+        write_bytes(target, with_probabilities(model.content, temperature))
+    else:
+        _write_savedmodel(model, target.absolute(), temperature)
+    return target
+
+
+def with_probabilities(content: bytes, temperature: float = 1.0) -> bytes:
+    """An ONNX model with a second output.
+
+    Args:
+        content: of a model whose first output is the logits.
+        temperature: more than 0; the logits are divided by it.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load_model_from_string(content)
+    graph = model.graph
+    scaled = graph.output[0].name
+    if temperature != 1.0:
+        graph.initializer.append(helper.make_tensor("temperature", TensorProto.FLOAT, [], [temperature]))
+        graph.node.append(helper.make_node("Div", [scaled, "temperature"], ["scaled_logits"], "Div_temperature"))
+        scaled = "scaled_logits"
+    graph.node.append(helper.make_node("Softmax", [scaled], [PROBABILITIES], "Softmax_probabilities", axis=-1))
+    made = graph.output.add()
+    made.CopyFrom(graph.output[0])
+    made.name = PROBABILITIES
+    onnx.checker.check_model(model)
+    serialized: bytes = model.SerializeToString(deterministic=True)
+    return serialized
+
+
+def _write_savedmodel(found: ScoringModel, target: Path, temperature: float) -> None:
+    from nnbuild.backend import keras, quiet, tf
+    from nnbuild.models import load_model
+
+    with _aside(target) as aside:
+        path = aside / "model.keras"
+        path.write_bytes(found.content)
+        model = load_model(path, found.digest, model_name=found.factory)
+        path.unlink()
+        signature = [keras.InputSpec(shape=(None, *found.image_shape), dtype="uint8", name="pixels")]
+
+        def logits(pixels: Any) -> Any:
+            return {LOGITS: tf.cast(model(pixels, training=False), tf.float32)}
+
+        def probabilities(pixels: Any) -> Any:
+            return {PROBABILITIES: tf.nn.softmax(logits(pixels)[LOGITS] / temperature)}
+
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        with quiet():
+            archive.add_endpoint("serving_default", probabilities, input_signature=signature)
+            archive.add_endpoint(PROBABILITIES, probabilities, input_signature=signature)
+            archive.add_endpoint(LOGITS, logits, input_signature=signature)
+            archive.write_out(str(aside / "saved"), verbose=False)
+        move_folder(aside / "saved", target)
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """A folder on the same disk, gone afterwards."""
+    with explained(f"write {target}"):
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
