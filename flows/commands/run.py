@@ -9,7 +9,7 @@ from rich.console import Console
 from flows.display import display_for
 from flows.printing import print_json
 from flows.server import EarlyServer
-from nnbuild import settings
+from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import Interrupted, NnbuildError
 from nnbuild.store import Store
@@ -18,7 +18,14 @@ Settings = dict[str, Any]
 
 
 def run(
-    options: Settings, path: Path | None, overrides: list[str], *, store: str | None, resume: str | None, as_json: bool
+    options: Settings,
+    path: Path | None,
+    overrides: list[str],
+    *,
+    store: str | None,
+    resume: str | None,
+    mlflow: str | None = None,
+    as_json: bool,
 ) -> None:
     """Retrain as a Prefect flow, and say where everything is.
 
@@ -29,6 +36,8 @@ def run(
     config = configured(options, path, overrides)
     resolve(config)  # what can be refused now is refused before anything is started
     place = Store(store)
+    if mlflow is not None:
+        tracking.require_mlflow(mlflow, place)
     if resume is not None:
         place.unfinished_run(resume)
     console = Console(stderr=True)
@@ -50,10 +59,21 @@ def run(
     finally:
         display.close()
     summary = summarise(place, committed.run_id, time.perf_counter() - began)
+    if mlflow is not None:
+        summary["mlflow"] = _logged(place, committed.run_id, mlflow, console)
     if as_json:
         print_json(summary)
     else:
         _show(summary)
+
+
+def _logged(store: Store, run_id: str, uri: str, console: Console) -> str | None:
+    """MLflow's id of the run. That it does not take the run is worth a warning: the run itself is committed."""
+    try:
+        return tracking.log_run(store, run_id, uri)
+    except NnbuildError as error:
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        return None
 
 
 def configured(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
@@ -109,6 +129,7 @@ def _show(summary: Settings) -> None:
     rows = {
         "run": summary["run_id"],
         "dataset": summary["dataset"],
+        **({"mlflow": summary["mlflow"]} if summary.get("mlflow") else {}),
         "network": f"{summary['model_name']}, {summary['epochs']} epochs",
         "test accuracy": f"{summary['test_accuracy']:.4f}",
         "test loss": f"{summary['test_loss']:.4f}",

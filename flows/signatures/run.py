@@ -34,6 +34,9 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: training.learning_rate=0.01.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs beside the run.")] = False,  # noqa: FBT002
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Log the committed run to this MLflow server or database.")
+    ] = None,
     store: Store = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN_ID", help="Go on with a run that was stopped.")] = None,
     as_json: Json = False,  # noqa: FBT002
@@ -47,4 +50,4 @@ def run(
         "training": {"epochs": epochs, "batch_size": batch_size, "tensorboard": tensorboard or None},
         "seed": seed,
     }
-    command.run(options, config, settings or [], store=store, resume=resume, as_json=as_json)
+    command.run(options, config, settings or [], store=store, resume=resume, mlflow=mlflow, as_json=as_json)

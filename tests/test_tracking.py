@@ -1,0 +1,60 @@
+"""A committed run in MLflow: everything of it, once, and one line where that cannot be."""
+
+import pytest
+from command_line import call, tree_digest
+from test_gate import finished  # noqa: F401  (a fixture)
+
+from nnbuild import tracking
+from nnbuild.errors import ConfigError, StoreError
+from nnbuild.store import Store
+
+mlflow = pytest.importorskip("mlflow")
+
+
+def test_a_run_is_logged_whole_and_once(finished, tmp_path):  # noqa: F811
+    store, (run_id, *_) = finished
+    before, uri = tree_digest(store.root), f"sqlite:///{tmp_path}/mlflow.db"
+    logged = tracking.log_run(store, run_id, uri)
+    assert tracking.log_run(store, run_id, uri) == logged
+    assert tree_digest(store.root) == before
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    (experiment,) = [each for each in client.search_experiments() if each.name == tracking.EXPERIMENT]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params["model.name"] == "lab"
+    assert run.data.params["training.epochs"] == str(store.manifest(run_id)["config"]["training"]["epochs"])
+    row = store.read_table("runs", run_id).to_pylist()[0]
+    assert run.data.metrics["test_accuracy"] == row["test_accuracy"]
+    assert run.data.tags["nnbuild.run_id"] == run_id
+    history = [each for each in store.read_table("history", run_id).to_pylist() if each["metric"] == "val_loss"]
+    points = client.get_metric_history(logged, "val_loss")
+    assert [(each.step, each.value) for each in points] == [(each["epoch"], each["value"]) for each in history]
+    names = {each.path for each in client.list_artifacts(logged)}
+    assert {"model.keras", "model.onnx", "manifest.json", "report.html", "tables"} <= names
+    assert (tmp_path / "mlartifacts").is_dir()
+    client.set_terminated(logged, status="RUNNING")  # as a log leaves it that is killed in the middle
+    again = tracking.log_run(store, run_id, uri)
+    assert again != logged
+    assert [each.info.run_id for each in client.search_runs([experiment.experiment_id])] == [again]
+
+
+def test_what_mlflow_cannot_keep_is_one_line(finished, tmp_path, monkeypatch):  # noqa: F811
+    store, (run_id, *_) = finished
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match="neither a database nor a server"):
+        tracking.log_run(store, run_id, "./mlruns")
+    for uri in (f"sqlite:///{tmp_path}/none/there/mlflow.db", "http://who:secret@127.0.0.1:9"):
+        (tmp_path / "none").write_text("")
+        with pytest.raises(StoreError, match="does not take run") as caught:
+            tracking.log_run(store, run_id, uri)
+        assert "\n" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(StoreError, match="no committed run"):
+        tracking.log_run(store, "20200101T000000000Z-abcdef", "sqlite:///x.db")
+
+
+def test_the_option_is_checked_before_a_run_begins(capfd, tmp_path):
+    outcome = call(capfd, "run", "--mlflow", "mlruns", "--store", tmp_path / "store")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "neither a database nor a server" in outcome.err
+    assert not (tmp_path / "store").exists()
+    assert Store(tmp_path / "store").committed() == []
