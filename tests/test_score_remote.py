@@ -1,0 +1,92 @@
+"""Scoring from S3 and to S3, by a server that speaks the protocol on loopback: the same rows as in folders."""
+
+import pyarrow.parquet as pq
+import pytest
+from command_line import call
+from test_score import ROWS, parquet, rows, scored, store, trained  # noqa: F401  (fixtures)
+from test_store_remote import s3_store, service  # noqa: F401  (fixtures)
+
+import nnbuild
+from nnbuild import faults
+from nnbuild.errors import ConfigError, DataError, StoreError
+from nnbuild.runs import retrain
+from nnbuild.scoring import ScoreConfig
+from nnbuild.store import Store
+
+
+@pytest.fixture
+def bucket(s3_store):  # noqa: F811
+    """The URL of an empty folder in an empty bucket, and S3's file system."""
+    import s3fs
+
+    return s3_store.removesuffix("store") + "work", s3fs.S3FileSystem(skip_instance_cache=True)
+
+
+def test_input_and_output_behind_urls(store, tmp_path, bucket):  # noqa: F811
+    url, s3 = bucket
+    path = parquet(tmp_path / "in.parquet")
+    here = rows(store, scored(store, input=path))
+    for name in ("a.parquet", "b.parquet"):
+        s3.put_file(str(path), f"{url}/in/{name}")
+    one = scored(store, input=f"{url}/in/a.parquet")
+    assert rows(store, one).equals(here)
+    for address in (f"{url}/in", f"{url}/in/*.parquet"):
+        done = scored(store, input=address, output=f"{url}/out-{len(address)}")
+        assert done.rows == 2 * ROWS
+        found = pq.read_table(f"{url.removeprefix('s3://')}/out-{len(address)}", filesystem=s3)
+        assert found["prob_0"].to_pylist() == 2 * here["prob_0"].to_pylist()
+        assert s3.exists(f"{url}/out-{len(address)}/_manifest.json")
+        with pytest.raises(ConfigError, match="holds something already"):
+            scored(store, input=f"{url}/in/a.parquet", output=f"{url}/out-{len(address)}")
+    with pytest.raises(DataError, match="no Parquet files"):
+        scored(store, input=f"{url}/nothing")
+
+
+def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):  # noqa: F811
+    from nnbuild.scoring.opening import open_job, resume_job
+
+    url, s3 = bucket
+    s3.put_file(str(parquet(tmp_path / "in.parquet")), f"{url}/in.parquet")
+    job = open_job(ScoreConfig(input=f"{url}/in.parquet"), store.root)
+    assert resume_job(job.score_id, store.root).source.identity() == job.source.identity()
+    content = bytearray((tmp_path / "in.parquet").read_bytes())
+    content[100] ^= 1
+    s3.pipe_file(f"{url}/in.parquet", bytes(content))
+    with pytest.raises(StoreError, match="its input changed"):
+        resume_job(job.score_id, store.root)
+
+
+def test_a_store_on_s3_and_a_service_that_throttles(s3_store, service, tmp_path, small_config, capfd, monkeypatch):  # noqa: F811
+    run = retrain(small_config, s3_store)
+    config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), model=run.run_id, batch_size=32, shard_rows=60)
+    asked = []
+
+    def slow_down(method, path):
+        asked.append((method, path))
+        return ("503 Slow Down", "SlowDown") if method == "PUT" and asked.count((method, path)) == 1 else None
+
+    service.answer = slow_down
+    done = nnbuild.score(config, s3_store)
+    assert [each for each in asked if each[0] == "PUT"]
+    service.answer = lambda method, path: None  # noqa: ARG005
+    table = nnbuild.read_table(s3_store, "scores", score_id=done.score_id)
+    assert table["example_id"].to_pylist() == list(range(ROWS))
+
+    class Killed(BaseException):
+        pass
+
+    def dying(name):
+        if name == "score:manifest":
+            raise Killed
+
+    monkeypatch.setattr(faults, "point", dying)
+    with pytest.raises(Killed):
+        nnbuild.score(config, s3_store)
+    assert Store(s3_store).scored() == [done.score_id]  # the rows are there, and nobody is told of them
+    assert nnbuild.read_table(s3_store, "scores").equals(table)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+    outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip  # noqa: E501
+    assert outcome.code == 0, outcome.err
+    again = nnbuild.read_table(s3_store, "scores", score_id=outcome.json["score_id"])
+    assert again.drop_columns("score_id").equals(table.drop_columns("score_id"))
+    assert len(list(Store(s3_store).workshop.glob("staging/score-*"))) == 0
