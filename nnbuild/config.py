@@ -79,6 +79,11 @@ class TrainingConfig(Section):
     batch_size: int | None = Field(None, ge=1, le=65_536, description="Images per step")
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] | None = Field(None, description="The optimizer")
     learning_rate: float | None = Field(None, gt=0, le=100, description="Of the optimizer; the peak of a schedule")
+    beta_1: float | None = Field(None, ge=0, lt=1, description="Adam's decay of the mean gradient; Keras's if null")
+    beta_2: float | None = Field(None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Momentum of an average of the weights, which becomes the weights; off if null"
+    )
     schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="How the learning rate moves from step to step"
     )
@@ -88,8 +93,8 @@ class TrainingConfig(Section):
     metrics: Annotated[tuple[str, ...], AfterValidator(_metric_names)] = Field(
         ("accuracy",), description="Keras metrics that the history keeps beside the loss"
     )
-    validation_fraction: float = Field(
-        0.2, gt=0, lt=1, description="Share of the training images held out, drawn by the seed"
+    validation_fraction: float | None = Field(
+        None, gt=0, lt=1, description="Share of the training images held out, drawn by the seed"
     )
     validation_freq: int = Field(1, ge=1, le=100_000, description="Validate at every so many epochs")
     early_stopping: EarlyStopping | None = Field(None, description="Off unless given")
@@ -192,6 +197,8 @@ def require_names(config: RunConfig) -> None:
             raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
     if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'")
+    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {None, "adam", "adamw"}:
+        raise ConfigError(f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them")
     if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
         raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")
 

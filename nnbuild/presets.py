@@ -18,7 +18,15 @@ class Preset:
     model: dict[str, object] = field(default_factory=dict)
 
 
-_PLAIN: dict[str, object] = {"optimizer": "adam", "schedule": "constant", "augment": "none"}
+_PLAIN: dict[str, object] = {
+    "optimizer": "adam",
+    "schedule": "constant",
+    "augment": "none",
+    "validation_fraction": 0.2,
+}
+# What was chosen with the last 10,000 training images held out is trained on nearly all of them: a sixtieth is left for
+# the temperature, and to watch.
+_ALL_BUT_A_SIXTIETH = 1 / 60
 _NOTHING_DROPPED: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
 
 METRICS = ("accuracy", "crossentropy", "top_2_accuracy", "top_5_accuracy")
@@ -41,8 +49,17 @@ PRESETS: dict[str, Preset] = {
         {"l2": 0.0, "dropout": 0.5},
     ),
     "fast": Preset(
-        "small convolutions and a one-cycle learning rate: 99 % in about one epoch",
-        {**_PLAIN, "epochs": 1, "batch_size": 128, "learning_rate": 1e-2, "schedule": "one-cycle"},
+        "small convolutions and a one-cycle learning rate: 99 % in seconds",
+        {
+            **_PLAIN,
+            "epochs": 2,
+            "batch_size": 256,
+            "learning_rate": 1.4e-2,
+            "beta_1": 0.7,
+            "beta_2": 0.9,
+            "schedule": "one-cycle",
+            "validation_fraction": _ALL_BUT_A_SIXTIETH,
+        },
         _NOTHING_DROPPED,
     ),
     "accurate": Preset(
@@ -54,6 +71,8 @@ PRESETS: dict[str, Preset] = {
             "learning_rate": 6e-3,
             "schedule": "one-cycle",
             "augment": "affine",
+            "ema": 0.998,
+            "validation_fraction": _ALL_BUT_A_SIXTIETH,
         },
         _NOTHING_DROPPED,
     ),

@@ -14,6 +14,8 @@ _OPTIMIZERS = {
     "rmsprop": keras.optimizers.RMSprop,
 }
 
+_WITH_BETAS = ("adam", "adamw")
+
 # The config names a metric once; the target form decides which of Keras's classes it is.
 _METRICS: dict[str, Callable[[bool], Any]] = {
     "accuracy": lambda _: "accuracy",
@@ -32,6 +34,13 @@ def _top_k(k: int, *, sparse: bool) -> Any:
     return kind(k=k, name=f"top_{k}_accuracy")
 
 
+def _optimizer(training: TrainingConfig, steps: int) -> Any:
+    given = {"beta_1": training.beta_1, "beta_2": training.beta_2} if training.optimizer in _WITH_BETAS else {}
+    betas = {name: value for name, value in given.items() if value is not None}
+    average = {"use_ema": True, "ema_momentum": training.ema} if training.ema is not None else {}
+    return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **betas, **average)
+
+
 def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
     """Compile a model for a loss on logits; modifies `model` in place.
 
@@ -43,7 +52,7 @@ def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
     sparse = training.target_form == "sparse"
     loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
     model.compile(
-        optimizer=_OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps)),
+        optimizer=_optimizer(training, steps),
         loss=loss(from_logits=True),
         metrics=[_METRICS[name](sparse) for name in training.metrics],
     )

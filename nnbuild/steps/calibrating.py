@@ -23,7 +23,7 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     """
     batch, seed = run.config.scoring.batch_size, run.config.seed
     dataset = read_data(run, data)
-    _, rows = split_rows(data.train, run.config.training.validation_fraction, seed)
+    _, rows = split_rows(data.train, float(run.config.training.validation_fraction or 0), seed)
     subsets = {"validation": Split(dataset.train.images[rows], dataset.train.labels[rows]), "test": dataset.test}
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     logits = {name: scoring.logits_of(engine, split, data.classes, batch) for name, split in subsets.items()}

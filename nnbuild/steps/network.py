@@ -41,7 +41,7 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
         ConfigError: a metric, a monitor or the validation split cannot be used.
     """
     wanted = run.config.training
-    rows, _ = split_rows(data.train, wanted.validation_fraction, run.config.seed)
+    rows, _ = split_rows(data.train, float(wanted.validation_fraction or 0), run.config.seed)
     steps = -(-len(rows) // int(wanted.batch_size or 1))
     model = read_model(run, built)
     models.compile_model(model, wanted, steps=steps * int(wanted.epochs or 1))

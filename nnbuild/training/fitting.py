@@ -110,7 +110,7 @@ class _Fit:
         self.model, self.config, self.training, self.around = model, config, training, around
         self.watch = around.watch or _Nobody()
         self.epochs = int(training.epochs or 1)
-        self.rows, self.validation_rows = split_rows(len(split), training.validation_fraction, config.seed)
+        self.rows, self.validation_rows = split_rows(len(split), float(training.validation_fraction or 0), config.seed)
         one_hot = training.target_form == "one-hot"
         batch = int(training.batch_size or 1)
         self.trainer = Steps(
