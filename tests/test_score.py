@@ -305,6 +305,28 @@ def test_bad_rows_go_to_quarantine_and_the_counts_add_up(store, tmp_path):
     assert (row["rows"], row["quarantined"]) == (ROWS - 3, 3)
 
 
+def test_a_picture_that_cannot_be_read_is_named_or_quarantined(store, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, each in enumerate(images(70)):
+        Image.fromarray(each[..., 0]).save(folder / f"{number:03}.png")
+    (folder / "005.png").write_bytes(b"no picture")
+    Image.fromarray(images(1)[0, :, :7, 0]).save(folder / "040.png")
+    before = tree_digest(store.root)
+    with pytest.raises(DataError, match=r"005\.png, row group 0, row 0: not a readable picture"):
+        scored(store, input=folder)
+    assert tree_digest(store.root) == before
+    done = scored(store, input=folder, on_error="quarantine")
+    assert (done.rows, done.quarantined) == (68, 2)
+    assert set(range(70)) - set(rows(store, done)["example_id"].to_pylist()) == {5, 40}
+    (tmp_path / "outside.png").write_bytes((folder / "001.png").read_bytes())
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(DataError, match="leads out of"):
+        scored(store, input=folder)
+
+
 def test_a_corrupt_row_group_is_named_or_quarantined(store, tmp_path):
     path = parquet(tmp_path / "in.parquet", images(), group=50)
     column = pq.read_metadata(path).row_group(2).column(0)

@@ -1,7 +1,6 @@
 """A folder of images by class: train/<class>/*.png and test/<class>/*.png, or <class>/*.png alone."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,18 +44,6 @@ def load(path: Path) -> Dataset:
     shape = _shape_of(train[0][0])
     raw = Raw(*_read(train, shape), *_read(test, shape))
     return assemble(raw, name=slug(path), source=str(path), where=path, class_names=class_names)
-
-
-def read_pictures(files: Sequence[Path]) -> NDArray[np.uint8]:
-    """Pictures of one size.
-
-    Returns:
-        uint8, shape (n, height, width, channels), in the order of the files.
-
-    Raises:
-        DataError: a file is no picture, or of another size than the first.
-    """
-    return _read([(file, 0) for file in files], _shape_of(files[0]))[0]
 
 
 def _by_value(name: str) -> tuple[int, int, str]:

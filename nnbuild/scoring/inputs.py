@@ -1,4 +1,4 @@
-"""What is scored: images from Parquet, a row group at a time, or from smaller formats, all at once."""
+"""What is scored: Parquet, a row group at a time; pictures, some at a time; arrays, all at once."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from nnbuild.data import idx, npz, pictures
+from nnbuild.data import idx, npz
 from nnbuild.data.arrays import as_pixels
-from nnbuild.data.folder import read_pictures
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError
 from nnbuild.scoring.parquet_input import ParquetInput, parquet_files
+from nnbuild.scoring.picture_input import PictureInput
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.remote import is_url
 
@@ -55,17 +55,14 @@ def open_input(address: str, columns: Columns, shape: tuple[int, int, int]) -> I
     if columns.keep or columns.example_id:
         wanted = ", ".join([*columns.keep, *([columns.example_id] if columns.example_id else [])])
         raise DataError(f"{address}: only Parquet has columns, and {wanted} cannot be read; leave --keep and --id away")
+    if Path(address).is_dir():
+        return PictureInput(address, shape)
     return _Arrays(address, _images(Path(address), address), shape)
 
 
 def _images(path: Path, address: str) -> Pixels:
     if not path.exists():
         raise DataError(f"{address}: no such input; give a Parquet file, a folder, a glob, IDX images or an .npz")
-    if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.suffix.lower() in pictures.SUFFIXES)
-        if not found:
-            raise DataError(f"{address}: holds neither *.parquet nor pictures; give another folder")
-        return read_pictures(found)
     if path.suffix == ".npz":
         names = npz.names(path)
         return as_pixels(npz.read(path, ["images" if "images" in names else "x_test"]), path)[0]
