@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := nnbuild tasks flows tests benchmarks
 
-.PHONY: run test lint format lock bench soak clean
+.PHONY: run test lint docs format lock bench soak clean
 
 run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had), score, report
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
@@ -18,6 +18,9 @@ lint: $(VENV)/installed-lint  ## Linters and type checks
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs  ## The pages of docs/ and the API, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/installed-lint  ## Lay out the code
 	$(BIN)/ruff format $(SOURCES)
@@ -54,3 +57,7 @@ $(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-lint: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e ".[test,lint]"
 	touch $@ $(VENV)/installed-test $(VENV)/installed
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e ".[docs]"
+	touch $@

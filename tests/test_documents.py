@@ -1,0 +1,37 @@
+"""The documents cannot rot: the tutorial's code is run, in its order, in a folder of its own."""
+
+import re
+import shlex
+from pathlib import Path
+
+from command_line import call
+
+from nnbuild.store import Store
+
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def test_the_tutorial_works_from_top_to_bottom(capfd, tmp_path, monkeypatch, prefect_server):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NNBUILD_STORE", raising=False)
+    blocks = BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8"))
+    assert {language for language, _ in blocks} == {"python", "sh"}
+    names = {}
+    for language, text in blocks:
+        if language == "python":
+            exec(compile(text, "tutorial.md", "exec"), names)  # noqa: S102
+            continue
+        for line in text.splitlines():
+            outcome = call(capfd, *shlex.split(line)[1:])
+            assert outcome.code == 0, outcome
+    store = Store("nnbuild-store")
+    assert len(store.committed()) == 2
+    assert store.read_table("decisions").num_rows == 2
+    assert (tmp_path / "trends.html").stat().st_size > 1000
+
+
+def test_every_link_between_documents_leads_somewhere():
+    for page in DOCS.rglob("*.md"):
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), (page.name, link)
