@@ -216,7 +216,7 @@ def _version(path: Any) -> tuple[int, str]:
 
 
 def _opened(path: Any) -> Any:
-    return pq.ParquetFile(path.path, filesystem=path.fs) if is_remote(path) else pq.ParquetFile(path, memory_map=True)
+    return pq.ParquetFile(path.path, filesystem=path.fs) if is_remote(path) else pq.ParquetFile(path)
 
 
 @contextmanager
