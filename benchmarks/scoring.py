@@ -26,6 +26,14 @@ from nnbuild.store import Store
 
 ROWS_PER_GROUP = 65_536
 
+TRAIN = """
+import sys
+import nnbuild
+network, epochs, data_dir, store = sys.argv[1:]
+settings = {"dataset": {"data_dir": data_dir}, "model": {"name": network}, "training": {"epochs": int(epochs)}}
+print(nnbuild.retrain(nnbuild.RunConfig.model_validate(settings), store).run_id)
+"""
+
 USUAL = """
 import json, sys, time
 import numpy as np, pandas as pd, tensorflow as tf, keras
@@ -122,19 +130,9 @@ class Bench:
         self._nnbuild = str(Path(sys.executable).with_name("nnbuild"))
         self.runs = {}
         for network in ("lab", "convnet"):
-            options = [
-                "--model",
-                network,
-                "--epochs",
-                str(epochs),
-                "--data-dir",
-                data_dir,
-                "--store",
-                self.store,
-                "--json",
-            ]
-            told = subprocess.run([self._nnbuild, "run", *options], check=True, capture_output=True, text=True).stdout
-            self.runs[network] = json.loads(told.splitlines()[-1])["run_id"]
+            arguments = [network, str(epochs), data_dir, self.store]
+            told = subprocess.run([sys.executable, "-c", TRAIN, *arguments], check=True, capture_output=True, text=True)
+            self.runs[network] = told.stdout.splitlines()[-1]
 
     def model(self, network: str, kind: str) -> str:
         """The path of a network's model file."""
