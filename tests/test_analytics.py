@@ -114,6 +114,33 @@ def test_the_forms_of_an_answer(capfd, finished, tmp_path):  # noqa: F811
     assert call(capfd, "sql", statement, "--csv", "--json", *at).code == 2
 
 
+def test_no_answer_is_written_over_the_store(capfd, finished):  # noqa: F811
+    store, runs = finished
+    before, part = tree_digest(store.root), store.partition("runs", runs[0]) / "part-0.parquet"
+    at = ("--store", store.root)
+    for command in (["sql", "select 1", "--parquet"], ["compare", *runs, "--html"], ["trends", "--html"]):
+        outcome = call(capfd, *command, part, *at)
+        assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+        assert "is in the store" in outcome.err
+    assert tree_digest(store.root) == before
+
+
+def test_a_file_of_another_schema_version_is_refused(capfd, finished, tmp_path):  # noqa: F811
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    store, runs = finished
+    copy = Store(shutil.copytree(store.root, tmp_path / "store"))
+    part = copy.partition("runs", runs[0]) / "part-0.parquet"
+    table = pq.ParquetFile(part).read()
+    pq.write_table(table.replace_schema_metadata({b"nnbuild.schema_version": b"0"}), part)
+    outcome = call(capfd, "sql", "select * from runs", "--store", copy.root)
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert "schema version 0" in outcome.err
+    assert len(query(copy, "select * from history")) > 0
+
+
 def test_a_run_without_its_row_is_not_seen(finished, tmp_path):  # noqa: F811
     import shutil
 

@@ -14,7 +14,7 @@ def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json:
     store = Store(root)
     rows = compared(store, run_ids)
     if html is not None:
-        write_bytes(html.absolute(), comparison_page(rows).encode())
+        write_bytes(store.require_outside(html), comparison_page(rows).encode())
     if as_json:
         print_json({"store": str(store.root), "runs": [jsonable(row) for row in rows]})
         return

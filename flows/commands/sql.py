@@ -18,9 +18,10 @@ def sql(statement: str, root: str | None, *, csv: bool, parquet: Path | None, as
     if csv + as_json + (parquet is not None) > 1:
         raise ConfigError("--csv, --parquet and --json exclude each other; give one of them")
     store = Store(root)
+    target = parquet and store.require_outside(parquet)
     table = query(store, statement)
-    if parquet is not None:
-        with written(parquet.absolute()) as aside:
+    if target is not None:
+        with written(target) as aside:
             pq.write_table(table, aside)
         print(f"{parquet}  {len(table):,} rows")  # noqa: T201
     elif csv:

@@ -16,7 +16,7 @@ def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:
     store = Store(root)
     rows = over_time(store)
     if html is not None:
-        write_bytes(html.absolute(), trends_page(rows).encode())
+        write_bytes(store.require_outside(html), trends_page(rows).encode())
     if as_json:
         print_json({"store": str(store.root), "runs": [jsonable(row) for row in rows]})
     else:

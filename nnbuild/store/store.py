@@ -185,6 +185,17 @@ class Store:
                 remote.fetch_folder(self.dataset_folder(name, digest), folder)
         return folder
 
+    def require_outside(self, path: Path) -> Path:
+        """The absolute path of a file that is to be written for a reader, which no file of the store may be.
+
+        Raises:
+            StoreError: it is in the store.
+        """
+        wanted = path.expanduser().resolve()
+        if not self.is_remote and wanted.is_relative_to(self.root):
+            raise StoreError(f"{path} is in the store {self.root}, whose files are not written over; give another file")
+        return wanted
+
     def manifest(self, run_id: str) -> dict[str, Any]:
         """Everything that explains a committed run.
 
