@@ -1,5 +1,6 @@
 """What cannot be scored: one line, exit 2, and the store with its earlier scores as it was."""
 
+import gzip
 import struct
 
 import numpy as np
@@ -51,7 +52,60 @@ def _empty(folder):
     return folder
 
 
+def _npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def _idx(path, shape, payload=None):
+    path.write_bytes(
+        struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + (payload or bytes(int(np.prod(shape))))
+    )
+    return path
+
+
+def _gzip(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def _lists(path, *rows):
+    return _table(path, image=pa.array(list(rows)))
+
+
+def _pictures(folder, content=b"no picture"):
+    folder.mkdir()
+    (folder / "a.png").write_bytes(content)
+    return folder
+
+
+GREY = [0.0] * 64
+
 CASES = [
+    ("npz of other keys", lambda at: ["--input", _npz(at / "in.npz", pixels=np.zeros(3))], "lacks"),
+    ("npz of objects", lambda at: ["--input", _npz(at / "in.npz", images=np.array([{}, 1]))], "pickled objects"),
+    ("npz that is none", lambda at: ["--input", _text(at / "in.npz")], "not a readable .npz"),
+    ("npz of another size", lambda at: ["--input", _npz(at / "i.npz", images=np.zeros((2, 9, 9), "u1"))], "(9, 9, 1)"),
+    ("npz beyond 255", lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), 256))], "pixels from 256"),
+    ("npz of NaN", lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), np.nan))], "pixels from nan"),
+    ("idx of labels", lambda at: ["--input", _idx(at / "labels-idx1-ubyte", (5,))], "images of shape (5,)"),
+    ("idx of another size", lambda at: ["--input", _idx(at / "images-idx3-ubyte", (2, 9, 9))], "(9, 9, 1)"),
+    ("idx truncated", lambda at: ["--input", _idx(at / "images-idx3-ubyte", (2, 8, 8), b"0" * 9)], "claims shape"),
+    (
+        "gzip truncated",
+        lambda at: [
+            "--input",
+            _gzip(at / "a.gz", gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 9, 8, 8) + bytes(576))[:-9]),
+        ],
+        "damaged or unreadable",
+    ),
+    ("floats below 0", lambda at: ["--input", _lists(at / "in.parquet", GREY, [-1.0] * 64)], "row group 0, row 1"),
+    ("floats beyond 255", lambda at: ["--input", _lists(at / "in.parquet", GREY, [300.0] * 64)], "row group 0, row 1"),
+    ("NaN", lambda at: ["--input", _lists(at / "in.parquet", GREY, [float("nan")] * 64)], "row group 0, row 1"),
+    ("a null", lambda at: ["--input", _lists(at / "in.parquet", GREY, None)], "row group 0, row 1"),
+    ("lists of two lengths", lambda at: ["--input", _lists(at / "in.parquet", GREY, [0.0] * 63)], "row group 0, row 1"),
+    ("no picture", lambda at: ["--input", _pictures(at / "pictures")], "a.png, row group 0"),
+    ("a folder of texts", lambda at: ["--input", _text(_empty(at / "texts") / "a.txt").parent], "neither *.parquet"),
     ("no input", lambda _: [], "give --input"),
     ("missing", lambda at: ["--input", at / "none.parquet"], "no such input"),
     ("a glob of nothing", lambda at: ["--input", at / "*.parquet"], "no such input"),
