@@ -1,7 +1,9 @@
 """Batch scoring: the same rows whatever the input's form, the batches and the interruptions; whole or not at all."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ import nnbuild
 from nnbuild import faults
 from nnbuild.data.dataset import Split
 from nnbuild.data.tables import split_table
-from nnbuild.errors import ConfigError, DataError, StoreError
+from nnbuild.errors import ConfigError, DataError, Interrupted, StoreError
 from nnbuild.runs import retrain
 from nnbuild.scoring import jobs, opening
 from nnbuild.scoring.commit import commit_job
@@ -242,6 +244,26 @@ def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeyp
     folder = store.root / "tables" / "scores" / f"score_id={again.score_id}"
     assert (folder / "part-00000.parquet").stat().st_ino == before
     assert nnbuild.score(ScoreConfig(**options), store.root).score_id != again.score_id
+
+
+def test_a_signal_stops_after_a_batch_and_the_same_job_goes_on(store, tmp_path):
+    options = {"input": str(parquet(tmp_path / "in.parquet")), "batch_size": 32, "shard_rows": 60}
+    straight = scored(store, **options)
+
+    class Stopping:
+        def scored(self, done, _total, _seconds):
+            if done > 100:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        nnbuild.score(ScoreConfig(**options), store.root, watch=Stopping())
+    assert stopped.value.exit_code == 143
+    assert "nnbuild score --resume" in stopped.value.__notes__[0]
+    (waiting,) = (store.root / "staging").glob("score-*")
+    assert (waiting / "rows" / "part-00000.parquet").exists()
+    again = nnbuild.score(ScoreConfig(**options), store.root)
+    assert waiting.name == f"score-{again.score_id}"
+    assert files(store, again.score_id) == files(store, straight.score_id)
 
 
 def test_the_readers(store, tmp_path):

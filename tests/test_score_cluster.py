@@ -9,7 +9,7 @@ from command_line import call, tree_digest
 from test_score import ROWS, bad_parquet, files, images, parquet, store, trained  # noqa: F401  (fixtures)
 
 import nnbuild
-from nnbuild.errors import ConfigError, DataError
+from nnbuild.errors import ConfigError, DataError, Interrupted
 from nnbuild.scoring import ScoreConfig
 
 distributed = pytest.importorskip("distributed")
@@ -65,6 +65,22 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster
     assert killed
     assert files(store, there.score_id) == files(store, here.score_id)
     assert there.rows == 900
+
+
+def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):  # noqa: F811
+    path = parquet(tmp_path / "in.parquet", images(600), group=30)
+    here = nnbuild.score(config(path), store.root)
+
+    class Stopping:
+        def scored(self, _done, _total, _seconds):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        nnbuild.score(config(path), store.root, address=cluster.scheduler_address, watch=Stopping())
+    (waiting,) = (store.root / "staging").glob("score-*")
+    again = nnbuild.score(config(path), store.root)
+    assert waiting.name == f"score-{again.score_id}"
+    assert files(store, again.score_id) == files(store, here.score_id)
 
 
 def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):  # noqa: F811

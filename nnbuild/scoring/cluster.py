@@ -5,6 +5,7 @@ shard in the job's folder, which has to be one that all of them see. A shard of 
 """
 
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -76,10 +77,13 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
         The fields of its `Shard`.
     """
     job, work = _opened(root, score_id, threading.get_ident())
-    made = [
-        each for each in make_shards(work, [(number, shards_of(job)[number])], job.folder) if not isinstance(each, int)
-    ]
-    return made[0].model_dump()
+    try:
+        pieces = make_shards(work, [(number, shards_of(job)[number])], job.folder)
+        (shard,) = (each for each in pieces if not isinstance(each, int))
+        return shard.model_dump()
+    finally:
+        if not (job.folder / "job.json").exists():  # the job has ended meanwhile, by another shard's error
+            shutil.rmtree(job.folder, ignore_errors=True)
 
 
 @lru_cache(maxsize=16)
