@@ -34,6 +34,7 @@ def lines(
     *,
     kept: float | None = None,
     best: tuple[float, float] | None = None,
+    marks: Points = (),
     log: bool = False,
     below: str = "epoch",
 ) -> Markup:
@@ -44,6 +45,7 @@ def lines(
         series: (epoch, value) by name; values that are not finite are left out.
         kept: the epoch to draw a dashed line at.
         best: the point to draw a ring around.
+        marks: more points of that kind.
         log: whether a logarithmic axis may be taken where the values differ much.
         below: what the axis counts, if it is no epochs.
     """
@@ -59,8 +61,9 @@ def lines(
         inside.append(tag("line", x1=x, x2=x, y1=TOP, y2=BOTTOM, class_="kept"))
     for kind, points in enumerate(drawn.values()):
         inside += _line([(across.place(x), up.place(y)) for x, y in points], kind % 4)
-    if best is not None and math.isfinite(best[1]):
-        inside.append(tag("circle", cx=across.place(best[0]), cy=up.place(best[1]), r=6, class_="ring"))
+    for x, y in [*([] if best is None else [best]), *marks]:
+        if math.isfinite(y):
+            inside.append(tag("circle", cx=across.place(x), cy=up.place(y), r=6, class_="ring"))
     return picture(title, WIDTH, HEIGHT, *inside)
 
 
