@@ -18,7 +18,14 @@ _CHANNELS = (1, 3)
 
 
 class Raw(NamedTuple):
-    """Two splits as they were read: any numeric types, shapes not yet looked at."""
+    """Two splits as they were read: any numeric types, shapes not yet looked at.
+
+    Attributes:
+        train_images: should be of shape (n, height, width) or (n, height, width, channels).
+        train_labels: should be of shape (n,).
+        test_images: as the training images, another n.
+        test_labels: likewise.
+    """
 
     train_images: NDArray[Any]
     train_labels: NDArray[Any]

@@ -31,6 +31,9 @@ FILES = (
 def read(path: Path) -> NDArray[Any]:
     """The array in an IDX file, gzipped or not.
 
+    Returns:
+        Of the type and the shape that the header says, at most four dimensions, as MNIST's images (n, 28, 28) uint8.
+
     Raises:
         DataError: missing, truncated, damaged, no IDX file, or a header that promises more than it can hold.
     """
@@ -56,6 +59,9 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[in
 def read_all(folder: Path) -> tuple[NDArray[Any], ...]:
     """Training images and labels, test images and labels from a folder of MNIST's four files.
 
+    Returns:
+        Four arrays, as `read` gives them: images of shape (n, height, width), labels of shape (n,).
+
     Raises:
         DataError: a file is missing, or as `read` says.
     """
@@ -70,7 +76,10 @@ def payload_digest(array: NDArray[np.uint8]) -> str:
     """sha256 of the IDX file that this array would be, so that any packaging of the same data has one digest.
 
     Args:
-        array: uint8, of one to four dimensions.
+        array: uint8, any shape of one to four dimensions.
+
+    Returns:
+        64 hexadecimal digits.
     """
     header = struct.pack(f">HBB{array.ndim}I", 0, 0x08, array.ndim, *array.shape)
     digest = hashlib.sha256(header)

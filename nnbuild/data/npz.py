@@ -40,6 +40,9 @@ def names(path: Path) -> list[str]:
 def read(path: Path, keys: Sequence[str] = KEYS) -> tuple[NDArray[Any], ...]:
     """Arrays of an .npz file, by default x_train, y_train, x_test and y_test, in this order.
 
+    Returns:
+        One array for each key, of any numeric type; shapes are as stored, and not yet looked at.
+
     Raises:
         DataError: no zip, a key is missing, pickled objects, or a member that is not what its header claims.
     """

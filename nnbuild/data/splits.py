@@ -47,7 +47,16 @@ def assemble_held_out(
 ) -> Dataset:
     """A dataset from a single split, a sixth of which becomes the test split; `source` says so.
 
-    Args and Raises: as `nnbuild.data.arrays.assemble`.
+    Args:
+        images: shape (n, height, width) or (n, height, width, channels), as `nnbuild.data.arrays.assemble` takes them.
+        labels: shape (n,), likewise.
+        name: of the dataset.
+        source: where it was read.
+        where: for messages.
+        class_names: one for each class; the labels as text if not given.
+
+    Raises:
+        DataError: as `nnbuild.data.arrays.assemble`, or nothing can be held out.
     """
     (pixels,) = as_pixels((images,), where)
     train, test = hold_out(Split(pixels, as_labels(labels, where)))

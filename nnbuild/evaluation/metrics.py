@@ -13,7 +13,13 @@ Labels = NDArray[np.int16]
 
 
 class Figure(NamedTuple):
-    """One row of the evaluation table; `label` is None where it is about all classes."""
+    """One row of the evaluation table.
+
+    Attributes:
+        metric: its name.
+        label: the class that it is about, from 0; None for all classes.
+        value: a share from 0 to 1, unless the metric says otherwise (`loss` is in nats, `support` counts examples).
+    """
 
     metric: str
     label: int | None
@@ -92,7 +98,15 @@ def _share(part: NDArray[np.float64], whole: NDArray[np.int64]) -> NDArray[np.fl
 
 
 class Bin(NamedTuple):
-    """One row of the calibration table; the last two are None where the bin is empty."""
+    """One row of the calibration table.
+
+    Attributes:
+        bin_lower: the bin holds confidences above this, from 0 to 1,
+        bin_upper: and up to this.
+        count: examples in it.
+        mean_confidence: mean of their largest probability; None if there are none.
+        accuracy: share of them that is classified right; None likewise.
+    """
 
     bin_lower: float
     bin_upper: float
@@ -128,7 +142,18 @@ def calibration_bins(probabilities: NDArray[Any], labels: Labels, bins: int = BI
 
 
 def calibration_error(probabilities: NDArray[Any], labels: Labels, bins: int = BINS) -> float:
-    """Expected calibration error: the mean gap between confidence and accuracy over the bins, weighted by count."""
+    """Expected calibration error: the mean gap between confidence and accuracy over the bins, weighted by count.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
+
+    Args:
+        probabilities: float, shape (n, classes).
+        labels: int16, shape (n,).
+        bins: how many.
+
+    Returns:
+        From 0 to 1; 0 without examples.
+    """
     gaps = (
         each.count * abs(each.mean_confidence - each.accuracy)
         for each in calibration_bins(probabilities, labels, bins)

@@ -114,7 +114,12 @@ def change_locked(
     by: Literal["gate", "promote", "rollback"],
     now: datetime | None = None,
 ) -> Change:
-    """As `change`, for a caller that holds `locked`."""
+    """As `change`, for a caller that holds `locked`.
+
+    Raises:
+        ChampionChangedError: as `change`.
+        StoreError: as `change`.
+    """
     if run_id is not None and store.manifest(run_id)["row"]["status"] != "succeeded":
         raise StoreError(f"run {run_id} failed, expected one that succeeded; see `nnbuild runs`")
     changes = history(store)

@@ -49,7 +49,11 @@ class Run:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What was written when the run began."""
+        """What was written when the run began.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
         record = read_json(self.folder / "run.json")
         if not isinstance(record, dict) or not {"started_at", "code_version", "config"} <= record.keys():
             raise StoreError(f"{self.folder / 'run.json'} is not a run's record; clear it by `nnbuild doctor --repair`")
@@ -57,7 +61,11 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The resolved config."""
+        """The resolved config.
+
+        Raises:
+            StoreError: it is of another version of nnbuild.
+        """
         try:
             return RunConfig.model_validate(self.record["config"])
         except ValidationError as error:

@@ -21,7 +21,7 @@ def split_rows(examples: int, fraction: float, seed: int) -> tuple[NDArray[np.in
         seed: of the draw.
 
     Returns:
-        Rows to train on and rows to validate on: int32, each in ascending order, together all of them.
+        Rows to train on and rows to validate on: int32, shapes (n,) and (m,), each in ascending order, together all.
 
     Raises:
         ConfigError: one of the two would be empty.

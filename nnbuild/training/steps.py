@@ -71,7 +71,11 @@ class Steps:
         return _floats(self.model.get_metrics_result())
 
     def test(self, rows: NDArray[np.int32]) -> dict[str, float]:
-        """The metrics over some rows; resets the model's metrics first."""
+        """The metrics over some rows; resets the model's metrics first.
+
+        Args:
+            rows: int32, shape (n,), of the images.
+        """
         self.model.reset_metrics()
         return _floats(self._test(tf.constant(rows)))
 
