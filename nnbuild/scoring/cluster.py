@@ -14,14 +14,17 @@ from typing import Any
 
 from nnbuild import faults
 from nnbuild.errors import ConfigError, Interrupted, RunError
-from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, work_of
+from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
 from nnbuild.signals import caught
+from nnbuild.store import Store
 from nnbuild.store.files import make_folder
 
 _SECONDS_TO_CONNECT = 10
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_FOR_A_SHARD = 60
+_STOP = "stop"  # a file beside the job: shards that have not begun do not begin any more
 
 
 def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list[Shard]:
@@ -40,6 +43,7 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
     watch = watch or Nobody()
     if job.store.is_remote:
         raise ConfigError("--runner dask needs a store in a folder that all workers see; give --output for a URL")
+    (job.folder / _STOP).unlink(missing_ok=True)
     done, todo = progress_of(job)
     total, began = job.total, time.perf_counter()
     make_folder(job.folder / "rows")
@@ -57,6 +61,10 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
                 done.append(made)
                 rows = sum(each.rows + each.quarantined for each in done)
                 watch.scored(rows, total, time.perf_counter() - began)
+        except BaseException:
+            (job.folder / _STOP).touch()
+            _drain(waiting)
+            raise
         finally:
             client.cancel(waiting)
     if not any((job.folder / "quarantine").iterdir()):
@@ -76,6 +84,8 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
     Returns:
         The fields of its `Shard`.
     """
+    if (staging(Store(root), score_id) / _STOP).exists():
+        return {}
     job, work = _opened(root, score_id, threading.get_ident())
     try:
         pieces = make_shards(work, [(number, shards_of(job)[number])], job.folder)
@@ -122,6 +132,13 @@ def _next(ready: "queue.SimpleQueue[Any]", stop: Callable[[], int | None]) -> An
             return ready.get(timeout=_SECONDS_BETWEEN_LOOKS)
         except queue.Empty:
             continue
+
+
+def _drain(futures: list[Any]) -> None:
+    """Wait for the shards that are being made: nobody shall write into the job's folder any more."""
+    until = time.monotonic() + _SECONDS_FOR_A_SHARD
+    while not all(each.done() for each in futures) and time.monotonic() < until:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _made(future: Any) -> Shard:
