@@ -55,6 +55,19 @@ def test_the_documents_code_runs(finished, tmp_path, monkeypatch):  # noqa: F811
         exec(compile(program, "analytics.md", "exec"), {})  # noqa: S102
 
 
+def test_spark_reads_every_table(finished):  # noqa: F811
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed; it is no dependency")
+    store, _ = finished
+    spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
+    try:
+        for name in sorted({*schemas.FIXED, "predictions"} - {"score_runs"}):
+            spark.read.parquet(str(store.root / "tables" / name)).createOrReplaceTempView(name)
+            counted = spark.sql(f"select count(*) from {name}").collect()[0][0]  # noqa: S608
+            assert counted == len(store.read_table(name))
+    finally:
+        spark.stop()
+
+
 HOSTILE = [
     "create table t as select 1",
     "drop view runs",

@@ -1,5 +1,6 @@
 """The documents cannot rot: the tutorial's code is run, in its order, in a folder of its own."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -35,3 +36,21 @@ def test_every_link_between_documents_leads_somewhere():
     for page in DOCS.rglob("*.md"):
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_what_the_document_on_stability_says_is_what_its_program_measures(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parent / "benchmarks"))
+    stability = importlib.import_module("stability")
+    monkeypatch.setattr(stability, "SCALES", (1, 100))
+    rows = stability.numerics(40)
+    assert len(rows) == 3 * 2 * 3 * 2
+    for row in rows:
+        wrong = row["wrong_gradient"]
+        rescued = row["placement"] == "inside" and row["type"] == "float32" and row["compiled"]
+        if row["placement"] == "outside" or row["scale"] == 1 or rescued:
+            assert (row["wrong_loss"], wrong, row["not_finite"]) == (0, 0, 0), row
+        else:
+            assert wrong > 0.5, row
+    printed = stability.markdown(stability.turned(rows, "wrong_gradient")).splitlines()
+    assert printed[0] == "| type | placement | compiled | ×1 | ×100 |"
+    assert "<svg" in stability.figure(rows)
