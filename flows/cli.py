@@ -14,6 +14,7 @@ from flows.signatures import (  # noqa: F401  (importing them adds their command
     insight,
     run,
     score,
+    serving,
     tables,
     upkeep,
 )

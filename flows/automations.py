@@ -1,0 +1,41 @@
+"""The automation that ends runs whose process was killed, so that none stays "Running" for ever."""
+
+from datetime import timedelta
+from typing import Any
+
+from prefect.client.schemas.objects import StateType
+from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification
+from prefect.events.actions import ChangeFlowRunState
+
+NAME = "nnbuild: end runs that give no sign of life"
+HEARTBEAT = 30  # seconds
+SILENCE = 90  # three missed heartbeats
+
+_SIGN, _ENDS = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def zombies(flow_name: str) -> AutomationCore:
+    """A flow run that sent a heartbeat, and then neither another nor its end, is set to Crashed."""
+    return AutomationCore(
+        name=NAME,
+        description=f"A {flow_name} run without a heartbeat for {SILENCE} s is crashed; installed by nnbuild serve.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={_SIGN},
+            expect={_SIGN, *(f"prefect.flow-run.{end}" for end in _ENDS)},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flow_name}),
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=SILENCE),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
+    )
+
+
+def install(client: Any, flow_name: str) -> None:
+    """Install the automation, in the place of one of the same name."""
+    wanted = zombies(flow_name)
+    for each in client.read_automations_by_name(NAME):
+        client.delete_automation(each.id)
+    client.create_automation(wanted)

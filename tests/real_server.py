@@ -1,0 +1,90 @@
+"""A real Prefect server on loopback with a database of its own, and `nnbuild serve` against it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+
+
+def until(found: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value that a function gives, which is asked a few times a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise TimeoutError(f"no {what} within {seconds} s")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it answers, and the environment of a process that uses it."""
+
+    url: str
+    environment: dict[str, str]
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """POST to the API."""
+        return httpx.post(f"{self.url}{path}", json=body, timeout=20).raise_for_status().json()
+
+    def flow_runs(self, deployment: str) -> list[dict[str, Any]]:
+        """The flow runs of a deployment, in the order in which they were due."""
+        runs = self.ask("/flow_runs/filter", deployments={"name": {"any_": [deployment]}})
+        return sorted(runs, key=lambda each: each["expected_start_time"])
+
+    @contextmanager
+    def serving(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+        """`nnbuild serve` with these arguments; at the end it is asked to stop."""
+        command = [sys.executable, "-m", "flows.cli", "serve", *map(str, arguments)]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                assert process.stdout.readline().startswith("serving "), process.poll()
+                yield process
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+
+
+@contextmanager
+def real_server(home: Path) -> Iterator[Server]:
+    """Start a server that looks for due runs every other second, and stop it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    program = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = (home / "server.log").open("w")
+    with log, subprocess.Popen(program, env=environment, stdout=log, stderr=log) as process:
+        try:
+            until(lambda: _healthy(environment["PREFECT_API_URL"]), 120, "Prefect server")
+            yield Server(environment["PREFECT_API_URL"], environment)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,138 @@
+"""The schedule against a real server: runs come when they are due, one at a time, and end as they should."""
+
+import itertools
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+
+import pytest
+from command_line import call
+from real_server import ROOT, real_server, until
+
+import nnbuild
+from flows.commands.serve import deployment_name
+from flows.scheduled import waiting
+from nnbuild.config import RunConfig
+from nnbuild.store import Store, champion
+
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with real_server(tmp_path_factory.mktemp("prefect")) as found:
+        yield found
+
+
+def options(dataset, store, *, epochs, interval):
+    settings = {"dataset.name": f'"{dataset}"', "model.name": '"lab"', "training.epochs": epochs, "training.threads": 2}
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return [*given, "--store", store, "--interval", interval]
+
+
+def when(text):
+    return datetime.fromisoformat(text)
+
+
+def test_due_runs_are_committed_one_at_a_time_and_the_overtaken_are_skipped(server, tmp_path, small_folder):
+    """The short form of "every minute for ten minutes": due every 3 s, while a run takes longer than that."""
+    store = Store(tmp_path / "store")
+    name = deployment_name(store)
+    with server.serving(*options(small_folder, store.root, epochs=2, interval=3)):
+        until(lambda: len(store.committed()) >= 2, 150, "second committed run")
+    runs = server.flow_runs(name)
+    ended = [each for each in runs if each["state"]["type"] in FINAL and each["start_time"]]
+    done = [each for each in ended if each["state"]["name"] == "Completed"]
+    assert len(done) >= 2
+    assert len([each for each in ended if each["state"]["name"] == "Skipped"]) >= 1
+    for one, next_one in itertools.pairwise(ended):
+        assert when(one["end_time"]) <= when(next_one["start_time"]) + timedelta(milliseconds=50)
+    assert not [each for each in runs if each["state"]["type"] in {"RUNNING", "PENDING"}]
+    assert champion.current(store) in store.committed()
+
+
+def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(server, tmp_path, small_folder):
+    store = Store(tmp_path / "store")
+    name = deployment_name(store)
+
+    def fitting():
+        return next((each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None)
+
+    with server.serving(*options(small_folder, store.root, epochs=50_000, interval=4)) as serving:
+        run_id = until(fitting, 60, "run in its fit")
+        running = next(each for each in server.flow_runs(name) if each["state"]["type"] == "RUNNING")
+        began = time.monotonic()
+        cancelling = {"type": "CANCELLING", "name": "Cancelling"}
+        server.ask(f"/flow_runs/{running['id']}/set_state", state=cancelling, force=False)
+        until(lambda: not any(each.held for each in store.unfinished()), 30, "end of the cancelled fit")
+        assert time.monotonic() - began < 8  # 5 s, and how often we look, on a machine that does other things
+        state = lambda: next(each for each in server.flow_runs(name) if each["id"] == running["id"])["state"]  # noqa: E731
+        until(lambda: state()["type"] in FINAL, 30, "final state")
+        assert state()["type"] == "CANCELLED"
+        epochs = len(set(store.staged_history(run_id)["epoch"].to_pylist()))
+        until(lambda: any(each.held for each in store.unfinished()), 60, "next run")
+        until(
+            lambda: len(set(store.staged_history(run_id)["epoch"].to_pylist())) > epochs, 60, "later epoch of the same"
+        )
+        assert [each.run_id for each in store.unfinished()] == [run_id]
+        serving.terminate()
+        began = time.monotonic()
+        until(lambda: not any(each.held for each in store.unfinished()), 30, "end of the fit after SIGTERM")
+        assert time.monotonic() - began < 8
+    until(lambda: {each["state"]["type"] for each in server.flow_runs(name)} <= {*FINAL, "SCHEDULED"}, 30, "final rows")
+    assert [each.run_id for each in store.unfinished()] == [run_id]
+
+
+def test_the_automation_that_ends_zombies_is_installed_once(server):
+    from flows.automations import NAME
+
+    named = [each for each in server.ask("/automations/filter") if each["name"] == NAME]
+    assert len(named) == 1
+    assert named[0]["trigger"]["posture"] == "Proactive"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cron", "61 3 * * *"], "expected five fields"),
+        (["--timezone", "Europe/Berlon"], "Europe/Berlon"),
+        (["--cron", "0 3 * * *", "--interval", "5"], "give one of them"),
+        (["--interval", "-5"], "above 0"),
+        (["--set", 'dataset.fallback="digits"'], "never falls back"),
+        (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
+        (["--collision", "both"], "enqueue or cancel-new"),
+        (["--plan", "none.toml"], "none.toml"),
+        ([], "no Prefect server is configured"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(capfd, tmp_path, arguments, says, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    told = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
+    assert told.code == 2, told.err
+    assert says in told.err
+    assert told.err.count("\n") == 1
+    assert not (tmp_path / "store").exists()
+
+
+def test_only_a_run_of_the_same_config_is_taken_up(tmp_path, small_config):
+    store = Store(tmp_path)
+    assert waiting(store, small_config) is None
+    run = nnbuild.open_run(small_config, tmp_path)
+    other = RunConfig.model_validate(small_config.model_dump() | {"seed": 8})
+    assert waiting(store, small_config) == run.run_id
+    assert waiting(store, other) is None
+    with nnbuild.working_on(run):
+        assert waiting(store, small_config) is None
+
+
+def test_a_hang_that_hears_no_signal_is_ended_by_the_kernel():
+    program = (
+        "import signal, time\n"
+        "from nnbuild.watchdog import ended_after\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "with ended_after(0.2, grace=0.3):\n"
+        "    while True: time.sleep(1)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=30, check=False)
+    assert ended.returncode == -14
