@@ -16,7 +16,7 @@ from nnbuild.errors import ConfigError, StoreError
 from nnbuild.store import Run, Store
 from nnbuild.watchdog import ended_after
 
-_DUE = ["SCHEDULED", "PENDING"]
+_DUE = ["SCHEDULED", "PENDING", "RUNNING", "COMPLETED"]  # due, or already made
 
 
 @flow(

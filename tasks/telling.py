@@ -13,7 +13,6 @@ COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
 REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
-DRIFTED = "nnbuild.data.drifted"
 STOPPED = "nnbuild.run.stopped"
 
 

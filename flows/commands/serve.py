@@ -141,7 +141,26 @@ def _serve(name: str, schedules: list[dict[str, Any]], parameters: dict[str, Any
     from prefect.flows import serve as serve_deployments
 
     print(f"serving {scheduled_retrain.name}/{name}; stop it by Ctrl-C", flush=True)  # noqa: T201
-    serve_deployments(deployment, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT)
+    try:
+        serve_deployments(deployment, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT)
+    finally:
+        _close(name)
+
+
+def _close(name: str) -> None:
+    """Give the rows of runs that this process ended a final state; Prefect's runner leaves them as they were."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+    from prefect.states import Crashed
+
+    open_states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    with get_client(sync_client=True) as client:
+        for each in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(open_states),
+            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
+        ):
+            message = "nnbuild serve was stopped; what the run has waits in the store for the next one."
+            client.set_flow_run_state(each.id, Crashed(message=message), force=True)
 
 
 def _schedule(kind: Any, given: dict[str, Any]) -> Any:
