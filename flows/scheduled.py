@@ -16,6 +16,7 @@ from nnbuild.errors import ConfigError, StoreError
 from nnbuild.store import Run, Store
 from nnbuild.watchdog import ended_after
 
+SKIPPED = "Skipped"
 _DUE = ["SCHEDULED", "PENDING", "RUNNING", "COMPLETED"]  # due, or already made
 
 
@@ -42,7 +43,7 @@ def scheduled_retrain(
     """
     without_fallback(config)
     if overtaken == "skip" and (after := _overtaken_by()):
-        return Completed(name="Skipped", message=f"Overtaken: the run of {after:%Y-%m-%d %H:%M:%S} UTC is due already.")
+        return Completed(name=SKIPPED, message=f"Overtaken: the run of {after:%Y-%m-%d %H:%M:%S} UTC is due already.")
     with ended_after(timeout_seconds):
         return retrain.fn(config, store, resume=waiting(Store(store), config))
 
@@ -93,5 +94,6 @@ def _overtaken_by() -> datetime | None:
                 }
             )
         )
-    times = [each.expected_start_time for each in due if each.parameters == mine.parameters and each.id != mine.id]
+    others = (each for each in due if each.id != mine.id and each.parameters == mine.parameters)
+    times = [each.expected_start_time for each in others if each.state_name != SKIPPED]
     return min((time for time in times if time is not None), default=None)
