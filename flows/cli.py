@@ -2,6 +2,8 @@
 
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,15 +43,22 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's own flush is quiet)
         return 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
         from nnbuild.errors import NnbuildError
 
-        if not isinstance(error, NnbuildError):
-            raise
-        return _tell(
-            " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))]), error.exit_code
-        )
+        notes = [f"({note})" for note in getattr(error, "__notes__", ())]
+        if isinstance(error, NnbuildError):
+            return _tell(" ".join([str(error), *notes]), error.exit_code)
+        told = f"{type(error).__name__}: {error}; this should not happen, please report it"
+        return _tell(" ".join([told, *(notes or [f"(its traceback is {_traceback_file(error)})"])]), 1)
     return code if isinstance(code, int) else 0
+
+
+def _traceback_file(error: Exception) -> str:
+    """A file for whoever mends nnbuild; the user is told in one line."""
+    with tempfile.NamedTemporaryFile("w", prefix="nnbuild-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name
 
 
 def _usage(error: Any) -> str:

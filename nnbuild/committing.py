@@ -102,7 +102,7 @@ def _dataset_move(run: Run, store: Store, data: Result | None) -> tuple[Path, Pa
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     config = run.folder / "config.json"
     write_json(config, run.config.model_dump(mode="json"))
-    wanted = {"config.json": config, "report.html": run.folder / "report.html"}
+    wanted = {"config.json": config} | {name: run.folder / name for name in ("report.html", "traceback.txt")}
     if not failed:
         wanted |= {name: run.folder / "model" / name for name in ("model.keras", "model.onnx")}
     logs = run.folder / "tensorboard"

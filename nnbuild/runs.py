@@ -1,5 +1,6 @@
 """A run from its opening to its end, whatever that end is."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 
 from nnbuild import committing, steps
 from nnbuild.config import RunConfig, resolve
-from nnbuild.errors import ContractError, InputError, Interrupted, StoreError
+from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.results import Committed
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
@@ -57,19 +58,35 @@ def working_on(run: Run) -> Iterator[None]:
     with locks.held(run.folder):
         try:
             yield
-        except (StoreError, Interrupted) as error:
-            error.add_note(_how_to_resume(run))
-            raise
-        except OSError as error:
-            told = as_store_error(f"work in {error.filename or run.folder}", error)
-            told.add_note(_how_to_resume(run))
-            raise told from error
-        except InputError as error:
-            _end_of_bad_input(run, error)
-            raise
         except Exception as error:
-            committing.commit_failure(run, error)
-            raise
+            if not run.folder.is_dir():
+                raise StoreError(f"{run.folder} is gone in the middle of the run; bring the store back") from error
+            told = _as_told(run, error)
+            _see_to_the_end(run, told)
+            if told is error:
+                raise
+            raise told from error
+
+
+def _as_told(run: Run, error: Exception) -> Exception:
+    """What the user is told of an error: of the operating system's, what was tried and how to mend it."""
+    if not isinstance(error, OSError):
+        return error
+    if error.filename and not Path(error.filename).is_relative_to(run.root):
+        return StoreError(f"cannot write {error.filename}: {error.strerror}; mend it, or set $TMPDIR")
+    return as_store_error(f"work in {error.filename or run.folder}", error)
+
+
+def _see_to_the_end(run: Run, error: Exception) -> None:
+    if isinstance(error, (StoreError, Interrupted)):
+        error.add_note(_how_to_resume(run))
+    elif isinstance(error, InputError):
+        _end_of_bad_input(run, error)
+    else:
+        (run.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+        committing.commit_failure(run, error)
+        if not isinstance(error, NnbuildError):
+            error.add_note(f"its traceback is {run.store}/runs/{run.run_id}/traceback.txt")
 
 
 def _end_of_bad_input(run: Run, error: InputError) -> None:

@@ -11,10 +11,19 @@ from flows.app import Json, Store, app
 @app.command(epilog="Example: nnbuild doctor --store ./nnbuild-store")
 def doctor(
     data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="$NNBUILD_DATA_DIR if not given.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Clear leftovers, write a lost row again.")] = False,  # noqa: FBT002
+    discard: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="With --repair: give up what waits to be resumed.")
+    ] = None,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Say what is installed, reachable and writable, and what would make a run fail."""
+    """Say what is installed, reachable and writable, and what would make a run fail; or put a store in order."""
+    if repair or discard:
+        from flows.commands import repair as mending
+
+        mending.repair(store, discard or [], as_json=as_json)
+        return
     from flows.commands import doctor as command
 
     command.doctor(store, data_dir, as_json=as_json)

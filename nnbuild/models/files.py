@@ -82,6 +82,8 @@ def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) 
         )
     factory = import_factory(model_name) if is_factory(model_name) else None
     refuse_code(content, str(path))
+    # Keras numbers what has no name through the life of a process; a resumed run must come to the same numbers.
+    keras.utils.clear_session(free_memory=False)
     try:
         with seeded(seed):
             return keras.saving.load_model(path, safe_mode=True)

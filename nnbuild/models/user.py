@@ -1,5 +1,6 @@
 """A network of the user's own: a function that is imported by name and returns an uncompiled Keras model."""
 
+import hashlib
 import importlib
 import inspect
 import re
@@ -45,6 +46,20 @@ def import_factory(name: str) -> Callable[..., Any]:
             f"model {name!r}: {module_name} has no function {function_name}; {suggestion(function_name, functions)}"
         )
     return function  # type: ignore[no-any-return]
+
+
+def factory_digest(name: str) -> str:
+    """sha256 of the source of a user's module, 64 hexadecimal digits: another source is another model.
+
+    Raises:
+        ConfigError: as `import_factory`; or the module has no source that can be read.
+    """
+    function = import_factory(name)
+    try:
+        source = inspect.getsource(inspect.getmodule(function) or function)
+    except (OSError, TypeError) as error:
+        raise ConfigError(f"model {name!r} has no source that can be read ({error}); give it as a .py file") from error
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def build_user_model(name: str, shape: Shape, classes: int) -> Any:

@@ -5,7 +5,9 @@ from typing import Any
 
 from nnbuild import logits, machine, models, schemas, training
 from nnbuild.backend import pin_threads
+from nnbuild.config import is_factory
 from nnbuild.errors import StoreError
+from nnbuild.models.user import factory_digest
 from nnbuild.results import BuiltModel, CompiledModel, FittedModel, HistoryTable, LoadedData
 from nnbuild.signals import caught
 from nnbuild.steps.data import read_data
@@ -79,6 +81,7 @@ def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any
         "config": run.config.digest(),
         "dataset": data.digest,
         "code": machine.code_version(),
+        "model": factory_digest(run.config.model.name) if is_factory(run.config.model.name) else "named",
         "threads": threads if pin_threads(threads) else "not pinned",
         "processor": machine.processor(),
     }

@@ -152,7 +152,9 @@ class Store:
             return []
         done = set(self.committed())
         with explained(f"list {folder}"):
-            names = sorted(path.name for path in folder.iterdir() if is_run_id(path.name))
+            # Without its record a run has not begun: its process died before that, or is just beginning.
+            begun = (path for path in folder.iterdir() if is_run_id(path.name) and (path / "run.json").exists())
+            names = sorted(path.name for path in begun)
         return [UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in done]
 
     def committed_in_staging(self) -> list[Run]:

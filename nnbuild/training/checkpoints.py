@@ -117,7 +117,7 @@ class Checkpoints:
 
     def _differences(self, found: dict[str, Any]) -> list[str]:
         """Refuse what must agree; remark on what only makes exactness uncertain."""
-        for name in ("config", "dataset", "code"):
+        for name in ("config", "dataset", "code", "model"):
             if found.get(name) != self.identity.get(name):
                 raise StoreError(
                     f"the checkpoint belongs to another {name} ({found.get(name)}), this run has "
