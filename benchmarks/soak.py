@@ -169,7 +169,7 @@ def values(store: Store, run_id: str) -> dict[str, Any]:
     }
 
 
-def started(store: Store, config: str, resume: str, *, by_command: bool, point: str | None) -> subprocess.Popen[str]:
+def started(store: Store, config: str, resume: str, *, by_command: bool, point: str | None) -> subprocess.Popen[bytes]:
     """A process that makes or resumes a run."""
     environment = dict(os.environ) | ({"NNBUILD_FAULT": point} if point else {})
     if by_command:
@@ -187,9 +187,8 @@ def started(store: Store, config: str, resume: str, *, by_command: bool, point: 
         command += ["--resume", resume] if resume else []
     else:
         command = ["-c", LIBRARY, str(store.root), resume, config]
-    return subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, *command], env=environment, stdout=nowhere, stderr=nowhere)
 
 
 def _toml(settings: dict[str, Any], above: str = "") -> str:
@@ -219,7 +218,7 @@ def one_run(store: Store, config: str, kills: Iterator[str | float], counts: Cou
                     run.wait(kill)
                 except subprocess.TimeoutExpired:
                     run.kill()
-            _, told = run.communicate()
+            run.wait()
         killed = run.returncode == -signal.SIGKILL
         counts.kills += killed
         counts.at_points += killed and isinstance(kill, str)
@@ -228,7 +227,7 @@ def one_run(store: Store, config: str, kills: Iterator[str | float], counts: Cou
         if new and new[0] in store.committed():
             return new[0]
         if not killed:
-            raise SystemExit(f"a process ended with code {run.returncode}: {told[-2000:]}")
+            raise SystemExit(f"a process ended with code {run.returncode}, though nobody killed it")
         counts.resumes += bool(new)
         resume = new[0] if new else ""
     raise SystemExit("a run was not committed by its last process, which nobody killed")

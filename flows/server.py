@@ -1,7 +1,9 @@
 """Prefect's embedded server, started early: it boots in a process of its own while TensorFlow is imported here."""
 
 import os
+import subprocess
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +14,9 @@ _QUIET = {
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
+
+_TRIES, _SECONDS_BETWEEN_TRIES = 600, 0.05
+_GUARDS: list[subprocess.Popen[bytes]] = []  # kept, so that their pipes stay open
 
 
 class EarlyServer:
@@ -28,6 +33,7 @@ class EarlyServer:
         import prefect.client.orchestration  # noqa: F401  (it takes seconds)
 
         self._thread.start()
+        threading.Thread(target=_bind_to_this_process, name="prefect-server-guard", daemon=True).start()
         return self
 
     def __exit__(
@@ -43,3 +49,22 @@ class EarlyServer:
                 client.hello()
         except Exception as error:  # noqa: BLE001  (the flow will meet the same, and say it)
             self._error = error
+
+
+def _bind_to_this_process() -> None:
+    """End the embedded server when this process ends, however it does: Prefect sees to it only at a regular exit.
+
+    A shell waits for the end of a pipe that this process alone holds open.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    for _ in range(_TRIES):
+        started = [each.server_process for each in getattr(SubprocessASGIServer, "_instances", {}).values()]
+        for server in filter(None, started):
+            guard = ["/bin/sh", "-c", f"read -r _; kill {server.pid}"]
+            nowhere = subprocess.DEVNULL
+            _GUARDS.append(
+                subprocess.Popen(guard, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)  # noqa: S603
+            )
+            return
+        time.sleep(_SECONDS_BETWEEN_TRIES)

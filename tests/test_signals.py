@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from test_runs import values
 
@@ -65,3 +66,17 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, 
     assert Store(tmp_path / "store").unfinished()[0].run_id == run_id
     retrain(store=tmp_path / "store", resume=run_id)
     assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
+
+
+def test_the_embedded_server_ends_with_a_program_that_is_killed(tmp_path, small_folder):
+    command = ["run", "--dataset", str(small_folder), "--model", "lab", "--epochs", "5000", "--store", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        assert any(line.startswith("epoch 3/") for line in iter(program.stderr.readline, ""))
+        servers = [each for each in psutil.Process(program.pid).children(recursive=True) if "uvicorn" in each.cmdline()]
+        assert servers
+        program.kill()
+        _, alive = psutil.wait_procs(servers, timeout=30)
+        assert alive == []
