@@ -1,5 +1,7 @@
 """The whole recipe without Prefect: what is committed, what fails, what is resumed."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from nnbuild import schemas, steps
 from nnbuild.config import RunConfig
 from nnbuild.errors import CheckError, ContractError, DivergedError, LockedError, StoreError
 from nnbuild.models import load_model
-from nnbuild.store import Store, locks
+from nnbuild.store import Store, champion, locks
 from nnbuild.store.files import file_digest
 
 TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predictions", "decisions"}
@@ -248,3 +250,22 @@ def test_idx_files_of_ones_own(tmp_path: Path, small_config):
     folder = write_idx(tmp_path / "own", separable(shape=(8, 8, 1), classes=4), gzipped=True)
     committed = nnbuild.retrain(with_changes(small_config, {"dataset": {"name": str(folder)}}), tmp_path / "store")
     assert np.isfinite(Store(tmp_path / "store").read_table("runs", committed.run_id)["test_loss"][0].as_py())
+
+
+def test_several_runs_on_one_store_at_once_all_commit(tmp_path, small_folder):
+    program = (
+        "import sys, nnbuild; config = nnbuild.RunConfig.model_validate({'dataset': {'name': sys.argv[2]}, "
+        "'model': {'name': 'lab'}, 'training': {'epochs': 2}, 'seed': int(sys.argv[3])}); "
+        "nnbuild.retrain(config, sys.argv[1])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "store"), str(small_folder)]
+    together = [subprocess.Popen([*command, str(seed)]) for seed in range(3)]
+    assert [each.wait(300) for each in together] == [0, 0, 0]
+    store = Store(tmp_path / "store")
+    rows = store.read_table("runs").to_pylist()
+    assert sorted(row["seed"] for row in rows) == [0, 1, 2]
+    assert store.unfinished() == []
+    promoted = [row["run_id"] for row in rows if row["promoted"]]
+    changes = [each.run_id for each in champion.history(store)]
+    assert sorted(promoted) == sorted(changes)
+    assert champion.current(store) == changes[-1]
