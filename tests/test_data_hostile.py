@@ -91,7 +91,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_changed_bytes_do_no_harm(sound, form, data):
     with scratch() as folder:
