@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from command_line import call
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from real_server import ROOT, real_server, until
 
 import nnbuild
@@ -103,7 +104,8 @@ def test_the_automation_that_ends_zombies_is_installed_once(server):
 )
 def test_what_cannot_be_served_is_one_line(capfd, tmp_path, arguments, says, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    told = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):  # other tests of the session have a server
+        told = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
     assert told.code == 2, told.err
     assert says in told.err
     assert told.err.count("\n") == 1
