@@ -1,7 +1,6 @@
 """Prefect's embedded server, started early: it boots in a process of its own while TensorFlow is imported here."""
 
 import os
-import subprocess
 import threading
 import time
 from types import TracebackType
@@ -16,7 +15,7 @@ _QUIET = {
 }
 
 _TRIES, _SECONDS_BETWEEN_TRIES = 600, 0.05
-_GUARDS: list[subprocess.Popen[bytes]] = []  # kept, so that their pipes stay open
+_GUARDED: set[int] = set()  # the processes of servers that end with this one
 
 
 class EarlyServer:
@@ -61,10 +60,19 @@ def _bind_to_this_process() -> None:
     for _ in range(_TRIES):
         started = [each.server_process for each in getattr(SubprocessASGIServer, "_instances", {}).values()]
         for server in filter(None, started):
-            guard = ["/bin/sh", "-c", f"read -r _; kill {server.pid}"]
-            nowhere = subprocess.DEVNULL
-            _GUARDS.append(
-                subprocess.Popen(guard, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, start_new_session=True)  # noqa: S603
-            )
+            if server.pid not in _GUARDED:
+                _GUARDED.add(server.pid)
+                _guard(server.pid)
             return
         time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _guard(pid: int) -> None:
+    """Start the shell. The pipe's other end is never closed here: that is what the end of this process does."""
+    theirs, _ours = os.pipe()
+    silence = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+    command = ["/bin/sh", "-c", f"read -r _; kill {pid}"]
+    os.posix_spawn(
+        "/bin/sh", command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0), *silence], setsid=True
+    )
+    os.close(theirs)

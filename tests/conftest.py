@@ -1,10 +1,16 @@
 """What the tests share: TensorFlow in silence, one Prefect test server for the session, tiny datasets."""
 
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from s3_server import Service
 
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -12,9 +18,10 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 # Prefect's logging setup closes the handlers that stand, and TensorFlow's holds the stream that pytest captures at the
 # time of its import: so Prefect comes first.
 import prefect.main  # noqa: F401
-from small_data import write_small_dataset
+from small_data import run_config, write_small_dataset
 
 from nnbuild.config import RunConfig
+from nnbuild.store import Store
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +41,70 @@ def small_config(small_folder: Path) -> RunConfig:
             "seed": 7,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
+    """The root of a store with a champion, to be left as it is."""
+    from nnbuild.runs import retrain
+
+    root = tmp_path_factory.mktemp("trained") / "store"
+    retrain(run_config(small_folder, training={"epochs": 2}), root)
+    return root
+
+
+@pytest.fixture
+def store(trained: Path, tmp_path: Path) -> Store:
+    """A copy of that store, to write to."""
+    return Store(shutil.copytree(trained, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def _three_runs(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> tuple[Path, list[str]]:
+    from nnbuild.runs import retrain
+
+    root = tmp_path_factory.mktemp("gated") / "store"
+    good = {"training": {"epochs": 30, "learning_rate": 0.02}}
+    configs = [run_config(small_folder), run_config(small_folder, **good), run_config(small_folder)]
+    return root, [retrain(each, root).run_id for each in configs]
+
+
+@pytest.fixture
+def gated_runs(
+    _three_runs: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, list[str]]:
+    """A store to write to, and its three runs: the first, a far better one, and one as bad as the first."""
+    root, runs = _three_runs
+    return Store(shutil.copytree(root, tmp_path_factory.mktemp("gated") / "store")), runs
+
+
+@pytest.fixture(scope="session")
+def s3_service() -> Iterator["Service"]:
+    """One for the session: the file systems that are cached for a URL remember where its server was."""
+    pytest.importorskip("moto")
+    from s3_server import Service
+
+    service = Service()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def s3_store(s3_service: "Service", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a store in an empty bucket."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_service.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=bucket)
+    yield f"s3://{bucket}/store"
+    s3_service.answer = lambda method, path: None  # noqa: ARG005
+    client.close()
 
 
 @pytest.fixture

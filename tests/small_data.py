@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnbuild.config import RunConfig
+
 
 def small_arrays(
     *, classes: int, shape: tuple[int, int, int], train: int, test: int, seed: int = 0
@@ -30,3 +32,9 @@ def write_small_dataset(folder: Path, *, classes: int, shape: tuple[int, int, in
     path = folder / "small.npz"
     np.savez(path, **small_arrays(classes=classes, shape=shape, train=train, test=test))
     return path
+
+
+def run_config(path: Path, **changed: object) -> RunConfig:
+    """An epoch of the lab network on the dataset there, or what is changed of that."""
+    settings = {"dataset": {"name": str(path)}, "model": {"name": "lab"}, "training": {"epochs": 1}, "seed": 1}
+    return RunConfig.model_validate({**settings, **changed})

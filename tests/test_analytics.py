@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.dataset as ds
 import pytest
 from command_line import call, tree_digest
-from test_gate import finished, run_config  # noqa: F401  (a fixture)
+from small_data import run_config
 
 from nnbuild import across, schemas
 from nnbuild.errors import ConfigError
@@ -24,8 +24,8 @@ QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=range(1, len(QUESTIONS) + 1))
-def test_every_documented_question_has_an_answer(finished, question):  # noqa: F811
-    store, _ = finished
+def test_every_documented_question_has_an_answer(gated_runs, question):
+    store, _ = gated_runs
     assert len(query(store, question)) > 0
 
 
@@ -33,8 +33,8 @@ def test_there_are_ten():
     assert len(QUESTIONS) == 10
 
 
-def test_the_answers_are_those_of_the_tables(finished):  # noqa: F811
-    store, runs = finished
+def test_the_answers_are_those_of_the_tables(gated_runs):
+    store, runs = gated_runs
     found = query(store, QUESTIONS[0]).to_pandas()
     history = store.read_table("history").to_pandas()
     losses = history[history.metric == "val_loss"]
@@ -45,8 +45,8 @@ def test_the_answers_are_those_of_the_tables(finished):  # noqa: F811
     assert list(found.run_id) == sorted(runs)
 
 
-def test_the_documents_code_runs(finished, tmp_path, monkeypatch):  # noqa: F811
-    store, _ = finished
+def test_the_documents_code_runs(gated_runs, tmp_path, monkeypatch):
+    store, _ = gated_runs
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nnbuild-store").symlink_to(store.root)
     programs = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
@@ -55,9 +55,9 @@ def test_the_documents_code_runs(finished, tmp_path, monkeypatch):  # noqa: F811
         exec(compile(program, "analytics.md", "exec"), {})  # noqa: S102
 
 
-def test_spark_reads_every_table(finished):  # noqa: F811
+def test_spark_reads_every_table(gated_runs):
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed; it is no dependency")
-    store, _ = finished
+    store, _ = gated_runs
     spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     try:
         for name in sorted({*schemas.FIXED, "predictions"} - {"score_runs"}):
@@ -105,8 +105,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("statement", HOSTILE)
-def test_what_is_no_question_to_the_tables_is_refused(capfd, finished, tmp_path, statement):  # noqa: F811
-    store, _ = finished
+def test_what_is_no_question_to_the_tables_is_refused(capfd, gated_runs, tmp_path, statement):
+    store, _ = gated_runs
     before = tree_digest(store.root)
     outcome = call(capfd, "sql", statement.format(at=tmp_path), "--store", store.root)
     assert (outcome.code, outcome.out) == (2, "")
@@ -115,8 +115,8 @@ def test_what_is_no_question_to_the_tables_is_refused(capfd, finished, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_forms_of_an_answer(capfd, finished, tmp_path):  # noqa: F811
-    store, runs = finished
+def test_the_forms_of_an_answer(capfd, gated_runs, tmp_path):
+    store, runs = gated_runs
     statement = "select run_id, test_accuracy from runs order by run_id"
     at = ("--store", store.root)
     rows = call(capfd, "sql", statement, "--json", *at).json["rows"]
@@ -127,8 +127,8 @@ def test_the_forms_of_an_answer(capfd, finished, tmp_path):  # noqa: F811
     assert call(capfd, "sql", statement, "--csv", "--json", *at).code == 2
 
 
-def test_no_answer_is_written_over_the_store(capfd, finished):  # noqa: F811
-    store, runs = finished
+def test_no_answer_is_written_over_the_store(capfd, gated_runs):
+    store, runs = gated_runs
     before, part = tree_digest(store.root), store.partition("runs", runs[0]) / "part-0.parquet"
     at = ("--store", store.root)
     for command in (["sql", "select 1", "--parquet"], ["compare", *runs, "--html"], ["trends", "--html"]):
@@ -138,12 +138,12 @@ def test_no_answer_is_written_over_the_store(capfd, finished):  # noqa: F811
     assert tree_digest(store.root) == before
 
 
-def test_a_file_of_another_schema_version_is_refused(capfd, finished, tmp_path):  # noqa: F811
+def test_a_file_of_another_schema_version_is_refused(capfd, gated_runs, tmp_path):
     import shutil
 
     import pyarrow.parquet as pq
 
-    store, runs = finished
+    store, runs = gated_runs
     copy = Store(shutil.copytree(store.root, tmp_path / "store"))
     part = copy.partition("runs", runs[0]) / "part-0.parquet"
     table = pq.ParquetFile(part).read()
@@ -154,10 +154,10 @@ def test_a_file_of_another_schema_version_is_refused(capfd, finished, tmp_path):
     assert len(query(copy, "select * from history")) > 0
 
 
-def test_a_run_without_its_row_is_not_seen(finished, tmp_path):  # noqa: F811
+def test_a_run_without_its_row_is_not_seen(gated_runs, tmp_path):
     import shutil
 
-    store, runs = finished
+    store, runs = gated_runs
     copy = Store(shutil.copytree(store.root, tmp_path / "store"))
     shutil.rmtree(copy.partition("runs", runs[1]))
     for table in ("history", "predictions", "runs"):
@@ -165,8 +165,8 @@ def test_a_run_without_its_row_is_not_seen(finished, tmp_path):  # noqa: F811
         assert seen == {runs[0], runs[2]}
 
 
-def test_compare_uses_the_paired_test(capfd, finished):  # noqa: F811
-    store, (first, second, third) = finished
+def test_compare_uses_the_paired_test(capfd, gated_runs):
+    store, (first, second, third) = gated_runs
     rows = across.compare(store, [first, second, third])
     assert [row["run_id"] for row in rows] == [first, second, third]
     assert rows[0]["difference"] is None
@@ -180,8 +180,8 @@ def test_compare_uses_the_paired_test(capfd, finished):  # noqa: F811
             across.compare(store, wrong)
 
 
-def test_pages_over_several_runs_are_whole(capfd, finished, tmp_path):  # noqa: F811
-    store, runs = finished
+def test_pages_over_several_runs_are_whole(capfd, gated_runs, tmp_path):
+    store, runs = gated_runs
     at = ("--store", store.root)
     assert call(capfd, "compare", *runs, "--html", tmp_path / "compare.html", *at).code == 0
     assert call(capfd, "trends", "--html", tmp_path / "trends.html", *at).code == 0

@@ -7,6 +7,7 @@ import pytest
 from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_data import run_config
 
 from nnbuild import faults, gate
 from nnbuild.config import GateConfig, RunConfig
@@ -86,26 +87,8 @@ def test_other_data_may_promote_if_it_is_told_to():
     assert decision.promote
 
 
-def run_config(small_folder, **changed):
-    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 1}, "seed": 1}
-    return RunConfig.model_validate({**settings, **changed})
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_folder):
-    """Three runs: the first, a far better one, and one as bad as the first."""
-    root = tmp_path_factory.mktemp("gate") / "store"
-    good = {"training": {"epochs": 30, "learning_rate": 0.02}}
-    runs = [
-        retrain(run_config(small_folder), root),
-        retrain(run_config(small_folder, **good), root),
-        retrain(run_config(small_folder), root),
-    ]
-    return Store(root), [each.run_id for each in runs]
-
-
-def test_the_champion_changes_only_when_the_new_one_has_earned_it(finished):
-    store, (first, second, third) = finished
+def test_the_champion_changes_only_when_the_new_one_has_earned_it(gated_runs):
+    store, (first, second, third) = gated_runs
     rows = {row["run_id"]: row for row in store.read_table("runs").to_pylist()}
     assert [rows[each]["promoted"] for each in (first, second, third)] == [True, True, False]
     assert champion.current(store) == second
@@ -120,18 +103,18 @@ def test_the_champion_changes_only_when_the_new_one_has_earned_it(finished):
     assert second in page
 
 
-def test_the_report_is_rebuilt_with_the_same_champion(finished):
+def test_the_report_is_rebuilt_with_the_same_champion(gated_runs):
     from nnbuild.report import rebuild
 
-    store, (_, _, third) = finished
+    store, (_, _, third) = gated_runs
     path = store.root / "runs" / third / "report.html"
     before = path.read_bytes()
     rebuild(store, third)
     assert path.read_bytes() == before
 
 
-def test_rollback_and_promote(capfd, finished):
-    store, (first, second, third) = finished
+def test_rollback_and_promote(capfd, gated_runs):
+    store, (first, second, third) = gated_runs
     assert call(capfd, "champion", "--store", store.root, "--json").json["champion"] == second
     assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
     assert call(capfd, "promote", third, "--store", store.root, "--json").json["champion"] == third
@@ -157,8 +140,8 @@ def test_there_is_nothing_to_roll_back_in_an_empty_store(capfd, tmp_path):
     assert "no champion" in outcome.err
 
 
-def test_of_many_who_race_for_the_pointer_one_wins(finished):
-    store, runs = finished
+def test_of_many_who_race_for_the_pointer_one_wins(gated_runs):
+    store, runs = gated_runs
     standing = champion.current(store)
     others = [each for each in runs if each != standing]
     won, lost = [], []

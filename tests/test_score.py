@@ -16,63 +16,16 @@ import pytest
 from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from score_data import ROWS, bad_parquet, files, images, parquet, rows, scored
 
 import nnbuild
 from nnbuild import faults
-from nnbuild.data.dataset import Split
-from nnbuild.data.tables import split_table
 from nnbuild.errors import ConfigError, DataError, Interrupted, StoreError
-from nnbuild.runs import retrain
 from nnbuild.scoring import jobs, opening
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.stages import ahead
 from nnbuild.scoring.where import parse
-from nnbuild.store import Store
-
-SHAPE = (8, 8, 1)
-ROWS = 230
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, small_folder):
-    """A store with a champion."""
-    from nnbuild.config import RunConfig
-
-    root = tmp_path_factory.mktemp("score") / "store"
-    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 2}}
-    retrain(RunConfig.model_validate(settings), root)
-    return root
-
-
-@pytest.fixture
-def store(trained, tmp_path):
-    """A copy of that store, to write to."""
-    return Store(shutil.copytree(trained, tmp_path / "store"))
-
-
-def images(rows=ROWS):
-    return np.random.default_rng(5).integers(0, 256, (rows, *SHAPE), np.uint8)
-
-
-def parquet(path, pixels=None, group=50, **columns):
-    pixels = images() if pixels is None else pixels
-    table = split_table(Split(pixels, (np.arange(len(pixels)) % 3).astype(np.int16)))
-    for name, values in columns.items():
-        table = table.append_column(name, pa.array(values))
-    pq.write_table(table, path, row_group_size=group)
-    return path
-
-
-def scored(store, **config):
-    config = {"batch_size": 32, "shard_rows": 100} | {name: each for name, each in config.items() if each is not None}
-    job = opening.open_job(ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root)
-    with jobs.working_on(job):
-        return commit_job(job, jobs.score_input(job))
-
-
-def rows(store, done):
-    return store.read_table("scores", done.score_id).drop_columns("score_id")
 
 
 def test_the_rows_are_those_of_the_keras_engine(store, tmp_path):
@@ -281,11 +234,6 @@ def test_the_readers(store, tmp_path):
         nnbuild.read_table(store, "history", score_id=first.score_id)
 
 
-def files(store, score_id):
-    folder = store.root / "tables" / "scores" / f"score_id={score_id}"
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_an_output_folder_of_ones_own(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     in_store = rows(store, scored(store, input=path))
@@ -298,15 +246,6 @@ def test_an_output_folder_of_ones_own(store, tmp_path):
     with pytest.raises(ConfigError, match="holds something already"):
         scored(store, input=path, output=str(tmp_path / "out"))
     assert tree_digest(tmp_path) == before
-
-
-def bad_parquet(path):
-    """Rows 3 and 140 are null, row 60 has another size."""
-    pixels = [each.ravel().tolist() for each in images()]
-    pixels[3] = pixels[140] = None
-    pixels[60] = pixels[60][:-1]
-    pq.write_table(pa.table({"image": pa.array(pixels, pa.list_(pa.uint8()))}), path, row_group_size=50)
-    return path
 
 
 def test_a_bad_row_stops_the_job_and_leaves_the_store(store, tmp_path):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import call, tree_digest
-from test_score import images, parquet, trained  # noqa: F401  (a fixture)
+from score_data import images, parquet
 
 from nnbuild.store import Store
 
@@ -150,7 +150,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, says):  # noqa: F811
+def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, says):
     given = arguments(tmp_path)
     before = tree_digest(trained)
     outcome = call(capfd, "score", *given, "--store", trained)
@@ -160,7 +160,7 @@ def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, s
     assert tree_digest(trained) == before
 
 
-def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):  # noqa: F811
+def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
     import shutil
 
     store = Store(shutil.copytree(trained, tmp_path / "store"))

@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 from command_line import call, tree_digest
-from test_score import ROWS, bad_parquet, files, images, parquet, store, trained  # noqa: F401  (fixtures)
+from score_data import ROWS, bad_parquet, files, images, parquet
 
 import nnbuild
 from nnbuild.errors import ConfigError, DataError, Interrupted
@@ -30,7 +30,7 @@ def config(path, **more):
     return ScoreConfig.model_validate({"input": str(path), "batch_size": 32, "shard_rows": 30, "threads": 1, **more})
 
 
-def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):  # noqa: F811
+def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", customer=np.arange(ROWS), group=30)
     here = nnbuild.score(config(path, keep=["customer"]), store.root)
     told = []
@@ -47,7 +47,7 @@ def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):  # noqa: F
     assert not (store.root / "quarantine").exists()
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster):  # noqa: F811
+def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", images(900), group=30)
     here = nnbuild.score(config(path), store.root)
     killed = []
@@ -67,7 +67,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster
     assert there.rows == 900
 
 
-def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):  # noqa: F811
+def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", images(600), group=30)
     here = nnbuild.score(config(path), store.root)
 
@@ -83,7 +83,7 @@ def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):  
     assert files(store, again.score_id) == files(store, here.score_id)
 
 
-def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):  # noqa: F811
+def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):
     path = bad_parquet(tmp_path / "bad.parquet")
     before = tree_digest(store.root)
     with pytest.raises(DataError, match=r"bad\.parquet, row group \d, row \d+: "):
@@ -103,7 +103,7 @@ def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):  # no
         (["--runner", "dask", "--address", "nonsense"], "no Dask scheduler answers"),
     ],
 )
-def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, options, says):  # noqa: F811
+def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, options, says):
     from nnbuild.scoring import cluster as module
 
     monkeypatch.setattr(module, "_SECONDS_TO_CONNECT", 1)
@@ -116,7 +116,7 @@ def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, option
     assert tree_digest(store.root) == before
 
 
-def test_a_remote_store_is_refused(store, tmp_path):  # noqa: F811
+def test_a_remote_store_is_refused(store, tmp_path):
     from dataclasses import replace
 
     from nnbuild.scoring.cluster import score_on_cluster

@@ -3,7 +3,7 @@
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterName
-from test_score import ROWS, bad_parquet, files, parquet, store, trained  # noqa: F401  (fixtures)
+from score_data import ROWS, bad_parquet, files, parquet
 
 import nnbuild
 from flows.score import score
@@ -24,7 +24,7 @@ def artifacts(flow_name):
     return {each.key: each.data for each in found}, sorted(each.name for each in tasks)
 
 
-def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server):  # noqa: F811
+def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server):
     path = parquet(tmp_path / "flow.parquet")
     here = nnbuild.score(config(path), store.root)
     done = score(config(path), str(store.root))
@@ -35,7 +35,7 @@ def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server
     assert tasks == [f"commit {done.score_id}", "open scoring", f"score {ROWS} rows"]
 
 
-def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_server):  # noqa: F811
+def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_server):
     before = store.scored()
     with pytest.raises(DataError, match="row group 0, row 3"):
         score(config(bad_parquet(tmp_path / "bad.parquet")), str(store.root))
@@ -43,6 +43,6 @@ def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_ser
     assert not list((store.root / "staging").glob("score-*"))
 
 
-def test_a_job_is_either_new_or_resumed(store):  # noqa: F811
+def test_a_job_is_either_new_or_resumed(store):
     with pytest.raises(ConfigError, match="not both"):
         nnbuild.score(None, store.root)

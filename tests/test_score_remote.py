@@ -3,8 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
-from test_score import ROWS, parquet, rows, scored, store, trained  # noqa: F401  (fixtures)
-from test_store_remote import s3_store, service  # noqa: F401  (fixtures)
+from score_data import ROWS, parquet, rows, scored
 
 import nnbuild
 from nnbuild import faults
@@ -15,14 +14,14 @@ from nnbuild.store import Store
 
 
 @pytest.fixture
-def bucket(s3_store):  # noqa: F811
+def bucket(s3_store):
     """The URL of an empty folder in an empty bucket, and S3's file system."""
     import s3fs
 
     return s3_store.removesuffix("store") + "work", s3fs.S3FileSystem(skip_instance_cache=True)
 
 
-def test_input_and_output_behind_urls(store, tmp_path, bucket):  # noqa: F811
+def test_input_and_output_behind_urls(store, tmp_path, bucket):
     url, s3 = bucket
     path = parquet(tmp_path / "in.parquet")
     here = rows(store, scored(store, input=path))
@@ -42,7 +41,7 @@ def test_input_and_output_behind_urls(store, tmp_path, bucket):  # noqa: F811
         scored(store, input=f"{url}/nothing")
 
 
-def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):  # noqa: F811
+def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
     from nnbuild.scoring.opening import open_job, resume_job
 
     url, s3 = bucket
@@ -56,7 +55,7 @@ def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket): 
         resume_job(job.score_id, store.root)
 
 
-def test_a_store_on_s3_and_a_service_that_throttles(s3_store, service, tmp_path, small_config, capfd, monkeypatch):  # noqa: F811
+def test_a_store_on_s3_and_a_service_that_throttles(s3_store, s3_service, tmp_path, small_config, capfd, monkeypatch):
     run = retrain(small_config, s3_store)
     config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), model=run.run_id, batch_size=32, shard_rows=60)
     asked = []
@@ -65,10 +64,10 @@ def test_a_store_on_s3_and_a_service_that_throttles(s3_store, service, tmp_path,
         asked.append((method, path))
         return ("503 Slow Down", "SlowDown") if method == "PUT" and asked.count((method, path)) == 1 else None
 
-    service.answer = slow_down
+    s3_service.answer = slow_down
     done = nnbuild.score(config, s3_store)
     assert [each for each in asked if each[0] == "PUT"]
-    service.answer = lambda method, path: None  # noqa: ARG005
+    s3_service.answer = lambda method, path: None  # noqa: ARG005
     table = nnbuild.read_table(s3_store, "scores", score_id=done.score_id)
     assert table["example_id"].to_pylist() == list(range(ROWS))
 

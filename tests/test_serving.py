@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from command_line import call, tree_digest
-from test_score import images, parquet, rows, scored, store, trained  # noqa: F401  (fixtures)
+from score_data import images, parquet, rows, scored
 
 from nnbuild.backend import tf
 from nnbuild.errors import ConfigError
@@ -32,7 +32,7 @@ def answers(path, kind):
 
 @pytest.mark.parametrize("kind", ["onnx", "savedmodel"])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_a_server_gets_logits_and_probabilities(store, tmp_path, kind, calibrated):  # noqa: F811
+def test_a_server_gets_logits_and_probabilities(store, tmp_path, kind, calibrated):
     path = export_run(store, "champion", tmp_path / "exported", kind, calibrated=calibrated)
     logits, probabilities = answers(path, kind)
     scores = rows(store, scored(store, input=parquet(tmp_path / "in.parquet"), logits=True))
@@ -43,7 +43,7 @@ def test_a_server_gets_logits_and_probabilities(store, tmp_path, kind, calibrate
     assert logits.dtype == probabilities.dtype == np.float32
 
 
-def test_an_exported_file_scores_like_the_run(store, tmp_path):  # noqa: F811
+def test_an_exported_file_scores_like_the_run(store, tmp_path):
     source = parquet(tmp_path / "in.parquet")
     path = export_run(store, "champion", tmp_path / "served.onnx", "onnx")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -51,12 +51,12 @@ def test_an_exported_file_scores_like_the_run(store, tmp_path):  # noqa: F811
     assert rows(store, by_file).equals(rows(store, scored(store, input=source)))
 
 
-def test_the_same_export_has_the_same_bytes(store, tmp_path):  # noqa: F811
+def test_the_same_export_has_the_same_bytes(store, tmp_path):
     first, second = (export_run(store, "champion", tmp_path / name, "onnx").read_bytes() for name in ("a", "b"))
     assert first == second
 
 
-def test_the_command(capfd, store, tmp_path, monkeypatch):  # noqa: F811
+def test_the_command(capfd, store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = call(capfd, "export", "champion", "--format", "onnx", "--store", store.root, "--json")
     assert outcome.code == 0, outcome.err
@@ -75,7 +75,7 @@ def test_the_command(capfd, store, tmp_path, monkeypatch):  # noqa: F811
     assert tree_digest(tmp_path) == before
 
 
-def test_a_run_without_a_temperature_is_not_calibrated(store, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_without_a_temperature_is_not_calibrated(store, tmp_path, monkeypatch):
     from dataclasses import replace
 
     from nnbuild import serving

@@ -2,7 +2,6 @@
 
 import pytest
 from command_line import call, tree_digest
-from test_gate import finished  # noqa: F401  (a fixture)
 
 from nnbuild import tracking
 from nnbuild.errors import ConfigError, StoreError
@@ -11,8 +10,8 @@ from nnbuild.store import Store
 mlflow = pytest.importorskip("mlflow")
 
 
-def test_a_run_is_logged_whole_and_once(finished, tmp_path):  # noqa: F811
-    store, (run_id, *_) = finished
+def test_a_run_is_logged_whole_and_once(gated_runs, tmp_path):
+    store, (run_id, *_) = gated_runs
     before, uri = tree_digest(store.root), f"sqlite:///{tmp_path}/mlflow.db"
     logged = tracking.log_run(store, run_id, uri)
     assert tracking.log_run(store, run_id, uri) == logged
@@ -37,8 +36,8 @@ def test_a_run_is_logged_whole_and_once(finished, tmp_path):  # noqa: F811
     assert [each.info.run_id for each in client.search_runs([experiment.experiment_id])] == [again]
 
 
-def test_what_mlflow_cannot_keep_is_one_line(finished, tmp_path, monkeypatch):  # noqa: F811
-    store, (run_id, *_) = finished
+def test_what_mlflow_cannot_keep_is_one_line(gated_runs, tmp_path, monkeypatch):
+    store, (run_id, *_) = gated_runs
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConfigError, match="neither a database nor a server"):
         tracking.log_run(store, run_id, "./mlruns")

@@ -1,0 +1,52 @@
+"""What the tests of scoring share: inputs, a job from beginning to end, and what it wrote."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nnbuild.data.dataset import Split
+from nnbuild.data.tables import split_table
+from nnbuild.scoring import jobs, opening
+from nnbuild.scoring.commit import commit_job
+from nnbuild.scoring.config import ScoreConfig
+
+SHAPE = (8, 8, 1)
+ROWS = 230
+
+
+def images(rows=ROWS):
+    return np.random.default_rng(5).integers(0, 256, (rows, *SHAPE), np.uint8)
+
+
+def parquet(path, pixels=None, group=50, **columns):
+    pixels = images() if pixels is None else pixels
+    table = split_table(Split(pixels, (np.arange(len(pixels)) % 3).astype(np.int16)))
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def scored(store, **config):
+    config = {"batch_size": 32, "shard_rows": 100} | {name: each for name, each in config.items() if each is not None}
+    job = opening.open_job(ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root)
+    with jobs.working_on(job):
+        return commit_job(job, jobs.score_input(job))
+
+
+def rows(store, done):
+    return store.read_table("scores", done.score_id).drop_columns("score_id")
+
+
+def files(store, score_id):
+    folder = store.root / "tables" / "scores" / f"score_id={score_id}"
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def bad_parquet(path):
+    """Rows 3 and 140 are null, row 60 has another size."""
+    pixels = [each.ravel().tolist() for each in images()]
+    pixels[3] = pixels[140] = None
+    pixels[60] = pixels[60][:-1]
+    pq.write_table(pa.table({"image": pa.array(pixels, pa.list_(pa.uint8()))}), path, row_group_size=50)
+    return path
