@@ -12,7 +12,7 @@ run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
 
 test: $(VENV)/installed-test  ## The whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-lint  ## Linters and type checks
 	$(BIN)/ruff check $(SOURCES)

@@ -34,7 +34,7 @@ def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, number):
     settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "seed": 3}
-    settings["training"] = {"epochs": 400, "batch_size": 4, "threads": 2}
+    settings["training"] = {"epochs": 150, "batch_size": 4, "threads": 2}
     straight = retrain(RunConfig.model_validate(settings), tmp_path / "straight")
     command = [
         "run",
@@ -45,7 +45,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, 
         "--seed",
         "3",
         "--epochs",
-        "400",
+        "150",
         "--batch-size",
         "4",
     ]
