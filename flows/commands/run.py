@@ -11,7 +11,7 @@ from flows.printing import print_json
 from flows.server import EarlyServer
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
-from nnbuild.errors import Interrupted, NnbuildError
+from nnbuild.errors import NnbuildError
 from nnbuild.store import Store
 
 Settings = dict[str, Any]
@@ -33,41 +33,63 @@ def run(
         NnbuildError: what stopped the run.
     """
     began = time.perf_counter()
-    config = configured(options, path, overrides)
-    resolve(config)  # what can be refused now is refused before anything is started
-    place = Store(store)
-    if mlflow is not None:
-        tracking.require_mlflow(mlflow, place)
+    place, config = prepared(options, path, overrides, store=store, mlflow=mlflow)
     if resume is not None:
         place.unfinished_run(resume)
     console = Console(stderr=True)
-    display = display_for(console)
-    with display.waiting("starting Prefect and TensorFlow"), EarlyServer():
-        import nnbuild.backend  # noqa: F401  (while the server boots)
-        from flows.retrain import retrain
-        from tasks.watching import shown_on
-
+    start(console)
     try:
-        with shown_on(display):
-            committed = retrain(config, str(place.root), resume)
-    except Interrupted:
-        raise
+        run_id = retrained(config, place, console, resume)
     except NnbuildError as error:
         if as_json and error.exit_code == 1:
-            print_json({"run_id": _last_run(place), "status": "failed", "error": str(error)})
+            print_json({"run_id": last_run(place), "status": "failed", "error": str(error)})
         raise
-    finally:
-        display.close()
-    summary = summarise(place, committed.run_id, time.perf_counter() - began)
+    summary = summarise(place, run_id, time.perf_counter() - began)
     if mlflow is not None:
-        summary["mlflow"] = _logged(place, committed.run_id, mlflow, console)
+        summary["mlflow"] = logged(place, run_id, mlflow, console)
     if as_json:
         print_json(summary)
     else:
         _show(summary)
 
 
-def _logged(store: Store, run_id: str, uri: str, console: Console) -> str | None:
+def prepared(
+    options: Settings, path: Path | None, overrides: list[str], *, store: str | None, mlflow: str | None
+) -> tuple[Store, RunConfig]:
+    """The store and the config; what can be refused now is refused before anything is started."""
+    config = configured(options, path, overrides)
+    resolve(config)
+    place = Store(store)
+    if mlflow is not None:
+        tracking.require_mlflow(mlflow, place)
+    return place, config
+
+
+def start(console: Console) -> None:
+    """Import Prefect and TensorFlow, and start Prefect's server meanwhile."""
+    with display_for(console).waiting("starting Prefect and TensorFlow"), EarlyServer():
+        import flows.retrain  # noqa: F401  (while the server boots)
+        import nnbuild.backend  # noqa: F401  (likewise)
+
+
+def retrained(config: RunConfig, place: Store, console: Console, resume: str | None = None) -> str:
+    """Make one run by the flow, shown to whoever looks at the console.
+
+    Returns:
+        Its id.
+    """
+    from flows.retrain import retrain
+    from tasks.watching import shown_on
+
+    display = display_for(console)
+    try:
+        with shown_on(display):
+            return retrain(config, str(place.root), resume).run_id
+    finally:
+        display.close()
+
+
+def logged(store: Store, run_id: str, uri: str, console: Console) -> str | None:
     """MLflow's id of the run. That it does not take the run is worth a warning: the run itself is committed."""
     try:
         return tracking.log_run(store, run_id, uri)
@@ -90,7 +112,8 @@ def _given(options: Settings) -> Settings:
     return {key: value for key, value in kept.items() if value is not None and value != {}}
 
 
-def _last_run(store: Store) -> str | None:
+def last_run(store: Store) -> str | None:
+    """The id of the run that was committed last, succeeded or failed."""
     return max(store.committed(), default=None)
 
 

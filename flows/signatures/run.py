@@ -29,6 +29,9 @@ def run(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of the split, the weights and the order of examples.")
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Make N runs, with N seeds from --seed on, and tell their spread.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Settings; options go over them.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: training.learning_rate=0.01.")
@@ -43,6 +46,7 @@ def run(
 ) -> None:
     """Retrain, evaluate, score and commit one run."""
     from flows.commands import run as command
+    from flows.commands import seeds as several
 
     options: dict[str, Any] = {
         "dataset": {"name": dataset, "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR"), "fallback": fallback},
@@ -50,4 +54,9 @@ def run(
         "training": {"epochs": epochs, "batch_size": batch_size, "tensorboard": tensorboard or None},
         "seed": seed,
     }
+    if seeds is not None:
+        several.run(
+            options, config, settings or [], seeds=seeds, store=store, resume=resume, mlflow=mlflow, as_json=as_json
+        )
+        return
     command.run(options, config, settings or [], store=store, resume=resume, mlflow=mlflow, as_json=as_json)

@@ -8,6 +8,17 @@ from nnbuild.evaluation.metrics import (
     confusion_counts,
     evaluate,
 )
+from nnbuild.evaluation.spread import Spread, spread
 from nnbuild.evaluation.temperature import fit_temperature
 
-__all__ = ["Bin", "Figure", "calibration_bins", "calibration_error", "confusion_counts", "evaluate", "fit_temperature"]
+__all__ = [
+    "Bin",
+    "Figure",
+    "Spread",
+    "calibration_bins",
+    "calibration_error",
+    "confusion_counts",
+    "evaluate",
+    "fit_temperature",
+    "spread",
+]
