@@ -1,13 +1,17 @@
-"""The automation that ends runs whose process was killed, so that none stays "Running" for ever."""
+"""Automations: one ends runs whose process was killed, so that none stays "Running" for ever; one retrains on drift."""
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
 from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+
+from tasks.telling import DRIFTED
 
 NAME = "nnbuild: end runs that give no sign of life"
+DRIFT = "nnbuild: retrain on drift"
 HEARTBEAT = 30  # seconds
 SILENCE = 90  # three missed heartbeats
 
@@ -30,6 +34,27 @@ def zombies(flow_name: str) -> AutomationCore:
             within=timedelta(seconds=SILENCE),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
+    )
+
+
+def retrain_on_drift(deployment_id: UUID, *, at_most_every: timedelta = timedelta(days=1)) -> AutomationCore:
+    """A drift that passes its threshold is answered by a run of a deployment.
+
+    Args:
+        deployment_id: of the retraining.
+        at_most_every: drift that comes again within this time is not answered again.
+    """
+    return AutomationCore(
+        name=DRIFT,
+        description=f"{DRIFTED} is answered by retraining.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            expect={DRIFTED},
+            match=ResourceSpecification({"prefect.resource.id": "nnbuild.run.*"}),
+            threshold=1,
+            within=at_most_every,
+        ),
+        actions=[RunDeployment(deployment_id=deployment_id, parameters={"overtaken": "run"})],
     )
 
 

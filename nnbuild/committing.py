@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nnbuild import schemas, steps
+from nnbuild.drift import REFERENCE
 from nnbuild.errors import LockedError, NnbuildError
 from nnbuild.manifest import manifest_of
 from nnbuild.results import Committed, Decided, LoadedData, Result
@@ -105,6 +106,7 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     wanted = {"config.json": config} | {name: run.folder / name for name in ("report.html", "traceback.txt")}
     if not failed:
         wanted |= {name: run.folder / "model" / name for name in ("model.keras", "model.onnx")}
+        wanted[REFERENCE] = run.folder / REFERENCE
     logs = run.folder / "tensorboard"
     wanted |= {path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()}
     return {name: path for name, path in wanted.items() if path.exists()}

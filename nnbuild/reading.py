@@ -8,7 +8,7 @@ import pyarrow as pa
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
 
-_OF_JOBS = ("scores", "score_runs")
+_OF_JOBS = ("scores", "score_runs", "drift")
 
 
 def read_table(

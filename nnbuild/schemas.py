@@ -1,6 +1,7 @@
 """Every table's columns. The writer refuses anything else, so that a query written today holds tomorrow.
 
-All tables but `scores` are partitioned by `run_id`, which stands in the folder's name and not in the files.
+All tables are partitioned by `run_id`, those of scoring jobs (`scores`, `score_runs`, `drift`) by `score_id`; the key
+stands in the folder's name and not in the files.
 """
 
 from collections.abc import Sequence
@@ -109,6 +110,19 @@ SCORE_RUNS = _table(
 )
 
 
+DRIFT = _table(
+    _field("run_id", pa.string(), "The run whose model scored, and whose reference it is held against"),
+    _field("measure", pa.string(), "predicted, confidence, brightness or ink"),
+    _field("statistic", pa.string(), "psi, the population stability index; ks, the Kolmogorov-Smirnov distance"),
+    _field("value", pa.float64(), "Of the statistic"),
+    _field("threshold", pa.float64(), "As asked for, or what chance reaches with so few rows if that is more"),
+    _field("exceeded", pa.bool_(), "Whether the value is above the threshold"),
+    _field("rows", pa.int64(), "Rows that were compared"),
+    _field("reference_rows", pa.int64(), "Validation images of the reference"),
+    _field("measured_at", _UTC_MICROSECONDS, "When the job was committed"),
+)
+
+
 def predictions(classes: int) -> Any:
     """The probability table's schema for a number of classes."""
     return _table(
@@ -129,6 +143,7 @@ FIXED = {
     "calibration": CALIBRATION,
     "decisions": DECISIONS,
     "score_runs": SCORE_RUNS,
+    "drift": DRIFT,
 }
 TABLES = (*FIXED, "predictions", "scores")
 

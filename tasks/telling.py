@@ -13,6 +13,7 @@ COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
 REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
+DRIFTED = "nnbuild.drift.exceeded"
 STOPPED = "nnbuild.run.stopped"
 
 

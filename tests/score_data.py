@@ -38,6 +38,13 @@ def rows(store, done):
     return store.read_table("scores", done.score_id).drop_columns("score_id")
 
 
+def drift(store, score_id):
+    """What a job's rows of `drift` say, whenever they were written."""
+    found = store.read_table("drift", score_id).drop_columns(["score_id", "measured_at"])
+    assert found.num_rows == 8
+    return found
+
+
 def files(store, score_id):
     folder = store.root / "tables" / "scores" / f"score_id={score_id}"
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Drift: nothing from itself, more from what differs more, and the same in batches as at once."""
+"""Drift: nothing from itself, more from what differs more, rarely by chance, and the same in batches as at once."""
 
 import numpy as np
 import pytest
@@ -6,46 +6,80 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nnbuild.drift import BINS, Summary, measure, summarise
+from nnbuild.drift import BINS, MEASURES, Summary, compare, summarise
 from nnbuild.errors import DataError
 
 
 def a_batch(rows, *, seed=0, shift=0, classes=4):
     random = np.random.default_rng(seed)
-    images = np.clip(random.integers(60, 180, (rows, 5, 5, 1)) + shift, 0, 255).astype(np.uint8)
-    return images, random.integers(0, classes, rows), random.random(rows)
+    images = random.integers(60, 180, (rows, 5, 5, 1)) + random.integers(-40, 40, (rows, 1, 1, 1)) + shift
+    images = np.clip(images, 0, 255).astype(np.uint8)
+    return images, random.integers(0, classes, rows), random.random(rows).astype(np.float32)
 
 
 def of(batch, classes=4):
     return summarise(*batch, classes)
 
 
+def held(reference, scored, *, psi=0.2, ks=0.2):
+    return {(each.measure, each.statistic): each for each in compare(reference, scored, psi=psi, ks=ks)}
+
+
 def test_nothing_drifts_from_itself():
     mine = of(a_batch(500))
-    assert [(each.psi, each.ks, each.rows) for each in measure(mine, mine)] == [(0.0, 0.0, 500)] * 3
+    found = held(mine, mine)
+    assert set(found) == {(measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")}
+    assert {(each.value, each.exceeded, each.rows, each.reference_rows) for each in found.values()} == {
+        (0.0, False, 500, 500)
+    }
 
 
 def test_darker_images_drift_in_their_pixels_and_the_more_the_darker():
     reference = of(a_batch(2000))
-    by_shift = [{each.of: each for each in measure(reference, of(a_batch(2000, shift=-s)))} for s in (0, 20, 50)]
-    assert by_shift[0]["pixels"].ks < by_shift[1]["pixels"].ks <= by_shift[2]["pixels"].ks
-    assert by_shift[2]["pixels"].psi > 0.25 > by_shift[2]["predicted"].psi
+    by_shift = [held(reference, of(a_batch(2000, shift=-shift, seed=1))) for shift in (0, 20, 40)]
+    for measure in ("brightness", "ink"):
+        for statistic in ("psi", "ks"):
+            values = [each[measure, statistic].value for each in by_shift]
+            assert values == sorted(values)
+            assert [each[measure, statistic].exceeded for each in by_shift] == [False, True, True], (measure, values)
+    assert not any(by_shift[2]["predicted", statistic].exceeded for statistic in ("psi", "ks"))
 
 
 def test_a_class_that_vanishes_is_seen_and_finite():
     images, predicted, confidence = a_batch(1000)
-    found = measure(of((images, predicted, confidence)), of((images, np.zeros_like(predicted), confidence)))
-    assert found[0].of == "predicted"
-    assert found[0].psi > 1
-    assert np.isfinite(found[0].psi)
+    found = held(of((images, predicted, confidence)), of((images, np.zeros_like(predicted), confidence)))
+    assert found["predicted", "psi"].exceeded
+    assert np.isfinite(found["predicted", "psi"].value)
 
 
 def test_the_distance_is_scipys_on_the_binned_values():
     one, other = a_batch(800, seed=1)[2], a_batch(600, seed=2)[2] ** 2
     images, predicted, _ = a_batch(800)
-    found = measure(of((images, predicted, one)), of((images[:600], predicted[:600], other)))[1]
+    found = held(of((images, predicted, one)), of((images[:600], predicted[:600], other)))["confidence", "ks"]
     expected = stats.ks_2samp(np.floor(one * BINS), np.floor(other * BINS)).statistic
-    assert found.ks == pytest.approx(expected, abs=1e-12)
+    assert found.value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "others"), [(20, 50), (100, 400), (1000, 5000)])
+def test_rows_like_the_references_pass_by_chance_about_once_in_a_thousand(rows, others):
+    """At thresholds that are next to nothing, so that only chance is left to be told from drift."""
+    passed = dict.fromkeys([(measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")], 0)
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        counts = [random.multinomial(size, np.full(BINS, 1 / BINS)) for size in (others, rows)]
+        classes = [random.multinomial(size, [0.4, 0.3, 0.2, 0.1]) for size in (others, rows)]
+        both = [Summary(mix, each, each, each) for mix, each in zip(classes, counts, strict=True)]
+        for key, each in held(*both, psi=1e-9, ks=1e-9).items():
+            passed[key] += each.exceeded
+    assert max(passed.values()) <= 4, passed  # 0.2 are expected; more than 4 of 200 has a chance of one in 10⁵
+
+
+def test_with_many_rows_the_thresholds_are_those_that_were_asked_for():
+    mine = of(a_batch(20_000))
+    assert {(each.statistic, each.threshold) for each in held(mine, mine, psi=0.1, ks=0.3).values()} == {
+        ("psi", 0.1),
+        ("ks", 0.3),
+    }
 
 
 @settings(deadline=None, max_examples=30)
@@ -58,8 +92,22 @@ def test_batches_add_up_and_are_kept_as_json(rows, cut):
     assert Summary.from_json(parts.as_json()).as_json() == parts.as_json()
 
 
+@settings(deadline=None, max_examples=30)
+@given(rows=st.integers(1, 20), side=st.integers(1, 9), every=st.integers(1, 5))
+def test_the_pixels_are_counted_as_they_would_be_by_hand(rows, side, every):
+    images = np.random.default_rng(rows).integers(0, 256, (rows, side, side, 3), np.uint8)
+    found = summarise(images, np.zeros(rows, np.int16), np.ones(rows, np.float32), 2, every=every)
+    flat = images[::every].reshape(-1, side * side * 3)
+    for counts, values in ((found.brightness, flat.mean(axis=1) / 255), (found.ink, (flat >= 128).mean(axis=1))):
+        bins = np.minimum(np.floor(values * BINS + 1e-9).astype(int), BINS - 1)
+        assert np.array_equal(counts, np.bincount(bins, minlength=BINS))
+    assert found.predicted.sum() == found.confidence.sum() == rows
+
+
 def test_what_cannot_be_compared_is_named():
     with pytest.raises(DataError, match="no rows"):
-        measure(of(a_batch(5)), of(a_batch(0)))
+        held(of(a_batch(5)), of(a_batch(0)))
     with pytest.raises(DataError, match="5 bins, the reference 4"):
-        measure(of(a_batch(5)), of(a_batch(5, classes=5), classes=5))
+        held(of(a_batch(5)), of(a_batch(5, classes=5), classes=5))
+    with pytest.raises(DataError, match="no counts"):
+        Summary.from_json({"predicted": [1]})

@@ -16,7 +16,7 @@ import pytest
 from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from score_data import ROWS, bad_parquet, files, images, parquet, rows, scored
+from score_data import ROWS, bad_parquet, drift, files, images, parquet, rows, scored
 
 import nnbuild
 from nnbuild import faults
@@ -169,6 +169,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
             with jobs.working_on(job):
                 commit_job(job, jobs.score_input(job))
         assert files(store, job.score_id) == files(store, straight.score_id)
+        assert drift(store, job.score_id) == drift(store, straight.score_id)
         assert store.read_table("scores", job.score_id).num_rows == ROWS
     assert kills == 10  # each shard twice, the shards, and the three moves less the last
 
@@ -376,7 +377,8 @@ def test_what_the_guide_says_can_be_done(store, tmp_path, monkeypatch):
     assert len(programs) == 3
     for program in programs:
         exec(compile(program, "scoring.md", "exec"), {})  # noqa: S102
-    (query,) = re.findall(r"^```sql\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    of_drift, query = re.findall(r"^```sql\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    assert all(largest >= 0 for _, largest in duckdb.sql(of_drift).fetchall())
     assert sum(count for _, count in duckdb.sql(query).fetchall()) >= ROWS
     (query,) = re.findall(r"^spark\..*$", guide, re.MULTILINE)
     try:

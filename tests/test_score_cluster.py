@@ -42,6 +42,8 @@ def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
     there = nnbuild.score(config(path, keep=["customer"]), store.root, address=cluster.scheduler_address, watch=Watch())
     assert there.rows == ROWS
     assert files(store, there.score_id) == files(store, here.score_id)
+    assert there.drift == here.drift
+    assert there.drift.measures
     assert told[-1] == (ROWS, ROWS)
     assert told == sorted(told)
     assert not (store.root / "quarantine").exists()

@@ -73,6 +73,14 @@ def _configured(options: dict[str, Any], resume: str | None) -> ScoreConfig | No
         raise ConfigError(f"{name} {first['input']!r}: {first['msg']}") from error
 
 
+def _drift(scored: ScoredJob) -> str:
+    if not scored.drift.exceeded:
+        return scored.drift.remark or "none"
+    passed = [each for each in scored.drift.measures if each.exceeded]
+    told = [f"{each.statistic} of {each.measure} {each.value:.2f}, over {each.threshold:.2f}" for each in passed]
+    return f"EXCEEDED: {'; '.join(told)}"
+
+
 def _show(scored: ScoredJob, seconds: float) -> None:
     rows = {
         "scoring job": scored.score_id,
@@ -80,6 +88,7 @@ def _show(scored: ScoredJob, seconds: float) -> None:
         "rows": f"{scored.rows:,} scored, {scored.written:,} written, {scored.quarantined:,} quarantined",
         "seconds": f"{seconds:.1f}",
         "output": scored.output,
+        "drift": _drift(scored),
     }
     for name, value in rows.items():
         print(f"{name:14} {value}")  # noqa: T201  (a path must not be wrapped or cut)

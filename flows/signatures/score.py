@@ -36,6 +36,12 @@ def score(
     on_error: Annotated[
         str | None, typer.Option(metavar="stop|quarantine", help="What becomes of rows that cannot be scored; stop.")
     ] = None,
+    drift_psi: Annotated[
+        float | None, typer.Option(metavar="INDEX", help="Population stability index to tell of; 0.2.")
+    ] = None,
+    drift_ks: Annotated[
+        float | None, typer.Option(metavar="DISTANCE", help="Kolmogorov-Smirnov distance to tell of; 0.2.")
+    ] = None,
     shard_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows per file of the output, about.")] = None,
     runner: Annotated[str | None, typer.Option(metavar="local|dask", help="Where it is scored; local.")] = None,
     address: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of the Dask scheduler.")] = None,
@@ -62,6 +68,8 @@ def score(
         "threads": threads,
         "on_error": on_error,
         "shard_rows": shard_rows,
+        "drift_psi": drift_psi,
+        "drift_ks": drift_ks,
     }
     given = {name: value for name, value in options.items() if value is not None}
     command.score(given, store, resume=resume, runner=runner, address=address, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild import faults, machine, schemas
+from nnbuild.scoring.drifting import Compared, compared, drift_rows
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.shards import Shard
 from nnbuild.store.files import move_folder, read_json, sync_folder, write_json
@@ -24,6 +25,7 @@ class ScoredJob(BaseModel):
         written: of these, those that `where` kept.
         quarantined: rows that could not be scored.
         output: the folder with the rows.
+        drift: what they look like beside what the model was validated on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +35,7 @@ class ScoredJob(BaseModel):
     written: int
     quarantined: int
     output: str
+    drift: Compared = Compared()
 
 
 def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) -> ScoredJob:
@@ -55,20 +58,20 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         _move(job.folder / "rows", output)
     else:
         _leave(job, output, manifest)
+    drift = compared(job, shards)
+    _put(job, "drift", schemas.DRIFT, drift_rows(job, drift, datetime.fromisoformat(manifest["row"]["finished_at"])))
     faults.point("score:rows")
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
     faults.point("score:manifest")
-    row = job.folder / "row" / "part-0.parquet"
     values = dict(manifest["row"])
     for name in ("started_at", "finished_at"):
         values[name] = datetime.fromisoformat(values[name])
-    write_table(row, schemas.table_of(schemas.SCORE_RUNS, [values]), schemas.SCORE_RUNS)
-    _move(row.parent, store.root / "tables" / "score_runs" / partition)
+    _put(job, "score_runs", schemas.SCORE_RUNS, [values])
     faults.point("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {name: sum(getattr(each, name) for each in shards) for name in ("rows", "written", "quarantined")}
-    return ScoredJob(score_id=job.score_id, run_id=job.model.run_id, output=str(output), **counts)
+    return ScoredJob(score_id=job.score_id, run_id=job.model.run_id, output=str(output), drift=drift, **counts)
 
 
 def _leave_only(names: set[str], *folders: Path) -> None:
@@ -103,11 +106,19 @@ def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict
         },
         "config": job.config.model_dump(mode="json"),
         "input": job.source.identity(),
-        "shards": [each.model_dump() for each in shards],
+        "shards": [each.model_dump(exclude={"summary"}) for each in shards],
         "code_version": machine.code_version(),
         "packages": machine.packages(),
         "machine": machine.description(),
     }
+
+
+def _put(job: Job, name: str, schema: Any, rows: list[dict[str, Any]]) -> None:
+    """A job's part of a table; no part if it has no rows."""
+    if rows:
+        part = job.folder / name / "part-0.parquet"
+        write_table(part, schemas.table_of(schema, rows), schema)
+        _move(part.parent, job.store.root / "tables" / name / f"score_id={job.score_id}")
 
 
 def _move(source: Path, target: Any) -> None:

@@ -24,4 +24,10 @@ class ScoreConfig(Section):
     batch_size: int = Field(4096, ge=1, le=1_000_000, description="Images per batch")
     threads: int | None = Field(None, ge=1, le=1024, description="Of the engine; all processors if null")
     on_error: Literal["stop", "quarantine"] = Field("stop", description="What becomes of rows that cannot be scored")
+    drift_psi: float = Field(
+        0.2,
+        gt=0,
+        description="Population stability index that is told of: 0.1 is worth a look, 0.25 a change (Siddiqi 2006)",
+    )
+    drift_ks: float = Field(0.2, gt=0, le=1, description="Kolmogorov-Smirnov distance that is told of")
     shard_rows: int = Field(262_144, ge=1, description="Rows of the input per file of the output, about")

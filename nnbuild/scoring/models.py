@@ -1,10 +1,13 @@
 """Which model scores: the champion's, a run's, or a file that is known by its digest."""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnbuild.drift import REFERENCE, Summary
 from nnbuild.engines import Engine, OnnxEngine
 from nnbuild.errors import ConfigError, ContractError, StoreError
 from nnbuild.scoring.config import ScoreConfig
@@ -27,6 +30,7 @@ class ScoringModel:
         classes: how many logits it gives.
         temperature: that the run was calibrated to; None for a file.
         factory: name of the user's function that it was built by, or of the named network.
+        reference: counts of what it was validated on, by `plain` and `calibrated`; empty if none were kept.
     """
 
     run_id: str | None
@@ -36,6 +40,7 @@ class ScoringModel:
     classes: int
     temperature: float | None
     factory: str
+    reference: Mapping[str, Summary]
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -62,12 +67,22 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
         remark = manifest["steps"].get("export_model", {}).get("remark", "")
         raise ContractError(f"run {run_id} was not exported to ONNX ({remark}); score it by --engine keras")
     content = _read(store.root / name)
-    digest = _verified(content, manifest["files"][name]["sha256"], name)
+    digest = _verified(content, manifest["files"][name]["sha256"], f"model {name}")
     data, calibrated = manifest["steps"]["load_data"], manifest["steps"].get("calibrate_model")
     height, width, channels = data["image_shape"]
     temperature = calibrated["temperature"] if calibrated else None
     factory = manifest["row"]["model"]
-    return ScoringModel(run_id, content, digest, (height, width, channels), data["classes"], temperature, factory)
+    shape, reference = (height, width, channels), _reference(store, manifest)
+    return ScoringModel(run_id, content, digest, shape, data["classes"], temperature, factory, reference)
+
+
+def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
+    name = f"runs/{manifest['run_id']}/{REFERENCE}"
+    if name not in manifest["files"]:
+        return {}
+    content = _read(store.root / name)
+    _verified(content, manifest["files"][name]["sha256"], name)
+    return {kind: Summary.from_json(json.loads(content)[kind]) for kind in ("plain", "calibrated")}
 
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
@@ -78,9 +93,9 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     if path.suffix != ".onnx" or config.engine != "onnx":
         raise ConfigError(f"model {path}: expected a .onnx file and --engine onnx; name a run for --engine keras")
     content = _read(path)
-    digest = _verified(content, config.digest, str(path))
+    digest = _verified(content, config.digest, f"model {path}")
     shape, classes = OnnxEngine(content, 1).shapes()
-    return ScoringModel(None, content, digest, shape, classes, None, "")
+    return ScoringModel(None, content, digest, shape, classes, None, "", {})
 
 
 def _read(path: Any) -> bytes:
@@ -92,9 +107,7 @@ def _read(path: Any) -> bytes:
 def _verified(content: bytes, expected: str, name: str) -> str:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise ContractError(
-            f"model {name} has sha256 {found}, expected {expected}; it was changed, restore it from a copy"
-        )
+        raise ContractError(f"{name} has sha256 {found}, expected {expected}; it was changed, restore it from a copy")
     return found
 
 

@@ -9,17 +9,19 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnbuild import faults
+from nnbuild.drift import Summary, summarise
 from nnbuild.engines import Engine
 from nnbuild.errors import DataError, StoreError
 from nnbuild.logits import check_logits
 from nnbuild.scoring.columns import score_table
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input
-from nnbuild.scoring.rows import Reject, Unit
+from nnbuild.scoring.rows import Reject, Rows, Unit
 from nnbuild.scoring.stages import ahead
 from nnbuild.store.files import file_digest, make_folder, read_json, write_json, written
 
 ROW_GROUP = 65_536
+_MANY, _EVERY = 1024, 4  # of so large a batch, each fourth image is looked at for drift
 REJECTS = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False, metadata={"description": "Of the input"}),
@@ -40,6 +42,7 @@ class Shard(BaseModel):
         quarantined: that could not be scored.
         sha256: of the file.
         bytes: of the file.
+        summary: counts of what was scored, by `nnbuild.drift.Summary.as_json`; empty if nothing was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class Shard(BaseModel):
     quarantined: int
     sha256: str
     bytes: int
+    summary: dict[str, list[int]] = {}
 
 
 class Work(NamedTuple):
@@ -161,6 +165,7 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
     rows = kept = 0
     rejects: list[Reject] = []
     waiting: list[Any] = []
+    summary: Summary | None = None
     with written(path) as aside, pq.ParquetWriter(aside, work.schema, compression="zstd", use_dictionary=False) as file:
         for piece in pieces:
             if isinstance(piece, Reject):
@@ -170,6 +175,8 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
             read, logits = piece
             table = score_table(read, logits, work.config, work.schema, work.temperature)
             rows += len(table)
+            counted = _counted(read, table, work.classes)
+            summary = summary + counted if summary else counted
             waiting.append(table.filter(work.where) if work.where is not None else table)
             kept += len(waiting[-1])
             if sum(map(len, waiting)) >= ROW_GROUP:
@@ -191,10 +198,16 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
         quarantined=quarantined,
         sha256=file_digest(path),
         bytes=path.stat().st_size,
+        summary=summary.as_json() if summary else {},
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
     faults.point("shard:done")
     made.append(shard)
+
+
+def _counted(read: Rows, table: Any, classes: int) -> Summary:
+    every = _EVERY if len(table) >= _MANY else 1
+    return summarise(read.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes, every=every)
 
 
 def _allowed(reject: Reject, config: ScoreConfig) -> Reject:

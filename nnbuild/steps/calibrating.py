@@ -4,11 +4,13 @@ from typing import Any
 
 from nnbuild import engines, evaluation, schemas, scoring
 from nnbuild.data.dataset import Split
+from nnbuild.drift import REFERENCE
 from nnbuild.logits import softmax
 from nnbuild.results import Calibrated, FittedModel, LoadedData
 from nnbuild.steps.data import read_data
 from nnbuild.steps.network import read_model
 from nnbuild.steps.once import once, staged_table
+from nnbuild.steps.referencing import write_reference
 from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
 from nnbuild.training.order import split_rows
@@ -17,6 +19,8 @@ from nnbuild.training.order import split_rows
 @once(Calibrated)
 def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
     """Fit the temperature on the validation examples; the reliability of both subsets, before and after, is a table.
+
+    What the validation images look like is kept beside it, as the reference for drift: their logits are at hand here.
 
     Raises:
         ContractError: what comes out of the model is no logits, or not finite.
@@ -39,6 +43,7 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
             table += [about | each._asdict() for each in evaluation.calibration_bins(probabilities, split.labels)]
     schema = schemas.CALIBRATION
     write_table(staged_table(run, "calibration"), schemas.table_of(schema, table), schema)
+    write_reference(run, subsets["validation"], logits["validation"], temperature)
     before, after = errors
-    files = run.digests("tables/calibration.parquet")
+    files = run.digests("tables/calibration.parquet", REFERENCE)
     return Calibrated(temperature=temperature, before=before, after=after, files=files)

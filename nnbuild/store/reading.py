@@ -14,7 +14,7 @@ from nnbuild.store.tables import open_dataset
 if TYPE_CHECKING:
     from nnbuild.store.store import Store
 
-_OF_JOBS = ("scores", "score_runs")
+_OF_JOBS = ("scores", "score_runs", "drift")
 
 
 def partitions(folder: Any, key: str) -> list[str]:
