@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 from nnbuild import committing, schemas
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.store import Run, Store, locks
-from nnbuild.store.commit import PART, runs_row
-from nnbuild.store.files import explained, file_digest, move_folder, read_json
+from nnbuild.store.commit import PART
+from nnbuild.store.files import explained, file_digest, move_folder
+from nnbuild.store.manifests import read_manifest, runs_table
 from nnbuild.store.names import is_run_id
 from nnbuild.store.tables import write_table
 
@@ -122,9 +123,9 @@ def _lost_rows(store: Store) -> Iterator[Finding]:
             continue
         place = f"runs/{path.name}"
         try:
-            manifest = read_json(path / "manifest.json")
+            manifest = read_manifest(path / "manifest.json")
             _require_whole(store, manifest)
-            row = schemas.table_of(schemas.RUNS, [runs_row(manifest)])
+            row = runs_table(manifest)
         except (StoreError, KeyError, TypeError, AttributeError) as error:
             yield Finding(place, "lost", f"has no row in runs, and it cannot be written again: {error}")
             continue

@@ -74,6 +74,14 @@ def test_a_header_that_claims_two_thousand_million_images_allocates_nothing(tmp_
     assert peak(lambda: idx.read(tmp_path / "a")) < 1 << 20
 
 
+def test_a_size_of_zero_hides_no_others(tmp_path):
+    """Found by a fuzzer: the product is 0 bytes, and no array has that shape."""
+    path = tmp_path / "file"
+    path.write_bytes(struct.pack(">HBB4I", 0, 0x0D, 4, 2**32 - 1, 2**32 - 1, 0, 2**31))
+    with pytest.raises(DataError, match="claims shape"):
+        idx.read(path)
+
+
 def test_a_header_within_bounds_costs_no_more_than_what_arrives(tmp_path):
     header = struct.pack(">HBB3I", 0, 8, 3, 60000, 28, 28) + bytes(1000)
     (tmp_path / "a").write_bytes(gzip.compress(header))

@@ -121,12 +121,23 @@ def _half_a_manifest(store, run_id):
     path.write_text(json.dumps(manifest))
 
 
+def _no_manifest_at_all(store, run_id):
+    (store.root / "runs" / run_id / "manifest.json").write_text("[]")
+
+
+def _a_row_of_nothing(store, run_id):
+    path = store.root / "runs" / run_id / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "row": {}}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (_no_predictions, "has no predictions"),
         (_damaged_table, "cannot read"),
         (_damaged_images, "cannot read the test images"),
+        (_no_manifest_at_all, "not a whole manifest: it has no row"),
+        (_a_row_of_nothing, "its row has no status"),
         (_half_a_manifest, "not whole .*fit_model.*; restore"),
     ],
 )

@@ -18,6 +18,7 @@ from nnbuild.errors import DataError
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAGIC = 4  # bytes
 _MOST_DIMENSIONS = 4  # images, height, width, channels
+_MOST_BYTES = 2**62  # NumPy's own bound is just above
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -40,7 +41,8 @@ def read(path: Path) -> NDArray[Any]:
     with archives.opened(path) as (stream, limit):
         kind, shape = _read_header(stream, path)
         size = math.prod(shape) * kind.itemsize
-        if size > limit:
+        # A size of 0 makes the product 0, whatever the other sizes are.
+        if size > limit or math.prod(max(each, 1) for each in shape) * kind.itemsize > _MOST_BYTES:
             raise DataError(f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again")
         payload = archives.read_exactly(stream, size, path)
     return np.frombuffer(payload, kind).reshape(shape)

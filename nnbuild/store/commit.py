@@ -6,32 +6,16 @@ more: a commit that is killed is finished by making the moves that are left.
 
 import shutil
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nnbuild import faults, schemas
-from nnbuild.errors import StoreError
 from nnbuild.store.files import explained, file_digest, make_folder, move_folder, read_json, write_json
+from nnbuild.store.manifests import runs_table
 from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
 
 PART = "part-0.parquet"
-
-
-def runs_row(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the `runs` table that a manifest stands for.
-
-    Raises:
-        StoreError: the manifest lacks what the row needs.
-    """
-    try:
-        row = dict(manifest["row"])
-        row["started_at"] = datetime.fromisoformat(row["started_at"]).astimezone(UTC)
-        row["finished_at"] = datetime.fromisoformat(row["finished_at"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"manifest has no row for the runs table ({error}); restore it from a copy") from error
-    return row
 
 
 def is_ready(run: Run) -> bool:
@@ -60,7 +44,7 @@ def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], ta
             _link(path, parts[name])
         faults.point("commit:linked")
         runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
-        write_table(runs_part, schemas.table_of(schemas.RUNS, [runs_row(manifest)]), schemas.RUNS)
+        write_table(runs_part, runs_table(manifest), schemas.RUNS)
         kept = [*(record / name for name in files), *parts.values(), runs_part]
         manifest["files"] = {
             path.relative_to(layout).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}

@@ -12,6 +12,7 @@ from nnbuild.config import RunConfig
 from nnbuild.errors import StoreError
 from nnbuild.store import locks, reading, remote
 from nnbuild.store.files import explained, make_folder, read_json, write_json
+from nnbuild.store.manifests import read_manifest
 from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
 from nnbuild.store.tables import read_table
@@ -206,8 +207,7 @@ class Store:
         """
         if require_run_id(run_id) not in self.committed():
             raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
-        manifest: dict[str, Any] = read_json(self.root / "runs" / run_id / "manifest.json")
-        return manifest
+        return read_manifest(self.root / "runs" / run_id / "manifest.json")
 
     def staged_history(self, run_id: str) -> Any | None:
         """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
