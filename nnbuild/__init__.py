@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from nnbuild.logits import log_softmax, softmax
     from nnbuild.reading import read_table
     from nnbuild.runs import open_run, retrain, working_on
-    from nnbuild.scoring import ScoreConfig, score
+    from nnbuild.scoring import ScoreConfig, backfill, score
     from nnbuild.store import Store
 
 __all__ = [
     "RunConfig",
     "ScoreConfig",
     "Store",
+    "backfill",
     "log_softmax",
     "open_run",
     "read_table",
@@ -31,7 +32,7 @@ _PLACES = {
     "nnbuild.logits": ("log_softmax", "softmax"),
     "nnbuild.runs": ("open_run", "retrain", "working_on"),
     "nnbuild.reading": ("read_table",),
-    "nnbuild.scoring": ("ScoreConfig", "score"),
+    "nnbuild.scoring": ("ScoreConfig", "backfill", "score"),
     "nnbuild.store": ("Store",),
 }
 

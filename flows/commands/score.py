@@ -11,6 +11,7 @@ from flows.printing import print_json
 from nnbuild.errors import ConfigError
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring import score as score_input
+from nnbuild.scoring.partitions import is_dated
 from nnbuild.store import Store
 
 
@@ -29,7 +30,7 @@ def score(
         NnbuildError: what stopped the job.
     """
     began = time.perf_counter()
-    config = _configured(options, resume)
+    config = _new(options, resume)
     require_runner(runner, address)
     display = display_for(Console(stderr=True))
     try:
@@ -57,12 +58,24 @@ def require_runner(runner: str | None, address: str | None) -> None:
         )
 
 
-def _configured(options: dict[str, Any], resume: str | None) -> ScoreConfig | None:
+def _new(options: dict[str, Any], resume: str | None) -> ScoreConfig | None:
     if resume is not None:
         if options:
             given = ", ".join(options)
             raise ConfigError(f"--resume goes on with the options that the job was begun with; leave {given} away")
         return None
+    config = configured(options)
+    if is_dated(config.input):
+        raise ConfigError(f"--input {config.input!r} holds a {{date}}; give --from and --to, such as --from 2026-11-01")
+    return config
+
+
+def configured(options: dict[str, Any]) -> ScoreConfig:
+    """The options as a config.
+
+    Raises:
+        ConfigError: one cannot be used, or there is no input.
+    """
     if "input" not in options:
         raise ConfigError("nothing to score; give --input PATH, or --resume SCORE_ID")
     try:

@@ -45,6 +45,11 @@ def score(
     shard_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows per file of the output, about.")] = None,
     runner: Annotated[str | None, typer.Option(metavar="local|dask", help="Where it is scored; local.")] = None,
     address: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of the Dask scheduler.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="DAY", help="Score the days from here whose {date} is in --input.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last of them.")] = None,
+    at_once: Annotated[int | None, typer.Option(metavar="N", help="Days that are scored beside each other; 2.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="SCORE_ID", help="Go on with a job that was stopped.")] = None,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
@@ -72,4 +77,10 @@ def score(
         "drift_ks": drift_ks,
     }
     given = {name: value for name, value in options.items() if value is not None}
+    if since is not None or until is not None or at_once is not None:
+        from flows.commands import backfill
+
+        backfill.require_alone(resume=resume, runner=runner, address=address)
+        backfill.backfill(given, store, since=since, until=until, at_once=at_once, as_json=as_json)
+        return
     command.score(given, store, resume=resume, runner=runner, address=address, as_json=as_json)

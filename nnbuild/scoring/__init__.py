@@ -10,15 +10,26 @@ from nnbuild.scoring.probabilities import batches, logits_of, probability_table,
 if TYPE_CHECKING:
     from nnbuild.scoring.commit import ScoredJob
     from nnbuild.scoring.config import ScoreConfig
+    from nnbuild.scoring.days import backfill
     from nnbuild.scoring.whole import score
 
-__all__ = ["ScoreConfig", "ScoredJob", "batches", "logits_of", "probability_table", "score", "write_predictions"]
+__all__ = [
+    "ScoreConfig",
+    "ScoredJob",
+    "backfill",
+    "batches",
+    "logits_of",
+    "probability_table",
+    "score",
+    "write_predictions",
+]
 
 
 def __getattr__(name: str) -> Any:
     from nnbuild.lazy import find
 
     places = {
+        "nnbuild.scoring.days": ("backfill",),
         "nnbuild.scoring.config": ("ScoreConfig",),
         "nnbuild.scoring.commit": ("ScoredJob",),
         "nnbuild.scoring.whole": ("score",),

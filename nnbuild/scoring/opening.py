@@ -72,6 +72,37 @@ def _waiting(job: Job) -> str | None:
     return None
 
 
+_SAME_ROWS = ("input", "output", "keep", "id_column", "logits", "top_k", "where", "calibrated", "engine")
+
+
+def scored_before(store: Store, config: ScoreConfig) -> str | None:
+    """The newest committed job that has scored just this: the same model file, input and columns.
+
+    Args:
+        store: whose `score_runs` is asked.
+        config: of what would be scored.
+
+    Raises:
+        InputError: the model or the input cannot be used.
+    """
+    columns = ["model_digest", "input"]
+    candidates = [
+        each for each in store.read_table("score_runs", None, columns).to_pylist() if each["input"] == config.input
+    ]
+    if not candidates:
+        return None
+    model, source = _opened(store, config)
+    wanted, identity = config.model_dump(mode="json"), source.identity()
+    for each in reversed(candidates):
+        if each["model_digest"] != model.digest:
+            continue
+        manifest = read_json(store.root / "scores" / each["score_id"] / "manifest.json")
+        held = manifest["config"]
+        if manifest["input"] == identity and all(held.get(name) == wanted[name] for name in _SAME_ROWS):
+            return str(each["score_id"])
+    return None
+
+
 def resume_job(score_id: str, root: Path | str | None = None) -> Job:
     """Take up a job that was stopped.
 

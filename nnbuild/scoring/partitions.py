@@ -1,0 +1,77 @@
+"""Inputs that lie in one place a day: `images/date={date}/`, `images/{date:%Y/%m/%d}.parquet`."""
+
+import glob
+import re
+from datetime import date, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from nnbuild.errors import ConfigError, DataError
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.parquet_input import parquet_files
+from nnbuild.store.remote import is_url
+
+_DATE = re.compile(r"\{date(?::([^{}]*))?\}")
+MOST_DAYS = 3660
+
+
+class Partition(NamedTuple):
+    """The input of a day.
+
+    Attributes:
+        day: which.
+        config: of its job: the day stands in the place of `{date}`.
+    """
+
+    day: date
+    config: ScoreConfig
+
+
+def is_dated(text: str) -> bool:
+    """Whether a day can be put into it."""
+    return bool(_DATE.search(text))
+
+
+def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
+    """The days of a range, each with its own input; and with its own output, if there is one.
+
+    Args:
+        config: whose `input` holds `{date}`, or `{date:…}` with a format of `strftime`.
+        first: day.
+        last: day, included.
+
+    Raises:
+        ConfigError: the range ends before it begins or is longer than ten years, or `{date}` is missing.
+    """
+    if last < first:
+        raise ConfigError(f"from {first} to {last}: ends before it begins; exchange the two")
+    days = (last - first).days + 1
+    if days > MOST_DAYS:
+        raise ConfigError(f"from {first} to {last}: {days} days, expected {MOST_DAYS} at most; go in parts")
+    for option, given in (("--input", config.input), ("--output", config.output)):
+        if given is not None and not is_dated(given):
+            raise ConfigError(f"{option} {given!r} is the same for every day; put {{date}} where the day stands")
+    return [_of(config, first + timedelta(days=number)) for number in range(days)]
+
+
+def _of(config: ScoreConfig, day: date) -> Partition:
+    given = {"input": config.input, "output": config.output}
+    dated = {
+        name: _DATE.sub(lambda found: day.strftime(found[1] or "%Y-%m-%d"), text)
+        for name, text in given.items()
+        if text
+    }
+    return Partition(day, config.model_copy(update=dated))
+
+
+def is_there(address: str) -> bool:
+    """Whether there is anything at an input's address; what, is found out when it is opened."""
+    if is_url(address):
+        try:
+            return bool(parquet_files(address))
+        except DataError:
+            return False
+    path = Path(address)
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.exists() or (glob.has_magic(address) and any(glob.iglob(address, recursive=True)))  # noqa: PTH207  (the pattern may be absolute)
