@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -39,6 +39,10 @@ with quiet():
 
 # Its warnings are advice to whoever writes TensorFlow code, not to whoever runs this.
 tf.get_logger().setLevel("ERROR")
+# A GPU's memory is taken as it is needed, so that several runs and the desktop share it. Never tried: there was no GPU.
+with suppress(RuntimeError):  # the runtime is awake already; whoever woke it has decided
+    for _gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(_gpu, enable=True)
 
 __all__ = ["keras", "pin_threads", "quiet", "tf"]
 

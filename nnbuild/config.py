@@ -105,6 +105,10 @@ class TrainingConfig(Section):
     augment: Literal["none", "shift", "affine"] | None = Field(
         None, description="Random changes of the training images"
     )
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = Field(
+        None,
+        description="What the layers compute in while they are trained; weights, logits and the kept model: float32",
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="For one operation; part of what makes a run repeatable"
     )

@@ -22,6 +22,7 @@ _PLAIN: dict[str, object] = {
     "optimizer": "adam",
     "schedule": "constant",
     "augment": "none",
+    "precision": "float32",
     "validation_fraction": 0.2,
 }
 # What was chosen with the last 10,000 training images held out is trained on nearly all of them: a sixtieth is left for

@@ -78,6 +78,8 @@ EVERYTHING = {
         ("convnet", {"augment": "shift"}),
         ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
         ("accurate", {"optimizer": "rmsprop"}),
+        ("fast", {"precision": "mixed_bfloat16"}),
+        ("lab", {"precision": "mixed_float16", "ema": 0.9}),
     ],
 )
 def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(tmp_path: Path, monkeypatch, model, training):

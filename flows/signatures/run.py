@@ -26,6 +26,10 @@ def run(
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per step.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What training computes in: float32, mixed_bfloat16 or mixed_float16."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of the split, the weights and the order of examples.")
     ] = None,
@@ -51,7 +55,12 @@ def run(
     options: dict[str, Any] = {
         "dataset": {"name": dataset, "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR"), "fallback": fallback},
         "model": {"name": model},
-        "training": {"epochs": epochs, "batch_size": batch_size, "tensorboard": tensorboard or None},
+        "training": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "precision": precision,
+            "tensorboard": tensorboard or None,
+        },
         "seed": seed,
     }
     if seeds is not None:

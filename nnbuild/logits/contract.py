@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from nnbuild.errors import ContractError
 from nnbuild.logits.softmax import require_finite
 
+_WIDE = ("float32", "float64")
 _KERNEL = "make the last layer Dense(classes) without an activation; softmax is applied at scoring"
 
 
@@ -54,6 +55,12 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
         raise ContractError(f"model {model.name!r} cannot take {told}; try it on one image first") from error
     if len(shapes) != 1:
         raise ContractError(f"model {model.name!r} has several outputs, expected one of shape (n, {classes})")
+    kind = model.outputs[0].dtype if getattr(model, "outputs", None) else "float32"
+    if kind not in _WIDE:
+        raise ContractError(
+            f"model {model.name!r} gives logits of {kind}, expected float32 whatever the other layers compute in; "
+            'give the last layer dtype="float32"'
+        )
     shape = shapes[0]
     if shape != (None, classes):
         raise ContractError(

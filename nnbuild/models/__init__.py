@@ -7,10 +7,11 @@ from nnbuild.config import RunConfig, is_factory, require_names
 from nnbuild.models.compiling import compile_model
 from nnbuild.models.files import load_model, save_model
 from nnbuild.models.networks import NETWORKS, Shape, build_network
+from nnbuild.models.precision import computing_in
 from nnbuild.models.seeding import seeded
 from nnbuild.models.user import build_user_model
 
-__all__ = ["NETWORKS", "build", "compile_model", "load_model", "save_model"]
+__all__ = ["NETWORKS", "build", "build_float32", "compile_model", "load_model", "save_model"]
 
 
 def build(config: RunConfig, shape: Shape, classes: int) -> Any:
@@ -33,7 +34,28 @@ def build(config: RunConfig, shape: Shape, classes: int) -> Any:
     """
     require_names(config)
     keras.utils.clear_session()
-    with seeded(config.seed):
+    with seeded(config.seed), computing_in(config.training.precision or "float32"):
         if is_factory(config.model.name):
             return build_user_model(config.model.name, shape, classes)
         return build_network(config.model, shape, classes, config.seed)
+
+
+def build_float32(model: Any, config: RunConfig, shape: Shape, classes: int) -> Any:
+    """The config's network with the weights of a trained one, computing in float32 and compiled alike.
+
+    Args:
+        model: compiled and trained, of the config.
+        config: resolved.
+        shape: of an image: height and width in pixels, and channels.
+        classes: how many logits there are.
+
+    Returns:
+        `model` itself if it was trained in float32.
+    """
+    if config.training.precision in {None, "float32"}:
+        return model
+    training = config.training.model_copy(update={"precision": "float32"})
+    plain = build(config.model_copy(update={"training": training}), shape, classes)
+    plain.set_weights(model.get_weights())
+    compile_model(plain, training, steps=int(model.optimizer.iterations) or 1)
+    return plain

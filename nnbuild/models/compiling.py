@@ -5,6 +5,7 @@ from typing import Any
 
 from nnbuild.backend import keras
 from nnbuild.config import TrainingConfig
+from nnbuild.models.precision import with_scaled_loss
 from nnbuild.training.schedules import learning_rate
 
 _OPTIMIZERS = {
@@ -52,8 +53,9 @@ def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
     sparse = training.target_form == "sparse"
     loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
     model.compile(
-        optimizer=_optimizer(training, steps),
+        optimizer=with_scaled_loss(_optimizer(training, steps), str(training.precision)),
         loss=loss(from_logits=True),
         metrics=[_METRICS[name](sparse) for name in training.metrics],
+        auto_scale_loss=False,  # the optimizer above does
     )
     model.optimizer.build(model.trainable_variables)

@@ -102,6 +102,7 @@ def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any
                 tensorboard=str(run.folder / "tensorboard") if run.config.training.tensorboard else None,
             ),
         )
+    model = models.build_float32(model, run.config, data.image_shape, data.classes)
     logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
     models.save_model(model, path)

@@ -111,7 +111,8 @@ class Steps:
         self.model.compute_loss(x=images, y=targets, y_pred=logits)
         self.model.compute_metrics(images, targets, logits)
         self.model.reset_metrics()
-        self.model.optimizer.build(self.model.trainable_variables)
+        if not self.model.optimizer.built:  # a loss scale would be made twice
+            self.model.optimizer.build(self.model.trainable_variables)
 
 
 def _repeat(make: Callable[[Any], None], first: Any, last: Any) -> None:
