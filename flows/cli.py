@@ -17,6 +17,7 @@ from flows.signatures import (  # noqa: F401  (importing them adds their command
     run,
     score,
     serving,
+    sweep,
     tables,
     upkeep,
 )

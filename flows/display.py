@@ -86,6 +86,8 @@ class TerminalDisplay(LogDisplay):
         )
         if epoch == epochs and done == steps:
             self._fit.stop()
+            self._fit.remove_task(self._bar)
+            self._bar = None  # a sweep fits again
 
     def download(self, file: str, done: int, total: int | None) -> None:
         """Move the file's bar."""

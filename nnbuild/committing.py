@@ -58,7 +58,9 @@ def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | No
 def _decided(run: Run) -> Decided | None:
     """What the gate said; it is asked again if the champion is another by now, unless the run is laid out already."""
     decided, data = run.recall("decide", Decided), run.recall("load_data", LoadedData)
-    if decided is None or data is None or steps.still_holds(run, decided) or commit.is_ready(run):
+    if decided is None or data is None or decided.passed_over or steps.still_holds(run, decided):
+        return decided
+    if commit.is_ready(run):
         return decided
     run.forget("decide", "write_report")
     decided = steps.decide(run, data)

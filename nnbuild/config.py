@@ -18,6 +18,7 @@ from nnbuild.presets import METRICS, PRESETS, USER_MODEL, Preset
 
 S = TypeVar("S", bound="Section")
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
+SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
 class Section(BaseModel):
@@ -145,6 +146,13 @@ class GateConfig(Section):
     )
 
 
+class TrialTag(Section):
+    """Which trial of which sweep a run is."""
+
+    sweep: str = Field(pattern=SWEEP_ID, description="Id of the sweep")
+    number: int = Field(ge=0, description="Of the trial, from 0")
+
+
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
@@ -154,13 +162,14 @@ class RunConfig(Section):
     scoring: ScoringConfig = Field(ScoringConfig(), description="How logits become probabilities")
     gate: GateConfig = Field(GateConfig(), description="When the run becomes the champion")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the weights and the order of examples")
+    trial: TrialTag | None = Field(None, description="Set by a sweep: which of its trials the run is")
 
     def digest(self) -> str:
         """sha256 of the settings that decide the weights, 64 hexadecimal digits.
 
-        Where the data lies does not count, nor what the gate makes of the run.
+        Where the data lies does not count, nor what the gate makes of the run, nor which sweep it belongs to.
         """
-        settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}, "gate": True})
+        settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True})
         return hashlib.sha256(settings.encode()).hexdigest()
 
 

@@ -9,7 +9,8 @@
     │       └── LockedError         a run that another process holds
     ├── RunError                    the run began and failed for good: it is recorded          exit 1
     │   ├── CheckError              the data was read, and is not fit to train on
-    │   └── DivergedError           the loss stopped being a number
+    │   ├── DivergedError           the loss stopped being a number
+    │   └── PrunedError             a sweep gave the run up: others were better by then
     └── Interrupted                 a signal stopped the run: it can be resumed                exit 130, 143
 
 A message says what was given, what was expected and how to mend it, on one line.
@@ -61,6 +62,10 @@ class CheckError(RunError):
 
 class DivergedError(RunError):
     """The loss became infinite or not a number."""
+
+
+class PrunedError(RunError):
+    """A sweep gave the run up before its end: other trials were better at the same epoch."""
 
 
 class Interrupted(NnbuildError):  # noqa: N818  (it is no error: the run is whole and waits)

@@ -149,6 +149,7 @@ class Decided(Result):
         champion_metrics: the champion's figures over all classes, if the two were compared or could have been.
         figures: the numbers of the decision, as in the `decisions` table.
         waits: whether the gate says yes, and a person has to say it too.
+        passed_over: whether the run was kept from the gate.
     """
 
     champion: str | None
@@ -157,6 +158,7 @@ class Decided(Result):
     champion_metrics: dict[str, float]
     figures: dict[str, float]
     waits: bool = False
+    passed_over: bool = False
 
 
 class Reported(Result):

@@ -99,6 +99,8 @@ def _end_of_bad_input(run: Run, error: InputError) -> None:
 
 
 def _how_to_resume(run: Run) -> str:
+    if run.config.trial is not None:
+        return f"go on with the sweep by: nnbuild sweep --id {run.config.trial.sweep} --store {run.store}"
     return f"resume it by: nnbuild run --resume {run.run_id} --store {run.store}"
 
 
@@ -125,15 +127,36 @@ def retrain(
     """
     run = open_run(config or RunConfig(), store, resume=resume)
     with working_on(run):
-        data = steps.load_data(run)
-        steps.check_data(run, data)
-        compiled = steps.compile_model(run, data, steps.build_model(run, data))
-        fitted = steps.fit_model(run, data, compiled, watch=watch)
-        steps.persist_history(run, fitted)
-        steps.export_model(run, data, fitted)
-        steps.evaluate_model(run, data, fitted)
-        steps.calibrate_model(run, data, fitted)
-        steps.score_test_set(run, data, fitted)
-        steps.decide(run, data)
-        write_report(run, data)
-        return committing.commit_run(run)
+        up_to_the_gate(run, watch)
+        return through_the_gate(run)
+
+
+def up_to_the_gate(run: Run, watch: Any = None) -> None:
+    """Every step of a run but the last three, for a caller within `working_on`.
+
+    Args:
+        run: in staging.
+        watch: as for `retrain`.
+    """
+    data = steps.load_data(run)
+    steps.check_data(run, data)
+    compiled = steps.compile_model(run, data, steps.build_model(run, data))
+    fitted = steps.fit_model(run, data, compiled, watch=watch)
+    steps.persist_history(run, fitted)
+    steps.export_model(run, data, fitted)
+    steps.evaluate_model(run, data, fitted)
+    steps.calibrate_model(run, data, fitted)
+    steps.score_test_set(run, data, fitted)
+
+
+def through_the_gate(run: Run, *, passed_over: str | None = None) -> Committed:
+    """Decide, report and commit: what is left of a run behind `up_to_the_gate`, for a caller within `working_on`.
+
+    Args:
+        run: in staging.
+        passed_over: why the run is kept from the gate, if it is.
+    """
+    data = steps.load_data(run)
+    steps.decide(run, data, passed_over=passed_over)
+    write_report(run, data)
+    return committing.commit_run(run)

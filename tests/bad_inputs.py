@@ -219,6 +219,55 @@ USAGE = [
     Case("history of an unknown run", lambda _: ["history", "20200101T000000000Z-000000"], "no committed run"),
 ]
 
+
+def _sweep(name: str, says: str, *arguments: object) -> Case:
+    return Case(f"sweep: {name}", lambda _: ["sweep", "--dataset", "digits", *arguments], says)
+
+
+RATES = ("--grid", "training.learning_rate=0.1,0.2")
+SEARCH = ("--search", "training.learning_rate=log:1e-4..1e-1")
+
+SWEEPS = [
+    _sweep("nothing varies", "nothing varies", "--seeds", 2),
+    _sweep("unknown field", "did you mean 'learning_rate'?", "--grid", "training.learning_rat=0.1,0.2"),
+    _sweep("field without its section", "did you mean 'training.learning_rate'?", "--grid", "learning_rate=0.1,0.2"),
+    _sweep("field that may not vary", "cannot vary", "--grid", "dataset.name=mnist,digits"),
+    _sweep("seeds as a grid", "cannot vary", "--grid", "seed=1,2"),
+    _sweep("empty grid", "has no values", "--grid", "training.learning_rate="),
+    _sweep("grid without values", "key=values", "--grid", "training.learning_rate"),
+    _sweep("grid twice", "twice", *RATES, *RATES),
+    _sweep("value twice", "a value twice", "--grid", "training.learning_rate=0.1,0.1"),
+    _sweep("value that the config refuses", "training.epochs is 0", "--grid", "training.epochs=1,0"),
+    _sweep("unknown network in a grid", "did you mean 'convnet'?", "--grid", "model.name=lab,convnt"),
+    _sweep("grid and search", "both a grid and a search", *RATES, "--search", "training.epochs=1..3"),
+    _sweep("trials of a grid", "--trials belongs to a search", *RATES, "--trials", 3),
+    _sweep("no trials", "trials is 0", *SEARCH, "--trials", 0),
+    _sweep("no seeds", "seeds is 0", *RATES, "--seeds", 0),
+    _sweep("too many runs", "at most", *RATES, "--seeds", 1000, "--grid", "training.epochs=[1,2,3,4,5,6]"),
+    _sweep("search turned round", "the lower end comes first", "--search", "training.learning_rate=0.1..0.01"),
+    _sweep("search that ends in a word", "is no number", "--search", "training.epochs=1..many"),
+    _sweep("search past the bounds", "training.learning_rate is 1000", "--search", "training.learning_rate=1..1000"),
+    _sweep("unknown objective", "objective is 'test_accuracy'", *RATES, "--objective", "test_accuracy"),
+    _sweep("objective without its metric", "needs the metric", *RATES, "--set", "training.metrics=[]"),
+    _sweep("storage that is no URL", "is no database URL", *SEARCH, "--storage", "nonsense"),
+    _sweep("storage of no folder", "there is no folder", *SEARCH, "--storage", "sqlite:////nowhere/at/all/study.db"),
+    _sweep("storage that nobody knows", "cannot be opened", *SEARCH, "--storage", "nonsense://127.0.0.1:9/x"),
+    _sweep("storage that is down", "cannot be opened", *SEARCH, "--storage", "postgresql://me:secret@127.0.0.1:9/x"),
+    _sweep("id that is none", "--id '../x'", *RATES, "--id", "../x"),
+    _sweep("unknown runner", "expected local or dask", *RATES, "--runner", "spark"),
+    _sweep("runner without an address", "go together", *RATES, "--runner", "dask"),
+    Case("sweep: unknown id", lambda _: ["sweep", "--id", "none"], "no sweep none"),
+    Case(
+        "sweep: unknown key of a file",
+        lambda folder: [
+            "sweep",
+            "--config",
+            _bytes(".toml", b"[sweep]\nseed = 2\n")(folder / "sweep"),
+        ],
+        "unknown key 'sweep.seed'; did you mean 'seeds'?",
+    ),
+]
+
 CONFIGS = [
     _config(
         "unknown key",
@@ -413,4 +462,4 @@ MODELS = [
 
 def every_case() -> list[Case]:
     """All of them; those about the store are in the test, which has the store."""
-    return [*USAGE, *CONFIGS, *FILES, *MODELS]
+    return [*USAGE, *SWEEPS, *CONFIGS, *FILES, *MODELS]

@@ -100,7 +100,12 @@ def logged(store: Store, run_id: str, uri: str, console: Console) -> str | None:
 
 def configured(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
     """The config of a run: the file, the settings over it, the options over both."""
-    given = settings.read_toml(path) if path else {}
+    return configured_from(settings.read_toml(path) if path else {}, options, path, overrides)
+
+
+def configured_from(file: Settings, options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
+    """As `configured`, from what was read of the file at `path`."""
+    given = dict(file)
     for override in overrides:
         given = settings.merged(given, settings.setting(override))
     return settings.checked(settings.merged(given, _given(options)), path)

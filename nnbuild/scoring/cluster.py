@@ -48,7 +48,7 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
     total, began = job.total, time.perf_counter()
     make_folder(job.folder / "rows")
     make_folder(job.folder / "quarantine")
-    with _client(address) as client, caught() as stop:
+    with connect(address) as client, caught() as stop:
         waiting = [
             client.submit(make_shard, str(job.store.root), job.score_id, number, pure=False) for number, _ in todo
         ]
@@ -111,7 +111,12 @@ def _opened(root: str, score_id: str, thread: int) -> tuple[Job, Work]:  # noqa:
     return job, work._replace(engine=engine)
 
 
-def _client(address: str) -> Any:
+def connect(address: str) -> Any:
+    """A client of a Dask cluster.
+
+    Raises:
+        ConfigError: Dask is not installed, or no scheduler answers at the address.
+    """
     try:
         from distributed import Client
     except ImportError as error:

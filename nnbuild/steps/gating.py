@@ -21,12 +21,16 @@ from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table, write_table
 
 _WAITS = "a person has to say yes, by nnbuild promote {}"
-_OFF = gate.Decision(promote=False, reason="the gate is off")
 
 
 @once(Decided)
-def decide(run: Run, data: LoadedData) -> Decided:
+def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Decided:
     """Hold the run against the champion, on the same test examples; the decision is a row of `decisions`.
+
+    Args:
+        run: in staging, evaluated and scored.
+        data: what `load_data` returned.
+        passed_over: why the run is kept from the gate, if it is.
 
     Raises:
         StoreError: the champion's tables cannot be read.
@@ -34,8 +38,10 @@ def decide(run: Run, data: LoadedData) -> Decided:
     config, store = run.config.gate, Store(run.store)
     standing = champion.current(store)
     challenger = _of_run(run, data)
-    other = _of_champion(store, standing, data.classes) if standing is not None and config.enabled else None
-    decision = gate.decide(challenger, other, config) if config.enabled else _OFF
+    looks = config.enabled and passed_over is None
+    other = _of_champion(store, standing, data.classes) if standing is not None and looks else None
+    off = gate.Decision(promote=False, reason=passed_over or "the gate is off")
+    decision = gate.decide(challenger, other, config) if looks else off
     waits = decision.promote and config.approval == "manual"
     if waits:
         decision = replace(decision, promote=False, reason=f"{decision.reason}; {_WAITS.format(run.run_id)}")
@@ -60,6 +66,7 @@ def decide(run: Run, data: LoadedData) -> Decided:
         champion_metrics=dict(other.metrics) if other else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
         waits=waits,
+        passed_over=passed_over is not None,
         files=run.digests("tables/decisions.parquet"),
     )
 

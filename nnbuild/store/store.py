@@ -127,11 +127,17 @@ class Store:
 
     def discard(self, run: Run) -> None:
         """Remove a run from staging, and what was made for it of a store that is otherwise empty."""
-        shutil.rmtree(run.folder, ignore_errors=True)
+        self.discard_folder(run.folder)
+
+    def discard_folder(self, folder: Path) -> None:
+        """Remove a folder of staging, and what was made for it of a store that is otherwise empty."""
+        shutil.rmtree(folder, ignore_errors=True)
+        if not self.root.exists():
+            return
         if {path.name for path in self.root.iterdir()} - {"staging"} != {self._marker.name}:
             return
         try:
-            run.folder.parent.rmdir()
+            folder.parent.rmdir()
             self._marker.unlink()
             if not self.is_remote:  # where there are no objects, there is no folder
                 self.root.rmdir()

@@ -1,0 +1,103 @@
+"""A sweep: trials one after another, or on a cluster → the best by validation through the gate."""
+
+import time
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from nnbuild import sweep as sweeping
+from nnbuild.results import Calibrated, Evaluated, ExportedModel, HistoryTable, LoadedData, Scored
+from nnbuild.runs import working_on as working_on_run
+from nnbuild.store import Run
+from nnbuild.sweep import Plan, Sweep, SweepConfig, Swept
+from tasks.approve import approve
+from tasks.commit import commit
+from tasks.decide import decide
+from tasks.prefect_side import show_table
+from tasks.report import report
+from tasks.trial import make_trial
+
+_SECONDS_BETWEEN_LOOKS = 0.2
+_DONE = {
+    "load_data": LoadedData,
+    "persist_history": HistoryTable,
+    "export_model": ExportedModel,
+    "evaluate_model": Evaluated,
+    "calibrate_model": Calibrated,
+    "score_test_set": Scored,
+}
+
+
+def _name() -> str:
+    parameters: dict[str, Any] = flow_run.parameters
+    return f"sweep-{parameters['sweep_id']}" if parameters.get("sweep_id") else "sweep"
+
+
+@flow(name="sweep", flow_run_name=_name)
+def sweep(
+    config: SweepConfig | None = None, store: str | None = None, sweep_id: str | None = None, workers: int = 0
+) -> Swept:
+    """Make every trial of a sweep that is not there yet; the same parameters again go on with one that was stopped.
+
+    Args:
+        config: what it goes over.
+        store: its root; $NNBUILD_STORE or ./nnbuild-store if not given.
+        sweep_id: its name; made of the config's digest if not given.
+        workers: how many trials the task runner is given at a time; 0 makes them here, one after another.
+    """
+    opened = sweeping.open_sweep(config, store, sweep_id)
+    sweeping.require_possible(opened)
+    with sweeping.working_on(opened):
+        plan = Plan(opened)
+        if workers:
+            _submit(plan, opened, workers)
+        else:
+            while (trial := plan.next()) is not None:
+                plan.tell(make_trial(opened, trial))
+        best = opened.waiting(plan.best.runs[0]) if plan.best else None
+        if best is not None:
+            with working_on_run(best):
+                _through_the_gate(best)
+        swept = plan.swept()
+        show_table("nnbuild-sweep", rows_of(swept), f"Sweep {swept.sweep_id}, the best by {swept.objective} first")
+        return swept
+
+
+def _submit(plan: Plan, opened: Sweep, workers: int) -> None:
+    """Keep so many trials under way."""
+    waiting: list[Any] = []
+    while True:
+        while len(waiting) < workers and (trial := plan.next()) is not None:
+            waiting.append(make_trial.submit(opened, trial))
+        if not waiting:
+            return
+        done = [future for future in waiting if future.wrapped_future.done()]
+        for future in done:
+            plan.tell(future.result())
+        waiting = [future for future in waiting if future not in done]
+        if not done:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def _through_the_gate(run: Run) -> None:
+    """The last steps of `flows.retrain`, as its tasks."""
+    data, history, exported, evaluated, calibrated, scored = (run.recall(step, kind) for step, kind in _DONE.items())
+    decided = approve(run, decide(run, data, evaluated, scored))
+    reported = report(run, data, calibrated, decided)
+    commit(run, history, exported, reported)
+
+
+def rows_of(swept: Swept) -> list[dict[str, Any]]:
+    """A row for each trial, for a table."""
+    return [
+        {
+            "trial": trial.number,
+            **trial.values,
+            swept.objective: trial.value,
+            "state": trial.state,
+            "run": trial.runs[0] if trial.runs else None,
+            "error": trial.error,
+        }
+        for trial in swept.trials
+    ]

@@ -1,0 +1,21 @@
+"""Sweeps: many runs over a grid or a search space, and the best of them by validation."""
+
+from nnbuild.sweep.config import SweepConfig, sweep_config
+from nnbuild.sweep.plan import Plan, Swept, make_sweep
+from nnbuild.sweep.sweeps import Sweep, open_sweep, require_possible, working_on
+from nnbuild.sweep.trials import Trial, TrialResult, make_trial
+
+__all__ = [
+    "Plan",
+    "Sweep",
+    "SweepConfig",
+    "Swept",
+    "Trial",
+    "TrialResult",
+    "make_sweep",
+    "make_trial",
+    "open_sweep",
+    "require_possible",
+    "sweep_config",
+    "working_on",
+]

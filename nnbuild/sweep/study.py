@@ -1,0 +1,119 @@
+"""A search by Optuna: its study, what it asks for and is told, and its pruning."""
+
+from typing import Any
+
+import numpy as np
+
+from nnbuild.errors import ConfigError, StoreError
+from nnbuild.sweep.sweeps import Sweep
+from nnbuild.sweep.trials import Report, Trial, TrialResult
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("a search needs Optuna, which is not installed; pip install 'nnbuild[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def require_storage(sweep: Sweep) -> None:
+    """Open the storage that was named, and close it again; the store's own is not made before it is needed.
+
+    Raises:
+        ConfigError: Optuna is not installed, or the URL is none.
+        StoreError: nobody answers there.
+    """
+    optuna = _optuna()
+    if sweep.config.storage is None:
+        return
+    _storage(optuna, sweep.config.storage).remove_session()
+
+
+def _storage(optuna: Any, url: str) -> Any:
+    import sqlalchemy
+
+    try:
+        where = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise ConfigError(f"--storage {url!r} is no database URL; write it like sqlite:///sweep.db") from error
+    told = where.render_as_string(hide_password=True)
+    if where.drivername.startswith("sqlite") and where.database:
+        _require_folder(told, where.database)
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:  # a driver raises whatever it meets
+        first = (" ".join(str(error).split()) or type(error).__name__)[:150]
+        raise StoreError(f"--storage {told} cannot be opened ({first}); start the database, or mend the URL") from error
+
+
+def _require_folder(told: str, database: str) -> None:
+    from pathlib import Path
+
+    if not Path(database).parent.is_dir():
+        raise StoreError(f"--storage {told}: there is no folder {Path(database).parent}; make it first")
+
+
+class Study:
+    """A study of Optuna, opened for a sweep; made if it is not there.
+
+    Args:
+        sweep: held by `nnbuild.sweep.working_on`.
+
+    Raises:
+        StoreError: the storage cannot be opened.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._optuna = _optuna()
+        self._sweep = sweep
+        self._dimensions = sweep.config.dimensions()
+        self._study = self._optuna.create_study(
+            study_name=sweep.sweep_id,
+            storage=_storage(self._optuna, sweep.storage),
+            direction="maximize" if sweep.config.objective == "val_accuracy" else "minimize",
+            pruner=self._optuna.pruners.MedianPruner() if sweep.config.prune else self._optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+
+    def begun(self) -> list[Trial]:
+        """The trials so far, those that were stopped in the middle included."""
+        return [self._drawn(each._trial_id) for each in self._study.get_trials(deepcopy=False)]  # noqa: SLF001
+
+    def ask(self) -> Trial:
+        """A new trial. What is drawn follows from the seed, the trial's number and the results so far."""
+        seeds = np.random.SeedSequence([self._sweep.config.run.seed, len(self._study.get_trials(deepcopy=False))])
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]))
+        return self._drawn(self._study.ask()._trial_id)  # noqa: SLF001  (its id is not to be had otherwise)
+
+    def _drawn(self, trial_id: int) -> Trial:
+        known = self._study._storage.get_trial(trial_id)  # noqa: SLF001
+        if known.state.is_finished():
+            return Trial(number=known.number, values=known.params)
+        trial = self._optuna.trial.Trial(self._study, trial_id)
+        return Trial(
+            number=trial.number,
+            values={key: each.suggest(key, trial) for key, each in self._dimensions.items()},
+        )
+
+    def tell(self, result: TrialResult) -> None:
+        """Note what came of a trial; a second time changes nothing."""
+        states = self._optuna.trial.TrialState
+        state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[result.state]
+        self._study.tell(result.number, result.value, state=state, skip_if_finished=True)
+
+    def reporter(self, number: int) -> Report | None:
+        """What a running trial reports its epochs to; None if it has ended."""
+        known = self._study.get_trials(deepcopy=False)[number]
+        if known.state.is_finished():
+            return None
+        trial = self._optuna.trial.Trial(self._study, known._trial_id)  # noqa: SLF001
+        told = set(known.intermediate_values)
+
+        def report(epoch: int, value: float) -> bool:
+            if epoch not in told:  # a resumed run may come to an epoch again
+                trial.report(value, epoch)
+            return bool(trial.should_prune())
+
+        return report

@@ -1,0 +1,140 @@
+"""A sweep in the store: its record in staging, and the runs that carry its id."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from nnbuild import committing
+from nnbuild.config import SWEEP_ID, RunConfig
+from nnbuild.errors import ConfigError, InputError, StoreError
+from nnbuild.store import Run, Store, locks
+from nnbuild.store.files import make_folder, read_json, write_json
+from nnbuild.sweep.config import SweepConfig
+
+_RECORD = "sweep.json"
+_ID_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A handle that is small enough to pass between tasks.
+
+    Attributes:
+        root: address of the store.
+        sweep_id: the sweep's id, by which its runs are found.
+        config: what it goes over.
+    """
+
+    root: str
+    sweep_id: str
+    config: SweepConfig
+
+    @cached_property
+    def store(self) -> Store:
+        """The store."""
+        return Store(self.root)
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep keeps its record and, of a search, its study."""
+        return self.store.workshop / "staging" / f"sweep-{self.sweep_id}"
+
+    @property
+    def storage(self) -> str:
+        """The URL of Optuna's storage."""
+        return self.config.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    def runs(self) -> dict[tuple[int, int], str]:
+        """The ids of the sweep's runs, committed or waiting, by the trial's number and the run's seed."""
+        found: dict[tuple[int, int], str] = {}
+        if not self.store.root.exists():
+            return found
+        committed = self.store.read_table("runs", columns=["config"]) if self.store.committed() else None
+        for row in committed.to_pylist() if committed is not None else ():
+            self._note(found, row["run_id"], RunConfig.model_validate_json(row["config"]))
+        for waiting in self.store.unfinished():
+            self._note(found, waiting.run_id, Run(self.store.workshop, waiting.run_id).config)
+        return found
+
+    def _note(self, found: dict[tuple[int, int], str], run_id: str, config: RunConfig) -> None:
+        if config.trial is not None and config.trial.sweep == self.sweep_id:
+            found[config.trial.number, config.seed] = run_id
+
+    def waiting(self, run_id: str) -> Run | None:
+        """A run of the sweep that is in staging; None if it is committed."""
+        return None if run_id in self.store.committed() else self.store.unfinished_run(run_id)
+
+
+def open_sweep(config: SweepConfig | None, root: Path | str | None = None, sweep_id: str | None = None) -> Sweep:
+    """Find a sweep, or say what it will be; nothing is written before `working_on`.
+
+    Args:
+        config: what it goes over; None to go on with a sweep by its id.
+        root: of the store.
+        sweep_id: a name for it; made of the config's digest if not given, so that the same config is the same sweep.
+
+    Raises:
+        ConfigError: the id is none, or names a sweep with another config.
+        StoreError: the store cannot be used, or has no sweep of that id to go on with.
+    """
+    store = Store(root)
+    if sweep_id is not None and not re.fullmatch(SWEEP_ID, sweep_id):
+        raise ConfigError(f"--id {sweep_id!r}: expected lower-case letters, digits and dashes, 64 at the most")
+    if sweep_id is None and config is None:
+        raise ConfigError("nothing varies; give --grid KEY=A,B or --search KEY=LOW..HIGH, or --id of a sweep")
+    name = sweep_id or (config.digest()[:_ID_DIGITS] if config else "")
+    path = store.workshop / "staging" / f"sweep-{name}" / _RECORD
+    known = _recorded(path) if path.exists() else None
+    chosen = config or known
+    if chosen is None:
+        raise StoreError(f"no sweep {name} in {store.root}; give --grid or --search to begin it")
+    if config is not None and known is not None and known.digest() != config.digest():
+        raise ConfigError(f"sweep {name} was begun with other settings; give another --id, or --id alone to go on")
+    return Sweep(str(store.root), name, chosen)
+
+
+def _recorded(path: Path) -> SweepConfig:
+    try:
+        return SweepConfig.model_validate(read_json(path))
+    except ValidationError as error:
+        raise StoreError(f"{path} is no record of a sweep; give another --id") from error
+
+
+def require_possible(sweep: Sweep) -> None:
+    """Refuse what cannot begin: Optuna that is not installed, a storage that does not answer.
+
+    Raises:
+        ConfigError: Optuna is missing, or the storage's URL is none.
+        StoreError: the storage cannot be opened.
+    """
+    if sweep.config.search:
+        from nnbuild.sweep import study
+
+        study.require_storage(sweep)
+
+
+@contextmanager
+def working_on(sweep: Sweep) -> Iterator[None]:
+    """Hold a sweep while its trials are made.
+
+    Bad input with which no run could begin leaves the store as it was. Whatever else happens, the sweep can be gone
+    on with.
+
+    Raises:
+        LockedError: another process holds the sweep.
+    """
+    committing.finish_committed(sweep.store)
+    make_folder(sweep.folder)
+    try:
+        with locks.held(sweep.folder):
+            write_json(sweep.folder / _RECORD, sweep.config.model_dump(mode="json"))
+            yield
+    except InputError:
+        if not sweep.runs():
+            sweep.store.discard_folder(sweep.folder)
+        raise

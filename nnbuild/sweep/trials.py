@@ -1,0 +1,198 @@
+"""One trial: its runs, one for each seed, and what they came to by validation.
+
+A trial can be made again: what is there is recalled.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from nnbuild.config import TrialTag
+from nnbuild.errors import InputError, Interrupted, NnbuildError, PrunedError, StoreError
+from nnbuild.results import FittedModel
+from nnbuild.runs import open_run, through_the_gate, up_to_the_gate, working_on
+from nnbuild.sweep.sweeps import Sweep
+
+Report = Callable[[int, float], bool]
+_PRUNED = "gave up at epoch"
+
+
+class Trial(BaseModel):
+    """What is tried.
+
+    Attributes:
+        number: from 0.
+        values: of the settings that vary, by dotted key.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    number: int
+    values: dict[str, JsonValue]
+
+
+class TrialResult(BaseModel):
+    """What came of a trial.
+
+    Attributes:
+        state: `finished` if each of its runs succeeded; `pruned` or `failed` at the first that did not.
+        value: mean of the objective over its runs, as the history has it for the epoch whose weights were kept; None
+            unless finished.
+        runs: ids of its runs, by seed.
+        error: why it is not finished.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    number: int
+    values: dict[str, JsonValue]
+    state: Literal["finished", "pruned", "failed"]
+    value: float | None
+    runs: tuple[str, ...]
+    error: str | None = None
+
+
+def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
+    """Make the runs of a trial that are not there yet.
+
+    The first seed's run is left in front of the gate, in staging: it may be the one that the sweep sends there. The
+    others are committed.
+
+    Args:
+        sweep: held by `nnbuild.sweep.working_on`.
+        trial: what is tried.
+        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+
+    Raises:
+        InputError: something that was given cannot be used, before any run of the sweep has succeeded or failed.
+        StoreError: the store, or the storage, cannot be used.
+        Interrupted: a signal; the run waits.
+    """
+    runs: list[str] = []
+    values: list[float] = []
+    report = _reporter(sweep, trial)
+    for seed in range(sweep.config.seeds):
+        watching = Watching(watch, sweep.config.objective, report if seed == 0 else None)
+        try:
+            run_id = _make_run(sweep, trial, seed, watching)
+        except (StoreError, Interrupted):
+            raise
+        except Exception as error:
+            known = sweep.runs()
+            if isinstance(error, InputError) and not known:
+                raise
+            failed = known.get((trial.number, sweep.config.run.seed + seed))
+            return _ended(trial, [*runs, *([failed] if failed else [])], error)
+        runs.append(run_id)
+        if (told := _failure(sweep, run_id)) is not None:
+            return _ended(trial, runs, told)
+        values.append(value_of(sweep, run_id))
+    mean = math.fsum(values) / len(values)
+    if not math.isfinite(mean):
+        return _ended(trial, runs, f"{sweep.config.objective} is {mean}, expected a finite number")
+    return TrialResult(**trial.model_dump(), state="finished", value=mean, runs=tuple(runs))
+
+
+def _reporter(sweep: Sweep, trial: Trial) -> Report | None:
+    """Given epoch (from 1) and objective of the first seed's run, it says whether to give up."""
+    if not (sweep.config.search and sweep.config.prune):
+        return None
+    from nnbuild.sweep.study import Study
+
+    return Study(sweep).reporter(trial.number)
+
+
+def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "Watching") -> str:
+    config = sweep.config.config_of(trial.values, seed=seed, tag=TrialTag(sweep=sweep.sweep_id, number=trial.number))
+    known = sweep.runs().get((trial.number, config.seed))
+    if known is not None and sweep.waiting(known) is None:
+        return known
+    run = open_run(config, sweep.root, resume=known)
+    with working_on(run):
+        up_to_the_gate(run, watch)
+        if seed > 0:
+            through_the_gate(run, passed_over=passed_over(sweep))
+    return run.run_id
+
+
+def passed_over(sweep: Sweep) -> str:
+    """Why a run of a sweep is kept from the gate."""
+    return f"a trial of sweep {sweep.sweep_id}, of which only the best by validation goes to the gate"
+
+
+def settle(sweep: Sweep, result: TrialResult) -> None:
+    """Commit what a trial has left in front of the gate, without the gate."""
+    for run_id in result.runs[:1]:
+        run = sweep.waiting(run_id)
+        if run is not None:
+            with working_on(run):
+                through_the_gate(run, passed_over=passed_over(sweep))
+
+
+def _failure(sweep: Sweep, run_id: str) -> str | None:
+    """Why a run has failed; None if it has not."""
+    if sweep.waiting(run_id) is not None:
+        return None
+    row = sweep.store.manifest(run_id)["row"]
+    return str(row["error"]) if row["status"] == "failed" else None
+
+
+def _ended(trial: Trial, runs: list[str], error: Exception | str) -> TrialResult:
+    unexpected = isinstance(error, Exception) and not isinstance(error, NnbuildError)
+    told = " ".join((f"{type(error).__name__}: {error}" if unexpected else str(error)).split())
+    pruned = told.startswith(_PRUNED)
+    state: Literal["pruned", "failed"] = "pruned" if pruned else "failed"
+    return TrialResult(**trial.model_dump(), state=state, value=None, runs=tuple(runs), error=told)
+
+
+def value_of(sweep: Sweep, run_id: str) -> float:
+    """The objective of a run that was fitted, at the epoch whose weights it has, or the last validated before.
+
+    Raises:
+        StoreError: its history does not have it.
+    """
+    run = sweep.waiting(run_id)
+    if run is not None:
+        fitted = run.recall("fit_model", FittedModel)
+        epoch, history = fitted.weights_epoch if fitted else 0, sweep.store.staged_history(run_id)
+    else:
+        epoch = sweep.store.manifest(run_id)["steps"]["fit_model"]["weights_epoch"]
+        history = sweep.store.read_table("history", run_id)
+    objective = sweep.config.objective
+    rows = history.to_pylist() if history is not None else []
+    validated = {row["epoch"]: row["value"] for row in rows if row["metric"] == objective and row["epoch"] <= epoch}
+    if not validated:
+        raise StoreError(f"the history of run {run_id} has no {objective} up to epoch {epoch}; validate more often")
+    return float(validated[max(validated)])
+
+
+class Watching:
+    """Passes on what a fit says, and stops it where a report asks for that.
+
+    Args:
+        watch: who else is told, if anyone.
+        objective: which metric is reported.
+        report: is given epoch and objective, and says whether to give up.
+    """
+
+    def __init__(self, watch: Any, objective: str, report: Report | None) -> None:
+        self._watch, self._objective, self._report = watch, objective, report
+
+    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+        """Passes on."""
+        if self._watch is not None:
+            self._watch.step(epoch, epochs, done, steps, metrics)
+
+    def epoch(self, epoch: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """Passes on, and reports.
+
+        Raises:
+            PrunedError: the report says so, and there are epochs left.
+        """
+        if self._watch is not None:
+            self._watch.epoch(epoch, epochs, metrics, seconds)
+        value = metrics.get(self._objective)
+        if self._report is None or value is None:
+            return
+        if self._report(epoch, value) and epoch < epochs:
+            raise PrunedError(f"{_PRUNED} {epoch} of {epochs}: {self._objective} {value:.4g}, worse than the median")
