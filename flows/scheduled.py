@@ -1,14 +1,13 @@
 """Retraining that nobody watches: what was overtaken is skipped, what waits is taken up, what hangs is ended."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from prefect import flow, get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect import flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.hooks import on_bad_end
+from flows.overtaking import SKIPPED, overtaken_at
 from flows.retrain import retrain
 from nnbuild import machine
 from nnbuild.config import RunConfig, resolve
@@ -16,13 +15,15 @@ from nnbuild.errors import ConfigError, StoreError
 from nnbuild.store import Run, Store
 from nnbuild.watchdog import ended_after
 
-SKIPPED = "Skipped"
-_DUE = ["SCHEDULED", "PENDING", "RUNNING", "COMPLETED"]  # due, or already made
+
+def _name() -> str:
+    config = RunConfig.model_validate(flow_run.parameters.get("config") or {})
+    return f"{config.model.name}-{config.dataset.name}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}"
 
 
 @flow(
     name="scheduled-retrain",
-    flow_run_name="{config.model.name}-{config.dataset.name}",
+    flow_run_name=_name,
     on_failure=[on_bad_end],
     on_crashed=[on_bad_end],
     on_cancellation=[on_bad_end],
@@ -39,11 +40,14 @@ def scheduled_retrain(
         config: what is trained, on what and how; it never falls back to other data.
         store: its root; $NNBUILD_STORE or ./nnbuild-store if not given.
         timeout_seconds: after so many the run is asked to stop with a checkpoint, and killed half a minute later.
-        overtaken: what becomes of a late run if the next one of the same parameters is due already.
+        overtaken: what becomes of a late run if one of the same settings has begun since it was due.
     """
     without_fallback(config)
-    if overtaken == "skip" and (after := _overtaken_by()):
-        return Completed(name=SKIPPED, message=f"Overtaken: the run of {after:%Y-%m-%d %H:%M:%S} UTC is due already.")
+    if overtaken == "skip" and (begun := overtaken_at()):
+        told = (
+            f"Overtaken: a run of the same settings has begun since this one was due, at {begun:%Y-%m-%d %H:%M:%S} UTC."
+        )
+        return Completed(name=SKIPPED, message=told)
     with ended_after(timeout_seconds):
         return retrain.fn(config, store, resume=waiting(Store(store), config))
 
@@ -73,27 +77,3 @@ def waiting(store: Store, config: RunConfig) -> str | None:
         if same and not each.held:
             return each.run_id
     return None
-
-
-def _overtaken_by() -> datetime | None:
-    """When the next run of the same deployment and parameters was due, if that is past."""
-    with get_client(sync_client=True) as client:
-        mine = client.read_flow_run(flow_run.id)
-        if mine.deployment_id is None or mine.expected_start_time is None:
-            return None
-        window = {
-            "after_": mine.expected_start_time + timedelta(milliseconds=1),
-            "before_": datetime.now(UTC),
-        }
-        due = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(
-                {
-                    "deployment_id": {"any_": [mine.deployment_id]},
-                    "expected_start_time": window,
-                    "state": {"type": {"any_": _DUE}},
-                }
-            )
-        )
-    others = (each for each in due if each.id != mine.id and each.parameters == mine.parameters)
-    times = [each.expected_start_time for each in others if each.state_name != SKIPPED]
-    return min((time for time in times if time is not None), default=None)

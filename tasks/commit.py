@@ -6,10 +6,13 @@ from typing import Any
 from prefect import task
 
 from nnbuild import committing
+from nnbuild.report.facts import facts
 from nnbuild.results import Committed, ExportedModel, HistoryTable, Reported
 from nnbuild.store import Run, Store
 from tasks.prefect_side import STEP, can_be_retried, logger, show_markdown
 from tasks.telling import COMMITTED, PROMOTED, REJECTED, announce, notify
+
+_HEADLINE = ("accuracy", "loss", "expected_calibration_error", "macro_f1")
 
 
 @task(
@@ -25,7 +28,9 @@ def commit(run: Run, history: HistoryTable, exported: ExportedModel, reported: R
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)
     show_markdown("nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are")
-    _tell(run, Store(run.store).manifest(run.run_id))
+    manifest = Store(run.store).manifest(run.run_id)
+    show_markdown("nnbuild-report", headline(run, manifest), f"What came of run {run.run_id}")
+    _tell(run, manifest)
     return committed
 
 
@@ -47,6 +52,18 @@ def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
             store=run.store,
             test_accuracy=row["test_accuracy"],
         )
+
+
+def headline(run: Run, manifest: Mapping[str, Any]) -> str:
+    """The head of the report as Markdown: the figures, the decision, how the run was made, and where the page is."""
+    row, metrics = manifest["row"], manifest["steps"]["evaluate_model"]["metrics"]
+    decided = manifest["steps"].get("decide")
+    of_run = [(name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics]
+    of_run += [("decision", decided["reason"])] if decided else []
+    of_run += [*facts(manifest), ("report", f"`{run.store}/runs/{run.run_id}/report.html`")]
+    rows = "\n".join(f"| {name} | {value.replace('|', '/')} |" for name, value in of_run)
+    title = f"{row['model']} on {row['dataset']}: {row['test_accuracy']:.2%} of the test images right"
+    return f"## {title}\n\n| | |\n| --- | --- |\n{rows}\n"
 
 
 def links(run: Run, committed: Committed) -> str:

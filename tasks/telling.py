@@ -7,31 +7,37 @@ from prefect.events import emit_event
 
 from nnbuild import webhook
 from nnbuild.errors import NnbuildError
-from tasks.prefect_side import logger, plain, within_a_run
+from nnbuild.scoring.drifting import Compared
+from tasks.prefect_side import logger, plain, show_table, within_a_run
 
 COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
 REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
+STORE = "nnbuild.store"
+"""The label of an event's resource that says which store it is about, where that is of use."""
 DRIFTED = "nnbuild.drift.exceeded"
 STOPPED = "nnbuild.run.stopped"
 
 
-def announce(event: str, run_id: str, figures: Mapping[str, Any]) -> None:
+def announce(event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None) -> None:
     """An event about a run, with its id and figures; nothing where no flow runs.
 
     Args:
         event: its name.
         run_id: the run's.
         figures: small values.
+        store: whose run it is, for automations that are about one store.
     """
     if within_a_run():
-        emit(event, run_id, figures)
+        emit(event, run_id, figures, store=store)
 
 
-def emit(event: str, run_id: str, figures: Mapping[str, Any]) -> None:
+def emit(event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None) -> None:
     """As `announce`, also for a hook, which runs behind its flow."""
-    resource = {"prefect.resource.id": f"nnbuild.run.{run_id}", "prefect.resource.name": run_id}
+    resource = {"prefect.resource.id": f"nnbuild.run.{run_id}", "prefect.resource.name": run_id} | (
+        {STORE: store} if store else {}
+    )
     emit_event(event, resource, payload={"run_id": run_id, **{name: plain(value) for name, value in figures.items()}})
 
 
@@ -43,3 +49,27 @@ def notify(text: str, **values: Any) -> None:
             webhook.post(url, {"text": text, **{name: plain(value) for name, value in values.items()}})
     except NnbuildError as error:
         logger().warning("%s", error)
+
+
+def tell_of_drift(store: str, score_id: str, run_id: str | None, rows: int, drift: Compared) -> None:
+    """What a scoring job's drift is: a table, and where a threshold is passed an event and a message.
+
+    Args:
+        store: the root of its store.
+        score_id: of the job.
+        run_id: of the model's run.
+        rows: that were scored.
+        drift: as it was found.
+    """
+    if not drift.measures:
+        logger().info("drift %s", drift.remark)
+        return
+    named = ", ".join(drift.exceeded)
+    told = f"Drift of scoring job {score_id}: {named or 'no threshold passed'}"
+    show_table("nnbuild-drift", [each.model_dump() for each in drift.measures], told)
+    if not named:
+        return
+    logger().warning("%s drifted from what the model was validated on", named)
+    figures = {f"{each.measure}_{each.statistic}": each.value for each in drift.measures}
+    announce(DRIFTED, str(run_id), {"score_id": score_id, "exceeded": named, "rows": rows, **figures}, store=store)
+    notify(told, event=DRIFTED, run_id=run_id, score_id=score_id, **figures)

@@ -35,12 +35,18 @@ class Server:
     environment: dict[str, str]
 
     def ask(self, path: str, **body: Any) -> Any:
-        """POST to the API."""
-        return httpx.post(f"{self.url}{path}", json=body, timeout=20).raise_for_status().json()
+        """POST to the API, again while its database is locked."""
 
-    def flow_runs(self, deployment: str) -> list[dict[str, Any]]:
+        def answer() -> httpx.Response | None:
+            response = httpx.post(f"{self.url}{path}", json=body, timeout=20)
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        return until(answer, 30, f"answer to {path}").raise_for_status().json()
+
+    def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
         """The flow runs of a deployment, in the order in which they were due."""
-        runs = self.ask("/flow_runs/filter", deployments={"name": {"any_": [deployment]}})
+        of_flow = {"name": {"any_": [flow]}}
+        runs = self.ask("/flow_runs/filter", deployments={"name": {"any_": [deployment]}}, flows=of_flow)
         return sorted(runs, key=lambda each: each["expected_start_time"])
 
     @contextmanager

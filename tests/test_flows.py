@@ -112,7 +112,10 @@ def test_the_graph_shows_what_depends_on_what(finished):
 
 def test_the_artifacts_stand_under_stable_keys(finished):
     by_key = {artifact.key: artifact for artifact in finished["artifacts"]}
-    assert {"nnbuild-data-checks", "nnbuild-epochs", "nnbuild-metrics", "nnbuild-files", "nnbuild-fit"} <= by_key.keys()
+    tables = {"nnbuild-data-checks", "nnbuild-epochs", "nnbuild-metrics", "nnbuild-decision"}
+    assert tables | {"nnbuild-files", "nnbuild-fit", "nnbuild-report"} <= by_key.keys()
+    assert f"{finished['committed'].run_id}/report.html" in by_key["nnbuild-report"].data
+    assert "| accuracy |" in by_key["nnbuild-report"].data
     assert '"epoch": 3' in str(by_key["nnbuild-epochs"].data)
     assert finished["committed"].run_id in str(by_key["nnbuild-files"].data)
 

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import call, tree_digest
 from prefect import get_client
+from real_server import until
 from score_data import ROWS, images, parquet, scored
 from test_score_flow import artifacts, config
 from test_telling import events_named
@@ -123,7 +124,11 @@ def test_the_flow_shows_a_table_and_raises_an_event(store, tmp_path, prefect_ser
     found, _ = artifacts("score-champion-drifting.parquet")
     assert {row["measure"] for row in json.loads(found["nnbuild-drift"])} == set(MEASURES)
     with get_client(sync_client=True) as client:
-        (event,) = events_named(client, "nnbuild.drift.exceeded", done.run_id)
-    assert event["payload"]["score_id"] == done.score_id
+
+        def of_job():
+            found = events_named(client, "nnbuild.drift.exceeded", done.run_id)
+            return [each for each in found if each["payload"]["score_id"] == done.score_id]
+
+        (event,) = until(of_job, 30, "event of the drift")
     assert event["payload"]["exceeded"] == ", ".join(done.drift.exceeded)
     assert event["resource"]["prefect.resource.id"] == f"nnbuild.run.{done.run_id}"

@@ -9,6 +9,7 @@ import pytest
 from command_line import call
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from real_server import ROOT, real_server, until
+from score_data import images, parquet
 
 import nnbuild
 from flows.commands.serve import deployment_name
@@ -31,6 +32,11 @@ def options(dataset, store, *, epochs, interval):
     return [*given, "--store", store, "--interval", interval]
 
 
+def state_of(server, name, run_id):
+    """Of a run of the scoring."""
+    return next(each["state"] for each in server.flow_runs(name, "scheduled-score") if each["id"] == run_id)
+
+
 def when(text):
     return datetime.fromisoformat(text)
 
@@ -39,9 +45,21 @@ def test_due_runs_are_committed_one_at_a_time(server, tmp_path, small_folder):
     """The short form of "every minute for ten minutes": due every 15 s, each in a process of its own."""
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-    with server.serving(*options(small_folder, store.root, epochs=2, interval=15)):
+    dark = parquet(tmp_path / "date=2026-11-01.parquet", images() // 8)
+    scoring = ("--score-input", f"{dark.parent}/*.parquet", "--score-set", "drift_psi=0.1", "--retrain-on-drift")
+    with server.serving(*options(small_folder, store.root, epochs=2, interval=15), *scoring):
         named = lambda state: [each for each in server.flow_runs(name) if each["state"]["name"] == state]  # noqa: E731
         until(lambda: len(named("Completed")) >= 2, 180, "second run that is completed")
+        deployments = server.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
+        (scores,) = [each for each in deployments if each["parameters"]["config"].get("drift_psi") == 0.1]
+        assert scores["enforce_parameter_schema"]
+        for state in ("Completed", "Skipped"):  # the second time there is nothing new
+            begun = server.ask(f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+            until(lambda begun=begun, state=state: state_of(server, name, begun)["name"] == state, 90, state)
+        answers = lambda: [each for each in server.flow_runs(name) if each["parameters"]["overtaken"] == "run"]  # noqa: E731
+        until(answers, 60, "retraining that answers the drift")
+    assert len(store.scored()) == 1
+    assert store.read_table("drift")["exceeded"].to_pylist().count(True) > 1
     runs = server.flow_runs(name)
     begun = sorted((each for each in runs if each["start_time"]), key=lambda each: each["start_time"])
     ended = [each for each in begun if each["state"]["type"] in FINAL]
@@ -99,6 +117,10 @@ def test_the_automation_that_ends_zombies_is_installed_once(server):
         (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
         (["--collision", "both"], "enqueue or cancel-new"),
         (["--plan", "none.toml"], "none.toml"),
+        (["--score-cron", "0 5 * * *"], "without --score-input"),
+        (["--retrain-on-drift"], "give --score-input"),
+        (["--score-input", "in", "--score-cron", "often"], "expected five fields"),
+        (["--score-input", "in", "--score-set", "top_k=0"], "--top-k 0"),
         ([], "no Prefect server is configured"),
     ],
 )

@@ -72,7 +72,7 @@ def _line(console: Console) -> Any:
 
 
 def _row(part: Part) -> dict[str, Any]:
-    return part.model_dump(mode="json") | {"drifted": ", ".join(part.drifted)}
+    return part.model_dump(mode="json", exclude={"drift", "run_id"}) | {"drifted": ", ".join(part.drift.exceeded)}
 
 
 def _day(option: str, given: str | None) -> date:

@@ -2,18 +2,28 @@
 
 import hashlib
 import os
-import zoneinfo
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows.commands.run import configured
+from flows.commands.serve_scores import Scoring
+from flows.commands.serve_scores import parameters as score_parameters
+from flows.commands.serve_scores import schedules as score_schedules
+from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, cron_schedule
 from nnbuild import machine, settings
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ConfigError
 from nnbuild.store import Store
 
-DEFAULT_CRON = "0 3 * * *"
 COLLISIONS = ("enqueue", "cancel-new")
+
+
+class _Plan(NamedTuple):
+    """A deployment: when, and with what."""
+
+    schedules: list[dict[str, Any]]
+    parameters: dict[str, Any]
 
 
 def serve(
@@ -28,6 +38,8 @@ def serve(
     timeout: float | None,
     collision: str,
     overtaken: str,
+    scoring: Scoring,
+    retrain_on_drift: bool,
 ) -> None:
     """Serve the schedule until a signal ends it.
 
@@ -45,7 +57,26 @@ def serve(
         given = settings.merged(base.model_dump(mode="json", exclude_none=True), each.pop("config", {}))
         each["parameters"] = common | {"config": _checked(settings.checked(given, plan)).model_dump(mode="json")}
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    _serve(deployment_name(place), schedules, common | {"config": base.model_dump(mode="json")}, collision)
+    retraining = _Plan(schedules, common | {"config": base.model_dump(mode="json")})
+    scores = _scores(scoring, str(place.root), timezone, timeout)
+    if retrain_on_drift and scores is None:
+        raise ConfigError("--retrain-on-drift needs something that is scored; give --score-input")
+    if interval is not None and interval < SECONDS_TO_START and overtaken == "skip":
+        _warn_of_haste(interval)
+    answered = str(place.root) if retrain_on_drift else None
+    _serve(deployment_name(place), retraining, scores, collision, drift_of=answered)
+
+
+def _scores(scoring: Scoring, root: str, timezone: str, timeout: float | None) -> _Plan | None:
+    if scoring.input is None and not scoring.crons and not scoring.settings:
+        return None
+    given = score_parameters(scoring, root, timeout)
+    return _Plan(score_schedules(scoring, timezone), given)
+
+
+def _warn_of_haste(interval: float) -> None:
+    told = f"due every {interval:g} s, and a run can take {SECONDS_TO_START:g} s to start; late ones are skipped"
+    print(f"nnbuild: {told}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def deployment_name(store: Store) -> str:
@@ -76,7 +107,7 @@ def _simple(crons: list[str], interval: float | None, timezone: str) -> list[dic
             raise ConfigError(f"--interval {interval:g}, expected seconds above 0")
         return [{"interval": interval}]
     wanted = crons or [DEFAULT_CRON]
-    return [_cron(each, timezone, f"cron-{number}") for number, each in enumerate(wanted, 1)]
+    return [cron_schedule(each, timezone, f"cron-{number}") for number, each in enumerate(wanted, 1)]
 
 
 def _planned(plan: Path) -> list[dict[str, Any]]:
@@ -90,29 +121,18 @@ def _planned(plan: Path) -> list[dict[str, Any]]:
             raise ConfigError(
                 f"{plan}: schedule {number} has {sorted(table)}, expected cron and perhaps name, timezone, config"
             )
-        schedule = _cron(
+        schedule = cron_schedule(
             str(table["cron"]), str(table.get("timezone", "UTC")), str(table.get("name", f"plan-{number}"))
         )
         found.append(schedule | {"config": table.get("config", {})})
     return found
 
 
-def _cron(cron: str, timezone: str, slug: str) -> dict[str, Any]:
-    if timezone not in zoneinfo.available_timezones():
-        raise ConfigError(f"timezone {timezone!r} is not known, expected a name like Europe/Berlin")
-    from prefect.schedules import Cron
-
-    try:
-        Cron(cron)
-    except ValueError as error:
-        raise ConfigError(f"cron {cron!r} is no schedule, expected five fields like {DEFAULT_CRON!r}") from error
-    return {"cron": cron, "timezone": timezone, "slug": slug}
-
-
-def _serve(name: str, schedules: list[dict[str, Any]], parameters: dict[str, Any], collision: str) -> None:
+def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, *, drift_of: str | None) -> None:
     from prefect import get_client
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.flows import EntrypointType
+    from prefect.flows import serve as serve_deployments
     from prefect.schedules import Schedule
     from prefect.settings import PREFECT_API_URL
 
@@ -123,26 +143,40 @@ def _serve(name: str, schedules: list[dict[str, Any]], parameters: dict[str, Any
         )
     from flows import automations
     from flows.scheduled import scheduled_retrain
+    from flows.scheduled_score import scheduled_score
+
+    strategy = ConcurrencyLimitStrategy.ENQUEUE if collision == "enqueue" else ConcurrencyLimitStrategy.CANCEL_NEW
+
+    def deployment(flow: Any, plan: _Plan, description: str) -> Any:
+        return flow.to_deployment(
+            name,
+            schedules=[_schedule(Schedule, each) for each in plan.schedules],
+            parameters=plan.parameters,
+            version=machine.code_version(),
+            description=description,
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
 
     with get_client(sync_client=True) as client:
         if (trouble := client.api_healthcheck()) is not None:
             raise ConfigError(f"the Prefect server at {PREFECT_API_URL.value()} does not answer: {trouble}; start it")
-        automations.install(client, scheduled_retrain.name)
-    strategy = ConcurrencyLimitStrategy.ENQUEUE if collision == "enqueue" else ConcurrencyLimitStrategy.CANCEL_NEW
-    deployment = scheduled_retrain.to_deployment(
-        name,
-        schedules=[_schedule(Schedule, each) for each in schedules],
-        parameters=parameters,
-        version=machine.code_version(),
-        description="Retrains and decides on the champion; one run of the store at a time.",
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
-        entrypoint_type=EntrypointType.MODULE_PATH,
-    )
-    from prefect.flows import serve as serve_deployments
-
-    print(f"serving {scheduled_retrain.name}/{name}; stop it by Ctrl-C", flush=True)  # noqa: T201
+        served = [
+            deployment(
+                scheduled_retrain, retraining, "Retrains and decides on the champion; one run of the store at a time."
+            )
+        ]
+        if scoring is not None:
+            served.append(
+                deployment(scheduled_score, scoring, "Scores what is new by the champion; one run at a time.")
+            )
+        automations.install(client, automations.zombies([scheduled_retrain.name, scheduled_score.name]))
+        if drift_of is not None:
+            automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
+    named = ", ".join(f"{each.flow_name}/{name}" for each in served)
+    print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
     try:
-        serve_deployments(deployment, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT)
+        serve_deployments(*served, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT)
     finally:
         _close(name)
 
@@ -166,5 +200,5 @@ def _close(name: str) -> None:
 def _schedule(kind: Any, given: dict[str, Any]) -> Any:
     from datetime import timedelta
 
-    interval = given.pop("interval", None)
-    return kind(interval=timedelta(seconds=interval), **given) if interval is not None else kind(**given)
+    interval, others = given.get("interval"), {name: each for name, each in given.items() if name != "interval"}
+    return kind(interval=timedelta(seconds=interval), **others) if interval is not None else kind(**others)

@@ -27,12 +27,28 @@ def serve(
         str, typer.Option(metavar="enqueue|cancel-new", help="A run that is due while another runs.")
     ] = "enqueue",
     overtaken: Annotated[
-        str, typer.Option(metavar="skip|run", help="A late run, when the next one is due already.")
+        str, typer.Option(metavar="skip|run", help="A late run, when another has begun since it was due.")
     ] = "skip",
+    score_input: Annotated[
+        str | None, typer.Option(metavar="PATH|GLOB|URL", help="Score this too; {date} in it is one of the last days.")
+    ] = None,
+    score_cron: Annotated[
+        list[str] | None, typer.Option(metavar="CRON", help="When that is scored; 0 5 * * *. May be repeated.")
+    ] = None,
+    score_settings: Annotated[
+        list[str] | None, typer.Option("--score-set", metavar="KEY=VALUE", help="Any setting of the scoring.")
+    ] = None,
+    score_days: Annotated[
+        int, typer.Option(metavar="N", min=1, max=366, help="How many days {date} goes back; 7.")
+    ] = 7,
+    retrain_on_drift: Annotated[  # noqa: FBT002
+        bool, typer.Option("--retrain-on-drift", help="Answer drift of what is scored by a retraining.")
+    ] = False,
     store: Store = None,
 ) -> None:
-    """Serve the scheduled retraining, one run of the store at a time."""
+    """Serve the scheduled retraining and scoring, one run of each at a time."""
     from flows.commands import serve as command
+    from flows.commands.serve_scores import Scoring
 
     command.serve(
         crons=cron or [],
@@ -45,4 +61,6 @@ def serve(
         timeout=timeout,
         collision=collision,
         overtaken=overtaken,
+        scoring=Scoring(score_input, score_cron or [], score_settings or [], score_days),
+        retrain_on_drift=retrain_on_drift,
     )

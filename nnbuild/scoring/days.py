@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError, DataError, Interrupted, NnbuildError
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.drifting import Compared
 from nnbuild.scoring.models import resolve_model
 from nnbuild.scoring.opening import scored_before
 from nnbuild.scoring.partitions import Partition, is_there, partitions
@@ -32,7 +33,8 @@ class Part(BaseModel):
         status: `scored` now, `skipped` since this model has scored it before, `missing`, or `failed`.
         score_id: of the job that scored it, now or before.
         rows: that were scored now.
-        drifted: the measures of drift that passed their threshold.
+        run_id: of the model that scored it now.
+        drift: of what was scored now.
         remark: why it failed.
     """
 
@@ -42,7 +44,8 @@ class Part(BaseModel):
     status: Literal["scored", "skipped", "missing", "failed"]
     score_id: str | None = None
     rows: int = 0
-    drifted: tuple[str, ...] = ()
+    run_id: str | None = None
+    drift: Compared = Compared()
     remark: str = ""
 
 
@@ -128,7 +131,9 @@ class _Work:
             raise
         except NnbuildError as error:
             return Part(**about, status="failed", remark=" ".join([str(error), *getattr(error, "__notes__", ())]))
-        return Part(**about, status="scored", score_id=done.score_id, rows=done.rows, drifted=done.drift.exceeded)
+        return Part(
+            **about, status="scored", score_id=done.score_id, rows=done.rows, run_id=done.run_id, drift=done.drift
+        )
 
     def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
         """Rows are scored: the moment to stop, if that was asked for."""
