@@ -52,6 +52,9 @@ class ModelConfig(Section):
     """Which network is built."""
 
     name: str = Field("convnet", min_length=1, description="A named network, or package.module:function for your own")
+    members: int = Field(
+        1, ge=1, le=64, description="Networks that are trained one after another and averaged in log-probability"
+    )
     l2: float | None = Field(None, ge=0, le=10, description="L2 penalty on the hidden kernels")
     dropout: float | None = Field(None, ge=0, lt=1, description="Share of units dropped before the head")
 

@@ -166,6 +166,7 @@ USAGE = [
     _run("epochs 0", "training.epochs is 0", "--epochs", 0),
     _run("epochs negative", "training.epochs is -1", "--epochs", -1),
     _run("batch size 0", "training.batch_size is 0", "--batch-size", 0),
+    _run("members 0", "model.members is 0", "--members", 0),
     _run("seed negative", "seed is -1", "--seed", -1),
     _run("seed too large", "seed is", "--seed", 2**31),
     _run("no seeds", "--seeds is 0", "--seeds", 0),

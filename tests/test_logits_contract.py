@@ -86,6 +86,7 @@ BAD = {
     "in a nested model": lambda: nested("softmax"),
     "in a subclassed model": lambda: subclassed("softmax"),
     "relu maps": lambda: pooled("relu"),
+    "log-softmax of a softmax": lambda: functional(lambda x: keras.ops.log_softmax(dense("softmax")(x))),
     "written out": lambda: functional(
         lambda x: keras.ops.exp(dense()(x)) / keras.ops.sum(keras.ops.exp(dense()(x)), axis=-1, keepdims=True)
     ),

@@ -24,6 +24,9 @@ def run(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Named network, or package.module:function of your own.")
     ] = None,
+    members: Annotated[
+        int | None, typer.Option(metavar="N", help="Train N networks and average them; an ensemble is one model.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per step.")] = None,
     precision: Annotated[
@@ -54,7 +57,7 @@ def run(
 
     options: dict[str, Any] = {
         "dataset": {"name": dataset, "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR"), "fallback": fallback},
-        "model": {"name": model},
+        "model": {"name": model, "members": members},
         "training": {
             "epochs": epochs,
             "batch_size": batch_size,

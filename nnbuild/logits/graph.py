@@ -9,11 +9,12 @@ from nnbuild.backend import tf
 _PASSED = {
     *("Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StopGradient", "EnsureShape"),
     *("StridedSlice", "ConcatV2", "Pack", "Unpack", "Split", "Mean", "Sum", "AvgPool", "Pad", "PreventGradient"),
+    "LogSoftmax",
     *("AddV2", "Add", "AddN", "Sub", "Mul", "RealDiv", "Neg", "BiasAdd", "Select", "SelectV2", "Minimum", "Maximum"),
 }
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 
-# What a head must not be. LogSoftmax is missing on purpose: log-probabilities are logits.
+# What a head must not be. LogSoftmax is no such thing: log-probabilities are logits, if logits lie behind it.
 _NONLINEAR = {
     *("Softmax", "Sigmoid", "Tanh", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign"),
     *("Exp", "Expm1", "Erf", "Erfc", "Square", "Sqrt", "Rsqrt", "Abs", "Sign", "Round", "ArgMax", "OneHot"),

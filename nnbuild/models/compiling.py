@@ -42,6 +42,18 @@ def _optimizer(training: TrainingConfig, steps: int) -> Any:
     return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **betas, **average)
 
 
+def loss_of(training: TrainingConfig) -> Any:
+    """The cross-entropy on logits that the target form takes."""
+    sparse = training.target_form == "sparse"
+    loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
+    return loss(from_logits=True)
+
+
+def metrics_of(training: TrainingConfig) -> list[Any]:
+    """The metrics that the config names, for its target form."""
+    return [_METRICS[name](training.target_form == "sparse") for name in training.metrics]
+
+
 def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
     """Compile a model for a loss on logits; modifies `model` in place.
 
@@ -50,12 +62,10 @@ def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
         training: resolved.
         steps: of the whole fit, for the schedules.
     """
-    sparse = training.target_form == "sparse"
-    loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
     model.compile(
         optimizer=with_scaled_loss(_optimizer(training, steps), str(training.precision)),
-        loss=loss(from_logits=True),
-        metrics=[_METRICS[name](sparse) for name in training.metrics],
+        loss=loss_of(training),
+        metrics=metrics_of(training),
         auto_scale_loss=False,  # the optimizer above does
     )
     model.optimizer.build(model.trainable_variables)

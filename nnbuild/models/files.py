@@ -59,7 +59,7 @@ def _renumbered(config: str) -> str:
     )
 
 
-def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) -> Any:
+def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0, compiled: bool = True) -> Any:
     """Read a model that `save_model` wrote.
 
     Args:
@@ -67,9 +67,10 @@ def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) 
         digest: sha256 that was recorded for it.
         model_name: of the config; a user's function is imported first, for the classes that its module registers.
         seed: for layers that were given none; the same seed gives the same draws.
+        compiled: whether it is to be compiled, if it was.
 
     Returns:
-        The model, compiled if it was.
+        The model.
 
     Raises:
         ContractError: the file is missing, is no `.keras` file, has another digest, or names code to run.
@@ -86,7 +87,7 @@ def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0) 
     keras.utils.clear_session(free_memory=False)
     try:
         with seeded(seed):
-            return keras.saving.load_model(path, safe_mode=True)
+            return keras.saving.load_model(path, safe_mode=True, compile=compiled)
     except NnbuildError:
         raise
     except Exception as error:  # Keras raises whatever it meets

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from nnbuild import logits, machine, models, schemas, training
+from nnbuild import logits, machine, models, schemas
 from nnbuild.backend import pin_threads
 from nnbuild.config import is_factory
 from nnbuild.errors import StoreError
@@ -11,9 +11,10 @@ from nnbuild.models.user import factory_digest
 from nnbuild.results import BuiltModel, CompiledModel, FittedModel, HistoryTable, LoadedData
 from nnbuild.signals import caught
 from nnbuild.steps.data import read_data
+from nnbuild.steps.members import Fits
 from nnbuild.steps.once import once, staged_table
 from nnbuild.store.run import Run
-from nnbuild.store.tables import read_table, write_table
+from nnbuild.store.tables import read_table
 from nnbuild.training.order import split_rows
 
 
@@ -31,7 +32,9 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
     path = run.folder / "model" / "uncompiled.keras"
     models.save_model(model, path)
     return BuiltModel(
-        path=run.relative(path), parameters=model.count_params(), files=run.digests("model/uncompiled.keras")
+        path=run.relative(path),
+        parameters=model.count_params() * run.config.model.members,
+        files=run.digests("model/uncompiled.keras"),
     )
 
 
@@ -63,7 +66,9 @@ def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> An
 
 @once(FittedModel)
 def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None) -> FittedModel:
-    """Fit the network, or go on with a fit that was stopped; the history is on the disk after every epoch.
+    """Fit the network, or the members of an ensemble one after another; the history is on the disk after every epoch.
+
+    A fit that was stopped is gone on with.
 
     Args:
         run: in staging.
@@ -85,33 +90,20 @@ def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any
         "threads": threads if pin_threads(threads) else "not pinned",
         "processor": machine.processor(),
     }
-    table = staged_table(run, "history")
     began = time.perf_counter()
-    model = read_model(run, compiled)
     with caught() as stop:
-        fitted = training.fit(
-            model,
-            read_data(run, data).train,
-            run.config,
-            data.classes,
-            training.Surroundings(
-                watch=watch,
-                checkpoints=training.Checkpoints(run.folder / "checkpoints", identity),
-                on_history=lambda rows: write_table(table, rows, schemas.HISTORY),
-                stop=stop,
-                tensorboard=str(run.folder / "tensorboard") if run.config.training.tensorboard else None,
-            ),
-        )
-    model = models.build_float32(model, run.config, data.image_shape, data.classes)
+        fits = Fits(run, data, read_data(run, data).train, identity=identity, stop=stop, watch=watch)
+        steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
+        model, members = fits.fit(lambda: read_model(run, compiled), steps)
     logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
     models.save_model(model, path)
     return FittedModel(
         path=run.relative(path),
-        epochs=len(fitted.history.epoch),
-        weights_epoch=fitted.weights_epoch,
+        epochs=sum(each.epochs for each in members),
+        weights_epoch=sum(each.epochs for each in members[:-1]) + members[-1].weights_epoch,
         seconds=time.perf_counter() - began,
-        remarks=fitted.remarks,
+        remarks=tuple(remark for each in members for remark in each.remarks),
         identity=identity,
         files=run.digests("model/model.keras"),
     )

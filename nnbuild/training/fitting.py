@@ -86,7 +86,15 @@ class Fitted:
     remarks: tuple[str, ...]
 
 
-def fit(model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings | None = None) -> Fitted:
+def fit(
+    model: Any,
+    split: Split,
+    config: RunConfig,
+    classes: int,
+    around: Surroundings | None = None,
+    *,
+    seed: int | None = None,
+) -> Fitted:
     """Fit a compiled model; modifies `model` in place.
 
     Args:
@@ -95,19 +103,25 @@ def fit(model: Any, split: Split, config: RunConfig, classes: int, around: Surro
         config: resolved.
         classes: how many there are.
         around: what else is touched.
+        seed: of the order of examples and of the augmentation; the config's, which draws the validation examples, if
+            not given.
 
     Raises:
         DivergedError: the loss became infinite or not a number.
         Interrupted: a signal asked to stop; the state is kept if there are checkpoints.
         StoreError: the checkpoint that was found belongs to something else.
     """
-    return _Fit(model, split, config, classes, around or Surroundings()).run()
+    return _Fit(
+        model, split, config, classes, around or Surroundings(), seed=config.seed if seed is None else seed
+    ).run()
 
 
 class _Fit:
-    def __init__(self, model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings) -> None:
+    def __init__(
+        self, model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings, *, seed: int
+    ) -> None:
         training = config.training
-        self.model, self.config, self.training, self.around = model, config, training, around
+        self.model, self.seed, self.training, self.around = model, seed, training, around
         self.watch = around.watch or _Nobody()
         self.epochs = int(training.epochs or 1)
         self.rows, self.validation_rows = split_rows(len(split), float(training.validation_fraction or 0), config.seed)
@@ -118,7 +132,7 @@ class _Fit:
             split,
             classes=classes,
             batch_size=batch,
-            seed=config.seed,
+            seed=seed,
             augment=training.augment or "none",
             one_hot=one_hot,
         )
@@ -173,7 +187,7 @@ class _Fit:
         self.watch.epoch(epoch + 1, self.epochs, metrics, seconds)
 
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
-        order = tf.constant(epoch_order(self.rows, self.config.seed, epoch))
+        order = tf.constant(epoch_order(self.rows, self.seed, epoch))
         kept = time.perf_counter()
         metrics = self.trainer.metrics()  # of a stop right behind the epoch's last step, nothing else is left
         while step < self.steps:
