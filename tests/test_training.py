@@ -78,7 +78,7 @@ EVERYTHING = {
         ("convnet", {"augment": "shift"}),
         ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
         ("accurate", {"optimizer": "rmsprop"}),
-        ("fast", {"precision": "mixed_bfloat16"}),
+        ("tiny", {"precision": "mixed_bfloat16"}),
         ("lab", {"precision": "mixed_float16", "ema": 0.9}),
     ],
 )
