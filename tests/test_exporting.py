@@ -17,7 +17,13 @@ SHAPE = (12, 12, 1)
 
 
 def network(name, seed=0):
-    return models.build(resolve(RunConfig.model_validate({"model": {"name": name}, "seed": seed})), SHAPE, 5)
+    return models.build(
+        resolve(
+            RunConfig.model_validate({"model": {"name": name}, "seed": seed, "training": {"precision": "float32"}})
+        ),
+        SHAPE,
+        5,
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)

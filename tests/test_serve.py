@@ -49,7 +49,7 @@ def test_due_runs_are_committed_one_at_a_time(server, tmp_path, small_folder):
     scoring = ("--score-input", f"{dark.parent}/*.parquet", "--score-set", "drift_psi=0.1", "--retrain-on-drift")
     with server.serving(*options(small_folder, store.root, epochs=2, interval=15), *scoring):
         named = lambda state: [each for each in server.flow_runs(name) if each["state"]["name"] == state]  # noqa: E731
-        until(lambda: len(named("Completed")) >= 2, 180, "second run that is completed")
+        until(lambda: len(named("Completed")) >= 2, 400, "second run that is completed")
         deployments = server.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
         (scores,) = [each for each in deployments if each["parameters"]["config"].get("drift_psi") == 0.1]
         assert scores["enforce_parameter_schema"]
@@ -78,7 +78,7 @@ def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(server, tmp_path, 
         return next((each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None)
 
     with server.serving(*options(small_folder, store.root, epochs=50_000, interval=20)) as serving:
-        run_id = until(fitting, 90, "run in its fit")
+        run_id = until(fitting, 180, "run in its fit")
         running = next(each for each in server.flow_runs(name) if each["state"]["type"] == "RUNNING")
         cancelling = {"type": "CANCELLING", "name": "Cancelling"}
         server.ask(f"/flow_runs/{running['id']}/set_state", state=cancelling, force=False)

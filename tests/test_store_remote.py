@@ -36,14 +36,26 @@ def test_the_dataset_is_uploaded_once_and_read_from_there(s3_store, small_config
     assert data["folder"] == store.dataset_name(data["name"], data["digest"])
 
 
+def refuses_after(allowed):
+    """Take so many objects and no more; one that was taken is taken again, as when its answer came too late."""
+    taken = set()
+
+    def answer(method, path):
+        if method != "PUT" or path in taken:
+            return None
+        if len(taken) == allowed:
+            return "403 Forbidden", "AccessDenied"
+        taken.add(path)
+        return None
+
+    return answer
+
+
 def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config):
     """Every upload after the first few is refused: a reader sees no run before the last object, and all of it then."""
     run_id, refusals = None, 0
     for allowed in range(100):
-        left = iter(range(allowed))
-        s3_service.answer = lambda method, path, left=left: (  # noqa: ARG005
-            ("403 Forbidden", "AccessDenied") if method == "PUT" and next(left, None) is None else None
-        )
+        s3_service.answer = refuses_after(allowed)
         try:
             retrain(small_config, s3_store, resume=run_id)
             break
