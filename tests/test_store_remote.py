@@ -7,7 +7,7 @@ from test_runs import values
 
 from nnbuild.errors import StoreError
 from nnbuild.runs import open_run, retrain
-from nnbuild.store import Store
+from nnbuild.store import Store, champion
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -52,7 +52,7 @@ def refuses_after(allowed):
 
 
 def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config):
-    """Every upload after the first few is refused: a reader sees no run before the last object, and all of it then."""
+    """Every upload after the first few is refused: a reader sees no run before its last object, and all of it then."""
     run_id, refusals = None, 0
     for allowed in range(100):
         s3_service.answer = refuses_after(allowed)
@@ -63,12 +63,18 @@ def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config)
             assert run_id is None or run_id in " ".join(error.__notes__)  # noqa: PT017
             refusals += 1
         store = Store(s3_store)
-        assert store.committed() == []
+        if store.committed():  # all that is left is to point to it
+            assert champion.current(store) is None
+            s3_service.answer = lambda method, path: None  # noqa: ARG005
+            with pytest.raises(StoreError, match="is committed, there is nothing to resume"):
+                retrain(small_config, s3_store, resume=run_id)
+            break
         assert store.read_table("history").num_rows == 0
         run_id = max((each.run_id for each in store.unfinished()), default=None)
     assert refusals > 5
     store = Store(s3_store)
     assert store.committed() == [run_id]
+    assert champion.current(store) == run_id
     assert store.read_table("history", run_id).num_rows > 0
     assert (store.root / "runs" / run_id / "model.keras").exists()
 
