@@ -1,6 +1,7 @@
 """Retraining, as a recipe: each task hands paths, ids and digests to the next."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_client
@@ -32,7 +33,7 @@ def _name() -> str:
     if parameters.get("resume"):
         return f"resume-{parameters['resume']}"
     config = RunConfig.model_validate(parameters.get("config") or {})
-    return f"{config.model.name}-{config.dataset.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    return f"{config.model.name}-{Path(config.dataset.name).stem}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
 def _tag(run: Run) -> None:

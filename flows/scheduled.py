@@ -1,5 +1,6 @@
 """Retraining that nobody watches: what was overtaken is skipped, what waits is taken up, what hangs is ended."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
@@ -18,7 +19,7 @@ from nnbuild.watchdog import ended_after
 
 def _name() -> str:
     config = RunConfig.model_validate(flow_run.parameters.get("config") or {})
-    return f"{config.model.name}-{config.dataset.name}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}"
+    return f"{config.model.name}-{Path(config.dataset.name).stem}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}"
 
 
 @flow(

@@ -5,7 +5,7 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import Decided, Evaluated, LoadedData, Scored
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger, show_table
+from tasks.prefect_side import STEP, logger, rounded, show_table
 
 
 @task(name="decide", task_run_name="decide on {run.run_id}", **STEP)
@@ -13,6 +13,8 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
     """Hold a run against the champion; see `nnbuild.steps.decide`."""
     decided = steps.decide(run, data)
     logger().info("%s: %s", "promoted" if decided.promote else "not promoted", decided.reason)
-    told = {"champion": decided.champion, "promoted": decided.promote, "reason": decided.reason, **decided.figures}
+    told: dict[str, object] = {"decision": "promoted" if decided.promote else "not promoted", "reason": decided.reason}
+    told |= {"champion": decided.champion or "none"}
+    told |= {name: rounded(value) for name, value in decided.figures.items() if name != "promoted"}
     show_table("nnbuild-decision", [{"figure": name, "value": value} for name, value in told.items()], decided.reason)
     return decided

@@ -10,7 +10,7 @@ from nnbuild import steps
 from nnbuild.results import CompiledModel, FittedModel, LoadedData
 from nnbuild.store import Run
 from tasks.load import told
-from tasks.prefect_side import STEP, logger, show_table, within_a_run
+from tasks.prefect_side import STEP, logger, rounded, show_table, within_a_run
 from tasks.watching import displays
 
 _SECONDS_BETWEEN_TABLES = 10.0
@@ -36,7 +36,8 @@ class _Watch:
         logger().info("epoch %d/%d  %s  %.1f s", epoch, epochs, figures, seconds)
         for display in displays():
             display.epoch(epoch, epochs, metrics, seconds)
-        self._rows.append({"epoch": epoch, **metrics, "seconds": round(seconds, 3)})
+        figures_of = {name: rounded(value) for name, value in (metrics | {"seconds": seconds}).items()}
+        self._rows.append({"epoch": epoch, **figures_of})
         if time.monotonic() - self._table_at > _SECONDS_BETWEEN_TABLES:
             self._show()
 

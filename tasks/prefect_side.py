@@ -41,6 +41,11 @@ def plain(value: Any) -> Any:
     return plain(value.item()) if hasattr(value, "item") else str(value)
 
 
+def rounded(value: float) -> float:
+    """Five digits, which is what a person reads; the tables of the store have them all."""
+    return float(f"{value:.5g}")
+
+
 def show_table(key: str, rows: Iterable[Mapping[str, Any]], description: str) -> None:
     """A table artifact. The key stays the same across runs, so that the UI keeps its history."""
     if within_a_run():

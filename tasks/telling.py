@@ -8,7 +8,7 @@ from prefect.events import emit_event
 from nnbuild import webhook
 from nnbuild.errors import NnbuildError
 from nnbuild.scoring.drifting import Compared
-from tasks.prefect_side import logger, plain, show_table, within_a_run
+from tasks.prefect_side import logger, plain, rounded, show_table, within_a_run
 
 COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
@@ -51,6 +51,10 @@ def notify(text: str, **values: Any) -> None:
         logger().warning("%s", error)
 
 
+def _short(value: Any) -> Any:
+    return rounded(value) if isinstance(value, float) else value
+
+
 def tell_of_drift(store: str, score_id: str, run_id: str | None, rows: int, drift: Compared) -> None:
     """What a scoring job's drift is: a table, and where a threshold is passed an event and a message.
 
@@ -66,7 +70,8 @@ def tell_of_drift(store: str, score_id: str, run_id: str | None, rows: int, drif
         return
     named = ", ".join(drift.exceeded)
     told = f"Drift of scoring job {score_id}: {named or 'no threshold passed'}"
-    show_table("nnbuild-drift", [each.model_dump() for each in drift.measures], told)
+    rows = [{name: _short(value) for name, value in each.model_dump().items()} for each in drift.measures]
+    show_table("nnbuild-drift", rows, told)
     if not named:
         return
     logger().warning("%s drifted from what the model was validated on", named)

@@ -1,6 +1,7 @@
 """A late run is skipped if what it is for was done since it was due, and never for a run that is only due."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from prefect import get_client
 from prefect.flow_engine import run_flow
@@ -32,7 +33,7 @@ def test_of_the_runs_that_were_missed_one_is_made(tmp_path, small_config, prefec
         client.set_flow_run_state(cancelled.id, Cancelled(), force=True)
         first = begun(missed[0])  # others are due already, and none of them has begun: it must not wait for them
         assert first.state.name == "Completed"
-        assert first.name == f"lab-{small.dataset.name}-{missed[0].expected_start_time:%Y%m%dT%H%M}"
+        assert first.name == f"lab-{Path(small.dataset.name).stem}-{missed[0].expected_start_time:%Y%m%dT%H%M}"
         others = [begun(each) for each in missed[1:]]
         assert [each.state.name for each in others] == ["Skipped", "Skipped"]
         assert all("has begun since" in each.state.message for each in others)
