@@ -1,16 +1,18 @@
 """A sweep in the store: its record in staging, and the runs that carry its id."""
 
+import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from nnbuild import committing
-from nnbuild.config import SWEEP_ID, RunConfig
+from nnbuild.config import SWEEP_ID
 from nnbuild.errors import ConfigError, InputError, StoreError
 from nnbuild.store import Run, Store, locks
 from nnbuild.store.files import make_folder, read_json, write_json
@@ -56,14 +58,17 @@ class Sweep:
             return found
         committed = self.store.read_table("runs", columns=["config"]) if self.store.committed() else None
         for row in committed.to_pylist() if committed is not None else ():
-            self._note(found, row["run_id"], RunConfig.model_validate_json(row["config"]))
+            self._note(found, row["run_id"], json.loads(row["config"]))
         for waiting in self.store.unfinished():
-            self._note(found, waiting.run_id, Run(self.store.workshop, waiting.run_id).config)
+            with suppress(StoreError):  # another's, that cannot be read
+                self._note(found, waiting.run_id, Run(self.store.workshop, waiting.run_id).record["config"])
         return found
 
-    def _note(self, found: dict[tuple[int, int], str], run_id: str, config: RunConfig) -> None:
-        if config.trial is not None and config.trial.sweep == self.sweep_id:
-            found[config.trial.number, config.seed] = run_id
+    def _note(self, found: dict[tuple[int, int], str], run_id: str, config: dict[str, Any]) -> None:
+        """Configs are taken as they were written: a store may hold those of another version."""
+        tag = config.get("trial")
+        if tag and tag["sweep"] == self.sweep_id:
+            found[tag["number"], config["seed"]] = run_id
 
     def waiting(self, run_id: str) -> Run | None:
         """A run of the sweep that is in staging; None if it is committed."""
