@@ -77,9 +77,13 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Finding]:
             run.clear()
             yield Finding(place, "clear", "had no readable record, so nothing could go on with it")
         else:
-            yield Finding(
-                place, "keep", f"can be resumed: nnbuild run --resume {run.run_id}; or discarded by --discard"
-            )
+            yield Finding(place, "keep", f"can be resumed: {_command(run)}; or discarded by --discard")
+
+
+def _command(run: Run) -> str:
+    if run.config.trial is not None:
+        return f"nnbuild sweep --id {run.config.trial.sweep}"
+    return f"nnbuild run --resume {run.run_id}"
 
 
 def _is_readable(run: Run) -> bool:

@@ -2,6 +2,8 @@
 
 import pytest
 from command_line import call, tree_digest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from nnbuild.config import RunConfig
 from nnbuild.errors import ConfigError, Interrupted, PrunedError
@@ -198,6 +200,9 @@ def test_the_command_tells_every_trial_and_goes_on_by_its_id(capfd, arguments, t
     row = runs_of(Store(tmp_path / "store"))[told["best"]]
     assert row["promoted"]
     assert row["flow_run_id"] is None
+    with get_client(sync_client=True) as client:
+        shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-sweep"])))
+    assert told["best"] in str(shown[0].data)
     again = call(capfd, "sweep", "--id", "rates", "--store", tmp_path / "store")
     assert again.code == 0, again.err
     assert f"best by val_accuracy: {told['best']}, promoted" in again.out
@@ -221,6 +226,15 @@ def test_a_cluster_comes_to_the_same(arguments, capfd, tmp_path, prefect_server)
         (each.number, each.value) for each in here.trials
     ]
     assert there.json["promoted"]
+
+
+def test_a_sweep_of_a_store_on_s3(s3_store, base):
+    config = sweep_config({"search": {"training.learning_rate": "0.001,0.01"}, "trials": 2}, base)
+    swept = make_sweep(config, s3_store)
+    store = Store(s3_store)
+    assert set(store.committed()) == {run for trial in swept.trials for run in trial.runs}
+    assert champion.current(store) == swept.best
+    assert make_sweep(None, s3_store, sweep_id=swept.sweep_id) == swept
 
 
 def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
