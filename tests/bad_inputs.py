@@ -253,7 +253,15 @@ SWEEPS = [
     _sweep("storage that is no URL", "is no database URL", *SEARCH, "--storage", "nonsense"),
     _sweep("storage of no folder", "there is no folder", *SEARCH, "--storage", "sqlite:////nowhere/at/all/study.db"),
     _sweep("storage that nobody knows", "cannot be opened", *SEARCH, "--storage", "nonsense://127.0.0.1:9/x"),
-    _sweep("storage that is down", "cannot be opened", *SEARCH, "--storage", "postgresql://me:secret@127.0.0.1:9/x"),
+    _sweep("storage without its driver", "needs a driver", *SEARCH, "--storage", "oracle://me:secret@127.0.0.1:9/x"),
+    Case(
+        "sweep: storage that is no database",
+        lambda folder: [
+            *("sweep", "--dataset", "digits", *SEARCH, "--storage"),
+            f"sqlite:///{_bytes('.db', b'not a database' * 100)(folder / 'study')}",
+        ],
+        "cannot be opened",
+    ),
     _sweep("id that is none", "--id '../x'", *RATES, "--id", "../x"),
     _sweep("unknown runner", "expected local or dask", *RATES, "--runner", "spark"),
     _sweep("runner without an address", "go together", *RATES, "--runner", "dask"),

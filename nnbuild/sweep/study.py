@@ -43,6 +43,8 @@ def _storage(optuna: Any, url: str) -> Any:
         _require_folder(told, where.database)
     try:
         return optuna.storages.RDBStorage(url)
+    except ImportError as error:
+        raise ConfigError(f"--storage {told} needs a driver that is not installed ({error}); install it") from error
     except Exception as error:  # a driver raises whatever it meets
         first = (" ".join(str(error).split()) or type(error).__name__)[:150]
         raise StoreError(f"--storage {told} cannot be opened ({first}); start the database, or mend the URL") from error
