@@ -75,13 +75,20 @@ def _against(first: tuple[Any, Any], other: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def trends(store: Store) -> list[dict[str, Any]]:
-    """Every run that succeeded, oldest first: its figures, its seconds, and whether it was promoted."""
+    """Every run that succeeded, oldest first: its figures, its seconds, and whether it was promoted.
+
+    `drift` is the largest population stability index of what its model scored, in any job; null if none was measured.
+    """
     succeeded = [row for row in store.read_table("runs").to_pylist() if row["status"] == "succeeded"]
     calibration: dict[str, float] = {
         row["run_id"]: row["value"]
         for row in store.read_table("evaluation").to_pylist()
         if row["metric"] == "expected_calibration_error" and row["subset"] == "test"
     }
+    drift: dict[str, float] = {}
+    for row in store.read_table("drift", None, ["run_id", "statistic", "value"]).to_pylist():
+        if row["statistic"] == "psi":
+            drift[row["run_id"]] = max(row["value"], drift.get(row["run_id"], 0.0))
     return [
         {
             "run_id": row["run_id"],
@@ -93,6 +100,7 @@ def trends(store: Store) -> list[dict[str, Any]]:
             "expected_calibration_error": calibration.get(row["run_id"]),
             "seconds": (row["finished_at"] - row["started_at"]).total_seconds(),
             "promoted": row["promoted"],
+            "drift": drift.get(row["run_id"]),
         }
         for row in succeeded
     ]

@@ -14,6 +14,7 @@ from test_telling import events_named
 
 import nnbuild
 from flows.score import score
+from nnbuild.across import trends
 from nnbuild.drift import MEASURES, REFERENCE, Summary
 from nnbuild.errors import ContractError
 from nnbuild.training.order import split_rows
@@ -109,6 +110,13 @@ def test_a_reference_that_was_changed_is_refused(store, tmp_path):
     with pytest.raises(ContractError, match="it was changed"):
         scored(store, input=path)
     assert tree_digest(store.root) == before
+
+
+def test_the_largest_index_is_among_the_trends(store, tmp_path):
+    assert [row["drift"] for row in trends(store)] == [None]
+    done = [scored(store, input=parquet(tmp_path / f"{by}.parquet", images() // by)) for by in (1, 6, 3)]
+    values = [each.value for job in done for each in job.drift.measures if each.statistic == "psi"]
+    assert [row["drift"] for row in trends(store)] == [max(values)]
 
 
 def test_the_reference_is_of_the_validation_images(store):

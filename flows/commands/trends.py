@@ -8,7 +8,17 @@ from nnbuild.report.across import trends_page
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
 
-_SHOWN = ("run_id", "model", "dataset", "accuracy", "loss", "expected_calibration_error", "seconds", "promoted")
+_SHOWN = (
+    "run_id",
+    "model",
+    "dataset",
+    "accuracy",
+    "loss",
+    "expected_calibration_error",
+    "seconds",
+    "promoted",
+    "drift",
+)
 
 
 def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:

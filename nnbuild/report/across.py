@@ -6,7 +6,7 @@ from typing import Any
 from nnbuild.report import charts, figures
 from nnbuild.report.page import environment
 
-_TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True}
+_TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True, "drift": False}
 
 _LINES = 4  # as many as the style has colours for
 

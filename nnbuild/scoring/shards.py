@@ -21,7 +21,7 @@ from nnbuild.scoring.stages import ahead
 from nnbuild.store.files import file_digest, make_folder, read_json, write_json, written
 
 ROW_GROUP = 65_536
-_MANY, _EVERY = 1024, 4  # of so large a batch, each fourth image is looked at for drift
+_MANY, _EVERY = 1024, 8  # of so large a batch, each eighth image is looked at for drift
 REJECTS = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False, metadata={"description": "Of the input"}),
@@ -175,8 +175,8 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
             read, logits = piece
             table = score_table(read, logits, work.config, work.schema, work.temperature)
             rows += len(table)
-            counted = _counted(read, table, work.classes)
-            summary = summary + counted if summary else counted
+            mine = counted(read, table, work.classes)
+            summary = summary + mine if summary else mine
             waiting.append(table.filter(work.where) if work.where is not None else table)
             kept += len(waiting[-1])
             if sum(map(len, waiting)) >= ROW_GROUP:
@@ -205,7 +205,8 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
     made.append(shard)
 
 
-def _counted(read: Rows, table: Any, classes: int) -> Summary:
+def counted(read: Rows, table: Any, classes: int) -> Summary:
+    """What a batch adds to the counts for drift, whether or not its rows are written."""
     every = _EVERY if len(table) >= _MANY else 1
     return summarise(read.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes, every=every)
 
