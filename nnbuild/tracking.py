@@ -63,9 +63,9 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
     """
     require_mlflow(uri, store)
     manifest = store.manifest(run_id)
-    for name in ("mlflow", "alembic"):  # they tell of their migrations; a library is silent
-        logging.getLogger(name).setLevel(logging.WARNING)
     mlflow = importlib.import_module("mlflow")
+    for name in ("mlflow", "alembic"):  # set up by the import, they tell of their migrations; a library is silent
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         experiment = _experiment(client, uri)
