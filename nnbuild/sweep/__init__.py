@@ -1,9 +1,11 @@
 """Sweeps: many runs over a grid or a search space, and the best of them by validation."""
 
 from nnbuild.sweep.config import SweepConfig, sweep_config
+from nnbuild.sweep.outcomes import Trial, TrialResult
 from nnbuild.sweep.plan import Plan, Swept, make_sweep
-from nnbuild.sweep.sweeps import Sweep, open_sweep, require_possible, working_on
-from nnbuild.sweep.trials import Trial, TrialResult, make_trial
+from nnbuild.sweep.study import require_possible
+from nnbuild.sweep.sweeps import Sweep, open_sweep, working_on
+from nnbuild.sweep.trials import make_trial
 
 __all__ = [
     "Plan",

@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from nnbuild.runs import through_the_gate
 from nnbuild.runs import working_on as working_on_run
 from nnbuild.sweep.config import SweepConfig
+from nnbuild.sweep.outcomes import Trial, TrialResult
 from nnbuild.sweep.space import points
-from nnbuild.sweep.sweeps import Sweep, open_sweep, require_possible, working_on
-from nnbuild.sweep.trials import Trial, TrialResult, make_trial, settle
+from nnbuild.sweep.study import Study, require_possible
+from nnbuild.sweep.sweeps import Sweep, open_sweep, working_on
+from nnbuild.sweep.trials import make_trial, settle
 
 
 class Swept(BaseModel):
@@ -43,12 +45,8 @@ class Plan:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._study: Any = None
-        if sweep.config.search:
-            from nnbuild.sweep.study import Study
-
-            self._study = Study(sweep)
-        self._trials = self._asked() if self._study else self._grid()
+        self._study = Study(sweep) if sweep.config.search else None
+        self._trials = self._asked(self._study) if self._study else self._grid()
         self.results: list[TrialResult] = []
 
     def next(self) -> Trial | None:
@@ -59,11 +57,11 @@ class Plan:
         for number, values in enumerate(points(self._sweep.config.grid)):
             yield Trial(number=number, values=values)
 
-    def _asked(self) -> Iterator[Trial]:
-        begun = self._study.begun()
+    def _asked(self, study: Study) -> Iterator[Trial]:
+        begun = study.begun()
         yield from begun
         for _ in range(len(begun), int(self._sweep.config.trials or 0)):
-            yield self._study.ask()
+            yield study.ask()
 
     def tell(self, result: TrialResult) -> None:
         """Note what came of a trial. Whichever run cannot be the best any more is committed, without the gate."""

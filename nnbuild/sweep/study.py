@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.sweep.outcomes import Report, Trial, TrialResult
 from nnbuild.sweep.sweeps import Sweep
-from nnbuild.sweep.trials import Report, Trial, TrialResult
 
 
 def _optuna() -> Any:
@@ -18,17 +18,18 @@ def _optuna() -> Any:
     return optuna
 
 
-def require_storage(sweep: Sweep) -> None:
-    """Open the storage that was named, and close it again; the store's own is not made before it is needed.
+def require_possible(sweep: Sweep) -> None:
+    """Refuse what cannot begin. A storage that was named is opened and closed; the store's own is made when needed.
 
     Raises:
-        ConfigError: Optuna is not installed, or the URL is none.
+        ConfigError: a search, and Optuna is not installed, or the storage's URL is none.
         StoreError: nobody answers there.
     """
-    optuna = _optuna()
-    if sweep.config.storage is None:
+    if not sweep.config.search:
         return
-    _storage(optuna, sweep.config.storage).remove_session()
+    optuna = _optuna()
+    if sweep.config.storage is not None:
+        _storage(optuna, sweep.config.storage).remove_session()
 
 
 def _storage(optuna: Any, url: str) -> Any:

@@ -110,19 +110,6 @@ def _recorded(path: Path) -> SweepConfig:
         raise StoreError(f"{path} is no record of a sweep; give another --id") from error
 
 
-def require_possible(sweep: Sweep) -> None:
-    """Refuse what cannot begin: Optuna that is not installed, a storage that does not answer.
-
-    Raises:
-        ConfigError: Optuna is missing, or the storage's URL is none.
-        StoreError: the storage cannot be opened.
-    """
-    if sweep.config.search:
-        from nnbuild.sweep import study
-
-        study.require_storage(sweep)
-
-
 @contextmanager
 def working_on(sweep: Sweep) -> Iterator[None]:
     """Hold a sweep while its trials are made.

@@ -4,52 +4,18 @@ A trial can be made again: what is there is recalled.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, JsonValue
 
 from nnbuild.config import TrialTag
 from nnbuild.errors import InputError, Interrupted, NnbuildError, PrunedError, StoreError
 from nnbuild.results import FittedModel
 from nnbuild.runs import open_run, through_the_gate, up_to_the_gate, working_on
+from nnbuild.sweep.outcomes import Report, Trial, TrialResult
+from nnbuild.sweep.study import Study
 from nnbuild.sweep.sweeps import Sweep
 
-Report = Callable[[int, float], bool]
 _PRUNED = "gave up at epoch"
-
-
-class Trial(BaseModel):
-    """What is tried.
-
-    Attributes:
-        number: from 0.
-        values: of the settings that vary, by dotted key.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    number: int
-    values: dict[str, JsonValue]
-
-
-class TrialResult(BaseModel):
-    """What came of a trial.
-
-    Attributes:
-        state: `finished` if each of its runs succeeded; `pruned` or `failed` at the first that did not.
-        value: mean of the objective over its runs, as the history has it for the epoch whose weights were kept; None
-            unless finished.
-        runs: ids of its runs, by seed.
-        error: why it is not finished.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    number: int
-    values: dict[str, JsonValue]
-    state: Literal["finished", "pruned", "failed"]
-    value: float | None
-    runs: tuple[str, ...]
-    error: str | None = None
 
 
 def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
@@ -97,8 +63,6 @@ def _reporter(sweep: Sweep, trial: Trial) -> Report | None:
     """Given epoch (from 1) and objective of the first seed's run, it says whether to give up."""
     if not (sweep.config.search and sweep.config.prune):
         return None
-    from nnbuild.sweep.study import Study
-
     return Study(sweep).reporter(trial.number)
 
 
