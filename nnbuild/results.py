@@ -124,11 +124,13 @@ class Calibrated(Result):
         temperature: fitted on the validation examples.
         before: the error at temperature 1, by subset.
         after: the error at the fitted temperature, by subset.
+        validation: accuracy and loss (cross-entropy, in nats) of the kept network on the validation examples.
     """
 
     temperature: float
     before: dict[str, float]
     after: dict[str, float]
+    validation: dict[str, float] = {}
 
 
 class Scored(Result):

@@ -245,3 +245,13 @@ def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
     assert len(found.err.splitlines()) == 1
     assert "none.npz" in found.err
     assert tree_digest(tmp_path) == before
+
+
+def test_what_is_compared_is_the_network_that_was_kept(tmp_path, base):
+    """An average that still holds the first weights is worse than what the history says of the last ones."""
+    training = base.training.model_copy(update={"epochs": 3, "ema": 0.999, "learning_rate": 0.01})
+    config = sweep_config({"grid": {"model.dropout": [0.0]}}, base.model_copy(update={"training": training}))
+    (trial,) = make_sweep(config, tmp_path).trials
+    history = Store(tmp_path).read_table("history", trial.runs[0]).to_pylist()
+    last = [row["value"] for row in history if row["metric"] == "val_accuracy"][-1]
+    assert trial.value < last

@@ -15,6 +15,8 @@ from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
 from nnbuild.training.order import split_rows
 
+_KEPT = ("accuracy", "loss")
+
 
 @once(Calibrated)
 def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
@@ -45,5 +47,11 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     write_table(staged_table(run, "calibration"), schemas.table_of(schema, table), schema)
     write_reference(run, subsets["validation"], logits["validation"], temperature)
     before, after = errors
-    files = run.digests("tables/calibration.parquet", REFERENCE)
-    return Calibrated(temperature=temperature, before=before, after=after, files=files)
+    figures = evaluation.evaluate(logits["validation"], subsets["validation"].labels, data.classes)
+    return Calibrated(
+        temperature=temperature,
+        before=before,
+        after=after,
+        validation={each.metric: each.value for each in figures if each.label is None and each.metric in _KEPT},
+        files=run.digests("tables/calibration.parquet", REFERENCE),
+    )

@@ -27,8 +27,7 @@ class TrialResult(BaseModel):
 
     Attributes:
         state: `finished` if each of its runs succeeded; `pruned` or `failed` at the first that did not.
-        value: mean of the objective over its runs, as the history has it for the epoch whose weights were kept; None
-            unless finished.
+        value: mean over its runs of the objective of the network that was kept; None unless finished.
         runs: ids of its runs, by seed.
         error: why it is not finished.
     """

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nnbuild.config import TrialTag
 from nnbuild.errors import InputError, Interrupted, NnbuildError, PrunedError, StoreError
-from nnbuild.results import FittedModel
+from nnbuild.results import Calibrated
 from nnbuild.runs import open_run, through_the_gate, up_to_the_gate, working_on
 from nnbuild.sweep.outcomes import Report, Trial, TrialResult
 from nnbuild.sweep.study import Study
@@ -110,24 +110,23 @@ def _ended(trial: Trial, runs: list[str], error: Exception | str) -> TrialResult
 
 
 def value_of(sweep: Sweep, run_id: str) -> float:
-    """The objective of a run that was fitted, at the epoch whose weights it has, or the last validated before.
+    """The objective of a run that was fitted: of the network that was kept, on its validation examples.
+
+    The history's last value can be another: of weights before they were averaged, or of an ensemble's last member.
 
     Raises:
-        StoreError: its history does not have it.
+        StoreError: the run does not have it.
     """
     run = sweep.waiting(run_id)
-    if run is not None:
-        fitted = run.recall("fit_model", FittedModel)
-        epoch, history = fitted.weights_epoch if fitted else 0, sweep.store.staged_history(run_id)
+    if run is None:
+        told = sweep.store.manifest(run_id)["steps"]["calibrate_model"].get("validation", {})
     else:
-        epoch = sweep.store.manifest(run_id)["steps"]["fit_model"]["weights_epoch"]
-        history = sweep.store.read_table("history", run_id)
-    objective = sweep.config.objective
-    rows = history.to_pylist() if history is not None else []
-    validated = {row["epoch"]: row["value"] for row in rows if row["metric"] == objective and row["epoch"] <= epoch}
-    if not validated:
-        raise StoreError(f"the history of run {run_id} has no {objective} up to epoch {epoch}; validate more often")
-    return float(validated[max(validated)])
+        calibrated = run.recall("calibrate_model", Calibrated)
+        told = calibrated.validation if calibrated else {}
+    name = sweep.config.objective.removeprefix("val_")
+    if name not in told:
+        raise StoreError(f"run {run_id} tells no {name} on its validation examples; begin another sweep")
+    return float(told[name])
 
 
 class Watching:
