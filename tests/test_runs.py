@@ -5,11 +5,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
 import numpy as np
-import pandas as pd
-import polars as pl
-import pyarrow.dataset as ds
 import pytest
 from command_line import tree_digest
 from data_files import separable, write_idx, write_npz
@@ -87,18 +83,6 @@ def test_the_manifest_explains_the_run(finished):
     data = manifest["steps"]["load_data"]
     assert (store.root / "datasets" / data["name"] / data["digest"] / "train.parquet").exists()
     assert manifest["steps"]["check_data"]["checks"]
-
-
-def test_every_reader_reads_every_table_as_a_folder(finished):
-    store, run_ids = finished
-    for name in TABLES:
-        folder = store.root / "tables" / name
-        arrow = ds.dataset(folder, partitioning="hive").to_table()
-        assert set(arrow["run_id"].unique().to_pylist()) == set(run_ids)
-        assert len(pd.read_parquet(folder)) == len(arrow)
-        assert pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True).collect().height == len(arrow)
-        query = f"select count(*), count(distinct run_id) from read_parquet('{folder}/*/*', hive_partitioning=true)"  # noqa: S608
-        assert duckdb.sql(query).fetchall()[0] == (len(arrow), len(run_ids))
 
 
 def test_the_probability_table_agrees_with_the_evaluation(finished):

@@ -1,0 +1,98 @@
+"""pandas, pyarrow, Polars and DuckDB read every table as its schema says, also while another run is being committed."""
+
+from collections import Counter
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from score_data import parquet, scored
+from small_data import run_config
+
+from nnbuild import faults, schemas
+from nnbuild.runs import retrain
+
+OF_JOBS = ("scores", "score_runs", "drift")
+
+
+def by_duckdb(folder):
+    query = f"select * from read_parquet('{folder}/*/*', hive_partitioning = true)"  # noqa: S608
+    return duckdb.sql(query).to_arrow_table()
+
+
+READERS = {
+    "pyarrow": lambda folder: ds.dataset(folder, partitioning="hive").to_table(),
+    "pandas": lambda folder: pa.Table.from_pandas(pd.read_parquet(folder, dtype_backend="pyarrow")),
+    "polars": lambda folder: pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True).collect().to_arrow(),
+    "duckdb": by_duckdb,
+}
+
+
+def key_of(name):
+    return "score_id" if name in OF_JOBS else "run_id"
+
+
+def read(reader, store, name):
+    """A table by one of the readers, a folder at a time: the key first, text and times in one form."""
+    found = READERS[reader](store.root / "tables" / name)
+    key = key_of(name)
+    columns = [key, *(each for each in found.column_names if each != key)]
+    return pa.table({column: found[column].cast(plain(found[column].type)) for column in columns})
+
+
+def plain(kind):
+    """Readers differ in how they hold text in memory, and DuckDB shows times in the zone of its session."""
+    if pa.types.is_dictionary(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
+
+
+@pytest.fixture
+def every_table(store, tmp_path):
+    """A store in which no table is missing."""
+    scored(store, input=parquet(tmp_path / "input.parquet"))
+    assert {each.name for each in (store.root / "tables").iterdir()} == set(schemas.TABLES)
+    return store
+
+
+@pytest.mark.parametrize("name", schemas.TABLES)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_table_is_what_its_schema_says(every_table, reader, name):
+    found, expected = read(reader, every_table, name), every_table.read_table(name)
+    assert found.column_names == expected.column_names
+    assert [field.type for field in found.schema] == [field.type for field in expected.schema]
+    assert found.to_pylist() == expected.to_pylist()
+
+
+def test_readers_see_whole_runs_while_another_is_being_committed(every_table, tmp_path, small_folder, monkeypatch):
+    store, seen = every_table, []
+
+    def look(point):
+        if not point.startswith(("commit:", "champion:", "score:")):
+            return
+        for reader in READERS:
+            for name in schemas.TABLES:
+                ids = Counter(read(reader, store, name)[key_of(name)].to_pylist())
+                seen.append((point, reader, name, ids))
+        committed = {"run_id": set(store.committed()), "score_id": set(store.scored())}
+        for at, reader, name, ids in seen[-len(READERS) * len(schemas.TABLES) :]:
+            assert ids.keys() >= committed[key_of(name)], (at, reader, name)
+            if name in {"runs", "score_runs"}:
+                assert ids.keys() == committed[key_of(name)], (at, reader, name)
+
+    monkeypatch.setattr(faults, "point", look)
+    retrain(run_config(small_folder, seed=2), store.root)
+    scored(store, input=parquet(tmp_path / "input.parquet", group=30))
+    monkeypatch.undo()
+    whole = {name: Counter(store.read_table(name)[key_of(name)].to_pylist()) for name in schemas.TABLES}
+    assert {point for point, *_ in seen} >= {
+        "commit:laid-out",
+        "commit:history",
+        "commit:runs",
+        "score:rows",
+        "score:row",
+    }
+    for point, reader, name, ids in seen:
+        assert ids.items() <= whole[name].items(), (point, reader, name)
