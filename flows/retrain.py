@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow, get_client
 from prefect.runtime import flow_run
+from prefect.transactions import transaction
 
 from flows.hooks import on_bad_end
 from nnbuild.config import RunConfig
@@ -71,6 +72,8 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
         evaluated = evaluate(run, data, fitted)
         calibrated = calibrate(run, data, fitted)
         scored = score(run, data, fitted)
-        decided = approve(run, decide(run, data, evaluated, scored))
-        reported = report(run, data, calibrated, decided)
-        return commit(run, history, exported, reported)
+        with transaction() as publication:
+            publication.set("run", run)
+            decided = approve(run, decide(run, data, evaluated, scored))
+            reported = report(run, data, calibrated, decided)
+            return commit(run, history, exported, reported)

@@ -62,7 +62,7 @@ def _decided(run: Run) -> Decided | None:
         return decided
     if commit.is_ready(run):
         return decided
-    run.forget("decide", "write_report")
+    steps.withdraw(run)
     decided = steps.decide(run, data)
     write_report(run, data)
     return decided
@@ -70,6 +70,7 @@ def _decided(run: Run) -> Decided | None:
 
 def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -> Committed:
     """Commit a run that failed for good: its `runs` row with the reason, and the history that it has."""
+    steps.withdraw(run)
     told = str(error) if isinstance(error, NnbuildError) else f"{type(error).__name__}: {error}"
     committed = _commit(run, " ".join(told.split()), now)
     run.clear()

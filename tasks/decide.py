@@ -1,6 +1,7 @@
 """Decide: the gate between a run and the champion."""
 
 from prefect import task
+from prefect.transactions import Transaction
 
 from nnbuild import steps
 from nnbuild.results import Decided, Evaluated, LoadedData, Scored
@@ -18,3 +19,9 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
     told |= {name: rounded(value) for name, value in decided.figures.items() if name != "promoted"}
     show_table("nnbuild-decision", [{"figure": name, "value": value} for name, value in told.items()], decided.reason)
     return decided
+
+
+@decide.on_rollback
+def withdraw(publication: Transaction) -> None:
+    """The commit behind it failed: what was decided is taken back; see `nnbuild.steps.withdraw`."""
+    steps.withdraw(publication.get("run"))

@@ -1,5 +1,6 @@
 """The flow and its tasks under a real Prefect server, and each task as the plain function that it is."""
 
+import errno
 import math
 
 import pytest
@@ -13,11 +14,14 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
+from real_server import until
 
 import nnbuild
 from flows.retrain import retrain
-from nnbuild.errors import DataError, DivergedError
-from nnbuild.store import Store
+from nnbuild import faults
+from nnbuild.errors import DataError, DivergedError, StoreError
+from nnbuild.results import Decided, Scored
+from nnbuild.store import Store, champion
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.check import check
@@ -147,6 +151,51 @@ def test_a_diverged_fit_is_not_tried_again(tmp_path, small_config, prefect_serve
     with pytest.raises(DivergedError):
         retrain(nnbuild.RunConfig.model_validate(settings), str(tmp_path))
     assert Store(tmp_path).read_table("runs")["status"].to_pylist() == ["failed"]
+
+
+def test_a_commit_that_fails_takes_the_decision_back(tmp_path, small_config, prefect_server, monkeypatch):
+    """Decide, report and commit are one transaction: the champion stays, and a resumed run asks the gate anew."""
+
+    def full(name):
+        if name == "commit:linked":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(faults, "point", full)
+    with pytest.raises(StoreError, match="No space left"):
+        retrain(small_config, str(tmp_path))
+    store = Store(tmp_path)
+    (waiting,) = store.unfinished()
+    run = store.unfinished_run(waiting.run_id)
+    by_flow = FlowRunFilter(id=FlowRunFilterId(any_=[run.record["flow_run_id"]]))
+
+    def states():
+        with get_client(sync_client=True) as client:
+            return {task.name.split()[0]: task.state.name for task in client.read_task_runs(flow_run_filter=by_flow)}
+
+    until(lambda: states().get("decide") == states().get("report") == "RolledBack", 30, "task that was rolled back")
+    assert states()["score"] == "Completed"
+    assert run.recall("decide", Decided) is None
+    assert run.recall("score_test_set", Scored) is not None
+    assert champion.current(store) is None
+    monkeypatch.undo()
+    other = nnbuild.retrain(small_config, tmp_path).run_id
+    assert champion.current(store) == other
+    retrain(small_config, str(tmp_path), run.run_id)
+    assert store.read_table("decisions", run.run_id)["champion"].to_pylist() == [other]
+
+
+def test_a_run_that_fails_behind_the_gate_leaves_no_decision(tmp_path, small_config, monkeypatch):
+    def broken(name):
+        if name == "write_report:begin":
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(faults, "point", broken)
+    with pytest.raises(ZeroDivisionError):
+        nnbuild.retrain(small_config, tmp_path)
+    store = Store(tmp_path)
+    assert store.read_table("runs")["status"].to_pylist() == ["failed"]
+    assert store.read_table("decisions").num_rows == 0
+    assert champion.current(store) is None
 
 
 def test_an_infinite_number_cannot_break_a_table():

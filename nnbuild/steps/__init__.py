@@ -8,7 +8,7 @@ imported when they are first asked for: loading and committing do without.
 from typing import TYPE_CHECKING, Any
 
 from nnbuild.steps.data import check_data, load_data, read_data, staged_dataset
-from nnbuild.steps.gating import answered, decide, still_holds
+from nnbuild.steps.gating import answered, decide, still_holds, withdraw
 from nnbuild.steps.once import once, staged_table
 from nnbuild.steps.progress import epochs_on_disk, has_checkpoints, is_fitted
 
@@ -42,6 +42,7 @@ __all__ = [
     "staged_dataset",
     "staged_table",
     "still_holds",
+    "withdraw",
 ]
 
 

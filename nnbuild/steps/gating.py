@@ -14,7 +14,7 @@ from nnbuild.evaluation.paired import Paired
 from nnbuild.results import Decided, LoadedData
 from nnbuild.steps.data import staged_dataset
 from nnbuild.steps.once import once, staged_table
-from nnbuild.store import champion
+from nnbuild.store import champion, commit
 from nnbuild.store.files import explained
 from nnbuild.store.run import Run
 from nnbuild.store.store import Store
@@ -102,6 +102,16 @@ def answered(run: Run, *, promote: bool, comment: str = "") -> Decided:
     )
     run.keep("decide", result, run.seconds().get("decide", 0.0))
     return result
+
+
+def withdraw(run: Run) -> None:
+    """Take back what was decided on a run that is not committed after all: resumed, it is decided on again.
+
+    A run that is laid out already keeps its decision, since its commit is finished and not undone.
+    """
+    if not commit.is_ready(run):
+        run.forget("decide", "write_report")
+        staged_table(run, "decisions").unlink(missing_ok=True)
 
 
 def still_holds(run: Run, decided: Decided) -> bool:
