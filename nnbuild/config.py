@@ -6,7 +6,6 @@ so that a run's recorded config leaves nothing open.
 
 import hashlib
 import importlib.util
-import os
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nnbuild.data.checks import CheckLimits
 from nnbuild.errors import ConfigError, suggestion
+from nnbuild.machine import processors
 from nnbuild.presets import METRICS, PRESETS, USER_MODEL, Preset
 
 S = TypeVar("S", bound="Section")
@@ -174,13 +174,6 @@ class RunConfig(Section):
         """
         settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True})
         return hashlib.sha256(settings.encode()).hexdigest()
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def preset_of(model: str) -> Preset:

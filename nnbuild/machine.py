@@ -4,7 +4,7 @@ import hashlib
 import os
 import platform
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,23 @@ def code_version() -> str:
 
 def _version(package: str) -> str | None:
     try:
-        return version(package)
+        told = distribution(package).read_text("METADATA") or ""
     except PackageNotFoundError:
         return None
+    # Not `importlib.metadata.version`, which parses a package's whole description as an e-mail first.
+    return next((line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("Version:")), None)
 
 
 def packages() -> dict[str, str | None]:
     """The versions of what a run's result depends on."""
     return {name: _version(name) for name in _PACKAGES}
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

@@ -5,6 +5,7 @@ stands in the folder's name and not in the files.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -123,6 +124,7 @@ DRIFT = _table(
 )
 
 
+@cache
 def predictions(classes: int) -> Any:
     """The probability table's schema for a number of classes."""
     return _table(

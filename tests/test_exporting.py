@@ -38,6 +38,17 @@ def test_onnx_gives_keras_logits_for_any_batch(tmp_path, name):
         np.testing.assert_allclose(engine.logits(pixels[:rows]), expected[:rows], rtol=0, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("name", ["lab", "convnet"])
+def test_threads_change_no_bit_and_each_image_keeps_its_logits(tmp_path, name):
+    export_onnx(network(name), tmp_path / "model.onnx", SHAPE)
+    pixels = np.random.default_rng(0).integers(0, 256, (10_000, *SHAPE), np.uint8)
+    alone, several = (OnnxEngine(tmp_path / "model.onnx", threads=threads) for threads in (1, 3))
+    logits = several.logits(pixels)
+    assert logits.tobytes() == alone.logits(pixels).tobytes()
+    for row in (0, 4095, 4096, 9_999):
+        np.testing.assert_allclose(alone.logits(pixels[row : row + 1])[0], logits[row], rtol=1e-4, atol=1e-5)
+
+
 def test_equal_models_have_equal_files_and_others_have_not(tmp_path):
     digests = []
     for number, seed in enumerate((3, 3, 4)):

@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from flows.printing import print_json
-from nnbuild.config import processors
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
+from nnbuild.machine import processors
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
 

@@ -13,7 +13,7 @@ from nnbuild.models.networks import Shape
 from nnbuild.store.files import written
 
 PIXELS, LOGITS, BATCH = "pixels", "logits", "batch"
-_CACHE = 6 * 2**20  # bytes that the widest layer may take: beyond the processor's cache a batch gets slower
+_CACHE = 3 * 2**19  # bytes that the widest layer may take: about what one processor's own cache holds
 _MOST_ROWS = 4096
 
 

@@ -1,6 +1,5 @@
 """Score a range of dated inputs: those that this model has not scored yet, a few at a time."""
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError, DataError, Interrupted, NnbuildError
+from nnbuild.machine import processors
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.drifting import Compared
 from nnbuild.scoring.models import resolve_model
@@ -85,7 +85,7 @@ def backfill(
     if not there:
         raise DataError(f"nothing to score from {first} to {last}: there is no {days[0].config.input}, nor any other")
     model = resolve_model(store, config).run_id
-    shared = {"threads": config.threads or max(1, (os.cpu_count() or 1) // at_once)}
+    shared = {"threads": config.threads or max(1, processors() // at_once)}
     found = {each.day: Part(day=each.day, input=each.config.input, status="missing") for each in days}
     work = _Work(store, shared | ({"model": model} if model else {}))
     for part in _made(work, there, at_once):

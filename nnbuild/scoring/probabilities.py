@@ -64,7 +64,7 @@ def probability_table(
         _column(ids, pa.int64()),
         _labels(labels, rows),
         _column(predicted, pa.int16()),
-        _column(probabilities[predicted, np.arange(rows)], pa.float32()),
+        _column(probabilities.max(axis=0), pa.float32()),
         _column(log_prob, pa.float32()),
         *(_column(each, pa.float32()) for each in probabilities),
     ]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from nnbuild import schemas
@@ -25,6 +24,8 @@ def write_table(path: Path, table: Any, schema: Any) -> None:
 
 def open_dataset(folder: Any) -> Any:
     """The Parquet files of a folder, local or remote, as one Arrow dataset."""
+    import pyarrow.dataset as ds  # it imports pandas, which writing a table does not need
+
     if is_remote(folder):
         return ds.dataset(folder.path, filesystem=folder.fs, format="parquet")
     return ds.dataset(folder, format="parquet")
