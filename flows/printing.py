@@ -27,18 +27,21 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
-    """Rows as a table, never wrapped where the output is no terminal.
+    """Rows as a table, never wrapped where the output is no terminal; in a narrow one the ids stay whole.
 
     Args:
         rows: one dictionary each; a column that one lacks is shown as a dash.
-        columns: their names, in order.
+        columns: their names, in order; or of each name, what is written above it.
         nothing: what is said when there are no rows.
     """
     console = Console() if sys.stdout.isatty() else Console(width=1000)
     if not rows:
         console.print(nothing)
         return
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        heading = columns[name] if isinstance(columns, dict) else name
+        table.add_column(heading, overflow="fold", no_wrap=name.endswith("_id"))
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
     console.print(table)

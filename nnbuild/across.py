@@ -74,6 +74,29 @@ def _against(first: tuple[Any, Any], other: tuple[Any, Any]) -> dict[str, Any]:
     return dict(zip(_OF_PAIR, (*values, found.p_worse, found.p_better), strict=True))
 
 
+def drift_by_job(store: Store, run_id: str | None = None) -> list[dict[str, Any]]:
+    """Each scoring job that was held against its model's reference, oldest first: how far off what it scored was.
+
+    Args:
+        store: where they are.
+        run_id: of the model; all of them if not given.
+
+    Returns:
+        For each job `score_id`, `run_id`, `measured_at`, `rows`, the largest `psi` and the largest `ks` of its
+        measures, and in `exceeded` the names of those that passed a threshold, with commas between them.
+    """
+    jobs: dict[str, dict[str, Any]] = {}
+    for row in store.read_table("drift").to_pylist():
+        if run_id not in {None, row["run_id"]}:
+            continue
+        about = {name: row[name] for name in ("score_id", "run_id", "measured_at", "rows")}
+        job = jobs.setdefault(row["score_id"], {**about, "psi": 0.0, "ks": 0.0, "exceeded": ""})
+        job[row["statistic"]] = max(job[row["statistic"]], row["value"])
+        if row["exceeded"] and row["measure"] not in job["exceeded"].split(", "):
+            job["exceeded"] = ", ".join(filter(None, (job["exceeded"], row["measure"])))
+    return list(jobs.values())
+
+
 def trends(store: Store) -> list[dict[str, Any]]:
     """Every run that succeeded, oldest first: its figures, its seconds, and whether it was promoted.
 
@@ -86,9 +109,8 @@ def trends(store: Store) -> list[dict[str, Any]]:
         if row["metric"] == "expected_calibration_error" and row["subset"] == "test"
     }
     drift: dict[str, float] = {}
-    for row in store.read_table("drift", None, ["run_id", "statistic", "value"]).to_pylist():
-        if row["statistic"] == "psi":
-            drift[row["run_id"]] = max(row["value"], drift.get(row["run_id"], 0.0))
+    for job in drift_by_job(store):
+        drift[job["run_id"]] = max(job["psi"], drift.get(job["run_id"], 0.0))
     return [
         {
             "run_id": row["run_id"],

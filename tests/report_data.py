@@ -115,5 +115,19 @@ def _manifest(classes, shape, epochs, images, names):
     }
 
 
+def decided(*, champion, reason, figures=None):
+    """What the gate said, as the manifest has it."""
+    paired = {"examples": 100, "only_challenger": 3, "only_champion": 1, "p_worse": 0.9, "p_better": 0.03}
+    paired |= {"difference": 0.02, "low": -0.01, "high": 0.05}
+    return {
+        "files": {},
+        "champion": champion,
+        "promote": True,
+        "reason": reason,
+        "champion_metrics": {"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2} if champion else {},
+        "figures": paired if figures is None else figures,
+    }
+
+
 def _check(name, *, passed):
     return {"name": name, "passed": passed, "hard": False, "measured": "3", "bound": "at most 4", "detail": ""}

@@ -173,6 +173,8 @@ def test_compare_uses_the_paired_test(capfd, gated_runs):
     assert rows[1]["difference"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
     assert rows[1]["only_it"] - rows[1]["only_first"] == round(rows[1]["difference"] * 45)
     assert (rows[2]["difference"], rows[2]["p_worse"]) == (0, 1)
+    shown = call(capfd, "compare", first, second, "--store", store.root).out
+    assert f"{second} (lab) is " in shown.splitlines()[-1]
     told = call(capfd, "compare", first, second, "--store", store.root, "--json").json
     assert json.dumps(told["runs"][1]["p_better"]) == json.dumps(rows[1]["p_better"])
     for wrong in ([first], [first, first], []):

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_data import made
+from report_data import AT, decided, made
 
 from nnbuild import report
 from nnbuild.errors import DataError
+from nnbuild.report.facts import timings
 
 MOST_BYTES = 3_000_000
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -175,8 +176,9 @@ def test_every_text_is_escaped():
     manifest["steps"]["fit_model"]["remarks"] = [NASTY]
     manifest["steps"]["check_data"]["checks"][0]["measured"] = NASTY
     manifest["config"]["training"][NASTY] = [NASTY, {NASTY: NASTY}]
-    champion = report.Champion(NASTY, {"accuracy": 0.5}, NASTY)
-    page = require_whole(report.render(manifest, tables, images, champion))
+    manifest["steps"]["decide"] = decided(champion=NASTY, reason=NASTY)
+    jobs = [{"score_id": NASTY, "measured_at": AT, "rows": 5, "psi": 0.1, "ks": 0.2, "exceeded": NASTY}]
+    page = require_whole(report.render(manifest, tables, images, jobs))
     assert page.text.count(NASTY) >= 8
 
 
@@ -192,10 +194,57 @@ def test_a_fallback_is_told_loudly():
 def test_the_champion_stands_beside_the_figures():
     manifest, tables, images = made()
     assert "champion" not in Page(report.render(manifest, tables, images)).text
-    figures = {"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2}
-    page = Page(report.render(manifest, tables, images, report.Champion("run-x", figures, "p = 0.03.")))
-    for told in ("better: champion 10.00 %", "worse: champion 0.0100", "run-x", "p = 0.03.", "points higher"):
+    manifest["steps"]["decide"] = decided(champion="run-x", reason="because")
+    page = require_whole(report.render(manifest, tables, images))
+    for told in ("better than 10.00 %", "worse than 0.0100", "run-x", "Promoted: because.", "points higher"):
         assert told in page.text
+    assert "The difference is +2.00 percentage points, its 95 % interval -1.00 to +5.00" in page.text
+    assert "with probability 0.9, this run with 0.03" in page.text
+
+
+def test_without_a_champion_or_a_comparison_the_page_says_so():
+    manifest, tables, images = made()
+    manifest["steps"]["decide"] = decided(champion=None, reason="there was no champion", figures={"accuracy": 0.5})
+    text = require_whole(report.render(manifest, tables, images)).text
+    assert "Promoted: there was no champion." in text
+    manifest["steps"]["decide"] = decided(champion="run-x", reason="other images", figures={"accuracy": 0.5})
+    text = require_whole(report.render(manifest, tables, images)).text
+    assert "alone has right" not in text
+    assert "other images" in text
+
+
+def jobs_of(*exceeded):
+    return [
+        {"score_id": f"job-{place}", "measured_at": AT, "rows": 5000, "psi": 0.05 + place, "ks": 0.1, "exceeded": names}
+        for place, names in enumerate(exceeded)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exceeded", "told"),
+    [
+        (("",), "Yes: no threshold of drift was passed in 1 scoring job "),
+        (("", ""), "Yes: no threshold of drift was passed in 2 scoring jobs "),
+        (("ink", ""), "By now it does: a threshold of drift was passed in 1 of 2 scoring jobs"),
+        (("", "ink, brightness"), "in the latest by ink, brightness."),
+    ],
+)
+def test_drift_is_there_when_something_was_scored(exceeded, told):
+    manifest, tables, images = made()
+    before = require_whole(report.render(manifest, tables, images))
+    assert "new data" not in before.text
+    page = require_whole(report.render(manifest, tables, images, jobs_of(*exceeded)))
+    assert told in page.text
+    assert page.text.count("5,000") == len(exceeded)
+    assert len(page.all("svg")) == len(before.all("svg")) + (len(exceeded) > 1)
+
+
+def test_the_seconds_stand_in_the_order_of_the_steps():
+    manifest, _, _ = made()
+    manifest["steps"] = dict.fromkeys(("load_data", "fit_model", "export_model", "decide"))
+    manifest["seconds"] = {"decide": 0.1, "export_model": 2.0, "fit_model": 8.0, "load_data": 1.0, "write_report": 1.0}
+    assert [each["name"] for each in timings(manifest)] == ["load data", "fit model", "export model", "decide"]
+    assert [each["share"] for each in timings(manifest)] == [0.125, 1, 0.25, 0.1 / 8]
 
 
 def test_everything_that_explains_the_run_is_there():
@@ -212,7 +261,7 @@ def test_a_calibrated_diagram_is_drawn_beside_the_first():
     errors = dict.fromkeys(tables["calibration"]["expected_calibration_error"].to_pylist())
     labels = [each["aria-label"] for each in page.all("svg")]
     assert [each for each in labels if each.startswith("Reliability")] == [
-        f"Reliability diagram, test, {scaled}: calibration error {error:.4f}"
+        f"Reliability diagram, {scaled}: calibration error {error:.4f}"
         for scaled, error in zip(("plain softmax", "temperature 1.500"), errors, strict=True)
     ]
 

@@ -14,9 +14,11 @@ from test_telling import events_named
 
 import nnbuild
 from flows.score import score
-from nnbuild.across import trends
+from nnbuild.across import drift_by_job, trends
 from nnbuild.drift import MEASURES, REFERENCE, Summary
 from nnbuild.errors import ContractError
+from nnbuild.report import rebuild
+from nnbuild.store.files import file_digest
 from nnbuild.training.order import split_rows
 
 
@@ -117,6 +119,32 @@ def test_the_largest_index_is_among_the_trends(store, tmp_path):
     done = [scored(store, input=parquet(tmp_path / f"{by}.parquet", images() // by)) for by in (1, 6, 3)]
     values = [each.value for job in done for each in job.drift.measures if each.statistic == "psi"]
     assert [row["drift"] for row in trends(store)] == [max(values)]
+
+
+def test_the_report_and_the_trends_show_every_job(capfd, store, tmp_path):
+    (run_id,) = store.committed()
+    page = store.root / "runs" / run_id / "report.html"
+    before = rebuild(store, run_id).read_bytes()
+    assert drift_by_job(store) == []
+    done = [
+        scored(store, input=parquet(tmp_path / f"{name}.parquet", pixels))
+        for name, pixels in (("same", validation(store)), ("dark", images() // 4))
+    ]
+    jobs = drift_by_job(store, run_id)
+    assert [job["score_id"] for job in jobs] == [each.score_id for each in done]
+    assert drift_by_job(store, "another") == []
+    for job, each in zip(jobs, done, strict=True):
+        assert job["exceeded"] == ", ".join(each.drift.exceeded)
+        assert job["ks"] == max(found.value for found in each.drift.measures if found.statistic == "ks")
+    assert b"new data" not in before
+    assert b"in 1 of 2 scoring jobs" in rebuild(store, run_id).read_bytes()
+    assert file_digest(page) == store.manifest(run_id)["files"][f"runs/{run_id}/report.html"]["sha256"]
+    told = call(capfd, "trends", "--json", "--store", store.root, "--html", tmp_path / "trends.html").json
+    assert [job["psi"] for job in told["scoring_jobs"]] == [job["psi"] for job in jobs]
+    shown = call(capfd, "trends", "--store", store.root).out
+    for each in done:
+        assert each.score_id in shown
+        assert each.score_id in (tmp_path / "trends.html").read_text()
 
 
 def test_the_reference_is_of_the_validation_images(store):

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+from rich.console import Console
+
 from flows.printing import jsonable, print_json, print_table
 from nnbuild.across import compare as compared
 from nnbuild.report.across import comparison_page
+from nnbuild.report.words import on_pair
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
 
 
 def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json: bool) -> None:
-    """Compare, and print one row a figure, one column a run."""
+    """Compare; print one row a figure, one column a run, and a sentence on each but the first."""
     store = Store(root)
     rows = compared(store, run_ids)
     if html is not None:
@@ -22,3 +25,5 @@ def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json:
     names = [name for name in rows[0] if name != "run_id"]
     turned = [{"figure": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
     print_table(turned, ("figure", *run_ids), "")
+    for row in rows[1:]:
+        Console(soft_wrap=True).print(on_pair(row), highlight=False, markup=False)

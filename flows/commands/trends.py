@@ -3,31 +3,44 @@
 from pathlib import Path
 
 from flows.printing import jsonable, print_json, print_table
+from nnbuild.across import drift_by_job
 from nnbuild.across import trends as over_time
 from nnbuild.report.across import trends_page
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
 
-_SHOWN = (
-    "run_id",
-    "model",
-    "dataset",
-    "accuracy",
-    "loss",
-    "expected_calibration_error",
-    "seconds",
-    "promoted",
-    "drift",
-)
+_OF_RUNS = {
+    "run_id": "run",
+    "model": "model",
+    "dataset": "dataset",
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "expected_calibration_error": "calibration error",
+    "seconds": "seconds",
+    "promoted": "promoted",
+}
+_OF_JOBS = {
+    "score_id": "scoring job",
+    "run_id": "model of run",
+    "rows": "rows",
+    "psi": "largest psi",
+    "ks": "largest ks",
+    "exceeded": "drifted",
+}
 
 
 def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:
-    """Show the runs that succeeded, oldest first."""
+    """Show the runs that succeeded, oldest first, and the drift of what was scored."""
     store = Store(root)
-    rows = over_time(store)
+    rows, jobs = over_time(store), drift_by_job(store)
     if html is not None:
-        write_bytes(store.require_outside(html), trends_page(rows).encode())
+        write_bytes(store.require_outside(html), trends_page(rows, jobs).encode())
     if as_json:
-        print_json({"store": str(store.root), "runs": [jsonable(row) for row in rows]})
-    else:
-        print_table(rows, _SHOWN, f"no runs in {store.root} yet; begin one by `nnbuild run`")
+        shown = {"runs": [jsonable(row) for row in rows], "scoring_jobs": [jsonable(job) for job in jobs]}
+        print_json({"store": str(store.root), **shown})
+        return
+    marked = [row | {"promoted": "yes" if row["promoted"] else None} for row in rows]
+    print_table(marked, _OF_RUNS, f"no runs in {store.root} yet; begin one by `nnbuild run`")
+    if jobs:
+        print()  # noqa: T201
+        print_table([job | {"exceeded": job["exceeded"] or None} for job in jobs], _OF_JOBS, "")

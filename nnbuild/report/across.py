@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnbuild.report import charts, figures
+from nnbuild.report import charts, figures, words
 from nnbuild.report.page import environment
 
-_TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True, "drift": False}
+_TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True}
 
 _LINES = 4  # as many as the style has colours for
 
@@ -22,10 +22,14 @@ def comparison_page(rows: Rows, histories: Mapping[str, Any] | None = None) -> s
         histories: each run's `history` table, by its id, for the curves; without it the page has none.
     """
     names = [name for name in rows[0] if name != "run_id"]
-    columns = ["figure", *(row["run_id"] for row in rows)]
-    turned = [{"figure": name.replace("_", " "), **{row["run_id"]: row[name] for row in rows}} for name in names]
-    told = "Every run is held against the first, by the paired test on the same test images."
-    return _page("Comparison of runs", told, columns, turned, _curves(histories or {}))
+    turned = [{"figure": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
+    told = ["Every run is held against the first, by the paired test on the same test images."]
+    return _page(
+        "Comparison of runs",
+        told + [words.on_pair(row) for row in rows[1:]],
+        _curves(histories or {}),
+        {"Runs": turned},
+    )
 
 
 def _curves(histories: Mapping[str, Any]) -> list[Picture]:
@@ -37,35 +41,38 @@ def _curves(histories: Mapping[str, Any]) -> list[Picture]:
         series = {run: curves[key] for run, curves in found.items() if key in curves}
         if series:
             title = f"{key.replace('val_', 'validation ')} by epoch"
-            pictures.append({"title": title, "picture": charts.lines(title, series, log=name == "loss")})
+            picture = charts.lines(words.curve_title(title, series), series, log=name == "loss")
+            pictures.append({"title": title, "picture": picture})
     return pictures
 
 
-def trends_page(rows: Rows) -> str:
-    """Figures over time, as `nnbuild.across.trends` gives them, a ring around those that were promoted."""
+def trends_page(rows: Rows, jobs: Rows = ()) -> str:
+    """Figures over time, as `nnbuild.across.trends` gives them, a ring around those that were promoted.
+
+    Args:
+        rows: of the runs.
+        jobs: the drift of the scoring jobs, as `nnbuild.across.drift_by_job` gives it.
+    """
     pictures = []
     for name, log in _TRENDS.items():
-        points = [(place, row[name]) for place, row in enumerate(rows, start=1) if row[name] is not None]
-        promoted = [point for point in points if rows[point[0] - 1]["promoted"]]
-        title = name.replace("_", " ")
+        points = [(float(place), row[name]) for place, row in enumerate(rows, start=1) if row[name] is not None]
         if points:
-            drawn = charts.lines(
-                f"{title} by run, oldest first", {title: points}, marks=promoted, log=log, below="run, oldest first"
-            )
-            pictures.append({"title": title, "picture": drawn})
+            marks = [point for point in points if rows[int(point[0]) - 1]["promoted"]]
+            pictures.append(_over_time(name.replace("_", " "), points, marks, log=log, below="run, oldest first"))
+    if jobs:
+        points = [(float(place), job["psi"]) for place, job in enumerate(jobs, start=1)]
+        pictures.append(_over_time("drift, largest index", points, [], log=True, below="scoring job, oldest first"))
     count = sum(bool(row["promoted"]) for row in rows)
-    told = f"{len(rows)} runs, oldest first; {count} were promoted, each with a ring."
-    return _page("Trends", told, list(rows[0]) if rows else [], rows, pictures)
+    told = f"{len(rows)} run{'' if len(rows) == 1 else 's'}, oldest first; {count} promoted, with a ring."
+    return _page("Trends", [told], pictures, {"Runs": rows, "Drift of what was scored": jobs})
 
 
-def _page(title: str, told: str, columns: list[str], rows: Rows, pictures: list[Picture]) -> str:
-    found = environment()
-    found.filters["cell"] = _cell
-    template = found.get_template("across.html")
-    return template.render(title=title, told=told, columns=columns, rows=rows, pictures=pictures)
+def _over_time(title: str, points: figures.Points, marks: figures.Points, *, log: bool, below: str) -> Picture:
+    series = {"": points}
+    picture = charts.lines(words.curve_title(title, series), series, marks=marks, log=log, below=below)
+    return {"title": title, "picture": picture}
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _page(title: str, told: list[str], pictures: list[Picture], tables: Mapping[str, Rows]) -> str:
+    filled = {name: rows for name, rows in tables.items() if rows}
+    return environment().get_template("across.html").render(title=title, told=told, pictures=pictures, tables=filled)

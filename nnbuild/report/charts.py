@@ -42,7 +42,7 @@ def lines(
 
     Args:
         title: what it shows, in words.
-        series: (epoch, value) by name; values that are not finite are left out.
+        series: (epoch, value) by name, "" if it needs none; values that are not finite are left out.
         kept: the epoch to draw a dashed line at.
         best: the point to draw a ring around.
         marks: more points of that kind.
@@ -83,6 +83,8 @@ def _line(places: Points, kind: int) -> Iterator[Markup]:
 def _legend(names: Sequence[str]) -> Iterator[Markup]:
     x = float(LEFT)
     for kind, name in enumerate(names):
+        if not name:
+            continue
         yield tag("line", x1=x, x2=x + 18, y1=14, y2=14, class_=f"line k{kind % 4}")
         yield tag("text", name, x=x + 24, y=18)
         x += 24 + _LETTER * len(name) + 18

@@ -5,11 +5,6 @@ from typing import Any
 
 _AFTER = "write_report"  # the page is written in this step, and cannot know how long it takes
 
-_RECIPE = (
-    *("load_data", "check_data", "build_model", "compile_model", "fit_model"),
-    *("persist_history", "evaluate_model", "score_test_set"),
-)
-
 Manifest = Mapping[str, Any]
 
 
@@ -41,7 +36,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def timings(manifest: Manifest) -> list[dict[str, Any]]:
     """Each step's seconds in the order of the recipe, and their share of the longest, 0 to 1."""
     done = {name: seconds for name, seconds in manifest["seconds"].items() if name != _AFTER}
-    order = {name: place for place, name in enumerate(_RECIPE)}
+    order = {name: place for place, name in enumerate(manifest["steps"])}
     longest = max(done.values(), default=0.0) or 1.0
     return [
         {"name": name.replace("_", " "), "seconds": done[name], "share": done[name] / longest}

@@ -98,23 +98,21 @@ def curves(history: Any) -> dict[str, Points]:
 
 
 class Diagram(NamedTuple):
-    """The reliability of one subset at one temperature, and its expected calibration error."""
+    """The reliability at one temperature, and its expected calibration error."""
 
-    subset: str
     temperature: float
     error: float
     bins: list[Bin]
 
 
 def diagrams(calibration: Any) -> list[Diagram]:
-    """The reliability diagrams: those of the test set first, before scaling and after."""
-    found: dict[tuple[str, float, float], list[Bin]] = {}
-    for row in sorted(calibration.to_pylist(), key=lambda each: float(each["bin_lower"])):
-        about = row["subset"], row["temperature"], row["expected_calibration_error"]
+    """The reliability diagrams of the test set: before temperature scaling and after."""
+    found: dict[tuple[float, float], list[Bin]] = {}
+    for row in sorted(_of_test(calibration), key=lambda each: float(each["bin_lower"])):
+        about = row["temperature"], row["expected_calibration_error"]
         bins = Bin(row["bin_lower"], row["bin_upper"], row["count"], row["mean_confidence"], row["accuracy"])
         found.setdefault(about, []).append(bins)
-    ordered = sorted(found, key=lambda each: (each[0] != _TEST, each[0], each[1] != 1))
-    return [Diagram(*about, found[about]) for about in ordered]
+    return [Diagram(*about, found[about]) for about in sorted(found, key=lambda each: each[0] != 1)]
 
 
 def confidences(predictions: Any, bins: int = 20) -> tuple[list[int], list[int]]:

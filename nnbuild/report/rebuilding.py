@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.across import drift_by_job
 from nnbuild.data.tables import read_dataset
 from nnbuild.errors import DataError, StoreError
 from nnbuild.report.page import render
@@ -19,7 +20,8 @@ _TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
 def rebuild(store: Store, run_id: str) -> Path:
     """Write a committed run's `report.html` again, and its new digest into the manifest.
 
-    Without the dataset, if it is no longer in the store, the page shows no images.
+    It is the page that the run was committed with, and the drift of what its model has scored since. Without the
+    dataset, if it is no longer in the store, it shows no images.
 
     Returns:
         The page's path.
@@ -44,7 +46,7 @@ def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
             raise StoreError(f"run {run_id} has no {name}, and the report is made from it; restore it from a copy")
     tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
     try:
-        return render(manifest, tables, _test_images(store, manifest))
+        return render(manifest, tables, _test_images(store, manifest), drift_by_job(store, run_id))
     except (KeyError, TypeError, IndexError) as error:
         raise StoreError(
             f"the manifest and tables of run {run_id} are not whole ({type(error).__name__}: {error}); "

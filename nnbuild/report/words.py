@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from nnbuild.report.figures import Diagram, Errors, Points
@@ -9,6 +10,8 @@ from nnbuild.report.figures import Diagram, Errors, Points
 _Z = 1.96  # of a 95 % interval
 
 _RISEN = 1.1
+
+_SIGNIFICANT = 0.05
 
 Curves = Mapping[str, Points]
 
@@ -120,17 +123,69 @@ def on_champion(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
     return f"Its accuracy is {abs(gap):.2f} percentage points {'higher' if gap > 0 else 'lower'}."
 
 
+def verdict(decided: Mapping[str, Any]) -> str:
+    """What the gate said of the run."""
+    return f"{'Promoted' if decided['promote'] else 'Not promoted'}: {decided['reason']}."
+
+
+def on_paired(figures: Mapping[str, float]) -> str:
+    """What the paired test says, from the figures of a decision."""
+    difference, low, high = (f"{100 * figures[name]:+.2f}" for name in ("difference", "low", "high"))
+    return (
+        f"The difference is {difference} percentage points, its 95 % interval {low} to {high}. Were both equally good, "
+        f"the champion would have so many or more with probability {figures['p_worse']:.2g}, this run with "
+        f"{figures['p_better']:.2g} (exact McNemar test)."
+    )
+
+
+def on_pair(row: Mapping[str, Any]) -> str:
+    """How a run compares with the first, from its row of `nnbuild.across.compare`."""
+    name = f"{row['run_id']} ({row['model']})"
+    if row["difference"] is None:
+        return f"{name} was evaluated on other test images, so that it cannot be held against the first."
+    worse, better = (row[each] < _SIGNIFICANT for each in ("p_worse", "p_better"))
+    chance = min(row["p_worse"], row["p_better"])
+    told = "significantly worse" if worse else "significantly better" if better else "not significantly different"
+    return f"{name} is {told}: {100 * row['difference']:+.2f} percentage points of accuracy, p = {chance:.2g}."
+
+
+def on_drift(jobs: Sequence[Mapping[str, Any]]) -> str:
+    """Does new data still look the same?"""
+    if not jobs:
+        return ""
+    passed, latest = sum(bool(job["exceeded"]) for job in jobs), jobs[-1]
+    count = f"{len(jobs)} scoring job{'' if len(jobs) == 1 else 's'}"
+    if not passed:
+        return f"Yes: no threshold of drift was passed in {count} with this model."
+    told = f"a threshold of drift was passed in {passed} of {count} with this model"
+    if not latest["exceeded"]:
+        return f"By now it does: {told}, but not in the latest."
+    return f"No: {told}, in the latest by {latest['exceeded']}."
+
+
 def curve_title(name: str, series: Mapping[str, Points]) -> str:
     """A chart of lines in words."""
     finite = {each: [value for _, value in points if math.isfinite(value)] for each, points in series.items()}
-    parts = [f"{each} from {values[0]:.4g} to {values[-1]:.4g}" for each, values in finite.items() if values]
-    return f"{name} by epoch: {', '.join(parts) or 'no finite value'}"
+    parts = [f"{each} from {values[0]:.4g} to {values[-1]:.4g}".strip() for each, values in finite.items() if values]
+    return f"{name}: {', '.join(parts) or 'no finite value'}"
 
 
 def diagram_title(diagram: Diagram) -> str:
-    """A reliability diagram in words."""
-    scaled = "plain softmax" if diagram.temperature == 1 else f"temperature {diagram.temperature:.3f}"
-    return f"{diagram.subset}, {scaled}: calibration error {diagram.error:.4f}"
+    """Whether a reliability diagram is of the plain softmax, or after scaling."""
+    return "plain softmax" if diagram.temperature == 1 else f"temperature {diagram.temperature:.3f}"
+
+
+def on_scaling(diagrams: Sequence[Diagram]) -> str:
+    """What temperature scaling does; empty without it."""
+    before = next((each for each in diagrams if each.temperature == 1), None)
+    after = next((each for each in diagrams if each.temperature != 1), None)
+    if before is None or after is None:
+        return ""
+    way = "lowers" if after.error < before.error else "raises" if after.error > before.error else "leaves"
+    return (
+        f"Dividing the logits by {after.temperature:.3f}, a temperature fitted on the validation images, "
+        f"{way} it {'at' if way == 'leaves' else 'to'} {after.error:.4f}."
+    )
 
 
 def histogram_title(right: Sequence[int], wrong: Sequence[int]) -> str:
@@ -147,4 +202,17 @@ def setting(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return ", ".join(map(setting, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def cell(value: Any) -> str:
+    """A value of a table as it is read: a time to the minute, a number to four digits."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return setting(value)

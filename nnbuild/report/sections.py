@@ -1,0 +1,196 @@
+"""What each section of the page is filled with, from the manifest and the tables."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from nnbuild.report import charts, examples, figures, words
+from nnbuild.report.facts import digests, facts, timings
+from nnbuild.report.matrix import heat_map
+
+_HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
+    "accuracy": ("accuracy", True, True),
+    "loss": ("loss, nats", False, False),
+    "expected_calibration_error": ("calibration error", False, False),
+    "top_2_accuracy": ("in the first two", True, True),
+    "brier_score": ("Brier score", False, False),
+    "macro_f1": ("macro F1", True, False),
+}
+_SHORT_NAME = 3
+_JOBS = 10
+
+Manifest = Mapping[str, Any]
+Tables = Mapping[str, Any]
+Context = dict[str, Any]
+
+
+def opening(manifest: Manifest, tables: Tables) -> Context:
+    """What was trained on what, and how good it is."""
+    row, config = manifest["row"], manifest["config"]
+    images, wanted = len(tables["predictions"]), config["dataset"]["name"]
+    accuracy = figures.overall(tables["evaluation"]).get("accuracy")
+    begun = datetime.fromisoformat(row["started_at"])
+    return {
+        "run_id": manifest["run_id"],
+        "model": row["model"],
+        "dataset": row["dataset"],
+        "wanted": wanted,
+        "fallback": config["dataset"]["fallback"] == row["dataset"] != wanted,
+        "started": f"{begun.day} {begun:%B %Y, %H:%M} UTC",
+        "data": manifest["steps"]["load_data"],
+        "epochs": row["epochs"],
+        "images": images,
+        "accuracy": accuracy,
+        "interval": None if accuracy is None else words.interval(accuracy, images),
+    }
+
+
+def gate(manifest: Manifest, tables: Tables) -> Context:
+    """Is it better than the last one? The figures beside the champion's, and the paired test."""
+    decided = manifest["steps"].get("decide") or {}
+    mine, theirs = figures.overall(tables["evaluation"]), decided.get("champion_metrics", {})
+    champion, paired = decided.get("champion"), decided.get("figures", {})
+    counts = [paired.get(name) for name in ("only_challenger", "only_champion")]
+    tested = champion is not None and None not in counts
+    return {
+        "headline": [_figure(name, mine.get(name), theirs.get(name)) for name in _HEADLINE],
+        "champion": champion,
+        "promoted": decided.get("promote"),
+        "verdict": words.verdict(decided) if decided else "",
+        "champion_answer": words.on_champion(mine, theirs) if champion else "",
+        "paired_answer": words.on_paired(paired) if tested else "",
+        "paired": [
+            (name, count / max(*counts, 1), f"{count:,.0f}", kind)
+            for name, count, kind in zip(("this run", "the champion"), counts, ("true", "predicted"), strict=True)
+        ]
+        if tested
+        else [],
+    }
+
+
+def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
+    title, more_is_better, is_share = _HEADLINE[metric]
+    told = [None if each is None else words.percent(each) if is_share else f"{each:.4f}" for each in (mine, theirs)]
+    better = None if mine is None or theirs is None or mine == theirs else (mine > theirs) == more_is_better
+    return {"title": title, "value": told[0] or "–", "champion": told[1], "better": better}
+
+
+def loss(manifest: Manifest, tables: Tables) -> Context:
+    """Did the loss go down? A chart for each metric, the best epoch and the kept one marked."""
+    curves, kept = figures.curves(tables["history"]), manifest["steps"]["fit_model"]["weights_epoch"]
+    pictures = []
+    for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
+        rate, title = name == "learning_rate", name.replace("_", " ")
+        if rate and words.on_rate(curves):
+            continue
+        both = (
+            {"": curves.get(name)} if rate else {"training": curves.get(name), "validation": curves.get(f"val_{name}")}
+        )
+        series = {each: points for each, points in both.items() if points}
+        picture = charts.lines(
+            words.curve_title(title, series),
+            series,
+            kept=None if rate else kept,
+            best=words.best_of(name, series.get("validation") or next(iter(series.values()))),
+            log=rate or name.endswith("loss"),
+        )
+        pictures.append({"title": title, "picture": picture})
+    return {
+        "loss_answer": words.on_loss(curves, kept),
+        "rate_answer": words.on_rate(curves),
+        "curves": pictures,
+        "kept": kept,
+    }
+
+
+def errors(tables: Tables, names: list[str]) -> Context:
+    """Where is it wrong? The confusion matrix, and precision, recall and F1 by class."""
+    found, by_class = figures.errors(tables["confusion"], names), figures.by_class(tables["evaluation"])
+    shown = found.shown
+    title = f"Confusion matrix of {len(shown)} classes: {found.wrong:,} of {found.images:,} images wrong"
+    least = {
+        metric: min((each.get(metric, 1.0) for each in by_class.values()), default=None)
+        for metric in ("precision", "recall", "f1")
+    }
+    return {
+        "errors_answer": words.on_errors(found, names, by_class),
+        "confusion": heat_map(
+            title,
+            found.counts[np.ix_(shown, shown)].tolist(),
+            [names[each] for each in shown],
+            found.counts.sum(axis=1)[shown].tolist(),
+        ),
+        "shown": len(shown),
+        "classes": len(names),
+        "by_class": [{"name": names[each], **by_class.get(each, {})} for each in shown],
+        "least": least,
+        "most": found.most,
+    }
+
+
+def trust(tables: Tables) -> Context:
+    """Can the probabilities be trusted? Before temperature scaling, and after."""
+    right, wrong = figures.confidences(tables["predictions"])
+    mean = float(tables["predictions"]["confidence"].to_numpy().mean()) if len(tables["predictions"]) else 0.0
+    error = figures.overall(tables["evaluation"]).get("expected_calibration_error")
+    diagrams = figures.diagrams(tables["calibration"])
+    return {
+        "trust_answer": words.on_trust(right, wrong, mean, error),
+        "scaling_answer": words.on_scaling(diagrams),
+        "diagrams": [
+            {
+                "title": words.diagram_title(each),
+                "error": each.error,
+                "picture": charts.reliability(
+                    f"Reliability diagram, {words.diagram_title(each)}: calibration error {each.error:.4f}", each.bins
+                ),
+            }
+            for each in diagrams
+        ],
+        "confidence": charts.histogram(words.histogram_title(right, wrong), right, wrong),
+    }
+
+
+def shown(tables: Tables, images: NDArray[np.uint8] | None, names: list[str]) -> Context:
+    """What does it see? Some test images at random, and the worst errors."""
+    if images is None:
+        return {"samples": [], "worst": [], "pixelated": "", "narrow": False}
+    return {
+        "samples": examples.samples(tables["predictions"], images, names),
+        "worst": examples.worst(tables["predictions"], images, names),
+        "pixelated": Markup(' class="pixels"') if examples.pixelated(images) else "",
+        "narrow": max(map(len, names)) <= _SHORT_NAME,
+    }
+
+
+def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
+    """Does new data still look the same? The latest scoring jobs, and the index of all of them."""
+    points = [(float(place), job["psi"]) for place, job in enumerate(jobs, start=1)]
+    title = "largest population stability index of each scoring job"
+    return {
+        "drift": list(reversed(jobs))[:_JOBS],
+        "drift_answer": words.on_drift(jobs),
+        "drift_chart": charts.lines(
+            words.curve_title(title, {"": points}), {"": points}, log=True, below="scoring job, oldest first"
+        )
+        if len(points) > 1
+        else "",
+    }
+
+
+def making(manifest: Manifest) -> Context:
+    """Is the data sound, and how was it made?"""
+    checks = manifest["steps"]["check_data"]["checks"]
+    return {
+        "checks": checks,
+        "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
+        "facts": facts(manifest),
+        "timings": timings(manifest),
+        "settings": {name: words.setting(value) for name, value in figures.flattened(manifest["config"]).items()},
+        "packages": {name: version for name, version in manifest["packages"].items() if version},
+        "digests": digests(manifest),
+    }
