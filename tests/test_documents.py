@@ -7,6 +7,7 @@ from pathlib import Path
 
 from command_line import call
 
+import nnbuild
 from nnbuild.store import Store
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,6 +37,14 @@ def test_every_link_between_documents_leads_somewhere():
     for page in DOCS.rglob("*.md"):
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_every_public_name_has_its_place_in_the_api_pages():
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
+    described = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    for name in nnbuild.__all__:
+        found = getattr(nnbuild, name)
+        assert {f"{found.__module__}.{name}", found.__module__} & set(described), name
 
 
 def test_what_the_document_on_stability_says_is_what_its_program_measures(monkeypatch):

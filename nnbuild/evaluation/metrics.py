@@ -75,6 +75,11 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[Figure]
 def confusion_counts(labels: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
     """How often each class was taken for each.
 
+    Args:
+        labels: integers from 0 to classes - 1, shape (n,).
+        predicted: likewise.
+        classes: how many there are.
+
     Returns:
         int64, shape (classes, classes): rows are true classes, columns predicted ones.
     """

@@ -32,6 +32,11 @@ def check_model(model: Any, classes: int, image_shape: tuple[int, int, int] | No
 def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | None = None) -> None:
     """One input of images, one output of shape (n, classes).
 
+    Args:
+        model: a Keras model.
+        classes: how many logits it has to give.
+        image_shape: (height, width, channels) that it has to take; whatever it takes if not given.
+
     Raises:
         ContractError: the model is not built, or has another input or output.
     """
@@ -75,6 +80,10 @@ def _fits(given: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
 
 def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> None:
     """The head is linear, found from the graph: no softmax, sigmoid or other activation, wherever it hides.
+
+    Args:
+        model: a Keras model that is built.
+        image_shape: (height, width, channels) to trace it with; the model's own if not given.
 
     Raises:
         ContractError: naming the operation and its layer.

@@ -135,6 +135,13 @@ def change_locked(
 def rollback(store: Store, *, now: datetime | None = None) -> Change:
     """Point to the champion before this one; a second rollback goes one further back.
 
+    Args:
+        store: where.
+        now: aware time of the change; the clock's if not given.
+
+    Returns:
+        The change, as it is kept.
+
     Raises:
         StoreError: there is none before it.
     """
