@@ -1,5 +1,6 @@
 """The fit: it learns, it is repeatable, and stopped anywhere it goes on to the same bytes."""
 
+import gc
 import random
 import threading
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 from small_data import small_arrays
 
 from nnbuild import models
-from nnbuild.backend import keras
+from nnbuild.backend import keras, tf
 from nnbuild.config import RunConfig, resolve
 from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted, StoreError
@@ -248,3 +249,14 @@ def test_what_other_threads_draw_changes_no_weights(model):
         thread.join()
     for one, other in zip(expected, found, strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_fit_leaves_no_graph_behind(precision):
+    split, config = small_split(), config_of(precision=precision, epochs=1)
+    kept = []
+    for _ in range(3):
+        run_through(config, split)
+        gc.collect()
+        kept.append(sum(isinstance(each, tf.Graph) for each in gc.get_objects()))
+    assert kept[1] == kept[2]
