@@ -70,8 +70,8 @@ def tell_of_drift(store: str, score_id: str, run_id: str | None, rows: int, drif
         return
     named = ", ".join(drift.exceeded)
     told = f"Drift of scoring job {score_id}: {named or 'no threshold passed'}"
-    rows = [{name: _short(value) for name, value in each.model_dump().items()} for each in drift.measures]
-    show_table("nnbuild-drift", rows, told)
+    measures = ({name: _short(value) for name, value in each.model_dump().items()} for each in drift.measures)
+    show_table("nnbuild-drift", measures, told)
     if not named:
         return
     logger().warning("%s drifted from what the model was validated on", named)

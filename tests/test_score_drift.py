@@ -167,4 +167,5 @@ def test_the_flow_shows_a_table_and_raises_an_event(store, tmp_path, prefect_ser
 
         (event,) = until(of_job, 30, "event of the drift")
     assert event["payload"]["exceeded"] == ", ".join(done.drift.exceeded)
+    assert event["payload"]["rows"] == done.rows == ROWS
     assert event["resource"]["prefect.resource.id"] == f"nnbuild.run.{done.run_id}"
