@@ -6,9 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from nnbuild.errors import StoreError
+from nnbuild.schemas import OF_JOBS
 from nnbuild.store import Store
-
-_OF_JOBS = ("scores", "score_runs", "drift")
 
 
 def read_table(
@@ -24,20 +23,20 @@ def read_table(
     Args:
         store: or its root.
         name: of the table: `runs`, `history`, `predictions`, `scores` and so on.
-        run_id: of one run; of `scores` and `score_runs`, those jobs that its model scored.
-        score_id: of one scoring job, for `scores` and `score_runs`.
+        run_id: of one run; of a table of scoring jobs, those that its model scored.
+        score_id: of one scoring job, for `scores`, `score_runs` and `drift`.
         columns: which ones; all if not given.
 
     Returns:
-        A `pyarrow.Table`, its first column the `run_id`, or the `score_id` of `scores` and `score_runs`.
+        A `pyarrow.Table`, its first column the `run_id`, or the `score_id` of a table of scoring jobs.
 
     Raises:
         StoreError: an unknown table, run, job or column, or a file of another schema version.
     """
     place = store if isinstance(store, Store) else Store(store)
-    if name not in _OF_JOBS:
+    if name not in OF_JOBS:
         if score_id is not None:
-            raise StoreError(f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(_OF_JOBS)}")
+            raise StoreError(f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(OF_JOBS)}")
         return place.read_table(name, run_id, columns)
     if run_id is None:
         return place.read_table(name, score_id, columns)

@@ -1,7 +1,7 @@
 """Every table's columns. The writer refuses anything else, so that a query written today holds tomorrow.
 
-All tables are partitioned by `run_id`, those of scoring jobs (`scores`, `score_runs`, `drift`) by `score_id`; the key
-stands in the folder's name and not in the files.
+All tables are partitioned by `run_id`, those of scoring jobs by `score_id`; the key stands in the folder's name and not
+in the files.
 """
 
 from collections.abc import Sequence
@@ -148,6 +148,8 @@ FIXED = {
     "drift": DRIFT,
 }
 TABLES = (*FIXED, "predictions", "scores")
+OF_JOBS = ("scores", "score_runs", "drift")
+"""The tables that are partitioned by `score_id`."""
 
 
 def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:

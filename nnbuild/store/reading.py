@@ -14,8 +14,6 @@ from nnbuild.store.tables import open_dataset
 if TYPE_CHECKING:
     from nnbuild.store.store import Store
 
-_OF_JOBS = ("scores", "score_runs", "drift")
-
 
 def partitions(folder: Any, key: str) -> list[str]:
     """The ids that have a partition in a table's folder, in order."""
@@ -40,7 +38,7 @@ def committed_parts(store: "Store", name: str, wanted: str | None = None) -> tup
     Raises:
         StoreError: nothing of that id is committed.
     """
-    of_jobs = require_name(name) in _OF_JOBS
+    of_jobs = require_name(name) in schemas.OF_JOBS
     key, require = ("score_id", require_score_id) if of_jobs else ("run_id", require_run_id)
     # The list of what is committed is taken first: whatever it names was complete before its row was written.
     ids = store.scored() if of_jobs else store.committed()
