@@ -14,8 +14,9 @@ def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided)
     """Write the report of a run; see `nnbuild.steps.reporting.write_report`."""
     reported = write_report(run, data)
     logger().info("report.html is written")
-    show_picture(
-        "nnbuild-loss", steps.loss_picture(run), "Loss by epoch; the ring is the best, the dashes the kept one"
-    )
+    for metric in ("loss", "accuracy"):
+        if (curve := steps.curve_picture(run, metric)) is not None:
+            told = f"{metric.capitalize()} by epoch; the ring is the best, the dashes the kept one"
+            show_picture(f"nnbuild-{metric}", curve, told)
     show_picture("nnbuild-confusion", steps.confusion_picture(run, data), "Confusion matrix on the test images")
     return reported

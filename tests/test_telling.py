@@ -84,7 +84,7 @@ def test_the_pictures_are_inside_their_artifacts(told):
     by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first)["flow_run_id"]]))
     with get_client(sync_client=True) as client:
         data = {each.key: each.data for each in client.read_artifacts(artifact_filter=by_run)}
-    for key in ("nnbuild-loss", "nnbuild-confusion"):
+    for key in ("nnbuild-loss", "nnbuild-accuracy", "nnbuild-confusion"):
         kind, picture = data[key].split(",", 1)
         assert kind == "data:image/svg+xml;base64"
         root = ET.fromstring(base64.b64decode(picture))  # noqa: S314  (our own)

@@ -13,18 +13,25 @@ from nnbuild.report.matrix import heat_map
 _SCALE = 2  # pixels for one unit of the chart
 
 
-def loss_picture(history: Any, kept: int) -> str:
-    """The loss by epoch.
+def curve_picture(history: Any, metric: str, kept: int) -> str | None:
+    """A metric by epoch, on the training and the validation images.
 
     Args:
         history: the `history` table.
+        metric: as Keras calls it, without `val_`.
         kept: the epoch whose weights were kept.
+
+    Returns:
+        The SVG; None if the history has no such metric.
     """
     curves = figures.curves(history)
-    both = {"training": curves.get("loss"), "validation": curves.get("val_loss")}
+    both = {"training": curves.get(metric), "validation": curves.get(f"val_{metric}")}
     series = {name: points for name, points in both.items() if points}
-    best = words.best_of("loss", series.get("validation") or series.get("training") or [])
-    return standalone(charts.lines(words.curve_title("loss", series), series, kept=kept, best=best, log=True))
+    if not series:
+        return None
+    best = words.best_of(metric, series.get("validation") or series["training"])
+    log = metric.endswith("loss")
+    return standalone(charts.lines(words.curve_title(metric, series), series, kept=kept, best=best, log=log))
 
 
 def confusion_picture(confusion: Any, names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nnbuild.steps.exporting import export_model
     from nnbuild.steps.measure import evaluate_model, score_test_set
     from nnbuild.steps.network import build_model, compile_model, fit_model, persist_history
-    from nnbuild.steps.reporting import confusion_picture, loss_picture
+    from nnbuild.steps.reporting import confusion_picture, curve_picture
 
 __all__ = [
     "answered",
@@ -26,6 +26,7 @@ __all__ = [
     "check_data",
     "compile_model",
     "confusion_picture",
+    "curve_picture",
     "decide",
     "epochs_on_disk",
     "evaluate_model",
@@ -34,7 +35,6 @@ __all__ = [
     "has_checkpoints",
     "is_fitted",
     "load_data",
-    "loss_picture",
     "once",
     "persist_history",
     "read_data",
@@ -55,7 +55,7 @@ def __getattr__(name: str) -> Any:
             "nnbuild.steps.network": ("build_model", "compile_model", "fit_model", "persist_history"),
             "nnbuild.steps.exporting": ("export_model",),
             "nnbuild.steps.calibrating": ("calibrate_model",),
-            "nnbuild.steps.reporting": ("confusion_picture", "loss_picture"),
+            "nnbuild.steps.reporting": ("confusion_picture", "curve_picture"),
             "nnbuild.steps.measure": ("evaluate_model", "score_test_set"),
         },
         __name__,

@@ -24,11 +24,11 @@ def write_report(run: Run, data: LoadedData) -> Reported:
     return Reported(path=run.relative(path), files=run.digests("report.html"))
 
 
-def loss_picture(run: Run) -> str:
-    """The loss by epoch, as an SVG that stands alone."""
+def curve_picture(run: Run, metric: str) -> str | None:
+    """A metric by epoch, as an SVG that stands alone; None if the run has no such metric."""
     fitted = run.recall("fit_model", FittedModel)
     history = read_table(staged_table(run, "history"), FIXED["history"])
-    return standalone.loss_picture(history, fitted.weights_epoch if fitted else 0)
+    return standalone.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
 
 
 def confusion_picture(run: Run, data: LoadedData) -> str:
