@@ -6,13 +6,15 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_data import made
+from report_data import AT, decided, made
 
 from nnbuild import report
+from nnbuild.report import across
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Chromium itself looks for updates and the time, whatever it is told: no name is resolved, so that none is reached.
@@ -21,6 +23,11 @@ QUIET = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
     *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"),
 )
+RUNS = [f"20261124T09471362{place}Z-e132da" for place in range(3)]
+JOBS = [
+    {"score_id": run, "run_id": run, "measured_at": AT, "rows": 5000, "psi": 0.1, "ks": 0.2, "exceeded": "ink"}
+    for run in RUNS
+]
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 # A window of Chromium is 500 pixels wide at least; a frame can be as narrow as a phone.
 PROBE = """<!doctype html><meta charset="utf-8"><body>
@@ -58,6 +65,18 @@ def fetched(log: Path) -> set[str]:
     # What the browser does for itself has no origin as its initiator.
     of_page = {each["url"] for each in asked if each["initiator"] != "not an origin"}
     return {url for url in of_page if not url.startswith(("file:", "data:"))}
+
+
+def on_a_phone(folder: Path, text: str) -> dict[str, Any]:
+    """What a page is like in a window of 390 pixels, once nothing of it sticks out and no picture is broken."""
+    page = write(folder / "probe.html", PROBE.format(html.escape(text)))
+    out = browse(page, folder, "--dump-dom").stdout
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', out)[1]))
+    assert found["width"] == 390
+    assert found["page"] <= 390
+    assert found["wide"] == []
+    assert found["broken"] == 0
+    return found
 
 
 def write(page: Path, text: str) -> Path:
@@ -118,11 +137,13 @@ def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
     ids=["digits", "long names"],
 )
 def test_nothing_sticks_out_on_a_phone_and_no_picture_is_broken(tmp_path, given):
-    page = write(tmp_path / "probe.html", PROBE.format(html.escape(report.render(*made(**given)))))
-    out = browse(page, tmp_path, "--dump-dom").stdout
-    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', out)[1]))
-    assert found["width"] == 390
-    assert found["page"] <= 390
-    assert found["wide"] == []
-    assert found["broken"] == 0
-    assert found["images"] >= 64
+    manifest, tables, images = made(**given)
+    manifest["steps"]["decide"] = decided(champion=RUNS[0], reason="it is better")
+    assert on_a_phone(tmp_path, report.render(manifest, tables, images, JOBS))["images"] >= 64
+
+
+def test_nothing_sticks_out_of_the_pages_over_several_runs(tmp_path):
+    rows = [{"run_id": run, "model": "lab", "accuracy": 0.9, "difference": None, "promoted": True} for run in RUNS]
+    assert on_a_phone(tmp_path, across.comparison_page(rows, {run: made()[1]["history"] for run in RUNS}))
+    trend = {"finished_at": AT, "loss": 0.1, "expected_calibration_error": 0.01, "seconds": 100.5}
+    assert on_a_phone(tmp_path, across.trends_page([row | trend for row in rows], JOBS))

@@ -1,6 +1,6 @@
 """The page that a run ends in: one HTML file, made from its manifest and tables alone.
 
-render ── page.py, page.html, page.css      what stands where
+render ── page.py, page.html, head.html     what stands where
    ├── sections.py                          what each section is filled with
    ├── figures.py                           what the tables say
    ├── words.py                             the same in sentences
