@@ -7,15 +7,16 @@ from types import TracebackType
 from typing import Self
 
 # Our own lines are printed by the displays; Prefect's go to its database. An answer from outside is never waited for.
-_QUIET = {
+# A new database takes 12 s, and on a busy machine several times as long as Prefect would wait.
+_SETTINGS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # a busy machine takes more than Prefect's 20
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
 }
 
-_TRIES, _SECONDS_BETWEEN_TRIES = 600, 0.05
+_TRIES, _SECONDS_BETWEEN_TRIES = 3600, 0.05
 _GUARDED: set[int] = set()  # the processes of servers that end with this one
 
 
@@ -23,7 +24,7 @@ class EarlyServer:
     """Imports Prefect and, if no server is configured, starts the embedded one without waiting for it."""
 
     def __init__(self) -> None:
-        for name, value in _QUIET.items():
+        for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._start, name="prefect-server", daemon=True)
