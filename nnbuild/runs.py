@@ -1,5 +1,6 @@
 """A run from its opening to its end, whatever that end is."""
 
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from nnbuild import committing, steps
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.results import Committed
+from nnbuild.signals import Terminated, tearing
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
 from nnbuild.store.files import as_store_error
@@ -55,9 +57,11 @@ def working_on(run: Run) -> Iterator[None]:
     Raises:
         LockedError: another process holds the run.
     """
-    with locks.held(run.folder):
+    with locks.held(run.folder), tearing():
         try:
             yield
+        except KeyboardInterrupt as error:
+            raise _as_stopped(run, error) from error
         except Exception as error:
             if not run.folder.is_dir():
                 raise StoreError(f"{run.folder} is gone in the middle of the run; bring the store back") from error
@@ -66,6 +70,15 @@ def working_on(run: Run) -> Iterator[None]:
             if told is error:
                 raise
             raise told from error
+
+
+def _as_stopped(run: Run, error: KeyboardInterrupt) -> Interrupted:
+    """What Ctrl-C or SIGTERM is outside the fit, or a second Ctrl-C anywhere."""
+    number = int(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    stopped = Interrupted(f"stopped by signal {number}", number)
+    if run.folder.is_dir():  # otherwise the run was committed just before
+        stopped.add_note(_how_to_resume(run))
+    return stopped
 
 
 def _as_told(run: Run, error: Exception) -> Exception:

@@ -1,4 +1,4 @@
-"""Hear Ctrl-C and SIGTERM without being torn out of a step."""
+"""Ctrl-C and SIGTERM: heard between the steps of a fit, and torn out of anything else."""
 
 import signal
 import threading
@@ -7,6 +7,27 @@ from contextlib import contextmanager
 from types import FrameType
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which tears out of a block as Ctrl-C does, through every `except Exception`."""
+
+
+@contextmanager
+def tearing() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in this block. Outside the main thread, where Python hears no signals, nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, tear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from test_runs import values
 
 from nnbuild.config import RunConfig
+from nnbuild.errors import Interrupted
 from nnbuild.runs import retrain
 from nnbuild.signals import caught
 from nnbuild.store import Store
@@ -64,6 +65,26 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, 
         assert program.wait(60) == 128 + number
     run_id = re.search(r"--resume (\S+)", last)[1]
     assert Store(tmp_path / "store").unfinished()[0].run_id == run_id
+    retrain(store=tmp_path / "store", resume=run_id)
+    assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(tmp_path, small_config, monkeypatch, number):
+    straight = retrain(small_config, tmp_path / "straight")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: os.kill(os.getpid(), number))
+    interrupting = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted) as caught_error:
+            retrain(small_config, tmp_path / "store")
+    finally:
+        signal.signal(signal.SIGINT, interrupting)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert caught_error.value.exit_code == 128 + number
+    run_id = Store(tmp_path / "store").unfinished()[0].run_id
+    assert f"--resume {run_id}" in caught_error.value.__notes__[0]
     retrain(store=tmp_path / "store", resume=run_id)
     assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
 
