@@ -107,6 +107,19 @@ def test_without_a_temporary_folder_a_run_waits(tmp_path, small_config, monkeypa
     assert retrain(store=tmp_path / "store", resume=waiting[0].run_id).status == "succeeded"
 
 
+def test_a_temporary_folder_that_is_full_costs_no_export(tmp_path, small_config, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/export")
+
+    monkeypatch.setattr("nnbuild.steps.exporting.export_onnx", full)
+    with pytest.raises(StoreError, match=r"export: No space.*\$TMPDIR"):
+        retrain(small_config, tmp_path / "store")
+    monkeypatch.undo()
+    store = Store(tmp_path / "store")
+    run_id = retrain(store=store.root, resume=store.unfinished()[0].run_id).run_id
+    assert (store.root / "runs" / run_id / "model.onnx").exists()
+
+
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(capfd, tmp_path, small_folder, monkeypatch):
     monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: 1 / 0)
     outcome = call(

@@ -29,7 +29,7 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
     try:
         export_onnx(model, path, data.image_shape)
         found = engines.OnnxEngine(path, threads=1).logits(probe)
-    except StoreError:
+    except (StoreError, OSError):  # a disk in trouble says nothing about the network
         raise
     except Exception as error:  # noqa: BLE001  (the converter raises whatever it meets)
         return _not_exported(" ".join(f"{type(error).__name__}: {error}".split())[:300])
