@@ -94,6 +94,12 @@ def test_a_store_that_cannot_be_used(capfd, tmp_path, prefect_server, make, says
     assert tree_digest(tmp_path) == before
 
 
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="no file system that refuses everybody's folders")
+def test_a_store_that_cannot_be_written(capfd, prefect_server):
+    assert_one_line(call(capfd, "run", "--dataset", "digits", "--store", "/sys/nnbuild-store"), "cannot write to store")
+    assert not Path("/sys/nnbuild-store").exists()
+
+
 def test_bad_input_leaves_no_new_store(capfd, tmp_path, prefect_server):
     missing = tmp_path / "none.npz"
     assert_one_line(call(capfd, "run", "--dataset", missing, "--store", tmp_path / "new"), "none.npz")
