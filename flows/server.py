@@ -6,11 +6,13 @@ import time
 from types import TracebackType
 from typing import Self
 
-# Our own lines are printed by the displays; Prefect's go to its database. An answer from outside is never waited for.
+# Our own lines are printed by the displays; Prefect's go to its database. An answer from outside is never waited for,
+# and nobody outside is told of a run: Prefect would, and says so in a terminal before the first line of ours.
 # A new database takes 12 s, and on a busy machine several times as long as Prefect would wait.
 _SETTINGS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
