@@ -76,6 +76,11 @@ class Interrupted(NnbuildError):  # noqa: N818  (it is no error: the run is whol
         self.exit_code = 128 + signal_number
 
 
+def one_line(error: object) -> str:
+    """What an error of another library says, on one line."""
+    return " ".join(str(error).split())
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name.
 

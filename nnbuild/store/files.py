@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnbuild.errors import StoreError
+from nnbuild.errors import StoreError, one_line
 from nnbuild.store.remote import is_remote, upload_folder
 
 _MENDS = {
@@ -31,7 +31,7 @@ _CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 def as_store_error(what: str, error: Exception) -> StoreError:
     """An operating system's or a service's error as one that says what was tried and how to mend it."""
     mend = _MENDS.get(getattr(error, "errno", None) or 0, "see `nnbuild doctor`")
-    return StoreError(f"cannot {what}: {getattr(error, 'strerror', None) or error}; {mend}")
+    return StoreError(f"cannot {what}: {one_line(getattr(error, 'strerror', None) or error)}; {mend}")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     for name, kind in _PARTS.items():
         if not isinstance(found.get(name), kind):
             raise StoreError(f"{path} is not a whole manifest: it has no {name} of type {kind.__name__}; restore it")
-    if found["row"].get("status") not in {"succeeded", "failed"}:
+    if found["row"].get("status") not in ("succeeded", "failed"):
         raise StoreError(f"{path} is not a whole manifest: its row has no status; restore it from a copy")
     return found
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nnbuild import schemas
-from nnbuild.errors import StoreError, suggestion
+from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store.files import explained
 from nnbuild.store.names import is_run_id, require_name, require_run_id, require_score_id
 from nnbuild.store.tables import open_dataset
@@ -71,7 +71,7 @@ def _part(folder: Any, key: str, value: str, columns: list[str] | None) -> Any:
             schemas.require_version(part.schema, str(folder))
             table = part.to_table(columns=[each for each in columns if each != key] if columns else None)
         except pa.ArrowException as error:
-            raise StoreError(f"cannot read {folder}: {error}; restore it from a copy") from error
+            raise StoreError(f"cannot read {folder}: {one_line(error)}; restore it from a copy") from error
     return keyed(key, value, table)
 
 

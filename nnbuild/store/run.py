@@ -54,8 +54,8 @@ class Run:
         Raises:
             StoreError: it is missing or damaged.
         """
-        record = read_json(self.folder / "run.json")
-        if not isinstance(record, dict) or not {"started_at", "code_version", "config"} <= record.keys():
+        record: dict[str, Any] = read_json(self.folder / "run.json")
+        if not _is_record(record):
             raise StoreError(f"{self.folder / 'run.json'} is not a run's record; clear it by `nnbuild doctor --repair`")
         return record
 
@@ -96,8 +96,8 @@ class Run:
         if not path.exists():
             return None
         try:
-            result = kind.model_validate(read_json(path)["result"])
-        except (StoreError, ValidationError, KeyError, TypeError):
+            result = kind.model_validate(_read_step(path)["result"])
+        except (StoreError, ValidationError):
             return None
         whole = all(
             (self.folder / name).is_file() and file_digest(self.folder / name) == digest
@@ -117,11 +117,34 @@ class Run:
     def seconds(self) -> dict[str, float]:
         """How long each finished step took."""
         steps = sorted((self.folder / "steps").glob("*.json"))
-        return {path.stem: float(read_json(path)["seconds"]) for path in steps}
+        return {path.stem: float(_read_step(path)["seconds"]) for path in steps}
 
     def digests(self, *names: str) -> dict[str, str]:
         """sha256 of files in the run's folder, by their path in it."""
         return {name: file_digest(self.folder / name) for name in names}
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a JSON value is what `create` writes."""
+    if not isinstance(value, dict) or not {"started_at", "code_version", "config"} <= value.keys():
+        return False
+    try:
+        datetime.fromisoformat(value["started_at"]).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _read_step(path: Path) -> dict[str, Any]:
+    """What `Run.keep` has written.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    kept = read_json(path)
+    if isinstance(kept, dict) and isinstance(kept.get("seconds"), (int, float)) and "result" in kept:
+        return kept
+    raise StoreError(f"{path} is no record of a step; remove it, and the step is made again")
 
 
 def create(run: Run, config: RunConfig, *, started_at: datetime, flow_run_id: str | None) -> Run:

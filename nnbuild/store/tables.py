@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild import schemas
-from nnbuild.errors import StoreError
+from nnbuild.errors import StoreError, one_line
 from nnbuild.store.files import explained, written
 from nnbuild.store.remote import is_remote
 
@@ -41,6 +41,6 @@ def read_table(path: Path, schema: Any) -> Any:
         try:
             table = pq.read_table(path, partitioning=None)
         except pa.ArrowException as error:
-            raise StoreError(f"cannot read {path}: {error}; restore it from a copy") from error
+            raise StoreError(f"cannot read {path}: {one_line(error)}; restore it from a copy") from error
     schemas.require_version(table.schema, str(path))
     return schemas.conforming(table, schema)

@@ -103,13 +103,14 @@ class Checkpoints:
 
     def _read(self, name: str) -> Checkpoint:
         kept = read_json(self._folder / f"{name}.json", most=1 << 30)
-        if hashlib.sha256(kept["rest"].encode()).hexdigest() != kept["rest_digest"]:
+        rest = str(kept["rest"])
+        if hashlib.sha256(rest.encode()).hexdigest() != kept["rest_digest"]:
             raise ValueError("its description was changed")
         path = self._folder / f"{name}.npz"
         if file_digest(path) != kept["arrays"]:
             raise ValueError("its arrays were changed")
         with np.load(path, allow_pickle=False) as arrays:
-            return Checkpoint(**json.loads(kept["rest"]), arrays=dict(arrays))
+            return Checkpoint(**json.loads(rest), arrays=dict(arrays))
 
     def _numbers(self) -> list[int]:
         names = (path.stem for path in self._folder.glob("*.json"))
