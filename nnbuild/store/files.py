@@ -30,8 +30,18 @@ _CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 
 def as_store_error(what: str, error: Exception) -> StoreError:
     """An operating system's or a service's error as one that says what was tried and how to mend it."""
+    place = getattr(error, "filename", None)
+    if isinstance(place, str) and _is_temporary(place) and str(Path(place).parent) not in what:
+        return StoreError(
+            f"cannot {what}, for want of {place}: {getattr(error, 'strerror', None)}; mend it, or set $TMPDIR"
+        )
     mend = _MENDS.get(getattr(error, "errno", None) or 0, "see `nnbuild doctor`")
     return StoreError(f"cannot {what}: {one_line(getattr(error, 'strerror', None) or error)}; {mend}")
+
+
+def _is_temporary(path: str) -> bool:
+    """Whether a path is one of the temporary files that libraries write."""
+    return Path(path).is_relative_to(tempfile.gettempdir())
 
 
 @contextmanager
