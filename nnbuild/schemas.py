@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nnbuild.errors import StoreError
+from nnbuild.errors import StoreError, one_line
 
 SCHEMA_VERSION = "1"
 _VERSION_KEY = b"nnbuild.schema_version"
@@ -193,5 +193,5 @@ def require_version(schema: Any, where: str) -> None:
     version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
         raise StoreError(
-            f"{where} has schema version {version}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it"
+            f"{where} has schema version {one_line(version)}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it"
         )

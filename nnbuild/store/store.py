@@ -9,7 +9,7 @@ from typing import Any
 
 from nnbuild import schemas
 from nnbuild.config import RunConfig
-from nnbuild.errors import StoreError
+from nnbuild.errors import StoreError, one_line
 from nnbuild.store import locks, reading, remote
 from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.store.manifests import read_manifest
@@ -62,7 +62,7 @@ class Store:
             version = marker.get("schema_version") if isinstance(marker, dict) else None
             if version != schemas.SCHEMA_VERSION:
                 raise StoreError(
-                    f"store {given} has schema version {version}, expected {schemas.SCHEMA_VERSION}; "
+                    f"store {given} has schema version {one_line(version)}, expected {schemas.SCHEMA_VERSION}; "
                     "use the nnbuild that wrote it, or give another --store"
                 )
 
