@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnbuild.report import charts, matrix, svg, words
+from nnbuild.report import charts, formats, matrix, svg, words
 
 FINITE = st.floats(-1e12, 1e12, allow_nan=False, allow_subnormal=False)
 POSITIVE = st.floats(1e-12, 1e12)
@@ -139,11 +139,11 @@ def test_what_is_said_of_the_probabilities(confidence, said):
 
 
 def test_small_shares_are_not_written_as_none():
-    assert words.percent(0.0) == "0.00 %"
-    assert words.percent(1e-9) == "< 0.01 %"
-    assert words.percent(0.5) == "50.00 %"
-    assert words.chance(3e-7) == "3e-05 %"
-    assert words.chance(0.5) == "50.0 %"
+    assert formats.percent(0.0) == "0.00 %"
+    assert formats.percent(1e-9) == "< 0.01 %"
+    assert formats.percent(0.5) == "50.00 %"
+    assert formats.chance(3e-7) == "3e-05 %"
+    assert formats.chance(0.5) == "50.0 %"
 
 
 def test_a_change_for_the_worse_is_told_as_such():

@@ -3,7 +3,7 @@
 render ── page.py, page.html, head.html     what stands where
    ├── sections.py                          what each section is filled with
    ├── figures.py                           what the tables say
-   ├── words.py                             the same in sentences
+   ├── words.py, formats.py                 the same in sentences
    ├── charts.py, matrix.py, svg.py         and in pictures
    ├── examples.py                          the images
    └── facts.py                             how the run was made

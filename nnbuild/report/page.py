@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from nnbuild.report import examples, sections, words
+from nnbuild.report import examples, formats, sections
 from nnbuild.report.matrix import shortened
 from nnbuild.report.sections import Manifest, Tables
 
@@ -62,5 +62,5 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": words.percent, "chance": words.chance, "short": shortened, "cell": words.cell}
+    found.filters |= {"percent": formats.percent, "chance": formats.chance, "short": shortened, "cell": formats.cell}
     return found

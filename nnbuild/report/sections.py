@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nnbuild.report import charts, examples, figures, words
 from nnbuild.report.facts import digests, facts, timings
+from nnbuild.report.formats import percent, setting
 from nnbuild.report.matrix import heat_map
 
 _HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
@@ -74,7 +75,7 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
 
 def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
     title, more_is_better, is_share = _HEADLINE[metric]
-    told = [None if each is None else words.percent(each) if is_share else f"{each:.4f}" for each in (mine, theirs)]
+    told = [None if each is None else percent(each) if is_share else f"{each:.4f}" for each in (mine, theirs)]
     better = None if mine is None or theirs is None or mine == theirs else (mine > theirs) == more_is_better
     return {"title": title, "value": told[0] or "–", "champion": told[1], "better": better}
 
@@ -190,7 +191,7 @@ def making(manifest: Manifest) -> Context:
         "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
         "facts": facts(manifest),
         "timings": timings(manifest),
-        "settings": {name: words.setting(value) for name, value in figures.flattened(manifest["config"]).items()},
+        "settings": {name: setting(value) for name, value in figures.flattened(manifest["config"]).items()},
         "packages": {name: version for name, version in manifest["packages"].items() if version},
         "digests": digests(manifest),
     }

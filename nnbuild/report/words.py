@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from nnbuild.report.figures import Diagram, Errors, Points
+from nnbuild.report.formats import percent
 
 _Z = 1.96  # of a 95 % interval
 
@@ -14,19 +14,6 @@ _RISEN = 1.1
 _SIGNIFICANT = 0.05
 
 Curves = Mapping[str, Points]
-
-
-def percent(share: float, digits: int = 2) -> str:
-    """A share as a percentage; a little more than none is not written as none."""
-    least = 10.0**-digits
-    if 0 < share * 100 < least / 2:
-        return f"< {least:g} %"
-    return f"{100 * share:.{digits}f} %"
-
-
-def chance(probability: float) -> str:
-    """A probability as a percentage; a small one with its first digit."""
-    return f"{100 * probability:.1f} %" if probability >= 0.001 else f"{100 * probability:.1g} %"  # noqa: PLR2004
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
@@ -194,25 +181,3 @@ def histogram_title(right: Sequence[int], wrong: Sequence[int]) -> str:
         f"Histogram of confidence: {right[-1] + wrong[-1]:,} of {sum(right) + sum(wrong):,} images "
         f"above {1 - 1 / len(right):.2f}, {wrong[-1]:,} of them wrong"
     )
-
-
-def setting(value: Any) -> str:
-    """A setting as it reads in a table."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return ", ".join(map(setting, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def cell(value: Any) -> str:
-    """A value of a table as it is read: a time to the minute, a number to four digits."""
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return setting(value)
