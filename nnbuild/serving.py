@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nnbuild.errors import ConfigError
 from nnbuild.scoring.config import ScoreConfig
@@ -18,7 +18,6 @@ from nnbuild.store import Store
 from nnbuild.store.files import explained, make_folder, move_folder, write_bytes
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
-Format = Literal["savedmodel", "onnx"]
 FORMATS = ("savedmodel", "onnx")
 
 
