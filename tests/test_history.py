@@ -1,5 +1,6 @@
 """History and table: nothing is lost on the way there and back."""
 
+import threading
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from nnbuild import history, schemas
 from nnbuild.backend import keras
 from nnbuild.errors import StoreError
+from nnbuild.store.tables import read_table, write_table
 
 AT = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=8).filter(lambda name: name != history.SECONDS)
@@ -64,6 +66,31 @@ def test_the_writer_refuses_any_deviation():
     for other in (good.drop_columns(["value"]), good.select([1, 0, 2, 3]), good.replace_schema_metadata({})):
         with pytest.raises(StoreError):
             schemas.conforming(other, schemas.HISTORY)
+
+
+def test_a_table_that_is_replaced_while_it_is_read_is_the_one_or_the_other(tmp_path):
+    """The history of a run in progress is written anew after each epoch, and people look at it."""
+    path = tmp_path / "history.parquet"
+    tables = [
+        history.table([row for epoch in range(n) for row in history.rows(epoch + 1, {"loss": 1.0}, 0.5, AT)])
+        for n in (1, 999)
+    ]
+    write_table(path, tables[0], schemas.HISTORY)
+    over = threading.Event()
+
+    def replace():
+        while not over.is_set():
+            for table in tables:
+                write_table(path, table, schemas.HISTORY)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        found = {read_table(path, schemas.HISTORY).num_rows for _ in range(200)}
+    finally:
+        over.set()
+        writer.join()
+    assert found == {table.num_rows for table in tables}
 
 
 def test_another_schema_version_is_refused():
