@@ -61,6 +61,7 @@ def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: s
     """
     run = open_run(config, store, resume=resume, flow_run_id=flow_run.id)
     with working_on(run):
+        run.taken_up(str(flow_run.id))
         _tag(run)
         data = load(run)
         checked = check(run, data)

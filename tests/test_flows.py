@@ -181,6 +181,7 @@ def test_a_commit_that_fails_takes_the_decision_back(tmp_path, small_config, pre
     other = nnbuild.retrain(small_config, tmp_path).run_id
     assert champion.current(store) == other
     retrain(small_config, str(tmp_path), run.run_id)
+    assert store.manifest(run.run_id)["flow_run_id"] != run.record["flow_run_id"]  # the one that shows the rest
     assert store.read_table("decisions", run.run_id)["champion"].to_pylist() == [other]
 
 

@@ -74,6 +74,11 @@ class Run:
                 "resume it with the version that began it"
             ) from error
 
+    def taken_up(self, flow_run_id: str) -> None:
+        """Write down which flow run of Prefect's goes on with it: the rest of it is shown there."""
+        write_json(self.folder / "run.json", self.record | {"flow_run_id": flow_run_id})
+        vars(self).pop("record")
+
     @property
     def started_at(self) -> datetime:
         """When the run began, UTC."""
