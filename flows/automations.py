@@ -1,4 +1,4 @@
-"""Automations: one ends runs whose process was killed, so that none stays "Running" for ever; one retrains on drift."""
+"""Automations: two end runs whose process was killed, so that none stays as it is for ever; one retrains on drift."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,29 +11,47 @@ from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from tasks.telling import DRIFTED, STORE
 
 NAME = "nnbuild: end runs that give no sign of life"
+UNBEGUN = "nnbuild: end runs that do not begin"
 DRIFT = "nnbuild: retrain on drift"
 HEARTBEAT = 30  # seconds
 SILENCE = 90  # three missed heartbeats
+START = 300  # what the imports of a new process may take on a busy machine, with room
 
-_SIGN, _ENDS = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+_ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
+_BEGUN, _SIGN, _TAKEN = (f"prefect.flow-run.{name}" for name in ("Running", "heartbeat", "Pending"))
+_PUT_OFF = {f"prefect.flow-run.{name}" for name in ("AwaitingConcurrencySlot", "Scheduled", "Late")}
 
 
-def zombies(flow_names: list[str]) -> AutomationCore:
-    """A flow run that sent a heartbeat, and then neither another nor its end, is set to Crashed."""
-    return AutomationCore(
-        name=NAME,
-        description=f"{' or '.join(flow_names)}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            after={_SIGN},
-            expect={_SIGN, *(f"prefect.flow-run.{end}" for end in _ENDS)},
-            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flow_names}),
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(seconds=SILENCE),
+def zombies(flow_names: list[str]) -> list[AutomationCore]:
+    """A flow run whose process is gone is set to Crashed, whether it had begun or was about to."""
+    told = " or ".join(flow_names)
+    return [
+        AutomationCore(
+            name=NAME,
+            description=f"{told}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
+            trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN}, within=SILENCE, flow_names=flow_names),
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
+        AutomationCore(
+            name=UNBEGUN,
+            description=f"{told}: crashed if it is taken up and has not begun after {START} s; by nnbuild serve.",
+            trigger=_missing({_BEGUN, *_PUT_OFF, *_ENDS}, after={_TAKEN}, within=START, flow_names=flow_names),
+            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"Not begun within {START} s.")],
+        ),
+    ]
+
+
+def _missing(expect: set[str], *, after: set[str], within: int, flow_names: list[str]) -> EventTrigger:
+    """Of a flow run, some event and then none of those that are expected."""
+    return EventTrigger(
+        posture=Posture.Proactive,
+        after=after,
+        expect=expect,
+        match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flow_names}),
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=timedelta(seconds=within),
     )
 
 
@@ -62,7 +80,14 @@ def retrain_on_drift(
 
 
 def install(client: Any, wanted: AutomationCore) -> None:
-    """Install an automation, in the place of one of the same name."""
-    for each in client.read_automations_by_name(wanted.name):
+    """Install an automation, in the place of one of the same name.
+
+    One that is the same already is left: a new one would know nothing of the runs that the old one watches, and those
+    are the runs of the process that was killed before this one.
+    """
+    known = client.read_automations_by_name(wanted.name)
+    if [AutomationCore.model_validate(each.model_dump()) for each in known] == [wanted]:
+        return
+    for each in known:
         client.delete_automation(each.id)
     client.create_automation(wanted)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from real_server import Server
     from s3_server import Service
 
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
@@ -118,6 +119,15 @@ def _prefect_harness() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def real_prefect(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+    """A real Prefect server for the session, for what the harness cannot do: schedules, workers, pages."""
+    from real_server import real_server
+
+    with real_server(tmp_path_factory.mktemp("prefect")) as found:
+        yield found
 
 
 @pytest.fixture

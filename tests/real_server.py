@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,12 @@ from typing import Any
 import httpx
 
 ROOT = Path(__file__).parent.parent
+QUICK = {
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
+}
+"""Settings of a server and its clients that wait less than Prefect's own."""
 
 
 def until(found: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -29,10 +35,11 @@ def until(found: Callable[[], Any], seconds: float, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Server:
-    """Where it answers, and the environment of a process that uses it."""
+    """Where it answers, its process, and the environment of a process that uses it."""
 
     url: str
     environment: dict[str, str]
+    process: subprocess.Popen[bytes]
 
     def ask(self, path: str, **body: Any) -> Any:
         """POST to the API, again while its database is locked."""
@@ -65,8 +72,13 @@ class Server:
 
 
 @contextmanager
-def real_server(home: Path) -> Iterator[Server]:
-    """Start a server that looks for due runs every other second, and stop it."""
+def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Server]:
+    """Start a server, and stop it.
+
+    Args:
+        home: its folder, with the database; one that is there already is gone on with.
+        settings: Prefect's, for the server and for whoever uses its environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,17 +86,15 @@ def real_server(home: Path) -> Iterator[Server]:
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
-        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
-        "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
         "PYTHONPATH": str(ROOT),
+        **settings,
     }
     program = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = (home / "server.log").open("w")
+    log = (home / "server.log").open("a")
     with log, subprocess.Popen(program, env=environment, stdout=log, stderr=log) as process:
         try:
             until(lambda: _healthy(environment["PREFECT_API_URL"]), 120, "Prefect server")
-            yield Server(environment["PREFECT_API_URL"], environment)
+            yield Server(environment["PREFECT_API_URL"], environment, process)
         finally:
             process.terminate()
             process.wait(30)

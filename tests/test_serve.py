@@ -3,19 +3,22 @@
 import itertools
 import subprocess
 import sys
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 from browser import CHROMIUM, browser
 from command_line import call
 from PIL import Image
+from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from real_server import ROOT, real_server, until
+from real_server import ROOT, until
 from score_data import images, parquet
 
 import nnbuild
+from flows import automations
 from flows.commands.serve import deployment_name
 from flows.scheduled import waiting
 from nnbuild.config import RunConfig
@@ -24,47 +27,46 @@ from nnbuild.store import Store, champion
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    with real_server(tmp_path_factory.mktemp("prefect")) as found:
-        yield found
-
-
 def options(dataset, store, *, epochs, interval):
     settings = {"dataset.name": f'"{dataset}"', "model.name": '"lab"', "training.epochs": epochs, "training.threads": 2}
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     return [*given, "--store", store, "--interval", interval]
 
 
-def state_of(server, name, run_id):
+def state_of(real_prefect, name, run_id):
     """Of a run of the scoring."""
-    return next(each["state"] for each in server.flow_runs(name, "scheduled-score") if each["id"] == run_id)
+    return next(each["state"] for each in real_prefect.flow_runs(name, "scheduled-score") if each["id"] == run_id)
 
 
 def when(text):
     return datetime.fromisoformat(text)
 
 
-def test_due_runs_are_committed_one_at_a_time(server, tmp_path, small_folder):
+def fitting(store):
+    """The run that has epochs behind it, and waits or goes on."""
+    return next((each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None)
+
+
+def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_folder):
     """The short form of "every minute for ten minutes": due every 15 s, each in a process of its own."""
     store = Store(tmp_path / "store")
     name = deployment_name(store)
     dark = parquet(tmp_path / "date=2026-11-01.parquet", images() // 8)
     scoring = ("--score-input", f"{dark.parent}/*.parquet", "--score-set", "drift_psi=0.1", "--retrain-on-drift")
-    with server.serving(*options(small_folder, store.root, epochs=2, interval=15), *scoring):
-        named = lambda state: [each for each in server.flow_runs(name) if each["state"]["name"] == state]  # noqa: E731
+    with real_prefect.serving(*options(small_folder, store.root, epochs=2, interval=15), *scoring):
+        named = lambda state: [each for each in real_prefect.flow_runs(name) if each["state"]["name"] == state]  # noqa: E731
         until(lambda: len(named("Completed")) >= 2, 400, "second run that is completed")
-        deployments = server.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
+        deployments = real_prefect.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
         (scores,) = [each for each in deployments if each["parameters"]["config"].get("drift_psi") == 0.1]
         assert scores["enforce_parameter_schema"]
         for state in ("Completed", "Skipped"):  # the second time there is nothing new
-            begun = server.ask(f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"})["id"]
-            until(lambda begun=begun, state=state: state_of(server, name, begun)["name"] == state, 90, state)
-        answers = lambda: [each for each in server.flow_runs(name) if each["parameters"]["overtaken"] == "run"]  # noqa: E731
+            begun = real_prefect.ask(f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+            until(lambda begun=begun, state=state: state_of(real_prefect, name, begun)["name"] == state, 90, state)
+        answers = lambda: [each for each in real_prefect.flow_runs(name) if each["parameters"]["overtaken"] == "run"]  # noqa: E731
         until(answers, 60, "retraining that answers the drift")
     assert len(store.scored()) == 1
     assert store.read_table("drift")["exceeded"].to_pylist().count(True) > 1
-    runs = server.flow_runs(name)
+    runs = real_prefect.flow_runs(name)
     begun = sorted((each for each in runs if each["start_time"]), key=lambda each: each["start_time"])
     ended = [each for each in begun if each["state"]["type"] in FINAL]
     assert len(store.committed()) == len([each for each in ended if each["state"]["name"] == "Completed"])
@@ -74,20 +76,16 @@ def test_due_runs_are_committed_one_at_a_time(server, tmp_path, small_folder):
     assert champion.current(store) in store.committed()
 
 
-def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(server, tmp_path, small_folder):
+def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-
-    def fitting():
-        return next((each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None)
-
-    with server.serving(*options(small_folder, store.root, epochs=50_000, interval=20)) as serving:
-        run_id = until(fitting, 180, "run in its fit")
-        running = next(each for each in server.flow_runs(name) if each["state"]["type"] == "RUNNING")
+    with real_prefect.serving(*options(small_folder, store.root, epochs=50_000, interval=20)) as serving:
+        run_id = until(lambda: fitting(store), 180, "run in its fit")
+        running = next(each for each in real_prefect.flow_runs(name) if each["state"]["type"] == "RUNNING")
         cancelling = {"type": "CANCELLING", "name": "Cancelling"}
-        server.ask(f"/flow_runs/{running['id']}/set_state", state=cancelling, force=False)
+        real_prefect.ask(f"/flow_runs/{running['id']}/set_state", state=cancelling, force=False)
         until(lambda: not any(each.held for each in store.unfinished()), 30, "end of the cancelled fit")
-        state = lambda: next(each for each in server.flow_runs(name) if each["id"] == running["id"])["state"]  # noqa: E731
+        state = lambda: next(each for each in real_prefect.flow_runs(name) if each["id"] == running["id"])["state"]  # noqa: E731
         until(lambda: state()["type"] in FINAL, 30, "final state")
         assert state()["type"] == "CANCELLED"
         epochs = len(set(store.staged_history(run_id)["epoch"].to_pylist()))
@@ -98,16 +96,60 @@ def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(server, tmp_path, 
         assert [each.run_id for each in store.unfinished()] == [run_id]
         serving.terminate()
         until(lambda: not any(each.held for each in store.unfinished()), 30, "end of the fit after SIGTERM")
-    assert {each["state"]["type"] for each in server.flow_runs(name)} <= {*FINAL, "SCHEDULED"}
+    assert {each["state"]["type"] for each in real_prefect.flow_runs(name)} <= {*FINAL, "SCHEDULED"}
     assert [each.run_id for each in store.unfinished()] == [run_id]
 
 
-def test_the_automation_that_ends_zombies_is_installed_once(server):
-    from flows.automations import NAME
+def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(real_prefect, tmp_path, small_folder):
+    store = Store(tmp_path / "store")
+    name = deployment_name(store)
+    given = options(small_folder, store.root, epochs=150, interval=15)
+    with real_prefect.serving(*given) as serving:
+        run_id = until(lambda: fitting(store), 180, "run in its fit")
+        children = psutil.Process(serving.pid).children(recursive=True)
+        (process,) = [each for each in children if "prefect.engine" in each.cmdline()]
+        process.kill()
+        until(lambda: run_id in store.committed(), 180, "end of the run that was killed")
+        names = lambda: {each["state"]["name"] for each in real_prefect.flow_runs(name)}  # noqa: E731
+        until(lambda: {"Crashed", "Completed"} <= names(), 30, "row of the run that went on with it")
+    stopped = datetime.now(UTC)
 
-    named = [each for each in server.ask("/automations/filter") if each["name"] == NAME]
-    assert len(named) == 1
-    assert named[0]["trigger"]["posture"] == "Proactive"
+    def missed(until_then):
+        return [
+            each for each in real_prefect.flow_runs(name) if stopped < when(each["expected_start_time"]) < until_then
+        ]
+
+    until(lambda: len(missed(datetime.now(UTC))) > 2, 90, "third run that is missed")
+    again = datetime.now(UTC)
+    with real_prefect.serving(*given):
+        until(lambda: all(each["state"]["type"] in FINAL for each in missed(again)), 300, "end of what was missed")
+    assert sorted(each["state"]["name"] for each in missed(again)) == [
+        "Completed",
+        *["Skipped"] * (len(missed(again)) - 1),
+    ]
+
+
+def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
+    """One that is made anew forgets the runs that it watches, and the next start of `serve` is when they are needed."""
+    wanted = automations.zombies(["scheduled-retrain", "scheduled-score"])
+    names = {each.name for each in wanted}
+
+    def installed():
+        return {each["name"]: each["id"] for each in real_prefect.ask("/automations/filter") if each["name"] in names}
+
+    with temporary_settings({PREFECT_API_URL: real_prefect.url}), get_client(sync_client=True) as client:
+        for each in wanted:
+            automations.install(client, each)
+        before = installed()
+        assert before.keys() == names
+        for each in wanted:
+            automations.install(client, each)
+        assert installed() == before
+        other = wanted[0].model_copy(update={"description": "another one"})
+        automations.install(client, other)
+        assert installed()[other.name] != before[other.name]
+        assert len([each for each in real_prefect.ask("/automations/filter") if each["name"] == other.name]) == 1
+        automations.install(client, wanted[0])
 
 
 @pytest.mark.parametrize(
@@ -162,25 +204,27 @@ def test_a_hang_that_hears_no_signal_is_ended_by_the_kernel():
 
 
 @pytest.fixture(scope="module")
-def looked_at(server, tmp_path_factory, small_folder):
+def looked_at(real_prefect, tmp_path_factory, small_folder):
     """Two finished runs of one store: their ids of flow runs."""
     settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 3}, "seed": 7}
     root = tmp_path_factory.mktemp("looked-at") / "store"
     # In a process of its own: what a process tells a server of its tasks, it tells the first server that it knew.
     program = f"from flows.retrain import *\nfor _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=server.environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=real_prefect.environment, check=True, capture_output=True
+    )
     return Store(root), [Store(root).manifest(each)["flow_run_id"] for each in Store(root).committed()]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
-def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(server, looked_at, tmp_path):
+def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(real_prefect, looked_at, tmp_path):
     """In a browser, since an artifact that is stored well can still break its page."""
     store, flow_runs = looked_at
     wanted = {"flow_run_id": {"any_": [flow_runs[1]]}}
-    keys = {each["key"]: each["id"] for each in server.ask("/artifacts/filter", artifacts=wanted)}
+    keys = {each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)}
     history = store.read_table("history", store.committed()[1]).to_pylist()
     decision = store.read_table("decisions", store.committed()[1]).to_pylist()[0]
-    ui = server.url.removesuffix("/api") + "/v2"
+    ui = real_prefect.url.removesuffix("/api") + "/v2"
     cells = "[...document.querySelectorAll('table tbody tr')].map(row => [...row.cells].map(each => each.innerText))"
     loaded = "each.src.startsWith('data:image/svg') && each.complete && each.naturalWidth"
     place = f"[...document.images].filter(each => {loaded}).map(each => each.getBoundingClientRect().toJSON())[0]"

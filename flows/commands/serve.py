@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,19 +171,27 @@ def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, 
             served.append(
                 deployment(scheduled_score, scoring, "Scores what is new by the champion; one run at a time.")
             )
-        automations.install(client, automations.zombies([scheduled_retrain.name, scheduled_score.name]))
+        for each in automations.zombies([scheduled_retrain.name, scheduled_score.name]):
+            automations.install(client, each)
         if drift_of is not None:
             automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
     print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
     try:
-        serve_deployments(*served, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT)
+        # Not paused meanwhile: what is due until the next start would be lost, and is late now.
+        serve_deployments(
+            *served, pause_on_shutdown=False, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT
+        )
     finally:
         _close(name)
 
 
 def _close(name: str) -> None:
-    """Give the rows of runs that this process ended a final state; Prefect's runner leaves them as they were."""
+    """Give the rows of runs that this process ended a final state; Prefect's runner leaves them as they were.
+
+    A second SIGTERM does not keep it from that: it is about to end anyway.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from prefect import get_client
     from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
     from prefect.states import Crashed
