@@ -4,12 +4,14 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from prefect import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 
 from tasks.telling import DRIFTED, STORE
 
+FLOWS = ["scheduled-retrain", "scheduled-score"]  # whose runs are watched
 NAME = "nnbuild: end runs that give no sign of life"
 UNBEGUN = "nnbuild: end runs that do not begin"
 DRIFT = "nnbuild: retrain on drift"
@@ -22,33 +24,33 @@ _BEGUN, _SIGN, _TAKEN = (f"prefect.flow-run.{name}" for name in ("Running", "hea
 _PUT_OFF = {f"prefect.flow-run.{name}" for name in ("AwaitingConcurrencySlot", "Scheduled", "Late")}
 
 
-def zombies(flow_names: list[str]) -> list[AutomationCore]:
+def zombies() -> list[AutomationCore]:
     """A flow run whose process is gone is set to Crashed, whether it had begun or was about to."""
-    told = " or ".join(flow_names)
+    told = " or ".join(FLOWS)
     return [
         AutomationCore(
             name=NAME,
             description=f"{told}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
-            trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN}, within=SILENCE, flow_names=flow_names),
+            trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN}, within=SILENCE),
             actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
         ),
         AutomationCore(
             name=UNBEGUN,
             description=f"{told}: crashed if it is taken up and has not begun after {START} s; by nnbuild serve.",
-            trigger=_missing({_BEGUN, *_PUT_OFF, *_ENDS}, after={_TAKEN}, within=START, flow_names=flow_names),
+            trigger=_missing({_BEGUN, *_PUT_OFF, *_ENDS}, after={_TAKEN}, within=START),
             actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"Not begun within {START} s.")],
         ),
     ]
 
 
-def _missing(expect: set[str], *, after: set[str], within: int, flow_names: list[str]) -> EventTrigger:
-    """Of a flow run, some event and then none of those that are expected."""
+def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
+    """Of a run of the flows, some event and then none of those that are expected."""
     return EventTrigger(
         posture=Posture.Proactive,
         after=after,
         expect=expect,
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": flow_names}),
+        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
         for_each={"prefect.resource.id"},
         threshold=1,
         within=timedelta(seconds=within),
@@ -79,6 +81,12 @@ def retrain_on_drift(
     )
 
 
+def install_zombies(client: Any) -> None:
+    """Install what ends the runs of processes that are gone."""
+    for each in zombies():
+        install(client, each)
+
+
 def install(client: Any, wanted: AutomationCore) -> None:
     """Install an automation, in the place of one of the same name.
 
@@ -91,3 +99,8 @@ def install(client: Any, wanted: AutomationCore) -> None:
     for each in known:
         client.delete_automation(each.id)
     client.create_automation(wanted)
+
+
+if __name__ == "__main__":  # for work pools; serve does it itself
+    with get_client(sync_client=True) as client:
+        install_zombies(client)

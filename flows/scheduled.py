@@ -24,6 +24,7 @@ def _name() -> str:
 
 @flow(
     name="scheduled-retrain",
+    version=machine.code_version(),
     flow_run_name=_name,
     on_failure=[on_bad_end],
     on_crashed=[on_bad_end],

@@ -10,6 +10,7 @@ from prefect.states import Completed
 from flows.hooks import on_bad_scores
 from flows.overtaking import SKIPPED
 from flows.score import score
+from nnbuild import machine
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.opening import scored_before
 from nnbuild.scoring.partitions import is_dated
@@ -25,6 +26,7 @@ def _name() -> str:
 
 @flow(
     name="scheduled-score",
+    version=machine.code_version(),
     flow_run_name=_name,
     on_failure=[on_bad_scores],
     on_crashed=[on_bad_scores],

@@ -20,7 +20,8 @@ from score_data import images, parquet
 import nnbuild
 from flows import automations
 from flows.commands.serve import deployment_name
-from flows.scheduled import waiting
+from flows.scheduled import scheduled_retrain, waiting
+from flows.scheduled_score import scheduled_score
 from nnbuild.config import RunConfig
 from nnbuild.store import Store, champion
 
@@ -131,19 +132,18 @@ def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
 
 def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
     """One that is made anew forgets the runs that it watches, and the next start of `serve` is when they are needed."""
-    wanted = automations.zombies(["scheduled-retrain", "scheduled-score"])
+    assert [scheduled_retrain.name, scheduled_score.name] == automations.FLOWS
+    wanted = automations.zombies()
     names = {each.name for each in wanted}
 
     def installed():
         return {each["name"]: each["id"] for each in real_prefect.ask("/automations/filter") if each["name"] in names}
 
     with temporary_settings({PREFECT_API_URL: real_prefect.url}), get_client(sync_client=True) as client:
-        for each in wanted:
-            automations.install(client, each)
+        automations.install_zombies(client)
         before = installed()
         assert before.keys() == names
-        for each in wanted:
-            automations.install(client, each)
+        automations.install_zombies(client)
         assert installed() == before
         other = wanted[0].model_copy(update={"description": "another one"})
         automations.install(client, other)

@@ -171,8 +171,7 @@ def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, 
             served.append(
                 deployment(scheduled_score, scoring, "Scores what is new by the champion; one run at a time.")
             )
-        for each in automations.zombies([scheduled_retrain.name, scheduled_score.name]):
-            automations.install(client, each)
+        automations.install_zombies(client)
         if drift_of is not None:
             automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
