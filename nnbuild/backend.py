@@ -5,6 +5,8 @@ import, and the first operation that wakes the runtime, happen with that descrip
 that need the two say `from nnbuild.backend import keras, tf`; nothing else imports them.
 """
 
+import atexit
+import gc
 import os
 import sys
 import tempfile
@@ -43,6 +45,10 @@ tf.get_logger().setLevel("ERROR")
 with suppress(RuntimeError):  # the runtime is awake already; whoever woke it has decided
     for _gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(_gpu, enable=True)
+
+# At its end Python looks once more for cycles among all that TensorFlow has made, which takes a second or two of the
+# processor, and frees what ends with the process anyway: a run that was cancelled would keep its place so long.
+atexit.register(gc.freeze)
 
 __all__ = ["keras", "pin_threads", "quiet", "tf"]
 
