@@ -26,8 +26,9 @@ format: $(VENV)/installed-lint  ## Lay out the code
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-bench: $(VENV)/installed-test  ## What a run costs beside a bare script
+bench: $(VENV)/installed-test  ## What a run costs beside a bare script, and with Prefect beside without it
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/prefect_cost.py
 
 soak: $(VENV)/installed-test  ## Kill real runs everywhere, resume and compare; KILLS=100
 	$(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),100)
