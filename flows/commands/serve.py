@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from nnbuild.errors import ConfigError
 from nnbuild.store import Store
 
 COLLISIONS = ("enqueue", "cancel-new")
+SECONDS_FOR_SERVER = 60.0
+"""How long a server that is just starting is waited for."""
 
 
 class _Plan(NamedTuple):
@@ -160,8 +163,7 @@ def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, 
         )
 
     with get_client(sync_client=True) as client:
-        if (trouble := client.api_healthcheck()) is not None:
-            raise ConfigError(f"the Prefect server at {PREFECT_API_URL.value()} does not answer: {trouble}; start it")
+        _wait_for(client, str(PREFECT_API_URL.value()))
         served = [
             deployment(
                 scheduled_retrain, retraining, "Retrains and decides on the champion; one run of the store at a time."
@@ -183,6 +185,19 @@ def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, 
         )
     finally:
         _close(name)
+
+
+def _wait_for(client: Any, url: str) -> None:
+    """Wait until the server answers: one that was started with this process takes a while.
+
+    Raises:
+        ConfigError: it does not answer in time.
+    """
+    end = time.monotonic() + SECONDS_FOR_SERVER
+    while (trouble := client.api_healthcheck()) is not None:
+        if time.monotonic() > end:
+            raise ConfigError(f"the Prefect server at {url} does not answer: {trouble}; start it")
+        time.sleep(1)
 
 
 def _close(name: str) -> None:
