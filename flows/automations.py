@@ -1,12 +1,13 @@
 """Automations: two end runs whose process was killed, so that none stays as it is for ever; one retrains on drift."""
 
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification
+from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification, emit_event
 from prefect.events.actions import ChangeFlowRunState, RunDeployment
 
 from tasks.telling import DRIFTED, STORE
@@ -18,6 +19,8 @@ DRIFT = "nnbuild: retrain on drift"
 HEARTBEAT = 30  # seconds
 SILENCE = 90  # three missed heartbeats
 START = 300  # what the imports of a new process may take on a busy machine, with room
+ROLL_CALL = "nnbuild.serve.roll-call"
+"""Who runs answers it by a heartbeat. For the runs of which the server was told nothing before it was killed too."""
 
 _ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
 _BEGUN, _SIGN, _TAKEN = (f"prefect.flow-run.{name}" for name in ("Running", "heartbeat", "Pending"))
@@ -31,7 +34,7 @@ def zombies() -> list[AutomationCore]:
         AutomationCore(
             name=NAME,
             description=f"{told}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
-            trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN}, within=SILENCE),
+            trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN, ROLL_CALL}, within=SILENCE),
             actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
         ),
         AutomationCore(
@@ -55,6 +58,22 @@ def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
         threshold=1,
         within=timedelta(seconds=within),
     )
+
+
+def call_the_roll(runs: Iterable[Any], flow_names: Mapping[UUID, str]) -> None:
+    """Have the runs ended that do not answer.
+
+    Args:
+        runs: flow runs that should be running.
+        flow_names: by the flow's id.
+    """
+    for each in runs:
+        flow = {"prefect.resource.id": f"prefect.flow.{each.flow_id}", "prefect.resource.role": "flow"}
+        emit_event(
+            ROLL_CALL,
+            {"prefect.resource.id": f"prefect.flow-run.{each.id}", "prefect.resource.name": each.name},
+            related=[flow | {"prefect.resource.name": flow_names[each.flow_id]}],
+        )
 
 
 def retrain_on_drift(

@@ -176,6 +176,8 @@ def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, 
         automations.install_zombies(client)
         if drift_of is not None:
             automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
+        left = _open_runs(client, name)
+        automations.call_the_roll(left, {each.flow_id: client.read_flow(each.flow_id).name for each in left})
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
     print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
     try:
@@ -207,17 +209,24 @@ def _close(name: str) -> None:
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from prefect import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
     from prefect.states import Crashed
 
-    open_states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
     with get_client(sync_client=True) as client:
-        for each in client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(open_states),
-            deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
-        ):
+        for each in _open_runs(client, name):
             message = "nnbuild serve was stopped; what the run has waits in the store for the next one."
             client.set_flow_run_state(each.id, Crashed(message=message), force=True)
+
+
+def _open_runs(client: Any, name: str) -> list[Any]:
+    """The flow runs of a deployment that have been taken up, and have no final state."""
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+
+    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    found: list[Any] = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(states),
+        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
+    )
+    return found
 
 
 def _schedule(kind: Any, given: dict[str, Any]) -> Any:
