@@ -2,8 +2,12 @@
 
 The input is MNIST, repeated with noise, as Parquet. Every measurement is a new process; those that are compared take
 turns, and a ratio is the median over the pairs. Seconds are counted without the imports, memory is the process's peak.
+The part `start` is a whole process with a thousand rows, imports and commit included.
 
     python benchmarks/scoring.py --data-dir DIR [--rows 1000000] [--big-rows 10000000] [--pairs 3]
+
+In pieces, for a machine that is quiet for minutes only: `--folder DIR` keeps the networks and the inputs, `--parts none`
+only makes them, and `--parts usual --networks lab` measures one thing.
 """
 
 import argparse
@@ -13,6 +17,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +32,9 @@ from nnbuild.data.tables import split_table
 from nnbuild.store import Store
 
 ROWS_PER_GROUP = 65_536
+NETWORKS = ("lab", "convnet")
+FEW = 1000
+PARTS = ("start", "usual", "alone", "dask", "big")
 
 TRAIN = """
 import sys
@@ -133,13 +143,20 @@ class Bench:
     """The commands, and the folder that they work in."""
 
     def __init__(self, folder: Path, data_dir: str, epochs: int) -> None:
-        self.folder, self.store = folder, str(folder / "store")
+        self.folder, self.store, self._data_dir = folder, str(folder / "store"), data_dir
         self._nnbuild = str(Path(sys.executable).with_name("nnbuild"))
-        self.runs = {}
-        for network in ("lab", "convnet"):
+        known = folder / "runs.json"
+        self.runs = json.loads(known.read_text()) if known.exists() else {}
+        for network in (each for each in NETWORKS if each not in self.runs):
             arguments = [network, str(epochs), data_dir, self.store]
             told = subprocess.run([sys.executable, "-c", TRAIN, *arguments], check=True, capture_output=True, text=True)
             self.runs[network] = told.stdout.splitlines()[-1]
+            known.write_text(json.dumps(self.runs))
+
+    def input(self, rows: int) -> str:
+        """A file of so many images; made if it is not there."""
+        path = self.folder / f"{rows}.parquet"
+        return str(path) if path.exists() else written(path, self._data_dir, rows)
 
     def model(self, network: str, kind: str) -> str:
         """The path of a network's model file."""
@@ -163,6 +180,12 @@ class Bench:
             path.unlink()
         return found
 
+    def start(self, network: str) -> float:
+        """Seconds of a whole `nnbuild score` of few rows."""
+        source, began = self.input(FEW), time.perf_counter()
+        self.ours(network, source)
+        return time.perf_counter() - began
+
     def usual(self, network: str, source: str) -> Cost:
         """What the usual script takes."""
         return cost(
@@ -185,6 +208,34 @@ class Bench:
             return self.ours(network, source, "--runner", "dask", "--address", cluster.scheduler_address)
 
 
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    """Measure the parts that were asked for."""
+    rows, big = options.rows, options.big_rows
+
+    def compared(name: str, first: Callable[[], Cost], second: Callable[[], Cost], of: tuple[int, int]) -> None:
+        turns = [(first(), second()) for _ in range(options.pairs)]
+        ratios(name, [each for each, _ in turns], [each for _, each in turns], of)
+
+    print(f"{rows:,} rows, {os.cpu_count()} processors, medians of {options.pairs} pairs", flush=True)
+    for network in options.networks:
+        source, ours = bench.input(rows), f"{network}, nnbuild score"
+        score = partial(bench.ours, network, source)
+        if "start" in options.parts:
+            whole = statistics.median(bench.start(network) for _ in range(options.pairs))
+            print(f"{ours}, a whole process with {FEW:,} rows: {whole:.2f} s", flush=True)
+        if "usual" in options.parts:
+            compared(f"{ours} against the usual script", score, partial(bench.usual, network, source), (rows, rows))
+        if "alone" in options.parts:
+            alone = partial(bench.alone, network, source, rows)
+            compared(f"{ours} against ONNX Runtime alone", score, alone, (rows, rows))
+        if "dask" in options.parts:
+            two, one = (partial(bench.on_dask, network, source, workers) for workers in (2, 1))
+            compared(f"{network}, two Dask workers against one", two, one, (rows, rows))
+        if "big" in options.parts and big:
+            large = partial(bench.ours, network, bench.input(big))
+            compared(f"{network}, {big:,} rows against {rows:,}", large, score, (big, rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -194,34 +245,25 @@ def main() -> None:
     parser.add_argument("--big-rows", type=int, default=10_000_000, help="0 leaves it out")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1, help="of the two runs that are scored with")
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "none"), default=PARTS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--folder", type=Path, help="keeps what is made; a temporary one if not given")
     parser.add_argument("--write", type=Path, help="only write the input there")
     options = parser.parse_args()
     if not options.data_dir:
         sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
-    rows, pairs = options.rows, range(options.pairs)
     if options.write:
-        write_input(options.write, options.data_dir, rows)
+        write_input(options.write, options.data_dir, options.rows)
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, options.data_dir, options.epochs)
-        source = written(folder / "input.parquet", options.data_dir, rows)
-        print(f"{rows:,} rows, {os.cpu_count()} processors, medians of {options.pairs} pairs", flush=True)
-        for network in bench.runs:
-            turns = [(bench.ours(network, source), bench.usual(network, source)) for _ in pairs]
-            ours, usual = (list(each) for each in zip(*turns, strict=True))
-            ratios(f"{network}, nnbuild score against the usual script", ours, usual, (rows, rows))
-            turns = [(bench.ours(network, source), bench.alone(network, source, rows)) for _ in pairs]
-            ours, alone = (list(each) for each in zip(*turns, strict=True))
-            ratios(f"{network}, nnbuild score against ONNX Runtime alone", ours, alone, (rows, rows))
-        turns = [(bench.on_dask("convnet", source, 2), bench.on_dask("convnet", source, 1)) for _ in pairs]
-        two, one = (list(each) for each in zip(*turns, strict=True))
-        ratios("convnet, two Dask workers against one", two, one, (rows, rows))
-        if options.big_rows:
-            big = written(folder / "big.parquet", options.data_dir, options.big_rows)
-            turns = [(bench.ours("lab", big), bench.ours("lab", source)) for _ in pairs]
-            large, small = (list(each) for each in zip(*turns, strict=True))
-            ratios(f"lab, {options.big_rows:,} rows against {rows:,}", large, small, (options.big_rows, rows))
+        bench.input(options.rows)
+        if "none" not in options.parts:
+            measure(bench, options)
+        elif options.big_rows:
+            bench.input(options.big_rows)
 
 
 if __name__ == "__main__":

@@ -95,20 +95,16 @@ class Summary:
             raise DataError(f"no counts of {', '.join(MEASURES)} ({type(error).__name__}); restore the file") from error
 
 
-def summarise(
-    images: NDArray[np.uint8], predicted: NDArray[Any], confidence: NDArray[Any], classes: int, *, every: int = 1
-) -> Summary:
+def summarise(images: NDArray[np.uint8], predicted: NDArray[Any], confidence: NDArray[Any], classes: int) -> Summary:
     """Count a batch.
 
     Args:
-        images: uint8, shape (n, height, width, channels).
+        images: uint8, shape (m, height, width, channels): of the whole batch, or of a part; they cost the most.
         predicted: integers, shape (n,).
         confidence: float, shape (n,), from 0 to 1.
         classes: how many there are.
-        every: only each so-many-th image is looked at for brightness and ink, which cost the most.
     """
-    looked_at = images[::every]
-    flat = looked_at.reshape(len(looked_at), math.prod(images.shape[1:]))
+    flat = images.reshape(len(images), math.prod(images.shape[1:]))
     # Bits of a byte at a time: eight times fewer numbers to add up.
     inked = np.bitwise_count(np.packbits(flat >= _INKED, axis=1)).sum(axis=1, dtype=np.uint32)
     return Summary(

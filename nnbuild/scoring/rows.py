@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     """Some rows of an input.
 
     Attributes:
-        images: uint8, shape (n, height, width, channels).
+        images: uint8, shape (n, height, width, channels); behind the network, only those that are looked at for drift.
         example_ids: int64, shape (n,).
         labels: int16 Arrow array with nulls, if the input has labels.
         kept: an Arrow table of the columns that are carried through.

@@ -9,18 +9,16 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnbuild import faults
-from nnbuild.drift import Summary, summarise
-from nnbuild.engines import Engine
+from nnbuild.engines import Engine, Pixels
 from nnbuild.errors import DataError, StoreError
 from nnbuild.logits import check_logits
-from nnbuild.scoring.columns import score_table
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input
-from nnbuild.scoring.rows import Reject, Rows, Unit
+from nnbuild.scoring.rows import Reject, Unit
 from nnbuild.scoring.stages import ahead
+from nnbuild.scoring.writing import RowWriter, parquet_writer
 from nnbuild.store.files import file_digest, make_folder, read_json, write_json, written
 
-ROW_GROUP = 65_536
 _MANY, _EVERY = 1024, 8  # of so large a batch, each eighth image is looked at for drift
 REJECTS = pa.schema(
     [
@@ -156,35 +154,29 @@ def _inferred(work: Work, pieces: Iterable[tuple[int, Any]]) -> Iterator[tuple[i
             yield number, piece
         else:
             first = int(piece.example_ids[0])
-            yield number, (piece, check_logits(engine.logits(piece.images), work.classes, first_row=first))
+            logits = check_logits(engine.logits(piece.images), work.classes, first_row=first)
+            yield number, (piece._replace(images=_looked_at(piece.images)), logits)
+
+
+def _looked_at(images: Pixels) -> Pixels:
+    """Those of a batch's images that are looked at for drift; a copy, so that the batch's memory is let go."""
+    return images[:: _EVERY if len(images) >= _MANY else 1].copy()
 
 
 def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]) -> Iterator[int]:
     name = shard_name(number)
     path = folder / "rows" / name
-    rows = kept = 0
     rejects: list[Reject] = []
-    waiting: list[Any] = []
-    summary: Summary | None = None
     with written(path) as aside, parquet_writer(aside, work.schema) as file:
+        rows = RowWriter(file, work.config, work.schema, work.temperature, work.where)
         for piece in pieces:
             if isinstance(piece, Reject):
                 rejects.append(_allowed(piece, work.config))
                 yield piece.rows
-                continue
-            read, logits = piece
-            table = score_table(read, logits, work.config, work.schema, work.temperature)
-            rows += len(table)
-            mine = counted(read, table, work.classes)
-            summary = summary + mine if summary else mine
-            waiting.append(table.filter(work.where) if work.where is not None else table)
-            kept += len(waiting[-1])
-            if sum(map(len, waiting)) >= ROW_GROUP:
-                file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
-                waiting = []
-            yield len(table)
-        if waiting:
-            file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+            else:
+                rows.add(*piece)
+                yield len(piece[1])
+        rows.finish()
     if rejects:
         make_folder(folder / "quarantine")
         with written(folder / "quarantine" / name) as aside:
@@ -193,28 +185,16 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
     quarantined = sum(each.rows for each in rejects)
     shard = Shard(
         name=name,
-        rows=rows,
-        written=kept,
+        rows=rows.rows,
+        written=rows.written,
         quarantined=quarantined,
         sha256=file_digest(path),
         bytes=path.stat().st_size,
-        summary=summary.as_json() if summary else {},
+        summary=rows.summary.as_json() if rows.summary else {},
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
     faults.point("shard:done")
     made.append(shard)
-
-
-def parquet_writer(path: Path, schema: Any) -> Any:
-    """A writer of rows; probabilities as they are, since their digits are as good as random: zstd would save 4 %."""
-    codecs = {name: "none" if name.startswith("prob_") else "zstd" for name in schema.names}
-    return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=False)
-
-
-def counted(read: Rows, table: Any, classes: int) -> Summary:
-    """What a batch adds to the counts for drift, whether or not its rows are written."""
-    every = _EVERY if len(table) >= _MANY else 1
-    return summarise(read.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes, every=every)
 
 
 def _allowed(reject: Reject, config: ScoreConfig) -> Reject:
