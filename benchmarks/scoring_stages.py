@@ -16,12 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from nnbuild.engines import OnnxEngine
 from nnbuild.logits import check_logits
 from nnbuild.scoring.inputs import open_input
 from nnbuild.scoring.probabilities import probability_table
 from nnbuild.scoring.rows import Columns, Rows
-from nnbuild.scoring.writing import ROW_GROUP, counted, joined, parquet_writer
+from nnbuild.scoring.writing import ROW_GROUP, counted, parquet_writer
 from nnbuild.store.files import file_digest, sync_file
 
 BATCH, EVERY, CLASSES, SHAPE = 4096, 8, 10, (28, 28, 1)
@@ -50,14 +52,14 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
         while batch := timed("reading", lambda: next(read, None)):
             logits = timed(INFERENCE, lambda: engine.logits(batch.images))
             timed("is it logits", lambda: check_logits(logits, CLASSES, first_row=0))  # noqa: B023
-            waiting.append((batch._replace(images=batch.images[::EVERY].copy()), logits))
+            some = batch._replace(images=batch.images[::EVERY].copy())
+            table = timed("softmax and columns", lambda: table_of(some, logits))  # noqa: B023
+            timed("counting for drift", lambda: counted(some, table, CLASSES))  # noqa: B023
+            waiting.append(table)
+            rows += len(table)
             if len(waiting) == ROW_GROUP // BATCH:
-                some, logits = timed("softmax and columns", lambda: joined(waiting))
-                table = timed("softmax and columns", lambda: table_of(some, logits))  # noqa: B023
-                timed("counting for drift", lambda: counted(some, table, CLASSES))  # noqa: B023
-                timed("writing", lambda: file.write_table(table, row_group_size=ROW_GROUP))  # noqa: B023
+                timed("writing", lambda: file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP))
                 waiting.clear()
-                rows += len(table)
     timed("flush and sha256", lambda: (sync_file(aside), file_digest(aside)))
     return {name: spent / rows * 1e6 for name, spent in seconds.items()}
 

@@ -9,8 +9,9 @@ from command_line import call, tree_digest
 from score_data import ROWS, bad_parquet, files, images, parquet
 
 import nnbuild
-from nnbuild.errors import ConfigError, DataError, Interrupted
+from nnbuild.errors import DataError, Interrupted, StoreError
 from nnbuild.scoring import ScoreConfig
+from nnbuild.scoring.cluster import make_shard
 
 distributed = pytest.importorskip("distributed")
 
@@ -118,16 +119,19 @@ def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, option
     assert tree_digest(store.root) == before
 
 
-def test_a_remote_store_is_refused(store, tmp_path):
-    from dataclasses import replace
+def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
+    run = nnbuild.retrain(small_config, s3_store)
+    asked = config(parquet(tmp_path / "in.parquet", group=30), model=run.run_id)
+    here = nnbuild.score(asked, s3_store)
+    known = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NNBUILD_"))}
+    with distributed.Client(cluster, set_as_default=False) as client:
+        client.run(os.environ.update, known)  # as whoever starts workers sets the service and the workshop
+    there = nnbuild.score(asked, s3_store, address=cluster.scheduler_address)
+    one, other = (nnbuild.read_table(s3_store, "scores", score_id=each.score_id) for each in (here, there))
+    assert len(one) == ROWS
+    assert other.drop_columns("score_id").equals(one.drop_columns("score_id"))
 
-    from nnbuild.scoring.cluster import score_on_cluster
-    from nnbuild.scoring.opening import open_job
 
-    job = open_job(config(parquet(tmp_path / "in.parquet")), store.root)
-
-    class Remote:
-        is_remote = True
-
-    with pytest.raises(ConfigError, match="a folder that all workers see"):
-        score_on_cluster(replace(job, store=Remote()), "tcp://127.0.0.1:1")
+def test_a_worker_without_the_jobs_folder_says_so(store):
+    with pytest.raises(StoreError, match=r"does not see .*; share that folder with all workers"):
+        make_shard(str(store.root), "20261101T030000000Z-000000", 0)

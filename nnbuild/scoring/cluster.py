@@ -1,9 +1,11 @@
 """The shards of a job on a Dask cluster: workers get the store's root, a job's id and a shard's number, never arrays.
 
 Every worker opens the job for itself, so that model and input are verified there by their digests, and leaves its
-shard in the job's folder, which has to be one that all of them see. A shard of a worker that dies is made by another.
+shard in the job's folder, which has to be one that all of them see: it is below the store, or for a store behind a
+URL below `$NNBUILD_WORKSHOP`. A shard of a worker that dies is made by another.
 """
 
+import platform
 import queue
 import shutil
 import threading
@@ -13,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from nnbuild import faults
-from nnbuild.errors import ConfigError, Interrupted, RunError
+from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
@@ -31,18 +33,17 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
     """Make every shard that is not there yet, on the workers of a cluster; see `nnbuild.scoring.jobs.score_input`.
 
     Args:
-        job: whose store is a folder that the workers see under the same path.
+        job: whose folder the workers see under the same path.
         address: of the scheduler, such as `tcp://127.0.0.1:8786`.
         watch: is told of rows, a shard at a time.
 
     Raises:
-        ConfigError: nobody answers there, Dask is not installed, or the store is not shared with the workers.
+        ConfigError: nobody answers there, or Dask is not installed.
+        StoreError: a worker does not see the job's folder.
         RunError: a shard has taken down several workers.
         Interrupted: a signal asked to stop; whole shards are kept.
     """
     watch = watch or Nobody()
-    if job.store.is_remote:
-        raise ConfigError("--runner dask needs a store in a folder that all workers see; give --output for a URL")
     (job.folder / _STOP).unlink(missing_ok=True)
     done, todo = progress_of(job)
     total, began = job.total, time.perf_counter()
@@ -83,8 +84,17 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
 
     Returns:
         The fields of its `Shard`.
+
+    Raises:
+        StoreError: this worker does not see the job's folder.
     """
-    if (staging(Store(root), score_id) / _STOP).exists():
+    folder = staging(Store(root), score_id)
+    if not folder.is_dir():
+        raise StoreError(
+            f"worker {platform.node()} does not see {folder}; share that folder with all workers, "
+            "or set $NNBUILD_WORKSHOP to one that is shared, on them and here"
+        )
+    if (folder / _STOP).exists():
         return {}
     job, work = _opened(root, score_id, threading.get_ident())
     try:

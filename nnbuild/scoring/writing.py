@@ -1,9 +1,8 @@
-"""From logits to a shard's file: softmax, columns and counts for many rows at once, which costs less than for few."""
+"""From logits to a shard's file: softmax, columns and counts for drift, a batch at a time."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -43,7 +42,6 @@ class RowWriter:
         self._where = where
         self.rows = self.written = 0
         self.summary: Summary | None = None
-        self._pieces: list[tuple[Rows, Logits]] = []
         self._tables: list[Any] = []
 
     def add(self, rows: Rows, logits: Logits) -> None:
@@ -53,22 +51,6 @@ class RowWriter:
             rows: with those of their images that are looked at for drift.
             logits: float32, shape (n, classes), of all of them.
         """
-        self._pieces.append((rows, logits))
-        if sum(len(each) for _, each in self._pieces) >= ROW_GROUP:
-            self._score()
-        if sum(map(len, self._tables)) >= ROW_GROUP:
-            self._flush()
-
-    def finish(self) -> None:
-        """Write what still waits."""
-        if self._pieces:
-            self._score()
-        if self._tables:
-            self._flush()
-
-    def _score(self) -> None:
-        rows, logits = joined(self._pieces)
-        self._pieces = []
         table = score_table(rows, logits, self._config, self._schema, self._temperature)
         counts = counted(rows, table, logits.shape[1])
         self.summary = self.summary + counts if self.summary else counts
@@ -76,6 +58,13 @@ class RowWriter:
         kept = table.filter(self._where) if self._where is not None else table
         self.written += len(kept)
         self._tables.append(kept)
+        if sum(map(len, self._tables)) >= ROW_GROUP:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write what still waits."""
+        if self._tables:
+            self._flush()
 
     def _flush(self) -> None:
         self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
@@ -85,17 +74,3 @@ class RowWriter:
 def counted(rows: Rows, table: Any, classes: int) -> Summary:
     """What rows add to the counts for drift, whether or not they are written."""
     return summarise(rows.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes)
-
-
-def joined(pieces: list[tuple[Rows, Logits]]) -> tuple[Rows, Logits]:
-    """Some batches as one."""
-    if len(pieces) == 1:
-        return pieces[0]
-    images, example_ids, labels, kept = zip(*(rows for rows, _ in pieces), strict=True)
-    rows = Rows(
-        np.concatenate(images),
-        np.concatenate(example_ids),
-        None if labels[0] is None else pa.concat_arrays(labels),
-        None if kept[0] is None else pa.concat_tables(kept),
-    )
-    return rows, np.concatenate([logits for _, logits in pieces])
