@@ -125,7 +125,8 @@ def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
     here = nnbuild.score(asked, s3_store)
     known = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NNBUILD_"))}
     with distributed.Client(cluster, set_as_default=False) as client:
-        client.run(os.environ.update, known)  # as whoever starts workers sets the service and the workshop
+        # As whoever starts workers would; the bound method would take a copy of the environment along.
+        client.run(lambda: os.environ.update(known))
     there = nnbuild.score(asked, s3_store, address=cluster.scheduler_address)
     one, other = (nnbuild.read_table(s3_store, "scores", score_id=each.score_id) for each in (here, there))
     assert len(one) == ROWS
