@@ -1,9 +1,10 @@
 """Test accuracy of the named networks over seeds, each run whole and in a process of its own.
 
-    python benchmarks/accuracy.py --data-dir DIR [--networks fast,tiny] [--seeds 10]
+    python benchmarks/accuracy.py --data-dir DIR [--networks fast,tiny] [--seeds 10] [--members 5] [--at-once 2]
 
 The recipes were chosen with the last 10,000 training images held out; the test images are looked at here and nowhere
-else. Seeds are 0 to n - 1, and every one counts.
+else. Seeds are 0 to n - 1, and every one counts. Runs that are made at once share the processors, each with as many
+threads as there are for it; their seconds are no measure of a run that has them all.
 """
 
 import argparse
@@ -13,24 +14,34 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ONE = """
 import sys
 from nnbuild import RunConfig, retrain
-network, seed, folder, store = sys.argv[1:]
-dataset = {"name": "mnist", "data_dir": folder}
-config = RunConfig.model_validate({"dataset": dataset, "model": {"name": network}, "seed": int(seed)})
-print(retrain(config, store).run_id)
+network, members, threads, seed, folder, store = sys.argv[1:]
+settings = {
+    "dataset": {"name": "mnist", "data_dir": folder},
+    "model": {"name": network, "members": int(members)},
+    "training": {"threads": int(threads)},
+    "seed": int(seed),
+}
+print(retrain(RunConfig.model_validate(settings), store).run_id)
 """
 
 
-def run(network: str, seed: int, data_dir: str, store: str) -> dict[str, Any]:
+def run(given: argparse.Namespace, network: str, store: str, seed: int) -> dict[str, Any]:
     """The manifest of a run."""
-    command = [sys.executable, "-c", ONE, network, str(seed), data_dir, store]
+    threads = max(1, (os.cpu_count() or 1) // given.at_once)
+    settings = [network, given.members, threads, seed, given.data_dir, store]
+    command = [sys.executable, "-c", ONE, *map(str, settings)]
     run_id = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
-    return json.loads((Path(store) / "runs" / run_id / "manifest.json").read_text())
+    told: dict[str, Any] = json.loads((Path(store) / "runs" / run_id / "manifest.json").read_text())
+    print(f"{network} seed {seed}: {told['row']['test_accuracy']:.4f}", file=sys.stderr, flush=True)
+    return told
 
 
 def main() -> None:
@@ -39,19 +50,18 @@ def main() -> None:
     parser.add_argument("--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"))
     parser.add_argument("--networks", default="fast,tiny,accurate")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--members", type=int, default=1, help="networks of an ensemble")
+    parser.add_argument("--at-once", type=int, default=1, help="runs beside each other")
     given = parser.parse_args()
     if not given.data_dir:
         sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
     print("| network | weights | seeds | mean | deviation | lowest | seconds of fit, median |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.at_once) as pool:
         for network in given.networks.split(","):
-            told = []
-            for seed in range(given.seeds):
-                told.append(run(network, seed, given.data_dir, f"{folder}/store"))
-                print(f"{network} seed {seed}: {told[-1]['row']['test_accuracy']:.4f}", file=sys.stderr, flush=True)
+            told = list(pool.map(partial(run, given, network, f"{folder}/store"), range(given.seeds)))
             found = [each["row"]["test_accuracy"] for each in told]
-            weights = told[0]["steps"]["build_model"]["parameters"]
+            weights = told[0]["steps"]["build_model"]["parameters"] * given.members
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
             fit = statistics.median(each["steps"]["fit_model"]["seconds"] for each in told)
             print(

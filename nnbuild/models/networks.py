@@ -13,6 +13,7 @@ from nnbuild.config import ModelConfig
 layers = keras.layers
 Shape = tuple[int, int, int]
 Builder = Callable[[Any, ModelConfig, int], Any]
+Blocks = tuple[tuple[tuple[int, str], ...], ...]  # of each convolution: filters and padding
 
 
 def _dense_stack(pixels: Any, units: tuple[int, ...], config: ModelConfig) -> Any:
@@ -49,34 +50,53 @@ def convnet(pixels: Any, config: ModelConfig, seed: int) -> Any:
 def fast(pixels: Any, config: ModelConfig, seed: int) -> Any:
     """Few, small convolutions, halved in size at once: the least arithmetic that reaches 99 %."""
     features = layers.Conv2D(8, 5, strides=2, padding="same", activation="relu", name="convolution_1")(pixels)
-    features = layers.Conv2D(16, 3, padding="same", activation="relu", name="convolution_2")(features)
+    features = layers.Conv2D(16, 3, padding="same", name="convolution_2")(features)
     features = layers.MaxPooling2D(2, padding="same", name="pool")(features)
+    features = layers.Activation("relu", name="relu_2")(
+        features
+    )  # behind the pool: the same values, a quarter of the work
     features = layers.Conv2D(32, 3, padding="same", activation="relu", name="convolution_3")(features)
     features = layers.Flatten(name="flatten")(features)
     return _dropped(layers.Dense(64, activation="relu", name="hidden")(features), config, seed)
 
 
 def accurate(pixels: Any, config: ModelConfig, seed: int) -> Any:
-    """Five 3×3 convolutions of 24 to 128 filters with batch norm."""
-    return _dropped(_normalized_stack(pixels, (24, 32), (64, 64), (128,)), config, seed)
+    """A 5×5 convolution, which costs little on grey pixels, then four of 3×3; batch norm behind each block."""
+    blocks: Blocks = (((32, "valid"),), ((64, "valid"), (64, "valid")), ((128, "same"), (128, "valid")))
+    return _dropped(_normalized_stack(pixels, blocks, first_kernel=5), config, seed)
 
 
 def tiny(pixels: Any, config: ModelConfig, seed: int) -> Any:
-    """Five 3×3 convolutions of 8 to 16 filters with batch norm: fewer than 8,000 weights on MNIST."""
-    return _dropped(_normalized_stack(pixels, (8, 12), (16, 16), (16,)), config, seed)
+    """Five 3×3 convolutions of 8 to 16 filters, batch norm behind each block: fewer than 8,000 weights on MNIST."""
+    blocks: Blocks = (((8, "valid"), (12, "valid")), ((16, "valid"), (16, "valid")), ((16, "same"),))
+    return _dropped(_normalized_stack(pixels, blocks, first_kernel=3), config, seed)
 
 
-def _normalized_stack(pixels: Any, *blocks: tuple[int, ...]) -> Any:
-    """3×3 convolutions with batch norm, the size halved between the blocks, and the mean over what is left."""
+def _normalized_stack(pixels: Any, blocks: Blocks, *, first_kernel: int) -> Any:
+    """Convolutions, the size halved between the blocks, and the mean over what is left.
+
+    A block is normalised once, behind its pool, where there is a quarter of the numbers: batch norm of every
+    convolution took half of a step on two processors.
+    """
     features, number = pixels, 0
-    for block, widths in enumerate(blocks):
-        if block:
-            features = layers.MaxPooling2D(2, padding="same", name=f"pool_{number}")(features)
-        for filters in widths:
+    for block, convolutions in enumerate(blocks, start=1):
+        for place, (filters, padding) in enumerate(convolutions, start=1):
             number += 1
-            features = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution_{number}")(features)
-            features = layers.BatchNormalization(name=f"norm_{number}")(features)
-            features = layers.Activation("relu", name=f"relu_{number}")(features)
+            kernel = first_kernel if number == 1 else 3
+            too_small = min(features.shape[1:3]) <= kernel
+            last = place == len(convolutions)
+            features = layers.Conv2D(
+                filters,
+                kernel,
+                padding="same" if too_small else padding,
+                activation=None if last else "relu",
+                use_bias=not last,  # the norm brings its own
+                name=f"convolution_{number}",
+            )(features)
+        if block < len(blocks):
+            features = layers.MaxPooling2D(2, padding="same", name=f"pool_{block}")(features)
+        features = layers.BatchNormalization(name=f"norm_{block}")(features)
+        features = layers.Activation("relu", name=f"relu_{block}")(features)
     return layers.GlobalAveragePooling2D(name="average")(features)
 
 
