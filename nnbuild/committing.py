@@ -6,8 +6,8 @@ from pathlib import Path
 from nnbuild import schemas, steps
 from nnbuild.drift import REFERENCE
 from nnbuild.errors import LockedError, NnbuildError
-from nnbuild.manifest import manifest_of
 from nnbuild.results import Committed, Decided, LoadedData, Result
+from nnbuild.steps.manifest import manifest_of
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import champion, commit, locks
 from nnbuild.store.files import write_json

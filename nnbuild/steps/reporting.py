@@ -1,10 +1,10 @@
 """Write the page that a run ends in."""
 
-from nnbuild.manifest import manifest_of
 from nnbuild.report import render, standalone
 from nnbuild.results import FittedModel, LoadedData, Reported
 from nnbuild.schemas import FIXED, predictions
 from nnbuild.steps.data import read_data
+from nnbuild.steps.manifest import manifest_of
 from nnbuild.steps.once import once, staged_table
 from nnbuild.store.files import write_bytes
 from nnbuild.store.run import Run

@@ -60,7 +60,11 @@ def read_table(store: "Store", name: str, wanted: str | None, columns: list[str]
     if name in schemas.FIXED:
         return keyed(key, "", schemas.FIXED[name].empty_table())
     if name in schemas.TABLES:
-        raise StoreError(f"no rows of {name!r} in {store.root} for {wanted or 'any run'}; it holds {_tables(store)}")
+        if wanted is not None:
+            raise StoreError(
+                f"{wanted} has no {name} in {store.root}: it failed before; choose another, see `nnbuild runs`"
+            )
+        raise StoreError(f"no rows of {name!r} in {store.root}; it holds {_tables(store)}")
     raise StoreError(f"no table {name!r} in {store.root}; {suggestion(name, schemas.TABLES)}")
 
 
