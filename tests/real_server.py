@@ -42,13 +42,13 @@ class Server:
     process: subprocess.Popen[bytes]
 
     def ask(self, path: str, **body: Any) -> Any:
-        """POST to the API, again while its database is locked."""
+        """POST to the API, again while its database is locked; a busy machine can take a minute over an answer."""
 
         def answer() -> httpx.Response | None:
-            response = httpx.post(f"{self.url}{path}", json=body, timeout=20)
+            response = httpx.post(f"{self.url}{path}", json=body, timeout=90)
             return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
 
-        return until(answer, 30, f"answer to {path}").raise_for_status().json()
+        return until(answer, 120, f"answer to {path}").raise_for_status().json()
 
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
         """The flow runs of a deployment, in the order in which they were due."""
