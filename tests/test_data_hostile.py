@@ -154,6 +154,17 @@ def test_any_description_of_a_stored_dataset_is_harmless(sound, data):
         harmless(path)
 
 
+def test_a_line_break_in_a_description_stays_out_of_the_message(sound):
+    for key in json.loads((sound["stored"] / "dataset.json").read_text()):
+        with scratch() as folder:
+            path, _ = copied(sound["stored"], folder)
+            description = json.loads((path / "dataset.json").read_text())
+            (path / "dataset.json").write_text(json.dumps(description | {key: "a\nb", "c\nd": 1}))
+            harmless(path)
+            (path / "dataset.json").write_text(json.dumps(description | {key: "a\nb"}))
+            harmless(path)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30))
 def test_any_name_is_harmless(name):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from nnbuild.data import archives
 from nnbuild.data.arrays import MOST_CLASSES
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, one_line
 from nnbuild.schemas import SCHEMA_VERSION
 
 DESCRIPTION = "dataset.json"
@@ -81,7 +81,7 @@ def split_from_table(table: Any, where: object = "table") -> Split:
         DataError: another schema, another schema version, or nulls.
     """
     metadata = table.schema.metadata or {}
-    version = metadata.get(_VERSION_KEY, b"none").decode(errors="replace")
+    version = one_line(metadata.get(_VERSION_KEY, b"none").decode(errors="replace"))
     if version != SCHEMA_VERSION:
         raise DataError(f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again")
     shape = image_shape(metadata, where)
@@ -209,12 +209,13 @@ def _read_description(path: Path) -> _Description:
         description = _Description.model_validate(json.loads(text))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = one_line(".".join(map(str, first["loc"])))
         raise DataError(f"{path}: {key}: {first['msg']}; ingest the data again") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON; ingest the data again") from error
     if description.schema_version != SCHEMA_VERSION:
-        raise DataError(f"{path}: schema version {description.schema_version}, expected {SCHEMA_VERSION}; ingest again")
+        version = one_line(description.schema_version)
+        raise DataError(f"{path}: schema version {version}, expected {SCHEMA_VERSION}; ingest again")
     return description
 
 
