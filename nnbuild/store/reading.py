@@ -61,9 +61,8 @@ def read_table(store: "Store", name: str, wanted: str | None, columns: list[str]
         return keyed(key, "", schemas.FIXED[name].empty_table())
     if name in schemas.TABLES:
         if wanted is not None:
-            raise StoreError(
-                f"{wanted} has no {name} in {store.root}: it failed before; choose another, see `nnbuild runs`"
-            )
+            why = "its rows are where its --output says" if name in schemas.OF_JOBS else "it failed before it had any"
+            raise StoreError(f"{wanted} has no {name} in {store.root}: {why}; choose another")
         raise StoreError(f"no rows of {name!r} in {store.root}; it holds {_tables(store)}")
     raise StoreError(f"no table {name!r} in {store.root}; {suggestion(name, schemas.TABLES)}")
 
