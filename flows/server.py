@@ -34,9 +34,11 @@ class EarlyServer:
     def __enter__(self) -> Self:
         # Here and not in the thread: two imports at once would only take turns, and the server would start late.
         import prefect.client.orchestration  # noqa: F401  (it takes seconds)
+        from prefect.settings import PREFECT_API_URL
 
         self._thread.start()
-        threading.Thread(target=_bind_to_this_process, name="prefect-server-guard", daemon=True).start()
+        if not PREFECT_API_URL.value():  # looking for an embedded server imports all of Prefect's: 2 s
+            threading.Thread(target=_bind_to_this_process, name="prefect-server-guard", daemon=True).start()
         return self
 
     def __exit__(

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from nnbuild.lazy import importing
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -35,7 +37,7 @@ def quiet() -> Iterator[None]:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-with quiet():
+with quiet(), importing():
     import keras
     import tensorflow as tf
 

@@ -12,6 +12,7 @@ from flows.server import EarlyServer
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import NnbuildError
+from nnbuild.lazy import importing
 from nnbuild.store import Store
 
 Settings = dict[str, Any]
@@ -67,7 +68,7 @@ def prepared(
 
 def start(console: Console) -> None:
     """Import Prefect and TensorFlow, and start Prefect's server meanwhile."""
-    with display_for(console).waiting("starting Prefect and TensorFlow"), EarlyServer():
+    with display_for(console).waiting("starting Prefect and TensorFlow"), importing(), EarlyServer():
         import flows.retrain  # noqa: F401  (while the server boots)
         import nnbuild.backend  # noqa: F401  (likewise)
 

@@ -1,0 +1,39 @@
+"""What a process imports before its run begins."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nnbuild.lazy import importing
+
+STARTED = """
+import sys
+from flows.server import EarlyServer
+with EarlyServer():
+    pass
+print("prefect.server.api.server" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("searching", [True, False])
+def test_an_import_leaves_the_search_for_cycles_as_it_was(searching):
+    before = gc.isenabled()
+    (gc.enable if searching else gc.disable)()
+    try:
+        with importing():
+            assert not gc.isenabled()
+            kept = [[]]
+        assert gc.isenabled() == searching
+        assert not any(each is kept for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()
+
+
+def test_with_a_server_elsewhere_none_of_its_code_is_imported():
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}  # where nobody answers
+    told = subprocess.run([sys.executable, "-c", STARTED], check=True, capture_output=True, text=True, env=environment)
+    assert told.stdout.split() == ["False"]
