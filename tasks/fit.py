@@ -1,16 +1,17 @@
 """Fit: epochs, with the loss of each in the logs, in a progress bar and in a table that grows."""
 
 import time
+from functools import partial
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from nnbuild import steps
 from nnbuild.results import CompiledModel, FittedModel, LoadedData
 from nnbuild.store import Run
+from tasks.aside import Aside, ProgressBar
 from tasks.load import told
-from tasks.prefect_side import STEP, logger, rounded, show_table, within_a_run
+from tasks.prefect_side import STEP, logger, rounded, show_table
 from tasks.watching import displays
 
 _SECONDS_BETWEEN_TABLES = 10.0
@@ -23,13 +24,15 @@ class _Watch:
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
         self._table_at = self._progress_at = time.monotonic()
-        self._progress: Any = None
+        self._bar = ProgressBar("nnbuild-fit", "Epochs of the fit")
+        self._aside = Aside()
 
     def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
         for display in displays():
             display.step(epoch, epochs, done, steps, metrics)
         if time.monotonic() - self._progress_at > _SECONDS_BETWEEN_UPDATES:
-            self._update(100 * (epoch - 1 + done / steps) / epochs)
+            self._progress_at = time.monotonic()
+            self._aside.say(partial(self._bar.show, 100 * (epoch - 1 + done / steps) / epochs))
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
         figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -39,25 +42,17 @@ class _Watch:
         figures_of = {name: rounded(value) for name, value in (metrics | {"seconds": seconds}).items()}
         self._rows.append({"epoch": epoch, **figures_of})
         if time.monotonic() - self._table_at > _SECONDS_BETWEEN_TABLES:
-            self._show()
+            self._table_at = time.monotonic()
+            self._aside.say(partial(_show, list(self._rows)))
 
     def end(self) -> None:
-        self._show()
-        self._update(100.0)
+        self._aside.conclude(partial(_show, self._rows))
+        self._aside.conclude(partial(self._bar.show, 100.0))
 
-    def _show(self) -> None:
-        self._table_at = time.monotonic()
-        if self._rows:
-            show_table("nnbuild-epochs", self._rows, "Loss and metrics of each epoch")
 
-    def _update(self, percent: float) -> None:
-        self._progress_at = time.monotonic()
-        if not within_a_run():
-            return
-        if self._progress is None:
-            self._progress = create_progress_artifact(percent, key="nnbuild-fit", description="Epochs of the fit")
-        else:
-            update_progress_artifact(self._progress, percent)
+def _show(rows: list[dict[str, Any]]) -> None:
+    if rows:
+        show_table("nnbuild-epochs", rows, "Loss and metrics of each epoch")
 
 
 @task(name="fit", task_run_name="fit {run.config.model.name}", retries=0, **STEP)

@@ -1,14 +1,14 @@
 """Score: softmax over logits, shard by shard, with a progress bar in the UI."""
 
 import time
-from typing import Any
+from functools import partial
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from nnbuild.scoring.shards import Shard
 from nnbuild.scoring.whole import OpenedJob, make_shards
-from tasks.prefect_side import STEP, logger, within_a_run
+from tasks.aside import Aside, ProgressBar
+from tasks.prefect_side import STEP, logger
 
 _SECONDS_BETWEEN_UPDATES = 2.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -19,7 +19,8 @@ class _Watch:
 
     def __init__(self) -> None:
         self._updated_at = self._logged_at = time.monotonic()
-        self._progress: Any = None
+        self._bar = ProgressBar("nnbuild-scoring", "Rows that are scored")
+        self._aside = Aside()
 
     def scored(self, done: int, total: int, seconds: float) -> None:
         now, rate = time.monotonic(), done / max(seconds, 1e-9)
@@ -28,17 +29,11 @@ class _Watch:
             logger().info(
                 "%d of %d rows, %.0f rows/s, %.0f s left", done, total, rate, (total - done) / max(rate, 1e-9)
             )
-        if within_a_run() and (done == total or now - self._updated_at > _SECONDS_BETWEEN_UPDATES):
+        if done == total:
+            self._aside.conclude(partial(self._bar.show, 100.0))
+        elif now - self._updated_at > _SECONDS_BETWEEN_UPDATES:
             self._updated_at = now
-            self._update(100 * done / max(total, 1))
-
-    def _update(self, percent: float) -> None:
-        if self._progress is None:
-            self._progress = create_progress_artifact(
-                percent, key="nnbuild-scoring", description="Rows that are scored"
-            )
-        else:
-            update_progress_artifact(self._progress, percent)
+            self._aside.say(partial(self._bar.show, 100 * done / total))
 
 
 @task(name="score shards", task_run_name="score {opened.rows} rows", retries=0, **STEP)
