@@ -1,16 +1,21 @@
 """Automations: two end runs whose process was killed, so that none stays as it is for ever; one retrains on drift."""
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect import get_client
+from prefect.blocks.webhook import Webhook
 from prefect.client.schemas.objects import StateType
 from prefect.events import AutomationCore, EventTrigger, Posture, ResourceSpecification, emit_event
-from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
+from prefect.types import SecretDict
+from pydantic import SecretStr
 
-from tasks.telling import DRIFTED, STORE
+from nnbuild import webhook
+from tasks.telling import DRIFTED, STOPPED, STORE
 
 FLOWS = ["scheduled-retrain", "scheduled-score"]  # whose runs are watched
 NAME = "nnbuild: end runs that give no sign of life"
@@ -19,6 +24,8 @@ DRIFT = "nnbuild: retrain on drift"
 HEARTBEAT = 30  # seconds
 SILENCE = 90  # three missed heartbeats
 START = 300  # what the imports of a new process may take on a busy machine, with room
+BLOCK = "nnbuild-webhook"
+"""Where the server keeps the URL of the webhook, encrypted."""
 ROLL_CALL = "nnbuild.serve.roll-call"
 """Who runs answers it by a heartbeat. For the runs of which the server was told nothing before it was killed too."""
 
@@ -27,23 +34,46 @@ _BEGUN, _SIGN, _TAKEN = (f"prefect.flow-run.{name}" for name in ("Running", "hea
 _PUT_OFF = {f"prefect.flow-run.{name}" for name in ("AwaitingConcurrencySlot", "Scheduled", "Late")}
 
 
-def zombies() -> list[AutomationCore]:
-    """A flow run whose process is gone is set to Crashed, whether it had begun or was about to."""
+def zombies(url: str | None = None) -> list[AutomationCore]:
+    """A flow run whose process is gone is set to Crashed, whether it had begun or was about to.
+
+    Args:
+        url: of a webhook that the server is to tell of it, since nobody else is left to; kept by the server.
+    """
+    block = _webhook_block(url) if url is not None else None
+
+    def ended(why: str) -> list[Any]:
+        message = [CallWebhook(block_document_id=block, payload=_message(why))] if block is not None else []
+        return [ChangeFlowRunState(state=StateType.CRASHED, message=why), *message]
+
     told = " or ".join(FLOWS)
     return [
         AutomationCore(
             name=NAME,
             description=f"{told}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
             trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN, ROLL_CALL}, within=SILENCE),
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {SILENCE} s.")],
+            actions=ended(f"No heartbeat for {SILENCE} s."),
         ),
         AutomationCore(
             name=UNBEGUN,
             description=f"{told}: crashed if it is taken up and has not begun after {START} s; by nnbuild serve.",
             trigger=_missing({_BEGUN, *_PUT_OFF, *_ENDS}, after={_TAKEN}, within=START),
-            actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"Not begun within {START} s.")],
+            actions=ended(f"Not begun within {START} s."),
         ),
     ]
+
+
+def _webhook_block(url: str) -> UUID:
+    """The block of the server that holds the URL; it is made, or changed."""
+    headers = SecretDict({"Content-Type": "application/json"})
+    return Webhook(url=SecretStr(url), headers=headers).save(BLOCK, overwrite=True)
+
+
+def _message(why: str) -> str:
+    """As a run's own hook would tell of its end; Prefect fills in the run."""
+    text = f"{{{{ flow_run.name }}}}: crashed: {why} What the run has waits in the store for the next one."
+    message = {"text": text, "event": STOPPED, "state": "Crashed", "flow_run_id": "{{ flow_run.id }}"}
+    return json.dumps(message)
 
 
 def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
@@ -101,8 +131,8 @@ def retrain_on_drift(
 
 
 def install_zombies(client: Any) -> None:
-    """Install what ends the runs of processes that are gone."""
-    for each in zombies():
+    """Install what ends the runs of processes that are gone, and tells `$NNBUILD_WEBHOOK` of it."""
+    for each in zombies(webhook.configured()):
         install(client, each)
 
 

@@ -1,11 +1,14 @@
 """What the tests share: TensorFlow in silence, one Prefect test server for the session, tiny datasets."""
 
+import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -128,6 +131,27 @@ def real_prefect(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]"
 
     with real_server(tmp_path_factory.mktemp("prefect")) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A webhook on loopback: its URL, and what it was sent."""
+    received = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(500 if self.path == "/broken" else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", received
+        server.shutdown()
 
 
 @pytest.fixture

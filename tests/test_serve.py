@@ -13,7 +13,9 @@ from browser import CHROMIUM, browser
 from command_line import call
 from PIL import Image
 from prefect import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 from real_server import ROOT, until
 from score_data import images, parquet
 
@@ -150,6 +152,29 @@ def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
         assert installed()[other.name] != before[other.name]
         assert len([each for each in real_prefect.ask("/automations/filter") if each["name"] == other.name]) == 1
         automations.install(client, wanted[0])
+
+
+def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listener, monkeypatch):
+    url, received = listener
+    monkeypatch.setenv("NNBUILD_WEBHOOK", url)
+    monkeypatch.setattr(automations, "SILENCE", 10)
+    with temporary_settings({PREFECT_API_URL: real_prefect.url}), get_client(sync_client=True) as client:
+        automations.install_zombies(client)
+        dead = client.create_flow_run(scheduled_retrain, state=Running())
+        told = until(lambda: [each for each in received if each.get("flow_run_id") == str(dead.id)], 60, "message")
+        until(lambda: client.read_flow_run(dead.id).state.type == StateType.CRASHED, 30, "final state")
+        monkeypatch.undo()
+        automations.install_zombies(client)
+        actions = [
+            action.type
+            for name in (automations.NAME, automations.UNBEGUN)
+            for each in client.read_automations_by_name(name)
+            for action in each.actions
+        ]
+    assert len(told) == 1
+    assert told[0]["event"] == "nnbuild.run.stopped"
+    assert told[0]["text"].startswith(f"{dead.name}: crashed: No heartbeat for 10 s.")
+    assert actions == ["change-flow-run-state"] * 2
 
 
 @pytest.mark.parametrize(

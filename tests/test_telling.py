@@ -1,11 +1,9 @@
 """What a run tells beyond its tables: tags, pictures, events, a webhook, and a person's answer."""
 
 import base64
-import json
 import threading
 import time
 import xml.etree.ElementTree as ET
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -20,27 +18,6 @@ from nnbuild import webhook
 from nnbuild.errors import CheckError, ConfigError, StoreError
 from nnbuild.store import Store, champion
 from nnbuild.webhook import WebhookError
-
-
-@pytest.fixture(scope="module")
-def listener():
-    """A webhook on loopback: its URL, and what it was sent."""
-    received = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(500 if self.path == "/broken" else 204)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", received
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
