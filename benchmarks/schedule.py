@@ -184,7 +184,7 @@ def verdict(watched: Watched, runs: list[dict[str, Any]]) -> dict[str, int]:
             when(one, "end_time") > when(other, "start_time") for one, other in itertools.pairwise(made)
         ),
         "without an end": sum(each["state"]["type"] not in FINAL for each in runs),
-        "completed and not committed": len(completed) - len(watched.store.committed()),
+        "completed without a run": sum(not told(watched, each).startswith("run ") for each in completed),
     }
 
 
