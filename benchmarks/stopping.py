@@ -8,6 +8,7 @@ above five, or if a run was not gone on with.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--model", default="convnet")
     options = parser.parse_args()
+    if options.dataset == "mnist" and not os.environ.get("NNBUILD_DATA_DIR"):
+        sys.exit("set NNBUILD_DATA_DIR to the folder with MNIST's IDX files")
     with tempfile.TemporaryDirectory() as folder:
         watched = Watched(Path(folder), 1000, dataset=options.dataset, model=options.model)
         with real_server(watched.home, {}) as server:

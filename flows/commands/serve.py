@@ -2,32 +2,21 @@
 
 import hashlib
 import os
-import signal
 import sys
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flows.commands.run import configured
 from flows.commands.serve_scores import Scoring
 from flows.commands.serve_scores import parameters as score_parameters
 from flows.commands.serve_scores import schedules as score_schedules
-from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, cron_schedule
-from nnbuild import machine, settings
+from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, Plan, cron_schedule
+from nnbuild import settings
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ConfigError
 from nnbuild.store import Store
 
 COLLISIONS = ("enqueue", "cancel-new")
-SECONDS_FOR_SERVER = 60.0
-"""How long a server that is just starting is waited for."""
-
-
-class _Plan(NamedTuple):
-    """A deployment: when, and with what."""
-
-    schedules: list[dict[str, Any]]
-    parameters: dict[str, Any]
 
 
 def serve(
@@ -60,22 +49,24 @@ def serve(
     for each in schedules:
         given = settings.merged(base.model_dump(mode="json", exclude_none=True), each.pop("config", {}))
         each["parameters"] = common | {"config": _checked(settings.checked(given, plan)).model_dump(mode="json")}
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    retraining = _Plan(schedules, common | {"config": base.model_dump(mode="json")})
+    retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scores = _scores(scoring, str(place.root), timezone, timeout)
     if retrain_on_drift and scores is None:
         raise ConfigError("--retrain-on-drift needs something that is scored; give --score-input")
     if interval is not None and interval < SECONDS_TO_START and overtaken == "skip":
         _warn_of_haste(interval)
     answered = str(place.root) if retrain_on_drift else None
-    _serve(deployment_name(place), retraining, scores, collision, drift_of=answered)
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from flows.deployments import serve_until_stopped  # with Prefect, now that nothing is left to refuse
+
+    serve_until_stopped(deployment_name(place), retraining, scores, collision, drift_of=answered)
 
 
-def _scores(scoring: Scoring, root: str, timezone: str, timeout: float | None) -> _Plan | None:
+def _scores(scoring: Scoring, root: str, timezone: str, timeout: float | None) -> Plan | None:
     if scoring.input is None and not scoring.crons and not scoring.settings:
         return None
     given = score_parameters(scoring, root, timeout)
-    return _Plan(score_schedules(scoring, timezone), given)
+    return Plan(score_schedules(scoring, timezone), given)
 
 
 def _warn_of_haste(interval: float) -> None:
@@ -130,107 +121,3 @@ def _planned(plan: Path) -> list[dict[str, Any]]:
         )
         found.append(schedule | {"config": table.get("config", {})})
     return found
-
-
-def _serve(name: str, retraining: _Plan, scoring: _Plan | None, collision: str, *, drift_of: str | None) -> None:
-    from prefect import get_client
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.flows import EntrypointType
-    from prefect.flows import serve as serve_deployments
-    from prefect.schedules import Schedule
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
-        raise ConfigError(
-            "no Prefect server is configured; start one by `prefect server start`, and set "
-            "PREFECT_API_URL=http://127.0.0.1:4200/api"
-        )
-    from flows import automations
-    from flows.scheduled import scheduled_retrain
-    from flows.scheduled_score import scheduled_score
-
-    strategy = ConcurrencyLimitStrategy.ENQUEUE if collision == "enqueue" else ConcurrencyLimitStrategy.CANCEL_NEW
-
-    def deployment(flow: Any, plan: _Plan, description: str) -> Any:
-        return flow.to_deployment(
-            name,
-            schedules=[_schedule(Schedule, each) for each in plan.schedules],
-            parameters=plan.parameters,
-            version=machine.code_version(),
-            description=description,
-            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-
-    with get_client(sync_client=True) as client:
-        _wait_for(client, str(PREFECT_API_URL.value()))
-        served = [
-            deployment(
-                scheduled_retrain, retraining, "Retrains and decides on the champion; one run of the store at a time."
-            )
-        ]
-        if scoring is not None:
-            served.append(
-                deployment(scheduled_score, scoring, "Scores what is new by the champion; one run at a time.")
-            )
-        automations.install_zombies(client)
-        if drift_of is not None:
-            automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
-        left = _open_runs(client, name)
-        automations.call_the_roll(left, {each.flow_id: client.read_flow(each.flow_id).name for each in left})
-    named = ", ".join(f"{each.flow_name}/{name}" for each in served)
-    print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
-    try:
-        # Not paused meanwhile: what is due until the next start would be lost, and is late now.
-        serve_deployments(
-            *served, pause_on_shutdown=False, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT
-        )
-    finally:
-        _close(name)
-
-
-def _wait_for(client: Any, url: str) -> None:
-    """Wait until the server answers: one that was started with this process takes a while.
-
-    Raises:
-        ConfigError: it does not answer in time.
-    """
-    end = time.monotonic() + SECONDS_FOR_SERVER
-    while (trouble := client.api_healthcheck()) is not None:
-        if time.monotonic() > end:
-            raise ConfigError(f"the Prefect server at {url} does not answer: {trouble}; start it")
-        time.sleep(1)
-
-
-def _close(name: str) -> None:
-    """Give the rows of runs that this process ended a final state; Prefect's runner leaves them as they were.
-
-    A second SIGTERM does not keep it from that: it is about to end anyway.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from prefect import get_client
-    from prefect.states import Crashed
-
-    with get_client(sync_client=True) as client:
-        for each in _open_runs(client, name):
-            message = "nnbuild serve was stopped; what the run has waits in the store for the next one."
-            client.set_flow_run_state(each.id, Crashed(message=message), force=True)
-
-
-def _open_runs(client: Any, name: str) -> list[Any]:
-    """The flow runs of a deployment that have been taken up, and have no final state."""
-    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
-
-    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-    found: list[Any] = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter.model_validate(states),
-        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
-    )
-    return found
-
-
-def _schedule(kind: Any, given: dict[str, Any]) -> Any:
-    from datetime import timedelta
-
-    interval, others = given.get("interval"), {name: each for name, each in given.items() if name != "interval"}
-    return kind(interval=timedelta(seconds=interval), **others) if interval is not None else kind(**others)

@@ -1,0 +1,122 @@
+"""The deployments on a Prefect server: made, watched over, served, and left in order."""
+
+import signal
+import time
+from datetime import timedelta
+from typing import Any
+
+from prefect import get_client
+from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.flows import EntrypointType
+from prefect.flows import serve as serve_deployments
+from prefect.schedules import Schedule
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
+
+from flows import automations
+from flows.scheduled import scheduled_retrain
+from flows.scheduled_score import scheduled_score
+from flows.schedules import Plan
+from nnbuild import machine
+from nnbuild.errors import ConfigError
+
+SECONDS_FOR_SERVER = 60.0
+"""How long a server that is just starting is waited for."""
+
+
+def serve_until_stopped(
+    name: str, retraining: Plan, scoring: Plan | None, collision: str, *, drift_of: str | None
+) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        name: of the deployments.
+        retraining: when and with what.
+        scoring: likewise; None scores nothing.
+        collision: `enqueue` or `cancel-new`, for a run that is due while another one is running.
+        drift_of: the root of a store, drift of whose scores is answered by retraining; None answers none.
+
+    Raises:
+        ConfigError: no server is configured, or it does not answer.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ConfigError(
+            "no Prefect server is configured; start one by `prefect server start`, and set "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api"
+        )
+    with get_client(sync_client=True) as client:
+        _wait_for(client, str(url))
+        retrained = "Retrains and decides on the champion; one run of the store at a time."
+        served = [_deployment(scheduled_retrain, name, retraining, collision, retrained)]
+        if scoring is not None:
+            scored = "Scores what is new by the champion; one run at a time."
+            served.append(_deployment(scheduled_score, name, scoring, collision, scored))
+        automations.install_zombies(client)
+        if drift_of is not None:
+            automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
+        left = _open_runs(client, name)
+        automations.call_the_roll(left, {each.flow_id: client.read_flow(each.flow_id).name for each in left})
+    named = ", ".join(f"{each.flow_name}/{name}" for each in served)
+    print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
+    try:
+        # Not paused meanwhile: what is due until the next start would be lost, and is late now.
+        serve_deployments(
+            *served, pause_on_shutdown=False, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT
+        )
+    finally:
+        _close(name)
+
+
+def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
+    strategy = ConcurrencyLimitStrategy.ENQUEUE if collision == "enqueue" else ConcurrencyLimitStrategy.CANCEL_NEW
+    return flow.to_deployment(
+        name,
+        schedules=[_schedule(each) for each in plan.schedules],
+        parameters=plan.parameters,
+        version=machine.code_version(),
+        description=description,
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def _schedule(given: dict[str, Any]) -> Schedule:
+    interval, others = given.get("interval"), {name: each for name, each in given.items() if name != "interval"}
+    return Schedule(interval=timedelta(seconds=interval), **others) if interval is not None else Schedule(**others)
+
+
+def _wait_for(client: Any, url: str) -> None:
+    """Wait until the server answers: one that was started with this process takes a while.
+
+    Raises:
+        ConfigError: it does not answer in time.
+    """
+    end = time.monotonic() + SECONDS_FOR_SERVER
+    while (trouble := client.api_healthcheck()) is not None:
+        if time.monotonic() > end:
+            raise ConfigError(f"the Prefect server at {url} does not answer: {trouble}; start it")
+        time.sleep(1)
+
+
+def _close(name: str) -> None:
+    """Give the rows of runs that this process ended a final state; Prefect's runner leaves them as they were.
+
+    A second SIGTERM does not keep it from that: it is about to end anyway.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with get_client(sync_client=True) as client:
+        for each in _open_runs(client, name):
+            message = "nnbuild serve was stopped; what the run has waits in the store for the next one."
+            client.set_flow_run_state(each.id, Crashed(message=message), force=True)
+
+
+def _open_runs(client: Any, name: str) -> list[Any]:
+    """The flow runs of a deployment that have been taken up, and have no final state."""
+    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    found: list[Any] = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(states),
+        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
+    )
+    return found
