@@ -159,32 +159,40 @@ def clock(time_of_day: datetime | None) -> str:
     return f"{time_of_day:%H:%M:%S}" if time_of_day else ""
 
 
-def told(watched: Watched, run: dict[str, Any]) -> str:
-    """What a flow run made: its run, whether that was begun by another one, or why there is none."""
+def made(watched: Watched, run: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of what a flow run has made; None if it made nothing."""
     start, end = when(run, "start_time"), when(run, "end_time")
     for run_id in watched.store.committed() if start and end else ():
-        row = watched.store.manifest(run_id)["row"]
-        began, finished = (datetime.fromisoformat(str(row[name])) for name in ("started_at", "finished_at"))
-        if start <= finished <= end:
-            return f"run {run_id[-6:]}" + (f", begun at {clock(began)}" if began < start else "")
-    return str(run["state"]["message"] or "")[:100]
+        manifest: dict[str, Any] = watched.store.manifest(run_id)
+        if start <= datetime.fromisoformat(str(manifest["row"]["finished_at"])) <= end:
+            return manifest
+    return None
+
+
+def told(watched: Watched, run: dict[str, Any]) -> str:
+    """What a flow run made: its run, whether that was begun by another one, or why there is none."""
+    manifest = made(watched, run)
+    if manifest is None:
+        return str(run["state"]["message"] or "")[:100]
+    began = datetime.fromisoformat(str(manifest["row"]["started_at"]))
+    return f"run {manifest['run_id'][-6:]}" + (f", begun at {clock(began)}" if began < when(run, "start_time") else "")
 
 
 def verdict(watched: Watched, runs: list[dict[str, Any]]) -> dict[str, int]:
     """What should be nothing."""
     due = {when(each, "expected_start_time") for each in runs}
     minutes = (max(due) - min(due)) // MINUTE + 1
-    made = sorted(
+    begun = sorted(
         (each for each in runs if each["start_time"] and each["end_time"]), key=lambda each: each["start_time"]
     )
     completed = [each for each in runs if each["state"]["name"] == "Completed"]
     return {
         "due and lost": minutes - len(due),
         "overlapping": sum(
-            when(one, "end_time") > when(other, "start_time") for one, other in itertools.pairwise(made)
+            when(one, "end_time") > when(other, "start_time") for one, other in itertools.pairwise(begun)
         ),
         "without an end": sum(each["state"]["type"] not in FINAL for each in runs),
-        "completed without a run": sum(not told(watched, each).startswith("run ") for each in completed),
+        "completed without a run": sum(made(watched, each) is None for each in completed),
     }
 
 
