@@ -81,7 +81,7 @@ class TrainingConfig(Section):
 
     epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the training images")
     batch_size: int | None = Field(None, ge=1, le=65_536, description="Images per step")
-    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] | None = Field(None, description="The optimizer")
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "rmsprop"] | None = Field(None, description="The optimizer")
     learning_rate: float | None = Field(None, gt=0, le=100, description="Of the optimizer; the peak of a schedule")
     beta_1: float | None = Field(None, ge=0, lt=1, description="Adam's decay of the mean gradient; Keras's if null")
     beta_2: float | None = Field(None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null")
@@ -206,7 +206,7 @@ def require_names(config: RunConfig) -> None:
             raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
     if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'")
-    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {None, "adam", "adamw"}:
+    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {None, "adam", "adamw", "muon"}:
         raise ConfigError(f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them")
     if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
         raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")

@@ -6,16 +6,18 @@ from typing import Any
 from nnbuild.backend import keras
 from nnbuild.config import TrainingConfig
 from nnbuild.models.precision import with_scaled_loss
+from nnbuild.training.muon import Muon
 from nnbuild.training.schedules import learning_rate
 
 _OPTIMIZERS = {
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
+    "muon": Muon,
     "sgd": keras.optimizers.SGD,
     "rmsprop": keras.optimizers.RMSprop,
 }
 
-_WITH_BETAS = ("adam", "adamw")
+_WITH_BETAS = ("adam", "adamw", "muon")
 
 # The config names a metric once; the target form decides which of Keras's classes it is.
 _METRICS: dict[str, Callable[[bool], Any]] = {
