@@ -78,6 +78,7 @@ EVERYTHING = {
         ("regularized", {"schedule": "one-cycle"}),
         ("convnet", {"augment": "shift"}),
         ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
+        ("accurate", {}),
         ("accurate", {"optimizer": "rmsprop"}),
         ("tiny", {"precision": "mixed_bfloat16"}),
         ("lab", {"precision": "mixed_float16", "ema": 0.9}),

@@ -4,20 +4,20 @@ Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 the kernels of convolutions, and so all of a convolutional network, to Adam.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from nnbuild.backend import keras, tf
 
+_PIXEL_CHANNELS = 4  # at most: grey, RGB, and with transparency
 _ROUNDS = 5
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: after five rounds singular values lie between about 0.7 and 1.2
-_LIKE_ADAM = 0.2  # of Liu et al., "Muon is scalable for LLM training" (arXiv 2502.16982): the usual size of Adam's steps
+_QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: five rounds bring singular values to between 0.7 and 1.2
+_LIKE_ADAM = 0.2  # of Liu et al., "Muon is scalable for LLM training" (arXiv 2502.16982): how long Adam's steps are
 
 
 @keras.saving.register_keras_serializable("nnbuild")
 class Muon(keras.optimizers.Adam):  # type: ignore[misc]
-    """Adam, but for the hidden kernels: those between a network's first and its last, which take and give more than one.
+    """Adam, but for the hidden kernels: those of dense and convolutional layers that take no pixels and give no logits.
 
     A step of a kernel is as long, per weight, as one of Adam's at the same learning rate, so the two share it.
 
@@ -93,5 +93,6 @@ def orthogonal(matrix: Any) -> Any:
 
 
 def _hidden_kernels(variables: Sequence[Any]) -> list[Any]:
+    """The kernels that take more than pixels' channels and give more than one, without the last, which gives logits."""
     kernels = [each for each in variables if len(each.shape) > 1]
-    return [each for each in kernels[1:-1] if 1 < each.shape[-1] < math.prod(each.shape)]
+    return [each for each in kernels[:-1] if each.shape[-2] > _PIXEL_CHANNELS and each.shape[-1] > 1]
