@@ -86,7 +86,11 @@ class TrainingConfig(Section):
     beta_1: float | None = Field(None, ge=0, lt=1, description="Adam's decay of the mean gradient; Keras's if null")
     beta_2: float | None = Field(None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null")
     ema: float | None = Field(
-        None, gt=0, lt=1, description="Momentum of an average of the weights, which becomes the weights; off if null"
+        None,
+        gt=0,
+        lt=1,
+        description="Momentum of an average of the weights, which becomes them; over a tenth of the steps at most; "
+        "off if null",
     )
     schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="How the learning rate moves from step to step"

@@ -125,6 +125,13 @@ def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
     assert same(single, many)
 
 
+@pytest.mark.parametrize(("steps", "momentum"), [(1, 0.0), (24, 1 - 10 / 24), (100_000, 0.998)])
+def test_the_average_of_the_weights_looks_back_over_a_tenth_of_the_fit_at_most(steps, momentum):
+    model = models.build(config_of(), (8, 8, 1), CLASSES)
+    models.compile_model(model, config_of(ema=0.998).training, steps=steps)
+    assert model.optimizer.ema_momentum == pytest.approx(momentum)
+
+
 def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
     """The same batches in the same order through `model.fit`: the same loss, metric and weights to rounding."""
     split, config = small_split(), config_of(epochs=1)

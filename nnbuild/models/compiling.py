@@ -40,8 +40,13 @@ def _top_k(k: int, *, sparse: bool) -> Any:
 def _optimizer(training: TrainingConfig, steps: int) -> Any:
     given = {"beta_1": training.beta_1, "beta_2": training.beta_2} if training.optimizer in _WITH_BETAS else {}
     betas = {name: value for name, value in given.items() if value is not None}
-    average = {"use_ema": True, "ema_momentum": training.ema} if training.ema is not None else {}
+    average = {} if training.ema is None else {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
     return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **betas, **average)
+
+
+def _momentum(wanted: float, steps: int) -> float:
+    """Of the average of the weights, over a tenth of the fit at most: a short one would end as it began."""
+    return min(wanted, max(0.0, 1 - 10 / max(steps, 1)))
 
 
 def loss_of(training: TrainingConfig) -> Any:
