@@ -17,9 +17,9 @@ _LIKE_ADAM = 0.2  # of Liu et al., "Muon is scalable for LLM training" (arXiv 25
 
 @keras.saving.register_keras_serializable("nnbuild")
 class Muon(keras.optimizers.Adam):  # type: ignore[misc]
-    """Adam, but for the hidden kernels: those of dense and convolutional layers that take no pixels and give no logits.
+    """Adam, but for the hidden kernels: those that take more than the channels of pixels, and give no logits.
 
-    A step of a kernel is as long, per weight, as one of Adam's at the same learning rate, so the two share it.
+    A step of a hidden kernel is as long, per weight, as one of Adam's usually is, so they share the learning rate.
 
     Attributes:
         momentum: of the hidden kernels' gradients, from 0 to 1.
