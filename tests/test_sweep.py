@@ -247,8 +247,9 @@ def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
     assert tree_digest(tmp_path) == before
 
 
-def test_what_is_compared_is_the_network_that_was_kept(tmp_path, base):
+def test_what_is_compared_is_the_network_that_was_kept(tmp_path, monkeypatch, base):
     """An average that still holds the first weights is worse than what the history says of the last ones."""
+    monkeypatch.setattr("nnbuild.models.compiling._momentum", lambda wanted, _: wanted)  # it would be held down
     training = base.training.model_copy(update={"epochs": 3, "ema": 0.999, "learning_rate": 0.01})
     config = sweep_config({"grid": {"model.dropout": [0.0]}}, base.model_copy(update={"training": training}))
     (trial,) = make_sweep(config, tmp_path).trials
