@@ -38,10 +38,12 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
         if self.built:
             return
         super().build(variables)
-        self._kernel_momentums = {
-            self._get_variable_index(variable): self.add_variable_from_reference(variable, name="kernel_momentum")
-            for variable in _hidden_kernels(variables)
-        }
+        hidden = {id(variable) for variable in _hidden_kernels(variables)}
+        # A list, and no dict: TensorFlow's export of a compiled model follows it, and takes no numbers for keys.
+        self._kernel_momentums = [
+            self.add_variable_from_reference(variable, name="kernel_momentum") if id(variable) in hidden else None
+            for variable in variables
+        ]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Change a variable and its momentum in place, by its gradient.
@@ -51,7 +53,7 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
             variable: to change.
             learning_rate: scalar.
         """
-        average = self._kernel_momentums.get(self._get_variable_index(variable))
+        average = self._kernel_momentums[self._get_variable_index(variable)]
         if average is None:
             super().update_step(gradient, variable, learning_rate)
             return
