@@ -76,6 +76,10 @@ class ReduceOnPlateau(Section):
     min_learning_rate: float = Field(0.0, ge=0, description="The learning rate never goes below")
 
 
+WITH_BETAS = ("adam", "adamw", "muon")
+"""The optimizers that are Adam, wholly or in part, and take its two decays."""
+
+
 class TrainingConfig(Section):
     """How the network is fitted."""
 
@@ -210,7 +214,7 @@ def require_names(config: RunConfig) -> None:
             raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
     if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'")
-    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {None, "adam", "adamw", "muon"}:
+    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {None, *WITH_BETAS}:
         raise ConfigError(f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them")
     if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
         raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")

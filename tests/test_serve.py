@@ -73,9 +73,8 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
     begun = sorted((each for each in runs if each["start_time"]), key=lambda each: each["start_time"])
     ended = [each for each in begun if each["state"]["type"] in FINAL]
     completed = [each for each in ended if each["state"]["name"] == "Completed"]
-    torn = [
-        each for each in ended[-1:] if each["state"]["type"] != "COMPLETED"
-    ]  # by the stop, which may follow a commit
+    # The stop may come between a commit and its run's end.
+    torn = [each for each in ended[-1:] if each["state"]["type"] != "COMPLETED"]
     assert len(completed) <= len(store.committed()) <= len(completed) + len(torn)
     for one, next_one in itertools.pairwise(ended):
         assert when(one["end_time"]) <= when(next_one["start_time"]) + timedelta(milliseconds=50)

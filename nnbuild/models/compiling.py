@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnbuild.backend import keras
-from nnbuild.config import TrainingConfig
+from nnbuild.config import WITH_BETAS, TrainingConfig
 from nnbuild.models.precision import with_scaled_loss
 from nnbuild.training.muon import Muon
 from nnbuild.training.schedules import learning_rate
@@ -16,8 +16,6 @@ _OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
     "rmsprop": keras.optimizers.RMSprop,
 }
-
-_WITH_BETAS = ("adam", "adamw", "muon")
 
 # The config names a metric once; the target form decides which of Keras's classes it is.
 _METRICS: dict[str, Callable[[bool], Any]] = {
@@ -38,7 +36,7 @@ def _top_k(k: int, *, sparse: bool) -> Any:
 
 
 def _optimizer(training: TrainingConfig, steps: int) -> Any:
-    given = {"beta_1": training.beta_1, "beta_2": training.beta_2} if training.optimizer in _WITH_BETAS else {}
+    given = {"beta_1": training.beta_1, "beta_2": training.beta_2} if training.optimizer in WITH_BETAS else {}
     betas = {name: value for name, value in given.items() if value is not None}
     average = {} if training.ema is None else {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
     return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **betas, **average)
