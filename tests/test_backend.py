@@ -1,0 +1,15 @@
+"""What the backend is set to, seen in what TensorFlow does."""
+
+import numpy as np
+
+from nnbuild.backend import tf
+
+
+def test_a_compiled_function_gives_the_bits_of_its_operations_one_by_one():
+    # x * 0.1 * 0.3 is rounded twice; TensorFlow's rewriting of graphs would make it x * 0.03, rounded once.
+    numbers = tf.constant(np.random.default_rng(0).random(1000, np.float32))
+
+    def twice(x):
+        return x * 0.1 * 0.3
+
+    np.testing.assert_array_equal(tf.function(twice)(numbers), twice(numbers))
