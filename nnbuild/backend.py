@@ -43,8 +43,8 @@ with quiet(), importing():
 
 # Its warnings are advice to whoever writes TensorFlow code, not to whoever runs this.
 tf.get_logger().setLevel("ERROR")
-# TensorFlow's rewriting of graphs ("Grappler") reorders arithmetic, and not every time in the same way: the same network
-# trained twice by the same seed differed in its last bits. Without it a graph does what it says; it gained nothing either.
+# TensorFlow's rewriting of graphs ("Grappler") reorders arithmetic, and not every time in the same way: a network that
+# was trained twice by the same seed differed in its last bits. Without it a graph does what it says, and as fast.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 # A GPU's memory is taken as it is needed, so that several runs and the desktop share it. Never tried: there was no GPU.
 with suppress(RuntimeError):  # the runtime is awake already; whoever woke it has decided

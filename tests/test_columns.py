@@ -1,4 +1,5 @@
-"""Columns: in training a row comes back at its place from the one column that had it; at scoring all are averaged."""
+"""Columns: in training an image's features come back at its place, from the one column that had it; at scoring those
+of all columns and views are averaged."""
 
 import numpy as np
 import pytest
@@ -11,17 +12,25 @@ ROWS = range(1, 12)
 
 
 def network(column, count):
-    batch = keras.Input((3,))
-    return keras.Model(batch, columns(batch, column, count))
+    images = keras.Input((2, 3, 1))
+    return keras.Model(images, columns(images, column, count))
 
 
 def batch_of(rows):
-    return np.random.default_rng(rows).random((rows, 3), np.float32)
+    return np.random.default_rng(rows).random((rows, 2, 3, 1), np.float32)
+
+
+def flat(batch):
+    return batch.reshape(len(batch), -1)
 
 
 def offset(share, prefix):
     """Tells which column it was: adds 100 times its number."""
-    return layers.Rescaling(1.0, offset=100.0 * int(prefix.split("_")[1]))(share)
+    return layers.Rescaling(1.0, offset=100.0 * int(prefix.split("_")[1]))(layers.Flatten()(share))
+
+
+def dense(share, prefix=""):
+    return layers.Dense(2, name=f"{prefix}dense")(layers.Flatten()(share))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -29,21 +38,23 @@ def test_each_row_comes_back_at_its_place_from_one_column(count):
     model = network(offset, count)
     for rows in ROWS:
         found = model(batch_of(rows), training=True).numpy()
-        assert found.shape == (rows, 3)
+        assert found.shape == (rows, 6)
         number = np.floor(found[:, 0] / 100)
-        np.testing.assert_allclose(found - 100 * number[:, None], batch_of(rows), atol=1e-4)
+        np.testing.assert_allclose(found - 100 * number[:, None], flat(batch_of(rows)), atol=1e-4)
         assert set(number) <= set(range(1, count + 1))
         assert np.unique(number, return_counts=True)[1].max() == -(-rows // count)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_at_scoring_it_is_the_mean_of_all_columns(count):
+def test_at_scoring_it_is_the_mean_of_all_columns_and_of_the_image_moved_to_four_sides(count):
+    framed = np.pad(batch_of(7), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    moved = [np.roll(framed, by, axis=(1, 2))[:, 2:-2, 2:-2] for by in ((1, 0), (-1, 0), (0, 1), (0, -1))]
     found = network(offset, count)(batch_of(7), training=False).numpy()
-    np.testing.assert_allclose(found, batch_of(7) + 100 * (count + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found, flat(np.mean(moved, axis=0)) + 100 * (count + 1) / 2, rtol=1e-6)
 
 
 def test_a_column_learns_from_nothing_but_its_share():
-    model = network(lambda share, prefix: layers.Dense(2, name=f"{prefix}dense")(share), 3)
+    model = network(dense, 3)
 
     def gradient(batch):
         with tf.GradientTape() as tape:
@@ -58,13 +69,13 @@ def test_a_column_learns_from_nothing_but_its_share():
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_batch_norm_stays_finite_where_there_are_fewer_images_than_columns(rows):
-    model = network(lambda share, _: layers.BatchNormalization()(layers.Dense(2)(share)), 3)
+    model = network(lambda share, prefix: layers.BatchNormalization()(dense(share, prefix)), 3)
     assert np.isfinite(model(batch_of(rows), training=True)).all()
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
 def test_it_is_the_same_when_it_was_saved_and_read(tmp_path):
-    model = network(lambda share, _: layers.Dense(2)(share), 3)
+    model = network(dense, 3)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     for training in (True, False):

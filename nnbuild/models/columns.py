@@ -1,8 +1,8 @@
 """Columns: equal networks side by side, each of which learns from its own share of every batch.
 
-At scoring every column sees every image, and their features are averaged. It is a way to spend a long fit: once more
-epochs no longer make one network better, the mean of several that had a part of the epochs each is. Columns that are
-averaged at scoring are those of Cireşan et al., "Multi-column deep neural networks" (arXiv 1202.2745).
+At scoring every column sees every image in several views, and all their features are averaged. It is a way to spend a
+long fit: once more epochs no longer make one network better, the mean of several that had a part of the epochs each is.
+Columns that are averaged at scoring are those of Cireşan et al., "Multi-column deep neural networks" (arXiv 1202.2745).
 """
 
 from collections.abc import Callable
@@ -11,6 +11,29 @@ from typing import Any
 from nnbuild.backend import keras
 
 ops = keras.ops
+
+
+_VIEWS = ((0, 1), (1, 0), (1, 2), (2, 1))  # the corner of each view in an image with a margin of one pixel
+
+
+@keras.saving.register_keras_serializable("nnbuild")
+class Views(keras.layers.Layer):  # type: ignore[misc]
+    """Images as they are while training; otherwise each moved by a pixel to the four sides, one view behind the other.
+
+    What moves in is zero. The views are symmetric, so the image itself, between them, adds nothing to their mean.
+    """
+
+    def call(self, images: Any, training: bool = False) -> Any:  # noqa: FBT001, FBT002  (Keras passes it)
+        """The images, or four times as many."""
+        if training:
+            return images
+        height, width = images.shape[1:3]
+        framed = ops.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return ops.concatenate([framed[:, top : top + height, left : left + width] for top, left in _VIEWS], axis=0)
+
+    def compute_output_spec(self, images: Any, training: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002
+        """Some images of the same kind."""
+        return keras.KerasTensor((None, *images.shape[1:]), images.dtype)
 
 
 @keras.saving.register_keras_serializable("nnbuild")
@@ -50,31 +73,36 @@ class Share(keras.layers.Layer):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("nnbuild")
 class Joined(keras.layers.Layer):  # type: ignore[misc]
-    """The columns' features: one behind the other while training, so that each row has its label; else their mean."""
+    """The columns' features: while training one behind the other, so that each row has its label; else an image's mean.
+
+    An image's rows are as many as it has views, times the columns.
+    """
 
     def call(self, batch_and_columns: list[Any], training: bool = False) -> Any:  # noqa: FBT001, FBT002
         """Features for each image of the batch."""
         batch, *columns = batch_and_columns
+        count, features = ops.shape(batch)[0], ops.concatenate(columns, axis=0)
         if training:
-            return ops.concatenate(columns, axis=0)[: ops.shape(batch)[0]]  # without the last image's copies
-        return ops.mean(ops.stack(columns, axis=0), axis=0)
+            return features[:count]  # without the last image's copies
+        return ops.mean(ops.reshape(features, (-1, count, features.shape[-1])), axis=0)
 
     def compute_output_spec(self, batch_and_columns: list[Any], training: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002
         """Features of one column's shape, for each image."""
         return keras.KerasTensor(batch_and_columns[1].shape, batch_and_columns[1].dtype)
 
 
-def columns(batch: Any, column: Callable[[Any, str], Any], count: int) -> Any:
-    """Several columns on a batch.
+def columns(images: Any, column: Callable[[Any, str], Any], count: int) -> Any:
+    """Several columns on a batch of images.
 
     Args:
-        batch: Keras tensor of images.
+        images: Keras tensor of shape (n, height, width, channels).
         column: makes features of images; its second argument goes before the names of its layers.
         count: of the columns.
 
     Returns:
         Keras tensor of features.
     """
-    shares = [Share(number, count, name=f"share_{number + 1}")(batch) for number in range(count)]
+    views = Views(name="views")(images)
+    shares = [Share(number, count, name=f"share_{number + 1}")(views) for number in range(count)]
     features = [column(share, f"column_{number}_") for number, share in enumerate(shares, start=1)]
-    return Joined(name="joined")([batch, *features])
+    return Joined(name="joined")([images, *features])
