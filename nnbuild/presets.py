@@ -74,7 +74,7 @@ PRESETS: dict[str, Preset] = {
         _NOTHING_DROPPED,
     ),
     "accurate": Preset(
-        "three columns of five convolutions, four views at scoring, random affine maps and Muon, in bfloat16: the highest",
+        "three columns of five convolutions, four views at scoring, random affine maps, Muon, in bfloat16: the highest",
         {**_THOROUGH, "epochs": 34, "batch_size": 384, "learning_rate": 6e-3, "optimizer": "muon"},
         _NOTHING_DROPPED,
     ),
