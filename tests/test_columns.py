@@ -29,7 +29,7 @@ def offset(share, prefix):
     return layers.Rescaling(1.0, offset=100.0 * int(prefix.split("_")[1]))(layers.Flatten()(share))
 
 
-def dense(share, prefix=""):
+def dense(share, prefix):
     return layers.Dense(2, name=f"{prefix}dense")(layers.Flatten()(share))
 
 
