@@ -25,6 +25,7 @@ import numpy as np
 from nnbuild.data import sources
 from nnbuild.engines.onnx import OnnxEngine
 from nnbuild.logits.softmax import log_softmax
+from nnbuild.machine import processors
 
 ONE = """
 import sys
@@ -33,7 +34,7 @@ network, members, threads, seed, folder, store = sys.argv[1:]
 settings = {
     "dataset": {"name": "mnist", "data_dir": folder},
     "model": {"name": network, "members": int(members)},
-    "training": {"threads": int(threads)},
+    "training": {"threads": int(threads) or None},
     "seed": int(seed),
 }
 print(retrain(RunConfig.model_validate(settings), store).run_id)
@@ -42,7 +43,7 @@ print(retrain(RunConfig.model_validate(settings), store).run_id)
 
 def run(given: argparse.Namespace, network: str, store: str, seed: int) -> dict[str, Any]:
     """The manifest of a run."""
-    threads = max(1, (os.cpu_count() or 1) // given.at_once)
+    threads = max(1, processors() // given.at_once) if given.at_once > 1 else 0  # 0: what a run takes by itself
     settings = [network, given.members, threads, seed, given.data_dir, store]
     command = [sys.executable, "-c", ONE, *map(str, settings)]
     run_id = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]

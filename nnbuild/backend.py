@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from nnbuild.lazy import importing
+from nnbuild.machine import OPERATIONS_AT_ONCE
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def pin_threads(threads: int) -> bool:
     Convolutions give other bytes with another number of threads, so the number is part of a run.
 
     Args:
-        threads: for one operation; the number of operations at a time is 2.
+        threads: for one operation; `OPERATIONS_AT_ONCE` run beside each other.
 
     Returns:
         Whether it is so. TensorFlow takes the setting only before its first operation.
@@ -72,7 +73,7 @@ def pin_threads(threads: int) -> bool:
     if tf.config.threading.get_intra_op_parallelism_threads() != threads:
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(2)
+            tf.config.threading.set_inter_op_parallelism_threads(OPERATIONS_AT_ONCE)
         except RuntimeError:
             return False
     with quiet():

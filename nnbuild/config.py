@@ -11,9 +11,9 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from nnbuild import machine
 from nnbuild.data.checks import CheckLimits
 from nnbuild.errors import ConfigError, suggestion
-from nnbuild.machine import processors
 from nnbuild.presets import METRICS, PRESETS, USER_MODEL, Preset
 
 S = TypeVar("S", bound="Section")
@@ -226,12 +226,20 @@ def _filled(section: S, defaults: dict[str, object]) -> S:
     return type(section).model_validate({**section.model_dump(), **opened})
 
 
-def resolve(config: RunConfig, *, threads: int | None = None) -> RunConfig:
+def _threads(preset: Preset, processors: int) -> int:
+    """All processors for one operation; but one, where columns beside each other keep all of them busy anyhow.
+
+    Two operations with a thread each take less time than one after the other with two threads, of which one waits.
+    """
+    return 1 if processors <= min(preset.columns, machine.OPERATIONS_AT_ONCE) else processors
+
+
+def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
     """Fill in what the config leaves open.
 
     Args:
         config: what the user gave.
-        threads: of this machine, where the config names none; all its processors if not given.
+        processors: of this machine, for the threads where the config names none.
 
     Returns:
         A config without open fields; resolving it again changes nothing.
@@ -241,9 +249,10 @@ def resolve(config: RunConfig, *, threads: int | None = None) -> RunConfig:
     """
     require_names(config)
     preset = preset_of(config.model.name)
+    threads = _threads(preset, processors or machine.processors())
     return config.model_copy(
         update={
             "model": _filled(config.model, preset.model),
-            "training": _filled(config.training, {**preset.training, "threads": threads or processors()}),
+            "training": _filled(config.training, {**preset.training, "threads": threads}),
         }
     )

@@ -22,6 +22,9 @@ _PACKAGES = (
     "onnxruntime",
 )
 
+OPERATIONS_AT_ONCE = 2
+"""How many operations of a graph TensorFlow runs beside each other; each has the threads that the config says."""
+
 
 @cache
 def code_version() -> str:

@@ -11,11 +11,13 @@ class Preset:
         summary: one line for the help texts.
         training: fields of `TrainingConfig`.
         model: fields of `ModelConfig`.
+        columns: how many networks it has side by side, none of which waits for another.
     """
 
     summary: str
     training: dict[str, object]
     model: dict[str, object] = field(default_factory=dict)
+    columns: int = 1
 
 
 _PLAIN: dict[str, object] = {
@@ -74,9 +76,10 @@ PRESETS: dict[str, Preset] = {
         _NOTHING_DROPPED,
     ),
     "accurate": Preset(
-        "three columns of five convolutions, four views at scoring, random affine maps, Muon, in bfloat16: the highest",
+        "three unlike columns of convolutions, four views at scoring, affine maps, Muon, in bfloat16: the highest",
         {**_THOROUGH, "epochs": 34, "batch_size": 384, "learning_rate": 6e-3, "optimizer": "muon"},
         _NOTHING_DROPPED,
+        columns=3,
     ),
     "tiny": Preset(
         "fewer than 8,000 weights, batch norm and random affine maps, in bfloat16: 99.4 % where memory is scarce",

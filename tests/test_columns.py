@@ -4,8 +4,11 @@ of all columns and views are averaged."""
 import numpy as np
 import pytest
 
+from nnbuild import models
 from nnbuild.backend import keras, tf
-from nnbuild.models.columns import columns
+from nnbuild.config import RunConfig, resolve
+from nnbuild.models.columns import Share, columns
+from nnbuild.presets import PRESETS
 
 layers = keras.layers
 ROWS = range(1, 12)
@@ -13,7 +16,7 @@ ROWS = range(1, 12)
 
 def network(column, count):
     images = keras.Input((2, 3, 1))
-    return keras.Model(images, columns(images, column, count))
+    return keras.Model(images, columns(images, [column] * count))
 
 
 def batch_of(rows):
@@ -80,3 +83,21 @@ def test_it_is_the_same_when_it_was_saved_and_read(tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     for training in (True, False):
         np.testing.assert_array_equal(model(batch_of(8), training=training), again(batch_of(8), training=training))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_network_has_the_columns_that_its_preset_says(name):
+    model = models.build(resolve(RunConfig.model_validate({"model": {"name": name}})), (28, 28, 1), 10)
+    assert sum(isinstance(layer, Share) for layer in model.layers) == (
+        PRESETS[name].columns if PRESETS[name].columns > 1 else 0
+    )
+
+
+def test_columns_that_keep_all_processors_busy_get_a_thread_each():
+    def threads(name, processors, **training):
+        given = RunConfig.model_validate({"model": {"name": name}, "training": training})
+        return resolve(given, processors=processors).training.threads
+
+    assert [threads("accurate", processors) for processors in (1, 2, 3, 8)] == [1, 1, 3, 8]
+    assert [threads("convnet", processors) for processors in (1, 2, 3, 8)] == [1, 2, 3, 8]
+    assert threads("accurate", 2, threads=2) == 2

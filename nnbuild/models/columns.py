@@ -1,17 +1,17 @@
-"""Columns: equal networks side by side, each of which learns from its own share of every batch.
+"""Columns: networks side by side, each of which learns from its own share of every batch.
 
 At scoring every column sees every image in several views, and all their features are averaged. It is a way to spend a
 long fit: once more epochs no longer make one network better, the mean of several that had a part of the epochs each is.
 Columns that are averaged at scoring are those of Cireşan et al., "Multi-column deep neural networks" (arXiv 1202.2745).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nnbuild.backend import keras
 
 ops = keras.ops
-
+Column = Callable[[Any, str], Any]
 
 _VIEWS = ((0, 1), (1, 0), (1, 2), (2, 1))  # the corner of each view in an image with a margin of one pixel
 
@@ -91,18 +91,20 @@ class Joined(keras.layers.Layer):  # type: ignore[misc]
         return keras.KerasTensor(batch_and_columns[1].shape, batch_and_columns[1].dtype)
 
 
-def columns(images: Any, column: Callable[[Any, str], Any], count: int) -> Any:
+def columns(images: Any, makers: Sequence[Column]) -> Any:
     """Several columns on a batch of images.
 
     Args:
         images: Keras tensor of shape (n, height, width, channels).
-        column: makes features of images; its second argument goes before the names of its layers.
-        count: of the columns.
+        makers: each makes features of images; its second argument goes before the names of its layers. All of them make
+            equally many.
 
     Returns:
         Keras tensor of features.
     """
     views = Views(name="views")(images)
-    shares = [Share(number, count, name=f"share_{number + 1}")(views) for number in range(count)]
-    features = [column(share, f"column_{number}_") for number, share in enumerate(shares, start=1)]
+    features = []
+    for place, make in enumerate(makers):
+        share = Share(place, len(makers), name=f"share_{place + 1}")(views)
+        features.append(make(share, f"column_{place + 1}_"))
     return Joined(name="joined")([images, *features])
