@@ -122,7 +122,11 @@ class TrainingConfig(Section):
         description="What the layers compute in while they are trained; weights, logits and the kept model: float32",
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="For one operation; part of what makes a run repeatable"
+        None,
+        ge=1,
+        le=1024,
+        description="For one operation, and part of what makes a run repeatable; all processors if null, or 1 for a "
+        "network whose columns keep them busy",
     )
     tensorboard: bool = Field(default=False, description="Write TensorBoard logs beside the run")
 
