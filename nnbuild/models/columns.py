@@ -20,7 +20,7 @@ _VIEWS = ((0, 1), (1, 0), (1, 2), (2, 1))  # the corner of each view in an image
 class Views(keras.layers.Layer):  # type: ignore[misc]
     """Images as they are while training; otherwise each moved by a pixel to the four sides, one view behind the other.
 
-    What moves in is zero. The views are symmetric, so the image itself, between them, adds nothing to their mean.
+    What moves in is zero. The image itself is not among the views: with it they were no better (docs/benchmarks.md).
     """
 
     def call(self, images: Any, training: bool = False) -> Any:  # noqa: FBT001, FBT002  (Keras passes it)
