@@ -16,7 +16,7 @@ import numpy as np
 
 from nnbuild import models
 from nnbuild.backend import pin_threads
-from nnbuild.config import RunConfig, processors, resolve
+from nnbuild.config import RunConfig, resolve
 from nnbuild.data.dataset import Split
 from nnbuild.training import Checkpoints, Surroundings, fit
 
@@ -50,7 +50,7 @@ def main() -> None:
     split = Split(images, random.integers(0, 10, given.examples).astype(np.int16))
     settings = {"model": {"name": "convnet"}, "training": {"epochs": given.epochs}}
     config = resolve(RunConfig.model_validate(settings))
-    pin_threads(processors())
+    pin_threads(config.training.threads)
     ratios = []
     for pair in range(given.pairs):
         with tempfile.TemporaryDirectory() as folder:

@@ -73,14 +73,14 @@ def by_nnbuild(data_dir: Path, network: str, epochs: int | None) -> dict[str, fl
     """A network of ours with its own recipe, for as many epochs as its recipe says, or as are given."""
     from nnbuild import models
     from nnbuild.backend import pin_threads
-    from nnbuild.config import RunConfig, processors, resolve
+    from nnbuild.config import RunConfig, resolve
     from nnbuild.data import sources
     from nnbuild.training import fit
     from nnbuild.training.steps import Steps
 
     data = sources.load("mnist", data_dir=data_dir, cache=data_dir)
-    pin_threads(processors())
     config = resolve(RunConfig.model_validate({"model": {"name": network}, "training": {"epochs": epochs}}))
+    pin_threads(config.training.threads)
     model = models.build(config, (28, 28, 1), 10)
     steps = -(-round(60_000 * (1 - config.training.validation_fraction)) // config.training.batch_size)
     models.compile_model(model, config.training, steps=steps * config.training.epochs)

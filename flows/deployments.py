@@ -1,7 +1,10 @@
 """The deployments on a Prefect server: made, watched over, served, and left in order."""
 
+import asyncio
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +12,7 @@ from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.flows import EntrypointType
-from prefect.flows import serve as serve_deployments
+from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
@@ -61,12 +64,28 @@ def serve_until_stopped(
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
     print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
     try:
-        # Not paused meanwhile: what is due until the next start would be lost, and is late now.
-        serve_deployments(
-            *served, pause_on_shutdown=False, print_starting_message=False, heartbeat_seconds=automations.HEARTBEAT
-        )
+        asyncio.run(_serve(served))
     finally:
         _close(name)
+
+
+async def _serve(deployments: Sequence[Any]) -> None:
+    """Start what is due, until Ctrl-C or SIGTERM cancels this task."""
+    # Not paused meanwhile: what is due until the next start would be lost, and is late now.
+    runner = Runner(pause_on_shutdown=False, heartbeat_seconds=automations.HEARTBEAT)
+    for each in deployments:
+        await runner.add_deployment(each)
+    loop, serving = asyncio.get_running_loop(), asyncio.current_task()
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # heard; a second one would cancel what the first one began
+        loop.call_soon_threadsafe(serving.cancel)
+
+    # Prefect's own raises SystemExit wherever it is. While a run is being started that is mostly inside of pydantic,
+    # which makes an error of its own of it: the run crashed, and the runner went on.
+    runner.handle_sigterm = end
+    with suppress(asyncio.CancelledError):
+        await runner.start()
 
 
 def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:

@@ -68,7 +68,7 @@ class Server:
                 yield process
             finally:
                 process.send_signal(signal.SIGTERM)
-                process.wait(60)
+                _ended(process)
 
 
 @contextmanager
@@ -98,6 +98,15 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
         finally:
             process.terminate()
             process.wait(30)
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    """Wait until it has ended, and kill it if it does not: leaving Popen's own block would wait for ever."""
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def _healthy(url: str) -> bool:

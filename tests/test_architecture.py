@@ -1,6 +1,8 @@
 """The layout that the README draws: flows → tasks → nnbuild, and the heavy imports where they belong."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,19 @@ def test_only_the_backend_imports_tensorflow():
         for path in sources(package):
             if path != ROOT / "nnbuild" / "backend.py":
                 assert not {name.split(".")[0] for name in imports(path)} & {"tensorflow", "keras"}, path
+
+
+def test_benchmarks_import_what_is_there():
+    """They are run seldom, so that a name that has moved would be found late."""
+    for path in sources("benchmarks"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in OURS:
+                module = importlib.import_module(str(node.module))
+                modules = {each.name for each in pkgutil.iter_modules(getattr(module, "__path__", []))}
+                missing = [
+                    each.name for each in node.names if each.name not in modules and not hasattr(module, each.name)
+                ]
+                assert not missing, f"{path}: {node.module}"
 
 
 def test_nothing_unpickles():

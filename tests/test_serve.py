@@ -135,6 +135,46 @@ def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
     ]
 
 
+STOPPED_IN_A_START = """
+import os, signal, sys
+from prefect.settings import Settings
+from pydantic import BaseModel, field_serializer
+
+class Heard(BaseModel):
+    it: int = 0
+
+    @field_serializer("it")
+    def hear(self, it: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return it
+
+def environment(settings, *given, **named):
+    if signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, signal.SIG_IGN}:
+        Heard().model_dump()
+    return before(settings, *given, **named)
+
+before, Settings.to_environment_variables = Settings.to_environment_variables, environment
+from flows.cli import main
+main(sys.argv[1:])
+"""
+"""Serves, and hears SIGTERM while a run is started: inside pydantic, which makes an error of whatever is raised."""
+
+
+def test_sigterm_is_heard_while_a_run_is_being_started(real_prefect, tmp_path, small_folder):
+    store = Store(tmp_path / "store")
+    given = map(str, options(small_folder, store.root, epochs=1, interval=5))
+    command = [sys.executable, "-c", STOPPED_IN_A_START, "serve", *given]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=real_prefect.environment, timeout=120, check=False, capture_output=True
+    )
+    assert ended.returncode == 0
+    assert b"Traceback" not in ended.stderr
+    begun = [each for each in real_prefect.flow_runs(deployment_name(store)) if each["state"]["type"] != "SCHEDULED"]
+    assert [each["state"]["message"] for each in begun] == [
+        "nnbuild serve was stopped; what the run has waits in the store for the next one."
+    ]
+
+
 def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
     """One that is made anew forgets the runs that it watches, and the next start of `serve` is when they are needed."""
     assert [scheduled_retrain.name, scheduled_score.name] == automations.FLOWS
