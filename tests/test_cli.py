@@ -98,6 +98,10 @@ def test_every_command_has_help_with_an_example(capfd, command):
     assert shown.code == 0
     assert f"nnbuild {command}" in shown.out
     assert "Example" in shown.out
+    words = "".join(character for character in shown.out if character.isalnum() or character in "[]")
+    for parameter in typer.main.get_command(cli.app).commands[command].params:
+        told = "".join(each for each in parameter.help or "" if each.isalnum() or each in "[]")
+        assert told in words, f"{parameter.name}: what is in brackets is taken for markup"
 
 
 def test_every_flag_is_documented():

@@ -31,7 +31,8 @@ def sweep(
     epochs: Annotated[int | None, typer.Option(metavar="N", help="As for nnbuild run.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="The first of the seeds.")] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Settings of the run, and the sweep's under [sweep].")
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Settings of the run; those of the sweep are its table 'sweep'."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting that all trials share.")
