@@ -8,10 +8,8 @@ and the order of examples follows from the seed and the epoch.
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from nnbuild import history as tables
 from nnbuild.backend import keras, tf
@@ -19,54 +17,14 @@ from nnbuild.config import RunConfig
 from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted
 from nnbuild.training import callbacks as keras_callbacks
-from nnbuild.training.checkpoints import Checkpoint, Checkpoints
+from nnbuild.training.checkpoints import Checkpoint
 from nnbuild.training.order import epoch_order, split_rows
 from nnbuild.training.pace import Pace
 from nnbuild.training.state import model_arrays, restore_model
 from nnbuild.training.steps import Steps
+from nnbuild.training.surroundings import Nobody, Surroundings
 
 _VALIDATION_BATCH = 1024
-
-
-class Watch(Protocol):
-    """Who is told how the fit goes. Each call should be quick."""
-
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
-        """Some steps of an epoch (from 1) are done; the metrics are those of the epoch so far."""
-
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        """An epoch (from 1) is done."""
-
-
-class _Nobody:
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None: ...
-
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None: ...
-
-
-@dataclass
-class Surroundings:
-    """What a fit touches beside the model; all of it may be left out.
-
-    Attributes:
-        watch: is told of steps and epochs.
-        checkpoints: where the state is kept, and found again.
-        checkpoint_seconds: a checkpoint within an epoch at every so many seconds.
-        on_history: is given the history table after every epoch.
-        stop: the number of the signal that asks to stop, or None; asked between calls.
-        now: the time, aware.
-        tensorboard: folder for TensorBoard's logs.
-        callbacks: Keras callbacks of the caller's own.
-    """
-
-    watch: Watch | None = None
-    checkpoints: Checkpoints | None = None
-    checkpoint_seconds: float = 30.0
-    on_history: Callable[[Any], None] = lambda _: None
-    stop: Callable[[], int | None] = lambda: None
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    tensorboard: str | None = None
-    callbacks: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -122,7 +80,7 @@ class _Fit:
     ) -> None:
         training = config.training
         self.model, self.seed, self.training, self.around = model, seed, training, around
-        self.watch = around.watch or _Nobody()
+        self.watch = around.watch or Nobody()
         self.epochs = int(training.epochs or 1)
         self.rows, self.validation_rows = split_rows(len(split), float(training.validation_fraction or 0), config.seed)
         one_hot = training.target_form == "one-hot"
