@@ -64,7 +64,8 @@ def _traceback_file(error: Exception) -> str:
 
 def _usage(error: Any) -> str:
     message = " ".join(error.format_message().split())
-    return f"{message.rstrip('.')}; see nnbuild --help"
+    context = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see {context.command_path if context else 'nnbuild'} --help"
 
 
 def _tell(message: str, code: int) -> int:

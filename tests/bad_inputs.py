@@ -159,7 +159,7 @@ GOOD = tiny()
 ONE_IMAGE = pa.array([bytes(36)] * 4, pa.binary(36))
 
 USAGE = [
-    _run("unknown option", "No such option: --epoch", "--epoch", 3),
+    _run("unknown option", "see nnbuild run --help", "--epoch", 3),
     Case("unknown command", lambda _: ["trian"], "No such command"),
     Case("missing argument", lambda _: ["history", "--store"], "requires an argument"),
     _run("epochs not a number", "--epochs", "--epochs", "many"),
