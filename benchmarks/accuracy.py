@@ -78,7 +78,7 @@ def main() -> None:
         for network in given.networks.split(","):
             told = list(pool.map(partial(run, given, network, f"{folder}/store"), range(given.seeds)))
             found = [each["row"]["test_accuracy"] for each in told]
-            weights = told[0]["steps"]["build_model"]["parameters"] * given.members
+            weights = told[0]["steps"]["build_model"]["parameters"]
             spread = statistics.stdev(found) if len(found) > 1 else 0.0
             fit = statistics.median(each["steps"]["fit_model"]["seconds"] for each in told)
             print(

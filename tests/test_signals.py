@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_line import call
 from test_runs import values
 
 from nnbuild.config import RunConfig
@@ -33,7 +34,7 @@ def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, number):
+def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_folder, number):
     settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "seed": 3}
     settings["training"] = {"epochs": 150, "batch_size": 4, "threads": 2}
     straight = retrain(RunConfig.model_validate(settings), tmp_path / "straight")
@@ -65,6 +66,9 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(tmp_path, small_folder, 
         assert program.wait(60) == 128 + number
     run_id = re.search(r"--resume (\S+)", last)[1]
     assert Store(tmp_path / "store").unfinished()[0].run_id == run_id
+    (listed,) = call(capfd, "runs", "--store", tmp_path / "store", "--json").json["runs"]
+    assert (listed["run_id"], listed["status"]) == (run_id, "unfinished")
+    assert 3 <= listed["epochs"] < 150
     retrain(store=tmp_path / "store", resume=run_id)
     assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
 

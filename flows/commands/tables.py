@@ -14,7 +14,7 @@ _SHOWN = ("run_id", "status", "dataset", "model", "seed", "epochs", "test_accura
 
 
 def runs(root: str | None, *, as_json: bool) -> None:
-    """List committed runs and, below them, those in staging."""
+    """List committed runs and, below them, those in staging with the epochs so far."""
     store = Store(root)
     committed = store.read_table("runs").to_pylist()
     waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished()]
@@ -27,6 +27,9 @@ def runs(root: str | None, *, as_json: bool) -> None:
 
 def _unfinished(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"run_id": run_id, "status": "running" if held else "unfinished"}
+    so_far = store.staged_history(run_id)
+    if so_far is not None:
+        row["epochs"] = max(so_far["epoch"].to_pylist())
     try:
         run = store.unfinished_run(run_id)
         return row | {"model": run.config.model.name, "seed": run.config.seed, "dataset": run.config.dataset.name}
