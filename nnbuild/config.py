@@ -253,10 +253,11 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
     """
     require_names(config)
     preset = preset_of(config.model.name)
-    threads = _threads(preset, processors or machine.processors())
-    return config.model_copy(
-        update={
-            "model": _filled(config.model, preset.model),
-            "training": _filled(config.training, {**preset.training, "threads": threads}),
-        }
+    defaults = {**preset.training, "threads": _threads(preset, processors or machine.processors())}
+    if config.training.optimizer not in {None, *WITH_BETAS}:
+        defaults = {name: value for name, value in defaults.items() if name not in {"beta_1", "beta_2"}}
+    filled = config.model_copy(
+        update={"model": _filled(config.model, preset.model), "training": _filled(config.training, defaults)}
     )
+    require_names(filled)  # what was given against what the network brings
+    return filled

@@ -41,10 +41,28 @@ def open_run(
     store = Store(root)
     committing.finish_committed(store)
     if resume is not None:
-        return store.unfinished_run(resume)
+        return waiting_run(store, resume, of=config)
     if flow_run_id is not None and (waiting := store.run_of_flow(flow_run_id)) is not None:
         return waiting
     return store.begin(resolve(config), now=now or datetime.now(UTC), flow_run_id=flow_run_id)
+
+
+def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
+    """A run that waits.
+
+    Args:
+        store: where.
+        run_id: its id.
+        of: who asks. A sweep asks for its own trials, which nobody else may send to the gate.
+
+    Raises:
+        StoreError: no run of that id waits there, or a sweep's, and the config is none of that sweep.
+    """
+    run = store.unfinished_run(run_id)
+    tag = run.config.trial
+    if tag is not None and tag != of.trial:
+        raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_how_to_resume(run)}")
+    return run
 
 
 @contextmanager

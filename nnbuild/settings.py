@@ -26,7 +26,7 @@ def read_toml(path: Path) -> Settings:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ConfigError(f"config {path} is larger than {_MOST_BYTES} bytes, expected a small TOML file")
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}; give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -54,9 +54,12 @@ def setting(text: str) -> Settings:
     if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", key.strip()):
         raise ConfigError(f"setting {text!r} is not of the form key=value; write it like training.learning_rate=0.01")
     try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+        read: Settings = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        parsed = value.strip()
+        read = {"value": value.strip()}
+    if len(read) > 1:
+        raise ConfigError(f"setting {text!r} has more than one line, expected one value; give each by itself")
+    parsed: Any = read["value"]
     for name in reversed(key.strip().split(".")):
         parsed = {name: parsed}
     return dict(parsed)

@@ -12,6 +12,7 @@ import typer
 from command_line import call
 
 from flows import cli
+from nnbuild import settings
 from nnbuild.store import Store
 
 KEYS = {
@@ -122,3 +123,9 @@ def test_options_go_over_the_file_and_settings(tmp_path):
     config = configured({"training": {"epochs": 7}}, path, ["training.learning_rate=0.25", "dataset.name=digits"])
     assert (config.seed, config.model.name, config.training.epochs) == (5, "lab", 7)
     assert (config.training.learning_rate, config.dataset.name) == (0.25, "digits")
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("seed = 3\n", encoding="utf-8-sig")
+    assert settings.read_toml(path) == {"seed": 3}

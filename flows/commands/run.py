@@ -36,7 +36,9 @@ def run(
     began = time.perf_counter()
     place, config = prepared(options, path, overrides, store=store, mlflow=mlflow)
     if resume is not None:
-        place.unfinished_run(resume)
+        from nnbuild.runs import waiting_run
+
+        waiting_run(place, resume, of=config)
     console = Console(stderr=True)
     start(console)
     try:

@@ -68,10 +68,16 @@ def configured(
         if name in over:
             over[name] = options_of(over[name], f"--{name}")
     if sweep_id is not None and not {"grid", "search"} & {*told, *over}:
-        if told or over or run or overrides:
+        if told or over or run or overrides or _named(base):
             raise ConfigError(f"--id {sweep_id} alone goes on with the sweep's own settings; give no others")
         return None
     return sweep_config(told | over, configured_from(run, base, path, overrides))
+
+
+def _named(base: Settings) -> bool:
+    """Whether an option of the run was given; where the data are does not count, the environment may say that."""
+    given = (base["dataset"]["name"], base["model"]["name"], base["training"]["epochs"], base["seed"])
+    return any(each is not None for each in given)
 
 
 def _swept(opened: Sweep, workers: int, address: str | None, console: Console) -> Swept:

@@ -22,6 +22,10 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
+def _named(folder: Path) -> str:
+    return folder.name.replace("sweep-", "sweep ", 1) if folder.name.startswith("sweep-") else f"run {folder.name}"
+
+
 def is_held(folder: Path) -> bool:
     """Whether a living process works on the run in this staging folder."""
     try:
@@ -49,7 +53,7 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LockedError(
-                f"run {folder.name} is held by {_holder(path)}; wait for it, or stop it and resume again"
+                f"{_named(folder)} is held by {_holder(path)}; wait for it, or stop it and resume again"
             ) from error
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())

@@ -69,9 +69,10 @@ def sweep_config(given: Mapping[str, Any], run: RunConfig) -> SweepConfig:
     Raises:
         ConfigError: nothing is varied, a setting is unknown or may not vary, or a value is refused.
     """
-    unknown = sorted(set(given) - set(SweepConfig.model_fields))
+    known = set(SweepConfig.model_fields) - {"run"}
+    unknown = sorted(set(given) - known)
     if unknown:
-        raise ConfigError(f"unknown key 'sweep.{unknown[0]}'; {suggestion(unknown[0], SweepConfig.model_fields)}")
+        raise ConfigError(f"unknown key 'sweep.{unknown[0]}'; {suggestion(unknown[0], known)}")
     grid = {
         key: grid_values(key, values) if isinstance(values, str) else require_values(key, _listed(values))
         for key, values in _table(given, "grid").items()
@@ -80,7 +81,7 @@ def sweep_config(given: Mapping[str, Any], run: RunConfig) -> SweepConfig:
         config = SweepConfig.model_validate({**given, "grid": grid, "search": _table(given, "search"), "run": run})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))} is {first['input']!r}: {first['msg']}") from error
+        raise ConfigError(f"{'.'.join(map(str, first['loc'][:2]))} is {first['input']!r}: {first['msg']}") from error
     _require_one_way(config)
     if config.search and config.trials is None:
         config = config.model_copy(update={"trials": _TRIALS})

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.errors import ConfigError
 from nnbuild.runs import through_the_gate
 from nnbuild.runs import working_on as working_on_run
 from nnbuild.sweep.config import SweepConfig
@@ -90,7 +91,13 @@ class Plan:
         return sorted(self.results, key=place)
 
     def swept(self) -> Swept:
-        """What the sweep came to, once its best run is committed."""
+        """What the sweep came to, once its best run is committed.
+
+        Raises:
+            ConfigError: not one trial could begin.
+        """
+        if self.results and not self._sweep.runs():
+            raise ConfigError(f"no trial could begin; the first one: {self.results[0].error}")
         best = self.best.runs[0] if self.best else None
         row = self._sweep.store.manifest(best)["row"] if best else {}
         return Swept(

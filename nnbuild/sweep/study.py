@@ -40,8 +40,8 @@ def _storage(optuna: Any, url: str) -> Any:
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise ConfigError(f"--storage {url!r} is no database URL; write it like sqlite:///sweep.db") from error
     told = where.render_as_string(hide_password=True)
-    if where.drivername.startswith("sqlite") and where.database:
-        _require_folder(told, where.database)
+    if where.drivername.startswith("sqlite"):
+        _require_file(told, where.database)
     try:
         return optuna.storages.RDBStorage(url)
     except ImportError as error:
@@ -51,9 +51,11 @@ def _storage(optuna: Any, url: str) -> Any:
         raise StoreError(f"--storage {told} cannot be opened ({first}); start the database, or mend the URL") from error
 
 
-def _require_folder(told: str, database: str) -> None:
+def _require_file(told: str, database: str | None) -> None:
     from pathlib import Path
 
+    if database in {None, "", ":memory:"}:
+        raise ConfigError(f"--storage {told} is in memory, expected a file; write it like sqlite:///sweep.db")
     if not Path(database).parent.is_dir():
         raise StoreError(f"--storage {told}: there is no folder {Path(database).parent}; make it first")
 
@@ -85,20 +87,21 @@ class Study:
         return [self._drawn(each._trial_id) for each in self._study.get_trials(deepcopy=False)]  # noqa: SLF001
 
     def ask(self) -> Trial:
-        """A new trial. What is drawn follows from the seed, the trial's number and the results so far."""
-        seeds = np.random.SeedSequence([self._sweep.config.run.seed, len(self._study.get_trials(deepcopy=False))])
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]))
+        """A new trial."""
         return self._drawn(self._study.ask()._trial_id)  # noqa: SLF001  (its id is not to be had otherwise)
 
     def _drawn(self, trial_id: int) -> Trial:
+        """What is drawn follows from the seed, the trial's number, the setting's and the results so far."""
         known = self._study._storage.get_trial(trial_id)  # noqa: SLF001
         if known.state.is_finished():
             return Trial(number=known.number, values=known.params)
         trial = self._optuna.trial.Trial(self._study, trial_id)
-        return Trial(
-            number=trial.number,
-            values={key: each.suggest(key, trial) for key, each in self._dimensions.items()},
-        )
+        values = {}
+        for place, (key, each) in enumerate(self._dimensions.items()):  # some may have been drawn before a kill
+            seeds = np.random.SeedSequence([self._sweep.config.run.seed, trial.number, place])
+            self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]))
+            values[key] = each.suggest(key, trial)
+        return Trial(number=trial.number, values=values)
 
     def tell(self, result: TrialResult) -> None:
         """Note what came of a trial; a second time changes nothing."""

@@ -15,7 +15,7 @@ from nnbuild import committing
 from nnbuild.config import SWEEP_ID
 from nnbuild.errors import ConfigError, InputError, StoreError
 from nnbuild.store import Run, Store, locks
-from nnbuild.store.files import make_folder, read_json, write_json
+from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.sweep.config import SweepConfig
 
 _RECORD = "sweep.json"
@@ -89,7 +89,9 @@ def open_sweep(config: SweepConfig | None, root: Path | str | None = None, sweep
     """
     store = Store(root)
     if sweep_id is not None and not re.fullmatch(SWEEP_ID, sweep_id):
-        raise ConfigError(f"--id {sweep_id!r}: expected lower-case letters, digits and dashes, 64 at the most")
+        raise ConfigError(
+            f"--id {sweep_id!r}: expected lower-case letters, digits, dashes and underscores, 64 at the most"
+        )
     if sweep_id is None and config is None:
         raise ConfigError("nothing varies; give --grid KEY=A,B or --search KEY=LOW..HIGH, or --id of a sweep")
     name = sweep_id or (config.digest()[:_ID_DIGITS] if config else "")
@@ -121,12 +123,13 @@ def working_on(sweep: Sweep) -> Iterator[None]:
         LockedError: another process holds the sweep.
     """
     committing.finish_committed(sweep.store)
-    make_folder(sweep.folder)
-    try:
-        with locks.held(sweep.folder):
+    with explained(f"write to store {sweep.root}"):
+        make_folder(sweep.folder)
+    with locks.held(sweep.folder):  # whoever does not get it must leave the folder alone
+        try:
             write_json(sweep.folder / _RECORD, sweep.config.model_dump(mode="json"))
             yield
-    except InputError:
-        if not sweep.runs():
-            sweep.store.discard_folder(sweep.folder)
-        raise
+        except InputError:
+            if not sweep.runs():
+                sweep.store.discard_folder(sweep.folder)
+            raise
