@@ -7,9 +7,9 @@ so that a run's recorded config leaves nothing open.
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from nnbuild import machine
 from nnbuild.data.checks import CheckLimits
@@ -25,6 +25,14 @@ class Section(BaseModel):
     """A group of settings: read-only, and no key but those that are named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
+        """Pydantic would take `true` for 1."""
+        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+            raise ValueError("which this setting cannot be; see docs/configuration.md")
+        return value
 
 
 def _metric_names(names: tuple[str, ...]) -> tuple[str, ...]:

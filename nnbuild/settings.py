@@ -111,7 +111,7 @@ def _place(path: Path | None, keys: Sequence[str]) -> str:
     if path is None:
         return ""
     section = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = header[1].strip()
             name = section

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from nnbuild import history, models, schemas, training
 from nnbuild.config import RunConfig
 from nnbuild.data.dataset import Split
-from nnbuild.errors import StoreError
+from nnbuild.errors import DivergedError, Interrupted, StoreError
 from nnbuild.models.ensemble import combine, member_seed
 from nnbuild.results import LoadedData
 from nnbuild.steps.once import staged_table
@@ -97,7 +97,12 @@ class Fits:
             tensorboard=str(logs / f"{number}" if number else logs) if config.training.tensorboard else None,
         )
         # All members hold out the run's validation images: the ensemble is calibrated on them.
-        fitted = training.fit(model, self._split, self._run.config, self._data.classes, around, seed=config.seed)
+        try:
+            fitted = training.fit(model, self._split, self._run.config, self._data.classes, around, seed=config.seed)
+        except (DivergedError, Interrupted) as error:
+            if self._count > 1:
+                error.add_note(f"its epochs are those of member {number + 1} of {self._count}")
+            raise
         plain = models.build_float32(model, config, self._data.image_shape, self._data.classes)
         return plain, Member(None, len(fitted.history.epoch), fitted.weights_epoch, fitted.remarks)
 
