@@ -64,12 +64,15 @@ def _traceback_file(error: Exception) -> str:
 
 def _usage(error: Any) -> str:
     message = " ".join(error.format_message().split())
+    if not message:  # no command was given, and the help was shown
+        return ""
     context = getattr(error, "ctx", None)
     return f"{message.rstrip('.')}; see {context.command_path if context else 'nnbuild'} --help"
 
 
 def _tell(message: str, code: int) -> int:
-    print(f"nnbuild: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    if message:
+        print(f"nnbuild: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return code
 
 

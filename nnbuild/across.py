@@ -1,5 +1,6 @@
 """Questions over several runs: two beside each other, and all of them over time. Figures from the tables alone."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from nnbuild.evaluation.paired import compare as paired_test
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
+_SHOWN_ANYHOW = ("dataset.name", "dataset.data_dir", "model.name", "training.epochs")
 _METRICS = ("accuracy", "loss", "expected_calibration_error", "brier_score", "top_2_accuracy", "macro_f1")
 _OF_PAIR = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
 _SECONDS = ("fit_model", "score_test_set")
@@ -22,17 +24,21 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
         run_ids: two or more committed runs that succeeded.
 
     Returns:
-        For each run what it was, its figures on the test set, its seconds, and, if it was evaluated on the same test
-        labels as the first, `difference` (of the accuracy), `low`, `high` (its 95 % interval), `only_first`, `only_it`
-        (test images that one of the two alone has right), `p_worse` and `p_better`; null otherwise.
+        For each run what it was, the settings in which the runs differ by their dotted keys, its figures on the test
+        set, its seconds, and, if it was evaluated on the same test labels as the first, `difference` (of the accuracy),
+        `low`, `high` (its 95 % interval), `only_first`, `only_it` (test images that one of the two alone has right),
+        `p_worse` and `p_better`; null otherwise.
 
     Raises:
         ConfigError: fewer than two runs, or one twice.
         StoreError: a run is not committed, or failed.
     """
     if len(run_ids) < 2 or len(set(run_ids)) < len(run_ids):  # noqa: PLR2004
-        raise ConfigError(f"cannot compare {run_ids}; give two or more different runs, see `nnbuild runs`")
-    rows = [_figures(store, run_id) for run_id in run_ids]
+        raise ConfigError(
+            f"cannot compare {', '.join(run_ids) or 'no run'}; give two or more different runs, see `nnbuild runs`"
+        )
+    settings = _differing([_settings(store, run_id) for run_id in run_ids])
+    rows = [_figures(store, run_id, differing) for run_id, differing in zip(run_ids, settings, strict=True)]
     answers = [_answers(store, run_id) for run_id in run_ids]
     return [
         row | (_against(answers[0], answer) if place else dict.fromkeys(_OF_PAIR))
@@ -40,7 +46,30 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(store: Store, run_id: str) -> dict[str, Any]:
+def _settings(store: Store, run_id: str) -> dict[str, Any]:
+    """The settings of a run by their dotted keys, but for what is shown of every run."""
+    config = json.loads(store.manifest(run_id)["row"]["config"])
+    return {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        if section != "trial" and isinstance(values, dict)
+        for name, value in values.items()
+        if f"{section}.{name}" not in _SHOWN_ANYHOW
+    }
+
+
+def _differing(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = dict.fromkeys(key for each in settings for key in each)
+    found = {key: [each.get(key) for each in settings] for key in keys}
+    differ = {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+    return [{key: _told(values[place]) for key, values in differ.items()} for place in range(len(settings))]
+
+
+def _told(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (dict, list)) else value
+
+
+def _figures(store: Store, run_id: str, differing: dict[str, Any]) -> dict[str, Any]:
     manifest = store.manifest(run_id)
     row = manifest["row"]
     if row["status"] != "succeeded":
@@ -50,6 +79,7 @@ def _figures(store: Store, run_id: str) -> dict[str, Any]:
     return {
         "run_id": run_id,
         **{name: row[name] for name in _OF_RUN},
+        **differing,
         **{name: metrics.get(name) for name in _METRICS},
         "temperature": temperature,
         **{f"seconds_{name.split('_')[0]}": manifest["seconds"].get(name) for name in _SECONDS},

@@ -169,6 +169,8 @@ def test_compare_uses_the_paired_test(capfd, gated_runs):
     store, (first, second, third) = gated_runs
     rows = across.compare(store, [first, second, third])
     assert [row["run_id"] for row in rows] == [first, second, third]
+    assert [row["training.learning_rate"] for row in rows[1:]] == [0.02, rows[0]["training.learning_rate"]]
+    assert {name for row in rows for name in row if "." in name} == {"training.learning_rate"}
     assert rows[0]["difference"] is None
     assert rows[1]["difference"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
     assert rows[1]["only_it"] - rows[1]["only_first"] == round(rows[1]["difference"] * 45)

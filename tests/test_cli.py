@@ -12,6 +12,7 @@ import typer
 from command_line import call
 
 from flows import cli
+from flows.printing import print_table
 from nnbuild import settings
 from nnbuild.store import Store
 
@@ -68,6 +69,25 @@ def test_runs_and_history_show_the_run(capfd, finished):
     assert wide["loss"][1] == expected
     assert len(call(capfd, "history", "--store", root, "--json").json["history"]) == len(tidy)
     assert "val_accuracy" in call(capfd, "history", run_id, "--store", root).out
+
+
+def test_no_command_is_help_and_no_error_of_its_own(capfd):
+    shown = call(capfd)
+    assert shown.code == 2
+    assert "Commands" in shown.out
+    assert not shown.err
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_table_is_not_squeezed(capfd, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {f"setting_{number}": 0.12345 for number in range(20)} | {"config": "x" * 900}
+    print_table([row], list(row), "nothing")
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[1].count("0.12345") == 20
+    assert len(lines) == (1 + 900 // 60 if terminal else 2)
+    assert sum(line.count("x") for line in lines[1:]) == 900
 
 
 def test_an_empty_store_is_no_error(capfd, tmp_path):

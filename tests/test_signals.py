@@ -69,6 +69,9 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
     (listed,) = call(capfd, "runs", "--store", tmp_path / "store", "--json").json["runs"]
     assert (listed["run_id"], listed["status"]) == (run_id, "unfinished")
     assert 3 <= listed["epochs"] < 150
+    other = call(capfd, "run", "--resume", run_id, "--epochs", 151, "--store", tmp_path / "store")
+    assert other.code == 2
+    assert "begun with training.epochs 150, not 151" in other.err
     retrain(store=tmp_path / "store", resume=run_id)
     assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
 

@@ -11,7 +11,7 @@ from flows.printing import print_json
 from flows.server import EarlyServer
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
-from nnbuild.errors import NnbuildError
+from nnbuild.errors import ConfigError, NnbuildError
 from nnbuild.lazy import importing
 from nnbuild.store import Store
 
@@ -36,9 +36,7 @@ def run(
     began = time.perf_counter()
     place, config = prepared(options, path, overrides, store=store, mlflow=mlflow)
     if resume is not None:
-        from nnbuild.runs import waiting_run
-
-        waiting_run(place, resume, of=config)
+        _require_same(place, resume, config)
     console = Console(stderr=True)
     start(console)
     try:
@@ -54,6 +52,23 @@ def run(
         print_json(summary)
     else:
         _show(summary)
+
+
+def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
+    """Refuse settings that the run which is resumed does not have: it keeps its own."""
+    from nnbuild.runs import waiting_run
+
+    begun = dotted(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
+    for key, value in dotted(config.model_dump(mode="json", exclude_unset=True)).items():
+        if key != "dataset.data_dir" and value != begun.get(key):
+            raise ConfigError(f"run {run_id} was begun with {key} {begun.get(key)}, not {value}; leave that out")
+
+
+def dotted(nested: Settings) -> Settings:
+    """The settings of the sections by their dotted keys."""
+    flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
+    sections = {key: value for key, value in nested.items() if isinstance(value, dict)}
+    return flat | {f"{name}.{key}": each for name, section in sections.items() for key, each in section.items()}
 
 
 def prepared(

@@ -18,7 +18,7 @@ def sql(
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Ask the tables in SQL; they are only read, and nothing else can be."""
+    """Ask the tables in SQL; nothing else can be read, and nothing written."""
     from flows.commands import sql as command
 
     command.sql(statement, store, csv=csv, parquet=parquet, as_json=as_json)

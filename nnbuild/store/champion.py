@@ -77,7 +77,7 @@ def require(store: Store) -> str:
     """
     found = current(store)
     if found is None:
-        raise StoreError(f"{store.root} has no champion yet; nnbuild promote RUN_ID makes one")
+        raise StoreError(f"{store.root} has no champion yet; nnbuild run or nnbuild promote RUN_ID makes one")
     return found
 
 
