@@ -72,7 +72,7 @@ def serve_until_stopped(
 async def _serve(deployments: Sequence[Any]) -> None:
     """Start what is due, until Ctrl-C or SIGTERM cancels this task."""
     # Not paused meanwhile: what is due until the next start would be lost, and is late now.
-    runner = Runner(pause_on_shutdown=False, heartbeat_seconds=automations.HEARTBEAT)
+    runner = Runner(pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT)
     for each in deployments:
         await runner.add_deployment(each)
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()

@@ -65,10 +65,14 @@ def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
 
 
 def dotted(nested: Settings) -> Settings:
-    """The settings of the sections by their dotted keys."""
-    flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
-    sections = {key: value for key, value in nested.items() if isinstance(value, dict)}
-    return flat | {f"{name}.{key}": each for name, section in sections.items() for key, each in section.items()}
+    """The settings of sections within sections by their dotted keys."""
+    flat: Settings = {}
+    for key, value in nested.items():
+        below = (
+            {f"{key}.{name}": each for name, each in dotted(value).items()} if isinstance(value, dict) else {key: value}
+        )
+        flat |= below
+    return flat
 
 
 def prepared(
