@@ -7,10 +7,11 @@ import numpy as np
 
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.paired import compare as paired_test
+from nnbuild.settings import flattened
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
-_SHOWN_ANYHOW = ("dataset.name", "dataset.data_dir", "model.name", "training.epochs")
+_SHOWN_ANYHOW = ("seed", "trial", "dataset.name", "dataset.data_dir", "model.name", "training.epochs")
 _METRICS = ("accuracy", "loss", "expected_calibration_error", "brier_score", "top_2_accuracy", "macro_f1")
 _OF_PAIR = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
 _SECONDS = ("fit_model", "score_test_set")
@@ -37,8 +38,9 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
         raise ConfigError(
             f"cannot compare {', '.join(run_ids) or 'no run'}; give two or more different runs, see `nnbuild runs`"
         )
-    settings = _differing([_settings(store, run_id) for run_id in run_ids])
-    rows = [_figures(store, run_id, differing) for run_id, differing in zip(run_ids, settings, strict=True)]
+    manifests = [_manifest(store, run_id) for run_id in run_ids]
+    differing = _differing([flattened(each["config"]) for each in manifests])
+    rows = [_figures(store, each, settings) for each, settings in zip(manifests, differing, strict=True)]
     answers = [_answers(store, run_id) for run_id in run_ids]
     return [
         row | (_against(answers[0], answer) if place else dict.fromkeys(_OF_PAIR))
@@ -46,34 +48,26 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _settings(store: Store, run_id: str) -> dict[str, Any]:
-    """The settings of a run by their dotted keys, but for what is shown of every run."""
-    config = json.loads(store.manifest(run_id)["row"]["config"])
-    return {
-        f"{section}.{name}": value
-        for section, values in config.items()
-        if section != "trial" and isinstance(values, dict)
-        for name, value in values.items()
-        if f"{section}.{name}" not in _SHOWN_ANYHOW
-    }
+def _manifest(store: Store, run_id: str) -> dict[str, Any]:
+    manifest = store.manifest(run_id)
+    if manifest["row"]["status"] != "succeeded":
+        raise StoreError(f"run {run_id} failed and has no figures; see `nnbuild runs`")
+    return manifest
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    keys = dict.fromkeys(key for each in settings for key in each)
-    found = {key: [each.get(key) for each in settings] for key in keys}
-    differ = {key: values for key, values in found.items() if any(value != values[0] for value in values)}
-    return [{key: _told(values[place]) for key, values in differ.items()} for place in range(len(settings))]
+    """Of each run, the settings in which the runs differ, but for what is shown anyhow."""
+    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith(_SHOWN_ANYHOW))
+    differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    return [{key: _told(each.get(key)) for key in differ} for each in settings]
 
 
 def _told(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (dict, list)) else value
+    return json.dumps(value) if isinstance(value, list) else value
 
 
-def _figures(store: Store, run_id: str, differing: dict[str, Any]) -> dict[str, Any]:
-    manifest = store.manifest(run_id)
-    row = manifest["row"]
-    if row["status"] != "succeeded":
-        raise StoreError(f"run {run_id} failed and has no figures; see `nnbuild runs`")
+def _figures(store: Store, manifest: dict[str, Any], differing: dict[str, Any]) -> dict[str, Any]:
+    row, run_id = manifest["row"], manifest["run_id"]
     metrics = _metrics(store, run_id)
     temperature = manifest["steps"].get("calibrate_model", {}).get("temperature")
     return {

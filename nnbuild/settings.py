@@ -65,6 +65,14 @@ def setting(text: str) -> Settings:
     return dict(parsed)
 
 
+def flattened(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings as one level: `training.epochs`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flattened(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return flat
+
+
 def checked(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
     """Settings as a config.
 

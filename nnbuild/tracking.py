@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.settings import flattened
 from nnbuild.store.store import Store
 
 EXPERIMENT = "nnbuild"
@@ -108,7 +109,7 @@ def _log(mlflow: Any, client: Any, experiment: str, store: Store, manifest: Mapp
     tags = {_RUN_ID: run_id, **{f"nnbuild.{name}": str(row[name]) for name in names}}
     target = client.create_run(experiment, start_time=began, tags=tags, run_name=run_id).info.run_id
     entities = mlflow.entities
-    settings = [entities.Param(name, value[:_LONGEST]) for name, value in _flat(manifest["config"])]
+    settings = [entities.Param(name, str(value)[:_LONGEST]) for name, value in flattened(manifest["config"]).items()]
     for first in range(0, len(settings), 100):  # as many as one request may hold
         client.log_batch(target, params=settings[first : first + 100])
     metrics = [entities.Metric(*each) for each in [*_history(store, run_id), *_figures(store, run_id, ended)]]
@@ -134,14 +135,6 @@ def _figures(store: Store, run_id: str, at: int) -> Iterator[tuple[str, float, i
     for row in store.read_table("evaluation", run_id).to_pylist():
         if row["label"] is None:
             yield f"{row['subset']}_{row['metric']}", row["value"], at, 0
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", str(value)
 
 
 def _milliseconds(text: str) -> int:

@@ -12,10 +12,10 @@ import pytest
 from command_line import call
 from test_runs import values
 
-from flows.commands.run import dotted
 from nnbuild.config import RunConfig
 from nnbuild.errors import Interrupted
 from nnbuild.runs import retrain
+from nnbuild.settings import flattened
 from nnbuild.signals import caught
 from nnbuild.store import Store
 
@@ -70,7 +70,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
     (listed,) = call(capfd, "runs", "--store", tmp_path / "store", "--json").json["runs"]
     assert (listed["run_id"], listed["status"]) == (run_id, "unfinished")
     assert 3 <= listed["epochs"] < 150
-    nested = dotted({"training": {"early_stopping": {"patience": 3}}, "seed": 1})
+    nested = flattened({"training": {"early_stopping": {"patience": 3}}, "seed": 1})
     assert nested == {"training.early_stopping.patience": 3, "seed": 1}
     other = call(capfd, "run", "--resume", run_id, "--epochs", 151, "--store", tmp_path / "store")
     assert other.code == 2

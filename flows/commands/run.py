@@ -58,21 +58,10 @@ def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
     """Refuse settings that the run which is resumed does not have: it keeps its own."""
     from nnbuild.runs import waiting_run
 
-    begun = dotted(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
-    for key, value in dotted(config.model_dump(mode="json", exclude_unset=True)).items():
+    begun = settings.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
+    for key, value in settings.flattened(config.model_dump(mode="json", exclude_unset=True)).items():
         if key != "dataset.data_dir" and value != begun.get(key):
             raise ConfigError(f"run {run_id} was begun with {key} {begun.get(key)}, not {value}; leave that out")
-
-
-def dotted(nested: Settings) -> Settings:
-    """The settings of sections within sections by their dotted keys."""
-    flat: Settings = {}
-    for key, value in nested.items():
-        below = (
-            {f"{key}.{name}": each for name, each in dotted(value).items()} if isinstance(value, dict) else {key: value}
-        )
-        flat |= below
-    return flat
 
 
 def prepared(

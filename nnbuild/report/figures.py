@@ -1,6 +1,5 @@
 """What the tables say, in the form that the page needs it; figures only, no words."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -122,11 +121,3 @@ def confidences(predictions: Any, bins: int = 20) -> tuple[list[int], list[int]]
     right = known["label"].to_numpy() == known["predicted"].to_numpy()
     both = [np.histogram(confidence[each], bins=bins, range=(0, 1))[0].tolist() for each in (right, ~right)]
     return both[0], both[1]
-
-
-def flattened(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings as one level: `training.epochs`."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flattened(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return flat

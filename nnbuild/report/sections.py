@@ -12,6 +12,7 @@ from nnbuild.report import charts, examples, figures, words
 from nnbuild.report.facts import digests, facts, timings
 from nnbuild.report.formats import percent, setting
 from nnbuild.report.matrix import heat_map
+from nnbuild.settings import flattened
 
 _HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
     "accuracy": ("accuracy", True, True),
@@ -191,7 +192,7 @@ def making(manifest: Manifest) -> Context:
         "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
         "facts": facts(manifest),
         "timings": timings(manifest),
-        "settings": {name: setting(value) for name, value in figures.flattened(manifest["config"]).items()},
+        "settings": {name: setting(value) for name, value in flattened(manifest["config"]).items()},
         "packages": {name: version for name, version in manifest["packages"].items() if version},
         "digests": digests(manifest),
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from nnbuild.config import TrialTag
-from nnbuild.errors import ConfigError, ContractError, InputError, Interrupted, NnbuildError, PrunedError, StoreError
+from nnbuild.errors import DataError, Interrupted, NnbuildError, PrunedError, StoreError
 from nnbuild.results import Calibrated
 from nnbuild.runs import open_run, through_the_gate, up_to_the_gate, working_on
 from nnbuild.sweep.outcomes import Report, Trial, TrialResult
@@ -30,7 +30,7 @@ def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
         watch: is told of steps and epochs, see `nnbuild.training.Watch`.
 
     Raises:
-        InputError: the data cannot be used, before any run of the sweep has succeeded or failed.
+        DataError: the data cannot be used, before any run of the sweep has succeeded or failed.
         StoreError: the store, or the storage, cannot be used.
         Interrupted: a signal; the run waits.
     """
@@ -45,7 +45,7 @@ def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
             raise
         except Exception as error:
             known = sweep.runs()
-            if isinstance(error, InputError) and not isinstance(error, (ConfigError, ContractError)) and not known:
+            if isinstance(error, DataError) and not known:
                 raise  # nothing that varies can mend it
             failed = known.get((trial.number, sweep.config.run.seed + seed))
             return _ended(trial, [*runs, *([failed] if failed else [])], error)
