@@ -43,10 +43,14 @@ print(retrain(RunConfig.model_validate(settings), store).run_id)
 
 def run(given: argparse.Namespace, network: str, store: str, seed: int) -> dict[str, Any]:
     """The manifest of a run."""
-    threads = max(1, processors() // given.at_once) if given.at_once > 1 else 0  # 0: what a run takes by itself
+    threads = (
+        max(1, processors() // given.at_once) if given.at_once > 1 else 0
+    )  # 0: what a run takes by itself
     settings = [network, given.members, threads, seed, given.data_dir, store]
     command = [sys.executable, "-c", ONE, *map(str, settings)]
-    run_id = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+    run_id = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[
+        -1
+    ]
     told: dict[str, Any] = json.loads((Path(store) / "runs" / run_id / "manifest.json").read_text())
     print(f"{network} seed {seed}: {told['row']['test_accuracy']:.4f}", file=sys.stderr, flush=True)
     return told
@@ -62,13 +66,17 @@ def together(store: str, told: list[dict[str, Any]], data_dir: str) -> float:
 
 def main() -> None:
     """Print a row for each network."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"))
     parser.add_argument("--networks", default="fast,tiny,accurate")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--members", type=int, default=1, help="networks of an ensemble")
     parser.add_argument("--at-once", type=int, default=1, help="runs beside each other")
-    parser.add_argument("--together", action="store_true", help="the networks of all seeds as one, too")
+    parser.add_argument(
+        "--together", action="store_true", help="the networks of all seeds as one, too"
+    )
     given = parser.parse_args()
     if not given.data_dir:
         sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
@@ -76,7 +84,9 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.at_once) as pool:
         for network in given.networks.split(","):
-            told = list(pool.map(partial(run, given, network, f"{folder}/store"), range(given.seeds)))
+            told = list(
+                pool.map(partial(run, given, network, f"{folder}/store"), range(given.seeds))
+            )
             found = [each["row"]["test_accuracy"] for each in told]
             weights = told[0]["steps"]["build_model"]["parameters"]
             spread = statistics.stdev(found) if len(found) > 1 else 0.0

@@ -34,7 +34,13 @@ def seconds(split: Split, config: RunConfig, folder: Path | None) -> float:
 
         def epoch(self, *_: object) -> None: ...
 
-    fit(model, split, config, 10, Surroundings(watch=Watch(), checkpoints=Checkpoints(folder, {}) if folder else None))
+    fit(
+        model,
+        split,
+        config,
+        10,
+        Surroundings(watch=Watch(), checkpoints=Checkpoints(folder, {}) if folder else None),
+    )
     return time.perf_counter() - began[0]
 
 

@@ -37,8 +37,14 @@ def seconds(source: Path, root: Path, *, with_counts: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST's IDX files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir",
+        default=os.environ.get("NNBUILD_DATA_DIR"),
+        help="folder with MNIST's IDX files",
+    )
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
@@ -46,7 +52,11 @@ def main() -> None:
         sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = {"dataset": {"data_dir": options.data_dir}, "model": {"name": "lab"}, "training": {"epochs": 1}}
+        settings = {
+            "dataset": {"data_dir": options.data_dir},
+            "model": {"name": "lab"},
+            "training": {"epochs": 1},
+        }
         nnbuild.retrain(nnbuild.RunConfig.model_validate(settings), folder / "store")
         source = folder / "input.parquet"
         write_input(source, options.data_dir, options.rows)
@@ -55,7 +65,10 @@ def main() -> None:
         for number in range(1, options.pairs + 1):
             turns = [seconds(source, folder / "store", with_counts=each) for each in (True, False)]
             ratios.append(turns[0] / turns[1])
-            print(f"pair {number}: {turns[0]:.2f} s with, {turns[1]:.2f} s without, {ratios[-1]:.3f} times", flush=True)
+            print(
+                f"pair {number}: {turns[0]:.2f} s with, {turns[1]:.2f} s without, {ratios[-1]:.3f} times",
+                flush=True,
+            )
         print(
             f"{options.rows:,} rows, with the counts / without, median of {options.pairs} pairs: {statistics.median(ratios):.3f}"
         )

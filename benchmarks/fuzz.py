@@ -46,12 +46,25 @@ def idx_seeds() -> list[bytes]:
 def manifest_seeds() -> list[bytes]:
     """A manifest of a committed run, and one of a failed run."""
     times = dict.fromkeys(("started_at", "finished_at"), "2026-11-01T03:00:00+00:00")
-    texts = dict.fromkeys(("dataset", "dataset_digest", "model", "flow_run_id", "code_version", "config"), "text")
-    row = {"status": "succeeded", "error": None, **times, **texts, "seed": 1, "epochs": 1, "promoted": True}
+    texts = dict.fromkeys(
+        ("dataset", "dataset_digest", "model", "flow_run_id", "code_version", "config"), "text"
+    )
+    row = {
+        "status": "succeeded",
+        "error": None,
+        **times,
+        **texts,
+        "seed": 1,
+        "epochs": 1,
+        "promoted": True,
+    }
     row |= {"test_accuracy": 0.5, "test_loss": 0.5}
     parts = {name: {} for name in ("config", "steps", "files", "seconds", "packages")}
     whole = {"run_id": "20261101T030000000Z-abcdef", "row": row, **parts}
-    failed = {**whole, "row": {**row, "status": "failed", "error": "diverged", "test_accuracy": None}}
+    failed = {
+        **whole,
+        "row": {**row, "status": "failed", "error": "diverged", "test_accuracy": None},
+    }
     return [json.dumps(each).encode() for each in (whole, failed)]
 
 
@@ -63,7 +76,9 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
 
 def main() -> None:
     """Fuzz until the time is over; libFuzzer ends the process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parser", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
@@ -82,7 +97,12 @@ def main() -> None:
         with contextlib.suppress(NnbuildError):
             read(path)
 
-    options = [f"-max_total_time={given.seconds}", f"-seed={given.seed}", "-rss_limit_mb=4096", "-max_len=4096"]
+    options = [
+        f"-max_total_time={given.seconds}",
+        f"-seed={given.seed}",
+        "-rss_limit_mb=4096",
+        "-max_len=4096",
+    ]
     options += ["-print_final_stats=1", "-verbosity=1", f"-artifact_prefix={folder}{os.sep}"]
     atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], try_one)
     atheris.Fuzz()

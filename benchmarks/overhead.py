@@ -41,14 +41,20 @@ def seconds(*command: str) -> float:
     """How long a command takes as a whole process."""
     environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     return time.perf_counter() - began
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST's gzipped IDX files"
+        "--data-dir",
+        default=os.environ.get("NNBUILD_DATA_DIR"),
+        help="folder with MNIST's gzipped IDX files",
     )
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
@@ -72,7 +78,10 @@ def main() -> None:
         ]
         seconds(*run)  # the first one makes Prefect's database
         for pair in range(options.pairs):
-            ours, bare = seconds(*run), seconds(sys.executable, "-c", BARE, options.data_dir, folder)
+            ours, bare = (
+                seconds(*run),
+                seconds(sys.executable, "-c", BARE, options.data_dir, folder),
+            )
             ratios.append(ours / bare)
             print(
                 f"pair {pair + 1}: nnbuild run {ours:.1f} s, bare script {bare:.1f} s, ratio {ours / bare:.2f}",

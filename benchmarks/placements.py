@@ -17,12 +17,16 @@ Rows = list[dict[str, Any]]
 
 def outside(labels: Any, logits: Any) -> Any:
     """The guide's advice: the loss takes the logits."""
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(labels, logits)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(
+        labels, logits
+    )
 
 
 def inside(labels: Any, logits: Any) -> Any:
     """Softmax as the model's last operation, and a loss on probabilities."""
-    return keras.losses.SparseCategoricalCrossentropy(reduction="none")(labels, tf.nn.softmax(logits))
+    return keras.losses.SparseCategoricalCrossentropy(reduction="none")(
+        labels, tf.nn.softmax(logits)
+    )
 
 
 def naive(labels: Any, logits: Any) -> Any:
@@ -44,10 +48,15 @@ def both(placement: Any, labels: Any, logits: Any) -> tuple[Any, Any]:
 
 
 # One compiled function for each placement: made here, so that the many calls below share it.
-COMPILED = {name: tf.function(lambda y, z, at=placement: both(at, y, z)) for name, placement in PLACEMENTS.items()}
+COMPILED = {
+    name: tf.function(lambda y, z, at=placement: both(at, y, z))
+    for name, placement in PLACEMENTS.items()
+}
 
 
-def evaluated(name: str, *, compiled: bool, labels: Any, logits: Any) -> tuple[np.ndarray, np.ndarray]:
+def evaluated(
+    name: str, *, compiled: bool, labels: Any, logits: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Losses, shape (n,), and gradients, shape (n, classes), of a placement, as float64."""
     found = COMPILED[name](labels, logits) if compiled else both(PLACEMENTS[name], labels, logits)
     return found[0].numpy(), found[1].numpy()
@@ -61,7 +70,9 @@ def exact_by_mpmath(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray,
             powers = [mpmath.exp(mpmath.mpf(each)) for each in row]
             total = mpmath.fsum(powers)
             losses.append(float(mpmath.log(total) - mpmath.mpf(row[label])))
-            gradients.append([float(each / total - (place == label)) for place, each in enumerate(powers)])
+            gradients.append(
+                [float(each / total - (place == label)) for place, each in enumerate(powers)]
+            )
     return np.array(losses), np.array(gradients)
 
 
@@ -75,7 +86,9 @@ def exact_by_float64(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray
     return (np.log(total) - below[np.arange(len(labels)), labels][:, None])[:, 0], gradients
 
 
-def off(found: tuple[np.ndarray, np.ndarray], exact: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+def off(
+    found: tuple[np.ndarray, np.ndarray], exact: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
     """What is wrong with each example.
 
     A loss is wrong if it is off by more than 5 % and by more than 0.001; a gradient if its distance to the exact one
@@ -105,10 +118,16 @@ def numerics(examples: int, seed: int = 0) -> Rows:
             exact = exact_by_mpmath(labels, tf.cast(logits, tf.float64).numpy())
             for name in PLACEMENTS:
                 for compiled in (False, True):
-                    found = evaluated(name, compiled=compiled, labels=tf.constant(labels), logits=logits)
-                    shares = {each: float(wrong.mean()) for each, wrong in off(found, exact).items()}
+                    found = evaluated(
+                        name, compiled=compiled, labels=tf.constant(labels), logits=logits
+                    )
+                    shares = {
+                        each: float(wrong.mean()) for each, wrong in off(found, exact).items()
+                    }
                     at = {"type": kind, "scale": scale, "placement": name, "compiled": compiled}
-                    rows.append(at | {"examples": examples} | shares | {"largest_loss": _largest(found[0])})
+                    rows.append(
+                        at | {"examples": examples} | shares | {"largest_loss": _largest(found[0])}
+                    )
     return rows
 
 

@@ -36,15 +36,38 @@ def seconds(environment: Mapping[str, str], *arguments: str) -> float:
     """How long a Python process takes as a whole."""
     began = time.perf_counter()
     command = [sys.executable, *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT)
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        cwd=ROOT,
+    )
     return time.perf_counter() - began
 
 
-def compare(what: str, environment: Mapping[str, str], options: argparse.Namespace, folder: str) -> None:
+def compare(
+    what: str, environment: Mapping[str, str], options: argparse.Namespace, folder: str
+) -> None:
     """Print each pair, and the medians."""
-    given = ["--data-dir", options.data_dir, "--model", options.model, "--epochs", str(options.epochs)]
+    given = [
+        "--data-dir",
+        options.data_dir,
+        "--model",
+        options.model,
+        "--epochs",
+        str(options.epochs),
+    ]
     run = ["-m", "flows.cli", "run", *given, "--store", f"{folder}/with", "--json"]
-    without = ["-c", WITHOUT, options.data_dir, options.model, str(options.epochs), f"{folder}/without"]
+    without = [
+        "-c",
+        WITHOUT,
+        options.data_dir,
+        options.model,
+        str(options.epochs),
+        f"{folder}/without",
+    ]
     for first in (run, without):  # they make a database, and ingest the data
         seconds(environment, *first)
     more, ratios = [], []
@@ -53,7 +76,10 @@ def compare(what: str, environment: Mapping[str, str], options: argparse.Namespa
         took = {command is run: seconds(environment, *command) for command in order}
         more.append(took[True] - took[False])
         ratios.append(took[True] / took[False])
-        print(f"{what}, pair {pair}: {took[True]:.1f} s with Prefect, {took[False]:.1f} s without", flush=True)
+        print(
+            f"{what}, pair {pair}: {took[True]:.1f} s with Prefect, {took[False]:.1f} s without",
+            flush=True,
+        )
     print(
         f"{what}, median of {options.pairs} pairs: {statistics.median(more):+.1f} s, "
         f"{100 * (statistics.median(ratios) - 1):+.1f} % (goal with a server: at most 2 s and 5 %)"
@@ -73,8 +99,14 @@ def starts(environment: Mapping[str, str], times: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST's IDX files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir",
+        default=os.environ.get("NNBUILD_DATA_DIR"),
+        help="folder with MNIST's IDX files",
+    )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--model", default="lab")
     parser.add_argument("--epochs", type=int, default=40)
@@ -88,7 +120,9 @@ def main() -> None:
         with real_server(home, {}) as server:
             if "server" in options.parts:
                 compare("server running", server.environment, options, folder)
-        embedded = {name: value for name, value in server.environment.items() if name != "PREFECT_API_URL"}
+        embedded = {
+            name: value for name, value in server.environment.items() if name != "PREFECT_API_URL"
+        }
         if "embedded" in options.parts:
             compare("embedded server", embedded, options, folder)
         if "starts" in options.parts:

@@ -35,10 +35,16 @@ SOME_MINUTES = 2  # that the worker is stopped, while the server goes on
 class Watched:
     """A store, the server of the moment, and what was done to them."""
 
-    def __init__(self, folder: Path, epochs: int, *, dataset: str = "digits", model: str = "lab") -> None:
+    def __init__(
+        self, folder: Path, epochs: int, *, dataset: str = "digits", model: str = "lab"
+    ) -> None:
         self.store, self.home, self.epochs = Store(folder / "store"), folder / "prefect", epochs
         self.home.mkdir()
-        self.settings = {"dataset.name": f'"{dataset}"', "model.name": f'"{model}"', "training.epochs": epochs}
+        self.settings = {
+            "dataset.name": f'"{dataset}"',
+            "model.name": f'"{model}"',
+            "training.epochs": epochs,
+        }
         self.name = deployment_name(self.store)
         self.done: list[tuple[datetime, str]] = []
 
@@ -50,7 +56,9 @@ class Watched:
     @contextmanager
     def serving(self, server: Server) -> Iterator[psutil.Process]:
         """`nnbuild serve`, every minute."""
-        given = [part for name, value in self.settings.items() for part in ("--set", f"{name}={value}")]
+        given = [
+            part for name, value in self.settings.items() for part in ("--set", f"{name}={value}")
+        ]
         with server.serving("--cron", "* * * * *", "--store", self.store.root, *given) as process:
             yield psutil.Process(process.pid)
 
@@ -73,7 +81,9 @@ class Watched:
 
     def due(self, server: Server, end: datetime) -> list[dict[str, Any]]:
         """The flow runs that were due before some time."""
-        return [each for each in server.flow_runs(self.name) if when(each, "expected_start_time") < end]
+        return [
+            each for each in server.flow_runs(self.name) if when(each, "expected_start_time") < end
+        ]
 
     def settled(self, server: Server) -> datetime:
         """Wait until everything that is due by now has come to its end; now."""
@@ -91,7 +101,9 @@ class Watched:
         run_id = self.fitting()
         for each in processes():
             each.kill()
-        self.say(f"SIGKILL to {what}, in epoch {epochs_of(self.store, run_id)} of {self.epochs} of run {run_id[-6:]}")
+        self.say(
+            f"SIGKILL to {what}, in epoch {epochs_of(self.store, run_id)} of {self.epochs} of run {run_id[-6:]}"
+        )
         return run_id
 
     def noticed(self, server: Server, crashed: int) -> None:
@@ -133,7 +145,9 @@ def watch(watched: Watched, minutes: float, off: float) -> list[dict[str, Any]]:
             watched.noticed(server, 1)
             watched.gone_on_with(run_id)
             run_id = watched.fitting()
-            watched.say(f"SIGTERM to the worker, in epoch {epochs_of(watched.store, run_id)} of run {run_id[-6:]}")
+            watched.say(
+                f"SIGTERM to the worker, in epoch {epochs_of(watched.store, run_id)} of run {run_id[-6:]}"
+            )
         time.sleep(SOME_MINUTES * 60)
         with watched.serving(server) as serve:
             watched.say(f"the worker is started again, after {SOME_MINUTES} minutes")
@@ -141,7 +155,9 @@ def watch(watched: Watched, minutes: float, off: float) -> list[dict[str, Any]]:
             watched.settled(server)
             servers = psutil.Process(server.process.pid)
             servers = [servers, *servers.children(recursive=True)]
-            run_id = watched.kill(lambda: [*servers, serve, *run_process(serve)], "the server, the worker and its run")
+            run_id = watched.kill(
+                lambda: [*servers, serve, *run_process(serve)], "the server, the worker and its run"
+            )
     time.sleep(off * 60)
     with real_server(watched.home, {}) as server:
         with watched.serving(server):
@@ -175,7 +191,9 @@ def told(watched: Watched, run: dict[str, Any]) -> str:
     if manifest is None:
         return str(run["state"]["message"] or "")[:100]
     began = datetime.fromisoformat(str(manifest["row"]["started_at"]))
-    return f"run {manifest['run_id'][-6:]}" + (f", begun at {clock(began)}" if began < when(run, "start_time") else "")
+    return f"run {manifest['run_id'][-6:]}" + (
+        f", begun at {clock(began)}" if began < when(run, "start_time") else ""
+    )
 
 
 def verdict(watched: Watched, runs: list[dict[str, Any]]) -> dict[str, int]:
@@ -183,13 +201,15 @@ def verdict(watched: Watched, runs: list[dict[str, Any]]) -> dict[str, int]:
     due = {when(each, "expected_start_time") for each in runs}
     minutes = (max(due) - min(due)) // MINUTE + 1
     begun = sorted(
-        (each for each in runs if each["start_time"] and each["end_time"]), key=lambda each: each["start_time"]
+        (each for each in runs if each["start_time"] and each["end_time"]),
+        key=lambda each: each["start_time"],
     )
     completed = [each for each in runs if each["state"]["name"] == "Completed"]
     return {
         "due and lost": minutes - len(due),
         "overlapping": sum(
-            when(one, "end_time") > when(other, "start_time") for one, other in itertools.pairwise(begun)
+            when(one, "end_time") > when(other, "start_time")
+            for one, other in itertools.pairwise(begun)
         ),
         "without an end": sum(each["state"]["type"] not in FINAL for each in runs),
         "completed without a run": sum(made(watched, each) is None for each in completed),
@@ -197,7 +217,9 @@ def verdict(watched: Watched, runs: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--off", type=float, default=5)
     parser.add_argument("--epochs", type=int, default=300)
@@ -210,9 +232,13 @@ def main() -> None:
         print("\n| due | started | ended | state | what |\n| --- | --- | --- | --- | --- |")
         for each in runs:
             times = (when(each, name) for name in ("expected_start_time", "start_time", "end_time"))
-            print(f"| {' | '.join(map(clock, times))} | {each['state']['name']} | {told(watched, each)} |")
+            print(
+                f"| {' | '.join(map(clock, times))} | {each['state']['name']} | {told(watched, each)} |"
+            )
         found = verdict(watched, runs)
-        print(f"\n{len(runs)} due; " + ", ".join(f"{number} {name}" for name, number in found.items()))
+        print(
+            f"\n{len(runs)} due; " + ", ".join(f"{number} {name}" for name, number in found.items())
+        )
     sys.exit(any(found.values()))
 
 

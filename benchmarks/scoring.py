@@ -111,7 +111,9 @@ def write_input(path: Path, data_dir: str, rows: int) -> None:
         images = train.images[some]
         images ^= random.integers(0, 8, images.shape, np.uint8)
         table = split_table(Split(images, train.labels[some]))
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False)
+        writer = writer or pq.ParquetWriter(
+            path, table.schema, compression="zstd", use_dictionary=False
+        )
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)
     writer.close()
 
@@ -119,7 +121,17 @@ def write_input(path: Path, data_dir: str, rows: int) -> None:
 def written(path: Path, data_dir: str, rows: int) -> str:
     """The same in a process of its own: a child's peak memory is never told below what its parent held at its start."""
     subprocess.run(
-        [sys.executable, __file__, "--data-dir", data_dir, "--rows", str(rows), "--write", str(path)], check=True
+        [
+            sys.executable,
+            __file__,
+            "--data-dir",
+            data_dir,
+            "--rows",
+            str(rows),
+            "--write",
+            str(path),
+        ],
+        check=True,
     )
     return str(path)
 
@@ -131,7 +143,9 @@ def ratios(name: str, first: list[Cost], second: list[Cost], rows: tuple[int, in
         for count, costs in zip(rows, (first, second), strict=True)
     ]
     memory = [statistics.median(each.megabytes for each in costs) for costs in (first, second)]
-    faster = statistics.median(rows[0] / a.seconds / (rows[1] / b.seconds) for a, b in zip(first, second, strict=True))
+    faster = statistics.median(
+        rows[0] / a.seconds / (rows[1] / b.seconds) for a, b in zip(first, second, strict=True)
+    )
     print(
         f"{name}: {rate[0]:,.0f} against {rate[1]:,.0f} rows/s, {faster:.2f} times; "
         f"{memory[0]:,.0f} against {memory[1]:,.0f} MB, {memory[0] / memory[1]:.2f} times",
@@ -149,7 +163,12 @@ class Bench:
         self.runs = json.loads(known.read_text()) if known.exists() else {}
         for network in (each for each in NETWORKS if each not in self.runs):
             arguments = [network, str(epochs), data_dir, self.store]
-            told = subprocess.run([sys.executable, "-c", TRAIN, *arguments], check=True, capture_output=True, text=True)
+            told = subprocess.run(
+                [sys.executable, "-c", TRAIN, *arguments],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
             self.runs[network] = told.stdout.splitlines()[-1]
             known.write_text(json.dumps(self.runs))
 
@@ -189,7 +208,12 @@ class Bench:
     def usual(self, network: str, source: str) -> Cost:
         """What the usual script takes."""
         return cost(
-            sys.executable, "-c", USUAL, source, self.model(network, "keras"), str(self.folder / "usual.parquet")
+            sys.executable,
+            "-c",
+            USUAL,
+            source,
+            self.model(network, "keras"),
+            str(self.folder / "usual.parquet"),
         )
 
     def alone(self, network: str, source: str, rows: int) -> Cost:
@@ -201,22 +225,30 @@ class Bench:
         from distributed import Client, LocalCluster
 
         with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+            LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            ) as cluster,
             Client(cluster) as client,
         ):
             client.wait_for_workers(workers)
-            return self.ours(network, source, "--runner", "dask", "--address", cluster.scheduler_address)
+            return self.ours(
+                network, source, "--runner", "dask", "--address", cluster.scheduler_address
+            )
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
     """Measure the parts that were asked for."""
     rows, big = options.rows, options.big_rows
 
-    def compared(name: str, first: Callable[[], Cost], second: Callable[[], Cost], of: tuple[int, int]) -> None:
+    def compared(
+        name: str, first: Callable[[], Cost], second: Callable[[], Cost], of: tuple[int, int]
+    ) -> None:
         turns = [(first(), second()) for _ in range(options.pairs)]
         ratios(name, [each for each, _ in turns], [each for _, each in turns], of)
 
-    print(f"{rows:,} rows, {os.cpu_count()} processors, medians of {options.pairs} pairs", flush=True)
+    print(
+        f"{rows:,} rows, {os.cpu_count()} processors, medians of {options.pairs} pairs", flush=True
+    )
     for network in options.networks:
         source, ours = bench.input(rows), f"{network}, nnbuild score"
         score = partial(bench.ours, network, source)
@@ -224,7 +256,12 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
             whole = statistics.median(bench.start(network) for _ in range(options.pairs))
             print(f"{ours}, a whole process with {FEW:,} rows: {whole:.2f} s", flush=True)
         if "usual" in options.parts:
-            compared(f"{ours} against the usual script", score, partial(bench.usual, network, source), (rows, rows))
+            compared(
+                f"{ours} against the usual script",
+                score,
+                partial(bench.usual, network, source),
+                (rows, rows),
+            )
         if "alone" in options.parts:
             alone = partial(bench.alone, network, source, rows)
             compared(f"{ours} against ONNX Runtime alone", score, alone, (rows, rows))
@@ -237,17 +274,25 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST's gzipped IDX files"
+        "--data-dir",
+        default=os.environ.get("NNBUILD_DATA_DIR"),
+        help="folder with MNIST's gzipped IDX files",
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--big-rows", type=int, default=10_000_000, help="0 leaves it out")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=1, help="of the two runs that are scored with")
+    parser.add_argument(
+        "--epochs", type=int, default=1, help="of the two runs that are scored with"
+    )
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "none"), default=PARTS)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--folder", type=Path, help="keeps what is made; a temporary one if not given")
+    parser.add_argument(
+        "--folder", type=Path, help="keeps what is made; a temporary one if not given"
+    )
     parser.add_argument("--write", type=Path, help="only write the input there")
     options = parser.parse_args()
     if not options.data_dir:

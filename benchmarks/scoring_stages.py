@@ -45,7 +45,12 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
         seconds[name] = seconds.get(name, 0) + time.process_time() - began
         return result
 
-    opened, engine, rows, waiting = open_input(str(source), Columns(), SHAPE), OnnxEngine(model, threads=1), 0, []
+    opened, engine, rows, waiting = (
+        open_input(str(source), Columns(), SHAPE),
+        OnnxEngine(model, threads=1),
+        0,
+        [],
+    )
     read = (piece for unit in opened.units() for piece in opened.read(unit, BATCH))
     first = next(read)
     with parquet_writer(aside, table_of(first, engine.logits(first.images)).schema) as file:
@@ -58,16 +63,23 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
             waiting.append(table)
             rows += len(table)
             if len(waiting) == ROW_GROUP // BATCH:
-                timed("writing", lambda: file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP))
+                timed(
+                    "writing",
+                    lambda: file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP),
+                )
                 waiting.clear()
     timed("flush and sha256", lambda: (sync_file(aside), file_digest(aside)))
     return {name: spent / rows * 1e6 for name, spent in seconds.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, required=True, help="of benchmarks/scoring.py")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="as given to benchmarks/scoring.py")
+    parser.add_argument(
+        "--rows", type=int, default=1_000_000, help="as given to benchmarks/scoring.py"
+    )
     parser.add_argument("--network", default="lab")
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()

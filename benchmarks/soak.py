@@ -103,7 +103,10 @@ def write_dataset(folder: Path) -> Path:
     for split, count in (("train", 360), ("test", 90)):
         labels = np.arange(count) % 3
         noise = random_numbers.integers(0, 56, (count, 12, 12))
-        arrays |= {f"x_{split}": (patterns[labels] + noise).astype(np.uint8), f"y_{split}": labels.astype(np.uint8)}
+        arrays |= {
+            f"x_{split}": (patterns[labels] + noise).astype(np.uint8),
+            f"y_{split}": labels.astype(np.uint8),
+        }
     np.savez(folder / "small.npz", **arrays)
     return folder / "small.npz"
 
@@ -132,7 +135,12 @@ class Reader(threading.Thread):
 
     def __init__(self, store: Store, counts: Counts, expected: dict[str, int]) -> None:
         super().__init__(daemon=True)
-        self.store, self.counts, self.expected, self.over = store, counts, expected, threading.Event()
+        self.store, self.counts, self.expected, self.over = (
+            store,
+            counts,
+            expected,
+            threading.Event(),
+        )
 
     def run(self) -> None:
         """Until it is told that all is over."""
@@ -149,17 +157,29 @@ class Reader(threading.Thread):
         for name in TABLES if committed else ():
             table = self.store.read_table(name)
             self.counts.rows_read += len(table)
-            found = {each["values"]: each["counts"] for each in table["run_id"].value_counts().to_pylist()}
+            found = {
+                each["values"]: each["counts"]
+                for each in table["run_id"].value_counts().to_pylist()
+            }
             for run_id in committed:
                 if found.get(run_id) != self.expected[name]:
-                    raise StoreError(f"{name} has {found.get(run_id)} rows of {run_id}, not {self.expected[name]}")
+                    raise StoreError(
+                        f"{name} has {found.get(run_id)} rows of {run_id}, not {self.expected[name]}"
+                    )
 
 
 def values(store: Store, run_id: str) -> dict[str, Any]:
     """Everything of a run that its seed decides."""
     history = store.read_table("history", run_id).to_pylist()
-    told = [(row["epoch"], row["metric"], row["value"]) for row in history if row["metric"] != "epoch_seconds"]
-    tables = {name: store.read_table(name, run_id).drop_columns("run_id").to_pydict() for name in TABLES[1:]}
+    told = [
+        (row["epoch"], row["metric"], row["value"])
+        for row in history
+        if row["metric"] != "epoch_seconds"
+    ]
+    tables = {
+        name: store.read_table(name, run_id).drop_columns("run_id").to_pydict()
+        for name in TABLES[1:]
+    }
     record = store.root / "runs" / run_id
     return {
         "history": told,
@@ -169,7 +189,9 @@ def values(store: Store, run_id: str) -> dict[str, Any]:
     }
 
 
-def started(store: Store, config: str, resume: str, *, by_command: bool, point: str | None) -> subprocess.Popen[bytes]:
+def started(
+    store: Store, config: str, resume: str, *, by_command: bool, point: str | None
+) -> subprocess.Popen[bytes]:
     """A process that makes or resumes a run."""
     environment = dict(os.environ) | ({"NNBUILD_FAULT": point} if point else {})
     if by_command:
@@ -188,11 +210,17 @@ def started(store: Store, config: str, resume: str, *, by_command: bool, point: 
     else:
         command = ["-c", LIBRARY, str(store.root), resume, config]
     nowhere = subprocess.DEVNULL
-    return subprocess.Popen([sys.executable, *command], env=environment, stdout=nowhere, stderr=nowhere)
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=nowhere, stderr=nowhere
+    )
 
 
 def _toml(settings: dict[str, Any], above: str = "") -> str:
-    plain = [f"{name} = {json.dumps(value)}" for name, value in settings.items() if not isinstance(value, dict)]
+    plain = [
+        f"{name} = {json.dumps(value)}"
+        for name, value in settings.items()
+        if not isinstance(value, dict)
+    ]
     inner = [
         f"[{above}{name}]\n{_toml(value, f'{above}{name}.')}"
         for name, value in settings.items()
@@ -201,7 +229,9 @@ def _toml(settings: dict[str, Any], above: str = "") -> str:
     return "\n".join([*plain, *inner]) + "\n"
 
 
-def one_run(store: Store, config: str, kills: Iterator[str | float], counts: Counts, *, by_command: bool) -> str:
+def one_run(
+    store: Store, config: str, kills: Iterator[str | float], counts: Counts, *, by_command: bool
+) -> str:
     """Make a run, killed as often as the list of kills says and a run may be.
 
     Returns:
@@ -211,7 +241,11 @@ def one_run(store: Store, config: str, kills: Iterator[str | float], counts: Cou
     for attempt in range(MOST_KILLS_OF_A_RUN + 1):
         kill = next(kills, None) if attempt < MOST_KILLS_OF_A_RUN else None
         with started(
-            store, config, resume, by_command=by_command, point=kill if isinstance(kill, str) else None
+            store,
+            config,
+            resume,
+            by_command=by_command,
+            point=kill if isinstance(kill, str) else None,
         ) as run:
             if isinstance(kill, float):
                 try:
@@ -263,15 +297,29 @@ def soak(number: int, seed: int, in_one_process: int) -> Counts:
             counts.runs += 1
             counts.identical += values(store, run_id) == expected
             print(
-                f"{counts.kills} kills, {counts.runs} runs, {counts.identical} identical", file=sys.stderr, flush=True
+                f"{counts.kills} kills, {counts.runs} runs, {counts.identical} identical",
+                file=sys.stderr,
+                flush=True,
             )
         time.sleep(0.5)
         reader.over.set()
         reader.join()
         if in_one_process:
-            command = [sys.executable, "-c", IN_ONE_PROCESS, str(Path(folder) / "many"), config, str(in_one_process)]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            counts.leaked_descriptors, counts.leaked_mebibytes = int(told[0]), round(float(told[1]), 1)
+            command = [
+                sys.executable,
+                "-c",
+                IN_ONE_PROCESS,
+                str(Path(folder) / "many"),
+                config,
+                str(in_one_process),
+            ]
+            told = subprocess.run(
+                command, check=True, capture_output=True, text=True
+            ).stdout.split()
+            counts.leaked_descriptors, counts.leaked_mebibytes = (
+                int(told[0]),
+                round(float(told[1]), 1),
+            )
     counts.seconds = round(time.perf_counter() - began, 1)
     return counts
 

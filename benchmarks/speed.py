@@ -26,7 +26,10 @@ def by_keras(data_dir: Path, *, convnet: bool, epochs: int) -> dict[str, float]:
 
     data = sources.load("mnist", data_dir=data_dir, cache=data_dir)
     layers = keras.layers
-    train, test = data.train.images.astype("float32") / 255, data.test.images.astype("float32") / 255
+    train, test = (
+        data.train.images.astype("float32") / 255,
+        data.test.images.astype("float32") / 255,
+    )
     body = (
         [
             layers.Conv2D(32, 3, activation="relu"),
@@ -38,7 +41,12 @@ def by_keras(data_dir: Path, *, convnet: bool, epochs: int) -> dict[str, float]:
             layers.Dense(10, activation="softmax"),
         ]
         if convnet
-        else [layers.Flatten(), layers.Dense(25, "relu"), layers.Dense(15, "relu"), layers.Dense(10)]
+        else [
+            layers.Flatten(),
+            layers.Dense(25, "relu"),
+            layers.Dense(15, "relu"),
+            layers.Dense(10),
+        ]
     )
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((28, 28, 1)), *body])
@@ -79,10 +87,14 @@ def by_nnbuild(data_dir: Path, network: str, epochs: int | None) -> dict[str, fl
     from nnbuild.training.steps import Steps
 
     data = sources.load("mnist", data_dir=data_dir, cache=data_dir)
-    config = resolve(RunConfig.model_validate({"model": {"name": network}, "training": {"epochs": epochs}}))
+    config = resolve(
+        RunConfig.model_validate({"model": {"name": network}, "training": {"epochs": epochs}})
+    )
     pin_threads(config.training.threads)
     model = models.build(config, (28, 28, 1), 10)
-    steps = -(-round(60_000 * (1 - config.training.validation_fraction)) // config.training.batch_size)
+    steps = -(
+        -round(60_000 * (1 - config.training.validation_fraction)) // config.training.batch_size
+    )
     models.compile_model(model, config.training, steps=steps * config.training.epochs)
     began = time.perf_counter()
     fitted = fit(model, data.train, config, 10)
@@ -96,13 +108,17 @@ def by_nnbuild(data_dir: Path, network: str, epochs: int | None) -> dict[str, fl
 def side(name: str, data_dir: Path, epochs: int) -> dict[str, float]:
     """One fit, in this process."""
     if name in {"keras.io", "model.fit"}:
-        return by_keras(data_dir, convnet=name == "keras.io", epochs=epochs if name == "keras.io" else 5)
+        return by_keras(
+            data_dir, convnet=name == "keras.io", epochs=epochs if name == "keras.io" else 5
+        )
     return by_nnbuild(data_dir, name, None if name == "fast" else 5)
 
 
 def main() -> None:
     """Print the pairs and the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("NNBUILD_DATA_DIR"))
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12, help="of keras.io's recipe")
@@ -118,18 +134,36 @@ def main() -> None:
         for pair in range(given.pairs):
             found = {}
             for name in (theirs, ours):
-                command = [sys.executable, __file__, "--side", name, "--data-dir", str(given.data_dir)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--side",
+                    name,
+                    "--data-dir",
+                    str(given.data_dir),
+                ]
                 command += ["--epochs", str(given.epochs)]
-                told = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                told = subprocess.run(
+                    command,
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
                 found[name] = json.loads(told.stdout.splitlines()[-1])
             ratios.append(found[theirs][what] / found[ours][what])
             print(
                 f"pair {pair + 1}: "
-                + ", ".join(f"{name} {each[what]:.2f} s ({each['accuracy']:.2%})" for name, each in found.items())
+                + ", ".join(
+                    f"{name} {each[what]:.2f} s ({each['accuracy']:.2%})"
+                    for name, each in found.items()
+                )
                 + f", {ratios[-1]:.1f} times",
                 flush=True,
             )
-        print(f"{ours}: {what} {statistics.median(ratios):.1f} times less than {theirs}, median of {given.pairs}")
+        print(
+            f"{ours}: {what} {statistics.median(ratios):.1f} times less than {theirs}, median of {given.pairs}"
+        )
 
 
 if __name__ == "__main__":

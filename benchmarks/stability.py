@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from placements import CLASSES, PLACEMENTS, Rows, evaluated, exact_by_float64, numerics, off, outside
+from placements import (
+    CLASSES,
+    PLACEMENTS,
+    Rows,
+    evaluated,
+    exact_by_float64,
+    numerics,
+    off,
+    outside,
+)
 
 from nnbuild import evaluation
 from nnbuild.backend import keras, tf
@@ -56,17 +65,23 @@ def training_steps(train: Any, steps: int, seed: int = 0) -> Rows:
         optimizer.build(model.trainable_variables)
 
         @tf.function
-        def step(chosen: Any, model: Any = model, optimizer: Any = optimizer, data: Any = (images, truth)) -> Any:
+        def step(
+            chosen: Any, model: Any = model, optimizer: Any = optimizer, data: Any = (images, truth)
+        ) -> Any:
             labels = tf.gather(data[1], chosen)
             with tf.GradientTape() as tape:
                 logits = model(tf.gather(data[0], chosen), training=True)
                 loss = tf.reduce_mean(outside(labels, logits))
-            optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+            optimizer.apply(
+                tape.gradient(loss, model.trainable_variables), model.trainable_variables
+            )
             return labels, logits
 
         wrong = {(name, compiled): [0, 0, 0] for name in PLACEMENTS for compiled in (False, True)}
         for place in range(steps):
-            labels, logits = step(tf.constant(np.take(order, range(place * 32, place * 32 + 32), mode="wrap")))
+            labels, logits = step(
+                tf.constant(np.take(order, range(place * 32, place * 32 + 32), mode="wrap"))
+            )
             exact = exact_by_float64(labels.numpy(), tf.cast(logits, tf.float64).numpy())
             for (name, compiled), counts in wrong.items():
                 found = off(evaluated(name, compiled=compiled, labels=labels, logits=logits), exact)
@@ -105,7 +120,10 @@ def mistakes(train: Any, test: Any, epochs: int, seed: int = 0) -> Rows:
         if softmaxes:
             values = np.exp(values - values.max(axis=1, keepdims=True))
             values /= values.sum(axis=1, keepdims=True)
-        rows.append({"recipe": name, "epochs": epochs, "warned": _warned(heard)} | _judged(values, test.labels))
+        rows.append(
+            {"recipe": name, "epochs": epochs, "warned": _warned(heard)}
+            | _judged(values, test.labels)
+        )
     return rows
 
 
@@ -130,7 +148,11 @@ def figure(rows: Rows) -> str:
     """Share of wrong gradients by the scale of the logits, in float32, run eagerly, as an SVG."""
     chosen = [row for row in rows if row["type"] == "float32" and not row["compiled"]]
     series = {
-        name: [(float(np.log10(row["scale"])), row["wrong_gradient"]) for row in chosen if row["placement"] == name]
+        name: [
+            (float(np.log10(row["scale"])), row["wrong_gradient"])
+            for row in chosen
+            if row["placement"] == name
+        ]
         for name in PLACEMENTS
     }
     title = "Share of examples whose gradient is wrong, by the scale of the logits, float32, run eagerly"
@@ -164,11 +186,19 @@ def markdown(rows: Rows) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST")
-    parser.add_argument("--out", type=Path, default=Path("stability"), help="folder for the tables and the figure")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("stability"), help="folder for the tables and the figure"
+    )
     parser.add_argument("--examples", type=int, default=500, help="random rows for each scale")
-    parser.add_argument("--steps", type=int, default=1875, help="training steps of 32 images, an epoch is 1875")
+    parser.add_argument(
+        "--steps", type=int, default=1875, help="training steps of 32 images, an epoch is 1875"
+    )
     parser.add_argument("--epochs", type=int, default=5, help="of each recipe")
     options = parser.parse_args()
     if not options.data_dir:

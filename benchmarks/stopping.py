@@ -24,27 +24,40 @@ from real_server import Server, real_server, until
 MOST = 5.0
 
 
-def stop(watched: Watched, server: Server, what: str, how: Callable[[str], None]) -> tuple[str, float]:
+def stop(
+    watched: Watched, server: Server, what: str, how: Callable[[str], None]
+) -> tuple[str, float]:
     """Stop the run that is in its fit.
 
     Returns:
         Its id, and the seconds until it was let go of.
     """
     run_id = watched.fitting()
-    running = next(each for each in server.flow_runs(watched.name) if each["state"]["type"] == "RUNNING")
+    running = next(
+        each for each in server.flow_runs(watched.name) if each["state"]["type"] == "RUNNING"
+    )
     epochs = epochs_of(watched.store, run_id)
     began = time.monotonic()
     how(running["id"])
-    until(lambda: not any(each.held for each in watched.store.unfinished()), A_WHILE, "end of the fit")
+    until(
+        lambda: not any(each.held for each in watched.store.unfinished()), A_WHILE, "end of the fit"
+    )
     seconds = time.monotonic() - began
-    state = lambda: next(each["state"] for each in server.flow_runs(watched.name) if each["id"] == running["id"])  # noqa: E731
+    state = lambda: next(  # noqa: E731
+        each["state"] for each in server.flow_runs(watched.name) if each["id"] == running["id"]
+    )
     until(lambda: state()["type"] in FINAL, A_WHILE, "final state")
-    print(f"| {what} | {epochs} | {seconds:.1f} | {time.monotonic() - began:.1f} | {state()['name']} |", flush=True)
+    print(
+        f"| {what} | {epochs} | {seconds:.1f} | {time.monotonic() - began:.1f} | {state()['name']} |",
+        flush=True,
+    )
     return run_id, seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--model", default="convnet")
     options = parser.parse_args()
@@ -55,7 +68,10 @@ def main() -> None:
         with real_server(watched.home, {}) as server:
 
             def cancel(flow_run_id: str) -> None:
-                server.ask(f"/flow_runs/{flow_run_id}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+                server.ask(
+                    f"/flow_runs/{flow_run_id}/set_state",
+                    state={"type": "CANCELLING", "name": "Cancelling"},
+                )
 
             def terminate(processes: Callable[[], list[psutil.Process]]) -> Callable[[str], None]:
                 return lambda _: [each.terminate() for each in processes()] and None
@@ -65,16 +81,24 @@ def main() -> None:
             )
             with watched.serving(server) as serve:
                 found = [
-                    stop(watched, server, "SIGTERM to the run", terminate(lambda: run_process(serve))),
+                    stop(
+                        watched, server, "SIGTERM to the run", terminate(lambda: run_process(serve))
+                    ),
                     stop(watched, server, "cancel in the UI", cancel),
                     stop(watched, server, "SIGTERM to the worker", terminate(lambda: [serve])),
                 ]
-            left = [each["state"]["type"] for each in server.flow_runs(watched.name) if each["start_time"]]
+            left = [
+                each["state"]["type"]
+                for each in server.flow_runs(watched.name)
+                if each["start_time"]
+            ]
     runs = {run_id for run_id, _ in found}
     print(
         f"\n{len(runs)} run, which waits; of {len(left)} rows that began, {sum(each in FINAL for each in left)} are in a final state"
     )
-    sys.exit(len(runs) > 1 or any(seconds > MOST for _, seconds in found) or not FINAL.issuperset(left))
+    sys.exit(
+        len(runs) > 1 or any(seconds > MOST for _, seconds in found) or not FINAL.issuperset(left)
+    )
 
 
 if __name__ == "__main__":

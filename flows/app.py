@@ -15,6 +15,9 @@ app = typer.Typer(
 )
 
 Store = Annotated[
-    str | None, typer.Option("--store", metavar="ROOT", help="Store; $NNBUILD_STORE or ./nnbuild-store if not given.")
+    str | None,
+    typer.Option(
+        "--store", metavar="ROOT", help="Store; $NNBUILD_STORE or ./nnbuild-store if not given."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]

@@ -43,7 +43,11 @@ def zombies(url: str | None = None) -> list[AutomationCore]:
     block = _webhook_block(url) if url is not None else None
 
     def ended(why: str) -> list[Any]:
-        message = [CallWebhook(block_document_id=block, payload=_message(why))] if block is not None else []
+        message = (
+            [CallWebhook(block_document_id=block, payload=_message(why))]
+            if block is not None
+            else []
+        )
         return [ChangeFlowRunState(state=StateType.CRASHED, message=why), *message]
 
     told = " or ".join(FLOWS)
@@ -51,7 +55,9 @@ def zombies(url: str | None = None) -> list[AutomationCore]:
         AutomationCore(
             name=NAME,
             description=f"{told}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
-            trigger=_missing({_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN, ROLL_CALL}, within=SILENCE),
+            trigger=_missing(
+                {_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN, ROLL_CALL}, within=SILENCE
+            ),
             actions=ended(f"No heartbeat for {SILENCE} s."),
         ),
         AutomationCore(
@@ -72,7 +78,12 @@ def _webhook_block(url: str) -> UUID:
 def _message(why: str) -> str:
     """As a run's own hook would tell of its end; Prefect fills in the run."""
     text = f"{{{{ flow_run.name }}}}: crashed: {why} What the run has waits in the store for the next one."
-    message = {"text": text, "event": STOPPED, "state": "Crashed", "flow_run_id": "{{ flow_run.id }}"}
+    message = {
+        "text": text,
+        "event": STOPPED,
+        "state": "Crashed",
+        "flow_run_id": "{{ flow_run.id }}",
+    }
     return json.dumps(message)
 
 
@@ -83,7 +94,9 @@ def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
         after=after,
         expect=expect,
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
-        match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}),
+        match_related=ResourceSpecification(
+            {"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}
+        ),
         for_each={"prefect.resource.id"},
         threshold=1,
         within=timedelta(seconds=within),
@@ -98,10 +111,16 @@ def call_the_roll(runs: Iterable[Any], flow_names: Mapping[UUID, str]) -> None:
         flow_names: by the flow's id.
     """
     for each in runs:
-        flow = {"prefect.resource.id": f"prefect.flow.{each.flow_id}", "prefect.resource.role": "flow"}
+        flow = {
+            "prefect.resource.id": f"prefect.flow.{each.flow_id}",
+            "prefect.resource.role": "flow",
+        }
         emit_event(
             ROLL_CALL,
-            {"prefect.resource.id": f"prefect.flow-run.{each.id}", "prefect.resource.name": each.name},
+            {
+                "prefect.resource.id": f"prefect.flow-run.{each.id}",
+                "prefect.resource.name": each.name,
+            },
             related=[flow | {"prefect.resource.name": flow_names[each.flow_id]}],
         )
 

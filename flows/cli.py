@@ -51,7 +51,9 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, NnbuildError):
             return _tell(" ".join([str(error), *notes]), error.exit_code)
         told = f"{type(error).__name__}: {error}; this should not happen, please report it"
-        return _tell(" ".join([told, *(notes or [f"(its traceback is {_traceback_file(error)})"])]), 1)
+        return _tell(
+            " ".join([told, *(notes or [f"(its traceback is {_traceback_file(error)})"])]), 1
+        )
     return code if isinstance(code, int) else 0
 
 

@@ -60,7 +60,9 @@ def serve_until_stopped(
         if drift_of is not None:
             automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
         left = _open_runs(client, name)
-        automations.call_the_roll(left, {each.flow_id: client.read_flow(each.flow_id).name for each in left})
+        automations.call_the_roll(
+            left, {each.flow_id: client.read_flow(each.flow_id).name for each in left}
+        )
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
     print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
     try:
@@ -78,7 +80,9 @@ async def _serve(deployments: Sequence[Any]) -> None:
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
 
     def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # heard; a second one would cancel what the first one began
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # heard; a second one would cancel what the first one began
         loop.call_soon_threadsafe(serving.cancel)
 
     # Prefect's own raises SystemExit wherever it is. While a run is being started that is mostly inside of pydantic,
@@ -89,7 +93,11 @@ async def _serve(deployments: Sequence[Any]) -> None:
 
 
 def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
-    strategy = ConcurrencyLimitStrategy.ENQUEUE if collision == "enqueue" else ConcurrencyLimitStrategy.CANCEL_NEW
+    strategy = (
+        ConcurrencyLimitStrategy.ENQUEUE
+        if collision == "enqueue"
+        else ConcurrencyLimitStrategy.CANCEL_NEW
+    )
     return flow.to_deployment(
         name,
         schedules=[_schedule(each) for each in plan.schedules],
@@ -102,8 +110,15 @@ def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: s
 
 
 def _schedule(given: dict[str, Any]) -> Schedule:
-    interval, others = given.get("interval"), {name: each for name, each in given.items() if name != "interval"}
-    return Schedule(interval=timedelta(seconds=interval), **others) if interval is not None else Schedule(**others)
+    interval, others = (
+        given.get("interval"),
+        {name: each for name, each in given.items() if name != "interval"},
+    )
+    return (
+        Schedule(interval=timedelta(seconds=interval), **others)
+        if interval is not None
+        else Schedule(**others)
+    )
 
 
 def _wait_for(client: Any, url: str) -> None:
@@ -127,7 +142,9 @@ def _close(name: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):
-            message = "nnbuild serve was stopped; what the run has waits in the store for the next one."
+            message = (
+                "nnbuild serve was stopped; what the run has waits in the store for the next one."
+            )
             client.set_flow_run_state(each.id, Crashed(message=message), force=True)
 
 

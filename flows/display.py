@@ -3,7 +3,14 @@
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -31,7 +38,9 @@ class LogDisplay:
         """An epoch's line."""
         self.note(f"epoch {epoch}/{epochs}  {_figures(metrics)}  {seconds:.1f} s")
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         """Steps are not worth a line."""
 
     def download(self, file: str, done: int, total: int | None) -> None:
@@ -41,10 +50,14 @@ class LogDisplay:
 
     def scored(self, done: int, total: int, seconds: float) -> None:
         """Rows of a scoring job: a line at every so many seconds, and at the end."""
-        if seconds - self._told_at > _SECONDS_BETWEEN_LINES or (done == total and seconds > _SECONDS_BETWEEN_LINES):
+        if seconds - self._told_at > _SECONDS_BETWEEN_LINES or (
+            done == total and seconds > _SECONDS_BETWEEN_LINES
+        ):
             self._told_at = seconds
             rate = done / seconds
-            self.note(f"scored {done:,} of {total:,} rows  {rate:,.0f} rows/s  {(total - done) / rate:.0f} s left")
+            self.note(
+                f"scored {done:,} of {total:,} rows  {rate:,.0f} rows/s  {(total - done) / rate:.0f} s left"
+            )
 
     def close(self) -> None:
         """Nothing to put away."""
@@ -64,7 +77,11 @@ class TerminalDisplay(LogDisplay):
             transient=True,
         )
         self._downloads = Progress(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=console, transient=True
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            console=console,
+            transient=True,
         )
         self._bar: TaskID | None = None
         self._files: dict[str, TaskID] = {}
@@ -73,7 +90,9 @@ class TerminalDisplay(LogDisplay):
         """Show that something is going on."""
         return self._console.status(text)
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         """Move the bar."""
         if self._bar is None:
             self._fit.start()

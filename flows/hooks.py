@@ -19,8 +19,12 @@ def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:
     """
     text = advice(flow_run, state)
     flow_run_logger(flow_run, flow).error("%s", text)
-    emit(STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text})
-    notify(f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id))
+    emit(
+        STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text}
+    )
+    notify(
+        f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id)
+    )
 
 
 def on_bad_scores(flow: Any, flow_run: Any, state: Any) -> None:
@@ -28,8 +32,12 @@ def on_bad_scores(flow: Any, flow_run: Any, state: Any) -> None:
     told = f"{state.name.lower()}: {' '.join(str(state.message or '').split())}"
     text = f"{told} Parts that are whole are kept; the next run, or the same `nnbuild score` again, goes on with them."
     flow_run_logger(flow_run, flow).error("%s", text)
-    emit(STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text})
-    notify(f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id))
+    emit(
+        STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text}
+    )
+    notify(
+        f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id)
+    )
 
 
 def advice(flow_run: Any, state: Any) -> str:

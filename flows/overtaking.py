@@ -9,7 +9,11 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run
 
 SKIPPED = "Skipped"
-_MADE = ["RUNNING", "COMPLETED", "FAILED"]  # one that was cancelled or killed is not: the next goes on with it
+_MADE = [
+    "RUNNING",
+    "COMPLETED",
+    "FAILED",
+]  # one that was cancelled or killed is not: the next goes on with it
 
 
 def overtaken_at() -> datetime | None:
@@ -28,7 +32,8 @@ def overtaken_at() -> datetime | None:
             "start_time": {"after_": mine.expected_start_time},
         }
         begun = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(wanted), sort=FlowRunSort.EXPECTED_START_TIME_DESC
+            flow_run_filter=FlowRunFilter.model_validate(wanted),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         )
     others = (each for each in begun if each.id != mine.id and each.state_name != SKIPPED)
     times = [each.start_time for each in others if _settings(each) == _settings(mine)]

@@ -37,7 +37,9 @@ def print_table(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
         columns: their names, in order; or of each name, what is written above it.
         nothing: what is said when there are no rows.
     """
-    console = Console(width=_WIDE)  # a table takes what it needs, and rich would squeeze it into what there is
+    console = Console(
+        width=_WIDE
+    )  # a table takes what it needs, and rich would squeeze it into what there is
     longest = _LONGEST if sys.stdout.isatty() else None
     if not rows:
         console.print(nothing)

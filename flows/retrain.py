@@ -51,7 +51,11 @@ def _tag(run: Run) -> None:
     on_crashed=[on_bad_end],
     on_cancellation=[on_bad_end],
 )
-def retrain(config: RunConfig = RunConfig(), store: str | None = None, resume: str | None = None) -> Committed:  # noqa: B008  (frozen)
+def retrain(
+    config: RunConfig = RunConfig(),  # noqa: B008  (frozen)
+    store: str | None = None,
+    resume: str | None = None,
+) -> Committed:
     """Retrain, score and commit.
 
     Args:

@@ -47,7 +47,8 @@ def scheduled_retrain(
     without_fallback(config)
     if overtaken == "skip" and (begun := overtaken_at()):
         told = (
-            f"Overtaken: a run of the same settings has begun since this one was due, at {begun:%Y-%m-%d %H:%M:%S} UTC."
+            "Overtaken: a run of the same settings has begun since this one was due, "
+            f"at {begun:%Y-%m-%d %H:%M:%S} UTC."
         )
         return Completed(name=SKIPPED, message=told)
     with ended_after(timeout_seconds):
@@ -73,7 +74,10 @@ def waiting(store: Store, config: RunConfig) -> str | None:
     for each in reversed(store.unfinished()):
         run: Run = store.unfinished_run(each.run_id)
         try:
-            same = run.config.digest() == wanted and run.record["code_version"] == machine.code_version()
+            same = (
+                run.config.digest() == wanted
+                and run.record["code_version"] == machine.code_version()
+            )
         except StoreError:
             continue
         if same and not each.held:

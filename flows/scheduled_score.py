@@ -33,7 +33,10 @@ def _name() -> str:
     on_cancellation=[on_bad_scores],
 )
 def scheduled_score(
-    config: ScoreConfig, store: str | None = None, days: int = 7, timeout_seconds: float | None = None
+    config: ScoreConfig,
+    store: str | None = None,
+    days: int = 7,
+    timeout_seconds: float | None = None,
 ) -> Any:
     """Score on a schedule, with the champion of the day.
 
@@ -48,5 +51,8 @@ def scheduled_score(
             last = flow_run.scheduled_start_time.date()
             return score_days(config, last - timedelta(days=days - 1), last, store)
         if (before := scored_before(Store(store), config)) is not None:
-            return Completed(name=SKIPPED, message=f"Scoring job {before} has scored this input by this model already.")
+            return Completed(
+                name=SKIPPED,
+                message=f"Scoring job {before} has scored this input by this model already.",
+            )
         return score.fn(config, store)

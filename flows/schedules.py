@@ -35,5 +35,7 @@ def cron_schedule(cron: str, timezone: str, slug: str) -> dict[str, Any]:
     try:
         Cron(cron)
     except ValueError as error:
-        raise ConfigError(f"cron {cron!r} is no schedule, expected five fields like {DEFAULT_CRON!r}") from error
+        raise ConfigError(
+            f"cron {cron!r} is no schedule, expected five fields like {DEFAULT_CRON!r}"
+        ) from error
     return {"cron": cron, "timezone": timezone, "slug": slug}

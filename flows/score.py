@@ -22,7 +22,10 @@ def _name() -> str:
 
 @flow(name="score", flow_run_name=_name)
 def score(
-    config: ScoreConfig | None = None, store: str | None = None, resume: str | None = None, address: str | None = None
+    config: ScoreConfig | None = None,
+    store: str | None = None,
+    resume: str | None = None,
+    address: str | None = None,
 ) -> ScoredJob:
     """Score an input of any size; the same parameters again go on with a job that was stopped.
 

@@ -37,12 +37,19 @@ class EarlyServer:
         from prefect.settings import PREFECT_API_URL
 
         self._thread.start()
-        if not PREFECT_API_URL.value():  # looking for an embedded server imports all of Prefect's: 2 s
-            threading.Thread(target=_bind_to_this_process, name="prefect-server-guard", daemon=True).start()
+        if (
+            not PREFECT_API_URL.value()
+        ):  # looking for an embedded server imports all of Prefect's: 2 s
+            threading.Thread(
+                target=_bind_to_this_process, name="prefect-server-guard", daemon=True
+            ).start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._thread.join()
 
@@ -64,7 +71,9 @@ def _bind_to_this_process() -> None:
     from prefect.server.api.server import SubprocessASGIServer
 
     for _ in range(_TRIES):
-        started = [each.server_process for each in getattr(SubprocessASGIServer, "_instances", {}).values()]
+        started = [
+            each.server_process for each in getattr(SubprocessASGIServer, "_instances", {}).values()
+        ]
         for server in filter(None, started):
             if server.pid not in _GUARDED:
                 _GUARDED.add(server.pid)
@@ -79,6 +88,10 @@ def _guard(pid: int) -> None:
     silence = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
     command = ["/bin/sh", "-c", f"read -r _; kill {pid}"]
     os.posix_spawn(
-        "/bin/sh", command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0), *silence], setsid=True
+        "/bin/sh",
+        command,
+        os.environ,
+        file_actions=[(os.POSIX_SPAWN_DUP2, theirs, 0), *silence],
+        setsid=True,
     )
     os.close(theirs)

@@ -36,7 +36,10 @@ def _name() -> str:
 
 @flow(name="sweep", flow_run_name=_name)
 def sweep(
-    config: SweepConfig | None = None, store: str | None = None, sweep_id: str | None = None, workers: int = 0
+    config: SweepConfig | None = None,
+    store: str | None = None,
+    sweep_id: str | None = None,
+    workers: int = 0,
 ) -> Swept:
     """Make every trial of a sweep that is not there yet; the same parameters again go on with one that was stopped.
 
@@ -60,7 +63,11 @@ def sweep(
             with working_on_run(best):
                 _through_the_gate(best)
         swept = plan.swept()
-        show_table("nnbuild-sweep", rows_of(swept), f"Sweep {swept.sweep_id}, the best by {swept.objective} first")
+        show_table(
+            "nnbuild-sweep",
+            rows_of(swept),
+            f"Sweep {swept.sweep_id}, the best by {swept.objective} first",
+        )
         return swept
 
 
@@ -82,7 +89,9 @@ def _submit(plan: Plan, opened: Sweep, workers: int) -> None:
 
 def _through_the_gate(run: Run) -> None:
     """The last steps of `flows.retrain`, as its tasks."""
-    data, history, exported, evaluated, calibrated, scored = (run.recall(step, kind) for step, kind in _DONE.items())
+    data, history, exported, evaluated, calibrated, scored = (
+        run.recall(step, kind) for step, kind in _DONE.items()
+    )
     decided = approve(run, decide(run, data, evaluated, scored))
     reported = report(run, data, calibrated, decided)
     commit(run, history, exported, reported)

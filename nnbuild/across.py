@@ -11,8 +11,22 @@ from nnbuild.settings import flattened
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
-_SHOWN_ANYHOW = ("seed", "trial", "dataset.name", "dataset.data_dir", "model.name", "training.epochs")
-_METRICS = ("accuracy", "loss", "expected_calibration_error", "brier_score", "top_2_accuracy", "macro_f1")
+_SHOWN_ANYHOW = (
+    "seed",
+    "trial",
+    "dataset.name",
+    "dataset.data_dir",
+    "model.name",
+    "training.epochs",
+)
+_METRICS = (
+    "accuracy",
+    "loss",
+    "expected_calibration_error",
+    "brier_score",
+    "top_2_accuracy",
+    "macro_f1",
+)
 _OF_PAIR = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
 _SECONDS = ("fit_model", "score_test_set")
 
@@ -40,7 +54,9 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
         )
     manifests = [_manifest(store, run_id) for run_id in run_ids]
     differing = _differing([flattened(each["config"]) for each in manifests])
-    rows = [_figures(store, each, settings) for each, settings in zip(manifests, differing, strict=True)]
+    rows = [
+        _figures(store, each, settings) for each, settings in zip(manifests, differing, strict=True)
+    ]
     answers = [_answers(store, run_id) for run_id in run_ids]
     return [
         row | (_against(answers[0], answer) if place else dict.fromkeys(_OF_PAIR))
@@ -57,8 +73,12 @@ def _manifest(store: Store, run_id: str) -> dict[str, Any]:
 
 def _differing(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each run, the settings in which the runs differ, but for what is shown anyhow."""
-    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith(_SHOWN_ANYHOW))
-    differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    keys = dict.fromkeys(
+        key for each in settings for key in each if not key.startswith(_SHOWN_ANYHOW)
+    )
+    differ = [
+        key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)
+    ]
     return [{key: _told(each.get(key)) for key in differ} for each in settings]
 
 
@@ -82,11 +102,17 @@ def _figures(store: Store, manifest: dict[str, Any], differing: dict[str, Any]) 
 
 def _metrics(store: Store, run_id: str) -> dict[str, float]:
     rows = store.read_table("evaluation", run_id).to_pylist()
-    return {row["metric"]: row["value"] for row in rows if row["subset"] == "test" and row["label"] is None}
+    return {
+        row["metric"]: row["value"]
+        for row in rows
+        if row["subset"] == "test" and row["label"] is None
+    }
 
 
 def _answers(store: Store, run_id: str) -> tuple[Any, Any]:
-    table = store.read_table("predictions", run_id, ["example_id", "label", "predicted"]).sort_by("example_id")
+    table = store.read_table("predictions", run_id, ["example_id", "label", "predicted"]).sort_by(
+        "example_id"
+    )
     return np.asarray(table["label"].to_numpy()), np.asarray(table["predicted"].to_numpy())
 
 
@@ -126,7 +152,9 @@ def trends(store: Store) -> list[dict[str, Any]]:
 
     `drift` is the largest population stability index of what its model scored, in any job; null if none was measured.
     """
-    succeeded = [row for row in store.read_table("runs").to_pylist() if row["status"] == "succeeded"]
+    succeeded = [
+        row for row in store.read_table("runs").to_pylist() if row["status"] == "succeeded"
+    ]
     calibration: dict[str, float] = {
         row["run_id"]: row["value"]
         for row in store.read_table("evaluation").to_pylist()

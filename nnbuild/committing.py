@@ -80,7 +80,10 @@ def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -
 def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     if not commit.is_ready(run):
         commit.make_ready(
-            run, manifest_of(run, error=error, now=now), _files(run, failed=error is not None), _tables(run)
+            run,
+            manifest_of(run, error=error, now=now),
+            _files(run, failed=error is not None),
+            _tables(run),
         )
     row = commit.staged_row(run)
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
@@ -106,12 +109,16 @@ def _dataset_move(run: Run, store: Store, data: Result | None) -> tuple[Path, Pa
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     config = run.folder / "config.json"
     write_json(config, run.config.model_dump(mode="json"))
-    wanted = {"config.json": config} | {name: run.folder / name for name in ("report.html", "traceback.txt")}
+    wanted = {"config.json": config} | {
+        name: run.folder / name for name in ("report.html", "traceback.txt")
+    }
     if not failed:
         wanted |= {name: run.folder / "model" / name for name in ("model.keras", "model.onnx")}
         wanted[REFERENCE] = run.folder / REFERENCE
     logs = run.folder / "tensorboard"
-    wanted |= {path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()}
+    wanted |= {
+        path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()
+    }
     return {name: path for name, path in wanted.items() if path.exists()}
 
 

@@ -30,7 +30,10 @@ class Section(BaseModel):
     @classmethod
     def _is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
         """Pydantic would take `true` for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(field.field_name)].annotation is not bool:
+        if (
+            isinstance(value, bool)
+            and cls.model_fields[str(field.field_name)].annotation is not bool
+        ):
             raise ValueError("which this setting cannot be; see docs/configuration.md")
         return value
 
@@ -45,13 +48,17 @@ class DatasetConfig(Section):
     """What is trained on."""
 
     name: str = Field(
-        "mnist", min_length=1, description="mnist, fashion-mnist, kmnist, digits, or a path to your own images"
+        "mnist",
+        min_length=1,
+        description="mnist, fashion-mnist, kmnist, digits, or a path to your own images",
     )
     data_dir: Path | None = Field(
-        None, description="A folder that holds the named dataset's files; $NNBUILD_DATA_DIR if not given"
+        None,
+        description="A folder that holds the named dataset's files; $NNBUILD_DATA_DIR if not given",
     )
     fallback: Literal["digits"] | None = Field(
-        None, description="What to train on when the dataset cannot be had; a scheduled run never falls back"
+        None,
+        description="What to train on when the dataset cannot be had; a scheduled run never falls back",
     )
     checks: CheckLimits = Field(CheckLimits(), description="The bounds that the data must keep")
 
@@ -59,19 +66,30 @@ class DatasetConfig(Section):
 class ModelConfig(Section):
     """Which network is built."""
 
-    name: str = Field("convnet", min_length=1, description="A named network, or package.module:function for your own")
+    name: str = Field(
+        "convnet",
+        min_length=1,
+        description="A named network, or package.module:function for your own",
+    )
     members: int = Field(
-        1, ge=1, le=64, description="Networks that are trained one after another and averaged in log-probability"
+        1,
+        ge=1,
+        le=64,
+        description="Networks that are trained one after another and averaged in log-probability",
     )
     l2: float | None = Field(None, ge=0, le=10, description="L2 penalty on the hidden kernels")
-    dropout: float | None = Field(None, ge=0, lt=1, description="Share of units dropped before the head")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Share of units dropped before the head"
+    )
 
 
 class EarlyStopping(Section):
     """Stop when the monitored metric no longer improves."""
 
     monitor: str = Field("val_loss", pattern=MONITOR, description="A key of the history")
-    patience: int = Field(5, ge=0, le=1000, description="Epochs without improvement that are allowed")
+    patience: int = Field(
+        5, ge=0, le=1000, description="Epochs without improvement that are allowed"
+    )
     min_delta: float = Field(0.0, ge=0, description="What counts as an improvement")
 
 
@@ -80,7 +98,9 @@ class ReduceOnPlateau(Section):
 
     monitor: str = Field("val_loss", pattern=MONITOR, description="A key of the history")
     factor: float = Field(0.5, gt=0, lt=1, description="What the learning rate is multiplied by")
-    patience: int = Field(3, ge=0, le=1000, description="Epochs without improvement that are allowed")
+    patience: int = Field(
+        3, ge=0, le=1000, description="Epochs without improvement that are allowed"
+    )
     min_learning_rate: float = Field(0.0, ge=0, description="The learning rate never goes below")
 
 
@@ -91,12 +111,22 @@ WITH_BETAS = ("adam", "adamw", "muon")
 class TrainingConfig(Section):
     """How the network is fitted."""
 
-    epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the training images")
+    epochs: int | None = Field(
+        None, ge=1, le=100_000, description="Passes over the training images"
+    )
     batch_size: int | None = Field(None, ge=1, le=65_536, description="Images per step")
-    optimizer: Literal["adam", "adamw", "muon", "sgd", "rmsprop"] | None = Field(None, description="The optimizer")
-    learning_rate: float | None = Field(None, gt=0, le=100, description="Of the optimizer; the peak of a schedule")
-    beta_1: float | None = Field(None, ge=0, lt=1, description="Adam's decay of the mean gradient; Keras's if null")
-    beta_2: float | None = Field(None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null")
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "rmsprop"] | None = Field(
+        None, description="The optimizer"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, le=100, description="Of the optimizer; the peak of a schedule"
+    )
+    beta_1: float | None = Field(
+        None, ge=0, lt=1, description="Adam's decay of the mean gradient; Keras's if null"
+    )
+    beta_2: float | None = Field(
+        None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null"
+    )
     ema: float | None = Field(
         None,
         gt=0,
@@ -116,11 +146,15 @@ class TrainingConfig(Section):
     validation_fraction: float | None = Field(
         None, gt=0, lt=1, description="Share of the training images held out, drawn by the seed"
     )
-    validation_freq: int = Field(1, ge=1, le=100_000, description="Validate at every so many epochs")
+    validation_freq: int = Field(
+        1, ge=1, le=100_000, description="Validate at every so many epochs"
+    )
     early_stopping: EarlyStopping | None = Field(None, description="Off unless given")
     reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="Off unless given")
     best_weights: str | None = Field(
-        None, pattern=MONITOR, description="Keep the weights of the epoch that is best in this; the last if null"
+        None,
+        pattern=MONITOR,
+        description="Keep the weights of the epoch that is best in this; the last if null",
     )
     augment: Literal["none", "shift", "affine"] | None = Field(
         None, description="Random changes of the training images"
@@ -148,13 +182,22 @@ class ScoringConfig(Section):
 class GateConfig(Section):
     """When a run becomes the champion."""
 
-    enabled: bool = Field(default=True, description="Whether the run is held against the champion at all")
-    rule: Literal["not-worse", "better"] = Field(
-        "not-worse", description="Promote unless significantly worse, or only if significantly better"
+    enabled: bool = Field(
+        default=True, description="Whether the run is held against the champion at all"
     )
-    significance: float = Field(0.05, gt=0, lt=1, description="Below it a p-value of the paired test counts")
-    min_accuracy: float = Field(0.0, ge=0, le=1, description="On the test images; below it nothing is promoted")
-    max_calibration_error: float = Field(1.0, ge=0, le=1, description="Above it nothing is promoted")
+    rule: Literal["not-worse", "better"] = Field(
+        "not-worse",
+        description="Promote unless significantly worse, or only if significantly better",
+    )
+    significance: float = Field(
+        0.05, gt=0, lt=1, description="Below it a p-value of the paired test counts"
+    )
+    min_accuracy: float = Field(
+        0.0, ge=0, le=1, description="On the test images; below it nothing is promoted"
+    )
+    max_calibration_error: float = Field(
+        1.0, ge=0, le=1, description="Above it nothing is promoted"
+    )
     max_recall_drop: float = Field(
         0.05, ge=0, le=1, description="Most that the recall of a class may be below the champion's"
     )
@@ -162,10 +205,14 @@ class GateConfig(Section):
         "keep", description="What becomes of the champion if it was evaluated on other test images"
     )
     approval: Literal["auto", "manual"] = Field(
-        "auto", description="manual: a challenger that passes waits for a person's yes in Prefect's UI"
+        "auto",
+        description="manual: a challenger that passes waits for a person's yes in Prefect's UI",
     )
     approval_seconds: int = Field(
-        3600, ge=1, le=604_800, description="How long the run waits for the person; then the champion stays"
+        3600,
+        ge=1,
+        le=604_800,
+        description="How long the run waits for the person; then the champion stays",
     )
 
 
@@ -184,15 +231,21 @@ class RunConfig(Section):
     training: TrainingConfig = Field(TrainingConfig(), description="How it is fitted")
     scoring: ScoringConfig = Field(ScoringConfig(), description="How logits become probabilities")
     gate: GateConfig = Field(GateConfig(), description="When the run becomes the champion")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the split, the weights and the order of examples")
-    trial: TrialTag | None = Field(None, description="Set by a sweep: which of its trials the run is")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Of the split, the weights and the order of examples"
+    )
+    trial: TrialTag | None = Field(
+        None, description="Set by a sweep: which of its trials the run is"
+    )
 
     def digest(self) -> str:
         """sha256 of the settings that decide the weights, 64 hexadecimal digits.
 
         Where the data lies does not count, nor what the gate makes of the run, nor which sweep it belongs to.
         """
-        settings = self.model_dump_json(exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True})
+        settings = self.model_dump_json(
+            exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True}
+        )
         return hashlib.sha256(settings.encode()).hexdigest()
 
 
@@ -214,7 +267,9 @@ def require_names(config: RunConfig) -> None:
     """
     model, training = config.model.name, config.training
     if not is_factory(model) and model not in PRESETS:
-        raise ConfigError(f"unknown model {model!r}; {suggestion(model, PRESETS)}, or give package.module:function")
+        raise ConfigError(
+            f"unknown model {model!r}; {suggestion(model, PRESETS)}, or give package.module:function"
+        )
     for name in training.metrics:
         if name not in METRICS:
             raise ConfigError(f"unknown metric {name!r}; {suggestion(name, METRICS)}")
@@ -223,13 +278,24 @@ def require_names(config: RunConfig) -> None:
     watchers = (training.early_stopping, training.reduce_on_plateau)
     for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
         if monitor is not None and monitor not in keys:
-            raise ConfigError(f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}")
+            raise ConfigError(
+                f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}"
+            )
     if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'")
-    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {None, *WITH_BETAS}:
-        raise ConfigError(f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them")
+        raise ConfigError(
+            "TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'"
+        )
+    if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {
+        None,
+        *WITH_BETAS,
+    }:
+        raise ConfigError(
+            f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them"
+        )
     if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
-        raise ConfigError(f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one")
+        raise ConfigError(
+            f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one"
+        )
 
 
 def _filled(section: S, defaults: dict[str, object]) -> S:
@@ -263,9 +329,14 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
     preset = preset_of(config.model.name)
     defaults = {**preset.training, "threads": _threads(preset, processors or machine.processors())}
     if config.training.optimizer not in {None, *WITH_BETAS}:
-        defaults = {name: value for name, value in defaults.items() if name not in {"beta_1", "beta_2"}}
+        defaults = {
+            name: value for name, value in defaults.items() if name not in {"beta_1", "beta_2"}
+        }
     filled = config.model_copy(
-        update={"model": _filled(config.model, preset.model), "training": _filled(config.training, defaults)}
+        update={
+            "model": _filled(config.model, preset.model),
+            "training": _filled(config.training, defaults),
+        }
     )
     require_names(filled)  # what was given against what the network brings
     return filled

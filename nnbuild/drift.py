@@ -72,7 +72,9 @@ class Summary:
 
     def __add__(self, other: "Summary") -> "Summary":
         """Both sets together."""
-        return Summary(*(mine + theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True)))
+        return Summary(
+            *(mine + theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True))
+        )
 
     def parts(self) -> tuple[Counts, ...]:
         """The counts, in the order of `MEASURES`."""
@@ -92,10 +94,14 @@ class Summary:
         try:
             return cls(*(np.asarray(kept[name], np.int64) for name in MEASURES))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"no counts of {', '.join(MEASURES)} ({type(error).__name__}); restore the file") from error
+            raise DataError(
+                f"no counts of {', '.join(MEASURES)} ({type(error).__name__}); restore the file"
+            ) from error
 
 
-def summarise(images: NDArray[np.uint8], predicted: NDArray[Any], confidence: NDArray[Any], classes: int) -> Summary:
+def summarise(
+    images: NDArray[np.uint8], predicted: NDArray[Any], confidence: NDArray[Any], classes: int
+) -> Summary:
     """Count a batch.
 
     Args:
@@ -116,7 +122,9 @@ def summarise(images: NDArray[np.uint8], predicted: NDArray[Any], confidence: ND
 
 
 def _binned(values: NDArray[Any], most: int) -> Counts:
-    return np.bincount(np.minimum((values * (BINS / most)).astype(np.int64), BINS - 1), minlength=BINS)
+    return np.bincount(
+        np.minimum((values * (BINS / most)).astype(np.int64), BINS - 1), minlength=BINS
+    )
 
 
 def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> list[Drift]:
@@ -148,10 +156,21 @@ def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> li
         both = 1 / rows + 1 / others
         for statistic, value, threshold in (
             ("psi", _stability(*grouped), max(psi, _chance_of_psi(len(grouped[0]) - 1) * both)),
-            ("ks", _distance(mine, theirs), max(ks, math.sqrt(-math.log(_BY_CHANCE / 2) / 2 * both))),
+            (
+                "ks",
+                _distance(mine, theirs),
+                max(ks, math.sqrt(-math.log(_BY_CHANCE / 2) / 2 * both)),
+            ),
         ):
-            about = {"measure": name, "statistic": statistic, "value": value, "threshold": threshold}
-            found.append(Drift(**about, exceeded=value > threshold, rows=rows, reference_rows=others))
+            about = {
+                "measure": name,
+                "statistic": statistic,
+                "value": value,
+                "threshold": threshold,
+            }
+            found.append(
+                Drift(**about, exceeded=value > threshold, rows=rows, reference_rows=others)
+            )
     return found
 
 
@@ -164,7 +183,9 @@ def _grouped(mine: Counts, theirs: Counts) -> tuple[Counts, Counts]:
 
 
 def _stability(mine: Counts, theirs: Counts) -> float:
-    expected, actual = (np.maximum(each / each.sum(), max(_FLOOR, 0.5 / each.sum())) for each in (mine, theirs))
+    expected, actual = (
+        np.maximum(each / each.sum(), max(_FLOOR, 0.5 / each.sum())) for each in (mine, theirs)
+    )
     return float(((actual - expected) * np.log(actual / expected)).sum())
 
 
@@ -177,4 +198,6 @@ def _chance_of_psi(freedom: int) -> float:
     if freedom < 1:
         return 0.0
     spread = 2 / (9 * freedom)
-    return float(freedom * (1 - spread + NormalDist().inv_cdf(1 - _BY_CHANCE) * math.sqrt(spread)) ** 3)
+    return float(
+        freedom * (1 - spread + NormalDist().inv_cdf(1 - _BY_CHANCE) * math.sqrt(spread)) ** 3
+    )

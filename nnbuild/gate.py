@@ -76,7 +76,10 @@ def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig
 
 
 def _below_the_floor(challenger: Candidate, config: GateConfig) -> str:
-    accuracy, error = challenger.metrics["accuracy"], challenger.metrics["expected_calibration_error"]
+    accuracy, error = (
+        challenger.metrics["accuracy"],
+        challenger.metrics["expected_calibration_error"],
+    )
     if accuracy < config.min_accuracy:
         return f"its accuracy {accuracy:.4f} is below the floor of {config.min_accuracy:g}"
     if error > config.max_calibration_error:
@@ -85,7 +88,9 @@ def _below_the_floor(challenger: Candidate, config: GateConfig) -> str:
 
 
 def _largest_drop(challenger: Candidate, champion: Candidate) -> tuple[int, float]:
-    drops = {label: champion.recalls[label] - recall for label, recall in challenger.recalls.items()}
+    drops = {
+        label: champion.recalls[label] - recall for label, recall in challenger.recalls.items()
+    }
     label = max(drops, key=lambda each: drops[each])
     return label, drops[label]
 

@@ -20,7 +20,10 @@ def rows(epoch: int, metrics: dict[str, float], seconds: float | None, at: datet
         at: aware time of its end.
     """
     timed = metrics if seconds is None else {**metrics, SECONDS: seconds}
-    return [{"epoch": epoch, "metric": name, "value": float(value), "logged_at": at} for name, value in timed.items()]
+    return [
+        {"epoch": epoch, "metric": name, "value": float(value), "logged_at": at}
+        for name, value in timed.items()
+    ]
 
 
 def table(rows: Sequence[Row]) -> Any:
@@ -53,7 +56,9 @@ def history_of_table(table: Any) -> dict[str, list[float]]:
     """
     ordered = table.sort_by("epoch")
     history: dict[str, list[float]] = {}
-    for name, value in zip(ordered["metric"].to_pylist(), ordered["value"].to_pylist(), strict=True):
+    for name, value in zip(
+        ordered["metric"].to_pylist(), ordered["value"].to_pylist(), strict=True
+    ):
         if name != SECONDS:
             history.setdefault(name, []).append(value)
     return history
@@ -74,4 +79,7 @@ def as_json(rows: Sequence[Row]) -> list[Row]:
 
 def from_json(rows: Sequence[Row]) -> list[Row]:
     """What `as_json` was given."""
-    return [{**row, "logged_at": datetime.fromisoformat(row["logged_at"]).astimezone(UTC)} for row in rows]
+    return [
+        {**row, "logged_at": datetime.fromisoformat(row["logged_at"]).astimezone(UTC)}
+        for row in rows
+    ]

@@ -42,7 +42,14 @@ def _version(package: str) -> str | None:
     except PackageNotFoundError:
         return None
     # Not `importlib.metadata.version`, which parses a package's whole description as an e-mail first.
-    return next((line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("Version:")), None)
+    return next(
+        (
+            line.partition(":")[2].strip()
+            for line in told.splitlines()
+            if line.startswith("Version:")
+        ),
+        None,
+    )
 
 
 def packages() -> dict[str, str | None]:

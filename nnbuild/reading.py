@@ -36,12 +36,22 @@ def read_table(
     place = store if isinstance(store, Store) else Store(store)
     if name not in OF_JOBS:
         if score_id is not None:
-            raise StoreError(f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(OF_JOBS)}")
+            raise StoreError(
+                f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(OF_JOBS)}"
+            )
         return place.read_table(name, run_id, columns)
     if run_id is None:
         return place.read_table(name, score_id, columns)
     jobs = place.read_table("score_runs", score_id).to_pylist()
-    found = [each["score_id"] for each in jobs if each["run_id"] == run_id and (name != "scores" or not each["output"])]
+    found = [
+        each["score_id"]
+        for each in jobs
+        if each["run_id"] == run_id and (name != "scores" or not each["output"])
+    ]
     if not found:
-        raise StoreError(f"no scoring job by run {run_id} in {place.root}; see the table score_runs")
-    return pa.concat_tables([place.read_table(name, each, columns) for each in found], promote_options="default")
+        raise StoreError(
+            f"no scoring job by run {run_id} in {place.root}; see the table score_runs"
+        )
+    return pa.concat_tables(
+        [place.read_table(name, each, columns) for each in found], promote_options="default"
+    )

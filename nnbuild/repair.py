@@ -48,10 +48,20 @@ def repair(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[
         LockedError: what is to be discarded is being worked on.
     """
     staging = store.workshop / "staging"
-    there = {path.name.removeprefix(_SCORE) for path in staging.iterdir()} if staging.is_dir() else set()
+    there = (
+        {path.name.removeprefix(_SCORE) for path in staging.iterdir()}
+        if staging.is_dir()
+        else set()
+    )
     if missing := sorted(set(discard) - there):
-        raise StoreError(f"{', '.join(missing)}: not in staging, there is nothing to discard; see `nnbuild runs`")
-    found = [*_staged_runs(store, discard), *_staged_jobs(store, discard), *_written_aside(store, now)]
+        raise StoreError(
+            f"{', '.join(missing)}: not in staging, there is nothing to discard; see `nnbuild runs`"
+        )
+    found = [
+        *_staged_runs(store, discard),
+        *_staged_jobs(store, discard),
+        *_written_aside(store, now),
+    ]
     return found if store.is_remote else [*found, *_lost_rows(store)]
 
 
@@ -77,7 +87,9 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Finding]:
             run.clear()
             yield Finding(place, "clear", "had no readable record, so nothing could go on with it")
         else:
-            yield Finding(place, "keep", f"can be resumed: {_command(run)}; or discarded by --discard")
+            yield Finding(
+                place, "keep", f"can be resumed: {_command(run)}; or discarded by --discard"
+            )
 
 
 def _command(run: Run) -> str:
@@ -103,19 +115,29 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Finding]:
             yield Finding(place, "keep", "a living process works on it")
         elif score_id in discard or score_id in store.scored() or not (path / "job.json").exists():
             shutil.rmtree(path)
-            yield Finding(place, "clear", "was given up" if score_id in discard else "was committed, or never began")
+            yield Finding(
+                place,
+                "clear",
+                "was given up" if score_id in discard else "was committed, or never began",
+            )
         else:
-            yield Finding(place, "keep", f"can be resumed: nnbuild score --resume {score_id}; or discarded")
+            yield Finding(
+                place, "keep", f"can be resumed: nnbuild score --resume {score_id}; or discarded"
+            )
 
 
 def _written_aside(store: Store, now: datetime) -> Iterator[Finding]:
     """Files that a process was writing when it died; they have names that no reader looks at."""
     roots = [store.workshop] if store.workshop.is_dir() else []
-    for path in sorted(each for root in roots for each in root.rglob(".*.*") if each.suffix != ".lock"):
+    for path in sorted(
+        each for root in roots for each in root.rglob(".*.*") if each.suffix != ".lock"
+    ):
         with explained(f"look at {path}"):
             if now - datetime.fromtimestamp(path.stat().st_mtime, now.tzinfo) > _OLD:
                 path.unlink()
-                yield Finding(path.relative_to(store.workshop).as_posix(), "clear", "was left half written")
+                yield Finding(
+                    path.relative_to(store.workshop).as_posix(), "clear", "was left half written"
+                )
 
 
 def _lost_rows(store: Store) -> Iterator[Finding]:
@@ -131,12 +153,16 @@ def _lost_rows(store: Store) -> Iterator[Finding]:
             _require_whole(store, manifest)
             row = runs_table(manifest)
         except (StoreError, KeyError, TypeError, AttributeError) as error:
-            yield Finding(place, "lost", f"has no row in runs, and it cannot be written again: {error}")
+            yield Finding(
+                place, "lost", f"has no row in runs, and it cannot be written again: {error}"
+            )
             continue
         aside = store.workshop / "staging" / f"repair-{path.name}"
         write_table(aside / PART, row, schemas.RUNS)
         move_folder(aside, store.partition("runs", path.name))
-        yield Finding(place, "rebuild", "its row in runs was lost, and is written again from the manifest")
+        yield Finding(
+            place, "rebuild", "its row in runs was lost, and is written again from the manifest"
+        )
 
 
 def _require_whole(store: Store, manifest: dict[str, Any]) -> None:
@@ -144,5 +170,9 @@ def _require_whole(store: Store, manifest: dict[str, Any]) -> None:
         path = store.root / name
         if name.startswith("tables/runs/"):
             continue
-        if not path.resolve().is_relative_to(store.root) or not path.is_file() or file_digest(path) != about["sha256"]:
+        if (
+            not path.resolve().is_relative_to(store.root)
+            or not path.is_file()
+            or file_digest(path) != about["sha256"]
+        ):
             raise StoreError(f"{name} is missing or was changed")

@@ -82,7 +82,9 @@ def working_on(run: Run) -> Iterator[None]:
             raise _as_stopped(run, error) from error
         except Exception as error:
             if not run.folder.is_dir():
-                raise StoreError(f"{run.folder} is gone in the middle of the run; bring the store back") from error
+                raise StoreError(
+                    f"{run.folder} is gone in the middle of the run; bring the store back"
+                ) from error
             told = _as_told(run, error)
             _see_to_the_end(run, told)
             if told is error:
@@ -104,7 +106,9 @@ def _as_told(run: Run, error: Exception) -> Exception:
     if not isinstance(error, OSError):
         return error
     if error.filename and not Path(error.filename).is_relative_to(run.root):
-        return StoreError(f"cannot write {error.filename}: {error.strerror}; mend it, or set $TMPDIR")
+        return StoreError(
+            f"cannot write {error.filename}: {error.strerror}; mend it, or set $TMPDIR"
+        )
     return as_store_error(f"work in {error.filename or run.folder}", error)
 
 

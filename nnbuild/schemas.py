@@ -36,9 +36,16 @@ RUNS = _table(
     _field("seed", pa.int64(), "Of the split, the weights and the order of examples"),
     _field("epochs", pa.int32(), "Epochs that were finished"),
     _field("test_accuracy", pa.float64(), "Share of test examples classified right", nullable=True),
-    _field("test_loss", pa.float64(), "Mean cross-entropy on the test examples, in nats", nullable=True),
+    _field(
+        "test_loss", pa.float64(), "Mean cross-entropy on the test examples, in nats", nullable=True
+    ),
     _field("promoted", pa.bool_(), "Whether the run became the champion"),
-    _field("flow_run_id", pa.string(), "Prefect's id of the flow run; null outside Prefect", nullable=True),
+    _field(
+        "flow_run_id",
+        pa.string(),
+        "Prefect's id of the flow run; null outside Prefect",
+        nullable=True,
+    ),
     _field("code_version", pa.string(), "Version of nnbuild, and the commit where it is known"),
     _field("config", pa.string(), "The resolved config, as JSON"),
 )
@@ -71,24 +78,44 @@ CALIBRATION = _table(
     _field("bin_lower", pa.float64(), "The bin holds confidences above this"),
     _field("bin_upper", pa.float64(), "and up to this"),
     _field("count", pa.int64(), "Examples in the bin"),
-    _field("mean_confidence", pa.float64(), "Mean of the largest probability; null if empty", nullable=True),
+    _field(
+        "mean_confidence",
+        pa.float64(),
+        "Mean of the largest probability; null if empty",
+        nullable=True,
+    ),
     _field("accuracy", pa.float64(), "Share classified right; null if empty", nullable=True),
 )
 
 
 DECISIONS = _table(
-    _field("champion", pa.string(), "The run that stood before; null if there was none", nullable=True),
+    _field(
+        "champion", pa.string(), "The run that stood before; null if there was none", nullable=True
+    ),
     _field("rule", pa.string(), "not-worse or better"),
     _field("promoted", pa.bool_(), "What was decided"),
     _field("reason", pa.string(), "Why"),
     _field("accuracy", pa.float64(), "The challenger's, on the test examples"),
     _field("champion_accuracy", pa.float64(), "The champion's; null without one", nullable=True),
-    _field("examples", pa.int64(), "Test examples compared; null if the two were not", nullable=True),
+    _field(
+        "examples", pa.int64(), "Test examples compared; null if the two were not", nullable=True
+    ),
     _field("only_champion", pa.int64(), "Examples that only the champion has right", nullable=True),
-    _field("only_challenger", pa.int64(), "Examples that only the challenger has right", nullable=True),
-    _field("p_worse", pa.float64(), "Exact McNemar test, one-sided: small if the challenger is worse", nullable=True),
-    _field("p_better", pa.float64(), "The same the other way: small if it is better", nullable=True),
-    _field("difference", pa.float64(), "The challenger's accuracy less the champion's", nullable=True),
+    _field(
+        "only_challenger", pa.int64(), "Examples that only the challenger has right", nullable=True
+    ),
+    _field(
+        "p_worse",
+        pa.float64(),
+        "Exact McNemar test, one-sided: small if the challenger is worse",
+        nullable=True,
+    ),
+    _field(
+        "p_better", pa.float64(), "The same the other way: small if it is better", nullable=True
+    ),
+    _field(
+        "difference", pa.float64(), "The challenger's accuracy less the champion's", nullable=True
+    ),
     _field("low", pa.float64(), "Lower end of its 95 % interval", nullable=True),
     _field("high", pa.float64(), "Upper end", nullable=True),
     _field("recall_drop", pa.float64(), "Largest drop of a class's recall", nullable=True),
@@ -97,10 +124,14 @@ DECISIONS = _table(
 )
 
 SCORE_RUNS = _table(
-    _field("run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True),
+    _field(
+        "run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True
+    ),
     _field("model_digest", pa.string(), "sha256 of the model file"),
     _field("input", pa.string(), "What was scored, as it was given"),
-    _field("output", pa.string(), "Folder of the rows; null if they are in `scores`", nullable=True),
+    _field(
+        "output", pa.string(), "Folder of the rows; null if they are in `scores`", nullable=True
+    ),
     _field("rows", pa.int64(), "Rows that were scored"),
     _field("written", pa.int64(), "Of these, rows that were asked for"),
     _field("quarantined", pa.int64(), "Rows that could not be scored"),
@@ -112,11 +143,21 @@ SCORE_RUNS = _table(
 
 
 DRIFT = _table(
-    _field("run_id", pa.string(), "The run whose model scored, and whose reference it is held against"),
+    _field(
+        "run_id", pa.string(), "The run whose model scored, and whose reference it is held against"
+    ),
     _field("measure", pa.string(), "predicted, confidence, brightness or ink"),
-    _field("statistic", pa.string(), "psi, the population stability index; ks, the Kolmogorov-Smirnov distance"),
+    _field(
+        "statistic",
+        pa.string(),
+        "psi, the population stability index; ks, the Kolmogorov-Smirnov distance",
+    ),
     _field("value", pa.float64(), "Of the statistic"),
-    _field("threshold", pa.float64(), "As asked for, or what chance reaches with so few rows if that is more"),
+    _field(
+        "threshold",
+        pa.float64(),
+        "As asked for, or what chance reaches with so few rows if that is more",
+    ),
     _field("exceeded", pa.bool_(), "Whether the value is above the threshold"),
     _field("rows", pa.int64(), "Rows that were compared"),
     _field("reference_rows", pa.int64(), "Validation images of the reference"),
@@ -133,7 +174,10 @@ def predictions(classes: int) -> Any:
         _field("predicted", pa.int16(), "Class with the largest logit"),
         _field("confidence", pa.float32(), "Probability of the predicted class"),
         _field("log_prob", pa.float32(), "Natural logarithm of that probability, finite always"),
-        *(_field(f"prob_{label}", pa.float32(), f"Probability of class {label}") for label in range(classes)),
+        *(
+            _field(f"prob_{label}", pa.float32(), f"Probability of class {label}")
+            for label in range(classes)
+        ),
     )
 
 
@@ -161,11 +205,15 @@ def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:
     for row in rows:
         if row.keys() != set(schema.names):
             given, expected = sorted(row), sorted(schema.names)
-            raise StoreError(f"row has columns {given}, the schema has {expected}; change nnbuild.schemas first")
+            raise StoreError(
+                f"row has columns {given}, the schema has {expected}; change nnbuild.schemas first"
+            )
     try:
         return conforming(pa.Table.from_pylist(list(rows), schema=schema), schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise StoreError(f"a value does not fit its column: {error}; change nnbuild.schemas first") from error
+        raise StoreError(
+            f"a value does not fit its column: {error}; change nnbuild.schemas first"
+        ) from error
 
 
 def conforming(table: Any, schema: Any) -> Any:

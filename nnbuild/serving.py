@@ -21,7 +21,14 @@ LOGITS, PROBABILITIES = "logits", "probabilities"
 FORMATS = ("savedmodel", "onnx")
 
 
-def export_run(store: Store, run_id: str, target: Path, format: str, *, calibrated: bool = False) -> Path:  # noqa: A002
+def export_run(
+    store: Store,
+    run_id: str,
+    target: Path,
+    format: str,  # noqa: A002
+    *,
+    calibrated: bool = False,
+) -> Path:
     """Export a run's model for serving.
 
     Args:
@@ -44,7 +51,9 @@ def export_run(store: Store, run_id: str, target: Path, format: str, *, calibrat
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
     if target.exists():
-        raise ConfigError(f"{target} exists; give a new {'file' if format == 'onnx' else 'folder'} as --output")
+        raise ConfigError(
+            f"{target} exists; give a new {'file' if format == 'onnx' else 'folder'} as --output"
+        )
     engine = "onnx" if format == "onnx" else "keras"
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
     if calibrated and model.temperature is None:
@@ -73,10 +82,16 @@ def with_probabilities(content: bytes, temperature: float = 1.0) -> bytes:
     graph = model.graph
     scaled = graph.output[0].name
     if temperature != 1.0:
-        graph.initializer.append(helper.make_tensor("temperature", TensorProto.FLOAT, [], [temperature]))
-        graph.node.append(helper.make_node("Div", [scaled, "temperature"], ["scaled_logits"], "Div_temperature"))
+        graph.initializer.append(
+            helper.make_tensor("temperature", TensorProto.FLOAT, [], [temperature])
+        )
+        graph.node.append(
+            helper.make_node("Div", [scaled, "temperature"], ["scaled_logits"], "Div_temperature")
+        )
         scaled = "scaled_logits"
-    graph.node.append(helper.make_node("Softmax", [scaled], [PROBABILITIES], "Softmax_probabilities", axis=-1))
+    graph.node.append(
+        helper.make_node("Softmax", [scaled], [PROBABILITIES], "Softmax_probabilities", axis=-1)
+    )
     made = graph.output.add()
     made.CopyFrom(graph.output[0])
     made.name = PROBABILITIES
@@ -94,7 +109,9 @@ def _write_savedmodel(found: ScoringModel, target: Path, temperature: float) -> 
         path.write_bytes(found.content)
         model = load_model(path, found.digest, model_name=found.factory)
         path.unlink()
-        signature = [keras.InputSpec(shape=(None, *found.image_shape), dtype="uint8", name="pixels")]
+        signature = [
+            keras.InputSpec(shape=(None, *found.image_shape), dtype="uint8", name="pixels")
+        ]
 
         def logits(pixels: Any) -> Any:
             return {LOGITS: tf.cast(model(pixels, training=False), tf.float32)}

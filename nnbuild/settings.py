@@ -25,12 +25,18 @@ def read_toml(path: Path) -> Settings:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise ConfigError(f"config {path} is larger than {_MOST_BYTES} bytes, expected a small TOML file")
+            raise ConfigError(
+                f"config {path} is larger than {_MOST_BYTES} bytes, expected a small TOML file"
+            )
         return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}; give the path of a TOML file") from error
+        raise ConfigError(
+            f"cannot read config {path}: {error.strerror}; give the path of a TOML file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"config {path} is no TOML: {error}; see docs/configuration.md") from error
+        raise ConfigError(
+            f"config {path} is no TOML: {error}; see docs/configuration.md"
+        ) from error
 
 
 def merged(base: Settings, over: Mapping[str, Any]) -> Settings:
@@ -38,7 +44,11 @@ def merged(base: Settings, over: Mapping[str, Any]) -> Settings:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+        result[key] = (
+            merged(below, value)
+            if isinstance(below, dict) and isinstance(value, Mapping)
+            else value
+        )
     return result
 
 
@@ -52,13 +62,17 @@ def setting(text: str) -> Settings:
     """
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", key.strip()):
-        raise ConfigError(f"setting {text!r} is not of the form key=value; write it like training.learning_rate=0.01")
+        raise ConfigError(
+            f"setting {text!r} is not of the form key=value; write it like training.learning_rate=0.01"
+        )
     try:
         read: Settings = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         read = {"value": value.strip()}
     if len(read) > 1:
-        raise ConfigError(f"setting {text!r} has more than one line, expected one value; give each by itself")
+        raise ConfigError(
+            f"setting {text!r} has more than one line, expected one value; give each by itself"
+        )
     parsed: Any = read["value"]
     for name in reversed(key.strip().split(".")):
         parsed = {name: parsed}
@@ -69,7 +83,11 @@ def flattened(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings as one level: `training.epochs`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= flattened(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+        flat |= (
+            flattened(value, f"{above}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{above}{name}": value}
+        )
     return flat
 
 

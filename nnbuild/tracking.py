@@ -35,13 +35,17 @@ def require_mlflow(uri: str, store: Store) -> None:
             not on this machine.
     """
     if importlib.util.find_spec("mlflow") is None:
-        raise ConfigError("--mlflow is wanted and MLflow is not installed; run pip install 'nnbuild[mlflow]'")
+        raise ConfigError(
+            "--mlflow is wanted and MLflow is not installed; run pip install 'nnbuild[mlflow]'"
+        )
     if not uri.startswith(_SCHEMES):
         raise ConfigError(
             f"MLflow's URI {_shown(uri)!r} is neither a database nor a server; give sqlite:///mlflow.db or http://host:port"
         )
     if store.is_remote:
-        raise ConfigError(f"--mlflow with store {store.root}: files are logged from a store on this machine only")
+        raise ConfigError(
+            f"--mlflow with store {store.root}: files are logged from a store on this machine only"
+        )
 
 
 def log_run(store: Store, run_id: str, uri: str) -> str:
@@ -65,7 +69,10 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
     require_mlflow(uri, store)
     manifest = store.manifest(run_id)
     mlflow = importlib.import_module("mlflow")
-    for name in ("mlflow", "alembic"):  # set up by the import, they tell of their migrations; a library is silent
+    for name in (
+        "mlflow",
+        "alembic",
+    ):  # set up by the import, they tell of their migrations; a library is silent
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
@@ -102,23 +109,33 @@ def _experiment(client: Any, uri: str) -> str:
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
-def _log(mlflow: Any, client: Any, experiment: str, store: Store, manifest: Mapping[str, Any]) -> str:
+def _log(
+    mlflow: Any, client: Any, experiment: str, store: Store, manifest: Mapping[str, Any]
+) -> str:
     run_id, row = manifest["run_id"], manifest["row"]
     began, ended = (_milliseconds(row[name]) for name in ("started_at", "finished_at"))
     names = ("dataset", "dataset_digest", "model", "code_version")
     tags = {_RUN_ID: run_id, **{f"nnbuild.{name}": str(row[name]) for name in names}}
     target = client.create_run(experiment, start_time=began, tags=tags, run_name=run_id).info.run_id
     entities = mlflow.entities
-    settings = [entities.Param(name, str(value)[:_LONGEST]) for name, value in flattened(manifest["config"]).items()]
+    settings = [
+        entities.Param(name, str(value)[:_LONGEST])
+        for name, value in flattened(manifest["config"]).items()
+    ]
     for first in range(0, len(settings), 100):  # as many as one request may hold
         client.log_batch(target, params=settings[first : first + 100])
-    metrics = [entities.Metric(*each) for each in [*_history(store, run_id), *_figures(store, run_id, ended)]]
+    metrics = [
+        entities.Metric(*each)
+        for each in [*_history(store, run_id), *_figures(store, run_id, ended)]
+    ]
     for first in range(0, len(metrics), _BATCH):
         client.log_batch(target, metrics=metrics[first : first + _BATCH])
     for name in manifest["files"]:
         path = store.root / name
         if path.is_file():
-            place = Path(name).relative_to(f"runs/{run_id}") if name.startswith("runs/") else Path(name)
+            place = (
+                Path(name).relative_to(f"runs/{run_id}") if name.startswith("runs/") else Path(name)
+            )
             folder = place.parent.as_posix()
             client.log_artifact(target, str(path), None if folder == "." else folder)
     client.log_artifact(target, str(store.root / "runs" / run_id / "manifest.json"))

@@ -8,7 +8,9 @@ from typing import Any
 
 from nnbuild.errors import ConfigError, NnbuildError
 
-VARIABLE = "NNBUILD_WEBHOOK"  # no setting of the run: it often holds a secret, and a run's config is kept
+VARIABLE = (
+    "NNBUILD_WEBHOOK"  # no setting of the run: it often holds a secret, and a run's config is kept
+)
 
 
 class WebhookError(NnbuildError):

@@ -15,7 +15,9 @@ class Answer(RunInput):
     """What a person says about a challenger; Prefect's UI shows it as a form."""
 
     promote: bool = Field(default=False, description="Make it the champion")
-    comment: str = Field(default="", max_length=500, description="Why; it is kept with the decision")
+    comment: str = Field(
+        default="", max_length=500, description="Why; it is kept with the decision"
+    )
 
 
 def approve(run: Run, decided: Decided) -> Decided:
@@ -27,7 +29,9 @@ def approve(run: Run, decided: Decided) -> Decided:
         return decided
     seconds = run.config.gate.approval_seconds
     logger().info("%s: a person decides within %d s, by the Resume button", decided.reason, seconds)
-    form = Answer.with_initial_data(description=f"Run {run.run_id}: {decided.reason}. Make it the champion?")
+    form = Answer.with_initial_data(
+        description=f"Run {run.run_id}: {decided.reason}. Make it the champion?"
+    )
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=1)
     except FlowPauseTimeout:

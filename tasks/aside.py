@@ -21,7 +21,9 @@ class Aside:
         if not within_a_run() or (self._thread is not None and self._thread.is_alive()):
             return
         arguments = (_without_harm, telling)
-        self._thread = threading.Thread(target=copy_context().run, args=arguments, name="telling", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=arguments, name="telling", daemon=True
+        )
         self._thread.start()
 
     def conclude(self, telling: Callable[[], object]) -> None:
@@ -54,6 +56,8 @@ class ProgressBar:
     def show(self, percent: float) -> None:
         """Draw it, or move it."""
         if self._artifact is None:
-            self._artifact = create_progress_artifact(percent, key=self._key, description=self._description)
+            self._artifact = create_progress_artifact(
+                percent, key=self._key, description=self._description
+            )
         else:
             update_progress_artifact(self._artifact, percent)

@@ -16,10 +16,20 @@ def check(run: Run, data: LoadedData) -> CheckedData:
     try:
         checked = steps.check_data(run, data)
     except CheckError as error:
-        announce(CHECK_FAILED, run.run_id, {"dataset": data.name, "digest": data.digest, "reason": str(error)})
+        announce(
+            CHECK_FAILED,
+            run.run_id,
+            {"dataset": data.name, "digest": data.digest, "reason": str(error)},
+        )
         raise
-    show_table("nnbuild-data-checks", (each.model_dump() for each in checked.checks), f"Checks on {data.name}")
+    show_table(
+        "nnbuild-data-checks",
+        (each.model_dump() for each in checked.checks),
+        f"Checks on {data.name}",
+    )
     for each in checked.checks:
         if not each.passed:
-            logger().warning("%s: %s, expected %s. %s", each.name, each.measured, each.bound, each.detail)
+            logger().warning(
+                "%s: %s, expected %s. %s", each.name, each.measured, each.bound, each.detail
+            )
     return checked

@@ -23,11 +23,18 @@ _HEADLINE = ("accuracy", "loss", "expected_calibration_error", "macro_f1")
     retry_condition_fn=can_be_retried,
     **STEP,
 )
-def commit(run: Run, history: HistoryTable, exported: ExportedModel, reported: Reported) -> Committed:  # noqa: ARG001  (it waits)
+def commit(
+    run: Run,
+    history: HistoryTable,  # noqa: ARG001  (it waits)
+    exported: ExportedModel,  # noqa: ARG001  (it waits)
+    reported: Reported,  # noqa: ARG001  (it waits)
+) -> Committed:
     """Commit a run; see `nnbuild.committing.commit_run`."""
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)
-    show_markdown("nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are")
+    show_markdown(
+        "nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are"
+    )
     manifest = Store(run.store).manifest(run.run_id)
     show_markdown("nnbuild-report", headline(run, manifest), f"What came of run {run.run_id}")
     _tell(run, manifest)
@@ -37,7 +44,10 @@ def commit(run: Run, history: HistoryTable, exported: ExportedModel, reported: R
 def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
     """Say what was committed, and what the gate made of it."""
     row, decided = manifest["row"], manifest["steps"].get("decide")
-    figures = {name: row[name] for name in ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")}
+    figures = {
+        name: row[name]
+        for name in ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")
+    }
     announce(COMMITTED, run.run_id, figures)
     if decided is None or not run.config.gate.enabled:
         return
@@ -58,16 +68,22 @@ def headline(run: Run, manifest: Mapping[str, Any]) -> str:
     """The head of the report as Markdown: the figures, the decision, how the run was made, and where the page is."""
     row, metrics = manifest["row"], manifest["steps"]["evaluate_model"]["metrics"]
     decided = manifest["steps"].get("decide")
-    of_run = [(name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics]
+    of_run = [
+        (name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics
+    ]
     of_run += [("decision", decided["reason"])] if decided else []
     of_run += [*facts(manifest), ("report", f"`{run.store}/runs/{run.run_id}/report.html`")]
     rows = "\n".join(f"| {name} | {value.replace('|', '/')} |" for name, value in of_run)
-    title = f"{row['model']} on {row['dataset']}: {row['test_accuracy']:.2%} of the test images right"
+    title = (
+        f"{row['model']} on {row['dataset']}: {row['test_accuracy']:.2%} of the test images right"
+    )
     return f"## {title}\n\n| | |\n| --- | --- |\n{rows}\n"
 
 
 def links(run: Run, committed: Committed) -> str:
     """The run's outputs as a Markdown table."""
     places = {"manifest": committed.manifest, "model": committed.model, **committed.tables}
-    rows = "\n".join(f"| {name} | `{run.store}/{place}` |" for name, place in places.items() if place)
+    rows = "\n".join(
+        f"| {name} | `{run.store}/{place}` |" for name, place in places.items() if place
+    )
     return f"| output | path |\n| --- | --- |\n{rows}\n"

@@ -14,7 +14,11 @@ from tasks.telling import tell_of_drift
 def commit_scores(opened: OpenedJob, shards: list[Shard]) -> ScoredJob:
     """Commit a scoring job; see `nnbuild.scoring.commit.commit_job`."""
     scored = commit_job(opened.job(), shards)
-    show_table("nnbuild-scores", [scored.model_dump(exclude={"drift"})], f"Scoring job {scored.score_id}")
-    logger().info("%d rows scored, %d quarantined, in %s", scored.rows, scored.quarantined, scored.output)
+    show_table(
+        "nnbuild-scores", [scored.model_dump(exclude={"drift"})], f"Scoring job {scored.score_id}"
+    )
+    logger().info(
+        "%d rows scored, %d quarantined, in %s", scored.rows, scored.quarantined, scored.output
+    )
     tell_of_drift(opened.root, scored.score_id, scored.run_id, scored.rows, scored.drift)
     return scored

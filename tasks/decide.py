@@ -14,10 +14,17 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
     """Hold a run against the champion; see `nnbuild.steps.decide`."""
     decided = steps.decide(run, data)
     logger().info("%s: %s", "promoted" if decided.promote else "not promoted", decided.reason)
-    told: dict[str, object] = {"decision": "promoted" if decided.promote else "not promoted", "reason": decided.reason}
+    told: dict[str, object] = {
+        "decision": "promoted" if decided.promote else "not promoted",
+        "reason": decided.reason,
+    }
     told |= {"champion": decided.champion or "none"}
     told |= {name: rounded(value) for name, value in decided.figures.items() if name != "promoted"}
-    show_table("nnbuild-decision", [{"figure": name, "value": value} for name, value in told.items()], decided.reason)
+    show_table(
+        "nnbuild-decision",
+        [{"figure": name, "value": value} for name, value in told.items()],
+        decided.reason,
+    )
     return decided
 
 

@@ -14,5 +14,7 @@ def evaluate(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
     evaluated = steps.evaluate_model(run, data, fitted)
     rows = [{"metric": name, "value": value} for name, value in evaluated.metrics.items()]
     show_table("nnbuild-metrics", rows, f"Metrics on the test images of {data.name}")
-    logger().info("test accuracy %.4f, test loss %.4f", evaluated.test_accuracy, evaluated.test_loss)
+    logger().info(
+        "test accuracy %.4f, test loss %.4f", evaluated.test_accuracy, evaluated.test_loss
+    )
     return evaluated

@@ -27,7 +27,9 @@ class _Watch:
         self._bar = ProgressBar("nnbuild-fit", "Epochs of the fit")
         self._aside = Aside()
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         for display in displays():
             display.step(epoch, epochs, done, steps, metrics)
         if time.monotonic() - self._progress_at > _SECONDS_BETWEEN_UPDATES:
@@ -39,7 +41,9 @@ class _Watch:
         logger().info("epoch %d/%d  %s  %.1f s", epoch, epochs, figures, seconds)
         for display in displays():
             display.epoch(epoch, epochs, metrics, seconds)
-        figures_of = {name: rounded(value) for name, value in (metrics | {"seconds": seconds}).items()}
+        figures_of = {
+            name: rounded(value) for name, value in (metrics | {"seconds": seconds}).items()
+        }
         self._rows.append({"epoch": epoch, **figures_of})
         if time.monotonic() - self._table_at > _SECONDS_BETWEEN_TABLES:
             self._table_at = time.monotonic()

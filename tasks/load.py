@@ -25,7 +25,9 @@ def _downloading(file: str, done: int, total: int | None) -> None:
 def load(run: Run) -> LoadedData:
     """Read the dataset of a run; see `nnbuild.steps.load_data`."""
     data = steps.load_data(run, progress=_downloading)
-    logger().info("%s: %d training and %d test images from %s", data.name, data.train, data.test, data.source)
+    logger().info(
+        "%s: %d training and %d test images from %s", data.name, data.train, data.test, data.source
+    )
     return data
 
 

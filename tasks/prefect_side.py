@@ -63,10 +63,14 @@ def show_picture(key: str, svg: str, description: str) -> None:
     """An image artifact that carries its picture with it: nothing has to be served or fetched."""
     if within_a_run():
         data = base64.b64encode(svg.encode()).decode()
-        create_image_artifact(key=key, image_url=f"data:image/svg+xml;base64,{data}", description=description)
+        create_image_artifact(
+            key=key, image_url=f"data:image/svg+xml;base64,{data}", description=description
+        )
 
 
 def can_be_retried(_task: Any, _run: Any, state: Any) -> bool:
     """Whether another try can help: a server that did not answer, or a store that was away for a moment."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, (UnavailableError, StoreError, OSError)) and not isinstance(error, LockedError)
+    return isinstance(error, (UnavailableError, StoreError, OSError)) and not isinstance(
+        error, LockedError
+    )

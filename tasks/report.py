@@ -18,5 +18,9 @@ def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided)
         if (curve := steps.curve_picture(run, metric)) is not None:
             told = f"{metric.capitalize()} by epoch; the ring is the best, the dashes the kept one"
             show_picture(f"nnbuild-{metric}", curve, told)
-    show_picture("nnbuild-confusion", steps.confusion_picture(run, data), "Confusion matrix on the test images")
+    show_picture(
+        "nnbuild-confusion",
+        steps.confusion_picture(run, data),
+        "Confusion matrix on the test images",
+    )
     return reported

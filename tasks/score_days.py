@@ -26,5 +26,7 @@ def score_days(config: ScoreConfig, first: date, last: date, store: str | None) 
     rows = [each.model_dump(mode="json", exclude={"drift"}) for each in parts]
     show_table("nnbuild-days", rows, f"{config.input} from {first} to {last}")
     if failed := [str(each.day) for each in parts if each.status == "failed"]:
-        raise RunError(f"{', '.join(failed)} could not be scored; see the log, mend them, and run again")
+        raise RunError(
+            f"{', '.join(failed)} could not be scored; see the log, mend them, and run again"
+        )
     return parts

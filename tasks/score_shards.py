@@ -27,7 +27,11 @@ class _Watch:
         if done == total or now - self._logged_at > _SECONDS_BETWEEN_LINES:
             self._logged_at = now
             logger().info(
-                "%d of %d rows, %.0f rows/s, %.0f s left", done, total, rate, (total - done) / max(rate, 1e-9)
+                "%d of %d rows, %.0f rows/s, %.0f s left",
+                done,
+                total,
+                rate,
+                (total - done) / max(rate, 1e-9),
             )
         if done == total:
             self._aside.conclude(partial(self._bar.show, 100.0))

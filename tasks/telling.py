@@ -20,7 +20,9 @@ DRIFTED = "nnbuild.drift.exceeded"
 STOPPED = "nnbuild.run.stopped"
 
 
-def announce(event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None) -> None:
+def announce(
+    event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None
+) -> None:
     """An event about a run, with its id and figures; nothing where no flow runs.
 
     Args:
@@ -38,7 +40,11 @@ def emit(event: str, run_id: str, figures: Mapping[str, Any], *, store: str | No
     resource = {"prefect.resource.id": f"nnbuild.run.{run_id}", "prefect.resource.name": run_id} | (
         {STORE: store} if store else {}
     )
-    emit_event(event, resource, payload={"run_id": run_id, **{name: plain(value) for name, value in figures.items()}})
+    emit_event(
+        event,
+        resource,
+        payload={"run_id": run_id, **{name: plain(value) for name, value in figures.items()}},
+    )
 
 
 def notify(text: str, **values: Any) -> None:
@@ -46,7 +52,9 @@ def notify(text: str, **values: Any) -> None:
     try:
         url = webhook.configured()
         if url is not None:
-            webhook.post(url, {"text": text, **{name: plain(value) for name, value in values.items()}})
+            webhook.post(
+                url, {"text": text, **{name: plain(value) for name, value in values.items()}}
+            )
     except NnbuildError as error:
         logger().warning("%s", error)
 
@@ -55,7 +63,9 @@ def _short(value: Any) -> Any:
     return rounded(value) if isinstance(value, float) else value
 
 
-def tell_of_drift(store: str, score_id: str, run_id: str | None, rows: int, drift: Compared) -> None:
+def tell_of_drift(
+    store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
+) -> None:
     """What a scoring job's drift is: a table, and where a threshold is passed an event and a message.
 
     Args:
@@ -70,11 +80,19 @@ def tell_of_drift(store: str, score_id: str, run_id: str | None, rows: int, drif
         return
     named = ", ".join(drift.exceeded)
     told = f"Drift of scoring job {score_id}: {named or 'no threshold passed'}"
-    measures = ({name: _short(value) for name, value in each.model_dump().items()} for each in drift.measures)
+    measures = (
+        {name: _short(value) for name, value in each.model_dump().items()}
+        for each in drift.measures
+    )
     show_table("nnbuild-drift", measures, told)
     if not named:
         return
     logger().warning("%s drifted from what the model was validated on", named)
     figures = {f"{each.measure}_{each.statistic}": each.value for each in drift.measures}
-    announce(DRIFTED, str(run_id), {"score_id": score_id, "exceeded": named, "rows": rows, **figures}, store=store)
+    announce(
+        DRIFTED,
+        str(run_id),
+        {"score_id": score_id, "exceeded": named, "rows": rows, **figures},
+        store=store,
+    )
     notify(told, event=DRIFTED, run_id=run_id, score_id=score_id, **figures)

@@ -14,7 +14,9 @@ class _Watch:
     def __init__(self, told: str) -> None:
         self._untold: list[str] = [told]
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         while self._untold:
             line = self._untold.pop()
             for display in displays():
@@ -33,9 +35,13 @@ def make_trial(sweep: Sweep, trial: Trial) -> TrialResult:
 
     Call it directly where signals are to be heard; submit it to a cluster's workers, of one thread each.
     """
-    told = f"trial {trial.number}: " + ", ".join(f"{key}={value}" for key, value in trial.values.items())
+    told = f"trial {trial.number}: " + ", ".join(
+        f"{key}={value}" for key, value in trial.values.items()
+    )
     result = sweeping.make_trial(sweep, trial, watch=_Watch(told))
-    came = f"{sweep.config.objective} {result.value:.4g}" if result.value is not None else result.error
+    came = (
+        f"{sweep.config.objective} {result.value:.4g}" if result.value is not None else result.error
+    )
     logger().info("%s: %s, %s", told, result.state, came)
     for display in displays():
         display.note(f"trial {trial.number} {result.state}: {came}")

@@ -56,8 +56,18 @@ def _model(name: str, says: str, body: str) -> Case:
 
     def prepare(folder: Path) -> list[object]:
         program = "import keras\nfrom keras import layers\n\ndef build(input_shape, classes):\n"
-        (folder / f"{module}.py").write_text(program + "".join(f"    {line}\n" for line in body.splitlines()))
-        return ["run", "--dataset", write_npz(folder / "ok.npz", tiny()), "--model", f"{module}:build", "--epochs", 1]
+        (folder / f"{module}.py").write_text(
+            program + "".join(f"    {line}\n" for line in body.splitlines())
+        )
+        return [
+            "run",
+            "--dataset",
+            write_npz(folder / "ok.npz", tiny()),
+            "--model",
+            f"{module}:build",
+            "--epochs",
+            1,
+        ]
 
     return Case(name, prepare, says)
 
@@ -115,7 +125,9 @@ def _pickled(folder: Path) -> Path:
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return file.getvalue()
 
 
@@ -174,12 +186,36 @@ USAGE = [
     _run("seed too large", "seed is", "--seed", 2**31),
     _run("no seeds", "--seeds is 0", "--seeds", 0),
     _run("seeds past the largest", "expected less than", "--seed", 2**31 - 2, "--seeds", 3),
-    _run("seeds of a resumed run", "leave one of them away", "--seeds", 2, "--resume", "20200101T000000000Z-000000"),
-    _run("validation fraction 0", "training.validation_fraction is 0", "--set", "training.validation_fraction=0"),
-    _run("validation fraction 1", "training.validation_fraction is 1", "--set", "training.validation_fraction=1"),
+    _run(
+        "seeds of a resumed run",
+        "leave one of them away",
+        "--seeds",
+        2,
+        "--resume",
+        "20200101T000000000Z-000000",
+    ),
+    _run(
+        "validation fraction 0",
+        "training.validation_fraction is 0",
+        "--set",
+        "training.validation_fraction=0",
+    ),
+    _run(
+        "validation fraction 1",
+        "training.validation_fraction is 1",
+        "--set",
+        "training.validation_fraction=1",
+    ),
     _run("learning rate nan", "training.learning_rate", "--set", "training.learning_rate=nan"),
-    _run("learning rate negative", "training.learning_rate is -0.1", "--set", "training.learning_rate=-0.1"),
-    _run("unknown optimizer", "training.optimizer is 'adamax'", "--set", "training.optimizer=adamax"),
+    _run(
+        "learning rate negative",
+        "training.learning_rate is -0.1",
+        "--set",
+        "training.learning_rate=-0.1",
+    ),
+    _run(
+        "unknown optimizer", "training.optimizer is 'adamax'", "--set", "training.optimizer=adamax"
+    ),
     _run("unknown setting", "did you mean 'epochs'?", "--set", "training.epoch=3"),
     _run("setting without value", "key=value", "--set", "epochs"),
     _run("setting with a bad key", "key=value", "--set", "../x=3"),
@@ -196,7 +232,14 @@ USAGE = [
         "--model",
         "no_such_module:build",
     ),
-    _run("unknown metric", "did you mean 'accuracy'?", "--dataset", "digits", "--set", 'training.metrics=["acuracy"]'),
+    _run(
+        "unknown metric",
+        "did you mean 'accuracy'?",
+        "--dataset",
+        "digits",
+        "--set",
+        'training.metrics=["acuracy"]',
+    ),
     _run("metric twice", "named twice", "--set", 'training.metrics=["accuracy", "accuracy"]'),
     _run(
         "unknown monitor",
@@ -216,11 +259,27 @@ USAGE = [
         "--set",
         "training.reduce_on_plateau={}",
     ),
-    _run("nothing to validate on", "leaves", "--dataset", "digits", "--set", "training.validation_fraction=0.00001"),
+    _run(
+        "nothing to validate on",
+        "leaves",
+        "--dataset",
+        "digits",
+        "--set",
+        "training.validation_fraction=0.00001",
+    ),
     _run("resume of no id", "is no run id", "--resume", "../../etc"),
-    _run("resume of an unknown run", "no run 20200101T000000000Z-000000", "--resume", "20200101T000000000Z-000000"),
+    _run(
+        "resume of an unknown run",
+        "no run 20200101T000000000Z-000000",
+        "--resume",
+        "20200101T000000000Z-000000",
+    ),
     Case("history of no id", lambda _: ["history", "x/../y"], "is no run id"),
-    Case("history of an unknown run", lambda _: ["history", "20200101T000000000Z-000000"], "no committed run"),
+    Case(
+        "history of an unknown run",
+        lambda _: ["history", "20200101T000000000Z-000000"],
+        "no committed run",
+    ),
 ]
 
 
@@ -233,30 +292,83 @@ SEARCH = ("--search", "training.learning_rate=log:1e-4..1e-1")
 
 SWEEPS = [
     _sweep("nothing varies", "nothing varies", "--seeds", 2),
-    _sweep("unknown field", "did you mean 'learning_rate'?", "--grid", "training.learning_rat=0.1,0.2"),
-    _sweep("field without its section", "did you mean 'training.learning_rate'?", "--grid", "learning_rate=0.1,0.2"),
+    _sweep(
+        "unknown field", "did you mean 'learning_rate'?", "--grid", "training.learning_rat=0.1,0.2"
+    ),
+    _sweep(
+        "field without its section",
+        "did you mean 'training.learning_rate'?",
+        "--grid",
+        "learning_rate=0.1,0.2",
+    ),
     _sweep("field that may not vary", "cannot vary", "--grid", "dataset.name=mnist,digits"),
     _sweep("seeds as a grid", "cannot vary", "--grid", "seed=1,2"),
     _sweep("empty grid", "has no values", "--grid", "training.learning_rate="),
     _sweep("grid without values", "key=values", "--grid", "training.learning_rate"),
     _sweep("grid twice", "twice", *RATES, *RATES),
     _sweep("value twice", "a value twice", "--grid", "training.learning_rate=0.1,0.1"),
-    _sweep("value that the config refuses", "training.epochs is 0", "--grid", "training.epochs=1,0"),
-    _sweep("unknown network in a grid", "did you mean 'convnet'?", "--grid", "model.name=lab,convnt"),
-    _sweep("grid and search", "both a grid and a search", *RATES, "--search", "training.epochs=1..3"),
+    _sweep(
+        "value that the config refuses", "training.epochs is 0", "--grid", "training.epochs=1,0"
+    ),
+    _sweep(
+        "unknown network in a grid", "did you mean 'convnet'?", "--grid", "model.name=lab,convnt"
+    ),
+    _sweep(
+        "grid and search", "both a grid and a search", *RATES, "--search", "training.epochs=1..3"
+    ),
     _sweep("trials of a grid", "--trials belongs to a search", *RATES, "--trials", 3),
     _sweep("no trials", "trials is 0", *SEARCH, "--trials", 0),
     _sweep("no seeds", "seeds is 0", *RATES, "--seeds", 0),
-    _sweep("too many runs", "at most", *RATES, "--seeds", 1000, "--grid", "training.epochs=[1,2,3,4,5,6]"),
-    _sweep("search turned round", "the lower end comes first", "--search", "training.learning_rate=0.1..0.01"),
+    _sweep(
+        "too many runs",
+        "at most",
+        *RATES,
+        "--seeds",
+        1000,
+        "--grid",
+        "training.epochs=[1,2,3,4,5,6]",
+    ),
+    _sweep(
+        "search turned round",
+        "the lower end comes first",
+        "--search",
+        "training.learning_rate=0.1..0.01",
+    ),
     _sweep("search that ends in a word", "is no number", "--search", "training.epochs=1..many"),
-    _sweep("search past the bounds", "training.learning_rate is 1000", "--search", "training.learning_rate=1..1000"),
-    _sweep("unknown objective", "objective is 'test_accuracy'", *RATES, "--objective", "test_accuracy"),
-    _sweep("objective without its metric", "needs the metric", *RATES, "--set", "training.metrics=[]"),
+    _sweep(
+        "search past the bounds",
+        "training.learning_rate is 1000",
+        "--search",
+        "training.learning_rate=1..1000",
+    ),
+    _sweep(
+        "unknown objective", "objective is 'test_accuracy'", *RATES, "--objective", "test_accuracy"
+    ),
+    _sweep(
+        "objective without its metric", "needs the metric", *RATES, "--set", "training.metrics=[]"
+    ),
     _sweep("storage that is no URL", "is no database URL", *SEARCH, "--storage", "nonsense"),
-    _sweep("storage of no folder", "there is no folder", *SEARCH, "--storage", "sqlite:////nowhere/at/all/study.db"),
-    _sweep("storage that nobody knows", "cannot be opened", *SEARCH, "--storage", "nonsense://127.0.0.1:9/x"),
-    _sweep("storage without its driver", "needs a driver", *SEARCH, "--storage", "oracle://me:secret@127.0.0.1:9/x"),
+    _sweep(
+        "storage of no folder",
+        "there is no folder",
+        *SEARCH,
+        "--storage",
+        "sqlite:////nowhere/at/all/study.db",
+    ),
+    _sweep(
+        "storage that nobody knows",
+        "cannot be opened",
+        *SEARCH,
+        "--storage",
+        "nonsense://127.0.0.1:9/x",
+    ),
+    _sweep(
+        "storage without its driver",
+        "needs a driver",
+        *SEARCH,
+        "--storage",
+        "oracle://me:secret@127.0.0.1:9/x",
+    ),
     Case(
         "sweep: storage that is no database",
         lambda folder: [
@@ -286,10 +398,20 @@ CONFIGS = [
         "run.toml, line 3: unknown key 'training.epochz'; did you mean 'epochs'?",
         "\n[training]\nepochz = 3\n",
     ),
-    _config("ill-typed key", "run.toml, line 2: training.epochs is 'three'", '[training]\nepochs = "three"\n'),
-    _config("unknown section in a file", "run.toml, line 1: unknown key 'trainng'", "[trainng]\nepochs = 3\n"),
     _config(
-        "out of bounds in a file", "run.toml, line 4: model.dropout is 1.5", '[model]\nname = "lab"\n\ndropout = 1.5\n'
+        "ill-typed key",
+        "run.toml, line 2: training.epochs is 'three'",
+        '[training]\nepochs = "three"\n',
+    ),
+    _config(
+        "unknown section in a file",
+        "run.toml, line 1: unknown key 'trainng'",
+        "[trainng]\nepochs = 3\n",
+    ),
+    _config(
+        "out of bounds in a file",
+        "run.toml, line 4: model.dropout is 1.5",
+        '[model]\nname = "lab"\n\ndropout = 1.5\n',
     ),
     _config(
         "unknown key in an inline table",
@@ -303,7 +425,11 @@ CONFIGS = [
         lambda folder: ["run", "--config", _bytes(".toml", b"\xff\xfe\x00")(folder / "c")],
         "is no TOML",
     ),
-    Case("missing config", lambda folder: ["run", "--config", folder / "none.toml"], "cannot read config"),
+    Case(
+        "missing config",
+        lambda folder: ["run", "--config", folder / "none.toml"],
+        "cannot read config",
+    ),
     Case("config is a folder", lambda folder: ["run", "--config", folder], "cannot read config"),
 ]
 
@@ -315,7 +441,11 @@ FILES = [
     _data("idx empty", IMAGES, _changed(IMAGES, lambda _: b"")),
     _data("idx header only half there", IMAGES, _changed(IMAGES, lambda content: content[:9])),
     _data("idx of another magic", IMAGES, _changed(IMAGES, lambda content: b"\x01" + content[1:])),
-    _data("idx of floats", IMAGES, _changed(IMAGES, lambda content: content[:2] + b"\x0d" + content[3:])),
+    _data(
+        "idx of floats",
+        IMAGES,
+        _changed(IMAGES, lambda content: content[:2] + b"\x0d" + content[3:]),
+    ),
     _data(
         "idx that claims 2^31 images",
         IMAGES,
@@ -340,7 +470,11 @@ FILES = [
     _data("gzip truncated", "gz", _gzipped(lambda content: content[:-20])),
     _data("gzip corrupt", "gz", _gzipped(lambda content: content[:30] + bytes(10) + content[40:])),
     _data("gzip that is none", "gz", _gzipped(lambda _: b"not gzip at all")),
-    _data("gzip bomb", "gz", _gzipped(lambda _: gzip.compress(idx_bytes(GOOD.train_images[..., 0]) + bytes(10**7)))),
+    _data(
+        "gzip bomb",
+        "gz",
+        _gzipped(lambda _: gzip.compress(idx_bytes(GOOD.train_images[..., 0]) + bytes(10**7))),
+    ),
     _data("npz wrong keys", "x_train", _raw_npz({"images.npy": _npy_header((1,)) + b"0"})),
     _data("npz with pickled objects", "object", _pickled),
     _data("npz that is no zip", "npz", _bytes(".npz", b"PK no zip")),
@@ -349,7 +483,10 @@ FILES = [
         "x_train",
         _raw_npz(
             {
-                **{f"{key}.npy": _npy_header((2,)) + b"00" for key in ("y_train", "x_test", "y_test")},
+                **{
+                    f"{key}.npy": _npy_header((2,)) + b"00"
+                    for key in ("y_train", "x_test", "y_test")
+                },
                 "x_train.npy": _npy_header((2**31, 28, 28)),
             }
         ),
@@ -367,12 +504,16 @@ FILES = [
         _npz(x_train=np.zeros((40, 6, 6, 2), np.uint8), x_test=np.zeros((20, 6, 6, 2), np.uint8)),
     ),
     _data(
-        "npz no images", "", _of(replace(GOOD, train_images=GOOD.train_images[:0], train_labels=GOOD.train_labels[:0]))
+        "npz no images",
+        "",
+        _of(replace(GOOD, train_images=GOOD.train_images[:0], train_labels=GOOD.train_labels[:0])),
     ),
     _data(
         "one class",
         "class",
-        _of(Arrays(GOOD.train_images, GOOD.train_labels * 0, GOOD.test_images, GOOD.test_labels * 0)),
+        _of(
+            Arrays(GOOD.train_images, GOOD.train_labels * 0, GOOD.test_images, GOOD.test_labels * 0)
+        ),
     ),
     _data("parquet without image", "image", _parquet(pa.table({"label": [0, 1, 2, 3]}))),
     _data("parquet without label", "label", _parquet(pa.table({"image": ONE_IMAGE}))),
@@ -381,8 +522,16 @@ FILES = [
         "null",
         _parquet(pa.table({"image": pa.array([bytes(36), None], pa.binary(36)), "label": [0, 1]})),
     ),
-    _data("parquet null label", "null", _parquet(pa.table({"image": ONE_IMAGE, "label": [0, None, 1, 2]}))),
-    _data("parquet label text", "label", _parquet(pa.table({"image": ONE_IMAGE, "label": list("abcd")}))),
+    _data(
+        "parquet null label",
+        "null",
+        _parquet(pa.table({"image": ONE_IMAGE, "label": [0, None, 1, 2]})),
+    ),
+    _data(
+        "parquet label text",
+        "label",
+        _parquet(pa.table({"image": ONE_IMAGE, "label": list("abcd")})),
+    ),
     _data("parquet truncated", "parquet", _bytes(".parquet", b"PAR1 and no more")),
     _data("parquet that is text", "", _bytes(".parquet", b"a,b\n1,2\n")),
     _data(
@@ -394,14 +543,32 @@ FILES = [
     _data(
         "picture of another size",
         "9.png",
-        _pictures(lambda folder: (folder / "train/0/9.png").write_bytes(png(np.zeros((7, 6, 1), np.uint8)))),
+        _pictures(
+            lambda folder: (folder / "train/0/9.png").write_bytes(
+                png(np.zeros((7, 6, 1), np.uint8))
+            )
+        ),
     ),
     _data(
-        "picture that is none", "9.png", _pictures(lambda folder: (folder / "train/0/9.png").write_bytes(b"GIF89a?"))
+        "picture that is none",
+        "9.png",
+        _pictures(lambda folder: (folder / "train/0/9.png").write_bytes(b"GIF89a?")),
     ),
-    _data("class only in the test split", "z", _pictures(lambda folder: (folder / "test/0").rename(folder / "test/z"))),
-    Case("mnist that is not mnist", lambda folder: ["run", "--data-dir", write_idx(folder / "d", GOOD)], "mnist"),
-    Case("report of an unknown run", lambda _: ["report", "20200101T000000000Z-abcdef"], "no committed run"),
+    _data(
+        "class only in the test split",
+        "z",
+        _pictures(lambda folder: (folder / "test/0").rename(folder / "test/z")),
+    ),
+    Case(
+        "mnist that is not mnist",
+        lambda folder: ["run", "--data-dir", write_idx(folder / "d", GOOD)],
+        "mnist",
+    ),
+    Case(
+        "report of an unknown run",
+        lambda _: ["report", "20200101T000000000Z-abcdef"],
+        "no committed run",
+    ),
     Case("report of no run", lambda _: ["report", "nonsense"], "is no run id"),
     Case(
         "compare with an unknown run",
@@ -411,12 +578,30 @@ FILES = [
     Case("compare one run", lambda _: ["compare", "20200101T000000000Z-abcdef"], "two or more"),
     Case("sql that does not parse", lambda _: ["sql", "selec 1"], "syntax error"),
     Case("sql of an unknown table", lambda _: ["sql", "select * from rums"], "runs"),
-    Case("sql of an unknown column", lambda _: ["sql", "select test_acuracy from runs"], "test_accuracy"),
+    Case(
+        "sql of an unknown column",
+        lambda _: ["sql", "select test_acuracy from runs"],
+        "test_accuracy",
+    ),
     Case("sql that writes", lambda _: ["sql", "delete from runs"], "only read"),
-    Case("sql that reads another file", lambda _: ["sql", "select * from read_csv('/etc/passwd')"], "/etc/passwd"),
-    Case("mlflow in a folder", lambda _: ["run", "--mlflow", "./mlruns"], "neither a database nor a server"),
-    Case("data dir that is not there", lambda folder: ["run", "--data-dir", folder / "none"], "none"),
-    Case("dataset path that is not there", lambda folder: ["run", "--dataset", folder / "none.npz"], "none.npz"),
+    Case(
+        "sql that reads another file",
+        lambda _: ["sql", "select * from read_csv('/etc/passwd')"],
+        "/etc/passwd",
+    ),
+    Case(
+        "mlflow in a folder",
+        lambda _: ["run", "--mlflow", "./mlruns"],
+        "neither a database nor a server",
+    ),
+    Case(
+        "data dir that is not there", lambda folder: ["run", "--data-dir", folder / "none"], "none"
+    ),
+    Case(
+        "dataset path that is not there",
+        lambda folder: ["run", "--dataset", folder / "none.npz"],
+        "none.npz",
+    ),
 ]
 
 MODELS = [
@@ -435,13 +620,21 @@ MODELS = [
         "ends in Sigmoid",
         "return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(classes, activation='sigmoid'), layers.Reshape((classes,))])",
     ),
-    _model("no input shape", "no input shape", "return keras.Sequential([layers.Flatten(), layers.Dense(classes)])"),
+    _model(
+        "no input shape",
+        "no input shape",
+        "return keras.Sequential([layers.Flatten(), layers.Dense(classes)])",
+    ),
     _model(
         "one output too many",
         "(n, 4)",
         "return keras.Sequential([keras.Input(input_shape), layers.Flatten(), layers.Dense(classes + 1)])",
     ),
-    _model("images out", "(n, 4)", "return keras.Sequential([keras.Input(input_shape), layers.Conv2D(classes, 3)])"),
+    _model(
+        "images out",
+        "(n, 4)",
+        "return keras.Sequential([keras.Input(input_shape), layers.Conv2D(classes, 3)])",
+    ),
     _model(
         "two outputs",
         "outputs",

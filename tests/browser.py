@@ -13,10 +13,24 @@ import httpx
 from real_server import until
 from websockets.sync.client import ClientConnection, connect
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 _OPTIONS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--hide-scrollbars",
+    ),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--remote-debugging-port=0",
+    ),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
@@ -62,11 +76,21 @@ class Page:
 @contextmanager
 def browser(folder: Path, width: int = 1280, height: int = 1000) -> Iterator[Page]:
     """Chromium with an empty profile and one page; it is ended with the block."""
-    command = [str(CHROMIUM), *_OPTIONS, f"--user-data-dir={folder}", f"--window-size={width},{height}", "about:blank"]
+    command = [
+        str(CHROMIUM),
+        *_OPTIONS,
+        f"--user-data-dir={folder}",
+        f"--window-size={width},{height}",
+        "about:blank",
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             told = folder / "DevToolsActivePort"
-            port = until(lambda: told.exists() and told.read_text().partition("\n")[0], 60, "port of Chromium")
+            port = until(
+                lambda: told.exists() and told.read_text().partition("\n")[0],
+                60,
+                "port of Chromium",
+            )
             pages = until(lambda: _pages(port), 30, "page of Chromium")
             with connect(pages[0]["webSocketDebuggerUrl"], max_size=None) as socket:
                 yield Page(socket)

@@ -31,7 +31,9 @@ from nnbuild.store import Store
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small dataset as a Parquet file would be: three classes of 8×8 grey images that can be learnt."""
-    return write_small_dataset(tmp_path_factory.mktemp("small"), classes=3, shape=(8, 8, 1), train=120, test=45)
+    return write_small_dataset(
+        tmp_path_factory.mktemp("small"), classes=3, shape=(8, 8, 1), train=120, test=45
+    )
 
 
 @pytest.fixture
@@ -64,7 +66,9 @@ def store(trained: Path, tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def _three_runs(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> tuple[Path, list[str]]:
+def _three_runs(
+    tmp_path_factory: pytest.TempPathFactory, small_folder: Path
+) -> tuple[Path, list[str]]:
     from nnbuild.runs import retrain
 
     root = tmp_path_factory.mktemp("gated") / "store"
@@ -94,7 +98,9 @@ def s3_service() -> Iterator["Service"]:
 
 
 @pytest.fixture
-def s3_store(s3_service: "Service", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3_store(
+    s3_service: "Service", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """The URL of a store in an empty bucket."""
     import boto3
 

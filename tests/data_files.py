@@ -63,7 +63,10 @@ def separable(*, train=240, test=80, shape=(8, 8, 1), classes=4, seed=0) -> Arra
     images = np.concatenate([arrays.train_images, arrays.test_images]) // 4
     labels = np.concatenate([arrays.train_labels, arrays.test_labels])
     for label in range(classes):
-        band = slice(label * height // classes, max((label + 1) * height // classes, label * height // classes + 1))
+        band = slice(
+            label * height // classes,
+            max((label + 1) * height // classes, label * height // classes + 1),
+        )
         images[labels == label, band] += 150
     return Arrays(images[:train], labels[:train], images[train:], labels[train:])
 
@@ -143,7 +146,10 @@ def write_parquet(
     table = pa.table({"image": image_column(images, form), "label": pa.array(labels, pa.int64())})
     metadata = {}
     if names is not None:
-        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+        features = {
+            "image": {"_type": "Image"},
+            "label": {"names": list(names), "_type": "ClassLabel"},
+        }
         metadata["huggingface"] = json.dumps({"info": {"features": features}})
     if shape is not None:
         metadata |= dict(zip(("height", "width", "channels"), map(str, shape), strict=True))
@@ -153,7 +159,9 @@ def write_parquet(
 
 
 def write_parquet_folder(folder: Path, arrays: Arrays, form="fixed_size_binary", **options) -> Path:
-    write_parquet(folder / "train.parquet", arrays.train_images, arrays.train_labels, form, **options)
+    write_parquet(
+        folder / "train.parquet", arrays.train_images, arrays.train_labels, form, **options
+    )
     write_parquet(folder / "test.parquet", arrays.test_images, arrays.test_labels, form, **options)
     return folder
 

@@ -53,7 +53,9 @@ class Server:
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
         """The flow runs of a deployment, in the order in which they were due."""
         of_flow = {"name": {"any_": [flow]}}
-        runs = self.ask("/flow_runs/filter", deployments={"name": {"any_": [deployment]}}, flows=of_flow)
+        runs = self.ask(
+            "/flow_runs/filter", deployments={"name": {"any_": [deployment]}}, flows=of_flow
+        )
         return sorted(runs, key=lambda each: each["expected_start_time"])
 
     @contextmanager
@@ -61,7 +63,12 @@ class Server:
         """`nnbuild serve` with these arguments; at the end it is asked to stop."""
         command = [sys.executable, "-m", "flows.cli", "serve", *map(str, arguments)]
         with subprocess.Popen(
-            command, cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         ) as process:
             try:
                 assert process.stdout.readline().startswith("serving "), process.poll()
@@ -82,14 +89,26 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    } | {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PYTHONPATH": str(ROOT),
         **settings,
     }
-    program = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    program = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     log = (home / "server.log").open("a")
     with log, subprocess.Popen(program, env=environment, stdout=log, stderr=log) as process:
         try:

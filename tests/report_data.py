@@ -29,8 +29,14 @@ def made(
     logits = random.normal(0, scale, (images, classes)).astype(np.float32)
     logits[np.arange(images), labels] += lean * scale
     pixels = random.integers(0, 256, (images, *shape), dtype=np.uint8)
-    manifest = _manifest(classes, shape, epochs, images, names or [str(each) for each in range(classes)])
-    return manifest, _tables(logits, labels, classes, _history(epochs, metrics, validation_freq)), pixels
+    manifest = _manifest(
+        classes, shape, epochs, images, names or [str(each) for each in range(classes)]
+    )
+    return (
+        manifest,
+        _tables(logits, labels, classes, _history(epochs, metrics, validation_freq)),
+        pixels,
+    )
 
 
 def _history(epochs, metrics, validation_freq):
@@ -53,7 +59,9 @@ def _tables(logits, labels, classes, curves):
             of_test | {"label": label, "predicted": predicted, "count": int(count)}
             for (label, predicted), count in np.ndenumerate(counts)
         ],
-        "calibration": [row for temperature in (1.0, 1.5) for row in _bins(logits, labels, temperature)],
+        "calibration": [
+            row for temperature in (1.0, 1.5) for row in _bins(logits, labels, temperature)
+        ],
     }
     return {
         "history": curves,
@@ -82,7 +90,12 @@ def _manifest(classes, shape, epochs, images, names):
         },
         "config": {
             "dataset": {"name": "mnist", "fallback": "digits"},
-            "training": {"epochs": epochs, "metrics": ["accuracy"], "validation_fraction": 0.2, "schedule": None},
+            "training": {
+                "epochs": epochs,
+                "metrics": ["accuracy"],
+                "validation_fraction": 0.2,
+                "schedule": None,
+            },
             "seed": 17,
         },
         "config_digest": digest,
@@ -98,7 +111,10 @@ def _manifest(classes, shape, epochs, images, names):
                 "train": 4 * images,
                 "test": images,
             },
-            "check_data": {"files": {}, "checks": [_check("counts", passed=True), _check("balance", passed=False)]},
+            "check_data": {
+                "files": {},
+                "checks": [_check("counts", passed=True), _check("balance", passed=False)],
+            },
             "build_model": {"files": {}, "parameters": 34_826},
             "fit_model": {
                 "files": {"model/model.keras": digest},
@@ -117,7 +133,13 @@ def _manifest(classes, shape, epochs, images, names):
 
 def decided(*, champion, reason, figures=None):
     """What the gate said, as the manifest has it."""
-    paired = {"examples": 100, "only_challenger": 3, "only_champion": 1, "p_worse": 0.9, "p_better": 0.03}
+    paired = {
+        "examples": 100,
+        "only_challenger": 3,
+        "only_champion": 1,
+        "p_worse": 0.9,
+        "p_better": 0.03,
+    }
     paired |= {"difference": 0.02, "low": -0.01, "high": 0.05}
     return {
         "files": {},
@@ -130,4 +152,11 @@ def decided(*, champion, reason, figures=None):
 
 
 def _check(name, *, passed):
-    return {"name": name, "passed": passed, "hard": False, "measured": "3", "bound": "at most 4", "detail": ""}
+    return {
+        "name": name,
+        "passed": passed,
+        "hard": False,
+        "measured": "3",
+        "bound": "at most 4",
+        "detail": "",
+    }

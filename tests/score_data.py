@@ -28,8 +28,12 @@ def parquet(path, pixels=None, group=50, **columns):
 
 
 def scored(store, **config):
-    config = {"batch_size": 32, "shard_rows": 100} | {name: each for name, each in config.items() if each is not None}
-    job = opening.open_job(ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root)
+    config = {"batch_size": 32, "shard_rows": 100} | {
+        name: each for name, each in config.items() if each is not None
+    }
+    job = opening.open_job(
+        ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root
+    )
     with jobs.working_on(job):
         return commit_job(job, jobs.score_input(job))
 
@@ -55,5 +59,7 @@ def bad_parquet(path):
     pixels = [each.ravel().tolist() for each in images()]
     pixels[3] = pixels[140] = None
     pixels[60] = pixels[60][:-1]
-    pq.write_table(pa.table({"image": pa.array(pixels, pa.list_(pa.uint8()))}), path, row_group_size=50)
+    pq.write_table(
+        pa.table({"image": pa.array(pixels, pa.list_(pa.uint8()))}), path, row_group_size=50
+    )
     return path

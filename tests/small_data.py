@@ -22,7 +22,9 @@ def small_arrays(
     return arrays
 
 
-def write_small_dataset(folder: Path, *, classes: int, shape: tuple[int, int, int], train: int, test: int) -> Path:
+def write_small_dataset(
+    folder: Path, *, classes: int, shape: tuple[int, int, int], train: int, test: int
+) -> Path:
     """Write `small_arrays` as an .npz.
 
     Returns:
@@ -36,5 +38,10 @@ def write_small_dataset(folder: Path, *, classes: int, shape: tuple[int, int, in
 
 def run_config(path: Path, **changed: object) -> RunConfig:
     """An epoch of the lab network on the dataset there, or what is changed of that."""
-    settings = {"dataset": {"name": str(path)}, "model": {"name": "lab"}, "training": {"epochs": 1}, "seed": 1}
+    settings = {
+        "dataset": {"name": str(path)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 1},
+        "seed": 1,
+    }
     return RunConfig.model_validate({**settings, **changed})

@@ -131,7 +131,11 @@ def test_no_answer_is_written_over_the_store(capfd, gated_runs):
     store, runs = gated_runs
     before, part = tree_digest(store.root), store.partition("runs", runs[0]) / "part-0.parquet"
     at = ("--store", store.root)
-    for command in (["sql", "select 1", "--parquet"], ["compare", *runs, "--html"], ["trends", "--html"]):
+    for command in (
+        ["sql", "select 1", "--parquet"],
+        ["compare", *runs, "--html"],
+        ["trends", "--html"],
+    ):
         outcome = call(capfd, *command, part, *at)
         assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
         assert "is in the store" in outcome.err
@@ -161,7 +165,10 @@ def test_a_run_without_its_row_is_not_seen(gated_runs, tmp_path):
     copy = Store(shutil.copytree(store.root, tmp_path / "store"))
     shutil.rmtree(copy.partition("runs", runs[1]))
     for table in ("history", "predictions", "runs"):
-        seen = {row["run_id"] for row in query(copy, f"select distinct run_id from {table}").to_pylist()}  # noqa: S608
+        seen = {
+            row["run_id"]
+            for row in query(copy, f"select distinct run_id from {table}").to_pylist()  # noqa: S608
+        }
         assert seen == {runs[0], runs[2]}
 
 
@@ -169,7 +176,10 @@ def test_compare_uses_the_paired_test(capfd, gated_runs):
     store, (first, second, third) = gated_runs
     rows = across.compare(store, [first, second, third])
     assert [row["run_id"] for row in rows] == [first, second, third]
-    assert [row["training.learning_rate"] for row in rows[1:]] == [0.02, rows[0]["training.learning_rate"]]
+    assert [row["training.learning_rate"] for row in rows[1:]] == [
+        0.02,
+        rows[0]["training.learning_rate"],
+    ]
     assert {name for row in rows for name in row if "." in name} == {"training.learning_rate"}
     assert rows[0]["difference"] is None
     assert rows[1]["difference"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
@@ -228,7 +238,12 @@ def test_four_readers_see_whole_tables_while_runs_are_committed(tmp_path, small_
             by_polars = pl.read_parquet(folder / "**/*.parquet", hive_partitioning=True)
             parts = duckdb.read_parquet(f"{folder}/*/*", hive_partitioning=True)
             by_duck = parts.to_arrow_table()
-            for columns in (by_arrow.column_names, by_pandas.columns, by_polars.columns, by_duck.column_names):
+            for columns in (
+                by_arrow.column_names,
+                by_pandas.columns,
+                by_polars.columns,
+                by_duck.column_names,
+            ):
                 assert set(columns) == {*schema.names, "run_id"}
             assert 0 < len(by_arrow) <= len(by_pandas) <= len(by_polars) <= len(by_duck)
             for field in schema:

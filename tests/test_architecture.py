@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"nnbuild": {"nnbuild"}, "tasks": {"nnbuild", "tasks"}, "flows": {"nnbuild", "tasks", "flows"}}
+ALLOWED = {
+    "nnbuild": {"nnbuild"},
+    "tasks": {"nnbuild", "tasks"},
+    "flows": {"nnbuild", "tasks", "flows"},
+}
 OURS = set(ALLOWED)
 
 
@@ -47,7 +51,10 @@ def test_only_the_backend_imports_tensorflow():
     for package in OURS:
         for path in sources(package):
             if path != ROOT / "nnbuild" / "backend.py":
-                assert not {name.split(".")[0] for name in imports(path)} & {"tensorflow", "keras"}, path
+                assert not {name.split(".")[0] for name in imports(path)} & {
+                    "tensorflow",
+                    "keras",
+                }, path
 
 
 def test_benchmarks_import_what_is_there():
@@ -56,9 +63,13 @@ def test_benchmarks_import_what_is_there():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in OURS:
                 module = importlib.import_module(str(node.module))
-                modules = {each.name for each in pkgutil.iter_modules(getattr(module, "__path__", []))}
+                modules = {
+                    each.name for each in pkgutil.iter_modules(getattr(module, "__path__", []))
+                }
                 missing = [
-                    each.name for each in node.names if each.name not in modules and not hasattr(module, each.name)
+                    each.name
+                    for each in node.names
+                    if each.name not in modules and not hasattr(module, each.name)
                 ]
                 assert not missing, f"{path}: {node.module}"
 
@@ -66,9 +77,12 @@ def test_benchmarks_import_what_is_there():
 def test_nothing_unpickles():
     for package in OURS:
         for path in sources(package):
-            assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "cloudpickle", "dill", "joblib"}, (
-                path
-            )
+            assert not {name.split(".")[0] for name in imports(path)} & {
+                "pickle",
+                "cloudpickle",
+                "dill",
+                "joblib",
+            }, path
             assert "allow_pickle=True" not in path.read_text(encoding="utf-8"), path
 
 
@@ -82,5 +96,7 @@ def test_nothing_unpickles():
 )
 def test_what_is_light_imports_neither_tensorflow_nor_prefect(statement):
     program = f"{statement}; import sys; print(sorted({{'tensorflow', 'prefect', 'keras'}} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert found.stdout.splitlines()[-1] == "[]"

@@ -50,7 +50,9 @@ def test_a_bar_is_drawn_from_the_thread_and_moved(prefect_server):
 
     work()
     with get_client(sync_client=True) as client:
-        (drawn,) = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-test"])))
+        (drawn,) = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-test"]))
+        )
     assert drawn.data == 100
 
 

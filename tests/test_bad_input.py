@@ -19,7 +19,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a committed run."""
     folder = tmp_path_factory.mktemp("bad")
     data = write_small_dataset(folder / "small", classes=3, shape=(8, 8, 1), train=60, test=15)
-    config = {"dataset": {"name": str(data)}, "model": {"name": "lab"}, "training": {"epochs": 1, "threads": 2}}
+    config = {
+        "dataset": {"name": str(data)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 1, "threads": 2},
+    }
     retrain(RunConfig.model_validate(config), folder / "store")
     return folder / "store"
 
@@ -47,7 +51,9 @@ def assert_one_line(outcome: Outcome, says: str) -> None:
 
 
 @pytest.mark.parametrize("case", every_case(), ids=lambda case: case.name)
-def test_a_mistake_is_one_line_and_changes_nothing(capfd, monkeypatch, tmp_path, store, prefect_server, case: Case):
+def test_a_mistake_is_one_line_and_changes_nothing(
+    capfd, monkeypatch, tmp_path, store, prefect_server, case: Case
+):
     monkeypatch.chdir(tmp_path)
     arguments = case.prepare(tmp_path)
     before = tree_digest(store)
@@ -86,7 +92,9 @@ def _below_a_file(folder: Path) -> Path:
         (lambda _: "gopher://store", "cannot be opened"),
     ],
 )
-@pytest.mark.parametrize("command", [("run", "--dataset", "digits"), ("runs",), ("history",)], ids=lambda each: each[0])
+@pytest.mark.parametrize(
+    "command", [("run", "--dataset", "digits"), ("runs",), ("history",)], ids=lambda each: each[0]
+)
 def test_a_store_that_cannot_be_used(capfd, tmp_path, prefect_server, make, says, command):
     root = make(tmp_path)
     before = tree_digest(tmp_path)
@@ -94,15 +102,22 @@ def test_a_store_that_cannot_be_used(capfd, tmp_path, prefect_server, make, says
     assert tree_digest(tmp_path) == before
 
 
-@pytest.mark.skipif(not Path("/sys").is_dir(), reason="no file system that refuses everybody's folders")
+@pytest.mark.skipif(
+    not Path("/sys").is_dir(), reason="no file system that refuses everybody's folders"
+)
 def test_a_store_that_cannot_be_written(capfd, prefect_server):
-    assert_one_line(call(capfd, "run", "--dataset", "digits", "--store", "/sys/nnbuild-store"), "cannot write to store")
+    assert_one_line(
+        call(capfd, "run", "--dataset", "digits", "--store", "/sys/nnbuild-store"),
+        "cannot write to store",
+    )
     assert not Path("/sys/nnbuild-store").exists()
 
 
 def test_bad_input_leaves_no_new_store(capfd, tmp_path, prefect_server):
     missing = tmp_path / "none.npz"
-    assert_one_line(call(capfd, "run", "--dataset", missing, "--store", tmp_path / "new"), "none.npz")
+    assert_one_line(
+        call(capfd, "run", "--dataset", missing, "--store", tmp_path / "new"), "none.npz"
+    )
     assert not (tmp_path / "new").exists()
 
 

@@ -27,9 +27,22 @@ def finished(request, tmp_path_factory, small_folder):
     """A run that the command line made, and its store."""
     request.getfixturevalue("_prefect_harness")
     root = tmp_path_factory.mktemp("cli") / "store"
-    arguments = ["run", "--dataset", small_folder, "--model", "lab", "--epochs", 2, "--batch-size", 16, "--json"]
+    arguments = [
+        "run",
+        "--dataset",
+        small_folder,
+        "--model",
+        "lab",
+        "--epochs",
+        2,
+        "--batch-size",
+        16,
+        "--json",
+    ]
     program = [sys.executable, "-m", "flows.cli", *map(str, arguments), "--store", str(root)]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        program, capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent
+    )
     return done, root
 
 
@@ -48,7 +61,10 @@ def test_a_run_tells_what_it_made(finished):
 def test_a_log_has_one_line_an_epoch_and_no_chatter(finished):
     done, _ = finished
     lines = done.stderr.splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [
+        ["epoch", "1/2"],
+        ["epoch", "2/2"],
+    ]
     assert len(lines) == 3, done.stderr
     assert "\x1b" not in done.stderr
     assert "\r" not in done.stderr
@@ -64,7 +80,14 @@ def test_runs_and_history_show_the_run(capfd, finished):
     assert list(tidy.columns) == ["run_id", "epoch", "metric", "value", "logged_at"]
     wide = pd.read_csv(io.StringIO(call(capfd, "history", "--wide", "--store", root, "--csv").out))
     assert list(wide["epoch"]) == [1, 2]
-    assert {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds"} <= set(wide.columns)
+    assert {
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "learning_rate",
+        "epoch_seconds",
+    } <= set(wide.columns)
     expected = tidy[(tidy.metric == "loss") & (tidy.epoch == 2)]["value"].item()
     assert wide["loss"][1] == expected
     assert len(call(capfd, "history", "--store", root, "--json").json["history"]) == len(tidy)
@@ -119,7 +142,9 @@ def test_every_command_has_help_with_an_example(capfd, command):
     assert shown.code == 0
     assert f"nnbuild {command}" in shown.out
     assert "Example" in shown.out
-    words = "".join(character for character in shown.out if character.isalnum() or character in "[]")
+    words = "".join(
+        character for character in shown.out if character.isalnum() or character in "[]"
+    )
     for parameter in typer.main.get_command(cli.app).commands[command].params:
         told = "".join(each for each in parameter.help or "" if each.isalnum() or each in "[]")
         assert told in words, f"{parameter.name}: what is in brackets is taken for markup"
@@ -139,8 +164,12 @@ def test_options_go_over_the_file_and_settings(tmp_path):
     from flows.commands.run import configured
 
     path = tmp_path / "run.toml"
-    path.write_text('seed = 5\n[model]\nname = "lab"\n[training]\nepochs = 3\nlearning_rate = 0.5\n')
-    config = configured({"training": {"epochs": 7}}, path, ["training.learning_rate=0.25", "dataset.name=digits"])
+    path.write_text(
+        'seed = 5\n[model]\nname = "lab"\n[training]\nepochs = 3\nlearning_rate = 0.5\n'
+    )
+    config = configured(
+        {"training": {"epochs": 7}}, path, ["training.learning_rate=0.25", "dataset.name=digits"]
+    )
     assert (config.seed, config.model.name, config.training.epochs) == (5, "lab", 7)
     assert (config.training.learning_rate, config.dataset.name) == (0.25, "digits")
 

@@ -51,9 +51,13 @@ def test_each_row_comes_back_at_its_place_from_one_column(count):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_at_scoring_it_is_the_mean_of_all_columns_and_of_the_image_moved_to_four_sides(count):
     framed = np.pad(batch_of(7), ((0, 0), (2, 2), (2, 2), (0, 0)))
-    moved = [np.roll(framed, by, axis=(1, 2))[:, 2:-2, 2:-2] for by in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+    moved = [
+        np.roll(framed, by, axis=(1, 2))[:, 2:-2, 2:-2] for by in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    ]
     found = network(offset, count)(batch_of(7), training=False).numpy()
-    np.testing.assert_allclose(found, flat(np.mean(moved, axis=0)) + 100 * (count + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        found, flat(np.mean(moved, axis=0)) + 100 * (count + 1) / 2, rtol=1e-6
+    )
 
 
 def test_a_column_learns_from_nothing_but_its_share():
@@ -62,7 +66,10 @@ def test_a_column_learns_from_nothing_but_its_share():
     def gradient(batch):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model(batch, training=True) ** 2)
-        return [np.abs(each.numpy()).sum() for each in tape.gradient(loss, model.trainable_variables[::2])]
+        return [
+            np.abs(each.numpy()).sum()
+            for each in tape.gradient(loss, model.trainable_variables[::2])
+        ]
 
     before, batch = gradient(batch_of(9)), batch_of(9)
     batch[4] += 1  # of the second column's rows, 3 to 5
@@ -82,12 +89,16 @@ def test_it_is_the_same_when_it_was_saved_and_read(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     for training in (True, False):
-        np.testing.assert_array_equal(model(batch_of(8), training=training), again(batch_of(8), training=training))
+        np.testing.assert_array_equal(
+            model(batch_of(8), training=training), again(batch_of(8), training=training)
+        )
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_network_has_the_columns_that_its_preset_says(name):
-    model = models.build(resolve(RunConfig.model_validate({"model": {"name": name}})), (28, 28, 1), 10)
+    model = models.build(
+        resolve(RunConfig.model_validate({"model": {"name": name}})), (28, 28, 1), 10
+    )
     assert sum(isinstance(layer, Share) for layer in model.layers) == (
         PRESETS[name].columns if PRESETS[name].columns > 1 else 0
     )

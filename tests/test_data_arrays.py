@@ -22,7 +22,9 @@ def refused(class_names=None, **changed) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize(
+    "kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64]
+)
 def test_integers_are_taken_as_they_are(kind):
     images = np.arange(2 * 3 * 4).reshape(2, 3, 4)
     (pixels,) = as_pixels((images.astype(kind),), "")
@@ -42,7 +44,9 @@ def test_both_splits_are_scaled_alike():
     bright, dark = np.full((1, 2, 2), 200.0), np.full((1, 2, 2), 1.0)
     assert [int(pixels.max()) for pixels in as_pixels((bright, dark), "")] == [200, 1]
     assert [int(pixels.max()) for pixels in as_pixels((dark, dark), "")] == [255, 255]
-    assert [int(pixels.max()) for pixels in as_pixels((dark.astype(int), dark.astype(int)), "")] == [1, 1]
+    assert [
+        int(pixels.max()) for pixels in as_pixels((dark.astype(int), dark.astype(int)), "")
+    ] == [1, 1]
 
 
 def test_many_rows_are_converted_as_few_are():
@@ -67,7 +71,16 @@ def test_integers_beyond_the_range_are_refused(value):
 
 @pytest.mark.parametrize(
     "shape",
-    [(40,), (40, 6), (40, 6, 6, 2), (40, 6, 6, 4), (40, 6, 6, 1, 1), (0, 6, 6), (40, 0, 6), (40, 6, 6, 0)],
+    [
+        (40,),
+        (40, 6),
+        (40, 6, 6, 2),
+        (40, 6, 6, 4),
+        (40, 6, 6, 1, 1),
+        (0, 6, 6),
+        (40, 0, 6),
+        (40, 6, 6, 0),
+    ],
 )
 def test_shapes_that_are_no_images_are_refused(shape):
     assert str(shape) in refused(train_images=np.zeros(shape, np.uint8))
@@ -81,8 +94,12 @@ def test_values_that_are_no_numbers_are_refused():
 def test_splits_that_disagree_are_refused_with_both_numbers():
     message = refused(train_images=tiny().train_images[:-1])
     assert "39 training images, 40 labels" in message
-    assert "(6, 6, 1) and test images of (6, 7, 1)" in refused(test_images=np.zeros((20, 6, 7), np.uint8))
-    assert "(6, 6, 1) and test images of (6, 6, 3)" in refused(test_images=np.zeros((20, 6, 6, 3), np.uint8))
+    assert "(6, 6, 1) and test images of (6, 7, 1)" in refused(
+        test_images=np.zeros((20, 6, 7), np.uint8)
+    )
+    assert "(6, 6, 1) and test images of (6, 6, 3)" in refused(
+        test_images=np.zeros((20, 6, 6, 3), np.uint8)
+    )
 
 
 def test_labels_in_a_column_are_taken():
@@ -136,4 +153,9 @@ def test_the_number_of_classes_has_bounds():
 def test_a_thousand_classes_are_read():
     labels = np.arange(1000)
     images = np.zeros((1000, 2, 2), np.uint8)
-    assert made(train_images=images, train_labels=labels, test_images=images, test_labels=labels).classes == 1000
+    assert (
+        made(
+            train_images=images, train_labels=labels, test_images=images, test_labels=labels
+        ).classes
+        == 1000
+    )

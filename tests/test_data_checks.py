@@ -14,7 +14,9 @@ from nnbuild.errors import CheckError
 
 def dataset(*, classes=4, **changed) -> Dataset:
     arrays = tiny(train=200, test=100, classes=classes)
-    given = dict(zip(("train_images", "train_labels", "test_images", "test_labels"), arrays, strict=True))
+    given = dict(
+        zip(("train_images", "train_labels", "test_images", "test_labels"), arrays, strict=True)
+    )
     given["train_labels"] = given["train_labels"].astype(np.int16)
     given["test_labels"] = given["test_labels"].astype(np.int16)
     given |= changed
@@ -64,7 +66,10 @@ def test_what_is_put_in_is_counted(constant, repeated, leaked):
     ("name", "changed"),
     [
         ("counts", {"train_labels": np.zeros(199, np.int16)}),
-        ("counts", {"test_images": np.zeros((0, 6, 6, 1), np.uint8), "test_labels": np.zeros(0, np.int16)}),
+        (
+            "counts",
+            {"test_images": np.zeros((0, 6, 6, 1), np.uint8), "test_labels": np.zeros(0, np.int16)},
+        ),
         ("image_shape", {"test_images": np.zeros((100, 6, 7, 1), np.uint8)}),
         ("image_shape", {"train_images": np.zeros((200, 6, 6), np.uint8)}),
         ("image_shape", {"train_images": np.zeros((200, 6, 6, 2), np.uint8)}),
@@ -103,7 +108,8 @@ def test_duplicates_warn_and_stop_only_if_asked():
     assert {found.name for found in check(given) if not found.passed} == names
     require(check(given))
     with pytest.raises(
-        CheckError, match=r"train_duplicates is 0.995.*test_images_in_train is 1.0.*class_balance is 197"
+        CheckError,
+        match=r"train_duplicates is 0.995.*test_images_in_train is 1.0.*class_balance is 197",
     ):
         require(check(given, CheckLimits(strict=True)))
 
@@ -116,7 +122,9 @@ def test_the_bounds_can_be_set():
     assert result("constant_images_train", given, CheckLimits(constant_share=0.1)).passed
 
 
-@pytest.mark.parametrize("wrong", [{"constant_share": 1.1}, {"imbalance": 0.5}, {"unknown": 1}, {"leaked_share": "x"}])
+@pytest.mark.parametrize(
+    "wrong", [{"constant_share": 1.1}, {"imbalance": 0.5}, {"unknown": 1}, {"leaked_share": "x"}]
+)
 def test_limits_have_limits(wrong):
     with pytest.raises(ValidationError):
         CheckLimits(**wrong)

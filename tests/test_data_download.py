@@ -64,7 +64,9 @@ def test_a_broken_connection_is_resumed(tmp_path, ranges):
 
 def test_a_partial_file_outlives_the_process_and_is_resumed(tmp_path):
     with serving(FILES, cut=100_000) as server:
-        assert "connection ended after 300000 of 1048576 bytes" in refused(server, tmp_path / "file")
+        assert "connection ended after 300000 of 1048576 bytes" in refused(
+            server, tmp_path / "file"
+        )
         assert part_of(tmp_path / "file").stat().st_size == 300_000
         server.cut = None
         get(server, tmp_path / "file")
@@ -73,7 +75,9 @@ def test_a_partial_file_outlives_the_process_and_is_resumed(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("leftover", [b"x" * 1000, BODY + b"more", b"x" * len(BODY), BODY[:-1] + b"x"])
+@pytest.mark.parametrize(
+    "leftover", [b"x" * 1000, BODY + b"more", b"x" * len(BODY), BODY[:-1] + b"x"]
+)
 def test_a_partial_file_of_other_content_is_replaced(tmp_path, leftover):
     part_of(tmp_path / "file").write_bytes(leftover)
     with serving(FILES) as server:

@@ -47,7 +47,11 @@ def test_the_hold_out_does_not_depend_on_the_files_names(tmp_path):
     arrays = tiny(train=60)
     backwards = slice(None, None, -1)
     first = folder.load(write_pictures(tmp_path / "a", arrays.train_images, arrays.train_labels))
-    second = folder.load(write_pictures(tmp_path / "b", arrays.train_images[backwards], arrays.train_labels[backwards]))
+    second = folder.load(
+        write_pictures(
+            tmp_path / "b", arrays.train_images[backwards], arrays.train_labels[backwards]
+        )
+    )
     held = [{image.tobytes() for image in dataset.test.images} for dataset in (first, second)]
     assert held[0] == held[1]
     assert "a sixth of each class" in first.source
@@ -121,7 +125,9 @@ def test_links_must_not_lead_out(tmp_path, depth):
 
 def test_links_that_stay_inside_and_loops(tmp_path):
     write_picture_folder(tmp_path / "a", tiny())
-    (tmp_path / "a" / "train" / "0" / "again.png").symlink_to(tmp_path / "a" / "train" / "0" / "00000.png")
+    (tmp_path / "a" / "train" / "0" / "again.png").symlink_to(
+        tmp_path / "a" / "train" / "0" / "00000.png"
+    )
     (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
     assert len(folder.load(tmp_path / "b").train) == 41
     loop = tmp_path / "a" / "train" / "0" / "loop.png"
@@ -129,7 +135,9 @@ def test_links_that_stay_inside_and_loops(tmp_path):
     refused(tmp_path / "a")
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("RGB", 3), ("P", 3), ("RGBA", 3), ("LA", 1)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 1), ("L", 1), ("RGB", 3), ("P", 3), ("RGBA", 3), ("LA", 1)]
+)
 def test_modes_become_grey_or_rgb(mode, channels):
     grey = np.random.default_rng(0).integers(0, 2, (5, 4), np.uint8) * 255
     picture = Image.fromarray(grey).convert("RGB").convert(mode)

@@ -27,7 +27,9 @@ MAGICS = [
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -39,7 +41,10 @@ def sound(tmp_path_factory) -> dict[str, Path]:
     arrays = tiny(train=8, test=4, classes=2)
     paths = write_every_form(folder, arrays)
     tables.write_dataset(load(paths["npz"]), folder / "stored")
-    return paths | {"stored": folder / "stored", "one file": paths["parquet list"] / "train.parquet"}
+    return paths | {
+        "stored": folder / "stored",
+        "one file": paths["parquet list"] / "train.parquet",
+    }
 
 
 def load(path):
@@ -100,7 +105,9 @@ def test_changed_bytes_do_no_harm(sound, form, data):
         content = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(1, 4))):
             # The ends of a file are where headers, directories and footers are.
-            place = data.draw(st.integers(0, 60) | st.integers(-400, -1) | st.integers(0, len(content) - 1))
+            place = data.draw(
+                st.integers(0, 60) | st.integers(-400, -1) | st.integers(0, len(content) - 1)
+            )
             content[place % len(content)] = data.draw(st.integers(0, 255))
         file.write_bytes(bytes(content))
         harmless(path)
@@ -121,7 +128,11 @@ def test_cut_and_lengthened_files_do_no_harm(sound, form, data):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from(MAGICS), st.binary(max_size=200), st.sampled_from(["a.npz", "a.parquet", "a", "a.gz"]))
+@given(
+    st.sampled_from(MAGICS),
+    st.binary(max_size=200),
+    st.sampled_from(["a.npz", "a.parquet", "a", "a.gz"]),
+)
 def test_any_bytes_are_harmless_as_a_file(magic, content, name):
     with scratch() as folder:
         (folder / name).write_bytes(magic + content)
@@ -174,7 +185,12 @@ def test_any_name_is_harmless(name):
 
 def test_metadata_that_would_end_the_process_are_an_error(tmp_path):
     """Arrow's accessor of a column chunk aborts on histograms of another size, which random damage brings about."""
-    table = pa.table({"image": pa.array([b"\0" * 64] * 50, pa.binary(64)), "label": pa.array(range(50), pa.int16())})
+    table = pa.table(
+        {
+            "image": pa.array([b"\0" * 64] * 50, pa.binary(64)),
+            "label": pa.array(range(50), pa.int16()),
+        }
+    )
     path = tmp_path / "train.parquet"
     pq.write_table(table, path, row_group_size=20)
     whole = path.read_bytes()
@@ -183,7 +199,9 @@ def test_metadata_that_would_end_the_process_are_an_error(tmp_path):
     files = []
     for number in range(500):
         damaged = bytearray(whole)
-        for place in random.integers(len(whole) - 8 - length, len(whole) - 8, random.integers(1, 4)):
+        for place in random.integers(
+            len(whole) - 8 - length, len(whole) - 8, random.integers(1, 4)
+        ):
             damaged[place] = random.integers(0, 256)
         files.append(tmp_path / "damaged" / f"{number}.parquet")
         files[-1].parent.mkdir(exist_ok=True)

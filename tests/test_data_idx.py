@@ -39,7 +39,9 @@ def test_write_then_read_is_the_identity(array, gzipped):
         assert idx.read(folder / "a").shape == array.shape
 
 
-@pytest.mark.parametrize(("code", "kind"), [(0x09, "i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(0x09, "i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")]
+)
 def test_the_other_types_are_big_endian(tmp_path, code, kind):
     values = np.array([[1, -2, 3], [4, 5, -6]], kind)
     (tmp_path / "a").write_bytes(struct.pack(">HBB2I", 0, code, 2, 2, 3) + values.tobytes())
@@ -68,7 +70,9 @@ def test_a_truncated_or_extended_file_is_refused(array, data):
 
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("count", [2**31, 2**32 - 1])
-def test_a_header_that_claims_two_thousand_million_images_allocates_nothing(tmp_path, gzipped, count):
+def test_a_header_that_claims_two_thousand_million_images_allocates_nothing(
+    tmp_path, gzipped, count
+):
     header = struct.pack(">HBB3I", 0, 8, 3, count, 28, 28) + bytes(1000)
     (tmp_path / "a").write_bytes(gzip.compress(header) if gzipped else header)
     assert peak(lambda: idx.read(tmp_path / "a")) < 1 << 20

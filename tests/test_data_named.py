@@ -36,13 +36,18 @@ def arrays() -> Arrays:
 @pytest.fixture(scope="module")
 def packed(arrays) -> dict[str, bytes]:
     payloads = [idx_bytes(array[..., 0] if array.ndim == 4 else array) for array in arrays]
-    return {name: gzip.compress(payload, 1, mtime=0) for name, payload in zip(IDX_NAMES, payloads, strict=True)}
+    return {
+        name: gzip.compress(payload, 1, mtime=0)
+        for name, payload in zip(IDX_NAMES, payloads, strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
 def own(packed) -> published.Named:
     """MNIST, if it had been these arrays."""
-    digests = {name: sha256(gzip.decompress(content)).hexdigest() for name, content in packed.items()}
+    digests = {
+        name: sha256(gzip.decompress(content)).hexdigest() for name, content in packed.items()
+    }
     return replace(published.MNIST, payload=digests)
 
 
@@ -62,7 +67,10 @@ def server(packed):
 
 
 def load(which, tmp_path, **options):
-    return named.load(which, **({"data_dir": None, "cache": tmp_path / "cache", "mirrors": [], "timeout": 5} | options))
+    return named.load(
+        which,
+        **({"data_dir": None, "cache": tmp_path / "cache", "mirrors": [], "timeout": 5} | options),
+    )
 
 
 @pytest.mark.parametrize("place", ["direct", "mnist"])
@@ -82,7 +90,9 @@ def test_the_users_folder_is_read_in_every_form(tmp_path, arrays, own, place, fo
 
 def test_the_mirrors_fill_the_cache_once(tmp_path, arrays, own, server):
     told = []
-    dataset = load(own, tmp_path, mirrors=[server.address + FOLDER], progress=lambda *now: told.append(now))
+    dataset = load(
+        own, tmp_path, mirrors=[server.address + FOLDER], progress=lambda *now: told.append(now)
+    )
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     assert sorted({name for name, _, _ in told}) == sorted(f"{name}.gz" for name in IDX_NAMES)
     asked = len(server.requests)
@@ -93,11 +103,20 @@ def test_the_mirrors_fill_the_cache_once(tmp_path, arrays, own, server):
 
 def test_the_next_mirror_is_asked_when_one_fails(tmp_path, arrays, own, server):
     other = in_mnists_form(2)
-    server.files["/lies/train-images-idx3-ubyte.gz"] = gzip.compress(idx_bytes(other.train_images[..., 0]), 1)
+    server.files["/lies/train-images-idx3-ubyte.gz"] = gzip.compress(
+        idx_bytes(other.train_images[..., 0]), 1
+    )
     server.files["/broken/mnist.npz"] = b"PK\x03\x04 and no more"
     write_npz(tmp_path / "mnist.npz", arrays)
     server.files["/good/mnist.npz"] = (tmp_path / "mnist.npz").read_bytes()
-    places = ["/absent/mnist.npz", "/absent/", "/lies/", "/broken/mnist.npz", "/good/mnist.npz", "/never/"]
+    places = [
+        "/absent/mnist.npz",
+        "/absent/",
+        "/lies/",
+        "/broken/mnist.npz",
+        "/good/mnist.npz",
+        "/never/",
+    ]
     dataset = load(own, tmp_path, mirrors=[server.address + place for place in places])
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     assert not any(path.startswith("/never") for path, _ in server.requests)
@@ -110,7 +129,13 @@ def test_when_no_place_has_it_all_are_listed(tmp_path, own, server):
     with pytest.raises(UnavailableError) as caught:
         load(own, tmp_path, data_dir=tmp_path / "data", mirrors=mirrors)
     message = str(caught.value)
-    for place in (tmp_path / "data", tmp_path / "cache", *mirrors, "--data-dir", "--fallback digits"):
+    for place in (
+        tmp_path / "data",
+        tmp_path / "cache",
+        *mirrors,
+        "--data-dir",
+        "--fallback digits",
+    ):
         assert str(place) in message
     assert "\n" not in message
 
@@ -175,7 +200,9 @@ def test_the_kin_are_known_by_their_packed_files(tmp_path, kin, arrays, server):
     dataset = load(kin, tmp_path, mirrors=[server.address + FOLDER])
     assert dataset.name == "fashion-mnist"
     assert dataset.class_names[9] == "Ankle boot"
-    server.files[f"{FOLDER}t10k-labels-idx1-ubyte.gz"] = gzip.compress(idx_bytes(arrays.test_labels), 9)
+    server.files[f"{FOLDER}t10k-labels-idx1-ubyte.gz"] = gzip.compress(
+        idx_bytes(arrays.test_labels), 9
+    )
     with pytest.raises(UnavailableError, match="published"):
         load(kin, tmp_path / "again", mirrors=[server.address + FOLDER])
 
@@ -229,6 +256,10 @@ def test_real_mnist_is_what_is_published(tmp_path):
     if not idx.find(Path(given)):
         pytest.skip("NNBUILD_DATA_DIR names no folder with MNIST's files")
     dataset = sources.load("mnist", data_dir=Path(given), cache=tmp_path)
-    assert (len(dataset.train), len(dataset.test), dataset.image_shape) == (60_000, 10_000, (28, 28, 1))
+    assert (len(dataset.train), len(dataset.test), dataset.image_shape) == (
+        60_000,
+        10_000,
+        (28, 28, 1),
+    )
     assert dataset.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert dataset.train.images.mean() == pytest.approx(33.3184, abs=1e-4)

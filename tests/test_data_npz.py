@@ -68,13 +68,17 @@ def test_an_uncompressed_archive_and_format_2_are_read(tmp_path):
     file = io.BytesIO()
     np.lib.format.write_array(file, arrays["x_test"], version=(2, 0))
     write(tmp_path / "b.npz", members(x_test=file.getvalue()))
-    for first, second in zip(npz.read(tmp_path / "a.npz"), npz.read(tmp_path / "b.npz"), strict=True):
+    for first, second in zip(
+        npz.read(tmp_path / "a.npz"), npz.read(tmp_path / "b.npz"), strict=True
+    ):
         np.testing.assert_array_equal(first, second)
 
 
 def test_missing_keys_are_named_with_those_that_are_there(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=np.zeros(3), images=np.zeros(3))
-    assert "lacks y_train, x_test, y_test (it holds images.npy, x_train.npy)" in refused(tmp_path / "a.npz")
+    assert "lacks y_train, x_test, y_test (it holds images.npy, x_train.npy)" in refused(
+        tmp_path / "a.npz"
+    )
 
 
 def test_pickled_objects_are_refused_and_not_run(tmp_path):
@@ -90,14 +94,17 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("descr", ["'<U5'", "'|S3'", "'<M8[s]'", "'<c16'", "[('a', '<i4')]", "'|V4'"])
+@pytest.mark.parametrize(
+    "descr", ["'<U5'", "'|S3'", "'<M8[s]'", "'<c16'", "[('a', '<i4')]", "'|V4'"]
+)
 def test_what_are_no_numbers_is_refused(tmp_path, descr):
     write(tmp_path / "a.npz", members(x_train=claiming("(0,)", descr)))
     assert "expected numbers" in refused(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(
-    "shape", ["(2147483648, 28, 28)", "(10**9,)", "(-1, -4)", "(3,)", "(2**70,)", "('a',)", "7", "()"]
+    "shape",
+    ["(2147483648, 28, 28)", "(10**9,)", "(-1, -4)", "(3,)", "(2**70,)", "('a',)", "7", "()"],
 )
 def test_a_false_shape_is_refused(tmp_path, shape):
     write(tmp_path / "a.npz", members(x_train=claiming(shape, payload=b"\0\0\0\0")))
@@ -105,7 +112,8 @@ def test_a_false_shape_is_refused(tmp_path, shape):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x93NUMPY", b"\x93NUMPY\x09\x00aa", b"junk" * 40, claiming("(1,", payload=b"a")]
+    "content",
+    [b"", b"\x93NUMPY", b"\x93NUMPY\x09\x00aa", b"junk" * 40, claiming("(1,", payload=b"a")],
 )
 def test_a_member_that_is_no_npy_is_refused(tmp_path, content):
     write(tmp_path / "a.npz", members(y_train=content))

@@ -27,7 +27,9 @@ def table(images, labels=None):
 
 
 @pytest.mark.parametrize("form", PARQUET_FORMS)
-@pytest.mark.parametrize("options", [{}, {"row_group_size": 7}, {"compression": "zstd", "use_dictionary": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"row_group_size": 7}, {"compression": "zstd", "use_dictionary": False}]
+)
 def test_row_groups_and_encodings_do_not_matter(tmp_path, form, options):
     arrays = tiny()
     dataset = parquet.load_folder(write_parquet_folder(tmp_path, arrays, form, **options))
@@ -41,7 +43,12 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
     for part, rows in enumerate((slice(0, 15), slice(15, 40))):
         path = tmp_path / f"train-{part:05}-of-00002.parquet"
         write_parquet(path, arrays.train_images[rows], arrays.train_labels[rows], "hugging_face")
-    write_parquet(tmp_path / "test-00000-of-00001.parquet", arrays.test_images, arrays.test_labels, "hugging_face")
+    write_parquet(
+        tmp_path / "test-00000-of-00001.parquet",
+        arrays.test_images,
+        arrays.test_labels,
+        "hugging_face",
+    )
     np.testing.assert_array_equal(parquet.load_folder(tmp_path).train.images, arrays.train_images)
 
 
@@ -51,12 +58,16 @@ def test_floats_in_lists_are_scaled(tmp_path):
     pq.write_table(table(images, arrays.train_labels), tmp_path / "a.parquet")
     dataset = parquet.load_file(tmp_path / "a.parquet")
     pixels = np.concatenate([dataset.train.images, dataset.test.images])
-    assert {image.tobytes() for image in pixels} == {image.tobytes() for image in arrays.train_images}
+    assert {image.tobytes() for image in pixels} == {
+        image.tobytes() for image in arrays.train_images
+    }
 
 
 def test_hugging_faces_class_names_are_kept(tmp_path):
     names = ("cat", "dog", "emu", "fox", "gnu")
-    dataset = parquet.load_folder(write_parquet_folder(tmp_path, tiny(), "hugging_face", names=names))
+    dataset = parquet.load_folder(
+        write_parquet_folder(tmp_path, tiny(), "hugging_face", names=names)
+    )
     assert dataset.class_names == names
     assert "label 3, and 2 classes" in refused(
         write_parquet_folder(tmp_path / "few", tiny(), names=names[:2]), loader=parquet.load_folder
@@ -64,7 +75,8 @@ def test_hugging_faces_class_names_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "[]", "{}", "{", '{"info": {"features": {"label": {"names": [1]}}}}', "[" * 9999]
+    "text",
+    ["null", "[]", "{}", "{", '{"info": {"features": {"label": {"names": [1]}}}}', "[" * 9999],
 )
 def test_metadata_of_another_kind_are_passed_over(tmp_path, text):
     images = image_column(tiny().train_images, "fixed_size_binary")
@@ -74,7 +86,9 @@ def test_metadata_of_another_kind_are_passed_over(tmp_path, text):
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
-    assert "no column 'image' among pixels, label" in refused(pa.table({"pixels": [1], "label": [1]}), tmp_path)
+    assert "no column 'image' among pixels, label" in refused(
+        pa.table({"pixels": [1], "label": [1]}), tmp_path
+    )
     assert "no column 'label' among image" in refused(pa.table({"image": [b"1"]}), tmp_path)
 
 
@@ -90,7 +104,9 @@ def test_nulls_are_refused_with_their_rows(tmp_path, form):
     assert "1 null(s) in column 'image', rows 8" in message
     labels = pa.array([None if row == 33 else row % 2 for row in range(40)])
     whole = image_column(tiny().train_images, form)
-    assert "1 null(s) in column 'label', rows 33" in refused(table(whole, labels), tmp_path, row_group_size=20)
+    assert "1 null(s) in column 'label', rows 33" in refused(
+        table(whole, labels), tmp_path, row_group_size=20
+    )
 
 
 def test_nulls_inside_are_refused(tmp_path):
@@ -105,7 +121,9 @@ def test_lists_of_several_lengths_are_refused(tmp_path):
     assert "different lengths" in refused(table(pa.array([[[1, 1], [1]], [[1], [1, 1]]])), tmp_path)
     images = [png(np.zeros((4, 4, 1), np.uint8)), png(np.zeros((4, 5, 1), np.uint8))]
     assert "row 1: height, width, channels (4, 5, 1)" in refused(table(images), tmp_path)
-    assert "expected one" in refused(table(pa.array([[1] * 4] * 4 + [[1] * 9] * 4)), tmp_path, row_group_size=4)
+    assert "expected one" in refused(
+        table(pa.array([[1] * 4] * 4 + [[1] * 9] * 4)), tmp_path, row_group_size=4
+    )
 
 
 def test_pixels_without_a_shape_must_be_a_square(tmp_path):
@@ -117,7 +135,9 @@ def test_pixels_without_a_shape_must_be_a_square(tmp_path):
         path = write_parquet(tmp_path / "a.parquet", images, labels, shape=shape)
         assert parquet.load_file(path).image_shape == shape
     for shape in ((5, 8, 1), (0, 7, 5), (-5, -7, 1), ("5", "x", "1"), (10**9, 7, 1)):
-        assert "expected" in refused(write_parquet(tmp_path / "a.parquet", images, labels, shape=shape))
+        assert "expected" in refused(
+            write_parquet(tmp_path / "a.parquet", images, labels, shape=shape)
+        )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +156,9 @@ def test_columns_that_hold_no_images_are_refused(tmp_path, column):
     assert "expected" in refused(table(column), tmp_path)
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], [0.0, 1.0], [[0], [1]], [None, None], [0, -1], [0, 5000]])
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], [0.0, 1.0], [[0], [1]], [None, None], [0, -1], [0, 5000]]
+)
 def test_labels_that_are_none_are_refused(tmp_path, labels):
     images = image_column(tiny(train=2).train_images, "fixed_size_binary")
     assert "expected" in refused(table(images, labels), tmp_path)
@@ -155,7 +177,9 @@ def test_tensors_in_another_order_are_refused(tmp_path):
 
 
 def test_an_empty_file_and_a_folder_without_train_files_are_refused(tmp_path):
-    assert "holds no rows" in refused(table(pa.array([], pa.binary(4)), pa.array([], pa.int64())), tmp_path)
+    assert "holds no rows" in refused(
+        table(pa.array([], pa.binary(4)), pa.array([], pa.int64())), tmp_path
+    )
     assert "no train*.parquet" in refused(tmp_path, loader=parquet.load_folder)
 
 
@@ -164,7 +188,9 @@ def test_too_few_images_to_hold_some_out_are_refused(tmp_path):
     assert "no class has two different images" in refused(table(images), tmp_path)
 
 
-@pytest.mark.parametrize("form", ["fixed_size_binary", "list", "fixed_size_list", "png", "hugging_face"])
+@pytest.mark.parametrize(
+    "form", ["fixed_size_binary", "list", "fixed_size_list", "png", "hugging_face"]
+)
 def test_a_bomb_is_refused_and_not_unpacked(tmp_path, form):
     count = 3000 if form in {"png", "hugging_face"} else 300
     side = 800 if form in {"png", "hugging_face"} else 600

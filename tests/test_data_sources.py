@@ -5,14 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import separable, tiny, write_every_form, write_idx, write_npz, write_parquet, write_pictures
+from data_files import (
+    separable,
+    tiny,
+    write_every_form,
+    write_idx,
+    write_npz,
+    write_parquet,
+    write_pictures,
+)
 
 from nnbuild.data import sources, tables
 from nnbuild.errors import ConfigError, DataError
 
 
 def load(path, **options):
-    return sources.load(str(path), **({"data_dir": None, "cache": Path("/nonexistent/cache")} | options))
+    return sources.load(
+        str(path), **({"data_dir": None, "cache": Path("/nonexistent/cache")} | options)
+    )
 
 
 def message(path, **options) -> str:
@@ -83,7 +93,9 @@ def test_unknown_names_suggest_the_nearest():
         load("")
 
 
-@pytest.mark.parametrize("given", ["no/such/folder", "nothing.npz", "x" * 5000 + ".npz", "a\0b.npz"])
+@pytest.mark.parametrize(
+    "given", ["no/such/folder", "nothing.npz", "x" * 5000 + ".npz", "a\0b.npz"]
+)
 def test_a_path_that_does_not_exist_is_named(given):
     assert "no such file" in message(given)
 

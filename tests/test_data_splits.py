@@ -16,7 +16,9 @@ def split(*, train=60, classes=4, seed=0) -> Split:
 
 
 def contents(part: Split) -> set[tuple[bytes, int]]:
-    return {(image.tobytes(), int(label)) for image, label in zip(part.images, part.labels, strict=True)}
+    return {
+        (image.tobytes(), int(label)) for image, label in zip(part.images, part.labels, strict=True)
+    }
 
 
 @settings(max_examples=30, deadline=None)
@@ -42,7 +44,9 @@ def test_copies_of_an_image_stay_together():
 
 
 def test_a_class_with_one_image_keeps_it_for_training():
-    train, test = hold_out(Split(np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1), np.array([0, 0, 1], np.int16)))
+    train, test = hold_out(
+        Split(np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1), np.array([0, 0, 1], np.int16))
+    )
     assert sorted(train.labels.tolist()) == [0, 1]
     assert test.labels.tolist() == [0]
 
@@ -61,6 +65,11 @@ def test_digits_are_real_handwriting_of_mnists_form():
     assert first.classes == 10
     assert (len(first.train), len(first.test)) == (1498, 299)
     assert not first.train.images[:, :2].any()  # MNIST's margin
-    means = np.stack([first.train.images[first.train.labels == label].mean(axis=0).ravel() for label in range(10)])
+    means = np.stack(
+        [
+            first.train.images[first.train.labels == label].mean(axis=0).ravel()
+            for label in range(10)
+        ]
+    )
     nearest = ((first.test.images.reshape(-1, 1, 784) - means) ** 2).sum(axis=2).argmin(axis=1)
     assert (nearest == first.test.labels).mean() > 0.85

@@ -47,7 +47,11 @@ def test_write_then_read_is_the_identity(tmp_path, shape, train):
     tables.write_dataset(written, tmp_path)
     read = tables.read_dataset(tmp_path)
     assert read.digest == written.digest
-    assert (read.name, read.class_names, read.source) == (written.name, written.class_names, written.source)
+    assert (read.name, read.class_names, read.source) == (
+        written.name,
+        written.class_names,
+        written.source,
+    )
     for given, found in ((written.train, read.train), (written.test, read.test)):
         np.testing.assert_array_equal(given.images, found.images)
         np.testing.assert_array_equal(given.labels, found.labels)
@@ -64,7 +68,9 @@ def test_a_table_keeps_its_split_and_its_slices():
     np.testing.assert_array_equal(part.images, split.images[7:18])
     np.testing.assert_array_equal(part.labels, split.labels[7:18])
     twice = tables.split_from_table(pa.concat_tables([table.slice(30), table.slice(0, 5)]))
-    np.testing.assert_array_equal(twice.images, np.concatenate([split.images[30:], split.images[:5]]))
+    np.testing.assert_array_equal(
+        twice.images, np.concatenate([split.images[30:], split.images[:5]])
+    )
     assert len(tables.split_from_table(table.slice(0, 0))) == 0
 
 
@@ -127,7 +133,9 @@ def test_a_description_of_another_kind_is_refused(stored, changed):
     refused(stored)
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000, '"\\ud800"', "9" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{", "[" * 100_000, '"\\ud800"', "9" * 5000, "\udcff"]
+)
 def test_what_is_no_description_is_refused(stored, text):
     (stored / "dataset.json").write_bytes(text.encode(errors="surrogateescape"))
     refused(stored)
@@ -186,6 +194,8 @@ def test_reading_makes_no_loop_over_rows(tmp_path):
     for rows in (1_000, 20_000):
         folders.append(tmp_path / f"{rows}")
         tables.write_dataset(dataset((28, 28, 1), train=rows), folders[-1])
-        tables.read_dataset(folders[-1])  # what is imported at the first call is none of the rows' business
+        tables.read_dataset(
+            folders[-1]
+        )  # what is imported at the first call is none of the rows' business
     few, many = (calls_of(tables.read_dataset, folder) for folder in folders)
     assert many < few + 1_000

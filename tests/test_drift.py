@@ -12,7 +12,11 @@ from nnbuild.errors import DataError
 
 def a_batch(rows, *, seed=0, shift=0, classes=4):
     random = np.random.default_rng(seed)
-    images = random.integers(60, 180, (rows, 5, 5, 1)) + random.integers(-40, 40, (rows, 1, 1, 1)) + shift
+    images = (
+        random.integers(60, 180, (rows, 5, 5, 1))
+        + random.integers(-40, 40, (rows, 1, 1, 1))
+        + shift
+    )
     images = np.clip(images, 0, 255).astype(np.uint8)
     return images, random.integers(0, classes, rows), random.random(rows).astype(np.float32)
 
@@ -22,16 +26,20 @@ def of(batch, classes=4):
 
 
 def held(reference, scored, *, psi=0.2, ks=0.2):
-    return {(each.measure, each.statistic): each for each in compare(reference, scored, psi=psi, ks=ks)}
+    return {
+        (each.measure, each.statistic): each for each in compare(reference, scored, psi=psi, ks=ks)
+    }
 
 
 def test_nothing_drifts_from_itself():
     mine = of(a_batch(500))
     found = held(mine, mine)
-    assert set(found) == {(measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")}
-    assert {(each.value, each.exceeded, each.rows, each.reference_rows) for each in found.values()} == {
-        (0.0, False, 500, 500)
+    assert set(found) == {
+        (measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")
     }
+    assert {
+        (each.value, each.exceeded, each.rows, each.reference_rows) for each in found.values()
+    } == {(0.0, False, 500, 500)}
 
 
 def test_darker_images_drift_in_their_pixels_and_the_more_the_darker():
@@ -41,13 +49,19 @@ def test_darker_images_drift_in_their_pixels_and_the_more_the_darker():
         for statistic in ("psi", "ks"):
             values = [each[measure, statistic].value for each in by_shift]
             assert values == sorted(values)
-            assert [each[measure, statistic].exceeded for each in by_shift] == [False, True, True], (measure, values)
+            assert [each[measure, statistic].exceeded for each in by_shift] == [
+                False,
+                True,
+                True,
+            ], (measure, values)
     assert not any(by_shift[2]["predicted", statistic].exceeded for statistic in ("psi", "ks"))
 
 
 def test_a_class_that_vanishes_is_seen_and_finite():
     images, predicted, confidence = a_batch(1000)
-    found = held(of((images, predicted, confidence)), of((images, np.zeros_like(predicted), confidence)))
+    found = held(
+        of((images, predicted, confidence)), of((images, np.zeros_like(predicted), confidence))
+    )
     assert found["predicted", "psi"].exceeded
     assert np.isfinite(found["predicted", "psi"].value)
 
@@ -55,7 +69,9 @@ def test_a_class_that_vanishes_is_seen_and_finite():
 def test_the_distance_is_scipys_on_the_binned_values():
     one, other = a_batch(800, seed=1)[2], a_batch(600, seed=2)[2] ** 2
     images, predicted, _ = a_batch(800)
-    found = held(of((images, predicted, one)), of((images[:600], predicted[:600], other)))["confidence", "ks"]
+    found = held(of((images, predicted, one)), of((images[:600], predicted[:600], other)))[
+        "confidence", "ks"
+    ]
     expected = stats.ks_2samp(np.floor(one * BINS), np.floor(other * BINS)).statistic
     assert found.value == pytest.approx(expected, abs=1e-12)
 
@@ -63,7 +79,9 @@ def test_the_distance_is_scipys_on_the_binned_values():
 @pytest.mark.parametrize(("rows", "others"), [(20, 50), (100, 400), (1000, 5000)])
 def test_rows_like_the_references_pass_by_chance_about_once_in_a_thousand(rows, others):
     """At thresholds that are next to nothing, so that only chance is left to be told from drift."""
-    passed = dict.fromkeys([(measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")], 0)
+    passed = dict.fromkeys(
+        [(measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")], 0
+    )
     for seed in range(200):
         random = np.random.default_rng(seed)
         counts = [random.multinomial(size, np.full(BINS, 1 / BINS)) for size in (others, rows)]
@@ -71,12 +89,16 @@ def test_rows_like_the_references_pass_by_chance_about_once_in_a_thousand(rows, 
         both = [Summary(mix, each, each, each) for mix, each in zip(classes, counts, strict=True)]
         for key, each in held(*both, psi=1e-9, ks=1e-9).items():
             passed[key] += each.exceeded
-    assert max(passed.values()) <= 4, passed  # 0.2 are expected; more than 4 of 200 has a chance of one in 10⁵
+    assert max(passed.values()) <= 4, (
+        passed
+    )  # 0.2 are expected; more than 4 of 200 has a chance of one in 10⁵
 
 
 def test_with_many_rows_the_thresholds_are_those_that_were_asked_for():
     mine = of(a_batch(20_000))
-    assert {(each.statistic, each.threshold) for each in held(mine, mine, psi=0.1, ks=0.3).values()} == {
+    assert {
+        (each.statistic, each.threshold) for each in held(mine, mine, psi=0.1, ks=0.3).values()
+    } == {
         ("psi", 0.1),
         ("ks", 0.3),
     }
@@ -98,7 +120,10 @@ def test_the_pixels_are_counted_as_they_would_be_by_hand(rows, side, every):
     images = np.random.default_rng(rows).integers(0, 256, (rows, side, side, 3), np.uint8)
     found = summarise(images[::every], np.zeros(rows, np.int16), np.ones(rows, np.float32), 2)
     flat = images[::every].reshape(-1, side * side * 3)
-    for counts, values in ((found.brightness, flat.mean(axis=1) / 255), (found.ink, (flat >= 128).mean(axis=1))):
+    for counts, values in (
+        (found.brightness, flat.mean(axis=1) / 255),
+        (found.ink, (flat >= 128).mean(axis=1)),
+    ):
         bins = np.minimum(np.floor(values * BINS + 1e-9).astype(int), BINS - 1)
         assert np.array_equal(counts, np.bincount(bins, minlength=BINS))
     assert found.predicted.sum() == found.confidence.sum() == rows

@@ -30,7 +30,9 @@ def model_of(store, run_id):
 def finished(tmp_path_factory, small_folder):
     """An ensemble, and a single run with the same seed."""
     store = Store(tmp_path_factory.mktemp("ensemble") / "store")
-    return store, *(retrain(config_of(small_folder, members), store.root).run_id for members in (MEMBERS, 1))
+    return store, *(
+        retrain(config_of(small_folder, members), store.root).run_id for members in (MEMBERS, 1)
+    )
 
 
 def pixels(rows=20):
@@ -63,14 +65,23 @@ def test_it_is_one_model_everywhere_else(finished):
     manifest = store.manifest(run_id)
     assert manifest["steps"]["export_model"]["same_predictions"]
     engine = engines.OnnxEngine(store.root / "runs" / run_id / "model.onnx", threads=1)
-    assert np.abs(engine.logits(pixels()) - np.asarray(model_of(store, run_id)(pixels()))).max() < 1e-4
-    parameters = [store.manifest(each)["steps"]["build_model"]["parameters"] for each in (run_id, single)]
+    assert (
+        np.abs(engine.logits(pixels()) - np.asarray(model_of(store, run_id)(pixels()))).max() < 1e-4
+    )
+    parameters = [
+        store.manifest(each)["steps"]["build_model"]["parameters"] for each in (run_id, single)
+    ]
     assert parameters[0] == MEMBERS * parameters[1]
-    assert manifest["row"]["epochs"] == manifest["steps"]["fit_model"]["weights_epoch"] == 2 * MEMBERS
+    assert (
+        manifest["row"]["epochs"] == manifest["steps"]["fit_model"]["weights_epoch"] == 2 * MEMBERS
+    )
     history = store.read_table("history", run_id).to_pylist()
     epochs = [row["epoch"] for row in history if row["metric"] == "loss"]
     assert epochs == list(range(1, 2 * MEMBERS + 1))
-    assert store.read_table("predictions", run_id).num_rows == store.read_table("predictions", single).num_rows
+    assert (
+        store.read_table("predictions", run_id).num_rows
+        == store.read_table("predictions", single).num_rows
+    )
 
 
 class StopsAt:
@@ -87,7 +98,9 @@ class StopsAt:
             raise Interrupted("stopped by signal 15", 15)
 
 
-def test_an_ensemble_that_is_stopped_in_each_member_ends_like_one_that_ran_through(finished, small_folder, tmp_path):
+def test_an_ensemble_that_is_stopped_in_each_member_ends_like_one_that_ran_through(
+    finished, small_folder, tmp_path
+):
     store, run_id, _ = finished
     run = open_run(config_of(small_folder), tmp_path)
     for epoch in (1, 3, 6):
@@ -100,13 +113,19 @@ def test_an_ensemble_that_is_stopped_in_each_member_ends_like_one_that_ran_throu
 
 
 def test_mixed_precision_and_a_model_of_ones_own(tmp_path, small_folder):
-    config = config_of(small_folder, 2, epochs=1, precision="mixed_bfloat16", metrics=("accuracy", "crossentropy"))
-    own = config.model_copy(update={"model": config.model.model_copy(update={"name": f"{__name__}:own"})})
+    config = config_of(
+        small_folder, 2, epochs=1, precision="mixed_bfloat16", metrics=("accuracy", "crossentropy")
+    )
+    own = config.model_copy(
+        update={"model": config.model.model_copy(update={"name": f"{__name__}:own"})}
+    )
     run_id = retrain(own, tmp_path).run_id
     model = model_of(Store(tmp_path), run_id)
-    assert {each.compute_dtype for number in (0, 1) for each in model.get_layer(f"member_{number}").layers} == {
-        "float32"
-    }
+    assert {
+        each.compute_dtype
+        for number in (0, 1)
+        for each in model.get_layer(f"member_{number}").layers
+    } == {"float32"}
 
 
 def own(input_shape, classes):
@@ -121,7 +140,9 @@ def test_members_that_end_in_softmax_are_refused(small_folder):
         flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
         return keras.Model(inputs, keras.layers.Dense(CLASSES, activation="softmax")(flat))
 
-    model = combine([softmax_at_the_end() for _ in range(2)], config_of(small_folder).training, SHAPE)
+    model = combine(
+        [softmax_at_the_end() for _ in range(2)], config_of(small_folder).training, SHAPE
+    )
     with pytest.raises(ContractError, match="ends in Softmax"):
         logits.check_model(model, CLASSES, SHAPE)
 

@@ -21,7 +21,11 @@ def drawn(seed, *, rows=200, classes=5, spread=3.0):
 
 
 def overall(logits, labels, classes=5):
-    return {figure.metric: figure.value for figure in evaluate(logits, labels, classes) if figure.label is None}
+    return {
+        figure.metric: figure.value
+        for figure in evaluate(logits, labels, classes)
+        if figure.label is None
+    }
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -33,17 +37,26 @@ def test_the_figures_are_scikit_learns_and_kerass(seed):
     predicted = logits.argmax(axis=1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, logits)
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
-    assert found["loss"] == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(5)), rel=1e-9)
+    assert found["loss"] == pytest.approx(
+        metrics.log_loss(labels, probabilities, labels=range(5)), rel=1e-9
+    )
     assert found["accuracy"] == metrics.accuracy_score(labels, predicted)
-    assert found["top_2_accuracy"] == metrics.top_k_accuracy_score(labels, logits, k=2, labels=range(5))
+    assert found["top_2_accuracy"] == metrics.top_k_accuracy_score(
+        labels, logits, k=2, labels=range(5)
+    )
     one_hot = np.eye(5)[labels]
-    assert found["brier_score"] == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean())
-    expected = metrics.precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
+    assert found["brier_score"] == pytest.approx(
+        ((probabilities - one_hot) ** 2).sum(axis=1).mean()
+    )
+    expected = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(5), zero_division=0
+    )
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         by_class = [figure.value for figure in evaluate(logits, labels, 5) if figure.metric == name]
         assert by_class == pytest.approx(list(values))
     assert np.array_equal(
-        confusion_counts(labels, predicted, 5), metrics.confusion_matrix(labels, predicted, labels=range(5))
+        confusion_counts(labels, predicted, 5),
+        metrics.confusion_matrix(labels, predicted, labels=range(5)),
     )
 
 
@@ -57,7 +70,9 @@ def test_the_calibration_error_is_its_definition(seed, spread):
     for index in range(15):
         inside = (confidence > index / 15) & (confidence <= (index + 1) / 15)
         if inside.any():
-            expected += inside.mean() * abs(confidence[inside].mean(dtype=np.float64) - right[inside].mean())
+            expected += inside.mean() * abs(
+                confidence[inside].mean(dtype=np.float64) - right[inside].mean()
+            )
     assert calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-6)
     bins = calibration_bins(probabilities, labels)
     assert sum(each.count for each in bins) == len(labels)
@@ -70,7 +85,9 @@ def test_a_class_that_is_never_seen_or_predicted_has_zeros_and_no_nan():
     logits = np.zeros((4, 3), np.float32)
     logits[:, 0] = 2
     labels = np.array([0, 0, 1, 1], np.int16)
-    by_class = {(figure.metric, figure.label): figure.value for figure in evaluate(logits, labels, 3)}
+    by_class = {
+        (figure.metric, figure.label): figure.value for figure in evaluate(logits, labels, 3)
+    }
     assert by_class["precision", 1] == by_class["recall", 1] == by_class["f1", 1] == 0.0
     assert by_class["support", 2] == by_class["recall", 2] == 0.0
     assert all(np.isfinite(value) for value in by_class.values())

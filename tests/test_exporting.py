@@ -34,7 +34,9 @@ def test_onnx_gives_keras_logits_for_any_batch(tmp_path, name):
     expected = KerasEngine(model, 9).logits(pixels)
     scale = np.abs(expected).max()
     for rows in (1, 4, 9):
-        np.testing.assert_allclose(engine.logits(pixels[:rows]), expected[:rows], rtol=0, atol=1e-4 * scale)
+        np.testing.assert_allclose(
+            engine.logits(pixels[:rows]), expected[:rows], rtol=0, atol=1e-4 * scale
+        )
 
 
 @pytest.mark.parametrize("name", ["lab", "convnet"])
@@ -45,7 +47,9 @@ def test_threads_change_no_bit_and_each_image_keeps_its_logits(tmp_path, name):
     logits = several.logits(pixels)
     assert logits.tobytes() == alone.logits(pixels).tobytes()
     for row in (0, 4095, 4096, 9_999):
-        np.testing.assert_allclose(alone.logits(pixels[row : row + 1])[0], logits[row], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            alone.logits(pixels[row : row + 1])[0], logits[row], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_equal_models_have_equal_files_and_others_have_not(tmp_path):
@@ -102,7 +106,9 @@ def test_an_export_with_other_logits_is_thrown_away(tmp_path, small_config, monk
     monkeypatch.setattr(exporting, "export_onnx", another)
     run = runs.open_run(small_config, tmp_path)
     data = steps.load_data(run)
-    fitted = steps.fit_model(run, data, steps.compile_model(run, data, steps.build_model(run, data)))
+    fitted = steps.fit_model(
+        run, data, steps.compile_model(run, data, steps.build_model(run, data))
+    )
     exported = steps.export_model(run, data, fitted)
     assert exported.path is None
     assert "differ from Keras's" in exported.remark

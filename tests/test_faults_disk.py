@@ -56,7 +56,9 @@ def test_a_run_outlives_a_disk_that_fails_anywhere(tmp_path, small_config, monke
         assert store.read_table("history").num_rows in {0, 3 * 6}
         waiting = store.unfinished()
         resume = waiting[0].run_id if waiting else None
-        if store.committed():  # the last failure was behind the row: only the promotion and the clearing were left
+        if (
+            store.committed()
+        ):  # the last failure was behind the row: only the promotion and the clearing were left
             done = None
             retrain(small_config, store.root)
             break
@@ -89,7 +91,10 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path, small_config):
     from nnbuild.runs import open_run
 
     now = datetime(2026, 5, 1, tzinfo=UTC)
-    ids = [open_run(small_config, tmp_path, now=now - timedelta(days=days)).run_id for days in (0, 30, 10, 400)]
+    ids = [
+        open_run(small_config, tmp_path, now=now - timedelta(days=days)).run_id
+        for days in (0, 30, 10, 400)
+    ]
     assert ids == sorted(ids)
     done = retrain(store=tmp_path, resume=ids[-1])
     row = Store(tmp_path).read_table("runs", done.run_id).to_pylist()[0]
@@ -120,15 +125,28 @@ def test_a_temporary_folder_that_is_full_costs_no_export(tmp_path, small_config,
     assert (store.root / "runs" / run_id / "model.onnx").exists()
 
 
-def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(capfd, tmp_path, small_folder, monkeypatch):
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(
+    capfd, tmp_path, small_folder, monkeypatch
+):
     monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: 1 / 0)
     outcome = call(
-        capfd, "run", "--dataset", small_folder, "--model", "lab", "--epochs", 1, "--store", tmp_path / "store"
+        capfd,
+        "run",
+        "--dataset",
+        small_folder,
+        "--model",
+        "lab",
+        "--epochs",
+        1,
+        "--store",
+        tmp_path / "store",
     )
     store = Store(tmp_path / "store")
     kept = store.root / "runs" / store.committed()[0] / "traceback.txt"
     assert outcome.code == 1
-    assert [line for line in outcome.err.splitlines() if line.startswith("nnbuild:")] == [outcome.err.splitlines()[-1]]
+    assert [line for line in outcome.err.splitlines() if line.startswith("nnbuild:")] == [
+        outcome.err.splitlines()[-1]
+    ]
     assert "ZeroDivisionError" in outcome.err
     assert "Traceback" not in outcome.err
     assert str(kept) in outcome.err

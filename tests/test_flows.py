@@ -37,7 +37,18 @@ from tasks.prefect_side import plain
 from tasks.report import report
 from tasks.score import score
 
-STEPS = ["load", "check", "build", "compile", "fit", "persist history", "export", "evaluate", "calibrate", "score"]
+STEPS = [
+    "load",
+    "check",
+    "build",
+    "compile",
+    "fit",
+    "persist history",
+    "export",
+    "evaluate",
+    "calibrate",
+    "score",
+]
 STEPS += ["decide", "report", "commit"]
 
 
@@ -55,7 +66,9 @@ def through(run):
 
 
 def test_every_task_is_a_plain_function(tmp_path, small_config, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody answers there, and nobody is asked
+    monkeypatch.setenv(
+        "PREFECT_API_URL", "http://127.0.0.1:9/api"
+    )  # nobody answers there, and nobody is asked
     run = nnbuild.open_run(small_config, tmp_path)
     with nnbuild.working_on(run):
         committed = through(run)
@@ -76,7 +89,11 @@ def test_a_task_runs_alone_in_a_flow_of_its_own(tmp_path, small_config, prefect_
 def finished(request, tmp_path_factory, small_folder):
     """A flow run that was committed: its store, what it returned, and what the server knows of it."""
     request.getfixturevalue("_prefect_harness")
-    config = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 3, "threads": 2}}
+    config = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 3, "threads": 2},
+    }
     root = tmp_path_factory.mktemp("flow") / "store"
     committed = retrain(nnbuild.RunConfig.model_validate(config), str(root))
     flow_run_id = Store(root).manifest(committed.run_id)["flow_run_id"]
@@ -88,14 +105,18 @@ def finished(request, tmp_path_factory, small_folder):
             "flow_run": client.read_flow_run(flow_run_id),
             "tasks": client.read_task_runs(flow_run_filter=by_flow),
             "artifacts": client.read_artifacts(
-                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+                artifact_filter=ArtifactFilter(
+                    flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id])
+                )
             ),
             "logs": client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))),
         }
 
 
 def test_each_step_is_a_task_of_the_flow(finished):
-    assert sorted(task.name.split()[0] for task in finished["tasks"]) == sorted(each.split()[0] for each in STEPS)
+    assert sorted(task.name.split()[0] for task in finished["tasks"]) == sorted(
+        each.split()[0] for each in STEPS
+    )
     assert all(task.state.is_completed() for task in finished["tasks"])
     assert finished["flow_run"].name.startswith("lab-")
     assert all(not task.tags for task in finished["tasks"])
@@ -110,7 +131,13 @@ def test_the_graph_shows_what_depends_on_what(finished):
         for source in sources
         if getattr(source, "id", None) and str(source.id) in names
     }
-    expected = {("load", "check"), ("check", "build"), ("build", "compile"), ("compile", "fit"), ("fit", "evaluate")}
+    expected = {
+        ("load", "check"),
+        ("check", "build"),
+        ("build", "compile"),
+        ("compile", "fit"),
+        ("fit", "evaluate"),
+    }
     assert expected | {("fit", "score"), ("report", "commit")} <= edges
 
 
@@ -136,12 +163,16 @@ def test_a_failed_step_fails_the_flow_run(tmp_path, small_config, prefect_server
     assert not (tmp_path / "store").exists()
 
 
-def test_a_flow_run_that_is_run_again_goes_on_with_its_run(tmp_path, small_config, prefect_server, monkeypatch):
+def test_a_flow_run_that_is_run_again_goes_on_with_its_run(
+    tmp_path, small_config, prefect_server, monkeypatch
+):
     """A retry by Prefect has the same flow run id: the run that waits under it is taken up again."""
     flow_run_id = "8d6b7f3e-0000-4000-8000-000000000001"
     run = nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id)
     assert nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id) == run
-    assert nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id.replace("1", "2")) != run
+    assert (
+        nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id.replace("1", "2")) != run
+    )
 
 
 def test_a_diverged_fit_is_not_tried_again(tmp_path, small_config, prefect_server):
@@ -153,7 +184,9 @@ def test_a_diverged_fit_is_not_tried_again(tmp_path, small_config, prefect_serve
     assert Store(tmp_path).read_table("runs")["status"].to_pylist() == ["failed"]
 
 
-def test_a_commit_that_fails_takes_the_decision_back(tmp_path, small_config, prefect_server, monkeypatch):
+def test_a_commit_that_fails_takes_the_decision_back(
+    tmp_path, small_config, prefect_server, monkeypatch
+):
     """Decide, report and commit are one transaction: the champion stays, and a resumed run asks the gate anew."""
 
     def full(name):
@@ -170,9 +203,16 @@ def test_a_commit_that_fails_takes_the_decision_back(tmp_path, small_config, pre
 
     def states():
         with get_client(sync_client=True) as client:
-            return {task.name.split()[0]: task.state.name for task in client.read_task_runs(flow_run_filter=by_flow)}
+            return {
+                task.name.split()[0]: task.state.name
+                for task in client.read_task_runs(flow_run_filter=by_flow)
+            }
 
-    until(lambda: states().get("decide") == states().get("report") == "RolledBack", 30, "task that was rolled back")
+    until(
+        lambda: states().get("decide") == states().get("report") == "RolledBack",
+        30,
+        "task that was rolled back",
+    )
     assert states()["score"] == "Completed"
     assert run.recall("decide", Decided) is None
     assert run.recall("score_test_set", Scored) is not None
@@ -181,7 +221,9 @@ def test_a_commit_that_fails_takes_the_decision_back(tmp_path, small_config, pre
     other = nnbuild.retrain(small_config, tmp_path).run_id
     assert champion.current(store) == other
     retrain(small_config, str(tmp_path), run.run_id)
-    assert store.manifest(run.run_id)["flow_run_id"] != run.record["flow_run_id"]  # the one that shows the rest
+    assert (
+        store.manifest(run.run_id)["flow_run_id"] != run.record["flow_run_id"]
+    )  # the one that shows the rest
     assert store.read_table("decisions", run.run_id)["champion"].to_pylist() == [other]
 
 
@@ -208,6 +250,8 @@ def test_an_infinite_number_cannot_break_a_table():
 
 def test_the_form_of_the_ui_describes_every_field():
     schema = retrain.parameters.definitions
-    fields = [field for section in schema.values() for field in section.get("properties", {}).values()]
+    fields = [
+        field for section in schema.values() for field in section.get("properties", {}).values()
+    ]
     assert len(fields) > 30
     assert all("description" in field for field in fields)

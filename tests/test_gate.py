@@ -83,7 +83,9 @@ def test_a_bound_that_is_broken_is_named(challenger, settings, says):
 
 
 def test_other_data_may_promote_if_it_is_told_to():
-    decision = gate.decide(candidate(0.5, test_set="b"), candidate(0.99), config(on_other_data="promote"))
+    decision = gate.decide(
+        candidate(0.5, test_set="b"), candidate(0.99), config(on_other_data="promote")
+    )
     assert decision.promote
 
 
@@ -119,7 +121,9 @@ def test_rollback_and_promote(capfd, gated_runs):
     assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
     assert call(capfd, "promote", third, "--store", store.root, "--json").json["champion"] == third
     assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
-    assert call(capfd, "promote", second, "--store", store.root, "--json").json["champion"] == second
+    assert (
+        call(capfd, "promote", second, "--store", store.root, "--json").json["champion"] == second
+    )
     changes = call(capfd, "champion", "--store", store.root, "--json").json["changes"]
     assert [each["by"] for each in changes][:4] == ["promote", "rollback", "promote", "rollback"]
     before = tree_digest(store.root)
@@ -173,7 +177,9 @@ def test_a_decision_that_was_overtaken_is_made_again(tmp_path, small_folder):
     run = open_run(run_config(small_folder, seed=3), tmp_path)
     with working_on(run):
         data = steps.load_data(run)
-        fitted = steps.fit_model(run, data, steps.compile_model(run, data, steps.build_model(run, data)))
+        fitted = steps.fit_model(
+            run, data, steps.compile_model(run, data, steps.build_model(run, data))
+        )
         steps.check_data(run, data)
         steps.export_model(run, data, fitted)
         steps.evaluate_model(run, data, fitted)
@@ -194,7 +200,9 @@ class _Killed(BaseException):
     """Stands for SIGKILL: nothing in the program may answer to it."""
 
 
-@pytest.mark.parametrize("at", ["commit:laid-out", "commit:decisions", "commit:runs", "champion:changed"])
+@pytest.mark.parametrize(
+    "at", ["commit:laid-out", "commit:decisions", "commit:runs", "champion:changed"]
+)
 def test_a_promotion_that_was_killed_is_finished(tmp_path, small_folder, monkeypatch, at):
     def point(name):
         if name == at:

@@ -33,10 +33,20 @@ def test_rows_and_back(metrics, epochs):
 def test_any_keras_history_comes_back_exactly(frequency):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
     x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
     callbacks = [keras.callbacks.ReduceLROnPlateau(patience=0, monitor="loss")]
-    found = model.fit(x, y, epochs=5, verbose=0, validation_split=0.2, validation_freq=frequency, callbacks=callbacks)
+    found = model.fit(
+        x,
+        y,
+        epochs=5,
+        verbose=0,
+        validation_split=0.2,
+        validation_freq=frequency,
+        callbacks=callbacks,
+    )
     table = history.table_of_history(found, AT, validation_freq=frequency)
     assert history.history_of_table(table) == found.history
     wide = history.wide(table)
@@ -63,7 +73,11 @@ def test_the_writer_refuses_any_deviation():
     ):
         with pytest.raises(StoreError):
             schemas.table_of(schemas.HISTORY, [bad])
-    for other in (good.drop_columns(["value"]), good.select([1, 0, 2, 3]), good.replace_schema_metadata({})):
+    for other in (
+        good.drop_columns(["value"]),
+        good.select([1, 0, 2, 3]),
+        good.replace_schema_metadata({}),
+    ):
         with pytest.raises(StoreError):
             schemas.conforming(other, schemas.HISTORY)
 
@@ -72,7 +86,9 @@ def test_a_table_that_is_replaced_while_it_is_read_is_the_one_or_the_other(tmp_p
     """The history of a run in progress is written anew after each epoch, and people look at it."""
     path = tmp_path / "history.parquet"
     tables = [
-        history.table([row for epoch in range(n) for row in history.rows(epoch + 1, {"loss": 1.0}, 0.5, AT)])
+        history.table(
+            [row for epoch in range(n) for row in history.rows(epoch + 1, {"loss": 1.0}, 0.5, AT)]
+        )
         for n in (1, 999)
     ]
     write_table(path, tables[0], schemas.HISTORY)
@@ -95,6 +111,8 @@ def test_a_table_that_is_replaced_while_it_is_read_is_the_one_or_the_other(tmp_p
 
 def test_another_schema_version_is_refused():
     with pytest.raises(StoreError, match=r"here has schema version 7, expected 1"):
-        schemas.require_version(schemas.HISTORY.with_metadata({b"nnbuild.schema_version": b"7"}), "here")
+        schemas.require_version(
+            schemas.HISTORY.with_metadata({b"nnbuild.schema_version": b"7"}), "here"
+        )
     with pytest.raises(StoreError, match="version none"):
         schemas.require_version(schemas.HISTORY.remove_metadata(), "here")

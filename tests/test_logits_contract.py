@@ -37,7 +37,9 @@ def subclassed(activation):
 
 
 def nested(activation):
-    inner = keras.Sequential([keras.Input((36,)), layers.Dense(8, activation="relu"), dense(activation)])
+    inner = keras.Sequential(
+        [keras.Input((36,)), layers.Dense(8, activation="relu"), dense(activation)]
+    )
     return functional(inner)
 
 
@@ -48,7 +50,9 @@ def pooled(activation):
 
 
 def ensemble():
-    return functional(lambda x: layers.Average()([keras.ops.log_softmax(dense()(x)) for _ in range(2)]))
+    return functional(
+        lambda x: layers.Average()([keras.ops.log_softmax(dense()(x)) for _ in range(2)])
+    )
 
 
 GOOD = {
@@ -62,7 +66,9 @@ GOOD = {
     "nested": lambda: nested(None),
     "subclassed": lambda: subclassed(None),
     "pooled": lambda: pooled(None),
-    "relu before the head": lambda: functional(lambda x: dense()(layers.Dense(4, activation="softmax")(x))),
+    "relu before the head": lambda: functional(
+        lambda x: dense()(layers.Dense(4, activation="softmax")(x))
+    ),
     "mean of log-softmax": ensemble,
     "divided by a temperature": lambda: functional(lambda x: dense()(x) / 2.0),
 }
@@ -80,15 +86,24 @@ BAD = {
     "leaky relu layer": lambda: functional(lambda x: layers.LeakyReLU()(dense()(x))),
     "operation": lambda: functional(lambda x: keras.ops.softmax(dense()(x))),
     "behind a cast": lambda: functional(lambda x: keras.ops.cast(dense("softmax")(x), "float64")),
-    "behind a reshape": lambda: functional(lambda x: layers.Reshape((CLASSES,))(dense("softmax")(x))),
+    "behind a reshape": lambda: functional(
+        lambda x: layers.Reshape((CLASSES,))(dense("softmax")(x))
+    ),
     "behind a dropout": lambda: functional(lambda x: layers.Dropout(0.5)(dense("sigmoid")(x))),
-    "behind float32": lambda: functional(lambda x: layers.Activation("linear", dtype="float32")(dense("softmax")(x))),
+    "behind float32": lambda: functional(
+        lambda x: layers.Activation("linear", dtype="float32")(dense("softmax")(x))
+    ),
     "in a nested model": lambda: nested("softmax"),
     "in a subclassed model": lambda: subclassed("softmax"),
     "relu maps": lambda: pooled("relu"),
-    "log-softmax of a softmax": lambda: functional(lambda x: keras.ops.log_softmax(dense("softmax")(x))),
+    "log-softmax of a softmax": lambda: functional(
+        lambda x: keras.ops.log_softmax(dense("softmax")(x))
+    ),
     "written out": lambda: functional(
-        lambda x: keras.ops.exp(dense()(x)) / keras.ops.sum(keras.ops.exp(dense()(x)), axis=-1, keepdims=True)
+        lambda x: (
+            keras.ops.exp(dense()(x))
+            / keras.ops.sum(keras.ops.exp(dense()(x)), axis=-1, keepdims=True)
+        )
     ),
 }
 
@@ -112,7 +127,10 @@ def compiled(loss):
 
 def test_a_loss_that_knows_of_logits_is_accepted():
     check_model(compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True)), CLASSES)
-    check_model(compiled(keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)), CLASSES)
+    check_model(
+        compiled(keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)),
+        CLASSES,
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +165,10 @@ def two_inputs():
         (lambda: functional(layers.Dense(CLASSES + 1)), r"shape \(None, 4\), expected \(n, 3\)"),
         (two_outputs, "several outputs"),
         (two_inputs, "2 inputs"),
-        (lambda: keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), dense()]), "takes images of shape"),
+        (
+            lambda: keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), dense()]),
+            "takes images of shape",
+        ),
     ],
 )
 def test_a_model_of_another_form_is_refused(build, says):
@@ -166,5 +187,7 @@ def test_probabilities_are_not_taken_for_logits(kind, rows):
 
 
 def test_logits_of_another_shape_are_refused():
-    with pytest.raises(ContractError, match=r"expected logits of shape \(n, 10\), got \(32, 28, 28\)"):
+    with pytest.raises(
+        ContractError, match=r"expected logits of shape \(n, 10\), got \(32, 28, 28\)"
+    ):
         check_logits(np.zeros((32, 28, 28)), 10)

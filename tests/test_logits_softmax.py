@@ -17,7 +17,9 @@ ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12)
 
 @given(
     arrays.arrays(
-        np.float32, st.tuples(st.integers(1, 30), st.integers(2, 9)), elements=st.floats(-1e4, 1e4, width=32)
+        np.float32,
+        st.tuples(st.integers(1, 30), st.integers(2, 9)),
+        elements=st.floats(-1e4, 1e4, width=32),
     ),
     st.floats(0.1, 10),
 )
@@ -26,9 +28,14 @@ def test_one_pass_gives_what_the_two_give(logits, temperature):
     probabilities, predicted, log_prob = predict(logits, temperature=temperature)
     each = np.arange(len(logits))
     assert np.array_equal(predicted, logits.argmax(axis=1))
-    np.testing.assert_array_max_ulp(probabilities.T.copy(), softmax(logits, temperature=temperature), maxulp=1)
     np.testing.assert_array_max_ulp(
-        log_prob, log_softmax(logits, temperature=temperature)[each, predicted], maxulp=1, dtype=np.float32
+        probabilities.T.copy(), softmax(logits, temperature=temperature), maxulp=1
+    )
+    np.testing.assert_array_max_ulp(
+        log_prob,
+        log_softmax(logits, temperature=temperature)[each, predicted],
+        maxulp=1,
+        dtype=np.float32,
     )
 
 
@@ -36,7 +43,9 @@ def exact(row, temperature=1.0):
     """Probabilities and their logarithms, exact for what a float can tell."""
     with mpmath.workdps(400):  # a logarithm of 1 - 1e-300 needs them
         scaled = [mpmath.mpf(float(value)) / mpmath.mpf(temperature) for value in row]
-        log_sum = max(scaled) + mpmath.log(mpmath.fsum(mpmath.exp(value - max(scaled)) for value in scaled))
+        log_sum = max(scaled) + mpmath.log(
+            mpmath.fsum(mpmath.exp(value - max(scaled)) for value in scaled)
+        )
         logs = [value - log_sum for value in scaled]
         return [mpmath.exp(value) for value in logs], logs
 
@@ -46,10 +55,14 @@ def ulps(found, wanted):
     kind = found.dtype
     with mpmath.workdps(60):
         nearest = np.asarray(float(wanted), np.float64).astype(kind)
-        unit = abs(float(np.spacing(np.abs(nearest.astype(np.float32) if kind.itemsize == 2 else nearest))))
+        unit = abs(
+            float(np.spacing(np.abs(nearest.astype(np.float32) if kind.itemsize == 2 else nearest)))
+        )
         if kind.itemsize == 2:
             information = ml_dtypes.finfo(kind)
-            exponent = np.floor(np.log2(max(abs(float(wanted)), float(information.smallest_normal))))
+            exponent = np.floor(
+                np.log2(max(abs(float(wanted)), float(information.smallest_normal)))
+            )
             unit = float(2.0 ** (exponent - information.nmant))
         return abs(mpmath.mpf(float(found)) - wanted) / unit
 
@@ -67,12 +80,23 @@ def test_small_types_are_within_one_ulp(kind, values):
 
 @pytest.mark.parametrize("kind", SMALL, ids=lambda kind: np.dtype(kind).name)
 @pytest.mark.parametrize(
-    "values", [[0, 0], [1e4, -1e4], [20, 0, -20], [1e4, 1e4 - 8], [0, -87.5, -103], [5, 5, 5, -5], [0, -9, -16.5, -17]]
+    "values",
+    [
+        [0, 0],
+        [1e4, -1e4],
+        [20, 0, -20],
+        [1e4, 1e4 - 8],
+        [0, -87.5, -103],
+        [5, 5, 5, -5],
+        [0, -9, -16.5, -17],
+    ],
 )
 def test_extremes_are_within_one_ulp(kind, values):
     row = np.array(values).astype(kind)
     probabilities, logs = exact(row)
-    assert all(ulps(one, other) <= 1 for one, other in zip(softmax(row), probabilities, strict=True))
+    assert all(
+        ulps(one, other) <= 1 for one, other in zip(softmax(row), probabilities, strict=True)
+    )
     assert all(ulps(one, other) <= 1 for one, other in zip(log_softmax(row), logs, strict=True))
 
 
@@ -120,12 +144,15 @@ def test_adding_a_constant_changes_nothing(values, constant):
 def test_rows_that_are_not_finite_are_named(bad):
     logits = np.zeros((20_000, 3), np.float32)
     logits[[7, 19_999], 1] = bad
-    with pytest.raises(ContractError, match=r"2 rows of logits are NaN or infinite.*rows 107, |1 rows .*rows 107"):
+    with pytest.raises(
+        ContractError, match=r"2 rows of logits are NaN or infinite.*rows 107, |1 rows .*rows 107"
+    ):
         softmax(logits, first_row=100)
 
 
 @pytest.mark.parametrize(
-    "logits", [np.zeros((2, 3), int), np.zeros((2, 3, 4)), np.zeros((3, 0)), np.zeros(()), np.array(["a"])]
+    "logits",
+    [np.zeros((2, 3), int), np.zeros((2, 3, 4)), np.zeros((3, 0)), np.zeros(()), np.array(["a"])],
 )
 def test_what_is_no_logits_is_refused(logits):
     with pytest.raises(ContractError, match=r"expected logits of shape \(n, classes\)"):

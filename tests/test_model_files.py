@@ -26,7 +26,12 @@ class Spy(keras.layers.Layer):
 
 def small(*layers):
     return keras.Sequential(
-        [keras.Input((4, 4, 1), dtype="uint8"), keras.layers.Flatten(), *layers, keras.layers.Dense(3)]
+        [
+            keras.Input((4, 4, 1), dtype="uint8"),
+            keras.layers.Flatten(),
+            *layers,
+            keras.layers.Dense(3),
+        ]
     )
 
 
@@ -90,7 +95,11 @@ def test_a_config_that_names_other_modules(model, hidden):
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(members["config.json"])
-    config["config"]["layers"][1] |= {"module": hidden, "class_name": "system", "registered_name": None}
+    config["config"]["layers"][1] |= {
+        "module": hidden,
+        "class_name": "system",
+        "registered_name": None,
+    }
     members["config.json"] = json.dumps(config).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():

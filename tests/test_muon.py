@@ -12,17 +12,23 @@ RATE = 0.01
 
 def network(*hidden):
     keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(6, 3), *hidden, layers.Flatten(), layers.Dense(3)])
+    return keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Conv2D(6, 3), *hidden, layers.Flatten(), layers.Dense(3)]
+    )
 
 
 def moved(model, optimizer, steps=1):
     """How far each weight goes in some steps on random images."""
     draw = np.random.default_rng(0)
     before = [weight.numpy() for weight in model.trainable_variables]
-    model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
     for _ in range(steps):
         model.train_on_batch(draw.random((16, 8, 8, 1), np.float32), draw.integers(0, 3, 16))
-    return [weight.numpy() - old for weight, old in zip(model.trainable_variables, before, strict=True)]
+    return [
+        weight.numpy() - old for weight, old in zip(model.trainable_variables, before, strict=True)
+    ]
 
 
 def root_mean_square(step):
@@ -70,7 +76,9 @@ def test_depthwise_kernels_are_left_to_adam():
 
 
 def test_it_is_built_again_from_its_config():
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(Muon(RATE, momentum=0.9, beta_2=0.99)))
+    again = keras.optimizers.deserialize(
+        keras.optimizers.serialize(Muon(RATE, momentum=0.9, beta_2=0.99))
+    )
     assert isinstance(again, Muon)
     assert (again.momentum, again.beta_2) == (0.9, 0.99)
     assert float(again.learning_rate) == pytest.approx(RATE)

@@ -13,7 +13,9 @@ from nnbuild.store import Store
 
 def test_of_the_runs_that_were_missed_one_is_made(tmp_path, small_config, prefect_server):
     store = Store(tmp_path / "store")
-    small = small_config.model_copy(update={"training": small_config.training.model_copy(update={"epochs": 1})})
+    small = small_config.model_copy(
+        update={"training": small_config.training.model_copy(update={"epochs": 1})}
+    )
     parameters = {"config": small.model_dump(mode="json"), "store": str(store.root)}
     deployment = scheduled_retrain.to_deployment("overtaken", parameters=parameters).apply()
 
@@ -25,15 +27,22 @@ def test_of_the_runs_that_were_missed_one_is_made(tmp_path, small_config, prefec
 
         def begun(run):
             late = client.read_flow_run(run.id)
-            run_flow(scheduled_retrain, flow_run=late, parameters=late.parameters, return_type="state")
+            run_flow(
+                scheduled_retrain, flow_run=late, parameters=late.parameters, return_type="state"
+            )
             return client.read_flow_run(run.id)
 
         missed = [due(seconds) for seconds in (40, 30, 20)]
         cancelled = due(10)
         client.set_flow_run_state(cancelled.id, Cancelled(), force=True)
-        first = begun(missed[0])  # others are due already, and none of them has begun: it must not wait for them
+        first = begun(
+            missed[0]
+        )  # others are due already, and none of them has begun: it must not wait for them
         assert first.state.name == "Completed"
-        assert first.name == f"lab-{Path(small.dataset.name).stem}-{missed[0].expected_start_time:%Y%m%dT%H%M}"
+        assert (
+            first.name
+            == f"lab-{Path(small.dataset.name).stem}-{missed[0].expected_start_time:%Y%m%dT%H%M}"
+        )
         others = [begun(each) for each in missed[1:]]
         assert [each.state.name for each in others] == ["Skipped", "Skipped"]
         assert all("has begun since" in each.state.message for each in others)

@@ -40,7 +40,10 @@ def test_what_is_kept_has_the_weights_and_computes_in_float32(precision):
     models.compile_model(model, config.training, steps=1)
     kept = models.build_float32(model, config, SHAPE, 3)
     assert {each.compute_dtype for each in kept.layers[1:]} == {"float32"}
-    assert all(np.array_equal(one, other) for one, other in zip(model.get_weights(), kept.get_weights(), strict=True))
+    assert all(
+        np.array_equal(one, other)
+        for one, other in zip(model.get_weights(), kept.get_weights(), strict=True)
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)
     half, single = (KerasEngine(each, 20).logits(pixels) for each in (model, kept))
     assert 0 < np.abs(half - single).max() < 0.05 * np.abs(single).max()
@@ -66,7 +69,9 @@ def test_a_scaled_loss_makes_the_step_that_any_other_makes():
         model = keras.Model(inputs, head(inputs))
         training = config_of("lab", precision).training.model_copy(update={"optimizer": "sgd"})
         models.compile_model(model, training, steps=1)
-        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (precision == "mixed_float16")
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (
+            precision == "mixed_float16"
+        )
         model.train_on_batch(np.arange(12, dtype=np.float32).reshape(3, 4), np.array([0, 1, 0]))
         steps.append(head.kernel.numpy())
     assert np.array_equal(*steps)
@@ -80,5 +85,7 @@ def half_head(input_shape, classes):
 
 def test_a_head_of_half_precision_is_refused():
     config = config_of(f"{__name__}:half_head", "mixed_bfloat16")
-    with pytest.raises(ContractError, match=r'logits of bfloat16, expected float32.*dtype="float32"'):
+    with pytest.raises(
+        ContractError, match=r'logits of bfloat16, expected float32.*dtype="float32"'
+    ):
         logits.check_model(models.build(config, SHAPE, 3), 3, SHAPE)

@@ -25,7 +25,9 @@ def by_duckdb(folder):
 READERS = {
     "pyarrow": lambda folder: ds.dataset(folder, partitioning="hive").to_table(),
     "pandas": lambda folder: pa.Table.from_pandas(pd.read_parquet(folder, dtype_backend="pyarrow")),
-    "polars": lambda folder: pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True).collect().to_arrow(),
+    "polars": lambda folder: (
+        pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True).collect().to_arrow()
+    ),
     "duckdb": by_duckdb,
 }
 
@@ -44,7 +46,11 @@ def read(reader, store, name):
 
 def plain(kind):
     """Readers differ in how they hold text in memory, and DuckDB shows times in the zone of its session."""
-    if pa.types.is_dictionary(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if (
+        pa.types.is_dictionary(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+    ):
         return pa.string()
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
@@ -66,7 +72,9 @@ def test_a_table_is_what_its_schema_says(every_table, reader, name):
     assert found.to_pylist() == expected.to_pylist()
 
 
-def test_readers_see_whole_runs_while_another_is_being_committed(every_table, tmp_path, small_folder, monkeypatch):
+def test_readers_see_whole_runs_while_another_is_being_committed(
+    every_table, tmp_path, small_folder, monkeypatch
+):
     store, seen = every_table, []
 
     def look(point):
@@ -86,7 +94,9 @@ def test_readers_see_whole_runs_while_another_is_being_committed(every_table, tm
     retrain(run_config(small_folder, seed=2), store.root)
     scored(store, input=parquet(tmp_path / "input.parquet", group=30))
     monkeypatch.undo()
-    whole = {name: Counter(store.read_table(name)[key_of(name)].to_pylist()) for name in schemas.TABLES}
+    whole = {
+        name: Counter(store.read_table(name)[key_of(name)].to_pylist()) for name in schemas.TABLES
+    }
     assert {point for point, *_ in seen} >= {
         "commit:laid-out",
         "commit:history",

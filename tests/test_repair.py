@@ -20,7 +20,11 @@ def committed(tmp_path_factory, small_folder):
     from nnbuild.config import RunConfig
 
     root = tmp_path_factory.mktemp("repair") / "store"
-    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 1}}
+    settings = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 1},
+    }
     return root, retrain(RunConfig.model_validate(settings), root).run_id
 
 
@@ -74,7 +78,9 @@ def test_what_can_be_resumed_stays_until_it_is_given_up(store, small_config):
         assert actions(repair(found, NOW)) == {f"staging/{waiting.run_id}": "keep"}
         with pytest.raises(LockedError):
             repair(found, NOW, discard=[waiting.run_id])
-    assert actions(repair(found, NOW, discard=[waiting.run_id])) == {f"staging/{waiting.run_id}": "clear"}
+    assert actions(repair(found, NOW, discard=[waiting.run_id])) == {
+        f"staging/{waiting.run_id}": "clear"
+    }
     assert not waiting.folder.exists()
     with pytest.raises(StoreError, match="nothing to discard"):
         repair(found, NOW, discard=[waiting.run_id])

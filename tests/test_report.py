@@ -66,7 +66,9 @@ def require_whole(text: str) -> Page:
     assert not re.search(r"url\(|@import", text)
     for each in page.all("img"):
         assert each["alt"]
-        Image.open(io.BytesIO(base64.b64decode(each["src"].removeprefix("data:image/png;base64,")))).verify()
+        Image.open(
+            io.BytesIO(base64.b64decode(each["src"].removeprefix("data:image/png;base64,")))
+        ).verify()
     for each in page.all("svg"):
         assert each["role"] == "img"
         assert each["aria-label"]
@@ -97,7 +99,12 @@ def require_whole(text: str) -> Page:
         {"classes": 20, "shape": (5, 1, 3)},
         {"classes": 21, "metrics": ("loss",), "validation_freq": 2, "epochs": 5},
         {"classes": 300, "images": 700, "shape": (300, 200, 3), "epochs": 200},
-        {"classes": 10, "epochs": 3000, "validation_freq": 7, "metrics": ("loss", "accuracy", "top_2_accuracy")},
+        {
+            "classes": 10,
+            "epochs": 3000,
+            "validation_freq": 7,
+            "metrics": ("loss", "accuracy", "top_2_accuracy"),
+        },
         {"validation_freq": 9},
         {"images": 1, "classes": 2},
         {"scale": 60.0, "classes": 3, "images": 400},
@@ -120,12 +127,16 @@ def page_errors(tables):
 
 
 def test_a_thousand_classes_show_the_worst_ones():
-    manifest, tables, images = made(classes=1000, images=1500, names=[f"class {each}" for each in range(1000)])
+    manifest, tables, images = made(
+        classes=1000, images=1500, names=[f"class {each}" for each in range(1000)]
+    )
     text = report.render(manifest, tables, images)
     page = require_whole(text)
     assert "only the 20 of 1000 classes" in page.text
     assert sum(each.get("class") == "small checks" for each in page.all("table")) == 1
-    errors = tables["confusion"].filter(pc.not_equal(tables["confusion"]["label"], tables["confusion"]["predicted"]))
+    errors = tables["confusion"].filter(
+        pc.not_equal(tables["confusion"]["label"], tables["confusion"]["predicted"])
+    )
     most = max(errors.to_pylist(), key=lambda row: row["count"])
     assert most["count"] > 0
     assert re.search(r"most often class \d+ taken for class \d+ \(", page.text)
@@ -159,7 +170,14 @@ def test_it_does_without_images_and_without_labels():
     without = tables["predictions"].set_column(
         1, tables["predictions"].schema.field("label"), pa.nulls(len(images), pa.int16())
     )
-    assert len(require_whole(report.render(manifest, tables | {"predictions": without}, images)).all("img")) == 64
+    assert (
+        len(
+            require_whole(report.render(manifest, tables | {"predictions": without}, images)).all(
+                "img"
+            )
+        )
+        == 64
+    )
 
 
 def test_a_perfect_network_has_no_errors_to_show():
@@ -177,7 +195,9 @@ def test_every_text_is_escaped():
     manifest["steps"]["check_data"]["checks"][0]["measured"] = NASTY
     manifest["config"]["training"][NASTY] = [NASTY, {NASTY: NASTY}]
     manifest["steps"]["decide"] = decided(champion=NASTY, reason=NASTY)
-    jobs = [{"score_id": NASTY, "measured_at": AT, "rows": 5, "psi": 0.1, "ks": 0.2, "exceeded": NASTY}]
+    jobs = [
+        {"score_id": NASTY, "measured_at": AT, "rows": 5, "psi": 0.1, "ks": 0.2, "exceeded": NASTY}
+    ]
     page = require_whole(report.render(manifest, tables, images, jobs))
     assert page.text.count(NASTY) >= 8
 
@@ -196,18 +216,30 @@ def test_the_champion_stands_beside_the_figures():
     assert "champion" not in Page(report.render(manifest, tables, images)).text
     manifest["steps"]["decide"] = decided(champion="run-x", reason="because")
     page = require_whole(report.render(manifest, tables, images))
-    for told in ("better than 10.00 %", "worse than 0.0100", "run-x", "Promoted: because.", "points higher"):
+    for told in (
+        "better than 10.00 %",
+        "worse than 0.0100",
+        "run-x",
+        "Promoted: because.",
+        "points higher",
+    ):
         assert told in page.text
-    assert "The difference is +2.00 percentage points, its 95 % interval -1.00 to +5.00" in page.text
+    assert (
+        "The difference is +2.00 percentage points, its 95 % interval -1.00 to +5.00" in page.text
+    )
     assert "with probability 0.9, this run with 0.03" in page.text
 
 
 def test_without_a_champion_or_a_comparison_the_page_says_so():
     manifest, tables, images = made()
-    manifest["steps"]["decide"] = decided(champion=None, reason="there was no champion", figures={"accuracy": 0.5})
+    manifest["steps"]["decide"] = decided(
+        champion=None, reason="there was no champion", figures={"accuracy": 0.5}
+    )
     text = require_whole(report.render(manifest, tables, images)).text
     assert "Promoted: there was no champion." in text
-    manifest["steps"]["decide"] = decided(champion="run-x", reason="other images", figures={"accuracy": 0.5})
+    manifest["steps"]["decide"] = decided(
+        champion="run-x", reason="other images", figures={"accuracy": 0.5}
+    )
     text = require_whole(report.render(manifest, tables, images)).text
     assert "alone has right" not in text
     assert "other images" in text
@@ -215,7 +247,14 @@ def test_without_a_champion_or_a_comparison_the_page_says_so():
 
 def jobs_of(*exceeded):
     return [
-        {"score_id": f"job-{place}", "measured_at": AT, "rows": 5000, "psi": 0.05 + place, "ks": 0.1, "exceeded": names}
+        {
+            "score_id": f"job-{place}",
+            "measured_at": AT,
+            "rows": 5000,
+            "psi": 0.05 + place,
+            "ks": 0.1,
+            "exceeded": names,
+        }
         for place, names in enumerate(exceeded)
     ]
 
@@ -242,15 +281,35 @@ def test_drift_is_there_when_something_was_scored(exceeded, told):
 def test_the_seconds_stand_in_the_order_of_the_steps():
     manifest, _, _ = made()
     manifest["steps"] = dict.fromkeys(("load_data", "fit_model", "export_model", "decide"))
-    manifest["seconds"] = {"decide": 0.1, "export_model": 2.0, "fit_model": 8.0, "load_data": 1.0, "write_report": 1.0}
-    assert [each["name"] for each in timings(manifest)] == ["load data", "fit model", "export model", "decide"]
+    manifest["seconds"] = {
+        "decide": 0.1,
+        "export_model": 2.0,
+        "fit_model": 8.0,
+        "load_data": 1.0,
+        "write_report": 1.0,
+    }
+    assert [each["name"] for each in timings(manifest)] == [
+        "load data",
+        "fit model",
+        "export model",
+        "decide",
+    ]
     assert [each["share"] for each in timings(manifest)] == [0.125, 1, 0.25, 0.1 / 8]
 
 
 def test_everything_that_explains_the_run_is_there():
     manifest, tables, images = made()
     text = Page(report.render(manifest, tables, images)).text
-    wanted = ["34,826 parameters", "17", "0.1.0+abc", "3.15.1", "ab" * 32, "on another processor", "8.25", "Linux"]
+    wanted = [
+        "34,826 parameters",
+        "17",
+        "0.1.0+abc",
+        "3.15.1",
+        "ab" * 32,
+        "on another processor",
+        "8.25",
+        "Linux",
+    ]
     wanted += ["training.schedule", "at most 4", "1 of 2 checks wants a look", manifest["run_id"]]
     assert [each for each in wanted if each not in text] == []
 
@@ -271,7 +330,9 @@ def test_infinite_and_missing_values_leave_gaps_not_errors():
     values = tables["history"]["value"].to_numpy().copy()
     values[::2] = np.inf
     values[1::4] = np.nan
-    tables["history"] = tables["history"].set_column(2, tables["history"].schema.field("value"), pa.array(values))
+    tables["history"] = tables["history"].set_column(
+        2, tables["history"].schema.field("value"), pa.array(values)
+    )
     require_whole(report.render(manifest, tables, images))
 
 
@@ -284,7 +345,13 @@ def test_infinite_and_missing_values_leave_gaps_not_errors():
     seed=st.integers(0, 99),
 )
 def test_the_same_run_gives_the_same_text(classes, images, epochs, frequency, seed):
-    given_ = {"classes": classes, "images": images, "epochs": epochs, "validation_freq": frequency, "seed": seed}
+    given_ = {
+        "classes": classes,
+        "images": images,
+        "epochs": epochs,
+        "validation_freq": frequency,
+        "seed": seed,
+    }
     first = report.render(*made(**given_))
     require_whole(first)
     assert first == report.render(*made(**given_))

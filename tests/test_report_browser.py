@@ -16,16 +16,31 @@ from report_data import AT, decided, made
 from nnbuild import report
 from nnbuild.report import across
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 # Chromium itself looks for updates and the time, whatever it is told: no name is resolved, so that none is reached.
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+    ),
     *("--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"),
 )
 RUNS = [f"20261124T09471362{place}Z-e132da" for place in range(3)]
 JOBS = [
-    {"score_id": run, "run_id": run, "measured_at": AT, "rows": 5000, "psi": 0.1, "ks": 0.2, "exceeded": "ink"}
+    {
+        "score_id": run,
+        "run_id": run,
+        "measured_at": AT,
+        "rows": 5000,
+        "psi": 0.1,
+        "ks": 0.2,
+        "exceeded": "ink",
+    }
     for run in RUNS
 ]
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -41,7 +56,9 @@ PROBE = """<!doctype html><meta charset="utf-8"><body>
     page: page.documentElement.scrollWidth}});
 }}</script>"""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here; apt-get install chromium"
+)
 
 
 def browse(page: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -122,8 +139,13 @@ def test_what_is_looked_for_would_be_found(tmp_path):
 def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
     text = report.render(*made())
     log = tmp_path / "net.json"
-    page = write(tmp_path / "loud.html", text.replace("</body>", '<img src="http://127.0.0.1:9/x.png"></body>'))
-    finished = browse(page, tmp_path, f"--log-net-log={log}", f"--screenshot={tmp_path / 'shot.png'}")
+    page = write(
+        tmp_path / "loud.html",
+        text.replace("</body>", '<img src="http://127.0.0.1:9/x.png"></body>'),
+    )
+    finished = browse(
+        page, tmp_path, f"--log-net-log={log}", f"--screenshot={tmp_path / 'shot.png'}"
+    )
     assert any("Content Security Policy" in line for line in console(finished))
     assert fetched(log) == set()
 
@@ -132,7 +154,11 @@ def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
     "given",
     [
         {"shape": (28, 28, 1)},
-        {"classes": 40, "images": 300, "names": [f"{each} unbrokenlongnameofaclass{'x' * 60}" for each in range(40)]},
+        {
+            "classes": 40,
+            "images": 300,
+            "names": [f"{each} unbrokenlongnameofaclass{'x' * 60}" for each in range(40)],
+        },
     ],
     ids=["digits", "long names"],
 )
@@ -143,7 +169,12 @@ def test_nothing_sticks_out_on_a_phone_and_no_picture_is_broken(tmp_path, given)
 
 
 def test_nothing_sticks_out_of_the_pages_over_several_runs(tmp_path):
-    rows = [{"run_id": run, "model": "lab", "accuracy": 0.9, "difference": None, "promoted": True} for run in RUNS]
-    assert on_a_phone(tmp_path, across.comparison_page(rows, {run: made()[1]["history"] for run in RUNS}))
+    rows = [
+        {"run_id": run, "model": "lab", "accuracy": 0.9, "difference": None, "promoted": True}
+        for run in RUNS
+    ]
+    assert on_a_phone(
+        tmp_path, across.comparison_page(rows, {run: made()[1]["history"] for run in RUNS})
+    )
     trend = {"finished_at": AT, "loss": 0.1, "expected_calibration_error": 0.01, "seconds": 100.5}
     assert on_a_phone(tmp_path, across.trends_page([row | trend for row in rows], JOBS))

@@ -50,8 +50,12 @@ def test_an_axis_of_epochs_has_whole_ticks_within_it(first, more):
 
 
 def test_a_tag_escapes_texts_and_attributes():
-    made = svg.tag("text", "<&>", svg.tag("b", '"'), class_="a", aria_label='"<', font_size=1.25, x=3.0)
-    assert made == ('<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">&lt;&amp;&gt;<b>&#34;</b></text>')
+    made = svg.tag(
+        "text", "<&>", svg.tag("b", '"'), class_="a", aria_label='"<', font_size=1.25, x=3.0
+    )
+    assert made == (
+        '<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">&lt;&amp;&gt;<b>&#34;</b></text>'
+    )
 
 
 def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
@@ -66,7 +70,9 @@ def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
 
 def test_the_best_epoch_and_the_kept_one_are_marked():
     points = [(1.0, 0.5), (2.0, 0.2), (3.0, 0.4)]
-    drawn = charts.lines("t", {"validation": points}, kept=2, best=words.best_of("val_loss", points))
+    drawn = charts.lines(
+        "t", {"validation": points}, kept=2, best=words.best_of("val_loss", points)
+    )
     across = svg.counting(1, 3, charts.LEFT + 8, charts.RIGHT - 8).place(2)
     assert f'<line x1="{across:.0f}" x2="{across:.0f}"' in drawn
     assert f'<circle cx="{across:.0f}"' in drawn
@@ -89,7 +95,11 @@ def test_long_names_that_differ_at_the_end_still_differ():
 
 
 def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
-    bins = [charts.Bin(0, 0.5, 5, 0.3, 0.2), charts.Bin(0.5, 0.9, 500, 0.7, 0.8), charts.Bin(0.9, 1, 0, None, None)]
+    bins = [
+        charts.Bin(0, 0.5, 5, 0.3, 0.2),
+        charts.Bin(0.5, 0.9, 500, 0.7, 0.8),
+        charts.Bin(0.9, 1, 0, None, None),
+    ]
     drawn = charts.reliability("t", bins)
     assert drawn.count("faint") == 1
     assert drawn.count('class="over"') == drawn.count('class="under"') == 1
@@ -109,13 +119,18 @@ def test_the_interval_holds_the_share_and_narrows(count, data):
 def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share():
     for share, count in ((0.9904, 10_000), (0.5, 10), (0.03, 200)):
         for end in words.interval(share, count):
-            assert abs(end - share) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / count), rel=1e-9)
+            assert abs(end - share) == pytest.approx(
+                1.96 * math.sqrt(end * (1 - end) / count), rel=1e-9
+            )
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([0.5, 0.3, 0.2], "Yes: the validation loss went from 0.5 after epoch 1 to 0.2 after epoch 3."),
+        (
+            [0.5, 0.3, 0.2],
+            "Yes: the validation loss went from 0.5 after epoch 1 to 0.2 after epoch 3.",
+        ),
         (
             [0.5, 0.2, 0.21],
             "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, after a lowest",
@@ -132,7 +147,8 @@ def test_what_is_said_of_the_loss(values, said):
 
 
 @pytest.mark.parametrize(
-    ("confidence", "said"), [(0.9, "Yes, on average"), (0.99, "Not quite: it is too sure"), (0.8, "It is too unsure")]
+    ("confidence", "said"),
+    [(0.9, "Yes, on average"), (0.99, "Not quite: it is too sure"), (0.8, "It is too unsure")],
 )
 def test_what_is_said_of_the_probabilities(confidence, said):
     assert words.on_trust([900], [100], confidence, 0.01).startswith(said)

@@ -19,7 +19,11 @@ def committed(tmp_path_factory, small_folder):
     """A store with one run that succeeded and one that failed."""
     root = tmp_path_factory.mktemp("reports") / "store"
     training = {"epochs": 2, "batch_size": 16, "threads": 2}
-    config = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": training}
+    config = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": training,
+    }
     done = nnbuild.retrain(RunConfig.model_validate(config), root)
     wild = config | {
         "model": {"name": "regularized", "l2": 10},

@@ -49,7 +49,10 @@ def finished(tmp_path_factory, small_folder):
         "model": {"name": "convnet"},
         "training": {"epochs": 2, "threads": 2},
     }
-    found = [nnbuild.retrain(RunConfig.model_validate(config | {"seed": seed}), root) for seed in (7, 7, 8)]
+    found = [
+        nnbuild.retrain(RunConfig.model_validate(config | {"seed": seed}), root)
+        for seed in (7, 7, 8)
+    ]
     return Store(root), [each.run_id for each in found]
 
 
@@ -79,7 +82,15 @@ def test_the_manifest_explains_the_run(finished):
     for name, kept in manifest["files"].items():
         path = store.root / name
         assert (file_digest(path), path.stat().st_size) == (kept["sha256"], kept["bytes"])
-    assert {"config", "steps", "seconds", "code_version", "packages", "machine", "row"} <= manifest.keys()
+    assert {
+        "config",
+        "steps",
+        "seconds",
+        "code_version",
+        "packages",
+        "machine",
+        "row",
+    } <= manifest.keys()
     data = manifest["steps"]["load_data"]
     assert (store.root / "datasets" / data["name"] / data["digest"] / "train.parquet").exists()
     assert manifest["steps"]["check_data"]["checks"]
@@ -92,7 +103,10 @@ def test_the_probability_table_agrees_with_the_evaluation(finished):
     assert (frame.label == frame.predicted).mean() == row["test_accuracy"]
     confusion = store.read_table("confusion", run_ids[0]).to_pandas()
     assert confusion["count"].sum() == len(frame)
-    assert confusion[confusion.label == confusion.predicted]["count"].sum() == (frame.label == frame.predicted).sum()
+    assert (
+        confusion[confusion.label == confusion.predicted]["count"].sum()
+        == (frame.label == frame.predicted).sum()
+    )
 
 
 def test_a_loaded_model_is_the_one_that_was_committed(finished):
@@ -105,7 +119,9 @@ def test_a_loaded_model_is_the_one_that_was_committed(finished):
 
 def test_colour_images_of_another_size_run_through_everything(tmp_path, small_config):
     data = write_npz(tmp_path / "colour.npz", separable(shape=(9, 7, 3), classes=5), grey=False)
-    config = with_changes(small_config, {"dataset": {"name": str(data)}, "model": {"name": "accurate"}})
+    config = with_changes(
+        small_config, {"dataset": {"name": str(data)}, "model": {"name": "accurate"}}
+    )
     committed = nnbuild.retrain(config, tmp_path / "store")
     store = Store(tmp_path / "store")
     assert store.read_table("predictions").column_names[-1] == "prob_4"
@@ -126,13 +142,25 @@ def test_one_hot_targets_and_every_option_run_through(tmp_path, small_config):
     }
     committed = nnbuild.retrain(with_changes(small_config, {"training": training}), tmp_path)
     metrics = set(Store(tmp_path).read_table("history", committed.run_id)["metric"].to_pylist())
-    assert {"loss", "val_crossentropy", "top_2_accuracy", "learning_rate", "epoch_seconds"} <= metrics
+    assert {
+        "loss",
+        "val_crossentropy",
+        "top_2_accuracy",
+        "learning_rate",
+        "epoch_seconds",
+    } <= metrics
     assert list((tmp_path / "runs" / committed.run_id / "tensorboard").rglob("events.out.*"))
 
 
 def test_a_loss_that_diverges_is_a_failed_run_with_its_history(tmp_path, small_config):
-    training = small_config.training.model_dump() | {"epochs": 50, "optimizer": "sgd", "learning_rate": 100}
-    config = with_changes(small_config, {"training": training, "model": {"name": "regularized", "l2": 10}})
+    training = small_config.training.model_dump() | {
+        "epochs": 50,
+        "optimizer": "sgd",
+        "learning_rate": 100,
+    }
+    config = with_changes(
+        small_config, {"training": training, "model": {"name": "regularized", "l2": 10}}
+    )
     with pytest.raises(DivergedError):
         nnbuild.retrain(config, tmp_path)
     row = Store(tmp_path).read_table("runs").to_pylist()[0]
@@ -147,7 +175,9 @@ def test_data_that_is_not_fit_is_a_failed_run_with_the_numbers(tmp_path, small_c
     arrays.train_images[:100] = 0
     data = write_npz(tmp_path / "blank.npz", arrays)
     with pytest.raises(CheckError, match=r"\d"):
-        nnbuild.retrain(with_changes(small_config, {"dataset": {"name": str(data)}}), tmp_path / "store")
+        nnbuild.retrain(
+            with_changes(small_config, {"dataset": {"name": str(data)}}), tmp_path / "store"
+        )
     row = Store(tmp_path / "store").read_table("runs").to_pylist()[0]
     assert (row["status"], row["epochs"]) == ("failed", 0)
 
@@ -232,8 +262,12 @@ def test_reading_changes_nothing(finished):
 
 def test_idx_files_of_ones_own(tmp_path: Path, small_config):
     folder = write_idx(tmp_path / "own", separable(shape=(8, 8, 1), classes=4), gzipped=True)
-    committed = nnbuild.retrain(with_changes(small_config, {"dataset": {"name": str(folder)}}), tmp_path / "store")
-    assert np.isfinite(Store(tmp_path / "store").read_table("runs", committed.run_id)["test_loss"][0].as_py())
+    committed = nnbuild.retrain(
+        with_changes(small_config, {"dataset": {"name": str(folder)}}), tmp_path / "store"
+    )
+    assert np.isfinite(
+        Store(tmp_path / "store").read_table("runs", committed.run_id)["test_loss"][0].as_py()
+    )
 
 
 def test_several_runs_on_one_store_at_once_all_commit(tmp_path, small_folder):

@@ -30,13 +30,17 @@ from nnbuild.scoring.where import parse
 
 def test_the_rows_are_those_of_the_keras_engine(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
-    by_onnx, by_keras = (rows(store, scored(store, input=path, engine=engine)) for engine in ("onnx", "keras"))
+    by_onnx, by_keras = (
+        rows(store, scored(store, input=path, engine=engine)) for engine in ("onnx", "keras")
+    )
     assert by_onnx.schema.equals(by_keras.schema, check_metadata=True)
     assert by_onnx["example_id"].to_pylist() == list(range(ROWS))
     assert by_onnx["label"].equals(by_keras["label"])
     assert by_onnx["predicted"].equals(by_keras["predicted"])
     for name in ("confidence", "log_prob", "prob_0", "prob_1", "prob_2"):
-        np.testing.assert_allclose(by_onnx[name].to_numpy(), by_keras[name].to_numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            by_onnx[name].to_numpy(), by_keras[name].to_numpy(), rtol=1e-4, atol=1e-6
+        )
     sums = sum(by_onnx[f"prob_{label}"].to_numpy().astype(np.float64) for label in range(3))
     assert np.abs(sums - 1).max() < 1e-6
 
@@ -48,9 +52,13 @@ def test_every_form_of_input_gives_the_same_rows(store, tmp_path):
     from PIL import Image
 
     pixels = images()
-    wanted = rows(store, scored(store, input=parquet(tmp_path / "in.parquet"))).drop_columns("label")
+    wanted = rows(store, scored(store, input=parquet(tmp_path / "in.parquet"))).drop_columns(
+        "label"
+    )
     flat = [each.ravel().tolist() for each in pixels]
-    pq.write_table(pa.table({"image": pa.array(flat, pa.list_(pa.uint8()))}), tmp_path / "lists.parquet")
+    pq.write_table(
+        pa.table({"image": pa.array(flat, pa.list_(pa.uint8()))}), tmp_path / "lists.parquet"
+    )
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(pixels))
     pq.write_table(pa.table({"image": tensors}), tmp_path / "tensors.parquet", row_group_size=60)
     floats = pa.array([(each / 255).ravel().tolist() for each in pixels], pa.list_(pa.float64()))
@@ -59,16 +67,27 @@ def test_every_form_of_input_gives_the_same_rows(store, tmp_path):
     pngs = []
     for number, each in enumerate(pixels):
         Image.fromarray(each[..., 0]).save(tmp_path / "pictures" / f"{number:04}.png")
-        pngs.append({"bytes": (tmp_path / "pictures" / f"{number:04}.png").read_bytes(), "path": None})
+        pngs.append(
+            {"bytes": (tmp_path / "pictures" / f"{number:04}.png").read_bytes(), "path": None}
+        )
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(pa.table({"image": pa.array(pngs, kind)}), tmp_path / "hugging.parquet", row_group_size=60)
+    pq.write_table(
+        pa.table({"image": pa.array(pngs, kind)}), tmp_path / "hugging.parquet", row_group_size=60
+    )
     header = struct.pack(">HBBIII", 0, 8, 3, len(pixels), 8, 8)
     (tmp_path / "images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
     np.savez(tmp_path / "images.npz", images=pixels)
     (tmp_path / "parts").mkdir()
     parquet(tmp_path / "parts" / "a.parquet", pixels[:120])
     parquet(tmp_path / "parts" / "b.parquet", pixels[120:])
-    forms = ["lists.parquet", "tensors.parquet", "floats.parquet", "hugging.parquet", "pictures", "images.npz"]
+    forms = [
+        "lists.parquet",
+        "tensors.parquet",
+        "floats.parquet",
+        "hugging.parquet",
+        "pictures",
+        "images.npz",
+    ]
     for form in [*forms, "images-idx3-ubyte.gz", "parts", "parts/*.parquet"]:
         found = rows(store, scored(store, input=tmp_path / form)).drop_columns("label")
         assert found.drop_columns("example_id").equals(wanted.drop_columns("example_id")), form
@@ -82,7 +101,9 @@ def test_batches_and_shards_change_nothing_but_the_files(store, tmp_path, batch_
     done = scored(store, input=path, batch_size=batch_size, shard_rows=shard_rows)
     other = rows(store, done)
     assert other["example_id"].equals(one["example_id"])
-    np.testing.assert_allclose(other["log_prob"].to_numpy(), one["log_prob"].to_numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        other["log_prob"].to_numpy(), one["log_prob"].to_numpy(), rtol=1e-4, atol=1e-5
+    )
     manifest = store.root / "scores" / done.score_id / "manifest.json"
     assert manifest.exists()
     row_groups = -(-ROWS // 50)
@@ -93,7 +114,9 @@ def test_batches_and_shards_change_nothing_but_the_files(store, tmp_path, batch_
 def test_columns_on_request(store, tmp_path):
     names = [f"customer {number}" for number in range(ROWS)]
     path = parquet(tmp_path / "in.parquet", customer=names, key=np.arange(ROWS) * 10)
-    table = rows(store, scored(store, input=path, keep=["customer"], id_column="key", logits=True, top_k=2))
+    table = rows(
+        store, scored(store, input=path, keep=["customer"], id_column="key", logits=True, top_k=2)
+    )
     assert table["customer"].to_pylist() == names
     assert table["example_id"].to_pylist() == list(range(0, 10 * ROWS, 10))
     logits = np.stack([table[f"logit_{label}"].to_numpy() for label in range(3)], axis=1)
@@ -102,7 +125,9 @@ def test_columns_on_request(store, tmp_path):
     each = np.arange(ROWS)
     for place in range(2):
         assert np.array_equal(table[f"top_{place + 1}"].to_numpy(), order[:, place])
-        assert np.array_equal(table[f"top_{place + 1}_prob"].to_numpy(), probabilities[each, order[:, place]])
+        assert np.array_equal(
+            table[f"top_{place + 1}_prob"].to_numpy(), probabilities[each, order[:, place]]
+        )
     assert table["top_1"].equals(table["predicted"])
 
 
@@ -112,7 +137,9 @@ def test_where_keeps_the_rows_for_which_it_is_true(store, tmp_path):
     middle = float(np.median(everything["confidence"].to_numpy()))
     done = scored(store, input=path, where=f"confidence < {middle} and not predicted == 1")
     kept = rows(store, done)
-    wanted = (everything["confidence"].to_numpy() < middle) & (everything["predicted"].to_numpy() != 1)
+    wanted = (everything["confidence"].to_numpy() < middle) & (
+        everything["predicted"].to_numpy() != 1
+    )
     assert kept.equals(everything.filter(pa.array(wanted)))
     assert (done.rows, done.written) == (ROWS, int(wanted.sum()))
 
@@ -122,14 +149,20 @@ def test_calibrated_probabilities_are_those_of_the_scaled_logits(store, tmp_path
     done = scored(store, input=path, calibrated=True, logits=True)
     table = rows(store, done)
     temperature = store.read_table("score_runs", done.score_id)["temperature"][0].as_py()
-    assert temperature == store.manifest(done.run_id)["steps"]["calibrate_model"]["temperature"] != 1
-    scaled = np.stack([table[f"logit_{label}"].to_numpy() for label in range(3)], axis=1).astype(np.float64)
+    assert (
+        temperature == store.manifest(done.run_id)["steps"]["calibrate_model"]["temperature"] != 1
+    )
+    scaled = np.stack([table[f"logit_{label}"].to_numpy() for label in range(3)], axis=1).astype(
+        np.float64
+    )
     scaled /= temperature
     expected = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     expected /= expected.sum(axis=1, keepdims=True)
     found = np.stack([table[f"prob_{label}"].to_numpy() for label in range(3)], axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-30)
-    np.testing.assert_allclose(table["log_prob"].to_numpy(), np.log(expected.max(axis=1)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        table["log_prob"].to_numpy(), np.log(expected.max(axis=1)), rtol=1e-4, atol=1e-6
+    )
 
 
 class _Killed(BaseException):
@@ -164,7 +197,12 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
             kills += 1
         monkeypatch.setattr(faults, "point", lambda _: None)
         if job.score_id not in store.scored():
-            assert store.read_table("score_runs").filter(pa.compute.field("score_id") == job.score_id).num_rows == 0
+            assert (
+                store.read_table("score_runs")
+                .filter(pa.compute.field("score_id") == job.score_id)
+                .num_rows
+                == 0
+            )
             job = opening.resume_job(job.score_id, store.root)
             with jobs.working_on(job):
                 commit_job(job, jobs.score_input(job))
@@ -225,10 +263,17 @@ def test_the_readers(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     first, second = (scored(store, input=path) for _ in range(2))
     assert nnbuild.read_table(store.root, "predictions", run_id=run_id).num_rows == 45
-    both = nnbuild.read_table(store.root, "scores", run_id=run_id, columns=["predicted"]).to_pandas()
+    both = nnbuild.read_table(
+        store.root, "scores", run_id=run_id, columns=["predicted"]
+    ).to_pandas()
     assert list(both.columns) == ["score_id", "predicted"]
-    assert both["score_id"].value_counts().to_dict() == {first.score_id: ROWS, second.score_id: ROWS}
-    assert nnbuild.read_table(store, "score_runs", score_id=first.score_id)["rows"].to_pylist() == [ROWS]
+    assert both["score_id"].value_counts().to_dict() == {
+        first.score_id: ROWS,
+        second.score_id: ROWS,
+    }
+    assert nnbuild.read_table(store, "score_runs", score_id=first.score_id)["rows"].to_pylist() == [
+        ROWS
+    ]
     with pytest.raises(StoreError, match="no scoring job by run"):
         nnbuild.read_table(store, "scores", run_id=run_id[:-6] + "ffffff")
     with pytest.raises(StoreError, match="give run_id"):
@@ -261,7 +306,9 @@ def test_bad_rows_go_to_quarantine_and_the_counts_add_up(store, tmp_path):
     done = scored(store, input=bad_parquet(tmp_path / "bad.parquet"), on_error="quarantine")
     assert (done.rows, done.quarantined) == (ROWS - 3, 3)
     assert set(range(ROWS)) - set(rows(store, done)["example_id"].to_pylist()) == {3, 60, 140}
-    found = pq.read_table(store.root / "quarantine" / f"score_id={done.score_id}", partitioning=None).to_pylist()
+    found = pq.read_table(
+        store.root / "quarantine" / f"score_id={done.score_id}", partitioning=None
+    ).to_pylist()
     assert [(each["row_group"], each["row"]) for each in found] == [(0, 3), (1, 60), (2, 140)]
     row = store.read_table("score_runs", done.score_id).to_pylist()[0]
     assert (row["rows"], row["quarantined"]) == (ROWS - 3, 3)

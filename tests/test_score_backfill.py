@@ -26,12 +26,16 @@ def days(tmp_path):
         folder = tmp_path / "in" / f"date=2026-11-0{day}"
         folder.mkdir(parents=True)
         parquet(folder / "part.parquet", images(ROWS) // day)
-    (tmp_path / "in" / "date=2026-11-04").mkdir()  # a day without files is as missing as one without a folder
+    (
+        tmp_path / "in" / "date=2026-11-04"
+    ).mkdir()  # a day without files is as missing as one without a folder
     return f"{tmp_path}/in/date={{date}}/"
 
 
 def config(address, **more):
-    return ScoreConfig.model_validate({"input": address, "batch_size": 32, "shard_rows": 50, **more})
+    return ScoreConfig.model_validate(
+        {"input": address, "batch_size": 32, "shard_rows": 50, **more}
+    )
 
 
 def statuses(parts):
@@ -43,9 +47,13 @@ def test_each_day_is_scored_once_by_a_model(store, days):
     parts = backfill(config(days), FIRST, LAST, store.root, told=told.append)
     assert statuses(parts) == ["scored", "scored", "scored", "missing", "scored"]
     assert [each.day.day for each in parts] == [1, 2, 3, 4, 5]
-    assert sorted(each.day for each in told) == [each.day for each in parts if each.status == "scored"]
+    assert sorted(each.day for each in told) == [
+        each.day for each in parts if each.status == "scored"
+    ]
     jobs = store.read_table("score_runs").to_pylist()
-    assert {each["input"] for each in jobs} == {each.input for each in parts if each.status == "scored"}
+    assert {each["input"] for each in jobs} == {
+        each.input for each in parts if each.status == "scored"
+    }
     assert {each["rows"] for each in jobs} == {ROWS}
     for each in parts:
         if each.score_id:
@@ -67,7 +75,17 @@ def test_what_changed_or_is_asked_for_otherwise_is_scored_again(store, days, tmp
 
 def test_one_day_that_cannot_be_scored_keeps_no_other_back(capfd, store, days, tmp_path):
     (tmp_path / "in" / "date=2026-11-02" / "part.parquet").write_bytes(b"PAR1 no more")
-    arguments = ("score", "--input", days, "--from", "2026-11-01", "--to", "2026-11-05", "--store", store.root)
+    arguments = (
+        "score",
+        "--input",
+        days,
+        "--from",
+        "2026-11-01",
+        "--to",
+        "2026-11-05",
+        "--store",
+        store.root,
+    )
     told = call(capfd, *arguments, "--json")
     assert told.code == 1
     assert {name: told.json[name] for name in ("scored", "skipped", "missing", "failed")} == {
@@ -110,7 +128,12 @@ def test_a_signal_stops_and_the_same_call_goes_on(store, days):
 
 
 def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
-    parts = backfill(config(days, output=f"{tmp_path}/out/{{date:%Y/%m/%d}}"), FIRST, date(2026, 11, 2), store.root)
+    parts = backfill(
+        config(days, output=f"{tmp_path}/out/{{date:%Y/%m/%d}}"),
+        FIRST,
+        date(2026, 11, 2),
+        store.root,
+    )
     assert statuses(parts) == ["scored", "scored"]
     assert (tmp_path / "out" / "2026" / "11" / "02" / "_manifest.json").exists()
 
@@ -125,9 +148,18 @@ def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
         (["--from", "2026-02-30", "--to", "2026-11-01"], "'2026-02-30' is no day"),
         (["--from", "1026-01-01", "--to", "2026-11-01"], "expected 3660 at most"),
         (["--from", "2026-11-01", "--to", "2026-11-02", "--at-once", "0"], "expected 1 to 64"),
-        (["--from", "2026-11-01", "--to", "2026-11-02", "--input", "same.parquet"], "put {date} where the day stands"),
-        (["--from", "2026-11-01", "--to", "2026-11-02", "--output", "same"], "put {date} where the day stands"),
-        (["--from", "2026-11-01", "--to", "2026-11-02", "--resume", "x"], "--resume is for one job"),
+        (
+            ["--from", "2026-11-01", "--to", "2026-11-02", "--input", "same.parquet"],
+            "put {date} where the day stands",
+        ),
+        (
+            ["--from", "2026-11-01", "--to", "2026-11-02", "--output", "same"],
+            "put {date} where the day stands",
+        ),
+        (
+            ["--from", "2026-11-01", "--to", "2026-11-02", "--resume", "x"],
+            "--resume is for one job",
+        ),
         (["--from", "2026-11-01", "--to", "2026-11-02", "--runner", "dask"], "leave --runner"),
         (["--from", "2025-01-01", "--to", "2025-01-02"], "nothing to score"),
         (["--from", "2026-11-01", "--to", "2026-11-02", "--model", "nobody"], "neither champion"),
@@ -136,7 +168,14 @@ def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
 )
 def test_a_range_that_cannot_be_scored_is_one_line(capfd, store, days, options, says):
     before = tree_digest(store.root)
-    told = call(capfd, "score", *([] if "--input" in options else ["--input", days]), *options, "--store", store.root)
+    told = call(
+        capfd,
+        "score",
+        *([] if "--input" in options else ["--input", days]),
+        *options,
+        "--store",
+        store.root,
+    )
     assert told.code == 2, told
     assert says in told.err
     assert told.err.count("\n") == 1

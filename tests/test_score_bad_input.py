@@ -59,7 +59,8 @@ def _npz(path, **arrays):
 
 def _idx(path, shape, payload=None):
     path.write_bytes(
-        struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + (payload or bytes(int(np.prod(shape))))
+        struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+        + (payload or bytes(int(np.prod(shape))))
     )
     return path
 
@@ -83,73 +84,205 @@ GREY = [0.0] * 64
 
 CASES = [
     ("npz of other keys", lambda at: ["--input", _npz(at / "in.npz", pixels=np.zeros(3))], "lacks"),
-    ("npz of objects", lambda at: ["--input", _npz(at / "in.npz", images=np.array([{}, 1]))], "pickled objects"),
+    (
+        "npz of objects",
+        lambda at: ["--input", _npz(at / "in.npz", images=np.array([{}, 1]))],
+        "pickled objects",
+    ),
     ("npz that is none", lambda at: ["--input", _text(at / "in.npz")], "not a readable .npz"),
-    ("npz of another size", lambda at: ["--input", _npz(at / "i.npz", images=np.zeros((2, 9, 9), "u1"))], "(9, 9, 1)"),
-    ("npz beyond 255", lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), 256))], "pixels from 256"),
-    ("npz of NaN", lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), np.nan))], "pixels from nan"),
-    ("idx of labels", lambda at: ["--input", _idx(at / "labels-idx1-ubyte", (5,))], "images of shape (5,)"),
-    ("idx of another size", lambda at: ["--input", _idx(at / "images-idx3-ubyte", (2, 9, 9))], "(9, 9, 1)"),
-    ("idx truncated", lambda at: ["--input", _idx(at / "images-idx3-ubyte", (2, 8, 8), b"0" * 9)], "claims shape"),
+    (
+        "npz of another size",
+        lambda at: ["--input", _npz(at / "i.npz", images=np.zeros((2, 9, 9), "u1"))],
+        "(9, 9, 1)",
+    ),
+    (
+        "npz beyond 255",
+        lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), 256))],
+        "pixels from 256",
+    ),
+    (
+        "npz of NaN",
+        lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), np.nan))],
+        "pixels from nan",
+    ),
+    (
+        "idx of labels",
+        lambda at: ["--input", _idx(at / "labels-idx1-ubyte", (5,))],
+        "images of shape (5,)",
+    ),
+    (
+        "idx of another size",
+        lambda at: ["--input", _idx(at / "images-idx3-ubyte", (2, 9, 9))],
+        "(9, 9, 1)",
+    ),
+    (
+        "idx truncated",
+        lambda at: ["--input", _idx(at / "images-idx3-ubyte", (2, 8, 8), b"0" * 9)],
+        "claims shape",
+    ),
     (
         "gzip truncated",
         lambda at: [
             "--input",
-            _gzip(at / "a.gz", gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 9, 8, 8) + bytes(576))[:-9]),
+            _gzip(
+                at / "a.gz",
+                gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 9, 8, 8) + bytes(576))[:-9],
+            ),
         ],
         "damaged or unreadable",
     ),
-    ("floats below 0", lambda at: ["--input", _lists(at / "in.parquet", GREY, [-1.0] * 64)], "row group 0, row 1"),
-    ("floats beyond 255", lambda at: ["--input", _lists(at / "in.parquet", GREY, [300.0] * 64)], "row group 0, row 1"),
-    ("NaN", lambda at: ["--input", _lists(at / "in.parquet", GREY, [float("nan")] * 64)], "row group 0, row 1"),
+    (
+        "floats below 0",
+        lambda at: ["--input", _lists(at / "in.parquet", GREY, [-1.0] * 64)],
+        "row group 0, row 1",
+    ),
+    (
+        "floats beyond 255",
+        lambda at: ["--input", _lists(at / "in.parquet", GREY, [300.0] * 64)],
+        "row group 0, row 1",
+    ),
+    (
+        "NaN",
+        lambda at: ["--input", _lists(at / "in.parquet", GREY, [float("nan")] * 64)],
+        "row group 0, row 1",
+    ),
     ("a null", lambda at: ["--input", _lists(at / "in.parquet", GREY, None)], "row group 0, row 1"),
-    ("lists of two lengths", lambda at: ["--input", _lists(at / "in.parquet", GREY, [0.0] * 63)], "row group 0, row 1"),
+    (
+        "lists of two lengths",
+        lambda at: ["--input", _lists(at / "in.parquet", GREY, [0.0] * 63)],
+        "row group 0, row 1",
+    ),
     ("no picture", lambda at: ["--input", _pictures(at / "pictures")], "a.png, row group 0"),
-    ("a folder of texts", lambda at: ["--input", _text(_empty(at / "texts") / "a.txt").parent], "neither *.parquet"),
+    (
+        "a folder of texts",
+        lambda at: ["--input", _text(_empty(at / "texts") / "a.txt").parent],
+        "neither *.parquet",
+    ),
     ("no input", lambda _: [], "give --input"),
     ("missing", lambda at: ["--input", at / "none.parquet"], "no such input"),
     ("a glob of nothing", lambda at: ["--input", at / "*.parquet"], "no such input"),
-    ("an empty folder", lambda at: ["--input", _empty(at / "empty")], "neither *.parquet nor pictures"),
+    (
+        "an empty folder",
+        lambda at: ["--input", _empty(at / "empty")],
+        "neither *.parquet nor pictures",
+    ),
     ("text", lambda at: ["--input", _text(at / "in.txt")], "neither Parquet, IDX"),
     ("text as parquet", lambda at: ["--input", _text(at / "in.parquet")], "no readable Parquet"),
     ("truncated", lambda at: ["--input", _truncated(at / "in.parquet")], "no readable Parquet"),
-    ("a header of 2^31", lambda at: ["--input", _header_only(at / "images-idx3-ubyte")], "claims shape"),
-    ("no image column", lambda at: ["--input", _table(at / "in.parquet", pixels=_bytes(3))], "no column 'image'"),
-    ("no rows", lambda at: ["--input", _table(at / "in.parquet", image=_bytes(0))], "holds no rows"),
-    ("texts", lambda at: ["--input", _table(at / "in.parquet", image=["a", "b"])], "column 'image' is string"),
-    ("another size", lambda at: ["--input", _table(at / "in.parquet", image=_bytes(3, 81))], "row group 0, row 0"),
+    (
+        "a header of 2^31",
+        lambda at: ["--input", _header_only(at / "images-idx3-ubyte")],
+        "claims shape",
+    ),
+    (
+        "no image column",
+        lambda at: ["--input", _table(at / "in.parquet", pixels=_bytes(3))],
+        "no column 'image'",
+    ),
+    (
+        "no rows",
+        lambda at: ["--input", _table(at / "in.parquet", image=_bytes(0))],
+        "holds no rows",
+    ),
+    (
+        "texts",
+        lambda at: ["--input", _table(at / "in.parquet", image=["a", "b"])],
+        "column 'image' is string",
+    ),
+    (
+        "another size",
+        lambda at: ["--input", _table(at / "in.parquet", image=_bytes(3, 81))],
+        "row group 0, row 0",
+    ),
     ("other columns", lambda at: ["--input", _two(at / "two")], "has other columns"),
-    ("keep", lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "lable"], "did you mean 'label'"),
-    ("keep twice", lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "label"], "a column of that name"),
-    ("id", lambda at: ["--input", parquet(at / "in.parquet"), "--id", "image"], "expected integers"),
-    ("columns of an npz", lambda at: ["--input", at / "in.npz", "--keep", "a"], "only Parquet has columns"),
+    (
+        "keep",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "lable"],
+        "did you mean 'label'",
+    ),
+    (
+        "keep twice",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "label"],
+        "a column of that name",
+    ),
+    (
+        "id",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--id", "image"],
+        "expected integers",
+    ),
+    (
+        "columns of an npz",
+        lambda at: ["--input", at / "in.npz", "--keep", "a"],
+        "only Parquet has columns",
+    ),
     (
         "where",
         lambda at: ["--input", parquet(at / "in.parquet"), "--where", "confidense<1"],
         "did you mean 'confidence'",
     ),
-    ("where types", lambda at: ["--input", parquet(at / "in.parquet"), "--where", "confidence<'a'"], "different types"),
+    (
+        "where types",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--where", "confidence<'a'"],
+        "different types",
+    ),
     ("top k", lambda at: ["--input", parquet(at / "in.parquet"), "--top-k", "4"], "of 3 classes"),
-    ("batch 0", lambda at: ["--input", parquet(at / "in.parquet"), "--batch-size", "0"], "--batch-size"),
+    (
+        "batch 0",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--batch-size", "0"],
+        "--batch-size",
+    ),
     ("engine", lambda at: ["--input", parquet(at / "in.parquet"), "--engine", "torch"], "--engine"),
-    ("on error", lambda at: ["--input", parquet(at / "in.parquet"), "--on-error", "skip"], "--on-error"),
-    ("an unknown run", lambda at: ["--input", parquet(at / "in.parquet"), "--model", RUN], "no committed run"),
-    ("an unknown model", lambda at: ["--input", parquet(at / "in.parquet"), "--model", "lab"], "neither champion"),
-    ("no digest", lambda at: ["--input", parquet(at / "in.parquet"), "--model", _text(at / "m.onnx")], "--digest"),
+    (
+        "on error",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--on-error", "skip"],
+        "--on-error",
+    ),
+    (
+        "an unknown run",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--model", RUN],
+        "no committed run",
+    ),
+    (
+        "an unknown model",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--model", "lab"],
+        "neither champion",
+    ),
+    (
+        "no digest",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--model", _text(at / "m.onnx")],
+        "--digest",
+    ),
     (
         "another digest",
-        lambda at: ["--input", parquet(at / "in.parquet"), "--model", _text(at / "m.onnx"), "--digest", "0" * 64],
+        lambda at: [
+            "--input",
+            parquet(at / "in.parquet"),
+            "--model",
+            _text(at / "m.onnx"),
+            "--digest",
+            "0" * 64,
+        ],
         "has sha256",
     ),
-    ("a digest of a run", lambda at: ["--input", parquet(at / "in.parquet"), "--digest", "0" * 64], "for a model file"),
+    (
+        "a digest of a run",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--digest", "0" * 64],
+        "for a model file",
+    ),
     ("resume", lambda _: ["--resume", RUN], "no scoring job"),
     ("resume elsewhere", lambda _: ["--resume", "../../etc"], "is no scoring job's id"),
     ("resume with options", lambda _: ["--resume", RUN, "--logits"], "leave logits away"),
-    ("output", lambda at: ["--input", parquet(at / "in.parquet"), "--output", at], "holds something already"),
+    (
+        "output",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--output", at],
+        "holds something already",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("arguments", "says"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, says):
     given = arguments(tmp_path)
     before = tree_digest(trained)
@@ -168,13 +301,17 @@ def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    outcome = call(capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", store.root)
+    outcome = call(
+        capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", store.root
+    )
     assert outcome.code == 2
     assert "it was changed" in outcome.err
 
 
 def test_without_a_champion_nothing_is_scored(capfd, tmp_path):
-    outcome = call(capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", tmp_path / "store")
+    outcome = call(
+        capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", tmp_path / "store"
+    )
     assert outcome.code == 2
     assert "has no champion yet" in outcome.err
     assert not (tmp_path / "store").exists()

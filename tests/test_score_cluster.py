@@ -15,20 +15,29 @@ from nnbuild.scoring.cluster import make_shard
 
 distributed = pytest.importorskip("distributed")
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # sockets of workers that were killed
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # sockets of workers that were killed
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """A scheduler and two worker processes of one thread each, on loopback, without a dashboard."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50, host="127.0.0.1"
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        silence_logs=50,
+        host="127.0.0.1",
     ) as found:
         yield found
 
 
 def config(path, **more):
-    return ScoreConfig.model_validate({"input": str(path), "batch_size": 32, "shard_rows": 30, "threads": 1, **more})
+    return ScoreConfig.model_validate(
+        {"input": str(path), "batch_size": 32, "shard_rows": 30, "threads": 1, **more}
+    )
 
 
 def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
@@ -40,7 +49,12 @@ def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
         def scored(self, done, total, _seconds):
             told.append((done, total))
 
-    there = nnbuild.score(config(path, keep=["customer"]), store.root, address=cluster.scheduler_address, watch=Watch())
+    there = nnbuild.score(
+        config(path, keep=["customer"]),
+        store.root,
+        address=cluster.scheduler_address,
+        watch=Watch(),
+    )
     assert there.rows == ROWS
     assert files(store, there.score_id) == files(store, here.score_id)
     assert there.drift == here.drift
@@ -64,7 +78,9 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster
                 killed.append(pids[0])
                 os.kill(pids[0], signal.SIGKILL)
 
-    there = nnbuild.score(config(path), store.root, address=cluster.scheduler_address, watch=Killing())
+    there = nnbuild.score(
+        config(path), store.root, address=cluster.scheduler_address, watch=Killing()
+    )
     assert killed
     assert files(store, there.score_id) == files(store, here.score_id)
     assert there.rows == 900
@@ -92,7 +108,9 @@ def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):
     with pytest.raises(DataError, match=r"bad\.parquet, row group \d, row \d+: "):
         nnbuild.score(config(path), store.root, address=cluster.scheduler_address)
     assert tree_digest(store.root) == before
-    done = nnbuild.score(config(path, on_error="quarantine"), store.root, address=cluster.scheduler_address)
+    done = nnbuild.score(
+        config(path, on_error="quarantine"), store.root, address=cluster.scheduler_address
+    )
     assert (done.rows, done.quarantined) == (ROWS - 3, 3)
 
 
@@ -123,12 +141,16 @@ def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
     run = nnbuild.retrain(small_config, s3_store)
     asked = config(parquet(tmp_path / "in.parquet", group=30), model=run.run_id)
     here = nnbuild.score(asked, s3_store)
-    known = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NNBUILD_"))}
+    known = {
+        name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NNBUILD_"))
+    }
     with distributed.Client(cluster, set_as_default=False) as client:
         # As whoever starts workers would; the bound method would take a copy of the environment along.
         client.run(lambda: os.environ.update(known))
     there = nnbuild.score(asked, s3_store, address=cluster.scheduler_address)
-    one, other = (nnbuild.read_table(s3_store, "scores", score_id=each.score_id) for each in (here, there))
+    one, other = (
+        nnbuild.read_table(s3_store, "scores", score_id=each.score_id) for each in (here, there)
+    )
     assert len(one) == ROWS
     assert other.drop_columns("score_id").equals(one.drop_columns("score_id"))
 

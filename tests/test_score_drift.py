@@ -37,7 +37,11 @@ def validation(store):
 
 
 def drift(store, done):
-    return store.read_table("drift", done.score_id).drop_columns(["score_id", "measured_at"]).to_pylist()
+    return (
+        store.read_table("drift", done.score_id)
+        .drop_columns(["score_id", "measured_at"])
+        .to_pylist()
+    )
 
 
 def strip(store):
@@ -53,14 +57,24 @@ def test_the_references_own_images_do_not_drift(store, tmp_path, calibrated):
     path = parquet(tmp_path / "validation.parquet", validation(store))
     done = scored(store, input=path, calibrated=calibrated, logits=True)
     found = drift(store, done)
-    assert {(each["measure"], each["statistic"]) for each in found} == {(m, s) for m in MEASURES for s in ("psi", "ks")}
-    assert max(each["value"] for each in found) == 0, found  # the counts are the same, by ONNX as by Keras
+    assert {(each["measure"], each["statistic"]) for each in found} == {
+        (m, s) for m in MEASURES for s in ("psi", "ks")
+    }
+    assert max(each["value"] for each in found) == 0, (
+        found
+    )  # the counts are the same, by ONNX as by Keras
     assert done.drift.exceeded == ()
-    assert {each["rows"] for each in found} == {each["reference_rows"] for each in found} == {done.rows}
+    assert (
+        {each["rows"] for each in found}
+        == {each["reference_rows"] for each in found}
+        == {done.rows}
+    )
 
 
 def test_darker_images_drift_and_its_rows_are_the_tables(store, tmp_path):
-    done = scored(store, input=parquet(tmp_path / "in.parquet", images() // 4), drift_psi=0.5, drift_ks=0.4)
+    done = scored(
+        store, input=parquet(tmp_path / "in.parquet", images() // 4), drift_psi=0.5, drift_ks=0.4
+    )
     found = drift(store, done)
     assert {each["run_id"] for each in found} == {done.run_id}
     assert "brightness" in done.drift.exceeded
@@ -72,7 +86,9 @@ def test_darker_images_drift_and_its_rows_are_the_tables(store, tmp_path):
     assert nnbuild.read_table(store, "drift", run_id=done.run_id).num_rows == len(found)
 
 
-def test_rows_that_are_not_written_are_counted_too_and_a_folder_of_ones_own_changes_nothing(store, tmp_path):
+def test_rows_that_are_not_written_are_counted_too_and_a_folder_of_ones_own_changes_nothing(
+    store, tmp_path
+):
     path = parquet(tmp_path / "in.parquet")
     whole = drift(store, scored(store, input=path))
     assert drift(store, scored(store, input=path, where="predicted == 1")) == whole
@@ -84,7 +100,9 @@ def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd,
     path, run_id = parquet(tmp_path / "in.parquet"), store.committed()[0]
     model = store.root / "runs" / run_id / "model.onnx"
     digest = store.manifest(run_id)["files"][f"runs/{run_id}/model.onnx"]["sha256"]
-    of_file = call(capfd, "score", "--input", path, "--model", model, "--digest", digest, "--store", store.root)
+    of_file = call(
+        capfd, "score", "--input", path, "--model", model, "--digest", digest, "--store", store.root
+    )
     assert "a file has none" in of_file.out
     strip(store)
     told = call(capfd, "score", "--input", path, "--store", store.root, "--json").json
@@ -97,9 +115,21 @@ def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd,
 def test_the_command_line_says_what_drifted(capfd, store, tmp_path):
     path = parquet(tmp_path / "in.parquet", images() // 4)
     shown = call(capfd, "score", "--input", path, "--store", store.root).out
-    assert any(line.startswith("drift ") and "EXCEEDED: psi of" in line for line in shown.splitlines())
+    assert any(
+        line.startswith("drift ") and "EXCEEDED: psi of" in line for line in shown.splitlines()
+    )
     told = call(
-        capfd, "score", "--input", path, "--store", store.root, "--drift-psi", "99", "--drift-ks", "1", "--json"
+        capfd,
+        "score",
+        "--input",
+        path,
+        "--store",
+        store.root,
+        "--drift-psi",
+        "99",
+        "--drift-ks",
+        "1",
+        "--json",
     )
     assert told.json["drift"]["exceeded"] == []
     assert len(told.json["drift"]["measures"]) == 8
@@ -116,7 +146,9 @@ def test_a_reference_that_was_changed_is_refused(store, tmp_path):
 
 def test_the_largest_index_is_among_the_trends(store, tmp_path):
     assert [row["drift"] for row in trends(store)] == [None]
-    done = [scored(store, input=parquet(tmp_path / f"{by}.parquet", images() // by)) for by in (1, 6, 3)]
+    done = [
+        scored(store, input=parquet(tmp_path / f"{by}.parquet", images() // by)) for by in (1, 6, 3)
+    ]
     values = [each.value for job in done for each in job.drift.measures if each.statistic == "psi"]
     assert [row["drift"] for row in trends(store)] == [max(values)]
 
@@ -135,11 +167,17 @@ def test_the_report_and_the_trends_show_every_job(capfd, store, tmp_path):
     assert drift_by_job(store, "another") == []
     for job, each in zip(jobs, done, strict=True):
         assert job["exceeded"] == ", ".join(each.drift.exceeded)
-        assert job["ks"] == max(found.value for found in each.drift.measures if found.statistic == "ks")
+        assert job["ks"] == max(
+            found.value for found in each.drift.measures if found.statistic == "ks"
+        )
     assert b"new data" not in before
     assert b"in 1 of 2 scoring jobs" in rebuild(store, run_id).read_bytes()
-    assert file_digest(page) == store.manifest(run_id)["files"][f"runs/{run_id}/report.html"]["sha256"]
-    told = call(capfd, "trends", "--json", "--store", store.root, "--html", tmp_path / "trends.html").json
+    assert (
+        file_digest(page) == store.manifest(run_id)["files"][f"runs/{run_id}/report.html"]["sha256"]
+    )
+    told = call(
+        capfd, "trends", "--json", "--store", store.root, "--html", tmp_path / "trends.html"
+    ).json
     assert [job["psi"] for job in told["scoring_jobs"]] == [job["psi"] for job in jobs]
     shown = call(capfd, "trends", "--store", store.root).out
     for each in done:

@@ -55,14 +55,22 @@ def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
         resume_job(job.score_id, store.root)
 
 
-def test_a_store_on_s3_and_a_service_that_throttles(s3_store, s3_service, tmp_path, small_config, capfd, monkeypatch):
+def test_a_store_on_s3_and_a_service_that_throttles(
+    s3_store, s3_service, tmp_path, small_config, capfd, monkeypatch
+):
     run = retrain(small_config, s3_store)
-    config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), model=run.run_id, batch_size=32, shard_rows=60)
+    config = ScoreConfig(
+        input=str(parquet(tmp_path / "in.parquet")), model=run.run_id, batch_size=32, shard_rows=60
+    )
     asked = []
 
     def slow_down(method, path):
         asked.append((method, path))
-        return ("503 Slow Down", "SlowDown") if method == "PUT" and asked.count((method, path)) == 1 else None
+        return (
+            ("503 Slow Down", "SlowDown")
+            if method == "PUT" and asked.count((method, path)) == 1
+            else None
+        )
 
     s3_service.answer = slow_down
     done = nnbuild.score(config, s3_store)
@@ -81,7 +89,9 @@ def test_a_store_on_s3_and_a_service_that_throttles(s3_store, s3_service, tmp_pa
     monkeypatch.setattr(faults, "point", dying)
     with pytest.raises(Killed):
         nnbuild.score(config, s3_store)
-    assert Store(s3_store).scored() == [done.score_id]  # the rows are there, and nobody is told of them
+    assert Store(s3_store).scored() == [
+        done.score_id
+    ]  # the rows are there, and nobody is told of them
     assert nnbuild.read_table(s3_store, "scores").equals(table)
     monkeypatch.setattr(faults, "point", lambda _: None)
     outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip  # noqa: E501

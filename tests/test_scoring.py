@@ -16,7 +16,9 @@ from nnbuild.logits import log_softmax, softmax
 from nnbuild.scoring import logits_of, probability_table, write_predictions
 
 LOGITS = arrays.arrays(
-    np.float32, st.tuples(st.integers(1, 20), st.integers(2, 6)), elements=st.floats(-1e4, 1e4, width=32)
+    np.float32,
+    st.tuples(st.integers(1, 20), st.integers(2, 6)),
+    elements=st.floats(-1e4, 1e4, width=32),
 )
 
 
@@ -26,7 +28,9 @@ def test_every_row_keeps_the_contract(logits, first):
     table = probability_table(logits, None, first_row=first)
     classes = logits.shape[1]
     assert table.schema.equals(schemas.predictions(classes), check_metadata=True)
-    probabilities = np.stack([table[f"prob_{label}"].to_numpy() for label in range(classes)], axis=1)
+    probabilities = np.stack(
+        [table[f"prob_{label}"].to_numpy() for label in range(classes)], axis=1
+    )
     predicted = table["predicted"].to_numpy()
     rows = np.arange(len(logits))
     assert np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1).max() < 1e-6
@@ -47,7 +51,9 @@ def engine(batch_size, bias=0.0):
 
 def split(rows=50):
     random = np.random.default_rng(0)
-    return Split(random.integers(0, 256, (rows, 4, 4, 1), np.uint8), (np.arange(rows) % 3).astype(np.int16))
+    return Split(
+        random.integers(0, 256, (rows, 4, 4, 1), np.uint8), (np.arange(rows) % 3).astype(np.int16)
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64])

@@ -51,11 +51,15 @@ def test_every_seed_is_a_run_and_one_goes_to_the_gate(capfd, arguments, tmp_path
     assert statistics["mean"] == pytest.approx(math.fsum(accuracies) / 2)
     assert statistics["standard_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
     assert set(told["statistics"]) == {"test_accuracy", "test_loss", "fit_seconds", "seconds"}
-    assert [row["reason"] for row in store.read_table("decisions").to_pylist()][1] == "the gate is off"
+    assert [row["reason"] for row in store.read_table("decisions").to_pylist()][
+        1
+    ] == "the gate is off"
     assert champion.current(store) == runs[0]["run_id"]
 
 
-def test_a_seed_that_fails_is_recorded_and_the_others_go_on(capfd, arguments, tmp_path, prefect_server, monkeypatch):
+def test_a_seed_that_fails_is_recorded_and_the_others_go_on(
+    capfd, arguments, tmp_path, prefect_server, monkeypatch
+):
     from nnbuild.errors import DivergedError
     from nnbuild.training import fitting
 

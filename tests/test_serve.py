@@ -31,14 +31,23 @@ FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
 def options(dataset, store, *, epochs, interval):
-    settings = {"dataset.name": f'"{dataset}"', "model.name": '"lab"', "training.epochs": epochs, "training.threads": 2}
+    settings = {
+        "dataset.name": f'"{dataset}"',
+        "model.name": '"lab"',
+        "training.epochs": epochs,
+        "training.threads": 2,
+    }
     given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     return [*given, "--store", store, "--interval", interval]
 
 
 def state_of(real_prefect, name, run_id):
     """Of a run of the scoring."""
-    return next(each["state"] for each in real_prefect.flow_runs(name, "scheduled-score") if each["id"] == run_id)
+    return next(
+        each["state"]
+        for each in real_prefect.flow_runs(name, "scheduled-score")
+        if each["id"] == run_id
+    )
 
 
 def when(text):
@@ -47,7 +56,9 @@ def when(text):
 
 def fitting(store):
     """The run that has epochs behind it, and waits or goes on."""
-    return next((each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None)
+    return next(
+        (each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None
+    )
 
 
 def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_folder):
@@ -55,22 +66,48 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
     store = Store(tmp_path / "store")
     name = deployment_name(store)
     dark = parquet(tmp_path / "date=2026-11-01.parquet", images() // 8)
-    scoring = ("--score-input", f"{dark.parent}/*.parquet", "--score-set", "drift_psi=0.1", "--retrain-on-drift")
+    scoring = (
+        "--score-input",
+        f"{dark.parent}/*.parquet",
+        "--score-set",
+        "drift_psi=0.1",
+        "--retrain-on-drift",
+    )
     with real_prefect.serving(*options(small_folder, store.root, epochs=2, interval=15), *scoring):
-        named = lambda state: [each for each in real_prefect.flow_runs(name) if each["state"]["name"] == state]  # noqa: E731
+        named = lambda state: [  # noqa: E731
+            each for each in real_prefect.flow_runs(name) if each["state"]["name"] == state
+        ]
         until(lambda: len(named("Completed")) >= 2, 400, "second run that is completed")
-        deployments = real_prefect.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
-        (scores,) = [each for each in deployments if each["parameters"]["config"].get("drift_psi") == 0.1]
+        deployments = real_prefect.ask(
+            "/deployments/filter", deployments={"name": {"any_": [name]}}
+        )
+        (scores,) = [
+            each for each in deployments if each["parameters"]["config"].get("drift_psi") == 0.1
+        ]
         assert scores["enforce_parameter_schema"]
         for state in ("Completed", "Skipped"):  # the second time there is nothing new
-            begun = real_prefect.ask(f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"})["id"]
-            until(lambda begun=begun, state=state: state_of(real_prefect, name, begun)["name"] == state, 90, state)
-        answers = lambda: [each for each in real_prefect.flow_runs(name) if each["parameters"]["overtaken"] == "run"]  # noqa: E731
+            begun = real_prefect.ask(
+                f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"}
+            )["id"]
+            until(
+                lambda begun=begun, state=state: (
+                    state_of(real_prefect, name, begun)["name"] == state
+                ),
+                90,
+                state,
+            )
+        answers = lambda: [  # noqa: E731
+            each
+            for each in real_prefect.flow_runs(name)
+            if each["parameters"]["overtaken"] == "run"
+        ]
         until(answers, 60, "retraining that answers the drift")
     assert len(store.scored()) == 1
     assert store.read_table("drift")["exceeded"].to_pylist().count(True) > 1
     runs = real_prefect.flow_runs(name)
-    begun = sorted((each for each in runs if each["start_time"]), key=lambda each: each["start_time"])
+    begun = sorted(
+        (each for each in runs if each["start_time"]), key=lambda each: each["start_time"]
+    )
     ended = [each for each in begun if each["state"]["type"] in FINAL]
     completed = [each for each in ended if each["state"]["name"] == "Completed"]
     # The stop may come between a commit and its run's end.
@@ -85,28 +122,46 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
 def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-    with real_prefect.serving(*options(small_folder, store.root, epochs=50_000, interval=20)) as serving:
+    with real_prefect.serving(
+        *options(small_folder, store.root, epochs=50_000, interval=20)
+    ) as serving:
         run_id = until(lambda: fitting(store), 180, "run in its fit")
-        running = next(each for each in real_prefect.flow_runs(name) if each["state"]["type"] == "RUNNING")
+        running = next(
+            each for each in real_prefect.flow_runs(name) if each["state"]["type"] == "RUNNING"
+        )
         cancelling = {"type": "CANCELLING", "name": "Cancelling"}
         real_prefect.ask(f"/flow_runs/{running['id']}/set_state", state=cancelling, force=False)
-        until(lambda: not any(each.held for each in store.unfinished()), 30, "end of the cancelled fit")
-        state = lambda: next(each for each in real_prefect.flow_runs(name) if each["id"] == running["id"])["state"]  # noqa: E731
+        until(
+            lambda: not any(each.held for each in store.unfinished()),
+            30,
+            "end of the cancelled fit",
+        )
+        state = lambda: next(  # noqa: E731
+            each for each in real_prefect.flow_runs(name) if each["id"] == running["id"]
+        )["state"]
         until(lambda: state()["type"] in FINAL, 30, "final state")
         assert state()["type"] == "CANCELLED"
         epochs = len(set(store.staged_history(run_id)["epoch"].to_pylist()))
         until(lambda: any(each.held for each in store.unfinished()), 60, "next run")
         until(
-            lambda: len(set(store.staged_history(run_id)["epoch"].to_pylist())) > epochs, 60, "later epoch of the same"
+            lambda: len(set(store.staged_history(run_id)["epoch"].to_pylist())) > epochs,
+            60,
+            "later epoch of the same",
         )
         assert [each.run_id for each in store.unfinished()] == [run_id]
         serving.terminate()
-        until(lambda: not any(each.held for each in store.unfinished()), 30, "end of the fit after SIGTERM")
+        until(
+            lambda: not any(each.held for each in store.unfinished()),
+            30,
+            "end of the fit after SIGTERM",
+        )
     assert {each["state"]["type"] for each in real_prefect.flow_runs(name)} <= {*FINAL, "SCHEDULED"}
     assert [each.run_id for each in store.unfinished()] == [run_id]
 
 
-def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(real_prefect, tmp_path, small_folder):
+def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
+    real_prefect, tmp_path, small_folder
+):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
     given = options(small_folder, store.root, epochs=150, interval=30)
@@ -117,18 +172,26 @@ def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
         process.kill()
         until(lambda: run_id in store.committed(), 180, "end of the run that was killed")
         names = lambda: {each["state"]["name"] for each in real_prefect.flow_runs(name)}  # noqa: E731
-        until(lambda: {"Crashed", "Completed"} <= names(), 30, "row of the run that went on with it")
+        until(
+            lambda: {"Crashed", "Completed"} <= names(), 30, "row of the run that went on with it"
+        )
     stopped = datetime.now(UTC)
 
     def missed(until_then):
         return [
-            each for each in real_prefect.flow_runs(name) if stopped < when(each["expected_start_time"]) < until_then
+            each
+            for each in real_prefect.flow_runs(name)
+            if stopped < when(each["expected_start_time"]) < until_then
         ]
 
     until(lambda: len(missed(datetime.now(UTC))) > 1, 90, "second run that is missed")
     again = datetime.now(UTC)
     with real_prefect.serving(*given):
-        until(lambda: all(each["state"]["type"] in FINAL for each in missed(again)), 300, "end of what was missed")
+        until(
+            lambda: all(each["state"]["type"] in FINAL for each in missed(again)),
+            300,
+            "end of what was missed",
+        )
     assert sorted(each["state"]["name"] for each in missed(again)) == [
         "Completed",
         *["Skipped"] * (len(missed(again)) - 1),
@@ -165,11 +228,20 @@ def test_sigterm_is_heard_while_a_run_is_being_started(real_prefect, tmp_path, s
     given = map(str, options(small_folder, store.root, epochs=1, interval=5))
     command = [sys.executable, "-c", STOPPED_IN_A_START, "serve", *given]
     ended = subprocess.run(
-        command, cwd=ROOT, env=real_prefect.environment, timeout=120, check=False, capture_output=True
+        command,
+        cwd=ROOT,
+        env=real_prefect.environment,
+        timeout=120,
+        check=False,
+        capture_output=True,
     )
     assert ended.returncode == 0
     assert b"Traceback" not in ended.stderr
-    begun = [each for each in real_prefect.flow_runs(deployment_name(store)) if each["state"]["type"] != "SCHEDULED"]
+    begun = [
+        each
+        for each in real_prefect.flow_runs(deployment_name(store))
+        if each["state"]["type"] != "SCHEDULED"
+    ]
     assert [each["state"]["message"] for each in begun] == [
         "nnbuild serve was stopped; what the run has waits in the store for the next one."
     ]
@@ -182,9 +254,16 @@ def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
     names = {each.name for each in wanted}
 
     def installed():
-        return {each["name"]: each["id"] for each in real_prefect.ask("/automations/filter") if each["name"] in names}
+        return {
+            each["name"]: each["id"]
+            for each in real_prefect.ask("/automations/filter")
+            if each["name"] in names
+        }
 
-    with temporary_settings({PREFECT_API_URL: real_prefect.url}), get_client(sync_client=True) as client:
+    with (
+        temporary_settings({PREFECT_API_URL: real_prefect.url}),
+        get_client(sync_client=True) as client,
+    ):
         automations.install_zombies(client)
         before = installed()
         assert before.keys() == names
@@ -193,7 +272,16 @@ def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
         other = wanted[0].model_copy(update={"description": "another one"})
         automations.install(client, other)
         assert installed()[other.name] != before[other.name]
-        assert len([each for each in real_prefect.ask("/automations/filter") if each["name"] == other.name]) == 1
+        assert (
+            len(
+                [
+                    each
+                    for each in real_prefect.ask("/automations/filter")
+                    if each["name"] == other.name
+                ]
+            )
+            == 1
+        )
         automations.install(client, wanted[0])
 
 
@@ -201,11 +289,20 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
     url, received = listener
     monkeypatch.setenv("NNBUILD_WEBHOOK", url)
     monkeypatch.setattr(automations, "SILENCE", 10)
-    with temporary_settings({PREFECT_API_URL: real_prefect.url}), get_client(sync_client=True) as client:
+    with (
+        temporary_settings({PREFECT_API_URL: real_prefect.url}),
+        get_client(sync_client=True) as client,
+    ):
         automations.install_zombies(client)
         dead = client.create_flow_run(scheduled_retrain, state=Running())
-        told = until(lambda: [each for each in received if each.get("flow_run_id") == str(dead.id)], 60, "message")
-        until(lambda: client.read_flow_run(dead.id).state.type == StateType.CRASHED, 30, "final state")
+        told = until(
+            lambda: [each for each in received if each.get("flow_run_id") == str(dead.id)],
+            60,
+            "message",
+        )
+        until(
+            lambda: client.read_flow_run(dead.id).state.type == StateType.CRASHED, 30, "final state"
+        )
         monkeypatch.undo()
         automations.install_zombies(client)
         actions = [
@@ -240,7 +337,9 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
 )
 def test_what_cannot_be_served_is_one_line(capfd, tmp_path, arguments, says, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):  # other tests of the session have a server
+    with temporary_settings(
+        restore_defaults={PREFECT_API_URL}
+    ):  # other tests of the session have a server
         told = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
     assert told.code == 2, told.err
     assert says in told.err
@@ -274,22 +373,37 @@ def test_a_hang_that_hears_no_signal_is_ended_by_the_kernel():
 @pytest.fixture(scope="module")
 def looked_at(real_prefect, tmp_path_factory, small_folder):
     """Two finished runs of one store: their ids of flow runs."""
-    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 3}, "seed": 7}
+    settings = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 3},
+        "seed": 7,
+    }
     root = tmp_path_factory.mktemp("looked-at") / "store"
     # In a process of its own: what a process tells a server of its tasks, it tells the first server that it knew.
     program = f"from flows.retrain import *\nfor _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
     subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=real_prefect.environment, check=True, capture_output=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=real_prefect.environment,
+        check=True,
+        capture_output=True,
     )
-    return Store(root), [Store(root).manifest(each)["flow_run_id"] for each in Store(root).committed()]
+    return Store(root), [
+        Store(root).manifest(each)["flow_run_id"] for each in Store(root).committed()
+    ]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
-def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(real_prefect, looked_at, tmp_path):
+def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
+    real_prefect, looked_at, tmp_path
+):
     """In a browser, since an artifact that is stored well can still break its page."""
     store, flow_runs = looked_at
     wanted = {"flow_run_id": {"any_": [flow_runs[1]]}}
-    keys = {each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)}
+    keys = {
+        each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)
+    }
     history = store.read_table("history", store.committed()[1]).to_pylist()
     decision = store.read_table("decisions", store.committed()[1]).to_pylist()[0]
     ui = real_prefect.url.removesuffix("/api") + "/v2"
@@ -298,7 +412,8 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(real_p
     place = f"[...document.images].filter(each => {loaded}).map(each => each.getBoundingClientRect().toJSON())[0]"
     with browser(tmp_path / "profile") as page:
         text = page.show(
-            f"{ui}/runs/flow-run/{flow_runs[1]}", "/Completed/.test(document.body.innerText) && document.body.innerText"
+            f"{ui}/runs/flow-run/{flow_runs[1]}",
+            "/Completed/.test(document.body.innerText) && document.body.innerText",
         )
         assert "model:lab" in text
         assert f"lab-{store.manifest(store.committed()[1])['row']['dataset']}-" in text
@@ -318,14 +433,22 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(real_p
         for key in ("nnbuild-loss", "nnbuild-confusion"):
             at = page.show(f"{ui}/artifacts/artifact/{keys[key]}", place)
             assert at["width"] > 300
-            taken = page.picture(tmp_path / f"{key}.png", at["width"], at["height"], x=at["x"], y=at["y"])
+            taken = page.picture(
+                tmp_path / f"{key}.png", at["width"], at["height"], x=at["x"], y=at["y"]
+            )
             pixels = np.asarray(Image.open(taken).convert("RGB"), int)
-            assert ((pixels.max(axis=2) - pixels.min(axis=2)) > 60).mean() > 0.002  # lines or squares of a colour
+            assert (
+                (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+            ).mean() > 0.002  # lines or squares of a colour
         shown = page.show(
             f"{ui}/artifacts/artifact/{keys['nnbuild-report']}",
             "/of the test images right/.test(document.body.innerText) && document.body.innerText",
         )
         assert "report.html" in shown
-        strangers = {each for each in page.fetched if not each.startswith((ui.removesuffix("/v2"), "data:", "blob:"))}
+        strangers = {
+            each
+            for each in page.fetched
+            if not each.startswith((ui.removesuffix("/v2"), "data:", "blob:"))
+        }
     # Prefect's page asks for what its analytics are to do, in vain where no name is resolved; ours asks for nothing.
     assert all(urlsplit(each).hostname.endswith(".amplitude.com") for each in strangers), strangers

@@ -25,8 +25,12 @@ def answers(path, kind):
     saved = tf.saved_model.load(str(path))
     assert set(saved.signatures) == {"serving_default", "logits", "probabilities"}
     pixels = tf.constant(images(50))
-    found = [saved.signatures[name](pixels=pixels)[name].numpy() for name in ("logits", "probabilities")]
-    assert np.array_equal(saved.signatures["serving_default"](pixels=pixels)["probabilities"].numpy(), found[1])
+    found = [
+        saved.signatures[name](pixels=pixels)[name].numpy() for name in ("logits", "probabilities")
+    ]
+    assert np.array_equal(
+        saved.signatures["serving_default"](pixels=pixels)["probabilities"].numpy(), found[1]
+    )
     return found
 
 
@@ -39,7 +43,9 @@ def test_a_server_gets_logits_and_probabilities(store, tmp_path, kind, calibrate
     wanted = np.stack([scores[f"logit_{label}"].to_numpy()[:50] for label in range(3)], axis=1)
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
     temperature = resolve_model(store, ScoreConfig(input="-")).temperature if calibrated else 1.0
-    np.testing.assert_allclose(probabilities, softmax(logits, temperature=temperature), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities, softmax(logits, temperature=temperature), rtol=1e-5, atol=1e-6
+    )
     assert logits.dtype == probabilities.dtype == np.float32
 
 
@@ -52,7 +58,9 @@ def test_an_exported_file_scores_like_the_run(store, tmp_path):
 
 
 def test_the_same_export_has_the_same_bytes(store, tmp_path):
-    first, second = (export_run(store, "champion", tmp_path / name, "onnx").read_bytes() for name in ("a", "b"))
+    first, second = (
+        export_run(store, "champion", tmp_path / name, "onnx").read_bytes() for name in ("a", "b")
+    )
     assert first == second
 
 

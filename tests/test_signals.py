@@ -24,7 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
-    before = signal.getsignal(signal.SIGINT)  # a shell that runs this in the background has it ignored
+    before = signal.getsignal(
+        signal.SIGINT
+    )  # a shell that runs this in the background has it ignored
     with caught() as stop:
         assert stop() is None
         os.kill(os.getpid(), number)
@@ -76,11 +78,15 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
     assert other.code == 2
     assert "begun with training.epochs 150, not 151" in other.err
     retrain(store=tmp_path / "store", resume=run_id)
-    assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
+    assert values(Store(tmp_path / "store"), run_id) == values(
+        Store(tmp_path / "straight"), straight.run_id
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(tmp_path, small_config, monkeypatch, number):
+def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(
+    tmp_path, small_config, monkeypatch, number
+):
     straight = retrain(small_config, tmp_path / "straight")
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: os.kill(os.getpid(), number))
@@ -96,17 +102,37 @@ def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(tmp_path, smal
     run_id = Store(tmp_path / "store").unfinished()[0].run_id
     assert f"--resume {run_id}" in caught_error.value.__notes__[0]
     retrain(store=tmp_path / "store", resume=run_id)
-    assert values(Store(tmp_path / "store"), run_id) == values(Store(tmp_path / "straight"), straight.run_id)
+    assert values(Store(tmp_path / "store"), run_id) == values(
+        Store(tmp_path / "straight"), straight.run_id
+    )
 
 
 def test_the_embedded_server_ends_with_a_program_that_is_killed(tmp_path, small_folder):
-    command = ["run", "--dataset", str(small_folder), "--model", "lab", "--epochs", "5000", "--store", str(tmp_path)]
+    command = [
+        "run",
+        "--dataset",
+        str(small_folder),
+        "--model",
+        "lab",
+        "--epochs",
+        "5000",
+        "--store",
+        str(tmp_path),
+    ]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "flows.cli", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as program:
         assert any(line.startswith("epoch 3/") for line in iter(program.stderr.readline, ""))
-        servers = [each for each in psutil.Process(program.pid).children(recursive=True) if "uvicorn" in each.cmdline()]
+        servers = [
+            each
+            for each in psutil.Process(program.pid).children(recursive=True)
+            if "uvicorn" in each.cmdline()
+        ]
         assert servers
         program.kill()
         _, alive = psutil.wait_procs(servers, timeout=30)

@@ -35,5 +35,7 @@ def test_an_import_leaves_the_search_for_cycles_as_it_was(searching):
 
 def test_with_a_server_elsewhere_none_of_its_code_is_imported():
     environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}  # where nobody answers
-    told = subprocess.run([sys.executable, "-c", STARTED], check=True, capture_output=True, text=True, env=environment)
+    told = subprocess.run(
+        [sys.executable, "-c", STARTED], check=True, capture_output=True, text=True, env=environment
+    )
     assert told.stdout.split() == ["False"]

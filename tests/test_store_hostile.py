@@ -67,7 +67,9 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
     "tables/predictions/*/*.parquet": lambda root, _: Store(root).read_table("predictions"),
     "staging/*/run.json": lambda root, _: (waiting(root).config, waiting(root).started_at),
     "staging/*/steps/*.json": lambda root, _: waiting(root).seconds(),
-    "staging/*/tables/history.parquet": lambda root, path: Store(root).staged_history(path.parents[1].name),
+    "staging/*/tables/history.parquet": lambda root, path: Store(root).staged_history(
+        path.parents[1].name
+    ),
     "staging/*/checkpoints/*.json": lambda _, path: newest_checkpoint(path),
     "staging/*/checkpoints/*.npz": lambda _, path: newest_checkpoint(path),
     "run.toml": lambda _, path: checked(read_toml(path), path),
@@ -93,9 +95,13 @@ def harmless(sound: Path, pattern: str, change: Callable[[bytes], bytes]) -> Non
 @given(data=st.data())
 def test_changed_and_cut_files_do_no_harm(sound, pattern, data):
     def change(content: bytes) -> bytes:
-        changed = bytearray(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+        changed = bytearray(
+            content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]
+        )
         for _ in range(data.draw(st.integers(0, 4)) if changed else 0):
-            place = data.draw(st.integers(0, 60) | st.integers(-400, -1) | st.integers(0, len(changed) - 1))
+            place = data.draw(
+                st.integers(0, 60) | st.integers(-400, -1) | st.integers(0, len(changed) - 1)
+            )
             changed[place % len(changed)] = data.draw(st.integers(0, 255))
         return bytes(changed) + data.draw(st.binary(max_size=4))
 
@@ -132,7 +138,10 @@ def test_any_text_is_harmless_as_a_config(text):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.text(max_size=30) | st.sampled_from(["..", "../x", "/etc", "a/../../b", ".", "~", "runs/../..", "\0"]))
+@given(
+    st.text(max_size=30)
+    | st.sampled_from(["..", "../x", "/etc", "a/../../b", ".", "~", "runs/../..", "\0"])
+)
 def test_no_name_leads_out_of_the_store(sound, name):
     store = Store(sound)
     for use in (store.unfinished_run, store.manifest, store.staged_history, store.read_table):

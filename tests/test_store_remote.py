@@ -22,11 +22,15 @@ def test_a_run_on_s3_is_the_run_in_a_folder(s3_store, tmp_path, small_config):
     assert store.unfinished() == []
     assert store.manifest(there.run_id)["row"]["status"] == "succeeded"
     history = store.root / "tables" / "history"
-    table = ds.dataset(history.path, filesystem=history.fs, format="parquet", partitioning="hive").to_table()
+    table = ds.dataset(
+        history.path, filesystem=history.fs, format="parquet", partitioning="hive"
+    ).to_table()
     assert table.num_rows == store.read_table("history").num_rows > 0
 
 
-def test_the_dataset_is_uploaded_once_and_read_from_there(s3_store, small_config, monkeypatch, tmp_path):
+def test_the_dataset_is_uploaded_once_and_read_from_there(
+    s3_store, small_config, monkeypatch, tmp_path
+):
     first = retrain(small_config, s3_store)
     monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "another machine"))
     second = retrain(small_config, s3_store)
@@ -84,7 +88,11 @@ def test_a_throttled_service_is_asked_again(s3_store, s3_service, small_config):
 
     def slow_down(method, path):
         asked.append((method, path))
-        return ("503 Slow Down", "SlowDown") if method == "PUT" and asked.count((method, path)) == 1 else None
+        return (
+            ("503 Slow Down", "SlowDown")
+            if method == "PUT" and asked.count((method, path)) == 1
+            else None
+        )
 
     s3_service.answer = slow_down
     run = retrain(small_config, s3_store)
@@ -94,7 +102,9 @@ def test_a_throttled_service_is_asked_again(s3_store, s3_service, small_config):
 
 def test_the_command_line_on_s3(capfd, s3_store, small_config):
     run = retrain(small_config, s3_store)
-    assert call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == run.run_id
+    assert (
+        call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == run.run_id
+    )
     told = call(capfd, "report", run.run_id, "--store", s3_store, "--json").json
     assert told["report"] == f"{s3_store}/runs/{run.run_id}/report.html"
     assert call(capfd, "doctor", "--store", s3_store, "--json").json["ok"]
@@ -109,7 +119,9 @@ def test_bad_input_leaves_nothing_on_s3(s3_store, small_config):
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/store", "s3://no-such-bucket-here/store"])
 def test_a_url_that_leads_nowhere_is_refused_in_one_line(capfd, s3_store, small_folder, url):
-    outcome = call(capfd, "run", "--dataset", small_folder, "--model", "lab", "--epochs", 1, "--store", url)
+    outcome = call(
+        capfd, "run", "--dataset", small_folder, "--model", "lab", "--epochs", 1, "--store", url
+    )
     assert outcome.code == 2
     assert len(outcome.err.strip().splitlines()) == 1
     assert url.partition("://")[2].split("/")[0] in outcome.err or "nonsense" in outcome.err

@@ -57,7 +57,9 @@ def test_dimensions_of_a_search(text, expected):
     assert dimension("key", text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "log:", "log:a..b", "log:0..1", "3..1", "1..1", "1..x", "1..inf"])
+@pytest.mark.parametrize(
+    "text", ["", "log:", "log:a..b", "log:0..1", "3..1", "1..1", "1..x", "1..inf"]
+)
 def test_what_is_no_dimension(text):
     with pytest.raises(ConfigError):
         dimension("key", text)
@@ -99,7 +101,9 @@ def test_the_best_by_validation_alone_goes_to_the_gate(tmp_path, base):
     assert swept.best == finished[0].runs[0] == champion.current(store)
     assert swept.promoted
     decisions = store.read_table("decisions").to_pylist()
-    asked = [row["run_id"] for row in decisions if "only the best by validation" not in row["reason"]]
+    asked = [
+        row["run_id"] for row in decisions if "only the best by validation" not in row["reason"]
+    ]
     assert asked == [swept.best]
     # The same again finds all of it there.
     assert make_sweep(config, store.root) == swept
@@ -142,11 +146,19 @@ def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
 
 
 def test_a_trial_below_the_median_is_given_up(tmp_path, base):
-    config = sweep_config({"search": {"training.learning_rate": "log:1e-4..1e-1"}, "trials": 9}, base)
+    config = sweep_config(
+        {"search": {"training.learning_rate": "log:1e-4..1e-1"}, "trials": 9}, base
+    )
     sweep = open_sweep(config, tmp_path / "store")
     with working_on(sweep):
         study = Study(sweep)
-        for accuracy in (0.5, 0.6, 0.7, 0.8, 0.9):  # Optuna's median pruner lets the first five through
+        for accuracy in (
+            0.5,
+            0.6,
+            0.7,
+            0.8,
+            0.9,
+        ):  # Optuna's median pruner lets the first five through
             trial = study.ask()
             report = study.reporter(trial.number)
             assert not any(report(epoch, accuracy) for epoch in (1, 2, 3))
@@ -168,11 +180,16 @@ def ended(trial, state, value):
 
 
 def test_a_pruned_trial_is_a_run_that_failed_and_the_sweep_goes_on(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(Study, "reporter", lambda _, number: lambda epoch, _: number == 0 and epoch == 1)
+    monkeypatch.setattr(
+        Study, "reporter", lambda _, number: lambda epoch, _: number == 0 and epoch == 1
+    )
     longer = base.model_copy(update={"training": base.training.model_copy(update={"epochs": 2})})
     config = sweep_config({"search": {"training.learning_rate": "0.01,0.02"}, "trials": 2}, longer)
     swept = make_sweep(config, tmp_path)
-    assert [(trial.number, trial.state) for trial in swept.trials] == [(1, "finished"), (0, "pruned")]
+    assert [(trial.number, trial.state) for trial in swept.trials] == [
+        (1, "finished"),
+        (0, "pruned"),
+    ]
     runs = runs_of(Store(tmp_path))
     (pruned,) = swept.trials[1].runs
     assert (runs[pruned]["status"], runs[pruned]["epochs"]) == ("failed", 1)
@@ -182,11 +199,23 @@ def test_a_pruned_trial_is_a_run_that_failed_and_the_sweep_goes_on(tmp_path, bas
 
 @pytest.fixture
 def arguments(small_folder, tmp_path):
-    given = ["sweep", "--dataset", small_folder, "--model", "lab", "--epochs", 1, "--set", "training.threads=2"]
+    given = [
+        "sweep",
+        "--dataset",
+        small_folder,
+        "--model",
+        "lab",
+        "--epochs",
+        1,
+        "--set",
+        "training.threads=2",
+    ]
     return [*given, "--store", tmp_path / "store"]
 
 
-def test_the_command_tells_every_trial_and_goes_on_by_its_id(capfd, arguments, tmp_path, prefect_server):
+def test_the_command_tells_every_trial_and_goes_on_by_its_id(
+    capfd, arguments, tmp_path, prefect_server
+):
     toml = tmp_path / "sweep.toml"
     toml.write_text(
         "[training]\nbatch_size = 16\n[sweep]\nseeds = 1\n[sweep.grid]\ntraining.learning_rate = [1e-5, 0.01]\n"
@@ -201,7 +230,9 @@ def test_the_command_tells_every_trial_and_goes_on_by_its_id(capfd, arguments, t
     assert row["promoted"]
     assert row["flow_run_id"] is None
     with get_client(sync_client=True) as client:
-        shown = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-sweep"])))
+        shown = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-sweep"]))
+        )
     assert told["best"] in str(shown[0].data)
     again = call(capfd, "sweep", "--id", "rates", "--store", tmp_path / "store")
     assert again.code == 0, again.err
@@ -216,12 +247,21 @@ def test_the_command_tells_every_trial_and_goes_on_by_its_id(capfd, arguments, t
 def test_a_cluster_comes_to_the_same(arguments, capfd, tmp_path, prefect_server):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50, host="127.0.0.1"
+        n_workers=1,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        silence_logs=50,
+        host="127.0.0.1",
     ) as cluster:
         grid = ["--grid", "training.learning_rate=0.001,0.01", "--json"]
-        there = call(capfd, *arguments, *grid, "--runner", "dask", "--address", cluster.scheduler_address)
+        there = call(
+            capfd, *arguments, *grid, "--runner", "dask", "--address", cluster.scheduler_address
+        )
     assert there.code == 0, there.err
-    here = make_sweep(open_sweep(None, tmp_path / "store", there.json["sweep_id"]).config, tmp_path / "here")
+    here = make_sweep(
+        open_sweep(None, tmp_path / "store", there.json["sweep_id"]).config, tmp_path / "here"
+    )
     assert [(each["number"], each["value"]) for each in there.json["trials"]] == [
         (each.number, each.value) for each in here.trials
     ]
@@ -240,7 +280,9 @@ def test_a_sweep_of_a_store_on_s3(s3_store, base):
 def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
     before = tree_digest(tmp_path)
     grid = ["--grid", "training.learning_rate=0.1,0.2"]
-    found = call(capfd, "sweep", "--dataset", tmp_path / "none.npz", *grid, "--store", tmp_path / "new")
+    found = call(
+        capfd, "sweep", "--dataset", tmp_path / "none.npz", *grid, "--store", tmp_path / "new"
+    )
     assert found.code == 2
     assert len(found.err.splitlines()) == 1
     assert "none.npz" in found.err
@@ -249,9 +291,13 @@ def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
 
 def test_what_is_compared_is_the_network_that_was_kept(tmp_path, monkeypatch, base):
     """An average that still holds the first weights is worse than what the history says of the last ones."""
-    monkeypatch.setattr("nnbuild.models.compiling._momentum", lambda wanted, _: wanted)  # it would be held down
+    monkeypatch.setattr(
+        "nnbuild.models.compiling._momentum", lambda wanted, _: wanted
+    )  # it would be held down
     training = base.training.model_copy(update={"epochs": 3, "ema": 0.999, "learning_rate": 0.01})
-    config = sweep_config({"grid": {"model.dropout": [0.0]}}, base.model_copy(update={"training": training}))
+    config = sweep_config(
+        {"grid": {"model.dropout": [0.0]}}, base.model_copy(update={"training": training})
+    )
     (trial,) = make_sweep(config, tmp_path).trials
     history = Store(tmp_path).read_table("history", trial.runs[0]).to_pylist()
     last = [row["value"] for row in history if row["metric"] == "val_accuracy"][-1]

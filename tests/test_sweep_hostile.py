@@ -25,7 +25,10 @@ def test_who_does_not_get_a_sweep_leaves_it_alone(tmp_path, base):
     store = tmp_path / "store"
     with working_on(open_sweep(sweep_config({"grid": RATES}, base), store, "mine")):
         before = tree_digest(store)
-        with pytest.raises(LockedError, match="sweep mine is held"), working_on(open_sweep(None, store, "mine")):
+        with (
+            pytest.raises(LockedError, match="sweep mine is held"),
+            working_on(open_sweep(None, store, "mine")),
+        ):
             pass
         assert tree_digest(store) == before
 
@@ -51,7 +54,10 @@ def test_a_network_takes_every_optimizer(network, optimizer):
 
 
 def test_what_a_network_brings_is_held_against_what_was_given():
-    plateau = {"model": {"name": "fast"}, "training": {"reduce_on_plateau": {"monitor": "val_loss"}}}
+    plateau = {
+        "model": {"name": "fast"},
+        "training": {"reduce_on_plateau": {"monitor": "val_loss"}},
+    }
     with pytest.raises(ConfigError, match="both set the learning rate"):
         resolve(RunConfig.model_validate(plateau))
 
@@ -59,13 +65,17 @@ def test_what_a_network_brings_is_held_against_what_was_given():
 @pytest.fixture
 def networks(tmp_path, monkeypatch):
     """A module with a network that cannot be built."""
-    (tmp_path / "networks_of_mine.py").write_text("def broken(input_shape, classes):\n    raise ValueError('mine')\n")
+    (tmp_path / "networks_of_mine.py").write_text(
+        "def broken(input_shape, classes):\n    raise ValueError('mine')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     return "networks_of_mine:broken"
 
 
 def test_a_trial_that_cannot_begin_is_told_wherever_it_comes(tmp_path, base, networks):
-    swept = make_sweep(sweep_config({"grid": {"model.name": [networks, "lab"]}}, base), tmp_path / "store")
+    swept = make_sweep(
+        sweep_config({"grid": {"model.name": [networks, "lab"]}}, base), tmp_path / "store"
+    )
     assert {trial.values["model.name"]: trial.state for trial in swept.trials} == {
         "lab": "finished",
         networks: "failed",

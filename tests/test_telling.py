@@ -25,7 +25,11 @@ def told(request, tmp_path_factory, small_folder, listener):
     """Two flow runs of one store, the second refused, and what the server then knows."""
     request.getfixturevalue("_prefect_harness")
     url, received = listener
-    config = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "training": {"epochs": 3, "threads": 2}}
+    config = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 3, "threads": 2},
+    }
     root = tmp_path_factory.mktemp("told") / "store"
     received.clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +45,9 @@ def events_named(client, name, run_id):
     for _ in range(100):
         page = client._client.post(
             "/events/filter",
-            json={"filter": EventFilter(event=EventNameFilter(name=[name])).model_dump(mode="json")},
+            json={
+                "filter": EventFilter(event=EventNameFilter(name=[name])).model_dump(mode="json")
+            },
         ).json()["events"]
         if found := [each for each in page if each["payload"].get("run_id") == run_id]:
             return found
@@ -58,7 +64,9 @@ def test_tags_stand_on_the_flow_run(told):
 
 def test_the_pictures_are_inside_their_artifacts(told):
     store, first, *_ = told
-    by_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first)["flow_run_id"]]))
+    by_run = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first)["flow_run_id"]])
+    )
     with get_client(sync_client=True) as client:
         data = {each.key: each.data for each in client.read_artifacts(artifact_filter=by_run)}
     for key in ("nnbuild-loss", "nnbuild-accuracy", "nnbuild-confusion"):
@@ -84,13 +92,22 @@ def test_the_events_carry_the_run_and_its_figures(told):
 
 def test_a_promotion_is_told_to_the_webhook_and_a_rejection_is_not(told):
     _, first, _, received = told
-    assert [(each["event"], each["run_id"]) for each in received] == [("nnbuild.champion.promoted", first)]
+    assert [(each["event"], each["run_id"]) for each in received] == [
+        ("nnbuild.champion.promoted", first)
+    ]
     assert "test accuracy" in received[0]["text"]
 
 
-def test_a_violated_check_is_an_event_and_its_run_says_what_to_do(tmp_path, small_config, prefect_server, listener):
+def test_a_violated_check_is_an_event_and_its_run_says_what_to_do(
+    tmp_path, small_config, prefect_server, listener
+):
     settings = small_config.model_dump() | {"dataset": small_config.dataset.model_dump()}
-    settings["dataset"]["checks"] |= {"imbalance": 1.0, "strict": True, "leaked_share": 0.0, "duplicate_share": 0.0}
+    settings["dataset"]["checks"] |= {
+        "imbalance": 1.0,
+        "strict": True,
+        "leaked_share": 0.0,
+        "duplicate_share": 0.0,
+    }
     settings["dataset"]["name"] = str(repeated(tmp_path))
     url, received = listener
     received.clear()
@@ -141,10 +158,14 @@ def answer_when_paused(flow_runs_before, run_input):
 
 @pytest.mark.parametrize("said", [True, False])
 def test_a_person_has_the_last_word(tmp_path, small_config, prefect_server, said):
-    config = nnbuild.RunConfig.model_validate(small_config.model_dump() | {"gate": {"approval": "manual"}})
+    config = nnbuild.RunConfig.model_validate(
+        small_config.model_dump() | {"gate": {"approval": "manual"}}
+    )
     with get_client(sync_client=True) as client:
         before = {each.id for each in client.read_flow_runs()}
-    person = threading.Thread(target=answer_when_paused, args=(before, {"promote": said, "comment": "seen"}))
+    person = threading.Thread(
+        target=answer_when_paused, args=(before, {"promote": said, "comment": "seen"})
+    )
     person.start()
     committed = retrain(config, str(tmp_path))
     person.join()
@@ -157,17 +178,24 @@ def test_a_person_has_the_last_word(tmp_path, small_config, prefect_server, said
 
 def test_nobody_who_answers_is_a_no(tmp_path, small_config, prefect_server):
     gate = {"approval": "manual", "approval_seconds": 1}
-    retrain(nnbuild.RunConfig.model_validate(small_config.model_dump() | {"gate": gate}), str(tmp_path))
+    retrain(
+        nnbuild.RunConfig.model_validate(small_config.model_dump() | {"gate": gate}), str(tmp_path)
+    )
     store = Store(tmp_path)
     assert champion.current(store) is None
     assert "nobody answered" in store.read_table("decisions").to_pylist()[0]["reason"]
 
 
 def test_without_prefect_a_manual_gate_waits_for_promote(tmp_path, small_config):
-    config = nnbuild.RunConfig.model_validate(small_config.model_dump() | {"gate": {"approval": "manual"}})
+    config = nnbuild.RunConfig.model_validate(
+        small_config.model_dump() | {"gate": {"approval": "manual"}}
+    )
     committed = nnbuild.retrain(config, tmp_path)
     store = Store(tmp_path)
-    assert f"nnbuild promote {committed.run_id}" in store.read_table("decisions").to_pylist()[0]["reason"]
+    assert (
+        f"nnbuild promote {committed.run_id}"
+        in store.read_table("decisions").to_pylist()[0]["reason"]
+    )
     assert champion.current(store) is None
     run = nnbuild.open_run(config, tmp_path)
     with pytest.raises(StoreError, match="no decision that waits"):

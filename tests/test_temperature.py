@@ -45,7 +45,9 @@ def test_no_other_temperature_is_likelier(seed, spread):
 def test_logits_that_are_too_sure_are_calibrated_by_it():
     logits, labels = drawn(0, rows=20_000)
     temperature = fit_temperature(3 * logits, labels)
-    before, after = (calibration_error(softmax(3 * logits, temperature=t), labels) for t in (1.0, temperature))
+    before, after = (
+        calibration_error(softmax(3 * logits, temperature=t), labels) for t in (1.0, temperature)
+    )
     assert after < before / 5
 
 
@@ -64,8 +66,12 @@ def test_a_run_keeps_its_temperature_and_both_reliabilities(tmp_path, small_conf
     assert set(table.temperature) == {1.0, calibrated["temperature"]}
     assert set(table.subset) == {"validation", "test"}
     for (subset, temperature), bins in table.groupby(["subset", "temperature"]):
-        gap = (bins["count"] * (bins.mean_confidence - bins.accuracy).abs()).sum() / bins["count"].sum()
+        gap = (bins["count"] * (bins.mean_confidence - bins.accuracy).abs()).sum() / bins[
+            "count"
+        ].sum()
         told = calibrated["before" if temperature == 1 else "after"][subset]
         assert told == pytest.approx(gap) == pytest.approx(bins.expected_calibration_error.iloc[0])
     evaluated = store.manifest(committed.run_id)["steps"]["evaluate_model"]["metrics"]
-    assert evaluated["expected_calibration_error"] == pytest.approx(calibrated["before"]["test"], abs=1e-5)
+    assert evaluated["expected_calibration_error"] == pytest.approx(
+        calibrated["before"]["test"], abs=1e-5
+    )

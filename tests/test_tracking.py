@@ -17,20 +17,32 @@ def test_a_run_is_logged_whole_and_once(gated_runs, tmp_path):
     assert tracking.log_run(store, run_id, uri) == logged
     assert tree_digest(store.root) == before
     client = mlflow.MlflowClient(tracking_uri=uri)
-    (experiment,) = [each for each in client.search_experiments() if each.name == tracking.EXPERIMENT]
+    (experiment,) = [
+        each for each in client.search_experiments() if each.name == tracking.EXPERIMENT
+    ]
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.params["model.name"] == "lab"
-    assert run.data.params["training.epochs"] == str(store.manifest(run_id)["config"]["training"]["epochs"])
+    assert run.data.params["training.epochs"] == str(
+        store.manifest(run_id)["config"]["training"]["epochs"]
+    )
     row = store.read_table("runs", run_id).to_pylist()[0]
     assert run.data.metrics["test_accuracy"] == row["test_accuracy"]
     assert run.data.tags["nnbuild.run_id"] == run_id
-    history = [each for each in store.read_table("history", run_id).to_pylist() if each["metric"] == "val_loss"]
+    history = [
+        each
+        for each in store.read_table("history", run_id).to_pylist()
+        if each["metric"] == "val_loss"
+    ]
     points = client.get_metric_history(logged, "val_loss")
-    assert [(each.step, each.value) for each in points] == [(each["epoch"], each["value"]) for each in history]
+    assert [(each.step, each.value) for each in points] == [
+        (each["epoch"], each["value"]) for each in history
+    ]
     names = {each.path for each in client.list_artifacts(logged)}
     assert {"model.keras", "model.onnx", "manifest.json", "report.html", "tables"} <= names
     assert (tmp_path / "mlartifacts").is_dir()
-    client.set_terminated(logged, status="RUNNING")  # as a log leaves it that is killed in the middle
+    client.set_terminated(
+        logged, status="RUNNING"
+    )  # as a log leaves it that is killed in the middle
     again = tracking.log_run(store, run_id, uri)
     assert again != logged
     assert [each.info.run_id for each in client.search_runs([experiment.experiment_id])] == [again]

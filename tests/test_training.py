@@ -28,7 +28,11 @@ def small_split(shape=(8, 8, 1), count=120):
 
 def config_of(model="lab", *, seed=3, l2=None, **training):
     given = {"epochs": 4, "batch_size": 16, "threads": 2} | training
-    return resolve(RunConfig.model_validate({"model": {"name": model, "l2": l2}, "training": given, "seed": seed}))
+    return resolve(
+        RunConfig.model_validate(
+            {"model": {"name": model, "l2": l2}, "training": given, "seed": seed}
+        )
+    )
 
 
 def compiled(config, split):
@@ -49,7 +53,11 @@ class StopAfter:
 
 
 def run_through(config, split, folder=None, **around):
-    checkpoints = Checkpoints(folder, {"config": config.digest(), "dataset": "d", "code": "c"}) if folder else None
+    checkpoints = (
+        Checkpoints(folder, {"config": config.digest(), "dataset": "d", "code": "c"})
+        if folder
+        else None
+    )
     model = compiled(config, split)
     fitted = fit(model, split, config, CLASSES, Surroundings(checkpoints=checkpoints, **around))
     return model, fitted
@@ -57,7 +65,9 @@ def run_through(config, split, folder=None, **around):
 
 def same(one, other):
     arrays, others = model_arrays(one), model_arrays(other)
-    return arrays.keys() == others.keys() and all(np.array_equal(arrays[key], others[key]) for key in arrays)
+    return arrays.keys() == others.keys() and all(
+        np.array_equal(arrays[key], others[key]) for key in arrays
+    )
 
 
 EVERYTHING = {
@@ -84,7 +94,9 @@ EVERYTHING = {
         ("lab", {"precision": "mixed_float16", "ema": 0.9}),
     ],
 )
-def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(tmp_path: Path, monkeypatch, model, training):
+def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
+    tmp_path: Path, monkeypatch, model, training
+):
     split, config = small_split(), config_of(model, **training)
     straight, expected = run_through(config, split)
     monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)  # one step a look
@@ -120,7 +132,9 @@ def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
     split, config = small_split(), config_of(augment="affine")
     monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)
     single, _ = run_through(config, split)
-    monkeypatch.setattr("nnbuild.training.pace.Pace.__init__", lambda self: setattr(self, "steps", 1000))
+    monkeypatch.setattr(
+        "nnbuild.training.pace.Pace.__init__", lambda self: setattr(self, "steps", 1000)
+    )
     many, _ = run_through(config, split)
     assert same(single, many)
 
@@ -163,12 +177,18 @@ def test_it_learns():
 
 def test_a_loss_that_is_no_number_stops_the_fit():
     with pytest.raises(DivergedError, match=r"loss became (nan|inf) in epoch \d, between steps"):
-        run_through(config_of("regularized", l2=10, optimizer="sgd", learning_rate=100, epochs=50), small_split())
+        run_through(
+            config_of("regularized", l2=10, optimizer="sgd", learning_rate=100, epochs=50),
+            small_split(),
+        )
 
 
 def test_early_stopping_and_best_weights_do_what_they_say():
     config = config_of(
-        epochs=60, learning_rate=0.05, early_stopping={"monitor": "val_loss", "patience": 2}, best_weights="val_loss"
+        epochs=60,
+        learning_rate=0.05,
+        early_stopping={"monitor": "val_loss", "patience": 2},
+        best_weights="val_loss",
     )
     split = small_split()
     _model, fitted = run_through(config, split)
@@ -224,7 +244,13 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, what):
         run_through(config, split, tmp_path, stop=StopAfter(5))
     identity = {"config": config.digest(), "dataset": "d", "code": "c"} | {what: "another"}
     with pytest.raises(StoreError, match=f"another {what}"):
-        fit(compiled(config, split), split, config, CLASSES, Surroundings(checkpoints=Checkpoints(tmp_path, identity)))
+        fit(
+            compiled(config, split),
+            split,
+            config,
+            CLASSES,
+            Surroundings(checkpoints=Checkpoints(tmp_path, identity)),
+        )
 
 
 def test_other_threads_are_remarked_on(tmp_path: Path):
@@ -233,7 +259,9 @@ def test_other_threads_are_remarked_on(tmp_path: Path):
     around = Surroundings(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
     with pytest.raises(Interrupted):
         fit(compiled(config, split), split, config, CLASSES, around)
-    later = replace(around, checkpoints=Checkpoints(tmp_path, identity | {"threads": 2}), stop=lambda: None)
+    later = replace(
+        around, checkpoints=Checkpoints(tmp_path, identity | {"threads": 2}), stop=lambda: None
+    )
     fitted = fit(compiled(config, split), split, config, CLASSES, later)
     assert any("threads was 1 and is 2" in remark for remark in fitted.remarks)
 

@@ -21,12 +21,20 @@ from tasks import telling
 def pool(real_prefect, tmp_path_factory):
     """A server to whose process pool both flows are deployed; the store, and Prefect's command."""
     folder = tmp_path_factory.mktemp("pool")
-    places = {"NNBUILD_HOME": ROOT, "NNBUILD_STORE": folder / "store", "NNBUILD_SCORE_INPUT": folder / "*.parquet"}
+    places = {
+        "NNBUILD_HOME": ROOT,
+        "NNBUILD_STORE": folder / "store",
+        "NNBUILD_SCORE_INPUT": folder / "*.parquet",
+    }
 
     def prefect(*arguments, cwd=ROOT):
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        environment = real_prefect.environment | {name: str(place) for name, place in places.items()}
-        subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, timeout=300)
+        environment = real_prefect.environment | {
+            name: str(place) for name, place in places.items()
+        }
+        subprocess.run(
+            command, cwd=cwd, env=environment, check=True, capture_output=True, timeout=300
+        )
 
     prefect("work-pool", "create", "nnbuild", "--type", "process")
     prefect("deploy", "--all")
@@ -35,20 +43,27 @@ def pool(real_prefect, tmp_path_factory):
 
 def deployment(real_prefect, flow):
     (found,) = real_prefect.ask(
-        "/deployments/filter", deployments={"name": {"any_": ["work-pool"]}}, flows={"name": {"any_": [flow]}}
+        "/deployments/filter",
+        deployments={"name": {"any_": ["work-pool"]}},
+        flows={"name": {"any_": [flow]}},
     )
     return found
 
 
 def test_the_deployments_are_what_the_file_says(real_prefect, pool):
-    retraining, scoring = deployment(real_prefect, "scheduled-retrain"), deployment(real_prefect, "scheduled-score")
+    retraining, scoring = (
+        deployment(real_prefect, "scheduled-retrain"),
+        deployment(real_prefect, "scheduled-score"),
+    )
     for each in (retraining, scoring):
         assert each["enforce_parameter_schema"]
         assert each["global_concurrency_limit"]["limit"] == 1
         assert each["version"] == machine.code_version()
         assert each["parameters"]["store"] == str(pool[0].root)
         beat = each["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
-        assert int(beat) == automations.HEARTBEAT  # Prefect's own is longer than the silence after which a run is ended
+        assert (
+            int(beat) == automations.HEARTBEAT
+        )  # Prefect's own is longer than the silence after which a run is ended
     schedules = {each["slug"]: each["parameters"]["config"] for each in retraining["schedules"]}
     assert schedules["nightly"] == {"model": {"name": "fast"}}
     assert schedules["weekly"] == {"model": {"name": "accurate"}, "gate": {"rule": "better"}}
@@ -90,10 +105,21 @@ def test_the_example_automations_are_taken_by_the_server(real_prefect, pool):
     """One for each event that a run tells."""
     text = (ROOT / "docs" / "automations.yaml").read_text()
     for name, flow in (("RETRAINING", "scheduled-retrain"), ("SCORING", "scheduled-score")):
-        text = text.replace(f"deployment_id: {name}", f"deployment_id: {deployment(real_prefect, flow)['id']}")
+        text = text.replace(
+            f"deployment_id: {name}", f"deployment_id: {deployment(real_prefect, flow)['id']}"
+        )
     examples = [AutomationCore.model_validate(each) for each in yaml.safe_load(text)]
     told = {event for each in examples for event in each.trigger.expect}
-    assert told == {telling.COMMITTED, telling.PROMOTED, telling.REJECTED, telling.CHECK_FAILED, telling.DRIFTED}
-    with temporary_settings({PREFECT_API_URL: real_prefect.url}), get_client(sync_client=True) as client:
+    assert told == {
+        telling.COMMITTED,
+        telling.PROMOTED,
+        telling.REJECTED,
+        telling.CHECK_FAILED,
+        telling.DRIFTED,
+    }
+    with (
+        temporary_settings({PREFECT_API_URL: real_prefect.url}),
+        get_client(sync_client=True) as client,
+    ):
         for each in examples:
             client.delete_automation(client.create_automation(each))

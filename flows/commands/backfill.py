@@ -24,9 +24,13 @@ def require_alone(*, resume: str | None, runner: str | None, address: str | None
         ConfigError: naming it.
     """
     if resume is not None:
-        raise ConfigError("--resume is for one job; a range of days goes on by the same command again")
+        raise ConfigError(
+            "--resume is for one job; a range of days goes on by the same command again"
+        )
     if runner not in (None, "local") or address is not None:
-        raise ConfigError("a range of days is scored in this process; leave --runner and --address away")
+        raise ConfigError(
+            "a range of days is scored in this process; leave --runner and --address away"
+        )
 
 
 def backfill(
@@ -46,17 +50,28 @@ def backfill(
     first, last = _day("--from", since), _day("--to", until)
     config, console = configured(options), Console(stderr=True)
     parts = score_days(
-        config, first, last, store, at_once=_AT_ONCE if at_once is None else at_once, told=_line(console)
+        config,
+        first,
+        last,
+        store,
+        at_once=_AT_ONCE if at_once is None else at_once,
+        told=_line(console),
     )
     counts = Counter(each.status for each in parts)
     rows = [_row(each) for each in parts]
     if as_json:
         totals = {name: counts[name] for name in ("scored", "skipped", "missing", "failed")}
-        print_json({"days": [jsonable(row) for row in rows], **totals, "store": str(Store(store).root)})
+        print_json(
+            {"days": [jsonable(row) for row in rows], **totals, "store": str(Store(store).root)}
+        )
     else:
         print_table(rows, _SHOWN, "no days")
     if missing := [each.input for each in parts if each.status == "missing"]:
-        console.print(f"{len(missing)} days have no input: {', '.join(missing)}", soft_wrap=True, highlight=False)
+        console.print(
+            f"{len(missing)} days have no input: {', '.join(missing)}",
+            soft_wrap=True,
+            highlight=False,
+        )
     if counts["failed"]:
         raise RunError(
             f"{counts['failed']} of {len(parts)} days could not be scored; mend them and give the command again"
@@ -65,19 +80,25 @@ def backfill(
 
 def _line(console: Console) -> Any:
     def told(part: Part) -> None:
-        about = part.remark or (f"{part.rows:,} rows" if part.status == "scored" else str(part.score_id))
+        about = part.remark or (
+            f"{part.rows:,} rows" if part.status == "scored" else str(part.score_id)
+        )
         console.print(f"{part.day} {part.status}  {about}", soft_wrap=True, highlight=False)
 
     return told
 
 
 def _row(part: Part) -> dict[str, Any]:
-    return part.model_dump(mode="json", exclude={"drift", "run_id"}) | {"drifted": ", ".join(part.drift.exceeded)}
+    return part.model_dump(mode="json", exclude={"drift", "run_id"}) | {
+        "drifted": ", ".join(part.drift.exceeded)
+    }
 
 
 def _day(option: str, given: str | None) -> date:
     if given is None:
-        raise ConfigError(f"a range of days has two ends; give {option} too, such as {option} 2026-11-01")
+        raise ConfigError(
+            f"a range of days has two ends; give {option} too, such as {option} 2026-11-01"
+        )
     try:
         return date.fromisoformat(given)
     except ValueError as error:

@@ -14,7 +14,9 @@ def champion(root: str | None, *, as_json: bool) -> None:
     store = Store(root)
     changes = [each.model_dump(mode="json") for each in reversed(pointer.history(store))]
     if as_json:
-        print_json({"store": str(store.root), "champion": pointer.current(store), "changes": changes})
+        print_json(
+            {"store": str(store.root), "champion": pointer.current(store), "changes": changes}
+        )
         return
     print(f"champion {pointer.current(store) or 'none'}")  # noqa: T201
     if changes:
@@ -46,6 +48,8 @@ def rollback(root: str | None, *, as_json: bool) -> None:
 
 def _told(store: Store, change: pointer.Change, *, as_json: bool) -> None:
     if as_json:
-        print_json({"store": str(store.root), "champion": change.run_id, **change.model_dump(mode="json")})
+        print_json(
+            {"store": str(store.root), "champion": change.run_id, **change.model_dump(mode="json")}
+        )
     else:
         print(f"champion {change.run_id or 'none'}, before it {change.previous or 'none'}")  # noqa: T201

@@ -38,7 +38,9 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     Raises:
         typer.Exit: with code 1, if something would make a run fail.
     """
-    given = data_dir or (Path(os.environ["NNBUILD_DATA_DIR"]) if os.environ.get("NNBUILD_DATA_DIR") else None)
+    given = data_dir or (
+        Path(os.environ["NNBUILD_DATA_DIR"]) if os.environ.get("NNBUILD_DATA_DIR") else None
+    )
     findings = [_python(), *_packages(), *_store(root), _memory(), *_data(given), _prefect()]
     if as_json:
         print_json({"ok": _is_well(findings), "findings": [each._asdict() for each in findings]})
@@ -46,7 +48,9 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
         console = Console() if sys.stdout.isatty() else Console(width=1000)
         for each in findings:
             colour = {"ok": "green", "note": "yellow", "fails": "red"}[each.state]
-            console.print(f"[{colour}]{each.state:5}[/]  {each.what}: {each.detail}", highlight=False)
+            console.print(
+                f"[{colour}]{each.state:5}[/]  {each.what}: {each.detail}", highlight=False
+            )
     if not _is_well(findings):
         raise typer.Exit(1)
 
@@ -57,7 +61,11 @@ def _is_well(findings: list[Finding]) -> bool:
 
 def _python() -> Finding:
     fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Finding("Python", "ok" if fits else "fails", f"{platform.python_version()}, 3.11 to 3.13 are supported")
+    return Finding(
+        "Python",
+        "ok" if fits else "fails",
+        f"{platform.python_version()}, 3.11 to 3.13 are supported",
+    )
 
 
 def _packages() -> Iterator[Finding]:
@@ -66,7 +74,9 @@ def _packages() -> Iterator[Finding]:
         wanted = [Requirement(each) for each in distribution("nnbuild").requires or []]
     except PackageNotFoundError:
         yield Finding(
-            "nnbuild", "note", "is not installed, it runs from a folder; install it by pip install -c constraints.txt ."
+            "nnbuild",
+            "note",
+            "is not installed, it runs from a folder; install it by pip install -c constraints.txt .",
         )
         return
     for requirement in wanted:
@@ -76,7 +86,9 @@ def _packages() -> Iterator[Finding]:
             found = version(requirement.name)
         except PackageNotFoundError:
             yield Finding(
-                requirement.name, "fails", f"is missing, expected {requirement.specifier}; install with constraints.txt"
+                requirement.name,
+                "fails",
+                f"is missing, expected {requirement.specifier}; install with constraints.txt",
             )
             continue
         fits = requirement.specifier.contains(found, prereleases=True)
@@ -93,13 +105,24 @@ def _store(root: str | None) -> Iterator[Finding]:
     try:
         room = _room_behind_a_url(store) if store.is_remote else _room(store.root)
     except (OSError, NnbuildError) as error:
-        yield Finding("store", "fails", f"{store.root} cannot be written ({_reason(error)}); give another --store")
+        yield Finding(
+            "store",
+            "fails",
+            f"{store.root} cannot be written ({_reason(error)}); give another --store",
+        )
         return
-    runs, waiting = len(store.committed()), [each.run_id for each in store.unfinished() if not each.held]
+    runs, waiting = (
+        len(store.committed()),
+        [each.run_id for each in store.unfinished() if not each.held],
+    )
     enough = "ok" if room > _ENOUGH_BYTES else "fails"
-    yield Finding("store", enough, f"{store.root} is writable, {room / 2**30:.1f} GiB free, {runs} runs")
+    yield Finding(
+        "store", enough, f"{store.root} is writable, {room / 2**30:.1f} GiB free, {runs} runs"
+    )
     if waiting:
-        yield Finding("unfinished", "note", f"{', '.join(waiting)}; go on by nnbuild run --resume RUN_ID")
+        yield Finding(
+            "unfinished", "note", f"{', '.join(waiting)}; go on by nnbuild run --resume RUN_ID"
+        )
 
 
 def _room(folder: Path) -> int:
@@ -123,16 +146,26 @@ def _reason(error: Exception) -> str:
 
 def _memory() -> Finding:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return Finding("machine", "ok" if pages > 2 else "note", f"{processors()} processors, {pages:.1f} GiB of memory")  # noqa: PLR2004
+    return Finding(
+        "machine",
+        "ok" if pages > 2 else "note",  # noqa: PLR2004
+        f"{processors()} processors, {pages:.1f} GiB of memory",
+    )
 
 
 def _data(data_dir: Path | None) -> Iterator[Finding]:
     try:
-        found = sources.load("mnist", data_dir=data_dir, cache=sources.default_cache(), mirrors={"mnist": []})
-        yield Finding("mnist", "ok", f"{len(found.train):,} + {len(found.test):,} images from {found.source}")
+        found = sources.load(
+            "mnist", data_dir=data_dir, cache=sources.default_cache(), mirrors={"mnist": []}
+        )
+        yield Finding(
+            "mnist", "ok", f"{len(found.train):,} + {len(found.test):,} images from {found.source}"
+        )
     except NnbuildError as error:
         state = "note" if data_dir is None else "fails"
-        yield Finding("mnist", state, f"{error}; a run would try the mirrors, or take --fallback digits")
+        yield Finding(
+            "mnist", state, f"{error}; a run would try the mirrors, or take --fallback digits"
+        )
 
 
 def _prefect() -> Finding:
@@ -144,5 +177,9 @@ def _prefect() -> Finding:
     try:
         httpx.get(f"{url}/health", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
-        return Finding("Prefect", "fails", f"{url} does not answer ({error}); start it, or unset PREFECT_API_URL")
+        return Finding(
+            "Prefect",
+            "fails",
+            f"{url} does not answer ({error}); start it, or unset PREFECT_API_URL",
+        )
     return Finding("Prefect", "ok", f"{url} answers")

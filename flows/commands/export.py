@@ -20,6 +20,8 @@ def export(
     target = output or Path(f"{run_id}.onnx" if format == "onnx" else f"{run_id}-savedmodel")
     path = export_run(Store(root), run_id, target, format, calibrated=calibrated).absolute()
     if as_json:
-        print_json({"run_id": run_id, "format": format, "calibrated": calibrated, "output": str(path)})
+        print_json(
+            {"run_id": run_id, "format": format, "calibrated": calibrated, "output": str(path)}
+        )
     else:
         print(path)  # noqa: T201  (a path must not be wrapped or cut)

@@ -59,13 +59,22 @@ def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
     from nnbuild.runs import waiting_run
 
     begun = settings.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
-    for key, value in settings.flattened(config.model_dump(mode="json", exclude_unset=True)).items():
+    for key, value in settings.flattened(
+        config.model_dump(mode="json", exclude_unset=True)
+    ).items():
         if key != "dataset.data_dir" and value != begun.get(key):
-            raise ConfigError(f"run {run_id} was begun with {key} {begun.get(key)}, not {value}; leave that out")
+            raise ConfigError(
+                f"run {run_id} was begun with {key} {begun.get(key)}, not {value}; leave that out"
+            )
 
 
 def prepared(
-    options: Settings, path: Path | None, overrides: list[str], *, store: str | None, mlflow: str | None
+    options: Settings,
+    path: Path | None,
+    overrides: list[str],
+    *,
+    store: str | None,
+    mlflow: str | None,
 ) -> tuple[Store, RunConfig]:
     """The store and the config; what can be refused now is refused before anything is started."""
     config = configured(options, path, overrides)
@@ -78,7 +87,11 @@ def prepared(
 
 def start(console: Console) -> None:
     """Import Prefect and TensorFlow, and start Prefect's server meanwhile."""
-    with display_for(console).waiting("starting Prefect and TensorFlow"), importing(), EarlyServer():
+    with (
+        display_for(console).waiting("starting Prefect and TensorFlow"),
+        importing(),
+        EarlyServer(),
+    ):
         import flows.retrain  # noqa: F401  (while the server boots)
         import nnbuild.backend  # noqa: F401  (likewise)
 
@@ -114,7 +127,9 @@ def configured(options: Settings, path: Path | None, overrides: list[str]) -> Ru
     return configured_from(settings.read_toml(path) if path else {}, options, path, overrides)
 
 
-def configured_from(file: Settings, options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
+def configured_from(
+    file: Settings, options: Settings, path: Path | None, overrides: list[str]
+) -> RunConfig:
     """As `configured`, from what was read of the file at `path`."""
     given = dict(file)
     for override in overrides:
@@ -124,7 +139,9 @@ def configured_from(file: Settings, options: Settings, path: Path | None, overri
 
 def _given(options: Settings) -> Settings:
     """The options that were given, without the empty sections."""
-    kept = {key: _given(value) if isinstance(value, dict) else value for key, value in options.items()}
+    kept = {
+        key: _given(value) if isinstance(value, dict) else value for key, value in options.items()
+    }
     return {key: value for key, value in kept.items() if value is not None and value != {}}
 
 
@@ -175,7 +192,9 @@ def _show(summary: Settings) -> None:
         "seconds": f"{seconds['whole']:.1f} in all, {seconds['fit']:.1f} of fit, {seconds['score']:.1f} of scoring",
     }
     places = {
-        name: summary[name] for name in ("history", "predictions", "model", "report", "manifest") if summary[name]
+        name: summary[name]
+        for name in ("history", "predictions", "model", "report", "manifest")
+        if summary[name]
     }
     for name, value in {**rows, **places}.items():
         print(f"{name:14} {value}")  # noqa: T201  (a path must not be wrapped or cut)

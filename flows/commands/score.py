@@ -62,11 +62,15 @@ def _new(options: dict[str, Any], resume: str | None) -> ScoreConfig | None:
     if resume is not None:
         if options:
             given = ", ".join(options)
-            raise ConfigError(f"--resume goes on with the options that the job was begun with; leave {given} away")
+            raise ConfigError(
+                f"--resume goes on with the options that the job was begun with; leave {given} away"
+            )
         return None
     config = configured(options)
     if is_dated(config.input):
-        raise ConfigError(f"--input {config.input!r} holds a {{date}}; give --from and --to, such as --from 2026-11-01")
+        raise ConfigError(
+            f"--input {config.input!r} holds a {{date}}; give --from and --to, such as --from 2026-11-01"
+        )
     return config
 
 
@@ -90,7 +94,10 @@ def _drift(scored: ScoredJob) -> str:
     if not scored.drift.exceeded:
         return scored.drift.remark or "none"
     passed = [each for each in scored.drift.measures if each.exceeded]
-    told = [f"{each.statistic} of {each.measure} {each.value:.2f}, over {each.threshold:.2f}" for each in passed]
+    told = [
+        f"{each.statistic} of {each.measure} {each.value:.2f}, over {each.threshold:.2f}"
+        for each in passed
+    ]
     return f"EXCEEDED: {'; '.join(told)}"
 
 

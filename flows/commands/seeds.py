@@ -42,7 +42,9 @@ def run(
         typer.Exit: with 1, once a seed has failed.
     """
     if resume is not None:
-        raise ConfigError("--resume goes on with one run, --seeds begins several; leave one of them away")
+        raise ConfigError(
+            "--resume goes on with one run, --seeds begins several; leave one of them away"
+        )
     place, config = single.prepared(options, path, overrides, store=store, mlflow=mlflow)
     configs = configs_of(config, seeds)
     console = Console(stderr=True)
@@ -68,7 +70,9 @@ def configs_of(config: RunConfig, seeds: int) -> list[RunConfig]:
         raise ConfigError(f"--seeds is {seeds}, expected 1 to {_MOST_SEEDS}")
     last = config.seed + seeds - 1
     if last >= 2**31:
-        raise ConfigError(f"--seeds {seeds} from seed {config.seed} on ends at {last}, expected less than {2**31}")
+        raise ConfigError(
+            f"--seeds {seeds} from seed {config.seed} on ends at {last}, expected less than {2**31}"
+        )
     return [config.model_copy(update={"seed": seed}) for seed in range(config.seed, last + 1)]
 
 
@@ -86,7 +90,9 @@ def _made(config: RunConfig, place: Store, console: Console, mlflow: str | None)
     except Exception as error:  # noqa: BLE001  (it is recorded, and the other seeds go on)
         failed = max(set(place.committed()) - before, default=None)
         told = " ".join(str(error).split())
-        console.print(f"seed {config.seed} failed: {told}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"seed {config.seed} failed: {told}", highlight=False, markup=False, soft_wrap=True
+        )
         return {"seed": config.seed, "run_id": failed, "status": "failed", "error": told}
     row = single.summarise(place, run_id, time.perf_counter() - began) | {"seed": config.seed}
     if mlflow is not None:
@@ -96,16 +102,28 @@ def _made(config: RunConfig, place: Store, console: Console, mlflow: str | None)
 
 def _tell(rows: list[Settings], place: Store, *, as_json: bool) -> None:
     flat = [
-        row | {"fit_seconds": row["seconds"]["fit"], "seconds": row["seconds"]["whole"]} if "seconds" in row else row
+        row | {"fit_seconds": row["seconds"]["fit"], "seconds": row["seconds"]["whole"]}
+        if "seconds" in row
+        else row
         for row in rows
     ]
     finished = [row for row in flat if row["status"] == "succeeded"]
-    spreads = {name: spread([row[name] for row in finished])._asdict() for name in _FIGURES} if finished else {}
+    spreads = (
+        {name: spread([row[name] for row in finished])._asdict() for name in _FIGURES}
+        if finished
+        else {}
+    )
     if as_json:
         status = "succeeded" if len(finished) == len(rows) else "failed"
-        print_json({"status": status, "statistics": spreads, "runs": rows, "store": str(place.root)})
+        print_json(
+            {"status": status, "statistics": spreads, "runs": rows, "store": str(place.root)}
+        )
         return
     shown = [name for name in _RUN_COLUMNS if any(name in row for row in flat)]
     print_table(flat, shown, "no runs")
     print()  # noqa: T201
-    print_table([{"figure": name, **values} for name, values in spreads.items()], _SPREAD_COLUMNS, "no run succeeded")
+    print_table(
+        [{"figure": name, **values} for name, values in spreads.items()],
+        _SPREAD_COLUMNS,
+        "no run succeeded",
+    )

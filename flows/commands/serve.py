@@ -47,8 +47,12 @@ def serve(
     common = {"store": str(place.root), "timeout_seconds": timeout, "overtaken": overtaken}
     schedules = _planned(plan) if plan else _simple(crons, interval, timezone)
     for each in schedules:
-        given = settings.merged(base.model_dump(mode="json", exclude_none=True), each.pop("config", {}))
-        each["parameters"] = common | {"config": _checked(settings.checked(given, plan)).model_dump(mode="json")}
+        given = settings.merged(
+            base.model_dump(mode="json", exclude_none=True), each.pop("config", {})
+        )
+        each["parameters"] = common | {
+            "config": _checked(settings.checked(given, plan)).model_dump(mode="json")
+        }
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scores = _scores(scoring, str(place.root), timezone, timeout)
     if retrain_on_drift and scores is None:
@@ -57,7 +61,9 @@ def serve(
         _warn_of_haste(interval)
     answered = str(place.root) if retrain_on_drift else None
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    from flows.deployments import serve_until_stopped  # with Prefect, now that nothing is left to refuse
+    from flows.deployments import (
+        serve_until_stopped,
+    )  # with Prefect, now that nothing is left to refuse
 
     serve_until_stopped(deployment_name(place), retraining, scores, collision, drift_of=answered)
 
@@ -102,13 +108,17 @@ def _simple(crons: list[str], interval: float | None, timezone: str) -> list[dic
             raise ConfigError(f"--interval {interval:g}, expected seconds above 0")
         return [{"interval": interval}]
     wanted = crons or [DEFAULT_CRON]
-    return [cron_schedule(each, timezone, f"cron-{number}") for number, each in enumerate(wanted, 1)]
+    return [
+        cron_schedule(each, timezone, f"cron-{number}") for number, each in enumerate(wanted, 1)
+    ]
 
 
 def _planned(plan: Path) -> list[dict[str, Any]]:
     tables = settings.read_toml(plan).get("schedule")
     if not isinstance(tables, list) or not tables:
-        raise ConfigError(f"{plan}: no [[schedule]], expected one for each schedule, with cron and config")
+        raise ConfigError(
+            f"{plan}: no [[schedule]], expected one for each schedule, with cron and config"
+        )
     found = []
     for number, table in enumerate(tables, 1):
         unknown = table.keys() - {"name", "cron", "timezone", "config"}
@@ -117,7 +127,9 @@ def _planned(plan: Path) -> list[dict[str, Any]]:
                 f"{plan}: schedule {number} has {sorted(table)}, expected cron and perhaps name, timezone, config"
             )
         schedule = cron_schedule(
-            str(table["cron"]), str(table.get("timezone", "UTC")), str(table.get("name", f"plan-{number}"))
+            str(table["cron"]),
+            str(table.get("timezone", "UTC")),
+            str(table.get("name", f"plan-{number}")),
         )
         found.append(schedule | {"config": table.get("config", {})})
     return found

@@ -35,7 +35,9 @@ def parameters(scoring: Scoring, root: str, timeout: float | None) -> dict[str, 
         ConfigError: a setting cannot be used, or there are settings and no input.
     """
     if scoring.input is None:
-        raise ConfigError("--score-cron and --score-set are of no use without --score-input; give that too")
+        raise ConfigError(
+            "--score-cron and --score-set are of no use without --score-input; give that too"
+        )
     given = scoring.input if is_url(scoring.input) else str(Path(scoring.input).absolute())
     options: dict[str, Any] = {"input": given}
     for text in scoring.settings:
@@ -51,4 +53,6 @@ def schedules(scoring: Scoring, timezone: str) -> list[dict[str, Any]]:
         ConfigError: a cron is none.
     """
     crons = scoring.crons or [DEFAULT_CRON]
-    return [cron_schedule(each, timezone, f"score-{number}") for number, each in enumerate(crons, 1)]
+    return [
+        cron_schedule(each, timezone, f"score-{number}") for number, each in enumerate(crons, 1)
+    ]

@@ -13,7 +13,9 @@ from nnbuild.store.files import written
 from nnbuild.store.query import query
 
 
-def sql(statement: str, root: str | None, *, csv: bool, parquet: Path | None, as_json: bool) -> None:
+def sql(
+    statement: str, root: str | None, *, csv: bool, parquet: Path | None, as_json: bool
+) -> None:
     """Ask, and print the answer or write it."""
     if csv + as_json + (parquet is not None) > 1:
         raise ConfigError("--csv, --parquet and --json exclude each other; give one of them")
@@ -29,6 +31,8 @@ def sql(statement: str, root: str | None, *, csv: bool, parquet: Path | None, as
         writer.writerow(table.column_names)
         writer.writerows(tuple(row.values()) for row in table.to_pylist())
     elif as_json:
-        print_json({"columns": table.column_names, "rows": [jsonable(row) for row in table.to_pylist()]})
+        print_json(
+            {"columns": table.column_names, "rows": [jsonable(row) for row in table.to_pylist()]}
+        )
     else:
         print_table(table.to_pylist(), table.column_names, "no rows")

@@ -55,7 +55,12 @@ def sweep(
 
 
 def configured(
-    base: Settings, options: Settings, path: Path | None, overrides: list[str], *, sweep_id: str | None
+    base: Settings,
+    options: Settings,
+    path: Path | None,
+    overrides: list[str],
+    *,
+    sweep_id: str | None,
 ) -> SweepConfig | None:
     """The config of a sweep: the file, and the options over it; None if there is but the id of one to go on with.
 
@@ -69,14 +74,21 @@ def configured(
             over[name] = options_of(over[name], f"--{name}")
     if sweep_id is not None and not {"grid", "search"} & {*told, *over}:
         if told or over or run or overrides or _named(base):
-            raise ConfigError(f"--id {sweep_id} alone goes on with the sweep's own settings; give no others")
+            raise ConfigError(
+                f"--id {sweep_id} alone goes on with the sweep's own settings; give no others"
+            )
         return None
     return sweep_config(told | over, configured_from(run, base, path, overrides))
 
 
 def _named(base: Settings) -> bool:
     """Whether an option of the run was given; where the data are does not count, the environment may say that."""
-    given = (base["dataset"]["name"], base["model"]["name"], base["training"]["epochs"], base["seed"])
+    given = (
+        base["dataset"]["name"],
+        base["model"]["name"],
+        base["training"]["epochs"],
+        base["seed"],
+    )
     return any(each is not None for each in given)
 
 
@@ -102,7 +114,8 @@ def _object(swept: Swept, opened: Sweep, seconds: float) -> Settings:
         "status": "succeeded" if swept.best else "failed",
         "objective": swept.objective,
         "trials": [
-            jsonable(trial.model_dump()) | {"values": trial.values, "runs": trial.runs} for trial in swept.trials
+            jsonable(trial.model_dump()) | {"values": trial.values, "runs": trial.runs}
+            for trial in swept.trials
         ],
         "best": swept.best,
         "promoted": swept.promoted,
@@ -116,6 +129,12 @@ def _show(swept: Swept) -> None:
 
     rows = rows_of(swept)
     columns = list(rows[0]) if rows else []
-    print_table(rows, [each for each in columns if any(row[each] is not None for row in rows)], "no trials")
-    told = f"{swept.best}, {'promoted' if swept.promoted else 'not promoted'}" if swept.best else "none finished"
+    print_table(
+        rows, [each for each in columns if any(row[each] is not None for row in rows)], "no trials"
+    )
+    told = (
+        f"{swept.best}, {'promoted' if swept.promoted else 'not promoted'}"
+        if swept.best
+        else "none finished"
+    )
     print(f"\nsweep {swept.sweep_id}; best by {swept.objective}: {told}")  # noqa: T201

@@ -10,7 +10,17 @@ from nnbuild import history as histories
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
 
-_SHOWN = ("run_id", "status", "dataset", "model", "seed", "epochs", "test_accuracy", "test_loss", "promoted")
+_SHOWN = (
+    "run_id",
+    "status",
+    "dataset",
+    "model",
+    "seed",
+    "epochs",
+    "test_accuracy",
+    "test_loss",
+    "promoted",
+)
 
 
 def runs(root: str | None, *, as_json: bool) -> None:
@@ -19,7 +29,9 @@ def runs(root: str | None, *, as_json: bool) -> None:
     committed = store.read_table("runs").to_pylist()
     waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished()]
     if as_json:
-        print_json({"store": str(store.root), "runs": [jsonable(row) for row in [*committed, *waiting]]})
+        print_json(
+            {"store": str(store.root), "runs": [jsonable(row) for row in [*committed, *waiting]]}
+        )
         return
     rows = [{name: row.get(name) for name in _SHOWN} for row in [*committed, *waiting]]
     print_table(rows, _SHOWN, f"no runs in {store.root} yet; begin one by `nnbuild run`")
@@ -32,7 +44,11 @@ def _unfinished(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
         row["epochs"] = max(so_far["epoch"].to_pylist())
     try:
         run = store.unfinished_run(run_id)
-        return row | {"model": run.config.model.name, "seed": run.config.seed, "dataset": run.config.dataset.name}
+        return row | {
+            "model": run.config.model.name,
+            "seed": run.config.seed,
+            "dataset": run.config.dataset.name,
+        }
     except StoreError:
         return row
 
@@ -44,16 +60,22 @@ def history(run_ids: list[str], root: str | None, *, wide: bool, csv: bool, as_j
         table = pa.concat_tables([_history_of(store, run_id) for run_id in run_ids])
     else:
         waiting = [store.staged_history(each.run_id) for each in store.unfinished()]
-        table = pa.concat_tables([store.read_table("history"), *(part for part in waiting if part is not None)])
+        table = pa.concat_tables(
+            [store.read_table("history"), *(part for part in waiting if part is not None)]
+        )
     if wide:
         table = pa.Table.from_pandas(histories.wide(table), preserve_index=False)
     if csv:
         table.to_pandas().to_csv(sys.stdout, index=False)
     elif as_json:
-        print_json({"store": str(store.root), "history": [jsonable(row) for row in table.to_pylist()]})
+        print_json(
+            {"store": str(store.root), "history": [jsonable(row) for row in table.to_pylist()]}
+        )
     else:
         print_table(
-            table.to_pylist(), table.column_names, f"no history in {store.root} yet; begin a run by `nnbuild run`"
+            table.to_pylist(),
+            table.column_names,
+            f"no history in {store.root} yet; begin a run by `nnbuild run`",
         )
 
 

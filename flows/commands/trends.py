@@ -36,7 +36,10 @@ def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:
     if html is not None:
         write_bytes(store.require_outside(html), trends_page(rows, jobs).encode())
     if as_json:
-        shown = {"runs": [jsonable(row) for row in rows], "scoring_jobs": [jsonable(job) for job in jobs]}
+        shown = {
+            "runs": [jsonable(row) for row in rows],
+            "scoring_jobs": [jsonable(job) for job in jobs],
+        }
         print_json({"store": str(store.root), **shown})
         return
     marked = [row | {"promoted": "yes" if row["promoted"] else None} for row in rows]

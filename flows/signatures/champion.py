@@ -17,7 +17,9 @@ def champion(store: Store = None, as_json: Json = False) -> None:  # noqa: FBT00
 
 @app.command(epilog="Example: nnbuild promote 20261123T030000000Z-4f2a1c")
 def promote(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A committed run that succeeded.")],
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN_ID", help="A committed run that succeeded.")
+    ],
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:

@@ -11,11 +11,18 @@ from flows.app import Json, Store, app
 @app.command(epilog="Example: nnbuild export champion --format onnx --output digits.onnx")
 def export(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A committed run, or champion.")],
-    format: Annotated[str, typer.Option("--format", metavar="savedmodel|onnx", help="What is written.")] = "savedmodel",  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str, typer.Option("--format", metavar="savedmodel|onnx", help="What is written.")
+    ] = "savedmodel",
     output: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="New file or folder; RUN_ID.onnx or RUN_ID-savedmodel here.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="New file or folder; RUN_ID.onnx or RUN_ID-savedmodel here."
+        ),
     ] = None,
-    calibrated: Annotated[bool, typer.Option("--calibrated", help="Scale by the run's temperature.")] = False,  # noqa: FBT002
+    calibrated: Annotated[  # noqa: FBT002
+        bool, typer.Option("--calibrated", help="Scale by the run's temperature.")
+    ] = False,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:

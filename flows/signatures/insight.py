@@ -7,14 +7,22 @@ import typer
 
 from flows.app import Json, Store, app
 
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML file too.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML file too.")
+]
 
 
-@app.command(epilog='Example: nnbuild sql "select model, max(test_accuracy) from runs group by model"')
+@app.command(
+    epilog='Example: nnbuild sql "select model, max(test_accuracy) from runs group by model"'
+)
 def sql(
-    statement: Annotated[str, typer.Argument(metavar="SELECT", help="One statement; each table is a view.")],
+    statement: Annotated[
+        str, typer.Argument(metavar="SELECT", help="One statement; each table is a view.")
+    ],
     csv: Annotated[bool, typer.Option("--csv", help="As CSV on standard output.")] = False,  # noqa: FBT002
-    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Into a Parquet file.")] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Into a Parquet file.")
+    ] = None,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
@@ -24,10 +32,13 @@ def sql(
     command.sql(statement, store, csv=csv, parquet=parquet, as_json=as_json)
 
 
-@app.command(epilog="Example: nnbuild compare 20261123T030000000Z-4f2a1c 20261124T030000000Z-0b9d77")
+@app.command(
+    epilog="Example: nnbuild compare 20261123T030000000Z-4f2a1c 20261124T030000000Z-0b9d77"
+)
 def compare(
     run_ids: Annotated[
-        list[str], typer.Argument(metavar="RUN_ID RUN_ID…", help="The others are held against the first.")
+        list[str],
+        typer.Argument(metavar="RUN_ID RUN_ID…", help="The others are held against the first."),
     ],
     html: Html = None,
     store: Store = None,

@@ -7,12 +7,16 @@ import typer
 from flows.app import Json, Store, app
 
 
-@app.command(epilog="Example: nnbuild score --input 'images/*.parquet' --keep customer_id --where 'confidence < 0.6'")
+@app.command(
+    epilog="Example: nnbuild score --input 'images/*.parquet' --keep customer_id --where 'confidence < 0.6'"
+)
 def score(
     input: Annotated[  # noqa: A002  (it is the option's name)
         str | None,
         typer.Option(
-            "--input", metavar="PATH|GLOB|URL", help="Parquet file, folder, glob or URL; IDX, .npz, pictures."
+            "--input",
+            metavar="PATH|GLOB|URL",
+            help="Parquet file, folder, glob or URL; IDX, .npz, pictures.",
         ),
     ] = None,
     model: Annotated[
@@ -20,37 +24,70 @@ def score(
     ] = None,
     digest: Annotated[str | None, typer.Option(metavar="SHA256", help="Of the model file.")] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A new folder; the store's `scores` if not given.")
+        str | None,
+        typer.Option(metavar="DIR", help="A new folder; the store's `scores` if not given."),
     ] = None,
-    keep: Annotated[str | None, typer.Option(metavar="A,B", help="Columns of the input to carry through.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Columns of the input to carry through.")
+    ] = None,
     id_column: Annotated[
         str | None, typer.Option("--id", metavar="COLUMN", help="Of integers, for example_id.")
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Write the logits too.")] = False,  # noqa: FBT002
-    top_k: Annotated[int | None, typer.Option(metavar="K", help="Write the K likeliest classes too.")] = None,
-    where: Annotated[str | None, typer.Option(metavar="TEXT", help="Write only such rows: confidence < 0.6.")] = None,
-    calibrated: Annotated[bool, typer.Option("--calibrated", help="Scale by the run's temperature.")] = False,  # noqa: FBT002
-    engine: Annotated[str | None, typer.Option(metavar="onnx|keras", help="What runs the model; onnx.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Write the K likeliest classes too.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Write only such rows: confidence < 0.6.")
+    ] = None,
+    calibrated: Annotated[  # noqa: FBT002
+        bool, typer.Option("--calibrated", help="Scale by the run's temperature.")
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="onnx|keras", help="What runs the model; onnx.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per batch.")] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="Of the engine; all processors.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the engine; all processors.")
+    ] = None,
     on_error: Annotated[
-        str | None, typer.Option(metavar="stop|quarantine", help="What becomes of rows that cannot be scored; stop.")
+        str | None,
+        typer.Option(
+            metavar="stop|quarantine", help="What becomes of rows that cannot be scored; stop."
+        ),
     ] = None,
     drift_psi: Annotated[
-        float | None, typer.Option(metavar="INDEX", help="Population stability index to tell of; 0.2.")
+        float | None,
+        typer.Option(metavar="INDEX", help="Population stability index to tell of; 0.2."),
     ] = None,
     drift_ks: Annotated[
-        float | None, typer.Option(metavar="DISTANCE", help="Kolmogorov-Smirnov distance to tell of; 0.2.")
+        float | None,
+        typer.Option(metavar="DISTANCE", help="Kolmogorov-Smirnov distance to tell of; 0.2."),
     ] = None,
-    shard_rows: Annotated[int | None, typer.Option(metavar="N", help="Rows per file of the output, about.")] = None,
-    runner: Annotated[str | None, typer.Option(metavar="local|dask", help="Where it is scored; local.")] = None,
-    address: Annotated[str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of the Dask scheduler.")] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(metavar="N", help="Rows per file of the output, about.")
+    ] = None,
+    runner: Annotated[
+        str | None, typer.Option(metavar="local|dask", help="Where it is scored; local.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="tcp://HOST:PORT", help="Of the Dask scheduler.")
+    ] = None,
     since: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="Score the days from here whose {date} is in --input.")
+        str | None,
+        typer.Option(
+            "--from", metavar="DAY", help="Score the days from here whose {date} is in --input."
+        ),
     ] = None,
-    until: Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last of them.")] = None,
-    at_once: Annotated[int | None, typer.Option(metavar="N", help="Days that are scored beside each other; 2.")] = None,
-    resume: Annotated[str | None, typer.Option(metavar="SCORE_ID", help="Go on with a job that was stopped.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="The last of them.")
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(metavar="N", help="Days that are scored beside each other; 2.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="SCORE_ID", help="Go on with a job that was stopped.")
+    ] = None,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:

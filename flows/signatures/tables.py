@@ -17,8 +17,12 @@ def runs(store: Store = None, as_json: Json = False) -> None:  # noqa: FBT002
 
 @app.command(epilog="Example: nnbuild history 20261123T030000000Z-4f2a1c --wide --csv")
 def history(
-    run_ids: Annotated[list[str] | None, typer.Argument(metavar="[RUN_ID…]", help="All runs if not given.")] = None,
-    wide: Annotated[bool, typer.Option("--wide", help="One row an epoch, one column a metric.")] = False,  # noqa: FBT002
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN_ID…]", help="All runs if not given.")
+    ] = None,
+    wide: Annotated[  # noqa: FBT002
+        bool, typer.Option("--wide", help="One row an epoch, one column a metric.")
+    ] = False,
     csv: Annotated[bool, typer.Option("--csv", help="As CSV on standard output.")] = False,  # noqa: FBT002
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002

@@ -10,10 +10,15 @@ from flows.app import Json, Store, app
 
 @app.command(epilog="Example: nnbuild doctor --store ./nnbuild-store")
 def doctor(
-    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="$NNBUILD_DATA_DIR if not given.")] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Clear leftovers, write a lost row again.")] = False,  # noqa: FBT002
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="$NNBUILD_DATA_DIR if not given.")
+    ] = None,
+    repair: Annotated[  # noqa: FBT002
+        bool, typer.Option("--repair", help="Clear leftovers, write a lost row again.")
+    ] = False,
     discard: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="With --repair: give up what waits to be resumed.")
+        list[str] | None,
+        typer.Option(metavar="ID", help="With --repair: give up what waits to be resumed."),
     ] = None,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002

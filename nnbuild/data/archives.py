@@ -38,7 +38,9 @@ def translated(where: object) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"{where}: not readable; mend its permissions") from error
     except MemoryError as error:
-        raise DataError(f"{where}: does not fit into this machine's memory; give less data") from error
+        raise DataError(
+            f"{where}: does not fit into this machine's memory; give less data"
+        ) from error
     except (EOFError, zlib.error, OSError, OverflowError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: damaged or unreadable ({reason}); fetch it again") from error
@@ -93,8 +95,12 @@ def read_exactly(stream: Any, size: int, where: object) -> bytearray:
     while len(payload) < size:
         chunk = stream.read(min(_CHUNK, size - len(payload)))
         if not chunk:
-            raise DataError(f"{where}: truncated, {len(payload)} bytes of data where its header promises {size}")
+            raise DataError(
+                f"{where}: truncated, {len(payload)} bytes of data where its header promises {size}"
+            )
         payload += chunk
     if stream.read(1):
-        raise DataError(f"{where}: more data than the {size} bytes that its header promises; it is damaged")
+        raise DataError(
+            f"{where}: more data than the {size} bytes that its header promises; it is damaged"
+        )
     return payload

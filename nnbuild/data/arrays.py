@@ -33,7 +33,9 @@ class Raw(NamedTuple):
     test_labels: NDArray[Any]
 
 
-def assemble(raw: Raw, *, name: str, source: str, where: object, class_names: Sequence[str] | None = None) -> Dataset:
+def assemble(
+    raw: Raw, *, name: str, source: str, where: object, class_names: Sequence[str] | None = None
+) -> Dataset:
     """A dataset from arrays.
 
     Images may have shape (n, height, width) or (n, height, width, channels), channels 1 or 3, and hold
@@ -61,7 +63,9 @@ def assemble(raw: Raw, *, name: str, source: str, where: object, class_names: Se
             )
     if train.images.shape[1:] != test.images.shape[1:]:
         sizes = f"{train.images.shape[1:]} and test images of {test.images.shape[1:]}"
-        raise DataError(f"{where}: training images of height, width, channels {sizes}; expected one size")
+        raise DataError(
+            f"{where}: training images of height, width, channels {sizes}; expected one size"
+        )
     if class_names is None:
         class_names = _numbered(train, test, where)
     require_classes(class_names, max(int(train.labels.max()), int(test.labels.max())), where)
@@ -84,7 +88,9 @@ def _with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
     if len(shape) == 3:  # noqa: PLR2004
         array = array[..., np.newaxis]
     if array.ndim != 4 or array.shape[3] not in _CHANNELS or 0 in array.shape:  # noqa: PLR2004
-        raise DataError(f"{where}: images of shape {shape}; expected (n, height, width) or (n, height, width, 1 or 3)")
+        raise DataError(
+            f"{where}: images of shape {shape}; expected (n, height, width) or (n, height, width, 1 or 3)"
+        )
     return array
 
 
@@ -95,7 +101,9 @@ def _require_range(array: NDArray[Any], where: object) -> float:
         raise DataError(f"{where}: images of type {array.dtype}; expected integers or floats")
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= _WHITE):  # a NaN fails this too
-        raise DataError(f"{where}: pixels from {low} to {high}; expected [0, 255], or [0, 1] in floats")
+        raise DataError(
+            f"{where}: pixels from {low} to {high}; expected [0, 255], or [0, 1] in floats"
+        )
     return float(high) if array.dtype.kind == "f" else _WHITE
 
 
@@ -105,7 +113,9 @@ def _to_uint8(array: NDArray[Any], scale: int) -> NDArray[np.uint8]:
     pixels = np.empty(array.shape, np.uint8)
     for start in range(0, len(array), _ROWS):
         rows = array[start : start + _ROWS]
-        pixels[start : start + _ROWS] = np.rint(rows.astype(np.float64) * scale) if array.dtype.kind == "f" else rows
+        pixels[start : start + _ROWS] = (
+            np.rint(rows.astype(np.float64) * scale) if array.dtype.kind == "f" else rows
+        )
     return pixels
 
 
@@ -123,7 +133,9 @@ def as_labels(labels: NDArray[Any], where: object) -> NDArray[np.int16]:
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= MOST_CLASSES:
-        raise DataError(f"{where}: labels from {low} to {high}; expected 0 to at most {MOST_CLASSES - 1}")
+        raise DataError(
+            f"{where}: labels from {low} to {high}; expected 0 to at most {MOST_CLASSES - 1}"
+        )
     return labels.astype(np.int16)
 
 
@@ -146,7 +158,9 @@ def require_classes(class_names: Sequence[str], highest: int, where: object) -> 
     if not 2 <= len(class_names) <= MOST_CLASSES:  # noqa: PLR2004
         raise DataError(f"{where}: {len(class_names)} class(es); expected 2 to {MOST_CLASSES}")
     if unprintable := [name for name in class_names if not name.isprintable() or not name]:
-        raise DataError(f"{where}: a class is called {unprintable[0]!r}; expected a name that can be printed")
+        raise DataError(
+            f"{where}: a class is called {unprintable[0]!r}; expected a name that can be printed"
+        )
     if len(set(class_names)) != len(class_names):
         raise DataError(f"{where}: two classes have the same name; expected different names")
     if highest >= len(class_names):

@@ -32,9 +32,13 @@ class CheckLimits(BaseModel):
         default=0.01, description="Most test images that may also be training images, as a share"
     )
     imbalance: float = Field(
-        default=20.0, ge=1, description="Most that the largest class may exceed the smallest, as a factor"
+        default=20.0,
+        ge=1,
+        description="Most that the largest class may exceed the smallest, as a factor",
     )
-    strict: bool = Field(default=False, description="Stop for duplicates, leaked images and imbalance, not only warn")
+    strict: bool = Field(
+        default=False, description="Stop for duplicates, leaked images and imbalance, not only warn"
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ def require(results: Sequence[CheckResult]) -> None:
             + (f" ({result.detail})" * bool(result.detail))
             for result in violated
         )
-        raise CheckError(f"the data are not fit to train on: {numbers}; mend the data, or the limits of the checks")
+        raise CheckError(
+            f"the data are not fit to train on: {numbers}; mend the data, or the limits of the checks"
+        )
 
 
 def _form(dataset: Dataset) -> Iterator[CheckResult]:
@@ -104,13 +110,23 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
         bound="as many labels as images, in both splits, and not none",
     )
     shapes = [split.images.shape[1:] for split in splits]
-    fitting = shapes[0] == shapes[1] and len(shapes[0]) == _IMAGE_DIMENSIONS - 1 and shapes[0][2] in _CHANNELS
+    fitting = (
+        shapes[0] == shapes[1]
+        and len(shapes[0]) == _IMAGE_DIMENSIONS - 1
+        and shapes[0][2] in _CHANNELS
+    )
     yield CheckResult(
-        "image_shape", passed=fitting, hard=True, measured=_once(shapes), bound="one (height, width, 1 or 3)"
+        "image_shape",
+        passed=fitting,
+        hard=True,
+        measured=_once(shapes),
+        bound="one (height, width, 1 or 3)",
     )
     kinds = [f"{split.images.dtype} images, {split.labels.dtype} labels" for split in splits]
     expected = "uint8 images, int16 labels"
-    yield CheckResult("dtype", passed=kinds == [expected] * 2, hard=True, measured=_once(kinds), bound=expected)
+    yield CheckResult(
+        "dtype", passed=kinds == [expected] * 2, hard=True, measured=_once(kinds), bound=expected
+    )
     labels = np.concatenate([split.labels.ravel() for split in splits])
     low, high = (labels.min(), labels.max()) if len(labels) else (0, 0)
     inside = bool(low >= 0 and high < dataset.classes)
@@ -148,7 +164,9 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
         yield _constant(f"constant_images_{subset}", split, limits)
     digests = image_digests(train.images), image_digests(test.images)
     repeated = len(train) - len(np.unique(digests[0]))
-    yield _share("train_duplicates", repeated, len(train), limits.duplicate_share, hard=limits.strict)
+    yield _share(
+        "train_duplicates", repeated, len(train), limits.duplicate_share, hard=limits.strict
+    )
     leaked = int(np.isin(digests[1], digests[0]).sum())
     yield _share("test_images_in_train", leaked, len(test), limits.leaked_share, hard=limits.strict)
     smallest, largest = int(counts[0].min()), int(counts[0].max())

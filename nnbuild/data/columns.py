@@ -58,7 +58,9 @@ def reader(kind: Any, metadata: Mapping[bytes, bytes], where: object) -> Reader:
     shape = image_shape(metadata, where) if b"height" in metadata else None
     if isinstance(kind, pa.FixedShapeTensorType):
         if kind.permutation not in (None, list(range(len(kind.shape)))):
-            raise DataError(f"{where}: tensors in the order {kind.permutation}; expected height, width, channels")
+            raise DataError(
+                f"{where}: tensors in the order {kind.permutation}; expected height, width, channels"
+            )
         return _Lists(tuple(kind.shape), math.prod(kind.shape) and kind.value_type.bit_width // 8)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -73,7 +75,9 @@ def reader(kind: Any, metadata: Mapping[bytes, bytes], where: object) -> Reader:
         return _Pictures("image.bytes")
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _Pictures("image")
-    raise DataError(f"{where}: column 'image' is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes")
+    raise DataError(
+        f"{where}: column 'image' is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes"
+    )
 
 
 def require_labels(kind: Any, where: object) -> None:
@@ -83,7 +87,9 @@ def require_labels(kind: Any, where: object) -> None:
         DataError: no integers.
     """
     if not pa.types.is_integer(kind):
-        raise DataError(f"{where}: column 'label' is {kind}; expected integers from 0: number the classes")
+        raise DataError(
+            f"{where}: column 'label' is {kind}; expected integers from 0: number the classes"
+        )
 
 
 def labels(column: Any, first: int, where: object) -> NDArray[Any]:
@@ -127,7 +133,9 @@ class _Lists(Reader):
         shape = self.shape if self.shape or len(sizes) > 1 else _shape(sizes[0], None, where)
         shape = shape or tuple(sizes)
         if math.prod(shape) != math.prod(sizes):
-            raise DataError(f"{where}: images of {math.prod(sizes)} numbers, their shape is said to be {shape}")
+            raise DataError(
+                f"{where}: images of {math.prod(sizes)} numbers, their shape is said to be {shape}"
+            )
         return _narrow(np.asarray(values.to_numpy(zero_copy_only=False))).reshape(count, *shape)
 
 
@@ -147,9 +155,13 @@ class _Pictures(Reader):
                 images.append(pictures.decode(payload.as_py(), f"{where}, row {row}"))
                 if images[-1].shape != images[0].shape:
                     sizes = f"{images[-1].shape}, row {first} has {images[0].shape}"
-                    raise DataError(f"{where}, row {row}: height, width, channels {sizes}; expected one size")
+                    raise DataError(
+                        f"{where}, row {row}: height, width, channels {sizes}; expected one size"
+                    )
                 if len(images) * images[0].nbytes > room:
-                    raise DataError(f"{where}, row {row}: pictures that expand beyond {room} bytes; refused as a bomb")
+                    raise DataError(
+                        f"{where}, row {row}: pictures that expand beyond {room} bytes; refused as a bomb"
+                    )
         return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
 
 
@@ -165,13 +177,21 @@ def _shape(size: int, given: tuple[int, ...] | None, where: object) -> tuple[int
     side = math.isqrt(size)
     shape = given or (side, side, 1)
     if math.prod(shape) != size or not size:
-        claim = f"metadata say {given}" if given else "that is no square, and its metadata give no shape"
-        raise DataError(f"{where}: images of {size} values, {claim}; expected metadata height, width and channels")
+        claim = (
+            f"metadata say {given}"
+            if given
+            else "that is no square, and its metadata give no shape"
+        )
+        raise DataError(
+            f"{where}: images of {size} values, {claim}; expected metadata height, width and channels"
+        )
     return shape
 
 
 def _is_list(kind: Any) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _one(column: Any) -> Any:
@@ -197,4 +217,6 @@ def _require_values(column: Any, name: str, first: int, where: object) -> None:
     if column.null_count:
         rows = np.flatnonzero(np.asarray(column.is_null()))
         shown = ", ".join(str(first + row) for row in rows[:5])
-        raise DataError(f"{where}: {len(rows)} null(s) in column {name!r}, rows {shown}; expected none")
+        raise DataError(
+            f"{where}: {len(rows)} null(s) in column {name!r}, rows {shown}; expected none"
+        )

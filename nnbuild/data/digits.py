@@ -19,13 +19,21 @@ def load() -> Dataset:
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, 1998.
     """
-    from sklearn.datasets import load_digits  # here, for the half second that only this dataset needs
+    from sklearn.datasets import (
+        load_digits,
+    )  # here, for the half second that only this dataset needs
 
     bunch = load_digits()
     images = np.stack([_enlarge(image) for image in bunch.images])[..., np.newaxis]
     train, test = hold_out(Split(images, bunch.target.astype(np.int16)))
     names = tuple(str(label) for label in range(10))
-    return Dataset(NAME, train, test, names, "scikit-learn's load_digits; test: a sixth of each class, by content")
+    return Dataset(
+        NAME,
+        train,
+        test,
+        names,
+        "scikit-learn's load_digits; test: a sixth of each class, by content",
+    )
 
 
 def _enlarge(image: NDArray[np.float64]) -> NDArray[np.uint8]:

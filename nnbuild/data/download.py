@@ -30,7 +30,14 @@ class UnavailableError(DataError):
     """The data are nowhere to be had: not a word on whether they are sound."""
 
 
-def fetch(url: str, target: Path, verify: Callable[[Path], None], *, progress: Progress | None, timeout: float) -> None:
+def fetch(
+    url: str,
+    target: Path,
+    verify: Callable[[Path], None],
+    *,
+    progress: Progress | None,
+    timeout: float,
+) -> None:
     """Download a file, unless a sound one is there already.
 
     What arrives is kept in a hidden `.part` file beside the target until it is verified, so that a broken
@@ -50,7 +57,9 @@ def fetch(url: str, target: Path, verify: Callable[[Path], None], *, progress: P
         target.parent.mkdir(parents=True, exist_ok=True)
         with _partial(target) as part:
             if not _is_sound(target, verify):
-                _fill(url, part, verify, partial(progress, target.name) if progress else None, timeout)
+                _fill(
+                    url, part, verify, partial(progress, target.name) if progress else None, timeout
+                )
                 os.fsync(part.fileno())
                 Path(part.name).replace(target)
     except OSError as error:
@@ -67,7 +76,13 @@ def _is_sound(target: Path, verify: Callable[[Path], None]) -> bool:
     return True
 
 
-def _fill(url: str, part: IO[bytes], verify: Callable[[Path], None], report: _Report | None, timeout: float) -> None:
+def _fill(
+    url: str,
+    part: IO[bytes],
+    verify: Callable[[Path], None],
+    report: _Report | None,
+    timeout: float,
+) -> None:
     """Download until `verify` is content; begin anew if what was resumed turns out to be unsound."""
     for attempt in range(1, _ATTEMPTS + 1):
         resumed = part.seek(0, os.SEEK_END) > 0
@@ -156,7 +171,9 @@ def _partial(target: Path) -> Iterator[IO[bytes]]:
                 finally:
                     _remove_empty(part, path)
                 return
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False) as own:
+    with tempfile.NamedTemporaryFile(
+        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
+    ) as own:
         try:
             yield own
         finally:

@@ -34,12 +34,18 @@ def load(path: Path) -> Dataset:
     class_names = sorted(_subfolders(train_root, root), key=_by_value)
     train = _examples(train_root, class_names, root)
     if not train:
-        raise DataError(f"{path}: no pictures; expected train/<class>/*.png and test/<class>/*.png, or <class>/*.png")
+        raise DataError(
+            f"{path}: no pictures; expected train/<class>/*.png and test/<class>/*.png, or <class>/*.png"
+        )
     if "train" not in top or "test" not in top:
         images, labels = _read(train, _shape_of(train[0][0]))
-        return assemble_held_out(images, labels, name=slug(path), source=str(path), where=path, class_names=class_names)
+        return assemble_held_out(
+            images, labels, name=slug(path), source=str(path), where=path, class_names=class_names
+        )
     if unknown := sorted(set(_subfolders(root / "test", root)) - set(class_names)):
-        raise DataError(f"{root / 'test'}: has class {unknown[0]!r}, which train/ lacks; expected the same classes")
+        raise DataError(
+            f"{root / 'test'}: has class {unknown[0]!r}, which train/ lacks; expected the same classes"
+        )
     test = _examples(root / "test", class_names, root)
     shape = _shape_of(train[0][0])
     raw = Raw(*_read(train, shape), *_read(test, shape))
@@ -98,7 +104,9 @@ def _picture(file: Path) -> NDArray[np.uint8]:
     return pictures.decode(payload, file)
 
 
-def _read(examples: _Examples, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+def _read(
+    examples: _Examples, shape: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
     """Images of shape (n, height, width, channels) and their labels.
 
     Raises:

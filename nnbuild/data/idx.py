@@ -43,15 +43,24 @@ def read(path: Path) -> NDArray[Any]:
         size = math.prod(shape) * kind.itemsize
         # A size of 0 makes the product 0, whatever the other sizes are.
         if size > limit or math.prod(max(each, 1) for each in shape) * kind.itemsize > _MOST_BYTES:
-            raise DataError(f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again")
+            raise DataError(
+                f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again"
+            )
         payload = archives.read_exactly(stream, size, path)
     return np.frombuffer(payload, kind).reshape(shape)
 
 
 def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
     magic = stream.read(_MAGIC)
-    if len(magic) < _MAGIC or magic[:2] != b"\0\0" or magic[2] not in _TYPES or not 1 <= magic[3] <= _MOST_DIMENSIONS:
-        raise DataError(f"{path}: starts with {magic.hex() or 'nothing'}, expected an IDX header such as 00000803")
+    if (
+        len(magic) < _MAGIC
+        or magic[:2] != b"\0\0"
+        or magic[2] not in _TYPES
+        or not 1 <= magic[3] <= _MOST_DIMENSIONS
+    ):
+        raise DataError(
+            f"{path}: starts with {magic.hex() or 'nothing'}, expected an IDX header such as 00000803"
+        )
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise DataError(f"{path}: truncated in its header, expected {magic[3]} sizes of 4 bytes")
@@ -70,7 +79,9 @@ def read_all(folder: Path) -> tuple[NDArray[Any], ...]:
     found = find(folder)
     if missing := [name for name in FILES if name not in found]:
         held = ", ".join(found) or "nothing"
-        raise DataError(f"{folder}: has {held} but lacks {', '.join(missing)}; expected all four files")
+        raise DataError(
+            f"{folder}: has {held} but lacks {', '.join(missing)}; expected all four files"
+        )
     return tuple(read(found[name]) for name in FILES)
 
 
@@ -100,7 +111,9 @@ def find(folder: Path) -> dict[str, Path]:
     for name in FILES:
         variants = (name + end for end in ("", ".gz"))
         dotted = (name.replace("-idx", ".idx") + end for end in ("", ".gz"))
-        paths = [path for path in (folder / variant for variant in (*variants, *dotted)) if path.exists()]
+        paths = [
+            path for path in (folder / variant for variant in (*variants, *dotted)) if path.exists()
+        ]
         if paths:
             found[name] = paths[0]
     return found

@@ -67,12 +67,16 @@ def load(
 def _from_data_dir(named: Named, data_dir: Path) -> Dataset | None:
     for folder in (data_dir / named.name, data_dir):
         raw = _read(named, folder)
-        if raw is None or (named is not MNIST and _is_mnist(raw)):  # the files of both have the same names
+        if raw is None or (
+            named is not MNIST and _is_mnist(raw)
+        ):  # the files of both have the same names
             continue
         try:
             _verify(named, raw, folder)
         except DataError as error:
-            hint = f"to train on other data of that form, pass the folder itself: --dataset {folder}"
+            hint = (
+                f"to train on other data of that form, pass the folder itself: --dataset {folder}"
+            )
             raise DataError(f"{error}; {hint}") from error
         return _assemble(named, raw, str(folder))
     return None
@@ -125,7 +129,9 @@ def _verify(named: Named, raw: Raw, where: object) -> None:
         if array.shape != shape:
             raise DataError(f"{where}: {file} has shape {array.shape}, {named.name}'s has {shape}")
         if file in named.payload and _payload_digest(array) != named.payload[file]:
-            raise DataError(f"{where}: the payload of {file} is not {named.name}'s published one (sha256 differs)")
+            raise DataError(
+                f"{where}: the payload of {file} is not {named.name}'s published one (sha256 differs)"
+            )
 
 
 def _payload_digest(array: NDArray[Any]) -> str:
@@ -141,13 +147,19 @@ def _verify_packed(digest: str, path: Path) -> None:
 
 
 def _assemble(named: Named, raw: Raw, source: str) -> Dataset:
-    return assemble(raw, name=named.name, source=source, where=source, class_names=named.class_names)
+    return assemble(
+        raw, name=named.name, source=source, where=source, class_names=named.class_names
+    )
 
 
-def _download(named: Named, mirror: str, folder: Path, progress: Progress | None, timeout: float) -> None:
+def _download(
+    named: Named, mirror: str, folder: Path, progress: Progress | None, timeout: float
+) -> None:
     if mirror.endswith(".npz"):
         if not named.payload:
-            raise UnavailableError(f"{mirror}: the payload of {named.name} has no published checksum to verify it by")
+            raise UnavailableError(
+                f"{mirror}: the payload of {named.name} has no published checksum to verify it by"
+            )
         fetch(
             mirror,
             folder / f"{named.name}.npz",
@@ -158,7 +170,9 @@ def _download(named: Named, mirror: str, folder: Path, progress: Progress | None
         return
     for name in idx.FILES:
         url = f"{mirror.rstrip('/')}/{name}.gz"
-        fetch(url, folder / f"{name}.gz", _verifier(named, name), progress=progress, timeout=timeout)
+        fetch(
+            url, folder / f"{name}.gz", _verifier(named, name), progress=progress, timeout=timeout
+        )
 
 
 def _verify_npz(named: Named, path: Path) -> None:

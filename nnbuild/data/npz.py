@@ -23,7 +23,10 @@ _BAD_ZIP = (
     RuntimeError,
 )  # the last: encrypted
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def names(path: Path) -> list[str]:
@@ -51,11 +54,17 @@ def read(path: Path, keys: Sequence[str] = KEYS) -> tuple[NDArray[Any], ...]:
         members = {member.filename: member for member in archive.infolist()}
         if missing := [key for key in keys if f"{key}.npy" not in members]:
             held = ", ".join(sorted(members)[:10]) or "nothing"
-            raise DataError(f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(keys)}")
+            raise DataError(
+                f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(keys)}"
+            )
         needed = [members[f"{key}.npy"] for key in keys]
         if (size := sum(member.file_size for member in needed)) > archives.allowance(packed):
-            raise DataError(f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb")
-        return tuple(_read_member(archive, member, f"{path}, {member.filename}") for member in needed)
+            raise DataError(
+                f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb"
+            )
+        return tuple(
+            _read_member(archive, member, f"{path}, {member.filename}") for member in needed
+        )
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> NDArray[Any]:
@@ -66,7 +75,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) 
             raise DataError(f"{where}: holds {what}, which are refused; expected numbers")
         size = math.prod(shape) * kind.itemsize
         if min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
-            raise DataError(f"{where}: claims shape {shape} of {kind}, {size} bytes, in a member of {member.file_size}")
+            raise DataError(
+                f"{where}: claims shape {shape} of {kind}, {size} bytes, in a member of {member.file_size}"
+            )
         payload = archives.read_exactly(stream, size, where)
     values = np.frombuffer(payload, kind)
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
@@ -75,7 +86,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) 
 def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
-        raise DataError(f"{where}: .npy version {version}, expected 1.0 or 2.0; save it with numpy.savez_compressed")
+        raise DataError(
+            f"{where}: .npy version {version}, expected 1.0 or 2.0; save it with numpy.savez_compressed"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # files of Python 2 warn, and are read well
         return _HEADERS[version](stream)
@@ -88,4 +101,6 @@ def _translated(path: Path) -> Iterator[None]:
             yield
     except (*_BAD_ZIP, *_BAD_HEADER) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: not a readable .npz file ({reason}); fetch or save it again") from error
+        raise DataError(
+            f"{path}: not a readable .npz file ({reason}); fetch or save it again"
+        ) from error

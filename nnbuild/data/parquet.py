@@ -46,7 +46,9 @@ def load_file(path: Path) -> Dataset:
     """
     images, labels = _read([path])
     names = _class_names(path)
-    return assemble_held_out(images, labels, name=slug(path), source=str(path), where=path, class_names=names)
+    return assemble_held_out(
+        images, labels, name=slug(path), source=str(path), where=path, class_names=names
+    )
 
 
 def load_folder(path: Path) -> Dataset:
@@ -66,7 +68,9 @@ def load_folder(path: Path) -> Dataset:
     images, labels = _read(train)
     names = _class_names(train[0])
     if not test:
-        return assemble_held_out(images, labels, name=slug(path), source=str(path), where=path, class_names=names)
+        return assemble_held_out(
+            images, labels, name=slug(path), source=str(path), where=path, class_names=names
+        )
     raw = Raw(images, labels, *_read(test))
     return assemble(raw, name=slug(path), source=str(path), where=path, class_names=names)
 
@@ -84,9 +88,19 @@ def _files(folder: Path, split: str) -> list[Path]:
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path}: no readable Parquet ({reason}); fetch or write it again") from error
+        raise DataError(
+            f"{path}: no readable Parquet ({reason}); fetch or write it again"
+        ) from error
 
 
 def _read(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -97,10 +111,14 @@ def _read(paths: Sequence[Path]) -> tuple[NDArray[Any], NDArray[Any]]:
         raise DataError(f"{paths[0]}: holds no rows; expected images")
     shapes = sorted({images.shape[1:] for images, _ in parts})
     if len(shapes) > 1:
-        raise DataError(f"{paths[0].parent}: images of shapes {shapes[0]} and {shapes[1]}; expected one")
+        raise DataError(
+            f"{paths[0].parent}: images of shapes {shapes[0]} and {shapes[1]}; expected one"
+        )
     if len(parts) == 1:
         return parts[0]
-    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+    return np.concatenate([images for images, _ in parts]), np.concatenate(
+        [labels for _, labels in parts]
+    )
 
 
 def _require_sound(paths: Sequence[Path]) -> None:
@@ -113,7 +131,9 @@ def _require_sound(paths: Sequence[Path]) -> None:
     if looked.returncode < 0:
         seen = looked.stdout.decode(errors="replace").split("\0")
         path = paths[max(len(seen) - 2, 0)]
-        raise DataError(f"{path}: no readable Parquet (its metadata are damaged); fetch or write it again")
+        raise DataError(
+            f"{path}: no readable Parquet (its metadata are damaged); fetch or write it again"
+        )
 
 
 def _row_groups(path: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -123,14 +143,18 @@ def _row_groups(path: Path) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         schema = file.schema_arrow
         if missing := [name for name in (_IMAGE, _LABEL) if name not in schema.names]:
             held = ", ".join(schema.names[:20])
-            raise DataError(f"{path}: no column {missing[0]!r} among {held}; expected {_IMAGE!r} and {_LABEL!r}")
+            raise DataError(
+                f"{path}: no column {missing[0]!r} among {held}; expected {_IMAGE!r} and {_LABEL!r}"
+            )
         columns.require_labels(schema.field(_LABEL).type, path)
         image = columns.reader(schema.field(_IMAGE).type, schema.metadata or {}, path)
         first = 0
         for group in range(file.num_row_groups):
             size = _expanded(file.metadata.row_group(group), image)
             if not 0 <= size <= room:
-                raise DataError(f"{path}: claims to expand to {size} bytes in row group {group}; refused as a bomb")
+                raise DataError(
+                    f"{path}: claims to expand to {size} bytes in row group {group}; refused as a bomb"
+                )
             table = file.read_row_group(group, columns=[image.column, _LABEL])
             labels = columns.labels(table[_LABEL], first, path)
             images = image.read(table[_IMAGE], first, room, path)
@@ -144,7 +168,9 @@ def _byte_columns(path: Path) -> list[str]:
     """The columns of PNG bytes: read as dictionaries, a picture repeated a million times is held once."""
     schema = pq.read_metadata(path).schema
     leaves = [schema.column(index) for index in range(len(schema))]
-    return [leaf.path for leaf in leaves if leaf.path in _BYTES and leaf.physical_type == "BYTE_ARRAY"]
+    return [
+        leaf.path for leaf in leaves if leaf.path in _BYTES and leaf.physical_type == "BYTE_ARRAY"
+    ]
 
 
 def _expanded(group: Any, image: columns.Reader) -> int:
@@ -165,4 +191,8 @@ def _class_names(path: Path) -> tuple[str, ...] | None:
             names = json.loads(text)["info"]["features"][_LABEL]["names"]
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return (
+        tuple(names)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+        else None
+    )

@@ -51,13 +51,17 @@ def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # what a decoder raises on a damaged file is any of a dozen types
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: not a readable picture ({reason}); expected {', '.join(_FORMATS)}") from error
+        raise DataError(
+            f"{where}: not a readable picture ({reason}); expected {', '.join(_FORMATS)}"
+        ) from error
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _require_size(picture: Image.Image, where: object) -> None:
     if picture.width * picture.height > _MOST_PIXELS:
-        raise DataError(f"{where}: {picture.width} x {picture.height} pixels; expected at most {_MOST_PIXELS}")
+        raise DataError(
+            f"{where}: {picture.width} x {picture.height} pixels; expected at most {_MOST_PIXELS}"
+        )
 
 
 def _plain(picture: Image.Image, where: object) -> Image.Image:
@@ -67,8 +71,12 @@ def _plain(picture: Image.Image, where: object) -> Image.Image:
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode not in {"1", "L", "RGB", "P", "PA", "LA", "RGBA"}:
-        raise DataError(f"{where}: a picture of mode {picture.mode}; expected grey or RGB of 8 bits: convert it")
+        raise DataError(
+            f"{where}: a picture of mode {picture.mode}; expected grey or RGB of 8 bits: convert it"
+        )
     full = picture.convert("RGBA")
     if full.getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):
-        raise DataError(f"{where}: transparent in places; expected an opaque picture: put it on a background")
+        raise DataError(
+            f"{where}: transparent in places; expected an opaque picture: put it on a background"
+        )
     return full.convert("L" if picture.mode in {"1", "L", "LA"} else "RGB")

@@ -81,8 +81,12 @@ def load(
 def _from_path(given: str) -> Dataset:
     if not given or not os.path.exists(given):  # noqa: PTH110  (Path.exists raises on names that are too long)
         if "/" in given or "." in given:
-            raise DataError(f"{given}: no such file or folder; give one that exists, or a name: {', '.join(NAMES)}")
-        raise ConfigError(f"dataset {given!r} is neither a known name nor an existing path; {suggestion(given, NAMES)}")
+            raise DataError(
+                f"{given}: no such file or folder; give one that exists, or a name: {', '.join(NAMES)}"
+            )
+        raise ConfigError(
+            f"dataset {given!r} is neither a known name nor an existing path; {suggestion(given, NAMES)}"
+        )
     path = Path(given)
     return _from_folder(path) if path.is_dir() else _from_file(path)
 
@@ -96,7 +100,9 @@ def _from_file(path: Path) -> Dataset:
     if magic.startswith(_ZIP_MAGIC) or path.suffix == ".npz":
         return assemble(Raw(*npz.read(path)), name=slug(path), source=str(path), where=path)
     if path.suffix == ".parquet":
-        raise DataError(f"{path}: starts with {magic.hex() or 'nothing'}, no Parquet file; fetch or write it again")
+        raise DataError(
+            f"{path}: starts with {magic.hex() or 'nothing'}, no Parquet file; fetch or write it again"
+        )
     raise DataError(
         f"{path}: neither .npz nor Parquet; expected one of these, or the folder of the IDX files or images"
     )
@@ -106,7 +112,9 @@ def _from_folder(path: Path) -> Dataset:
     with archives.translated(path):
         names = sorted(entry.name for entry in path.iterdir())
     if not names:
-        raise DataError(f"{path}: an empty folder; expected IDX files, Parquet files, or images by class")
+        raise DataError(
+            f"{path}: an empty folder; expected IDX files, Parquet files, or images by class"
+        )
     if idx.find(path):
         return assemble(Raw(*idx.read_all(path)), name=slug(path), source=str(path), where=path)
     if tables.DESCRIPTION in names:

@@ -61,7 +61,9 @@ def assemble_held_out(
     (pixels,) = as_pixels((images,), where)
     train, test = hold_out(Split(pixels, as_labels(labels, where)))
     if not len(test):
-        raise DataError(f"{where}: no class has two different images; expected enough to hold some out for testing")
+        raise DataError(
+            f"{where}: no class has two different images; expected enough to hold some out for testing"
+        )
     raw = Raw(train.images, train.labels, test.images, test.labels)
     source = f"{source}; test: a sixth of each class, by content"
     return assemble(raw, name=name, source=source, where=where, class_names=class_names)

@@ -59,12 +59,21 @@ def split_table(split: Split) -> Any:
     """
     count, *shape = split.images.shape
     pixels = pa.py_buffer(np.ascontiguousarray(split.images))
-    image = pa.FixedSizeBinaryArray.from_buffers(pa.binary(int(np.prod(shape))), count, [None, pixels])
+    image = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(int(np.prod(shape))), count, [None, pixels]
+    )
     metadata = dict(zip(_SHAPE_KEYS, (str(size).encode() for size in shape), strict=True))
     schema = pa.schema(
         [
-            pa.field("image", image.type, nullable=False, metadata={"description": "Pixels, 0 to 255, row by row"}),
-            pa.field("label", pa.int16(), nullable=False, metadata={"description": "True class, from 0"}),
+            pa.field(
+                "image",
+                image.type,
+                nullable=False,
+                metadata={"description": "Pixels, 0 to 255, row by row"},
+            ),
+            pa.field(
+                "label", pa.int16(), nullable=False, metadata={"description": "True class, from 0"}
+            ),
         ],
         metadata={**metadata, _VERSION_KEY: SCHEMA_VERSION.encode()},
     )
@@ -83,14 +92,20 @@ def split_from_table(table: Any, where: object = "table") -> Split:
     metadata = table.schema.metadata or {}
     version = one_line(metadata.get(_VERSION_KEY, b"none").decode(errors="replace"))
     if version != SCHEMA_VERSION:
-        raise DataError(f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again")
+        raise DataError(
+            f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again"
+        )
     shape = image_shape(metadata, where)
     kinds = [(field.name, field.type) for field in table.schema]
     if kinds != [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int16())]:
-        raise DataError(f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16")
+        raise DataError(
+            f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16"
+        )
     if table["image"].null_count or table["label"].null_count:
         raise DataError(f"{where}: holds nulls; ingest the data again")
-    return Split(fixed_pixels(table["image"]).reshape(-1, *shape), _values(table["label"], np.int16))
+    return Split(
+        fixed_pixels(table["image"]).reshape(-1, *shape), _values(table["label"], np.int16)
+    )
 
 
 def image_shape(metadata: Any, where: object) -> tuple[int, int, int]:
@@ -123,7 +138,9 @@ def _values(column: Any, kind: type[np.generic], each: int = 1) -> Any:
         each: how many values a row has.
     """
     parts = [
-        np.frombuffer(chunk.buffers()[1] or b"", kind)[chunk.offset * each : (chunk.offset + len(chunk)) * each]
+        np.frombuffer(chunk.buffers()[1] or b"", kind)[
+            chunk.offset * each : (chunk.offset + len(chunk)) * each
+        ]
         for chunk in column.chunks
     ]
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind), *parts])
@@ -192,17 +209,23 @@ def read_dataset(folder: Path) -> Dataset:
         DataError: a file is missing, or anything is not as it was written.
     """
     description = _read_description(folder / DESCRIPTION)
-    train, test = (_read_split(folder / f"{name}.parquet", getattr(description, name)) for name in _SPLITS)
+    train, test = (
+        _read_split(folder / f"{name}.parquet", getattr(description, name)) for name in _SPLITS
+    )
     shape = (description.height, description.width, description.channels)
     for name, split in zip(_SPLITS, (train, test), strict=True):
         if split.images.shape[1:] != shape:
-            raise DataError(f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}")
+            raise DataError(
+                f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}"
+            )
     return Dataset(description.name, train, test, description.class_names, description.source)
 
 
 def _read_description(path: Path) -> _Description:
     if archives.require_regular(path) > _MOST_JSON:
-        raise DataError(f"{path}: larger than {_MOST_JSON} bytes; it is no description of a dataset")
+        raise DataError(
+            f"{path}: larger than {_MOST_JSON} bytes; it is no description of a dataset"
+        )
     with archives.translated(path):
         text = path.read_bytes()
     try:
@@ -215,7 +238,9 @@ def _read_description(path: Path) -> _Description:
         raise DataError(f"{path}: no JSON; ingest the data again") from error
     if description.schema_version != SCHEMA_VERSION:
         version = one_line(description.schema_version)
-        raise DataError(f"{path}: schema version {version}, expected {SCHEMA_VERSION}; ingest again")
+        raise DataError(
+            f"{path}: schema version {version}, expected {SCHEMA_VERSION}; ingest again"
+        )
     return description
 
 
@@ -228,11 +253,15 @@ def _table(payload: bytes) -> Any:
 def _read_split(path: Path, expected: _File) -> Split:
     size = archives.require_regular(path)
     if size != expected.bytes:
-        raise DataError(f"{path}: {size} bytes, {DESCRIPTION} says {expected.bytes}; ingest the data again")
+        raise DataError(
+            f"{path}: {size} bytes, {DESCRIPTION} says {expected.bytes}; ingest the data again"
+        )
     with archives.translated(path):
         payload = path.read_bytes()
     if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
-        raise DataError(f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again")
+        raise DataError(
+            f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again"
+        )
     try:
         split = split_from_table(_table(payload), path)
     except (pa.ArrowException, OSError) as error:
@@ -240,5 +269,7 @@ def _read_split(path: Path, expected: _File) -> Split:
             f"{path}: no readable Parquet ({' '.join(str(error).split())}); ingest the data again"
         ) from error
     if len(split) != expected.rows:
-        raise DataError(f"{path}: {len(split)} rows, {DESCRIPTION} says {expected.rows}; ingest the data again")
+        raise DataError(
+            f"{path}: {len(split)} rows, {DESCRIPTION} says {expected.rows}; ingest the data again"
+        )
     return split

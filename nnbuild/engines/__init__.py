@@ -14,4 +14,8 @@ __all__ = ["Engine", "KerasEngine", "Logits", "OnnxEngine", "Pixels"]
 def __getattr__(name: str) -> Any:
     from nnbuild.lazy import find
 
-    return find(name, {"nnbuild.engines.keras": ("KerasEngine",), "nnbuild.engines.onnx": ("OnnxEngine",)}, __name__)
+    return find(
+        name,
+        {"nnbuild.engines.keras": ("KerasEngine",), "nnbuild.engines.onnx": ("OnnxEngine",)},
+        __name__,
+    )

@@ -22,7 +22,9 @@ class KerasEngine:
 
         self._batch_size = batch_size
         self._constant = tf.constant
-        self._infer = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        self._infer = tf.function(
+            lambda images: model(images, training=False), reduce_retracing=True
+        )
 
     def logits(self, images: Pixels) -> Logits:
         """See `Engine`."""

@@ -41,15 +41,27 @@ class OnnxEngine:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         given = model if isinstance(model, bytes) else str(model)
         try:
-            self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                given, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime raises classes of its own for each kind of damage
             told = " ".join(str(error).split())[:200]
-            raise ContractError(f"ONNX Runtime cannot run {_called(model)}: {told}; export the run again") from error
+            raise ContractError(
+                f"ONNX Runtime cannot run {_called(model)}: {told}; export the run again"
+            ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        served = [each.name for each in outputs][:1] == [LOGITS]  # an export for a server has probabilities too
-        if len(inputs) != 1 or not (len(outputs) == 1 or served) or inputs[0].type != "tensor(uint8)":
+        served = [each.name for each in outputs][:1] == [
+            LOGITS
+        ]  # an export for a server has probabilities too
+        if (
+            len(inputs) != 1
+            or not (len(outputs) == 1 or served)
+            or inputs[0].type != "tensor(uint8)"
+        ):
             found = [(each.name, each.type) for each in inputs]
-            raise ContractError(f"{_called(model)} takes {found}, expected one input of uint8 pixels; export it again")
+            raise ContractError(
+                f"{_called(model)} takes {found}, expected one input of uint8 pixels; export it again"
+            )
         self._input, self._outputs = inputs[0].name, [outputs[0].name]
         told = self._session.get_modelmeta().custom_metadata_map.get(ROWS_PER_CALL, "")
         self._rows = int(told) if told.isascii() and told.isdigit() and int(told) else _ROWS
@@ -65,7 +77,9 @@ class OnnxEngine:
         given, made = self._session.get_inputs()[0].shape, self._session.get_outputs()[0].shape
         sizes = [*given[1:], *made[1:]]
         if len(given) != 4 or len(made) != 2 or not all(isinstance(each, int) for each in sizes):  # noqa: PLR2004
-            raise ContractError(f"the model takes {given} and gives {made}, expected sizes; export it again")
+            raise ContractError(
+                f"the model takes {given} and gives {made}, expected sizes; export it again"
+            )
         height, width, channels, classes = sizes
         return (height, width, channels), classes
 
@@ -84,7 +98,9 @@ class OnnxEngine:
 
     def _run(self, images: Pixels, starts: Iterable[int]) -> dict[int, Logits]:
         return {
-            start: self._session.run(self._outputs, {self._input: images[start : start + self._rows]})[0]
+            start: self._session.run(
+                self._outputs, {self._input: images[start : start + self._rows]}
+            )[0]
             for start in starts
         }
 

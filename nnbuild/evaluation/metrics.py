@@ -60,7 +60,9 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[Figure]
         "accuracy": float(right.mean()),
         "top_2_accuracy": float((better < 2).mean()),  # noqa: PLR2004
         "negative_log_likelihood": loss,
-        "brier_score": float(((probabilities**2).sum(axis=1) - 2 * probabilities[each, labels] + 1).mean()),
+        "brier_score": float(
+            ((probabilities**2).sum(axis=1) - 2 * probabilities[each, labels] + 1).mean()
+        ),
         "expected_calibration_error": calibration_error(probabilities, labels),
     }
     by_class = _by_class(confusion_counts(labels, logits.argmax(axis=1), classes))
@@ -68,11 +70,17 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[Figure]
         overall[f"macro_{name}"] = float(np.mean(by_class[name]))
     return [
         *(Figure(name, None, value) for name, value in overall.items()),
-        *(Figure(name, label, float(value)) for name, values in by_class.items() for label, value in enumerate(values)),
+        *(
+            Figure(name, label, float(value))
+            for name, values in by_class.items()
+            for label, value in enumerate(values)
+        ),
     ]
 
 
-def confusion_counts(labels: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
+def confusion_counts(
+    labels: NDArray[Any], predicted: NDArray[Any], classes: int
+) -> NDArray[np.int64]:
     """How often each class was taken for each.
 
     Args:

@@ -30,5 +30,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> f
     def loss(logarithm: float) -> float:
         return float(-log_softmax(wide, temperature=float(np.exp(logarithm)))[each, labels].mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded", options={"xatol": 1e-6}
+    )
     return float(np.exp(found.x))

@@ -41,10 +41,14 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
         ContractError: the model is not built, or has another input or output.
     """
     if not model.built:
-        raise ContractError(f"model {model.name!r} has no input shape; begin it with keras.Input(shape)")
+        raise ContractError(
+            f"model {model.name!r} has no input shape; begin it with keras.Input(shape)"
+        )
     inputs = getattr(model, "inputs", None)
     if inputs is not None and len(inputs) != 1:
-        raise ContractError(f"model {model.name!r} has {len(inputs)} inputs, expected one of images")
+        raise ContractError(
+            f"model {model.name!r} has {len(inputs)} inputs, expected one of images"
+        )
     given = tuple(inputs[0].shape[1:]) if inputs else None
     if given and image_shape and not _fits(given, image_shape):
         raise ContractError(
@@ -57,9 +61,13 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
         shapes = output_shapes(model, image_shape or given or ())
     except Exception as error:  # a user's own layers may raise anything
         told = f"images of shape {image_shape or given}: {type(error).__name__}: {error}"
-        raise ContractError(f"model {model.name!r} cannot take {told}; try it on one image first") from error
+        raise ContractError(
+            f"model {model.name!r} cannot take {told}; try it on one image first"
+        ) from error
     if len(shapes) != 1:
-        raise ContractError(f"model {model.name!r} has several outputs, expected one of shape (n, {classes})")
+        raise ContractError(
+            f"model {model.name!r} has several outputs, expected one of shape (n, {classes})"
+        )
     kind = model.outputs[0].dtype if getattr(model, "outputs", None) else "float32"
     if kind not in _WIDE:
         raise ContractError(
@@ -75,7 +83,9 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
 
 
 def _fits(given: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
-    return len(given) == len(wanted) and all(one in (None, other) for one, other in zip(given, wanted, strict=True))
+    return len(given) == len(wanted) and all(
+        one in (None, other) for one, other in zip(given, wanted, strict=True)
+    )
 
 
 def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> None:

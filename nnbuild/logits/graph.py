@@ -7,17 +7,74 @@ from nnbuild.backend import tf
 
 # The head may be looked at through these: they move numbers about, or combine them linearly.
 _PASSED = {
-    *("Identity", "Cast", "Reshape", "Squeeze", "ExpandDims", "Transpose", "StopGradient", "EnsureShape"),
-    *("StridedSlice", "ConcatV2", "Pack", "Unpack", "Split", "Mean", "Sum", "AvgPool", "Pad", "PreventGradient"),
+    *(
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "ExpandDims",
+        "Transpose",
+        "StopGradient",
+        "EnsureShape",
+    ),
+    *(
+        "StridedSlice",
+        "ConcatV2",
+        "Pack",
+        "Unpack",
+        "Split",
+        "Mean",
+        "Sum",
+        "AvgPool",
+        "Pad",
+        "PreventGradient",
+    ),
     "LogSoftmax",
-    *("AddV2", "Add", "AddN", "Sub", "Mul", "RealDiv", "Neg", "BiasAdd", "Select", "SelectV2", "Minimum", "Maximum"),
+    *(
+        "AddV2",
+        "Add",
+        "AddN",
+        "Sub",
+        "Mul",
+        "RealDiv",
+        "Neg",
+        "BiasAdd",
+        "Select",
+        "SelectV2",
+        "Minimum",
+        "Maximum",
+    ),
 }
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 
 # What a head must not be. LogSoftmax is no such thing: log-probabilities are logits, if logits lie behind it.
 _NONLINEAR = {
-    *("Softmax", "Sigmoid", "Tanh", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Softplus", "Softsign"),
-    *("Exp", "Expm1", "Erf", "Erfc", "Square", "Sqrt", "Rsqrt", "Abs", "Sign", "Round", "ArgMax", "OneHot"),
+    *(
+        "Softmax",
+        "Sigmoid",
+        "Tanh",
+        "Relu",
+        "Relu6",
+        "LeakyRelu",
+        "Elu",
+        "Selu",
+        "Softplus",
+        "Softsign",
+    ),
+    *(
+        "Exp",
+        "Expm1",
+        "Erf",
+        "Erfc",
+        "Square",
+        "Sqrt",
+        "Rsqrt",
+        "Abs",
+        "Sign",
+        "Round",
+        "ArgMax",
+        "OneHot",
+    ),
 }
 
 
@@ -58,7 +115,9 @@ def _traced(model: Any, image_shape: tuple[int, ...]) -> Any:
     return function.get_concrete_function(tf.TensorSpec((None, *image_shape), kind))
 
 
-def _search(nodes: Mapping[str, Any], ends: list[str], functions: Mapping[str, Any]) -> Nonlinear | None:
+def _search(
+    nodes: Mapping[str, Any], ends: list[str], functions: Mapping[str, Any]
+) -> Nonlinear | None:
     pending, seen = list(ends), set()
     while pending:
         end = pending.pop()
@@ -71,7 +130,9 @@ def _search(nodes: Mapping[str, Any], ends: list[str], functions: Mapping[str, A
             return Nonlinear(node.op, node.name)
         if node.op in _CALLS:
             body = functions[node.attr["f"].func.name]
-            found = _search({each.name: each for each in body.node_def}, list(body.ret.values()), functions)
+            found = _search(
+                {each.name: each for each in body.node_def}, list(body.ret.values()), functions
+            )
             if found:
                 return found
         if node.op == "IdentityN":  # around an operation with a gradient of its own, as swish has

@@ -53,7 +53,9 @@ def log_softmax(logits: Array, *, temperature: float = 1.0, first_row: int = 0) 
     return _by_blocks(_log_softmax, logits, temperature, first_row)
 
 
-def predict(logits: Array, *, temperature: float = 1.0, first_row: int = 0) -> tuple[Array, Array, Array]:
+def predict(
+    logits: Array, *, temperature: float = 1.0, first_row: int = 0
+) -> tuple[Array, Array, Array]:
     """What the probability table is made of, in one pass over the logits.
 
     Args:

@@ -13,7 +13,12 @@ from nnbuild.backend import keras
 ops = keras.ops
 Column = Callable[[Any, str], Any]
 
-_VIEWS = ((0, 1), (1, 0), (1, 2), (2, 1))  # the corner of each view in an image with a margin of one pixel
+_VIEWS = (
+    (0, 1),
+    (1, 0),
+    (1, 2),
+    (2, 1),
+)  # the corner of each view in an image with a margin of one pixel
 
 
 @keras.saving.register_keras_serializable("nnbuild")
@@ -29,7 +34,9 @@ class Views(keras.layers.Layer):  # type: ignore[misc]
             return images
         height, width = images.shape[1:3]
         framed = ops.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return ops.concatenate([framed[:, top : top + height, left : left + width] for top, left in _VIEWS], axis=0)
+        return ops.concatenate(
+            [framed[:, top : top + height, left : left + width] for top, left in _VIEWS], axis=0
+        )
 
     def compute_output_spec(self, images: Any, training: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002
         """Some images of the same kind."""

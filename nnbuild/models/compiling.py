@@ -31,14 +31,26 @@ _METRICS: dict[str, Callable[[bool], Any]] = {
 
 
 def _top_k(k: int, *, sparse: bool) -> Any:
-    kind = keras.metrics.SparseTopKCategoricalAccuracy if sparse else keras.metrics.TopKCategoricalAccuracy
+    kind = (
+        keras.metrics.SparseTopKCategoricalAccuracy
+        if sparse
+        else keras.metrics.TopKCategoricalAccuracy
+    )
     return kind(k=k, name=f"top_{k}_accuracy")
 
 
 def _optimizer(training: TrainingConfig, steps: int) -> Any:
-    given = {"beta_1": training.beta_1, "beta_2": training.beta_2} if training.optimizer in WITH_BETAS else {}
+    given = (
+        {"beta_1": training.beta_1, "beta_2": training.beta_2}
+        if training.optimizer in WITH_BETAS
+        else {}
+    )
     betas = {name: value for name, value in given.items() if value is not None}
-    average = {} if training.ema is None else {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
+    average = (
+        {}
+        if training.ema is None
+        else {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
+    )
     return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **betas, **average)
 
 
@@ -50,7 +62,11 @@ def _momentum(wanted: float, steps: int) -> float:
 def loss_of(training: TrainingConfig) -> Any:
     """The cross-entropy on logits that the target form takes."""
     sparse = training.target_form == "sparse"
-    loss = keras.losses.SparseCategoricalCrossentropy if sparse else keras.losses.CategoricalCrossentropy
+    loss = (
+        keras.losses.SparseCategoricalCrossentropy
+        if sparse
+        else keras.losses.CategoricalCrossentropy
+    )
     return loss(from_logits=True)
 
 

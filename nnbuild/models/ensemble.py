@@ -48,8 +48,14 @@ def combine(members: Sequence[Any], training: TrainingConfig, shape: Shape) -> A
     for number, member in enumerate(members):
         member.name = f"member_{number}"
         member.trainable = False
-        log_probabilities = layers.Activation("log_softmax", dtype="float32", name=f"log_probabilities_{number}")
+        log_probabilities = layers.Activation(
+            "log_softmax", dtype="float32", name=f"log_probabilities_{number}"
+        )
         pooled.append(log_probabilities(member(pixels)))
-    model = keras.Model(pixels, layers.Average(dtype="float32", name="logits")(pooled), name="ensemble")
-    model.compile(optimizer=keras.optimizers.SGD(), loss=loss_of(training), metrics=metrics_of(training))
+    model = keras.Model(
+        pixels, layers.Average(dtype="float32", name="logits")(pooled), name="ensemble"
+    )
+    model.compile(
+        optimizer=keras.optimizers.SGD(), loss=loss_of(training), metrics=metrics_of(training)
+    )
     return model

@@ -13,7 +13,9 @@ from nnbuild.models.networks import Shape
 from nnbuild.store.files import written
 
 PIXELS, LOGITS, BATCH = "pixels", "logits", "batch"
-_CACHE = 3 * 2**19  # bytes that the widest layer may take: about what one processor's own cache holds
+_CACHE = (
+    3 * 2**19
+)  # bytes that the widest layer may take: about what one processor's own cache holds
 _MOST_ROWS = 4096
 
 
@@ -48,7 +50,9 @@ def _make_canonical(path: Path) -> None:
     for holder, field in _names(graph):
         given = getattr(holder, field)
         values = [given] if isinstance(given, str) else given
-        renamed = [names.setdefault(each, f"value_{len(names)}") if each else each for each in values]
+        renamed = [
+            names.setdefault(each, f"value_{len(names)}") if each else each for each in values
+        ]
         if isinstance(given, str):
             setattr(holder, field, renamed[0])
         else:
@@ -69,7 +73,10 @@ def _make_canonical(path: Path) -> None:
 
 def _rows_per_call(graph: Any) -> int:
     """How many images to run at once: a power of two, so that the widest layer's values stay in the cache."""
-    sizes = [[each.dim_value for each in value.type.tensor_type.shape.dim[1:]] for value in graph.value_info]
+    sizes = [
+        [each.dim_value for each in value.type.tensor_type.shape.dim[1:]]
+        for value in graph.value_info
+    ]
     widest = max((math.prod(size) for size in sizes if size), default=0)
     fitting = max(_CACHE / (4 * max(widest, 1)), 1)
     return min(_MOST_ROWS, 1 << round(math.log2(fitting)))

@@ -55,11 +55,15 @@ def _renumbered(config: str) -> str:
     """A config in which shared objects are numbered as they come, and not by their addresses."""
     numbers: dict[str, int] = {}
     return re.sub(
-        r'(?<="shared_object_id": )\d+', lambda found: str(numbers.setdefault(found[0], len(numbers))), config
+        r'(?<="shared_object_id": )\d+',
+        lambda found: str(numbers.setdefault(found[0], len(numbers))),
+        config,
     )
 
 
-def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0, compiled: bool = True) -> Any:
+def load_model(
+    path: Path, digest: str, *, model_name: str = "", seed: int = 0, compiled: bool = True
+) -> Any:
     """Read a model that `save_model` wrote.
 
     Args:
@@ -91,15 +95,23 @@ def load_model(path: Path, digest: str, *, model_name: str = "", seed: int = 0, 
     except NnbuildError:
         raise
     except Exception as error:  # Keras raises whatever it meets
-        mend = f"register the classes of {model_name} with keras.saving" if factory else "restore it from a copy"
-        raise ContractError(f"Keras cannot read model {path}: {_first_line(error)}; {mend}") from error
+        mend = (
+            f"register the classes of {model_name} with keras.saving"
+            if factory
+            else "restore it from a copy"
+        )
+        raise ContractError(
+            f"Keras cannot read model {path}: {_first_line(error)}; {mend}"
+        ) from error
 
 
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ContractError(f"cannot read model {path}: {error.strerror}; give the path of a .keras file") from error
+        raise ContractError(
+            f"cannot read model {path}: {error.strerror}; give the path of a .keras file"
+        ) from error
 
 
 def refuse_code(content: bytes, where: str) -> None:
@@ -120,10 +132,20 @@ def refuse_code(content: bytes, where: str) -> None:
                     f"model {where} holds {sorted(names)[:5]}, expected {sorted(_MEMBERS)}; export it again"
                 )
             if archive.getinfo("config.json").file_size > _MOST_CONFIG:
-                raise ContractError(f"model {where} has a config over {_MOST_CONFIG} bytes; export it again")
+                raise ContractError(
+                    f"model {where} has a config over {_MOST_CONFIG} bytes; export it again"
+                )
             config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, ValueError, RecursionError, NotImplementedError, RuntimeError) as error:
-        raise ContractError(f"model {where} is no .keras file ({error}); save it by model.save('….keras')") from error
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        RecursionError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise ContractError(
+            f"model {where} is no .keras file ({error}); save it by model.save('….keras')"
+        ) from error
     for kind, module, registered in _classes(config):
         if kind == "Lambda" or module == "builtins":
             raise ContractError(

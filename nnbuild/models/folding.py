@@ -38,7 +38,11 @@ def fold_rescaling(model: Any) -> None:
         offset = constant(node.input[1]) if node.op_type == "Add" else None
         if node.op_type in _LINEAR:
             kernel = node.input[1]
-            if node.input[0] == passed[-1].output[0] and kernel in weights and len(users[kernel]) == 1:
+            if (
+                node.input[0] == passed[-1].output[0]
+                and kernel in weights
+                and len(users[kernel]) == 1
+            ):
                 scaled = (constant(kernel) * factor.reshape(())).astype(np.float32)
                 weights[kernel].CopyFrom(numpy_helper.from_array(scaled, kernel))
                 _bypass(graph, [each for each in passed if each.op_type not in _SHAPE_ONLY], users)

@@ -21,12 +21,18 @@ def _dense_stack(pixels: Any, units: tuple[int, ...], config: ModelConfig) -> An
     penalty = keras.regularizers.L2(config.l2) if config.l2 else None
     features = layers.Flatten(name="flatten")(pixels)
     for number, width in enumerate(units, start=1):
-        features = layers.Dense(width, activation="relu", kernel_regularizer=penalty, name=f"hidden_{number}")(features)
+        features = layers.Dense(
+            width, activation="relu", kernel_regularizer=penalty, name=f"hidden_{number}"
+        )(features)
     return features
 
 
 def _dropped(features: Any, config: ModelConfig, seed: int) -> Any:
-    return layers.Dropout(config.dropout, seed=seed, name="dropout")(features) if config.dropout else features
+    return (
+        layers.Dropout(config.dropout, seed=seed, name="dropout")(features)
+        if config.dropout
+        else features
+    )
 
 
 def lab(pixels: Any, config: ModelConfig, seed: int) -> Any:
@@ -43,31 +49,46 @@ def convnet(pixels: Any, config: ModelConfig, seed: int) -> Any:
     """keras.io's "Simple MNIST convnet" (https://keras.io/examples/vision/mnist_convnet/)."""
     features = pixels
     for number, filters in enumerate((32, 64), start=1):
-        features = layers.Conv2D(filters, 3, activation="relu", name=f"convolution_{number}")(features)
+        features = layers.Conv2D(filters, 3, activation="relu", name=f"convolution_{number}")(
+            features
+        )
         features = layers.MaxPooling2D(2, padding="same", name=f"pool_{number}")(features)
     return _dropped(layers.Flatten(name="flatten")(features), config, seed)
 
 
 def fast(pixels: Any, config: ModelConfig, seed: int) -> Any:
     """Few, small convolutions, halved in size at once: the least arithmetic that reaches 99 %."""
-    features = layers.Conv2D(8, 5, strides=2, padding="same", activation="relu", name="convolution_1")(pixels)
+    features = layers.Conv2D(
+        8, 5, strides=2, padding="same", activation="relu", name="convolution_1"
+    )(pixels)
     features = layers.Conv2D(16, 3, padding="same", name="convolution_2")(features)
     features = layers.MaxPooling2D(2, padding="same", name="pool")(features)
     features = layers.Activation("relu", name="relu_2")(
         features
     )  # behind the pool: the same values, a quarter of the work
-    features = layers.Conv2D(32, 3, padding="same", activation="relu", name="convolution_3")(features)
+    features = layers.Conv2D(32, 3, padding="same", activation="relu", name="convolution_3")(
+        features
+    )
     features = layers.Flatten(name="flatten")(features)
     return _dropped(layers.Dense(64, activation="relu", name="hidden")(features), config, seed)
 
 
 def accurate(pixels: Any, config: ModelConfig, seed: int) -> Any:
     """Three columns of five convolutions, unlike in first kernel and activation, so that they err less alike."""
-    blocks: Blocks = (((32, "valid"),), ((64, "valid"), (64, "valid")), ((128, "same"), (128, "valid")))
+    blocks: Blocks = (
+        ((32, "valid"),),
+        ((64, "valid"), (64, "valid")),
+        ((128, "same"), (128, "valid")),
+    )
 
     def column(first_kernel: int, activation: str) -> Column:
         return lambda share, prefix: _convolutions(
-            share, blocks, first_kernel=first_kernel, activation=activation, norm_each=True, prefix=prefix
+            share,
+            blocks,
+            first_kernel=first_kernel,
+            activation=activation,
+            norm_each=True,
+            prefix=prefix,
         )
 
     makers = [column(3, "hard_silu"), column(5, "hard_silu"), column(7, "silu")]
@@ -76,13 +97,23 @@ def accurate(pixels: Any, config: ModelConfig, seed: int) -> Any:
 
 def tiny(pixels: Any, config: ModelConfig, seed: int) -> Any:
     """Five 3×3 convolutions of 8 to 16 filters, batch norm behind each block: fewer than 8,000 weights on MNIST."""
-    blocks: Blocks = (((8, "valid"), (12, "valid")), ((16, "valid"), (16, "valid")), ((16, "same"),))
+    blocks: Blocks = (
+        ((8, "valid"), (12, "valid")),
+        ((16, "valid"), (16, "valid")),
+        ((16, "same"),),
+    )
     features = _convolutions(pixels, blocks, first_kernel=3, activation="relu", norm_each=False)
     return _dropped(features, config, seed)
 
 
 def _convolutions(
-    pixels: Any, blocks: Blocks, *, first_kernel: int, activation: str, norm_each: bool, prefix: str = ""
+    pixels: Any,
+    blocks: Blocks,
+    *,
+    first_kernel: int,
+    activation: str,
+    norm_each: bool,
+    prefix: str = "",
 ) -> Any:
     """Convolutions, the size halved between the blocks, and the mean over what is left.
 
@@ -105,10 +136,14 @@ def _convolutions(
                 name=f"{prefix}convolution_{number}",
             )(features)
             if last and block < len(blocks):
-                features = layers.MaxPooling2D(2, padding="same", name=f"{prefix}pool_{block}")(features)
+                features = layers.MaxPooling2D(2, padding="same", name=f"{prefix}pool_{block}")(
+                    features
+                )
             if norm:
                 features = layers.BatchNormalization(name=f"{prefix}norm_{number}")(features)
-            features = layers.Activation(activation, name=f"{prefix}{activation}_{number}")(features)
+            features = layers.Activation(activation, name=f"{prefix}{activation}_{number}")(
+                features
+            )
     return layers.GlobalAveragePooling2D(name=f"{prefix}average")(features)
 
 

@@ -24,4 +24,6 @@ def computing_in(policy: str) -> Iterator[None]:
 
 def with_scaled_loss(optimizer: Any, policy: str) -> Any:
     """The optimizer, which under mixed_float16 scales the loss: small gradients would be 0 in float16."""
-    return keras.optimizers.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer
+    return (
+        keras.optimizers.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer
+    )

@@ -58,7 +58,9 @@ def factory_digest(name: str) -> str:
     try:
         source = inspect.getsource(inspect.getmodule(function) or function)
     except (OSError, TypeError) as error:
-        raise ConfigError(f"model {name!r} has no source that can be read ({error}); give it as a .py file") from error
+        raise ConfigError(
+            f"model {name!r} has no source that can be read ({error}); give it as a .py file"
+        ) from error
     return hashlib.sha256(source.encode()).hexdigest()
 
 
@@ -73,7 +75,11 @@ def build_user_model(name: str, shape: Shape, classes: int) -> Any:
     offered = {"input_shape": shape, "classes": classes}
     parameters = inspect.signature(function).parameters.values()
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    wanted = offered if takes_any else {each.name: offered[each.name] for each in parameters if each.name in offered}
+    wanted = (
+        offered
+        if takes_any
+        else {each.name: offered[each.name] for each in parameters if each.name in offered}
+    )
     try:
         model = function(**wanted)
     except Exception as error:  # the user's function may raise anything
@@ -82,7 +88,11 @@ def build_user_model(name: str, shape: Shape, classes: int) -> Any:
             f"classes={classes}, as far as it has parameters of these names"
         ) from error
     if not isinstance(model, keras.Model):
-        raise ContractError(f"model {name!r} returned {type(model).__name__}, expected an uncompiled keras.Model")
+        raise ContractError(
+            f"model {name!r} returned {type(model).__name__}, expected an uncompiled keras.Model"
+        )
     if model.compiled:
-        raise ContractError(f"model {name!r} is compiled; return it uncompiled, the loss is given by the config")
+        raise ContractError(
+            f"model {name!r} is compiled; return it uncompiled, the loss is given by the config"
+        )
     return model

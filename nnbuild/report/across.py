@@ -34,7 +34,9 @@ def comparison_page(rows: Rows, histories: Mapping[str, Any] | None = None) -> s
 
 def _curves(histories: Mapping[str, Any]) -> list[Picture]:
     """Loss and accuracy by epoch, a line for each of the first runs: on validation images where there are some."""
-    found = {run_id[-6:]: figures.curves(table) for run_id, table in list(histories.items())[:_LINES]}
+    found = {
+        run_id[-6:]: figures.curves(table) for run_id, table in list(histories.items())[:_LINES]
+    }
     pictures = []
     for name in ("loss", "accuracy"):
         key = f"val_{name}" if all(f"val_{name}" in curves for curves in found.values()) else name
@@ -55,24 +57,44 @@ def trends_page(rows: Rows, jobs: Rows = ()) -> str:
     """
     pictures = []
     for name, log in _TRENDS.items():
-        points = [(float(place), row[name]) for place, row in enumerate(rows, start=1) if row[name] is not None]
+        points = [
+            (float(place), row[name])
+            for place, row in enumerate(rows, start=1)
+            if row[name] is not None
+        ]
         if points:
             marks = [point for point in points if rows[int(point[0]) - 1]["promoted"]]
-            pictures.append(_over_time(name.replace("_", " "), points, marks, log=log, below="run, oldest first"))
+            pictures.append(
+                _over_time(
+                    name.replace("_", " "), points, marks, log=log, below="run, oldest first"
+                )
+            )
     if jobs:
         points = [(float(place), job["psi"]) for place, job in enumerate(jobs, start=1)]
-        pictures.append(_over_time("drift, largest index", points, [], log=True, below="scoring job, oldest first"))
+        pictures.append(
+            _over_time(
+                "drift, largest index", points, [], log=True, below="scoring job, oldest first"
+            )
+        )
     count = sum(bool(row["promoted"]) for row in rows)
     told = f"{len(rows)} run{'' if len(rows) == 1 else 's'}, oldest first; {count} promoted, with a ring."
     return _page("Trends", [told], pictures, {"Runs": rows, "Drift of what was scored": jobs})
 
 
-def _over_time(title: str, points: figures.Points, marks: figures.Points, *, log: bool, below: str) -> Picture:
+def _over_time(
+    title: str, points: figures.Points, marks: figures.Points, *, log: bool, below: str
+) -> Picture:
     series = {"": points}
-    picture = charts.lines(words.curve_title(title, series), series, marks=marks, log=log, below=below)
+    picture = charts.lines(
+        words.curve_title(title, series), series, marks=marks, log=log, below=below
+    )
     return {"title": title, "picture": picture}
 
 
 def _page(title: str, told: list[str], pictures: list[Picture], tables: Mapping[str, Rows]) -> str:
     filled = {name: rows for name, rows in tables.items() if rows}
-    return environment().get_template("across.html").render(title=title, told=told, pictures=pictures, tables=filled)
+    return (
+        environment()
+        .get_template("across.html")
+        .render(title=title, told=told, pictures=pictures, tables=filled)
+    )

@@ -49,7 +49,10 @@ def lines(
         log: whether a logarithmic axis may be taken where the values differ much.
         below: what the axis counts, if it is no epochs.
     """
-    drawn = {name: _thinned([each for each in points if math.isfinite(each[1])]) for name, points in series.items()}
+    drawn = {
+        name: _thinned([each for each in points if math.isfinite(each[1])])
+        for name, points in series.items()
+    }
     values = [value for points in drawn.values() for _, value in points]
     epochs = [int(epoch) for points in series.values() for epoch, _ in points] or [1]
     across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
@@ -128,7 +131,13 @@ def reliability(title: str, bins: Sequence[Bin]) -> Markup:
                 "g",
                 tag("title", words),
                 _bar(x, right, up.place(low), base, "bar"),
-                _bar(x, right, up.place(high), up.place(low), "over" if each.confidence > each.accuracy else "under"),
+                _bar(
+                    x,
+                    right,
+                    up.place(high),
+                    up.place(low),
+                    "over" if each.confidence > each.accuracy else "under",
+                ),
                 class_=f"bin{faint}",
             )
         )
@@ -137,7 +146,14 @@ def reliability(title: str, bins: Sequence[Bin]) -> Markup:
 
 
 def _bar(left: float, right: float, top: float, bottom: float, kind: str) -> Markup:
-    return tag("rect", x=left, y=top, width=max(right - left, 0.5), height=max(bottom - top, 0.0), class_=kind)
+    return tag(
+        "rect",
+        x=left,
+        y=top,
+        width=max(right - left, 0.5),
+        height=max(bottom - top, 0.0),
+        class_=kind,
+    )
 
 
 def histogram(title: str, right: Sequence[int], wrong: Sequence[int]) -> Markup:
@@ -151,7 +167,9 @@ def histogram(title: str, right: Sequence[int], wrong: Sequence[int]) -> Markup:
     base = 300.0
     across = linear((0, 1), LEFT, RIGHT)
     up = logarithmic([0.6, *right, *wrong], base, TOP)
-    shown = Axis(0.6, up.high, base, TOP, tuple(each for each in up.ticks if each >= 1), logarithmic=True)
+    shown = Axis(
+        0.6, up.high, base, TOP, tuple(each for each in up.ticks if each >= 1), logarithmic=True
+    )
     inside = [*_grid(shown), *_below(across, "confidence", base)]
     width = (RIGHT - LEFT) / max(len(right), 1)
     for index, counts in enumerate(zip(right, wrong, strict=True)):

@@ -92,7 +92,9 @@ def worst(predictions: Any, images: Images, names: list[str]) -> list[Example]:
     return _examples(known, images, names, wrong[order][:WORST])
 
 
-def _examples(predictions: Any, images: Images, names: list[str], rows: NDArray[np.int64]) -> list[Example]:
+def _examples(
+    predictions: Any, images: Images, names: list[str], rows: NDArray[np.int64]
+) -> list[Example]:
     return [_example(row, images, names) for row in predictions.take(rows).to_pylist()]
 
 

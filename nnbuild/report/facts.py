@@ -14,7 +14,11 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    steps, machine, training = manifest["steps"], manifest["machine"], manifest["config"]["training"]
+    steps, machine, training = (
+        manifest["steps"],
+        manifest["machine"],
+        manifest["config"]["training"],
+    )
     data, fitted = steps["load_data"], steps["fit_model"]
     height, width, channels = data["image_shape"]
     yield "run", manifest["run_id"]
@@ -22,15 +26,27 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest["flow_run_id"]:
         yield "Prefect flow run", manifest["flow_run_id"]
     yield "data from", data["source"]
-    yield "images", f"{data['train']:,} to train on, {data['test']:,} to test on; {height} × {width} × {channels}"
-    yield "validation", f"{100 * training['validation_fraction']:g} % of the training images, drawn by the seed"
+    yield (
+        "images",
+        f"{data['train']:,} to train on, {data['test']:,} to test on; {height} × {width} × {channels}",
+    )
+    yield (
+        "validation",
+        f"{100 * training['validation_fraction']:g} % of the training images, drawn by the seed",
+    )
     yield "seed", str(manifest["config"]["seed"])
-    yield "network", f"{manifest['row']['model']}, {steps['build_model']['parameters']:,} parameters"
+    yield (
+        "network",
+        f"{manifest['row']['model']}, {steps['build_model']['parameters']:,} parameters",
+    )
     yield "weights", f"of epoch {fitted['weights_epoch']} of {fitted['epochs']}"
     for remark in fitted["remarks"]:
         yield "resumed", remark
     yield "code", manifest["code_version"]
-    yield "machine", f"{machine['system']}, {machine['processors']} processors, Python {machine['python']}"
+    yield (
+        "machine",
+        f"{machine['system']}, {machine['processors']} processors, Python {machine['python']}",
+    )
 
 
 def timings(manifest: Manifest) -> list[dict[str, Any]]:
@@ -46,7 +62,10 @@ def timings(manifest: Manifest) -> list[dict[str, Any]]:
 
 def digests(manifest: Manifest) -> dict[str, str]:
     """sha256 by what it is of: the dataset, the config, and each file that a step made."""
-    found = {"dataset": manifest["steps"]["load_data"]["digest"], "config": manifest["config_digest"]}
+    found = {
+        "dataset": manifest["steps"]["load_data"]["digest"],
+        "config": manifest["config_digest"],
+    }
     for name, step in manifest["steps"].items():
         if name != _AFTER:
             found |= step["files"]

@@ -109,7 +109,13 @@ def diagrams(calibration: Any) -> list[Diagram]:
     found: dict[tuple[float, float], list[Bin]] = {}
     for row in sorted(_of_test(calibration), key=lambda each: float(each["bin_lower"])):
         about = row["temperature"], row["expected_calibration_error"]
-        bins = Bin(row["bin_lower"], row["bin_upper"], row["count"], row["mean_confidence"], row["accuracy"])
+        bins = Bin(
+            row["bin_lower"],
+            row["bin_upper"],
+            row["count"],
+            row["mean_confidence"],
+            row["accuracy"],
+        )
         found.setdefault(about, []).append(bins)
     return [Diagram(*about, found[about]) for about in sorted(found, key=lambda each: each[0] != 1)]
 
@@ -119,5 +125,8 @@ def confidences(predictions: Any, bins: int = 20) -> tuple[list[int], list[int]]
     known = predictions.filter(predictions["label"].is_valid())
     confidence = known["confidence"].to_numpy()
     right = known["label"].to_numpy() == known["predicted"].to_numpy()
-    both = [np.histogram(confidence[each], bins=bins, range=(0, 1))[0].tolist() for each in (right, ~right)]
+    both = [
+        np.histogram(confidence[each], bins=bins, range=(0, 1))[0].tolist()
+        for each in (right, ~right)
+    ]
     return both[0], both[1]

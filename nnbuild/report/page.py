@@ -62,5 +62,10 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": formats.percent, "chance": formats.chance, "short": shortened, "cell": formats.cell}
+    found.filters |= {
+        "percent": formats.percent,
+        "chance": formats.chance,
+        "short": shortened,
+        "cell": formats.cell,
+    }
     return found

@@ -40,10 +40,14 @@ def rebuild(store: Store, run_id: str) -> Path:
 def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
     status = manifest.get("row", {}).get("status")
     if status != "succeeded":
-        raise StoreError(f"run {run_id} has status {status!r}, expected 'succeeded'; see `nnbuild history {run_id}`")
+        raise StoreError(
+            f"run {run_id} has status {status!r}, expected 'succeeded'; see `nnbuild history {run_id}`"
+        )
     for name in _TABLES:
         if not store.partition(name, run_id).is_dir():
-            raise StoreError(f"run {run_id} has no {name}, and the report is made from it; restore it from a copy")
+            raise StoreError(
+                f"run {run_id} has no {name}, and the report is made from it; restore it from a copy"
+            )
     tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
     try:
         return render(manifest, tables, _test_images(store, manifest), drift_by_job(store, run_id))

@@ -67,7 +67,9 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
         "paired_answer": words.on_paired(paired) if tested else "",
         "paired": [
             (name, count / max(*counts, 1), f"{count:,.0f}", kind)
-            for name, count, kind in zip(("this run", "the champion"), counts, ("true", "predicted"), strict=True)
+            for name, count, kind in zip(
+                ("this run", "the champion"), counts, ("true", "predicted"), strict=True
+            )
         ]
         if tested
         else [],
@@ -76,21 +78,33 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
 
 def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
     title, more_is_better, is_share = _HEADLINE[metric]
-    told = [None if each is None else percent(each) if is_share else f"{each:.4f}" for each in (mine, theirs)]
-    better = None if mine is None or theirs is None or mine == theirs else (mine > theirs) == more_is_better
+    told = [
+        None if each is None else percent(each) if is_share else f"{each:.4f}"
+        for each in (mine, theirs)
+    ]
+    better = (
+        None
+        if mine is None or theirs is None or mine == theirs
+        else (mine > theirs) == more_is_better
+    )
     return {"title": title, "value": told[0] or "–", "champion": told[1], "better": better}
 
 
 def loss(manifest: Manifest, tables: Tables) -> Context:
     """Did the loss go down? A chart for each metric, the best epoch and the kept one marked."""
-    curves, kept = figures.curves(tables["history"]), manifest["steps"]["fit_model"]["weights_epoch"]
+    curves, kept = (
+        figures.curves(tables["history"]),
+        manifest["steps"]["fit_model"]["weights_epoch"],
+    )
     pictures = []
     for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
         rate, title = name == "learning_rate", name.replace("_", " ")
         if rate and words.on_rate(curves):
             continue
         both = (
-            {"": curves.get(name)} if rate else {"training": curves.get(name), "validation": curves.get(f"val_{name}")}
+            {"": curves.get(name)}
+            if rate
+            else {"training": curves.get(name), "validation": curves.get(f"val_{name}")}
         )
         series = {each: points for each, points in both.items() if points}
         picture = charts.lines(
@@ -111,7 +125,10 @@ def loss(manifest: Manifest, tables: Tables) -> Context:
 
 def errors(tables: Tables, names: list[str]) -> Context:
     """Where is it wrong? The confusion matrix, and precision, recall and F1 by class."""
-    found, by_class = figures.errors(tables["confusion"], names), figures.by_class(tables["evaluation"])
+    found, by_class = (
+        figures.errors(tables["confusion"], names),
+        figures.by_class(tables["evaluation"]),
+    )
     shown = found.shown
     title = f"Confusion matrix of {len(shown)} classes: {found.wrong:,} of {found.images:,} images wrong"
     least = {
@@ -137,7 +154,11 @@ def errors(tables: Tables, names: list[str]) -> Context:
 def trust(tables: Tables) -> Context:
     """Can the probabilities be trusted? Before temperature scaling, and after."""
     right, wrong = figures.confidences(tables["predictions"])
-    mean = float(tables["predictions"]["confidence"].to_numpy().mean()) if len(tables["predictions"]) else 0.0
+    mean = (
+        float(tables["predictions"]["confidence"].to_numpy().mean())
+        if len(tables["predictions"])
+        else 0.0
+    )
     error = figures.overall(tables["evaluation"]).get("expected_calibration_error")
     diagrams = figures.diagrams(tables["calibration"])
     return {
@@ -148,7 +169,8 @@ def trust(tables: Tables) -> Context:
                 "title": words.diagram_title(each),
                 "error": each.error,
                 "picture": charts.reliability(
-                    f"Reliability diagram, {words.diagram_title(each)}: calibration error {each.error:.4f}", each.bins
+                    f"Reliability diagram, {words.diagram_title(each)}: calibration error {each.error:.4f}",
+                    each.bins,
                 ),
             }
             for each in diagrams
@@ -177,7 +199,10 @@ def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
         "drift": list(reversed(jobs))[:_JOBS],
         "drift_answer": words.on_drift(jobs),
         "drift_chart": charts.lines(
-            words.curve_title(title, {"": points}), {"": points}, log=True, below="scoring job, oldest first"
+            words.curve_title(title, {"": points}),
+            {"": points},
+            log=True,
+            below="scoring job, oldest first",
         )
         if len(points) > 1
         else "",

@@ -31,7 +31,9 @@ def curve_picture(history: Any, metric: str, kept: int) -> str | None:
         return None
     best = words.best_of(metric, series.get("validation") or series["training"])
     log = metric.endswith("loss")
-    return standalone(charts.lines(words.curve_title(metric, series), series, kept=kept, best=best, log=log))
+    return standalone(
+        charts.lines(words.curve_title(metric, series), series, kept=kept, best=best, log=log)
+    )
 
 
 def confusion_picture(confusion: Any, names: Sequence[str]) -> str:
@@ -46,7 +48,9 @@ def confusion_picture(confusion: Any, names: Sequence[str]) -> str:
     shown = found.shown
     counts = found.counts[np.ix_(shown, shown)].tolist()
     return standalone(
-        heat_map(title, counts, [names[each] for each in shown], found.counts.sum(axis=1)[shown].tolist())
+        heat_map(
+            title, counts, [names[each] for each in shown], found.counts.sum(axis=1)[shown].tolist()
+        )
     )
 
 
@@ -58,7 +62,9 @@ def standalone(picture: Markup) -> str:
     size = f'xmlns="http://www.w3.org/2000/svg" width="{_SCALE * width:.0f}" height="{_SCALE * height:.0f}"'
     opening, inside = text.split(">", 1)
     opening = opening.replace("<svg", f"<svg {size}", 1)
-    return f'{opening}><style>{_style()}</style><rect width="100%" height="100%" fill="#fff"/>{inside}'
+    return (
+        f'{opening}><style>{_style()}</style><rect width="100%" height="100%" fill="#fff"/>{inside}'
+    )
 
 
 def _style() -> str:

@@ -12,10 +12,13 @@ _FEW, _ENOUGH_DECADES = 1.5, 6
 def tag(name: str, *inside: object, **attributes: object) -> Markup:
     """An element. Texts and attributes are escaped; `class_` becomes class, `font_size` font-size."""
     written = Markup().join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), number(value)) for key, value in attributes.items()
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), number(value))
+        for key, value in attributes.items()
     )
     return Markup("<{0}{1}>{2}</{0}>").format(
-        name, written, Markup().join(each if isinstance(each, Markup) else number(each) for each in inside)
+        name,
+        written,
+        Markup().join(each if isinstance(each, Markup) else number(each) for each in inside),
     )
 
 
@@ -24,7 +27,9 @@ def number(value: object) -> str:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def picture(title: str, width: float, height: float, *inside: object, class_: str = "chart") -> Markup:
+def picture(
+    title: str, width: float, height: float, *inside: object, class_: str = "chart"
+) -> Markup:
     """An SVG that scales with its place.
 
     Args:
@@ -60,7 +65,11 @@ class Axis:
 
     def place(self, value: float) -> float:
         """The coordinate of a value; one beyond the ends is put at the end."""
-        low, high = (self.low, self.high) if not self.logarithmic else (math.log(self.low), math.log(self.high))
+        low, high = (
+            (self.low, self.high)
+            if not self.logarithmic
+            else (math.log(self.low), math.log(self.high))
+        )
         if self.logarithmic:
             value = math.log(max(value, self.low))
         share = (value - low) / (high - low) if high > low else 0.5
@@ -72,13 +81,23 @@ def linear(values: Iterable[float], start: float, end: float, *, ticks: int = 5)
     low, high = _bounds(values)
     step = _step((high - low) / ticks)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return Axis(first * step, last * step, start, end, tuple(_round(each, step) for each in range(first, last + 1)))
+    return Axis(
+        first * step,
+        last * step,
+        start,
+        end,
+        tuple(_round(each, step) for each in range(first, last + 1)),
+    )
 
 
 def counting(low: int, high: int, start: float, end: float, *, ticks: int = 6) -> Axis:
     """An axis of whole numbers, from the lowest to the highest."""
     step = max(1, math.ceil(_step((high - low) / ticks)))
-    inner = (float(each) for each in range(-(-low // step) * step, high + 1, step) if each - low >= step / 2)
+    inner = (
+        float(each)
+        for each in range(-(-low // step) * step, high + 1, step)
+        if each - low >= step / 2
+    )
     return Axis(low, high, start, end, (float(low), *inner))
 
 
@@ -89,17 +108,32 @@ def logarithmic(values: Iterable[float], start: float, end: float) -> Axis:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     between = math.log10(high / low) < _FEW
     every = -(-len(exponents) // _ENOUGH_DECADES)
-    powers = [float(f"{digit}e{each}") for each in exponents[::every] for digit in ((1, 2, 5) if between else (1,))]
+    powers = [
+        float(f"{digit}e{each}")
+        for each in exponents[::every]
+        for digit in ((1, 2, 5) if between else (1,))
+    ]
     first = max((each for each in powers if each <= low), default=low)
-    last = min((each for each in powers if each >= high and each > first), default=max(high, 2 * first))
-    return Axis(first, last, start, end, tuple(each for each in powers if first <= each <= last), logarithmic=True)
+    last = min(
+        (each for each in powers if each >= high and each > first), default=max(high, 2 * first)
+    )
+    return Axis(
+        first,
+        last,
+        start,
+        end,
+        tuple(each for each in powers if first <= each <= last),
+        logarithmic=True,
+    )
 
 
 def _bounds(values: Iterable[float]) -> tuple[float, float]:
     found = list(values)
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
     room = abs(low) * 0.05 or 0.5
-    return (low, high) if high - low > 1e-9 * max(abs(low), abs(high)) else (low - room, high + room)
+    return (
+        (low, high) if high - low > 1e-9 * max(abs(low), abs(high)) else (low - room, high + room)
+    )
 
 
 def _step(rough: float) -> float:

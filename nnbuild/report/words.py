@@ -21,7 +21,9 @@ def interval(share: float, count: int) -> tuple[float, float]:
     if count == 0:
         return 0.0, 1.0
     middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+    half = (
+        _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+    )
     return min(max(0.0, middle - half), share), max(min(1.0, middle + half), share)
 
 
@@ -35,7 +37,9 @@ def best_of(name: str, points: Points) -> tuple[float, float] | None:
 
 def on_loss(curves: Curves, kept: int) -> str:
     """Did the loss go down?"""
-    name, what = ("val_loss", "validation loss") if "val_loss" in curves else ("loss", "training loss")
+    name, what = (
+        ("val_loss", "validation loss") if "val_loss" in curves else ("loss", "training loss")
+    )
     points = [each for each in curves.get(name, []) if math.isfinite(each[1])]
     if not points:
         return "The history has no finite loss."
@@ -61,7 +65,9 @@ def on_rate(curves: Curves) -> str:
     return f"The learning rate was {next(iter(rates)):g} throughout." if len(rates) == 1 else ""
 
 
-def on_errors(errors: Errors, names: Sequence[str], by_class: Mapping[int, Mapping[str, float]]) -> str:
+def on_errors(
+    errors: Errors, names: Sequence[str], by_class: Mapping[int, Mapping[str, float]]
+) -> str:
     """Where is it wrong?"""
     if not errors.most:
         return f"Nowhere: all {errors.images:,} test images are right."
@@ -77,7 +83,9 @@ def on_errors(errors: Errors, names: Sequence[str], by_class: Mapping[int, Mappi
     return f"{told} The hardest class is {names[hardest]}: {percent(recalls[hardest])} of its images are found."
 
 
-def on_trust(right: Sequence[int], wrong: Sequence[int], mean_confidence: float, error: float | None) -> str:
+def on_trust(
+    right: Sequence[int], wrong: Sequence[int], mean_confidence: float, error: float | None
+) -> str:
     """Can the probabilities be trusted?"""
     count = sum(right) + sum(wrong)
     if count == 0:
@@ -86,7 +94,11 @@ def on_trust(right: Sequence[int], wrong: Sequence[int], mean_confidence: float,
     gap = mean_confidence - accuracy
     chance = _Z * math.sqrt(max(accuracy * (1 - accuracy), 1 / count) / count)
     verdict = (
-        "Yes, on average" if abs(gap) <= chance else "Not quite: it is too sure" if gap > 0 else "It is too unsure"
+        "Yes, on average"
+        if abs(gap) <= chance
+        else "Not quite: it is too sure"
+        if gap > 0
+        else "It is too unsure"
     )
     told = f"{verdict}: the mean confidence is {percent(mean_confidence)}, the accuracy {percent(accuracy)}."
     return told if error is None else f"{told} The expected calibration error is {error:.4f}."
@@ -117,7 +129,9 @@ def verdict(decided: Mapping[str, Any]) -> str:
 
 def on_paired(figures: Mapping[str, float]) -> str:
     """What the paired test says, from the figures of a decision."""
-    difference, low, high = (f"{100 * figures[name]:+.2f}" for name in ("difference", "low", "high"))
+    difference, low, high = (
+        f"{100 * figures[name]:+.2f}" for name in ("difference", "low", "high")
+    )
     return (
         f"The difference is {difference} percentage points, its 95 % interval {low} to {high}. Were both equally good, "
         f"the champion would have so many or more with probability {figures['p_worse']:.2g}, this run with "
@@ -132,7 +146,13 @@ def on_pair(row: Mapping[str, Any]) -> str:
         return f"{name} was evaluated on other test images, so that it cannot be held against the first."
     worse, better = (row[each] < _SIGNIFICANT for each in ("p_worse", "p_better"))
     chance = min(row["p_worse"], row["p_better"])
-    told = "significantly worse" if worse else "significantly better" if better else "not significantly different"
+    told = (
+        "significantly worse"
+        if worse
+        else "significantly better"
+        if better
+        else "not significantly different"
+    )
     return f"{name} is {told}: {100 * row['difference']:+.2f} percentage points of accuracy, p = {chance:.2g}."
 
 
@@ -152,8 +172,15 @@ def on_drift(jobs: Sequence[Mapping[str, Any]]) -> str:
 
 def curve_title(name: str, series: Mapping[str, Points]) -> str:
     """A chart of lines in words."""
-    finite = {each: [value for _, value in points if math.isfinite(value)] for each, points in series.items()}
-    parts = [f"{each} from {values[0]:.4g} to {values[-1]:.4g}".strip() for each, values in finite.items() if values]
+    finite = {
+        each: [value for _, value in points if math.isfinite(value)]
+        for each, points in series.items()
+    }
+    parts = [
+        f"{each} from {values[0]:.4g} to {values[-1]:.4g}".strip()
+        for each, values in finite.items()
+        if values
+    ]
     return f"{name}: {', '.join(parts) or 'no finite value'}"
 
 
@@ -168,7 +195,13 @@ def on_scaling(diagrams: Sequence[Diagram]) -> str:
     after = next((each for each in diagrams if each.temperature != 1), None)
     if before is None or after is None:
         return ""
-    way = "lowers" if after.error < before.error else "raises" if after.error > before.error else "leaves"
+    way = (
+        "lowers"
+        if after.error < before.error
+        else "raises"
+        if after.error > before.error
+        else "leaves"
+    )
     return (
         f"Dividing the logits by {after.temperature:.3f}, a temperature fitted on the validation images, "
         f"{way} it {'at' if way == 'leaves' else 'to'} {after.error:.4f}."

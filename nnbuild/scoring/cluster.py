@@ -51,7 +51,8 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
     make_folder(job.folder / "quarantine")
     with connect(address) as client, caught() as stop:
         waiting = [
-            client.submit(make_shard, str(job.store.root), job.score_id, number, pure=False) for number, _ in todo
+            client.submit(make_shard, str(job.store.root), job.score_id, number, pure=False)
+            for number, _ in todo
         ]
         ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for future in waiting:
@@ -102,7 +103,9 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
         (shard,) = (each for each in pieces if not isinstance(each, int))
         return shard.model_dump()
     finally:
-        if not (job.folder / "job.json").exists():  # the job has ended meanwhile, by another shard's error
+        if not (
+            job.folder / "job.json"
+        ).exists():  # the job has ended meanwhile, by another shard's error
             shutil.rmtree(job.folder, ignore_errors=True)
 
 
@@ -130,12 +133,16 @@ def connect(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ConfigError("--runner dask needs Dask, which is not installed; pip install 'nnbuild[dask]'") from error
+        raise ConfigError(
+            "--runner dask needs Dask, which is not installed; pip install 'nnbuild[dask]'"
+        ) from error
     try:
         return Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         told = " ".join(str(error).split())[:150]
-        raise ConfigError(f"--address {address}: no Dask scheduler answers ({told}); start `dask scheduler`") from error
+        raise ConfigError(
+            f"--address {address}: no Dask scheduler answers ({told}); start `dask scheduler`"
+        ) from error
 
 
 def _next(ready: "queue.SimpleQueue[Any]", stop: Callable[[], int | None]) -> Any:
@@ -162,4 +169,6 @@ def _made(future: Any) -> Shard:
     try:
         return Shard.model_validate(future.result())
     except KilledWorker as error:
-        raise RunError(f"a shard has taken down several workers ({error}); look at their logs and memory") from error
+        raise RunError(
+            f"a shard has taken down several workers ({error}); look at their logs and memory"
+        ) from error

@@ -27,27 +27,40 @@ def score_schema(config: ScoreConfig, classes: int, kept: Any) -> Any:
     if config.top_k is not None and config.top_k > classes:
         raise ConfigError(f"--top-k {config.top_k} of {classes} classes; give at most {classes}")
     fixed = schemas.predictions(classes)
-    more = [_field(f"logit_{label}", pa.float32(), f"Logit of class {label}") for label in range(classes)]
+    more = [
+        _field(f"logit_{label}", pa.float32(), f"Logit of class {label}")
+        for label in range(classes)
+    ]
     fields = [*fixed, *(more if config.logits else [])]
     for place in range(1, (config.top_k or 0) + 1):
-        fields.append(_field(f"top_{place}", pa.int16(), f"The class in place {place} by probability"))
+        fields.append(
+            _field(f"top_{place}", pa.int16(), f"The class in place {place} by probability")
+        )
         fields.append(_field(f"top_{place}_prob", pa.float32(), "Its probability"))
     names = {field.name for field in fields}
     for field in kept:
         if field.name in names or kept.names.count(field.name) > 1:
-            raise ConfigError(f"--keep {field.name}: the scores have a column of that name already; rename the input's")
+            raise ConfigError(
+                f"--keep {field.name}: the scores have a column of that name already; rename the input's"
+            )
     return pa.schema([*fields, *kept], metadata=fixed.metadata)
 
 
-def score_table(rows: Rows, logits: Logits, config: ScoreConfig, schema: Any, temperature: float) -> Any:
+def score_table(
+    rows: Rows, logits: Logits, config: ScoreConfig, schema: Any, temperature: float
+) -> Any:
     """Some rows of the job, with the schema of `score_schema`."""
-    table = probability_table(logits, rows.labels, temperature=temperature, example_ids=rows.example_ids)
+    table = probability_table(
+        logits, rows.labels, temperature=temperature, example_ids=rows.example_ids
+    )
     columns = list(table.columns)
     if config.logits:
         columns += [pa.array(np.ascontiguousarray(column)) for column in logits.T]
     if config.top_k:
         order = np.argsort(-logits, axis=1, kind="stable")[:, : config.top_k]
-        probabilities = np.stack([table[f"prob_{label}"].to_numpy() for label in range(logits.shape[1])], axis=1)
+        probabilities = np.stack(
+            [table[f"prob_{label}"].to_numpy() for label in range(logits.shape[1])], axis=1
+        )
         for place in range(config.top_k):
             columns.append(pa.array(order[:, place].astype(np.int16)))
             columns.append(pa.array(probabilities[np.arange(len(order)), order[:, place]]))

@@ -59,7 +59,12 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     else:
         _leave(job, output, manifest)
     drift = compared(job, shards)
-    _put(job, "drift", schemas.DRIFT, drift_rows(job, drift, datetime.fromisoformat(manifest["row"]["finished_at"])))
+    _put(
+        job,
+        "drift",
+        schemas.DRIFT,
+        drift_rows(job, drift, datetime.fromisoformat(manifest["row"]["finished_at"])),
+    )
     faults.point("score:rows")
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
@@ -70,8 +75,13 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     _put(job, "score_runs", schemas.SCORE_RUNS, [values])
     faults.point("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
-    counts = {name: sum(getattr(each, name) for each in shards) for name in ("rows", "written", "quarantined")}
-    return ScoredJob(score_id=job.score_id, run_id=job.model.run_id, output=str(output), drift=drift, **counts)
+    counts = {
+        name: sum(getattr(each, name) for each in shards)
+        for name in ("rows", "written", "quarantined")
+    }
+    return ScoredJob(
+        score_id=job.score_id, run_id=job.model.run_id, output=str(output), drift=drift, **counts
+    )
 
 
 def _leave_only(names: set[str], *folders: Path) -> None:
@@ -84,7 +94,11 @@ def _leave_only(names: set[str], *folders: Path) -> None:
 def _output(job: Job) -> Any:
     if job.config.output is None:
         return job.store.root / "tables" / "scores" / f"score_id={job.score_id}"
-    return open_root(job.config.output) if is_url(job.config.output) else Path(job.config.output).absolute()
+    return (
+        open_root(job.config.output)
+        if is_url(job.config.output)
+        else Path(job.config.output).absolute()
+    )
 
 
 def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict[str, Any]:

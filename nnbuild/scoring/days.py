@@ -83,10 +83,14 @@ def backfill(
     days = partitions(config, first, last)
     there = [each for each in days if is_there(each.config.input)]
     if not there:
-        raise DataError(f"nothing to score from {first} to {last}: there is no {days[0].config.input}, nor any other")
+        raise DataError(
+            f"nothing to score from {first} to {last}: there is no {days[0].config.input}, nor any other"
+        )
     model = resolve_model(store, config).run_id
     shared = {"threads": config.threads or max(1, processors() // at_once)}
-    found = {each.day: Part(day=each.day, input=each.config.input, status="missing") for each in days}
+    found = {
+        each.day: Part(day=each.day, input=each.config.input, status="missing") for each in days
+    }
     work = _Work(store, shared | ({"model": model} if model else {}))
     for part in _made(work, there, at_once):
         found[part.day] = part
@@ -130,9 +134,18 @@ class _Work:
         except Interrupted:
             raise
         except NnbuildError as error:
-            return Part(**about, status="failed", remark=" ".join([str(error), *getattr(error, "__notes__", ())]))
+            return Part(
+                **about,
+                status="failed",
+                remark=" ".join([str(error), *getattr(error, "__notes__", ())]),
+            )
         return Part(
-            **about, status="scored", score_id=done.score_id, rows=done.rows, run_id=done.run_id, drift=done.drift
+            **about,
+            status="scored",
+            score_id=done.score_id,
+            rows=done.rows,
+            run_id=done.run_id,
+            drift=done.drift,
         )
 
     def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002

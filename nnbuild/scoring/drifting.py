@@ -37,7 +37,11 @@ def compared(job: Job, shards: Sequence[Shard]) -> Compared:
     """
     reference = job.model.reference.get("calibrated" if job.config.calibrated else "plain")
     if reference is None:
-        what = f"run {job.model.run_id} is of before references were kept" if job.model.run_id else "a file has none"
+        what = (
+            f"run {job.model.run_id} is of before references were kept"
+            if job.model.run_id
+            else "a file has none"
+        )
         return Compared(remark=f"not measured, for want of a reference: {what}")
     counts = [each.summary for each in shards if each.rows]
     if not counts:
@@ -50,4 +54,7 @@ def compared(job: Job, shards: Sequence[Shard]) -> Compared:
 
 def drift_rows(job: Job, found: Compared, now: datetime) -> list[dict[str, Any]]:
     """The rows of the `drift` table."""
-    return [{"run_id": job.model.run_id, **each.model_dump(), "measured_at": now} for each in found.measures]
+    return [
+        {"run_id": job.model.run_id, **each.model_dump(), "measured_at": now}
+        for each in found.measures
+    ]

@@ -51,10 +51,14 @@ def open_input(address: str, columns: Columns, shape: tuple[int, int, int]) -> I
         DataError: there is nothing, it is of no known form, or it has other images than the network takes.
     """
     if is_url(address) or (files := parquet_files(address)):
-        return ParquetInput(address, parquet_files(address) if is_url(address) else files, columns, shape)
+        return ParquetInput(
+            address, parquet_files(address) if is_url(address) else files, columns, shape
+        )
     if columns.keep or columns.example_id:
         wanted = ", ".join([*columns.keep, *([columns.example_id] if columns.example_id else [])])
-        raise DataError(f"{address}: only Parquet has columns, and {wanted} cannot be read; leave --keep and --id away")
+        raise DataError(
+            f"{address}: only Parquet has columns, and {wanted} cannot be read; leave --keep and --id away"
+        )
     if Path(address).is_dir():
         return PictureInput(address, shape)
     return _Arrays(address, _images(Path(address), address), shape)
@@ -62,7 +66,9 @@ def open_input(address: str, columns: Columns, shape: tuple[int, int, int]) -> I
 
 def _images(path: Path, address: str) -> Pixels:
     if not path.exists():
-        raise DataError(f"{address}: no such input; give a Parquet file, a folder, a glob, IDX images or an .npz")
+        raise DataError(
+            f"{address}: no such input; give a Parquet file, a folder, a glob, IDX images or an .npz"
+        )
     if path.suffix == ".npz":
         names = npz.names(path)
         return as_pixels(npz.read(path, ["images" if "images" in names else "x_test"]), path)[0]
@@ -70,7 +76,9 @@ def _images(path: Path, address: str) -> Pixels:
         magic = file.read(3)
     if magic.startswith(_IDX_MAGIC):
         return as_pixels([idx.read(path)], path)[0]
-    raise DataError(f"{address}: neither Parquet, IDX, .npz nor a folder; convert it to one of these")
+    raise DataError(
+        f"{address}: neither Parquet, IDX, .npz nor a folder; convert it to one of these"
+    )
 
 
 @dataclass(frozen=True)
@@ -89,15 +97,25 @@ class _Arrays:
     def units(self) -> Sequence[Unit]:
         count = len(self.images)
         starts = range(0, count, _ROWS)
-        return [Unit(0, place, start, min(_ROWS, count - start)) for place, start in enumerate(starts)]
+        return [
+            Unit(0, place, start, min(_ROWS, count - start)) for place, start in enumerate(starts)
+        ]
 
     def schema(self) -> Any:
         return pa.schema([])
 
     def identity(self) -> list[list[Any]]:
-        return [[self.address, len(self.images), hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest()]]
+        return [
+            [
+                self.address,
+                len(self.images),
+                hashlib.sha256(np.ascontiguousarray(self.images).data).hexdigest(),
+            ]
+        ]
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
         for start in range(unit.first, unit.first + unit.rows, batch_rows):
             part = slice(start, min(start + batch_rows, unit.first + unit.rows))
-            yield Rows(self.images[part], np.arange(part.start, part.stop, dtype=np.int64), None, None)
+            yield Rows(
+                self.images[part], np.arange(part.start, part.stop, dtype=np.int64), None, None
+            )

@@ -137,7 +137,11 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
     """
     watch, work = watch or Nobody(), work_of(job)
     done, todo = progress_of(job)
-    rows, total, began = sum(each.rows + each.quarantined for each in done), job.total, time.perf_counter()
+    rows, total, began = (
+        sum(each.rows + each.quarantined for each in done),
+        job.total,
+        time.perf_counter(),
+    )
     make_folder(job.folder / "rows")
     with caught() as stop:
         for made in make_shards(work, todo, job.folder):
@@ -147,6 +151,8 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
                 rows += made
                 watch.scored(rows, total, time.perf_counter() - began)
             if number_of_signal := stop():
-                raise Interrupted(f"stopped by signal {number_of_signal} after {rows} rows", number_of_signal)
+                raise Interrupted(
+                    f"stopped by signal {number_of_signal} after {rows} rows", number_of_signal
+                )
     faults.point("score:shards")
     return sorted(done, key=lambda each: each.name)

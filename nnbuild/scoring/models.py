@@ -53,8 +53,14 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
     """
     if config.model == CHAMPION or is_run_id(config.model):
         if config.digest is not None:
-            raise ConfigError("--digest is for a model file; the digest of a run's model is in its manifest")
-        return _of_run(store, champion.require(store) if config.model == CHAMPION else config.model, config.engine)
+            raise ConfigError(
+                "--digest is for a model file; the digest of a run's model is in its manifest"
+            )
+        return _of_run(
+            store,
+            champion.require(store) if config.model == CHAMPION else config.model,
+            config.engine,
+        )
     return _of_file(Path(config.model), config)
 
 
@@ -65,7 +71,9 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     name = f"runs/{run_id}/model.{engine if engine == 'onnx' else 'keras'}"
     if name not in manifest["files"]:
         remark = manifest["steps"].get("export_model", {}).get("remark", "")
-        raise ContractError(f"run {run_id} was not exported to ONNX ({remark}); score it by --engine keras")
+        raise ContractError(
+            f"run {run_id} was not exported to ONNX ({remark}); score it by --engine keras"
+        )
     content = _read(store.root / name)
     digest = _verified(content, manifest["files"][name]["sha256"], f"model {name}")
     data, calibrated = manifest["steps"]["load_data"], manifest["steps"].get("calibrate_model")
@@ -73,7 +81,9 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     temperature = calibrated["temperature"] if calibrated else None
     factory = manifest["row"]["model"]
     shape, reference = (height, width, channels), _reference(store, manifest)
-    return ScoringModel(run_id, content, digest, shape, data["classes"], temperature, factory, reference)
+    return ScoringModel(
+        run_id, content, digest, shape, data["classes"], temperature, factory, reference
+    )
 
 
 def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
@@ -87,11 +97,17 @@ def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     if not path.exists():
-        raise ConfigError(f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`")
+        raise ConfigError(
+            f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`"
+        )
     if config.digest is None:
-        raise ConfigError(f"model {path}: a file is trusted by its digest alone; give its sha256 as --digest")
+        raise ConfigError(
+            f"model {path}: a file is trusted by its digest alone; give its sha256 as --digest"
+        )
     if path.suffix != ".onnx" or config.engine != "onnx":
-        raise ConfigError(f"model {path}: expected a .onnx file and --engine onnx; name a run for --engine keras")
+        raise ConfigError(
+            f"model {path}: expected a .onnx file and --engine onnx; name a run for --engine keras"
+        )
     content = _read(path)
     digest = _verified(content, config.digest, f"model {path}")
     shape, classes = OnnxEngine(content, 1).shapes()
@@ -107,7 +123,9 @@ def _read(path: Any) -> bytes:
 def _verified(content: bytes, expected: str, name: str) -> str:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise ContractError(f"{name} has sha256 {found}, expected {expected}; it was changed, restore it from a copy")
+        raise ContractError(
+            f"{name} has sha256 {found}, expected {expected}; it was changed, restore it from a copy"
+        )
     return found
 
 

@@ -22,7 +22,9 @@ from nnbuild.store.names import is_run_id, new_run_id
 from nnbuild.store.remote import is_url, open_root
 
 
-def open_job(config: ScoreConfig, root: Path | str | None = None, *, now: datetime | None = None) -> Job:
+def open_job(
+    config: ScoreConfig, root: Path | str | None = None, *, now: datetime | None = None
+) -> Job:
     """Begin a job, or take up one that was stopped: of the same input, model and options.
 
     What can be refused is refused before anything is written.
@@ -39,7 +41,14 @@ def open_job(config: ScoreConfig, root: Path | str | None = None, *, now: dateti
     model, source = _opened(store, config)
     if model.run_id is not None:
         config = config.model_copy(update={"model": model.run_id})
-    job = Job(store, new_run_id(started, max(store.scored(), default=None)), config, started, model, source)
+    job = Job(
+        store,
+        new_run_id(started, max(store.scored(), default=None)),
+        config,
+        started,
+        model,
+        source,
+    )
     if (score_id := _waiting(job)) is not None:
         return resume_job(score_id, root)
     if config.output is not None:
@@ -57,7 +66,11 @@ def _waiting(job: Job) -> str | None:
     if not folder.is_dir():
         return None
     with explained(f"list {folder}"):
-        names = (path.name.removeprefix("score-") for path in folder.iterdir() if path.name.startswith("score-"))
+        names = (
+            path.name.removeprefix("score-")
+            for path in folder.iterdir()
+            if path.name.startswith("score-")
+        )
         ids = sorted((name for name in names if is_run_id(name)), reverse=True)
     done = set(job.store.scored())
     for score_id in (each for each in ids if each not in done):
@@ -72,7 +85,17 @@ def _waiting(job: Job) -> str | None:
     return None
 
 
-_SAME_ROWS = ("input", "output", "keep", "id_column", "logits", "top_k", "where", "calibrated", "engine")
+_SAME_ROWS = (
+    "input",
+    "output",
+    "keep",
+    "id_column",
+    "logits",
+    "top_k",
+    "where",
+    "calibrated",
+    "engine",
+)
 
 
 def scored_before(store: Store, config: ScoreConfig) -> str | None:
@@ -87,7 +110,9 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     """
     columns = ["model_digest", "input"]
     candidates = [
-        each for each in store.read_table("score_runs", None, columns).to_pylist() if each["input"] == config.input
+        each
+        for each in store.read_table("score_runs", None, columns).to_pylist()
+        if each["input"] == config.input
     ]
     if not candidates:
         return None
@@ -98,7 +123,9 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
             continue
         manifest = read_json(store.root / "scores" / each["score_id"] / "manifest.json")
         held = manifest["config"]
-        if manifest["input"] == identity and all(held.get(name) == wanted[name] for name in _SAME_ROWS):
+        if manifest["input"] == identity and all(
+            held.get(name) == wanted[name] for name in _SAME_ROWS
+        ):
             return str(each["score_id"])
     return None
 
@@ -120,27 +147,37 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         config = ScoreConfig.model_validate(held["config"])
         started = datetime.fromisoformat(held["started_at"])
     except (ValidationError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is no record of a job ({type(error).__name__}); begin a new one") from error
+        raise StoreError(
+            f"{path} is no record of a job ({type(error).__name__}); begin a new one"
+        ) from error
     model, source = _opened(store, config)
     job = Job(store, score_id, config, started, model, source)
     record = _record(job)
-    changed = [name for name in ("input", "model_digest", "code_version") if record[name] != held.get(name)]
+    changed = [
+        name for name in ("input", "model_digest", "code_version") if record[name] != held.get(name)
+    ]
     if changed:
-        raise StoreError(f"scoring job {score_id}: its {' and '.join(changed)} changed since; begin a new one")
+        raise StoreError(
+            f"scoring job {score_id}: its {' and '.join(changed)} changed since; begin a new one"
+        )
     return job
 
 
 def _opened(store: Store, config: ScoreConfig) -> tuple[ScoringModel, Input]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
-        raise ConfigError(f"--calibrated: model {config.model} has no temperature; score a run that was calibrated")
+        raise ConfigError(
+            f"--calibrated: model {config.model} has no temperature; score a run that was calibrated"
+        )
     source = open_input(config.input, Columns(config.id_column, config.keep), model.image_shape)
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:
             schema.empty_table().filter(parse(config.where, schema.names))
         except (pa.ArrowException, TypeError) as error:
-            raise ConfigError(f"--where {config.where!r} compares values of different types: {error}") from error
+            raise ConfigError(
+                f"--where {config.where!r} compares values of different types: {error}"
+            ) from error
     return model, source
 
 

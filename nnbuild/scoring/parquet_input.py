@@ -41,10 +41,16 @@ def parquet_files(address: str) -> list[Any]:
             root = open_root(above)
             found = sorted(root.glob(beginning + star + pattern)) if star else _below(root)
         if not found:
-            raise DataError(f"{address}: no Parquet files there; give a file, a folder or a glob of them")
+            raise DataError(
+                f"{address}: no Parquet files there; give a file, a folder or a glob of them"
+            )
         return found
     if glob.has_magic(address) and not Path(address).exists():
-        return [Path(each) for each in sorted(glob.glob(address, recursive=True)) if each.endswith(".parquet")]  # noqa: PTH207  (the pattern may be absolute)
+        return [
+            Path(each)
+            for each in sorted(glob.glob(address, recursive=True))  # noqa: PTH207  (the pattern may be absolute)
+            if each.endswith(".parquet")
+        ]
     return _below(Path(address))
 
 
@@ -70,7 +76,9 @@ class ParquetInput:
         DataError: a file is damaged, lacks a column, or has other images.
     """
 
-    def __init__(self, address: str, files: Sequence[Any], columns: Columns, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, address: str, files: Sequence[Any], columns: Columns, shape: tuple[int, int, int]
+    ) -> None:
         self._address, self._files, self._columns, self._shape = address, files, columns, shape
         self._open: tuple[int, Any] | None = None
         schemas = []
@@ -92,7 +100,9 @@ class ParquetInput:
         for path, schema in zip(files, schemas, strict=True):
             if not schema.equals(self._schema):
                 raise DataError(f"{path}: has other columns than {files[0]}; score the two apart")
-        self._reader = image_columns.reader(self._schema.field(_IMAGE).type, self._schema.metadata or {}, address)
+        self._reader = image_columns.reader(
+            self._schema.field(_IMAGE).type, self._schema.metadata or {}, address
+        )
         self._scale_by_255 = self._floats_up_to_one()
 
     def units(self) -> Sequence[Unit]:
@@ -101,7 +111,9 @@ class ParquetInput:
 
     def schema(self) -> Any:
         """Of the columns that are carried through."""
-        return pa.schema([self._schema.field(name).with_nullable(nullable=True) for name in self._columns.keep])
+        return pa.schema(
+            [self._schema.field(name).with_nullable(nullable=True) for name in self._columns.keep]
+        )
 
     def identity(self) -> list[list[Any]]:
         """Name, size and time of change of each file; of an object the ETag instead of the time."""
@@ -113,7 +125,9 @@ class ParquetInput:
         path, done = self._files[unit.file], 0
         try:
             file = self._file(unit.file)
-            for batch in file.iter_batches(batch_rows, row_groups=[unit.group], columns=self._wanted()):
+            for batch in file.iter_batches(
+                batch_rows, row_groups=[unit.group], columns=self._wanted()
+            ):
                 first = unit.first + done
                 done += len(batch)
                 yield from self._rows(batch, unit, first)
@@ -141,11 +155,17 @@ class ParquetInput:
         if self._columns.example_id:
             ids = table[self._columns.example_id]
             if ids.null_count:
-                raise DataError(f"{self._address}: null in column {self._columns.example_id!r}; expected an id")
+                raise DataError(
+                    f"{self._address}: null in column {self._columns.example_id!r}; expected an id"
+                )
             example_ids = ids.cast(pa.int64()).to_numpy()
         else:
             example_ids = np.arange(first, first + len(batch), dtype=np.int64)
-        kept = table.select(list(self._columns.keep)).cast(self.schema()) if self._columns.keep else None
+        kept = (
+            table.select(list(self._columns.keep)).cast(self.schema())
+            if self._columns.keep
+            else None
+        )
         return Rows(images, example_ids, self._labels(table), kept)
 
     def _pixels(self, column: Any, first: int) -> Pixels:
@@ -166,11 +186,16 @@ class ParquetInput:
         """Whether pixels are floats from 0 to 1: the first rows tell, and the others are held to it."""
         unit = self._units[0]
         with _translated(self._files[0]):
-            batch = next(self._file(0).iter_batches(1024, row_groups=[unit.group], columns=self._wanted()), None)
+            batch = next(
+                self._file(0).iter_batches(1024, row_groups=[unit.group], columns=self._wanted()),
+                None,
+            )
         if batch is None:
             return False
         try:
-            images = self._reader.read(pa.Table.from_batches([batch])[_IMAGE], 0, _ROOM, self._address)
+            images = self._reader.read(
+                pa.Table.from_batches([batch])[_IMAGE], 0, _ROOM, self._address
+            )
         except DataError:
             return False
         return bool(images.dtype.kind == "f" and len(images) and images.max() <= 1)
@@ -180,7 +205,9 @@ class ParquetInput:
             return None
         labels = table[_LABEL].cast(pa.int64())
         known = pc.and_(pc.greater_equal(labels, 0), pc.less_equal(labels, _MOST_LABEL))
-        return pc.if_else(known, labels, pa.scalar(None, pa.int64())).cast(pa.int16()).combine_chunks()
+        return (
+            pc.if_else(known, labels, pa.scalar(None, pa.int64())).cast(pa.int16()).combine_chunks()
+        )
 
     def _wanted(self) -> list[str]:
         names = [self._reader.column, *self._columns.keep]
@@ -189,14 +216,22 @@ class ParquetInput:
         return list(dict.fromkeys(names))
 
     def _require_columns(self) -> None:
-        wanted = [_IMAGE, *self._columns.keep, *([self._columns.example_id] if self._columns.example_id else [])]
+        wanted = [
+            _IMAGE,
+            *self._columns.keep,
+            *([self._columns.example_id] if self._columns.example_id else []),
+        ]
         for name in wanted:
             if name not in self._schema.names:
-                raise DataError(f"{self._address}: no column {name!r}; {suggestion(name, self._schema.names)}")
+                raise DataError(
+                    f"{self._address}: no column {name!r}; {suggestion(name, self._schema.names)}"
+                )
         example_id = self._columns.example_id
         if example_id and not pa.types.is_integer(self._schema.field(example_id).type):
             kind = self._schema.field(example_id).type
-            raise DataError(f"{self._address}: column {example_id!r} is {kind}; expected integers, or leave --id away")
+            raise DataError(
+                f"{self._address}: column {example_id!r} is {kind}; expected integers, or leave --id away"
+            )
 
     def _file(self, number: int) -> Any:
         """The file, kept open while its row groups are read one after the other."""
@@ -216,7 +251,9 @@ def _version(path: Any) -> tuple[int, str]:
 
 
 def _opened(path: Any) -> Any:
-    return pq.ParquetFile(path.path, filesystem=path.fs) if is_remote(path) else pq.ParquetFile(path)
+    return (
+        pq.ParquetFile(path.path, filesystem=path.fs) if is_remote(path) else pq.ParquetFile(path)
+    )
 
 
 @contextmanager
@@ -225,4 +262,6 @@ def _translated(path: Any) -> Iterator[None]:
         yield
     except _BROKEN as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path}: no readable Parquet ({reason}); fetch or write it again") from error
+        raise DataError(
+            f"{path}: no readable Parquet ({reason}); fetch or write it again"
+        ) from error

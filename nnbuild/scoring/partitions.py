@@ -47,10 +47,14 @@ def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
         raise ConfigError(f"from {first} to {last}: ends before it begins; exchange the two")
     days = (last - first).days + 1
     if days > MOST_DAYS:
-        raise ConfigError(f"from {first} to {last}: {days} days, expected {MOST_DAYS} at most; go in parts")
+        raise ConfigError(
+            f"from {first} to {last}: {days} days, expected {MOST_DAYS} at most; go in parts"
+        )
     for option, given in (("--input", config.input), ("--output", config.output)):
         if given is not None and not is_dated(given):
-            raise ConfigError(f"{option} {given!r} is the same for every day; put {{date}} where the day stands")
+            raise ConfigError(
+                f"{option} {given!r} is the same for every day; put {{date}} where the day stands"
+            )
     return [_of(config, first + timedelta(days=number)) for number in range(days)]
 
 

@@ -29,11 +29,15 @@ class PictureInput:
     def __init__(self, address: str, shape: tuple[int, int, int]) -> None:
         root = Path(address)
         with archives.translated(address):
-            self._files = sorted(each for each in root.rglob("*") if each.suffix.lower() in pictures.SUFFIXES)
+            self._files = sorted(
+                each for each in root.rglob("*") if each.suffix.lower() in pictures.SUFFIXES
+            )
             resolved = root.resolve()
             for file in self._files:
                 if file.is_symlink() and not file.resolve().is_relative_to(resolved):
-                    raise DataError(f"{file}: a link that leads out of {address}; put the file itself there")
+                    raise DataError(
+                        f"{file}: a link that leads out of {address}; put the file itself there"
+                    )
         if not self._files:
             raise DataError(f"{address}: holds neither *.parquet nor pictures; give another folder")
         self._shape = shape
@@ -42,7 +46,10 @@ class PictureInput:
         """Some thousand pictures each."""
         count = len(self._files)
         starts = range(0, count, _PER_UNIT)
-        return [Unit(0, place, start, min(_PER_UNIT, count - start)) for place, start in enumerate(starts)]
+        return [
+            Unit(0, place, start, min(_PER_UNIT, count - start))
+            for place, start in enumerate(starts)
+        ]
 
     def schema(self) -> Any:
         """Pictures have no columns."""

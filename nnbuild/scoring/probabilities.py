@@ -58,8 +58,14 @@ def probability_table(
         An Arrow table with the schema `nnbuild.schemas.predictions(classes)`.
     """
     rows, classes = logits.shape
-    probabilities, predicted, log_prob = predict(logits, temperature=temperature, first_row=first_row)
-    ids = np.arange(first_row, first_row + rows, dtype=np.int64) if example_ids is None else example_ids
+    probabilities, predicted, log_prob = predict(
+        logits, temperature=temperature, first_row=first_row
+    )
+    ids = (
+        np.arange(first_row, first_row + rows, dtype=np.int64)
+        if example_ids is None
+        else example_ids
+    )
     columns = [
         _column(ids, pa.int64()),
         _labels(labels, rows),
@@ -83,7 +89,9 @@ def _column(values: NDArray[Any], kind: Any) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def write_predictions(path: Path, engine: Engine, split: Split, classes: int, batch_size: int) -> int:
+def write_predictions(
+    path: Path, engine: Engine, split: Split, classes: int, batch_size: int
+) -> int:
     """Score a split into one Parquet file, which stands whole or not at all.
 
     Returns:

@@ -23,10 +23,22 @@ _MANY, _EVERY = 1024, 8  # of so large a batch, each eighth image is looked at f
 REJECTS = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False, metadata={"description": "Of the input"}),
-        pa.field("row_group", pa.int32(), nullable=False, metadata={"description": "In the file, from 0"}),
-        pa.field("row", pa.int64(), nullable=False, metadata={"description": "The first row, in the file, from 0"}),
+        pa.field(
+            "row_group", pa.int32(), nullable=False, metadata={"description": "In the file, from 0"}
+        ),
+        pa.field(
+            "row",
+            pa.int64(),
+            nullable=False,
+            metadata={"description": "The first row, in the file, from 0"},
+        ),
         pa.field("rows", pa.int64(), nullable=False, metadata={"description": "How many"}),
-        pa.field("reason", pa.string(), nullable=False, metadata={"description": "Why they were not scored"}),
+        pa.field(
+            "reason",
+            pa.string(),
+            nullable=False,
+            metadata={"description": "Why they were not scored"},
+        ),
     ]
 )
 
@@ -106,7 +118,9 @@ def finished(folder: Path, number: int) -> Shard | None:
     return shard if path.is_file() and file_digest(path) == shard.sha256 else None
 
 
-def make_shards(work: Work, todo: Sequence[tuple[int, list[Unit]]], folder: Path) -> Iterator[int | Shard]:
+def make_shards(
+    work: Work, todo: Sequence[tuple[int, list[Unit]]], folder: Path
+) -> Iterator[int | Shard]:
     """Score the units of some shards. Reading, inference and writing overlap, a few batches ahead of each other.
 
     Args:
@@ -135,8 +149,12 @@ def make_shards(work: Work, todo: Sequence[tuple[int, list[Unit]]], folder: Path
                 current = next(pieces, None)
 
         yield from _write(work, number, mine(), folder, of_shard)
-        if (seen := of_shard[0].rows + of_shard[0].quarantined) != (expected := sum(unit.rows for unit in units)):
-            raise StoreError(f"shard {number} has {seen} of {expected} rows; this is a bug, please report it")
+        if (seen := of_shard[0].rows + of_shard[0].quarantined) != (
+            expected := sum(unit.rows for unit in units)
+        ):
+            raise StoreError(
+                f"shard {number} has {seen} of {expected} rows; this is a bug, please report it"
+            )
         yield of_shard[0]
 
 
@@ -163,7 +181,9 @@ def _looked_at(images: Pixels) -> Pixels:
     return images[:: _EVERY if len(images) >= _MANY else 1].copy()
 
 
-def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]) -> Iterator[int]:
+def _write(
+    work: Work, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]
+) -> Iterator[int]:
     name = shard_name(number)
     path = folder / "rows" / name
     rejects: list[Reject] = []
@@ -180,7 +200,9 @@ def _write(work: Work, number: int, pieces: Iterator[Any], folder: Path, made: l
     if rejects:
         make_folder(folder / "quarantine")
         with written(folder / "quarantine" / name) as aside:
-            pq.write_table(pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS), aside)
+            pq.write_table(
+                pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS), aside
+            )
     faults.point("shard:written")
     quarantined = sum(each.rows for each in rejects)
     shard = Shard(

@@ -51,7 +51,9 @@ def _expression(node: ast.expr, text: str, columns: list[str]) -> Any:
     if isinstance(node, ast.Compare) and all(type(each) in _COMPARISONS for each in node.ops):
         sides = [_operand(each, text, columns) for each in (node.left, *node.comparators)]
         pairs = zip(sides, node.ops, sides[1:], strict=False)
-        first, *others = (_COMPARISONS[type(compare)](left, right) for left, compare, right in pairs)
+        first, *others = (
+            _COMPARISONS[type(compare)](left, right) for left, compare, right in pairs
+        )
         for other in others:
             first &= other
         return first
@@ -61,7 +63,9 @@ def _expression(node: ast.expr, text: str, columns: list[str]) -> Any:
 def _operand(node: ast.expr, text: str, columns: list[str]) -> Any:
     if isinstance(node, ast.Name):
         if node.id not in columns:
-            raise ConfigError(f"--where {text!r} names column {node.id!r}; {suggestion(node.id, columns)}")
+            raise ConfigError(
+                f"--where {text!r} names column {node.id!r}; {suggestion(node.id, columns)}"
+            )
         return pc.field(node.id)
     negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
     constant = node.operand if isinstance(node, ast.UnaryOp) and negative else node

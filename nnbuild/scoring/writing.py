@@ -37,8 +37,15 @@ class RowWriter:
         summary: counts of what was scored, for drift; None before the first rows.
     """
 
-    def __init__(self, file: Any, config: ScoreConfig, schema: Any, temperature: float, where: Any) -> None:
-        self._file, self._config, self._schema, self._temperature = file, config, schema, temperature
+    def __init__(
+        self, file: Any, config: ScoreConfig, schema: Any, temperature: float, where: Any
+    ) -> None:
+        self._file, self._config, self._schema, self._temperature = (
+            file,
+            config,
+            schema,
+            temperature,
+        )
         self._where = where
         self.rows = self.written = 0
         self.summary: Summary | None = None
@@ -73,4 +80,6 @@ class RowWriter:
 
 def counted(rows: Rows, table: Any, classes: int) -> Summary:
     """What rows add to the counts for drift, whether or not they are written."""
-    return summarise(rows.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes)
+    return summarise(
+        rows.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes
+    )

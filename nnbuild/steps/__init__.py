@@ -52,7 +52,12 @@ def __getattr__(name: str) -> Any:
     return find(
         name,
         {
-            "nnbuild.steps.network": ("build_model", "compile_model", "fit_model", "persist_history"),
+            "nnbuild.steps.network": (
+                "build_model",
+                "compile_model",
+                "fit_model",
+                "persist_history",
+            ),
             "nnbuild.steps.exporting": ("export_model",),
             "nnbuild.steps.calibrating": ("calibrate_model",),
             "nnbuild.steps.reporting": ("confusion_picture", "curve_picture"),

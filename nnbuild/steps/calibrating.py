@@ -30,9 +30,15 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     batch, seed = run.config.scoring.batch_size, run.config.seed
     dataset = read_data(run, data)
     _, rows = split_rows(data.train, float(run.config.training.validation_fraction or 0), seed)
-    subsets = {"validation": Split(dataset.train.images[rows], dataset.train.labels[rows]), "test": dataset.test}
+    subsets = {
+        "validation": Split(dataset.train.images[rows], dataset.train.labels[rows]),
+        "test": dataset.test,
+    }
     engine = engines.KerasEngine(read_model(run, fitted), batch)
-    logits = {name: scoring.logits_of(engine, split, data.classes, batch) for name, split in subsets.items()}
+    logits = {
+        name: scoring.logits_of(engine, split, data.classes, batch)
+        for name, split in subsets.items()
+    }
     temperature = evaluation.fit_temperature(logits["validation"], subsets["validation"].labels)
     table: list[dict[str, Any]] = []
     errors: list[dict[str, float]] = []
@@ -41,8 +47,15 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
         for name, split in subsets.items():
             probabilities = softmax(logits[name], temperature=divisor)
             errors[-1][name] = evaluation.calibration_error(probabilities, split.labels)
-            about = {"subset": name, "temperature": divisor, "expected_calibration_error": errors[-1][name]}
-            table += [about | each._asdict() for each in evaluation.calibration_bins(probabilities, split.labels)]
+            about = {
+                "subset": name,
+                "temperature": divisor,
+                "expected_calibration_error": errors[-1][name],
+            }
+            table += [
+                about | each._asdict()
+                for each in evaluation.calibration_bins(probabilities, split.labels)
+            ]
     schema = schemas.CALIBRATION
     write_table(staged_table(run, "calibration"), schemas.table_of(schema, table), schema)
     write_reference(run, subsets["validation"], logits["validation"], temperature)
@@ -52,6 +65,10 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
         temperature=temperature,
         before=before,
         after=after,
-        validation={each.metric: each.value for each in figures if each.label is None and each.metric in _KEPT},
+        validation={
+            each.metric: each.value
+            for each in figures
+            if each.label is None and each.metric in _KEPT
+        },
         files=run.digests("tables/calibration.parquet", REFERENCE),
     )

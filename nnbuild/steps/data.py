@@ -20,7 +20,9 @@ def staged_dataset(run: Run) -> Path:
 
 
 @once(LoadedData)
-def load_data(run: Run, *, cache: Path | None = None, progress: Progress | None = None) -> LoadedData:
+def load_data(
+    run: Run, *, cache: Path | None = None, progress: Progress | None = None
+) -> LoadedData:
     """Read the dataset, and ingest it as Parquet unless the store has it.
 
     Args:
@@ -65,7 +67,9 @@ def load_data(run: Run, *, cache: Path | None = None, progress: Progress | None 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """The dataset of a run, from the store or, before it is committed, from staging."""
     folder = run.root / data.folder
-    if not folder.is_dir():  # another run of the same dataset was committed, or this one was; or the store is remote
+    if (
+        not folder.is_dir()
+    ):  # another run of the same dataset was committed, or this one was; or the store is remote
         folder = Store(run.store).local_dataset(data.name, data.digest)
     return tables.read_dataset(folder)
 

@@ -35,11 +35,15 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
         return _not_exported(" ".join(f"{type(error).__name__}: {error}".split())[:300])
     expected = engines.KerasEngine(model, len(probe)).logits(probe)
     scale = np.abs(expected).max(axis=1, keepdims=True)
-    difference = float((np.abs(found - expected) / np.maximum(scale, np.finfo(np.float32).tiny)).max())
+    difference = float(
+        (np.abs(found - expected) / np.maximum(scale, np.finfo(np.float32).tiny)).max()
+    )
     same = bool((found.argmax(axis=1) == expected.argmax(axis=1)).all())
     if not (same and difference <= _MOST_DIFFERENCE):
         path.unlink()
-        return _not_exported(f"its logits differ from Keras's by {difference:.2g} of the row's largest")
+        return _not_exported(
+            f"its logits differ from Keras's by {difference:.2g} of the row's largest"
+        )
     return ExportedModel(
         path=run.relative(path),
         remark="",
@@ -57,4 +61,6 @@ def _probe(split: Split) -> Pixels:
 
 
 def _not_exported(why: str) -> ExportedModel:
-    return ExportedModel(path=None, remark=why, largest_difference=None, same_predictions=None, probe=0)
+    return ExportedModel(
+        path=None, remark=why, largest_difference=None, same_predictions=None, probe=0
+    )

@@ -44,7 +44,9 @@ def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Dec
     decision = gate.decide(challenger, other, config) if looks else off
     waits = decision.promote and config.approval == "manual"
     if waits:
-        decision = replace(decision, promote=False, reason=f"{decision.reason}; {_WAITS.format(run.run_id)}")
+        decision = replace(
+            decision, promote=False, reason=f"{decision.reason}; {_WAITS.format(run.run_id)}"
+        )
     paired = decision.paired._asdict() if decision.paired else dict.fromkeys(Paired._fields)
     row = {
         "champion": standing,
@@ -58,7 +60,11 @@ def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Dec
         "recall_label": decision.recall_label,
         "decided_at": datetime.now(UTC),
     }
-    write_table(staged_table(run, "decisions"), schemas.table_of(schemas.DECISIONS, [row]), schemas.DECISIONS)
+    write_table(
+        staged_table(run, "decisions"),
+        schemas.table_of(schemas.DECISIONS, [row]),
+        schemas.DECISIONS,
+    )
     return Decided(
         champion=standing,
         promote=decision.promote,
@@ -84,11 +90,18 @@ def answered(run: Run, *, promote: bool, comment: str = "") -> Decided:
     """
     decided = run.recall("decide", Decided)
     if decided is None or not decided.waits:
-        raise StoreError(f"run {run.run_id} has no decision that waits for a person; see `nnbuild champion`")
-    said = f"{'approved' if promote else 'not approved'} by a person" + (f": {comment}" if comment else "")
+        raise StoreError(
+            f"run {run.run_id} has no decision that waits for a person; see `nnbuild champion`"
+        )
+    said = f"{'approved' if promote else 'not approved'} by a person" + (
+        f": {comment}" if comment else ""
+    )
     reason = f"{decided.reason.removesuffix('; ' + _WAITS.format(run.run_id))}; {said}"
     path = staged_table(run, "decisions")
-    row = read_table(path, schemas.DECISIONS).to_pylist()[0] | {"promoted": promote, "reason": reason}
+    row = read_table(path, schemas.DECISIONS).to_pylist()[0] | {
+        "promoted": promote,
+        "reason": reason,
+    }
     # Whatever is killed between these two lines is asked again: the step's files are no longer what they were.
     write_table(path, schemas.table_of(schemas.DECISIONS, [row]), schemas.DECISIONS)
     result = decided.model_copy(

@@ -36,16 +36,24 @@ _RECORDED: dict[str, type[Result]] = {
 }
 
 
-def manifest_of(run: Run, *, error: str | None = None, now: datetime | None = None) -> dict[str, Any]:
+def manifest_of(
+    run: Run, *, error: str | None = None, now: datetime | None = None
+) -> dict[str, Any]:
     """The manifest of a run as it stands now, without the digests of the files that a commit adds."""
     return _manifest(run, _records(run), error, now or datetime.now(UTC))
 
 
 def _records(run: Run) -> dict[str, Result]:
-    return {name: record for name, kind in _RECORDED.items() if (record := run.recall(name, kind)) is not None}
+    return {
+        name: record
+        for name, kind in _RECORDED.items()
+        if (record := run.recall(name, kind)) is not None
+    }
 
 
-def _manifest(run: Run, records: dict[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
+def _manifest(
+    run: Run, records: dict[str, Any], error: str | None, now: datetime
+) -> dict[str, Any]:
     return {
         "schema_version": schemas.SCHEMA_VERSION,
         "run_id": run.run_id,
@@ -62,7 +70,9 @@ def _manifest(run: Run, records: dict[str, Any], error: str | None, now: datetim
 
 
 def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
-    data, fitted, evaluated = (records.get(name) for name in ("load_data", "fit_model", "evaluate_model"))
+    data, fitted, evaluated = (
+        records.get(name) for name in ("load_data", "fit_model", "evaluate_model")
+    )
     return {
         "status": "succeeded" if error is None else "failed",
         "error": error,

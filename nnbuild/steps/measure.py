@@ -23,7 +23,9 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
     """
     batch = run.config.scoring.batch_size
     test = read_data(run, data).test
-    logits = scoring.logits_of(engines.KerasEngine(read_model(run, fitted), batch), test, data.classes, batch)
+    logits = scoring.logits_of(
+        engines.KerasEngine(read_model(run, fitted), batch), test, data.classes, batch
+    )
     figures = evaluation.evaluate(logits, test.labels, data.classes)
     counts = evaluation.confusion_counts(test.labels, logits.argmax(axis=1), data.classes)
     of_test = {"subset": "test"}
@@ -35,7 +37,11 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
         ],
     }
     for name, found in rows.items():
-        write_table(staged_table(run, name), schemas.table_of(schemas.FIXED[name], found), schemas.FIXED[name])
+        write_table(
+            staged_table(run, name),
+            schemas.table_of(schemas.FIXED[name], found),
+            schemas.FIXED[name],
+        )
     metrics = {figure.metric: figure.value for figure in figures if figure.label is None}
     return Evaluated(
         test_accuracy=metrics["accuracy"],

@@ -73,32 +73,47 @@ class Fits:
             return model, [member]
         members: list[Member] = []
         for number in range(self._count):
-            config = self._run.config.model_copy(update={"seed": member_seed(self._run.config.seed, number)})
+            config = self._run.config.model_copy(
+                update={"seed": member_seed(self._run.config.seed, number)}
+            )
             known = self._recalled(number)
             if known is None:
                 model = first() if number == 0 else self._compiled(config, steps)
-                known = self._kept(number, *self._fitted(number, model, config, sum(each.epochs for each in members)))
+                known = self._kept(
+                    number,
+                    *self._fitted(number, model, config, sum(each.epochs for each in members)),
+                )
             members.append(known)
-        return combine(list(self._read(members)), self._run.config.training, self._data.image_shape), members
+        return combine(
+            list(self._read(members)), self._run.config.training, self._data.image_shape
+        ), members
 
     def _compiled(self, config: RunConfig, steps: int) -> Any:
         model = models.build(config, self._data.image_shape, self._data.classes)
         models.compile_model(model, config.training, steps=steps)
         return model
 
-    def _fitted(self, number: int, model: Any, config: RunConfig, before: int) -> tuple[Any, Member]:
+    def _fitted(
+        self, number: int, model: Any, config: RunConfig, before: int
+    ) -> tuple[Any, Member]:
         folder = self._run.folder / "checkpoints"
         logs = self._run.folder / "tensorboard"
         around = training.Surroundings(
             watch=self._watch and _CountingOn(self._watch, before, self._count),
-            checkpoints=training.Checkpoints(folder if number == 0 else folder / f"{number}", self._identity),
+            checkpoints=training.Checkpoints(
+                folder if number == 0 else folder / f"{number}", self._identity
+            ),
             on_history=self._writer(before),
             stop=self._stop,
-            tensorboard=str(logs / f"{number}" if number else logs) if config.training.tensorboard else None,
+            tensorboard=str(logs / f"{number}" if number else logs)
+            if config.training.tensorboard
+            else None,
         )
         # All members hold out the run's validation images: the ensemble is calibrated on them.
         try:
-            fitted = training.fit(model, self._split, self._run.config, self._data.classes, around, seed=config.seed)
+            fitted = training.fit(
+                model, self._split, self._run.config, self._data.classes, around, seed=config.seed
+            )
         except (DivergedError, Interrupted) as error:
             if self._count > 1:
                 error.add_note(f"its epochs are those of member {number + 1} of {self._count}")
@@ -111,10 +126,18 @@ class Fits:
         path = staged_table(self._run, "history")
         earlier: list[dict[str, Any]] = []
         if before:
-            earlier = [row for row in read_table(path, schemas.HISTORY).to_pylist() if row["epoch"] <= before]
+            earlier = [
+                row
+                for row in read_table(path, schemas.HISTORY).to_pylist()
+                if row["epoch"] <= before
+            ]
 
         def write(table: Any) -> None:
-            later = [row | {"epoch": row["epoch"] + before} for row in table.to_pylist()] if before else []
+            later = (
+                [row | {"epoch": row["epoch"] + before} for row in table.to_pylist()]
+                if before
+                else []
+            )
             write_table(path, history.table(earlier + later) if before else table, schemas.HISTORY)
 
         return write
@@ -156,7 +179,9 @@ class _CountingOn:
     def __init__(self, watch: Any, before: int, members: int) -> None:
         self._watch, self._before, self._members = watch, before, members
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         self._watch.step(self._before + epoch, self._members * epochs, done, steps, metrics)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:

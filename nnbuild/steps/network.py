@@ -26,7 +26,9 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
         ConfigError: the model's name is not known or cannot be imported.
         ContractError: the network does not end in one linear layer with a logit for each class.
     """
-    pin_threads(int(run.config.training.threads or 1))  # before TensorFlow's first operation, or not at all
+    pin_threads(
+        int(run.config.training.threads or 1)
+    )  # before TensorFlow's first operation, or not at all
     model = models.build(run.config, data.image_shape, data.classes)
     logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "uncompiled.keras"
@@ -53,7 +55,9 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
     logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "compiled.keras"
     models.save_model(model, path)
-    return CompiledModel(path=run.relative(path), steps_per_epoch=steps, files=run.digests("model/compiled.keras"))
+    return CompiledModel(
+        path=run.relative(path), steps_per_epoch=steps, files=run.digests("model/compiled.keras")
+    )
 
 
 def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> Any:
@@ -65,7 +69,9 @@ def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> An
 
 
 @once(FittedModel)
-def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None) -> FittedModel:
+def fit_model(
+    run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None
+) -> FittedModel:
     """Fit the network, or the members of an ensemble one after another; the history is on the disk after every epoch.
 
     A fit that was stopped is gone on with.
@@ -86,13 +92,17 @@ def fit_model(run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any
         "config": run.config.digest(),
         "dataset": data.digest,
         "code": machine.code_version(),
-        "model": factory_digest(run.config.model.name) if is_factory(run.config.model.name) else "named",
+        "model": factory_digest(run.config.model.name)
+        if is_factory(run.config.model.name)
+        else "named",
         "threads": threads if pin_threads(threads) else "not pinned",
         "processor": machine.processor(),
     }
     began = time.perf_counter()
     with caught() as stop:
-        fits = Fits(run, data, read_data(run, data).train, identity=identity, stop=stop, watch=watch)
+        fits = Fits(
+            run, data, read_data(run, data).train, identity=identity, stop=stop, watch=watch
+        )
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
         model, members = fits.fit(lambda: read_model(run, compiled), steps)
     logits.check_model(model, data.classes, data.image_shape)
@@ -120,5 +130,9 @@ def persist_history(run: Run, fitted: FittedModel) -> HistoryTable:
     table = read_table(path, schemas.HISTORY)
     epochs = len(table["epoch"].unique())
     if epochs != fitted.epochs:
-        raise StoreError(f"{path} holds {epochs} epochs, the fit finished {fitted.epochs}; restore it from a copy")
-    return HistoryTable(path=run.relative(path), rows=len(table), files=run.digests("tables/history.parquet"))
+        raise StoreError(
+            f"{path} holds {epochs} epochs, the fit finished {fitted.epochs}; restore it from a copy"
+        )
+    return HistoryTable(
+        path=run.relative(path), rows=len(table), files=run.digests("tables/history.parquet")
+    )

@@ -14,7 +14,9 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=Result)
 
 
-def once(kind: type[R]) -> Callable[[Callable[Concatenate[Run, P], R]], Callable[Concatenate[Run, P], R]]:
+def once(
+    kind: type[R],
+) -> Callable[[Callable[Concatenate[Run, P], R]], Callable[Concatenate[Run, P], R]]:
     """A decorator for the steps of a run.
 
     A step whose result the run has already, with its files unchanged, is not made again; else its result is kept

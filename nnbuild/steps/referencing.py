@@ -20,7 +20,11 @@ def write_reference(run: Run, split: Split, logits: Logits, temperature: float) 
         temperature: that was fitted on them.
     """
     of = {"plain": _summary(split, logits, 1.0), "calibrated": _summary(split, logits, temperature)}
-    record: dict[str, Any] = {"subset": "validation", "rows": len(split), "temperature": temperature}
+    record: dict[str, Any] = {
+        "subset": "validation",
+        "rows": len(split),
+        "temperature": temperature,
+    }
     write_json(run.folder / REFERENCE, record | {name: each.as_json() for name, each in of.items()})
 
 

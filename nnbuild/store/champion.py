@@ -77,7 +77,9 @@ def require(store: Store) -> str:
     """
     found = current(store)
     if found is None:
-        raise StoreError(f"{store.root} has no champion yet; nnbuild run or nnbuild promote RUN_ID makes one")
+        raise StoreError(
+            f"{store.root} has no champion yet; nnbuild run or nnbuild promote RUN_ID makes one"
+        )
     return found
 
 
@@ -125,9 +127,13 @@ def change_locked(
     changes = history(store)
     found = changes[-1].run_id if changes else None
     if found != expected:
-        raise ChampionChangedError(f"the champion is {found} by now, expected {expected}; decide again")
+        raise ChampionChangedError(
+            f"the champion is {found} by now, expected {expected}; decide again"
+        )
     made = Change(run_id=run_id, previous=found, at=now or datetime.now(UTC), by=by)
-    write_json(store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]})
+    write_json(
+        store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]}
+    )
     faults.point("champion:changed")
     return made
 
@@ -153,7 +159,9 @@ def rollback(store: Store, *, now: datetime | None = None) -> Change:
         else:
             standing.append(each.run_id)
     if not standing:
-        raise StoreError(f"{store.root} has no champion to go back from; nnbuild promote RUN_ID makes one")
+        raise StoreError(
+            f"{store.root} has no champion to go back from; nnbuild promote RUN_ID makes one"
+        )
     before = standing[-2] if len(standing) > 1 else None
     return change(store, before, expected=standing[-1], by="rollback", now=now)
 

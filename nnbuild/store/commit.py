@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild import faults, schemas
-from nnbuild.store.files import explained, file_digest, make_folder, move_folder, read_json, write_json
+from nnbuild.store.files import (
+    explained,
+    file_digest,
+    make_folder,
+    move_folder,
+    read_json,
+    write_json,
+)
 from nnbuild.store.manifests import runs_table
 from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
@@ -23,7 +30,9 @@ def is_ready(run: Run) -> bool:
     return (run.folder / "commit" / "ready.json").exists()
 
 
-def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], tables: Mapping[str, Path]) -> None:
+def make_ready(
+    run: Run, manifest: dict[str, Any], files: Mapping[str, Path], tables: Mapping[str, Path]
+) -> None:
     """Lay out everything that the run leaves in the store.
 
     Args:
@@ -47,7 +56,10 @@ def make_ready(run: Run, manifest: dict[str, Any], files: Mapping[str, Path], ta
         write_table(runs_part, runs_table(manifest), schemas.RUNS)
         kept = [*(record / name for name in files), *parts.values(), runs_part]
         manifest["files"] = {
-            path.relative_to(layout).as_posix(): {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            path.relative_to(layout).as_posix(): {
+                "sha256": file_digest(path),
+                "bytes": path.stat().st_size,
+            }
             for path in kept
         }
         write_json(record / "manifest.json", manifest)

@@ -36,7 +36,9 @@ def as_store_error(what: str, error: Exception) -> StoreError:
             f"cannot {what}, for want of {place}: {getattr(error, 'strerror', None)}; mend it, or set $TMPDIR"
         )
     mend = _MENDS.get(getattr(error, "errno", None) or 0, "see `nnbuild doctor`")
-    return StoreError(f"cannot {what}: {one_line(getattr(error, 'strerror', None) or error)}; {mend}")
+    return StoreError(
+        f"cannot {what}: {one_line(getattr(error, 'strerror', None) or error)}; {mend}"
+    )
 
 
 def _is_temporary(path: str) -> bool:
@@ -130,7 +132,9 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
     with explained(f"read {path}"), path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise StoreError(f"{path} is larger than {most} bytes, expected a small JSON file; restore it from a copy")
+        raise StoreError(
+            f"{path} is larger than {most} bytes, expected a small JSON file; restore it from a copy"
+        )
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

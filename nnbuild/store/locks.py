@@ -23,7 +23,11 @@ def _holder(path: Path) -> str:
 
 
 def _named(folder: Path) -> str:
-    return folder.name.replace("sweep-", "sweep ", 1) if folder.name.startswith("sweep-") else f"run {folder.name}"
+    return (
+        folder.name.replace("sweep-", "sweep ", 1)
+        if folder.name.startswith("sweep-")
+        else f"run {folder.name}"
+    )
 
 
 def is_held(folder: Path) -> bool:

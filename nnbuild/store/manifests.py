@@ -11,7 +11,15 @@ from nnbuild import schemas
 from nnbuild.errors import StoreError
 from nnbuild.store.files import read_json
 
-_PARTS = {"row": dict, "config": dict, "steps": dict, "files": dict, "seconds": dict, "packages": dict, "run_id": str}
+_PARTS = {
+    "row": dict,
+    "config": dict,
+    "steps": dict,
+    "files": dict,
+    "seconds": dict,
+    "packages": dict,
+    "run_id": str,
+}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -24,9 +32,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     found = manifest if isinstance(manifest, dict) else {}
     for name, kind in _PARTS.items():
         if not isinstance(found.get(name), kind):
-            raise StoreError(f"{path} is not a whole manifest: it has no {name} of type {kind.__name__}; restore it")
+            raise StoreError(
+                f"{path} is not a whole manifest: it has no {name} of type {kind.__name__}; restore it"
+            )
     if found["row"].get("status") not in ("succeeded", "failed"):
-        raise StoreError(f"{path} is not a whole manifest: its row has no status; restore it from a copy")
+        raise StoreError(
+            f"{path} is not a whole manifest: its row has no status; restore it from a copy"
+        )
     return found
 
 
@@ -42,4 +54,6 @@ def runs_table(manifest: Mapping[str, Any]) -> Any:
         row["finished_at"] = datetime.fromisoformat(row["finished_at"]).astimezone(UTC)
         return schemas.table_of(schemas.RUNS, [row])
     except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise StoreError(f"manifest has no row for the runs table ({error}); restore it from a copy") from error
+        raise StoreError(
+            f"manifest has no row for the runs table ({error}); restore it from a copy"
+        ) from error

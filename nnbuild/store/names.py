@@ -31,7 +31,9 @@ def require_run_id(run_id: str) -> str:
         StoreError: it is not, whatever it may try to be instead.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise StoreError(f"{run_id!r} is no run id, expected one like 20261123T030000000Z-4f2a1c; see `nnbuild runs`")
+        raise StoreError(
+            f"{run_id!r} is no run id, expected one like 20261123T030000000Z-4f2a1c; see `nnbuild runs`"
+        )
     return run_id
 
 
@@ -42,7 +44,9 @@ def require_score_id(score_id: str) -> str:
         StoreError: it is not.
     """
     if not _RUN_ID.fullmatch(score_id):
-        raise StoreError(f"{score_id!r} is no scoring job's id, expected one like 20261123T030000000Z-4f2a1c")
+        raise StoreError(
+            f"{score_id!r} is no scoring job's id, expected one like 20261123T030000000Z-4f2a1c"
+        )
     return score_id
 
 
@@ -58,5 +62,7 @@ def require_name(name: str) -> str:
         StoreError: it holds anything but lower-case letters, digits, dots, dashes and underscores.
     """
     if not _NAME.fullmatch(name) or ".." in name:
-        raise StoreError(f"{name!r} cannot be a name in a store; use lower-case letters, digits, dots and dashes")
+        raise StoreError(
+            f"{name!r} cannot be a name in a store; use lower-case letters, digits, dots and dashes"
+        )
     return name

@@ -42,7 +42,9 @@ def query(store: Store, sql: str) -> Any:
             statements = connection.extract_statements(sql)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 kinds = ", ".join(each.type.name for each in statements) or "nothing"
-                raise ConfigError(f"the SQL is {kinds}, expected one SELECT; the tables are only read")
+                raise ConfigError(
+                    f"the SQL is {kinds}, expected one SELECT; the tables are only read"
+                )
             for name in _named(sql):
                 connection.register(name, _rows(store, name))
             for setting, value in _CLOSED.items():
@@ -50,9 +52,13 @@ def query(store: Store, sql: str) -> Any:
             return connection.sql(statements[0].query).to_arrow_table()
         except duckdb.Error as error:
             told = " ".join(str(error).split())
-            raise ConfigError(f"DuckDB refuses the SQL: {told[:500]}; the tables are {_names()}") from error
+            raise ConfigError(
+                f"DuckDB refuses the SQL: {told[:500]}; the tables are {_names()}"
+            ) from error
         except pa.ArrowException as error:
-            raise StoreError(f"cannot read the tables of {store.root}: {error}; restore them from a copy") from error
+            raise StoreError(
+                f"cannot read the tables of {store.root}: {error}; restore them from a copy"
+            ) from error
 
 
 def _named(sql: str) -> list[str]:
@@ -68,7 +74,12 @@ def _rows(store: Store, name: str) -> Any:
     """The committed rows of a table, read as far as the statement needs them."""
     key, folders = reading.committed_parts(store, name)
     with explained(f"read table {name}"):
-        files = [path for _, folder in folders for path in sorted(folder.iterdir()) if path.suffix == ".parquet"]
+        files = [
+            path
+            for _, folder in folders
+            for path in sorted(folder.iterdir())
+            if path.suffix == ".parquet"
+        ]
         if not files:
             schema = schemas.FIXED.get(name, schemas.predictions(2))
             return reading.keyed(key, "", schema.empty_table())
@@ -76,7 +87,9 @@ def _rows(store: Store, name: str) -> Any:
         paths, filesystem = [str(path) for path in files], None
         if is_remote(files[0]):
             paths, filesystem = [path.path for path in files], files[0].fs
-        found = [ds.dataset(path, filesystem=filesystem, partitioning=partitioning) for path in paths]
+        found = [
+            ds.dataset(path, filesystem=filesystem, partitioning=partitioning) for path in paths
+        ]
         for path, each in zip(paths, found, strict=True):
             schemas.require_version(each.schema, path)
         schema = pa.unify_schemas([each.schema for each in found])

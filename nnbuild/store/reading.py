@@ -24,7 +24,9 @@ def partitions(folder: Any, key: str) -> list[str]:
         return sorted(name for name in names if is_run_id(name))
 
 
-def committed_parts(store: "Store", name: str, wanted: str | None = None) -> tuple[str, list[tuple[str, Any]]]:
+def committed_parts(
+    store: "Store", name: str, wanted: str | None = None
+) -> tuple[str, list[tuple[str, Any]]]:
     """Where the committed rows of a table are.
 
     Args:
@@ -61,7 +63,11 @@ def read_table(store: "Store", name: str, wanted: str | None, columns: list[str]
         return keyed(key, "", schemas.FIXED[name].empty_table())
     if name in schemas.TABLES:
         if wanted is not None:
-            why = "its rows are where its --output says" if name in schemas.OF_JOBS else "it failed before it had any"
+            why = (
+                "its rows are where its --output says"
+                if name in schemas.OF_JOBS
+                else "it failed before it had any"
+            )
             raise StoreError(f"{wanted} has no {name} in {store.root}: {why}; choose another")
         raise StoreError(f"no rows of {name!r} in {store.root}; it holds {_tables(store)}")
     raise StoreError(f"no table {name!r} in {store.root}; {suggestion(name, schemas.TABLES)}")
@@ -72,17 +78,27 @@ def _part(folder: Any, key: str, value: str, columns: list[str] | None) -> Any:
         try:
             part = open_dataset(folder)
             schemas.require_version(part.schema, str(folder))
-            table = part.to_table(columns=[each for each in columns if each != key] if columns else None)
+            table = part.to_table(
+                columns=[each for each in columns if each != key] if columns else None
+            )
         except pa.ArrowException as error:
-            raise StoreError(f"cannot read {folder}: {one_line(error)}; restore it from a copy") from error
+            raise StoreError(
+                f"cannot read {folder}: {one_line(error)}; restore it from a copy"
+            ) from error
     return keyed(key, value, table)
 
 
 def keyed(key: str, value: str, table: Any) -> Any:
     """A part of a table with its partition's key as the first column."""
-    return table.add_column(0, pa.field(key, pa.string()), pc.cast(pa.repeat(value, len(table)), pa.string()))
+    return table.add_column(
+        0, pa.field(key, pa.string()), pc.cast(pa.repeat(value, len(table)), pa.string())
+    )
 
 
 def _tables(store: "Store") -> str:
     folder = store.root / "tables"
-    return ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no tables"
+    return (
+        ", ".join(sorted(path.name for path in folder.iterdir()))
+        if folder.is_dir()
+        else "no tables"
+    )

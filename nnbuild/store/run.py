@@ -56,7 +56,9 @@ class Run:
         """
         record: dict[str, Any] = read_json(self.folder / "run.json")
         if not _is_record(record):
-            raise StoreError(f"{self.folder / 'run.json'} is not a run's record; clear it by `nnbuild doctor --repair`")
+            raise StoreError(
+                f"{self.folder / 'run.json'} is not a run's record; clear it by `nnbuild doctor --repair`"
+            )
         return record
 
     @cached_property
@@ -147,7 +149,11 @@ def _read_step(path: Path) -> dict[str, Any]:
         StoreError: it is damaged.
     """
     kept = read_json(path)
-    if isinstance(kept, dict) and isinstance(kept.get("seconds"), (int, float)) and "result" in kept:
+    if (
+        isinstance(kept, dict)
+        and isinstance(kept.get("seconds"), (int, float))
+        and "result" in kept
+    ):
         return kept
     raise StoreError(f"{path} is no record of a step; remove it, and the step is made again")
 

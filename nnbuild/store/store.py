@@ -50,12 +50,18 @@ class Store:
         if "\0" in given:
             raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
         with explained(f"open store {given}"):
-            self.root = remote.open_root(given) if remote.is_url(given) else Path(given).expanduser().resolve()
+            self.root = (
+                remote.open_root(given)
+                if remote.is_url(given)
+                else Path(given).expanduser().resolve()
+            )
             self.workshop = remote.workshop(given) if self.is_remote else self.root
             if not self.is_remote:
                 above = next(each for each in (self.root, *self.root.parents) if each.exists())
                 if not above.is_dir():
-                    raise StoreError(f"store {given}: {above} is a file, expected a folder; give another --store")
+                    raise StoreError(
+                        f"store {given}: {above} is a file, expected a folder; give another --store"
+                    )
             marked = self._marker.exists()
         if marked:
             marker = read_json(self._marker)
@@ -89,8 +95,12 @@ class Store:
         with explained(f"write to store {self.root}"):
             make_folder(self.workshop / "staging")
             self._mark()
-            newest = max([*self.committed(), *(run.run_id for run in self.unfinished())], default=None)
-            return create(self._run(new_run_id(now, newest)), config, started_at=now, flow_run_id=flow_run_id)
+            newest = max(
+                [*self.committed(), *(run.run_id for run in self.unfinished())], default=None
+            )
+            return create(
+                self._run(new_run_id(now, newest)), config, started_at=now, flow_run_id=flow_run_id
+            )
 
     def _mark(self) -> None:
         """Write down the schema version, if it is not there: whether the store can be written shows here."""
@@ -108,7 +118,9 @@ class Store:
         """
         require_run_id(run_id)
         if run_id in self.committed():
-            raise StoreError(f"run {run_id} is committed, there is nothing to resume; begin a new run")
+            raise StoreError(
+                f"run {run_id} is committed, there is nothing to resume; begin a new run"
+            )
         run = self._run(run_id)
         if not run.folder.is_dir():
             raise StoreError(f"no run {run_id} in {self.root}; see `nnbuild runs`")
@@ -160,9 +172,15 @@ class Store:
         done = set(self.committed())
         with explained(f"list {folder}"):
             # Without its record a run has not begun: its process died before that, or is just beginning.
-            begun = (path for path in folder.iterdir() if is_run_id(path.name) and (path / "run.json").exists())
+            begun = (
+                path
+                for path in folder.iterdir()
+                if is_run_id(path.name) and (path / "run.json").exists()
+            )
             names = sorted(path.name for path in begun)
-        return [UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in done]
+        return [
+            UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in done
+        ]
 
     def committed_in_staging(self) -> list[Run]:
         """Committed runs whose folder is still in staging: they were killed behind their row."""
@@ -202,7 +220,9 @@ class Store:
         """
         wanted = path.expanduser().resolve()
         if not self.is_remote and wanted.is_relative_to(self.root):
-            raise StoreError(f"{path} is in the store {self.root}, whose files are not written over; give another file")
+            raise StoreError(
+                f"{path} is in the store {self.root}, whose files are not written over; give another file"
+            )
         return wanted
 
     def manifest(self, run_id: str) -> dict[str, Any]:
@@ -218,9 +238,15 @@ class Store:
     def staged_history(self, run_id: str) -> Any | None:
         """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
         path = self.workshop / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
-        return reading.keyed("run_id", run_id, read_table(path, schemas.HISTORY)) if path.exists() else None
+        return (
+            reading.keyed("run_id", run_id, read_table(path, schemas.HISTORY))
+            if path.exists()
+            else None
+        )
 
-    def read_table(self, name: str, run_id: str | None = None, columns: list[str] | None = None) -> Any:
+    def read_table(
+        self, name: str, run_id: str | None = None, columns: list[str] | None = None
+    ) -> Any:
         """The committed rows of a table, as Arrow, in the order of the runs.
 
         The first column is `run_id`, or `score_id` in `scores` and `score_runs`.

@@ -42,6 +42,8 @@ def read_table(path: Path, schema: Any) -> Any:
             with path.open("rb") as file:  # once: it may be replaced while it is read
                 table = pq.ParquetFile(file).read()
         except pa.ArrowException as error:
-            raise StoreError(f"cannot read {path}: {one_line(error)}; restore it from a copy") from error
+            raise StoreError(
+                f"cannot read {path}: {one_line(error)}; restore it from a copy"
+            ) from error
     schemas.require_version(table.schema, str(path))
     return schemas.conforming(table, schema)

@@ -19,7 +19,9 @@ def workers_of(sweep: Sweep, address: str) -> int:
             the store is not shared with the workers.
     """
     if sweep.store.is_remote:
-        raise ConfigError("--runner dask needs a store in a folder that all workers see; give --store of a folder")
+        raise ConfigError(
+            "--runner dask needs a store in a folder that all workers see; give --store of a folder"
+        )
     with connect(address) as client:
         workers: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
     if not workers:
@@ -28,5 +30,7 @@ def workers_of(sweep: Sweep, address: str) -> int:
         )
     if any(each["nthreads"] > 1 for each in workers.values()):
         # Seeds and threads are global to a process: two fits in one would change each other's results.
-        raise ConfigError(f"--address {address}: a worker has several threads; start each with --nthreads 1")
+        raise ConfigError(
+            f"--address {address}: a worker has several threads; start each with --nthreads 1"
+        )
     return len(workers)

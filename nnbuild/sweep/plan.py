@@ -110,7 +110,11 @@ class Plan:
 
 
 def make_sweep(
-    config: SweepConfig | None, store: Path | str | None = None, *, sweep_id: str | None = None, watch: Any = None
+    config: SweepConfig | None,
+    store: Path | str | None = None,
+    *,
+    sweep_id: str | None = None,
+    watch: Any = None,
 ) -> Swept:
     """The whole sweep in one call, without Prefect; the same call again makes what is missing.
 

@@ -63,7 +63,10 @@ def require_values(key: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """
     if not values:
         raise ConfigError(f"grid of {key} has no values; write it like {key}=0.001,0.01")
-    if any(one == other and type(one) is type(other) for one, other in itertools.combinations(values, 2)):
+    if any(
+        one == other and type(one) is type(other)
+        for one, other in itertools.combinations(values, 2)
+    ):
         raise ConfigError(f"grid of {key} has a value twice in {list(values)}; name each once")
     return tuple(values)
 
@@ -89,7 +92,9 @@ def dimension(key: str, text: str) -> Dimension:
     low, high = _number(key, text, found["low"]), _number(key, text, found["high"])
     log = found["log"] is not None
     if not low < high:
-        raise ConfigError(f"search of {key} is {text!r}, from {low} to {high}; the lower end comes first")
+        raise ConfigError(
+            f"search of {key} is {text!r}, from {low} to {high}; the lower end comes first"
+        )
     if log and low <= 0:
         raise ConfigError(f"search of {key} is {text!r}, and a logarithmic range begins above 0")
     return Dimension(low=low, high=high, log=log)

@@ -13,7 +13,9 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError("a search needs Optuna, which is not installed; pip install 'nnbuild[sweep]'") from error
+        raise ConfigError(
+            "a search needs Optuna, which is not installed; pip install 'nnbuild[sweep]'"
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -38,26 +40,36 @@ def _storage(optuna: Any, url: str) -> Any:
     try:
         where = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise ConfigError(f"--storage {url!r} is no database URL; write it like sqlite:///sweep.db") from error
+        raise ConfigError(
+            f"--storage {url!r} is no database URL; write it like sqlite:///sweep.db"
+        ) from error
     told = where.render_as_string(hide_password=True)
     if where.drivername.startswith("sqlite"):
         _require_file(told, where.database)
     try:
         return optuna.storages.RDBStorage(url)
     except ImportError as error:
-        raise ConfigError(f"--storage {told} needs a driver that is not installed ({error}); install it") from error
+        raise ConfigError(
+            f"--storage {told} needs a driver that is not installed ({error}); install it"
+        ) from error
     except Exception as error:  # a driver raises whatever it meets
         first = (" ".join(str(error).split()) or type(error).__name__)[:150]
-        raise StoreError(f"--storage {told} cannot be opened ({first}); start the database, or mend the URL") from error
+        raise StoreError(
+            f"--storage {told} cannot be opened ({first}); start the database, or mend the URL"
+        ) from error
 
 
 def _require_file(told: str, database: str | None) -> None:
     from pathlib import Path
 
     if database in {None, "", ":memory:"}:
-        raise ConfigError(f"--storage {told} is in memory, expected a file; write it like sqlite:///sweep.db")
+        raise ConfigError(
+            f"--storage {told} is in memory, expected a file; write it like sqlite:///sweep.db"
+        )
     if not Path(database).parent.is_dir():
-        raise StoreError(f"--storage {told}: there is no folder {Path(database).parent}; make it first")
+        raise StoreError(
+            f"--storage {told}: there is no folder {Path(database).parent}; make it first"
+        )
 
 
 class Study:
@@ -78,7 +90,9 @@ class Study:
             study_name=sweep.sweep_id,
             storage=_storage(self._optuna, sweep.storage),
             direction="maximize" if sweep.config.objective == "val_accuracy" else "minimize",
-            pruner=self._optuna.pruners.MedianPruner() if sweep.config.prune else self._optuna.pruners.NopPruner(),
+            pruner=self._optuna.pruners.MedianPruner()
+            if sweep.config.prune
+            else self._optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
 
@@ -97,16 +111,22 @@ class Study:
             return Trial(number=known.number, values=known.params)
         trial = self._optuna.trial.Trial(self._study, trial_id)
         values = {}
-        for place, (key, each) in enumerate(self._dimensions.items()):  # some may have been drawn before a kill
+        for place, (key, each) in enumerate(
+            self._dimensions.items()
+        ):  # some may have been drawn before a kill
             seeds = np.random.SeedSequence([self._sweep.config.run.seed, trial.number, place])
-            self._study.sampler = self._optuna.samplers.TPESampler(seed=int(seeds.generate_state(1)[0]))
+            self._study.sampler = self._optuna.samplers.TPESampler(
+                seed=int(seeds.generate_state(1)[0])
+            )
             values[key] = each.suggest(key, trial)
         return Trial(number=trial.number, values=values)
 
     def tell(self, result: TrialResult) -> None:
         """Note what came of a trial; a second time changes nothing."""
         states = self._optuna.trial.TrialState
-        state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[result.state]
+        state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[
+            result.state
+        ]
         self._study.tell(result.number, result.value, state=state, skip_if_finished=True)
 
     def reporter(self, number: int) -> Report | None:

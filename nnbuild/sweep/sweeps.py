@@ -56,12 +56,16 @@ class Sweep:
         found: dict[tuple[int, int], str] = {}
         if not self.store.root.exists():
             return found
-        committed = self.store.read_table("runs", columns=["config"]) if self.store.committed() else None
+        committed = (
+            self.store.read_table("runs", columns=["config"]) if self.store.committed() else None
+        )
         for row in committed.to_pylist() if committed is not None else ():
             self._note(found, row["run_id"], json.loads(row["config"]))
         for waiting in self.store.unfinished():
             with suppress(StoreError):  # another's, that cannot be read
-                self._note(found, waiting.run_id, Run(self.store.workshop, waiting.run_id).record["config"])
+                self._note(
+                    found, waiting.run_id, Run(self.store.workshop, waiting.run_id).record["config"]
+                )
         return found
 
     def _note(self, found: dict[tuple[int, int], str], run_id: str, config: dict[str, Any]) -> None:
@@ -75,7 +79,9 @@ class Sweep:
         return None if run_id in self.store.committed() else self.store.unfinished_run(run_id)
 
 
-def open_sweep(config: SweepConfig | None, root: Path | str | None = None, sweep_id: str | None = None) -> Sweep:
+def open_sweep(
+    config: SweepConfig | None, root: Path | str | None = None, sweep_id: str | None = None
+) -> Sweep:
     """Find a sweep, or say what it will be; nothing is written before `working_on`.
 
     Args:
@@ -93,7 +99,9 @@ def open_sweep(config: SweepConfig | None, root: Path | str | None = None, sweep
             f"--id {sweep_id!r}: expected lower-case letters, digits, dashes and underscores, 64 at the most"
         )
     if sweep_id is None and config is None:
-        raise ConfigError("nothing varies; give --grid KEY=A,B or --search KEY=LOW..HIGH, or --id of a sweep")
+        raise ConfigError(
+            "nothing varies; give --grid KEY=A,B or --search KEY=LOW..HIGH, or --id of a sweep"
+        )
     name = sweep_id or (config.digest()[:_ID_DIGITS] if config else "")
     path = store.workshop / "staging" / f"sweep-{name}" / _RECORD
     known = _recorded(path) if path.exists() else None
@@ -101,7 +109,9 @@ def open_sweep(config: SweepConfig | None, root: Path | str | None = None, sweep
     if chosen is None:
         raise StoreError(f"no sweep {name} in {store.root}; give --grid or --search to begin it")
     if config is not None and known is not None and known.digest() != config.digest():
-        raise ConfigError(f"sweep {name} was begun with other settings; give another --id, or --id alone to go on")
+        raise ConfigError(
+            f"sweep {name} was begun with other settings; give another --id, or --id alone to go on"
+        )
     return Sweep(str(store.root), name, chosen)
 
 

@@ -67,7 +67,9 @@ def _reporter(sweep: Sweep, trial: Trial) -> Report | None:
 
 
 def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "Watching") -> str:
-    config = sweep.config.config_of(trial.values, seed=seed, tag=TrialTag(sweep=sweep.sweep_id, number=trial.number))
+    config = sweep.config.config_of(
+        trial.values, seed=seed, tag=TrialTag(sweep=sweep.sweep_id, number=trial.number)
+    )
     known = sweep.runs().get((trial.number, config.seed))
     if known is not None and sweep.waiting(known) is None:
         return known
@@ -81,7 +83,9 @@ def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "Watching") -> str:
 
 def passed_over(sweep: Sweep) -> str:
     """Why a run of a sweep is kept from the gate."""
-    return f"a trial of sweep {sweep.sweep_id}, of which only the best by validation goes to the gate"
+    return (
+        f"a trial of sweep {sweep.sweep_id}, of which only the best by validation goes to the gate"
+    )
 
 
 def settle(sweep: Sweep, result: TrialResult) -> None:
@@ -125,7 +129,9 @@ def value_of(sweep: Sweep, run_id: str) -> float:
         told = calibrated.validation if calibrated else {}
     name = sweep.config.objective.removeprefix("val_")
     if name not in told:
-        raise StoreError(f"run {run_id} tells no {name} on its validation examples; begin another sweep")
+        raise StoreError(
+            f"run {run_id} tells no {name} on its validation examples; begin another sweep"
+        )
     return float(told[name])
 
 
@@ -141,7 +147,9 @@ class Watching:
     def __init__(self, watch: Any, objective: str, report: Report | None) -> None:
         self._watch, self._objective, self._report = watch, objective, report
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         """Passes on."""
         if self._watch is not None:
             self._watch.step(epoch, epochs, done, steps, metrics)
@@ -158,4 +166,6 @@ class Watching:
         if self._report is None or value is None:
             return
         if self._report(epoch, value) and epoch < epochs:
-            raise PrunedError(f"{_PRUNED} {epoch} of {epochs}: {self._objective} {value:.4g}, worse than the median")
+            raise PrunedError(
+                f"{_PRUNED} {epoch} of {epochs}: {self._objective} {value:.4g}, worse than the median"
+            )

@@ -14,7 +14,9 @@ def shift(images: Any, seed: Any) -> Any:
     moves = tf.random.stateless_uniform((count, 2), seed, -2, 3, tf.int32)
     zeros, ones = tf.zeros(count), tf.ones(count)
     across, down = tf.cast(moves[:, 0], tf.float32), tf.cast(moves[:, 1], tf.float32)
-    return _moved(images, tf.stack([ones, zeros, across, zeros, ones, down, zeros, zeros], axis=1), "NEAREST")
+    return _moved(
+        images, tf.stack([ones, zeros, across, zeros, ones, down, zeros, zeros], axis=1), "NEAREST"
+    )
 
 
 def affine(images: Any, seed: Any) -> Any:

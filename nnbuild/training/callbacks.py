@@ -27,7 +27,10 @@ def configured(training: TrainingConfig, *, tensorboard: str | None = None) -> l
     if (stopping := training.early_stopping) is not None:
         callbacks.append(
             keras.callbacks.EarlyStopping(
-                stopping.monitor, stopping.min_delta, stopping.patience, mode=_direction(stopping.monitor)
+                stopping.monitor,
+                stopping.min_delta,
+                stopping.patience,
+                mode=_direction(stopping.monitor),
             )
         )
     if (plateau := training.reduce_on_plateau) is not None:
@@ -69,13 +72,17 @@ def state_of(callbacks: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]
     arrays: dict[str, Any] = {}
     for position, callback in enumerate(callbacks):
         seen = {name: getattr(callback, name) for name in _SCALARS if hasattr(callback, name)}
-        numbers.append({name: None if value is None else float(value) for name, value in seen.items()})
+        numbers.append(
+            {name: None if value is None else float(value) for name, value in seen.items()}
+        )
         for index, weight in enumerate(getattr(callback, _WEIGHTS, None) or ()):
             arrays[f"callback/{position}/{index}"] = np.asarray(weight)
     return numbers, arrays
 
 
-def restore_state(callbacks: list[Any], numbers: list[dict[str, Any]], arrays: dict[str, Any]) -> None:
+def restore_state(
+    callbacks: list[Any], numbers: list[dict[str, Any]], arrays: dict[str, Any]
+) -> None:
     """Put back what `state_of` told; modifies the callbacks in place."""
     for position, (callback, seen) in enumerate(zip(callbacks, numbers, strict=True)):
         for name, value in seen.items():
@@ -87,4 +94,7 @@ def restore_state(callbacks: list[Any], numbers: list[dict[str, Any]], arrays: d
 
 
 def _numbered(arrays: dict[str, Any], prefix: str) -> list[str]:
-    return sorted((key for key in arrays if key.startswith(prefix)), key=lambda key: int(key.removeprefix(prefix)))
+    return sorted(
+        (key for key in arrays if key.startswith(prefix)),
+        key=lambda key: int(key.removeprefix(prefix)),
+    )

@@ -77,7 +77,11 @@ class Checkpoints:
         text = json.dumps(rest)
         write_json(
             self._folder / f"{name}.json",
-            {"arrays": digest, "rest": text, "rest_digest": hashlib.sha256(text.encode()).hexdigest()},
+            {
+                "arrays": digest,
+                "rest": text,
+                "rest_digest": hashlib.sha256(text.encode()).hexdigest(),
+            },
         )
         faults.point("checkpoint:end")
         for old in numbers[: 1 - _KEPT]:
@@ -94,8 +98,17 @@ class Checkpoints:
         for number in reversed(self._numbers()):
             try:
                 checkpoint = self._read(f"{number:08d}")
-            except (StoreError, OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-                remarks.append(f"checkpoint {number} is damaged ({error}); the one before it is used")
+            except (
+                StoreError,
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                zipfile.BadZipFile,
+            ) as error:
+                remarks.append(
+                    f"checkpoint {number} is damaged ({error}); the one before it is used"
+                )
                 continue
             remarks.extend(self._differences(checkpoint.identity))
             return checkpoint, remarks

@@ -70,19 +70,33 @@ def fit(
         StoreError: the checkpoint that was found belongs to something else.
     """
     return _Fit(
-        model, split, config, classes, around or Surroundings(), seed=config.seed if seed is None else seed
+        model,
+        split,
+        config,
+        classes,
+        around or Surroundings(),
+        seed=config.seed if seed is None else seed,
     ).run()
 
 
 class _Fit:
     def __init__(
-        self, model: Any, split: Split, config: RunConfig, classes: int, around: Surroundings, *, seed: int
+        self,
+        model: Any,
+        split: Split,
+        config: RunConfig,
+        classes: int,
+        around: Surroundings,
+        *,
+        seed: int,
     ) -> None:
         training = config.training
         self.model, self.seed, self.training, self.around = model, seed, training, around
         self.watch = around.watch or Nobody()
         self.epochs = int(training.epochs or 1)
-        self.rows, self.validation_rows = split_rows(len(split), float(training.validation_fraction or 0), config.seed)
+        self.rows, self.validation_rows = split_rows(
+            len(split), float(training.validation_fraction or 0), config.seed
+        )
         one_hot = training.target_form == "one-hot"
         batch = int(training.batch_size or 1)
         self.trainer = Steps(
@@ -107,7 +121,12 @@ class _Fit:
             *around.callbacks,
         ]
         self.callbacks = keras.callbacks.CallbackList(
-            self.watchers, add_history=True, model=model, verbose=0, epochs=self.epochs, steps=self.steps
+            self.watchers,
+            add_history=True,
+            model=model,
+            verbose=0,
+            epochs=self.epochs,
+            steps=self.steps,
         )
         self.table_rows: list[dict[str, Any]] = []
         self.pace = Pace()
@@ -123,7 +142,9 @@ class _Fit:
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         best = keras_callbacks.best_epoch(self.watchers)
         self.callbacks.on_train_end()
-        return Fitted(self.model.history, tables.table(self.table_rows), best or epoch, tuple(remarks))
+        return Fitted(
+            self.model.history, tables.table(self.table_rows), best or epoch, tuple(remarks)
+        )
 
     def _run_epoch(self, epoch: int, step: int, seconds: float) -> None:
         if step == 0:
@@ -147,7 +168,9 @@ class _Fit:
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
         order = tf.constant(epoch_order(self.rows, self.seed, epoch))
         kept = time.perf_counter()
-        metrics = self.trainer.metrics()  # of a stop right behind the epoch's last step, nothing else is left
+        metrics = (
+            self.trainer.metrics()
+        )  # of a stop right behind the epoch's last step, nothing else is left
         while step < self.steps:
             self.callbacks.on_train_batch_begin(step)
             first, step = step, min(step + self.pace.steps, self.steps)
@@ -163,7 +186,9 @@ class _Fit:
                 self._save(epoch, step, now - began)
                 kept = now
             if signal_number:
-                raise Interrupted(f"stopped by signal {signal_number} in epoch {epoch + 1}", signal_number)
+                raise Interrupted(
+                    f"stopped by signal {signal_number} in epoch {epoch + 1}", signal_number
+                )
         return metrics
 
     def _save(self, epoch: int, step: int, seconds: float) -> None:

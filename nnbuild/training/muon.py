@@ -11,7 +11,11 @@ from nnbuild.backend import keras, tf
 
 _PIXEL_CHANNELS = 4  # at most: grey, RGB, and with transparency
 _ROUNDS = 5
-_QUINTIC = (3.4445, -4.7750, 2.0315)  # of Jordan et al.: five rounds bring singular values to between 0.7 and 1.2
+_QUINTIC = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # of Jordan et al.: five rounds bring singular values to between 0.7 and 1.2
 _LIKE_ADAM = 0.2  # of Liu et al., "Muon is scalable for LLM training" (arXiv 2502.16982): how long Adam's steps are
 
 
@@ -41,7 +45,9 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
         hidden = {id(variable) for variable in _hidden_kernels(variables)}
         # A list, and no dict: TensorFlow's export of a compiled model follows it, and takes no numbers for keys.
         self._kernel_momentums = [
-            self.add_variable_from_reference(variable, name="kernel_momentum") if id(variable) in hidden else None
+            self.add_variable_from_reference(variable, name="kernel_momentum")
+            if id(variable) in hidden
+            else None
             for variable in variables
         ]
 
@@ -59,7 +65,9 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
             return
         gradient = tf.cast(gradient, variable.dtype)
         average.assign(self.momentum * average + gradient)
-        direction = tf.reshape(gradient + self.momentum * average, (-1, variable.shape[-1]))  # Nesterov's
+        direction = tf.reshape(
+            gradient + self.momentum * average, (-1, variable.shape[-1])
+        )  # Nesterov's
         scale = _LIKE_ADAM * max(direction.shape) ** 0.5
         step = tf.cast(learning_rate, variable.dtype) * scale * orthogonal(direction)
         variable.assign_sub(tf.reshape(step, variable.shape))
@@ -97,4 +105,6 @@ def orthogonal(matrix: Any) -> Any:
 def _hidden_kernels(variables: Sequence[Any]) -> list[Any]:
     """The kernels that take more than pixels' channels and give more than one, without the last, which gives logits."""
     kernels = [each for each in variables if len(each.shape) > 1]
-    return [each for each in kernels[:-1] if each.shape[-2] > _PIXEL_CHANNELS and each.shape[-1] > 1]
+    return [
+        each for each in kernels[:-1] if each.shape[-2] > _PIXEL_CHANNELS and each.shape[-1] > 1
+    ]

@@ -12,7 +12,9 @@ from nnbuild.errors import ConfigError
 _SPLIT, _ORDER = 0, 1  # separate streams of random numbers from one seed
 
 
-def split_rows(examples: int, fraction: float, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def split_rows(
+    examples: int, fraction: float, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Draw the validation examples.
 
     Args:

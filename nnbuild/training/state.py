@@ -15,7 +15,11 @@ def _variables(model: Any) -> dict[str, Any]:
         "metric": model.metrics_variables,
         "optimizer": model.optimizer.variables,
     }
-    return {f"{group}/{index}": variable for group, held in groups.items() for index, variable in enumerate(held)}
+    return {
+        f"{group}/{index}": variable
+        for group, held in groups.items()
+        for index, variable in enumerate(held)
+    }
 
 
 def model_arrays(model: Any) -> dict[str, Any]:

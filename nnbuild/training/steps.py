@@ -65,7 +65,9 @@ class Steps:
         Returns:
             The metrics so far in this epoch.
         """
-        return _floats(self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last)))
+        return _floats(
+            self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
+        )
 
     def metrics(self) -> dict[str, float]:
         """The model's running metrics."""
@@ -122,7 +124,10 @@ def _keep_to_one_replica(optimizer: Any) -> None:
     Keras sums them over all replicas, by an operation whose gradient TensorFlow keeps for the life of the process, and
     with it the whole graph of the training step: 4 MiB of each run of a process that makes many. The sum is the same.
     """
-    for each in (optimizer, getattr(optimizer, "inner_optimizer", None)):  # a loss scale has one inside
+    for each in (
+        optimizer,
+        getattr(optimizer, "inner_optimizer", None),
+    ):  # a loss scale has one inside
         if each is not None:
             each._all_reduce_sum_gradients = list  # noqa: SLF001  (Keras has no public way)
 

@@ -11,7 +11,9 @@ from nnbuild.training.checkpoints import Checkpoints
 class Watch(Protocol):
     """Who is told how the fit goes. Each call should be quick."""
 
-    def step(self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]) -> None:
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
         """Some steps of an epoch (from 1) are done; the metrics are those of the epoch so far."""
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
