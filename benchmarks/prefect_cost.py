@@ -27,9 +27,9 @@ settings = {"dataset": {"data_dir": folder}, "model": {"name": model}, "training
 nnbuild.retrain(nnbuild.RunConfig.model_validate(settings), store)
 """
 PARTS = ("server", "embedded", "starts")
-SERVER = "from flows.server import EarlyServer\nwith EarlyServer(): pass"
+SERVER = "from flows.embedded_server import EmbeddedServer\nwith EmbeddedServer(): pass"
 TENSORFLOW = "import prefect.client.orchestration, flows.retrain, nnbuild.backend"
-BOTH = "from flows.server import EarlyServer\nwith EarlyServer(): import flows.retrain, nnbuild.backend"
+BOTH = "from flows.embedded_server import EmbeddedServer\nwith EmbeddedServer(): import flows.retrain, nnbuild.backend"
 
 
 def seconds(environment: Mapping[str, str], *arguments: str) -> float:

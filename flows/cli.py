@@ -1,30 +1,25 @@
 """The command line: `nnbuild`."""
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import typer
-
-from flows.app import app
-from flows.signatures import (  # noqa: F401  (importing them adds their commands)
-    champion,
-    export,
-    insight,
-    run,
-    score,
-    serving,
-    sweep,
-    tables,
-    upkeep,
-)
+_CTRL_C = 128 + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: runs a command and exits with its code; the user's own mistakes are one line on standard error."""
+    """Run a command and exit with its code; a user's own mistake is one line on standard error."""
+    # What we start must not import what happens to be in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Outside a command Ctrl-C ends the process at once, as it does any program. In an import
+        # or at the interpreter's end Python would print a traceback instead.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(invoke(arguments))
 
 
@@ -34,27 +29,51 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 on success, 1 on a failed run, 2 on bad input or usage, 128 + the signal's number when stopped.
     """
-    command = typer.main.get_command(app)
+    import typer
+
+    from flows.signatures import load_app
+
+    command = typer.main.get_command(load_app())
     try:
-        code = command.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
+        with _ctrl_c_raises():
+            code = command.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
     except typer.TyperException as error:
         return _tell(_usage(error), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return 130
+        code = _CTRL_C
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's own flush is quiet)
         return 0
     except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
-        from nnbuild.errors import NnbuildError
-
-        notes = [f"({note})" for note in getattr(error, "__notes__", ())]
-        if isinstance(error, NnbuildError):
-            return _tell(" ".join([str(error), *notes]), error.exit_code)
-        told = f"{type(error).__name__}: {error}; this should not happen, please report it"
-        return _tell(
-            " ".join([told, *(notes or [f"(its traceback is {_traceback_file(error)})"])]), 1
-        )
+        return report(error)
+    if code == _CTRL_C:  # Typer catches some of the KeyboardInterrupts
+        _tell("stopped by Ctrl-C", code)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """Let Ctrl-C raise `KeyboardInterrupt` in this block, if it would end the process otherwise."""
+    ends_at_once = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if ends_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ends_at_once:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def report(error: Exception) -> int:
+    """Print an error in one line; return the exit code."""
+    from nnbuild.errors import NnbuildError
+
+    notes = [f"({note})" for note in getattr(error, "__notes__", ())]
+    if isinstance(error, NnbuildError):
+        return _tell(" ".join([str(error), *notes]), error.exit_code)
+    message = f"{type(error).__name__}: {error}; this should not happen, please report it"
+    notes = notes or [f"(its traceback is {_traceback_file(error)})"]
+    return _tell(" ".join([message, *notes]), 1)
 
 
 def _traceback_file(error: Exception) -> str:

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 from prefect.transactions import transaction
 
 from flows.hooks import on_bad_end
+from flows.outage import prompt_stop
 from nnbuild.config import RunConfig
 from nnbuild.results import Committed
 from nnbuild.runs import open_run, working_on
@@ -64,7 +65,7 @@ def retrain(
         resume: the id of a run that was stopped; its own config then holds.
     """
     run = open_run(config, store, resume=resume, flow_run_id=flow_run.id)
-    with working_on(run):
+    with prompt_stop(), working_on(run):
         run.taken_up(str(flow_run.id))
         _tag(run)
         data = load(run)

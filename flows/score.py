@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.outage import prompt_stop
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring.jobs import working_on
 from tasks.commit_scores import commit_scores
@@ -36,6 +37,6 @@ def score(
         address: of a Dask scheduler, tcp://HOST:PORT; this process scores if not given.
     """
     opened = open_scoring(config, store, resume)
-    with working_on(opened.job()):
+    with prompt_stop(), working_on(opened.job()):
         shards = score_shards(opened, address)
         return commit_scores(opened, shards)

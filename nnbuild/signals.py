@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: heard between the steps of a fit, and torn out of anything else."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -51,6 +52,31 @@ def caught() -> Iterator[Callable[[], int | None]]:
     before = {number: signal.signal(number, hear) for number in _HEARD}
     try:
         yield lambda: arrived[0] if arrived else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process in this block, where there is nothing to save yet.
+
+    An exception that is raised in the middle of an import can be swallowed, or leave half a module.
+
+    Args:
+        before_exit: Called with the exit code, 128 + the signal's number, to say so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        before_exit(128 + number)
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in _HEARD}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -11,8 +11,8 @@ import pytest
 import typer
 from command_line import call
 
-from flows import cli
 from flows.printing import print_table
+from flows.signatures import load_app
 from nnbuild import settings
 from nnbuild.store import Store
 
@@ -125,7 +125,7 @@ def test_doctor_looks_at_store_packages_and_data(capfd, tmp_path):
     found = call(capfd, "doctor", "--store", tmp_path, "--json")
     assert found.code == 0, found.out
     whats = {each["what"] for each in found.json["findings"]}
-    assert {"Python", "store", "mnist", "Prefect", "tensorflow", "fastapi"} <= whats
+    assert {"Python", "store", "mnist", "Prefect", "tensorflow", "keras"} <= whats
     (tmp_path / "file").write_text("")
     broken = call(capfd, "doctor", "--store", tmp_path / "file")
     assert broken.code == 1
@@ -133,7 +133,7 @@ def test_doctor_looks_at_store_packages_and_data(capfd, tmp_path):
 
 
 def commands():
-    return sorted(typer.main.get_command(cli.app).commands)
+    return sorted(typer.main.get_command(load_app()).commands)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -145,14 +145,14 @@ def test_every_command_has_help_with_an_example(capfd, command):
     words = "".join(
         character for character in shown.out if character.isalnum() or character in "[]"
     )
-    for parameter in typer.main.get_command(cli.app).commands[command].params:
+    for parameter in typer.main.get_command(load_app()).commands[command].params:
         told = "".join(each for each in parameter.help or "" if each.isalnum() or each in "[]")
         assert told in words, f"{parameter.name}: what is in brackets is taken for markup"
 
 
 def test_every_flag_is_documented():
     text = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
-    for name, command in typer.main.get_command(cli.app).commands.items():
+    for name, command in typer.main.get_command(load_app()).commands.items():
         assert f"## nnbuild {name}" in text
         for parameter in command.params:
             for option in parameter.opts:

@@ -131,7 +131,7 @@ def test_the_embedded_server_ends_with_a_program_that_is_killed(tmp_path, small_
         servers = [
             each
             for each in psutil.Process(program.pid).children(recursive=True)
-            if "uvicorn" in each.cmdline()
+            if any("server_process" in word for word in each.cmdline())
         ]
         assert servers
         program.kill()

@@ -14,6 +14,7 @@ import typer
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from flows.embedded_server import EmbeddedServer
 from flows.printing import print_json
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
@@ -169,17 +170,11 @@ def _data(data_dir: Path | None) -> Iterator[Finding]:
 
 
 def _prefect() -> Finding:
-    url = os.environ.get("PREFECT_API_URL")
-    if url is None:
-        return Finding("Prefect", "ok", "no server is configured: each run starts the embedded one")
-    import httpx
-
+    """Start the embedded server, or ask the configured one, exactly as a run does."""
     try:
-        httpx.get(f"{url}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
-        return Finding(
-            "Prefect",
-            "fails",
-            f"{url} does not answer ({error}); start it, or unset PREFECT_API_URL",
-        )
-    return Finding("Prefect", "ok", f"{url} answers")
+        with EmbeddedServer() as server:
+            pass
+    except NnbuildError as error:
+        return Finding("Prefect", "fails", str(error))
+    kind = "the embedded server starts" if server.embedded else "the configured server answers"
+    return Finding("Prefect", "ok", f"{kind} ({server.url})")

@@ -1,21 +1,27 @@
 """`nnbuild run`: one run in this process, shown to a person or told as JSON."""
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from flows.display import display_for
+from flows.embedded_server import EmbeddedServer
 from flows.printing import print_json
-from flows.server import EarlyServer
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
-from nnbuild.errors import ConfigError, NnbuildError
+from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 from nnbuild.lazy import importing
+from nnbuild.signals import exiting_at_once
 from nnbuild.store import Store
 
 Settings = dict[str, Any]
+
+_STOPPED = "stopped before anything began, and nothing was written; run the command again"
 
 
 def run(
@@ -86,14 +92,35 @@ def prepared(
 
 
 def start(console: Console) -> None:
-    """Import Prefect and TensorFlow, and start Prefect's server meanwhile."""
+    """Import Prefect and TensorFlow, and start Prefect's server in the meantime.
+
+    Raises:
+        ConfigError: Prefect's surroundings do not allow a run.
+    """
     with (
+        _leaving_at_once(console),
         display_for(console).waiting("starting Prefect and TensorFlow"),
         importing(),
-        EarlyServer(),
+        EmbeddedServer(),
     ):
         import flows.retrain  # noqa: F401  (while the server boots)
-        import nnbuild.backend  # noqa: F401  (likewise)
+        import nnbuild.backend  # noqa: F401  (as above)
+
+
+@contextmanager
+def _leaving_at_once(console: Console) -> Iterator[None]:
+    """End at Ctrl-C in this block: nothing has begun, so nothing is lost."""
+    terminal = os.dup(2)  # importing TensorFlow sets the descriptor itself aside
+
+    def say(_code: int) -> None:
+        clear = "\r\x1b[2K\x1b[?25h" if console.is_terminal else ""  # the spinner, and the cursor
+        os.write(terminal, f"{clear}nnbuild: {_STOPPED}\n".encode())
+
+    try:
+        with exiting_at_once(say):
+            yield
+    finally:
+        os.close(terminal)
 
 
 def retrained(config: RunConfig, place: Store, console: Console, resume: str | None = None) -> str:
@@ -102,12 +129,19 @@ def retrained(config: RunConfig, place: Store, console: Console, resume: str | N
     Returns:
         Its id.
     """
+    from flows.cli import report
+    from flows.outage import exit_without_server
     from flows.retrain import retrain
     from tasks.watching import shown_on
 
     display = display_for(console)
+
+    def stopped(stop: Interrupted) -> int:
+        display.close()
+        return report(stop)
+
     try:
-        with shown_on(display):
+        with shown_on(display), exit_without_server(stopped):
             return retrain(config, str(place.root), resume).run_id
     finally:
         display.close()
