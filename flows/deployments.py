@@ -18,11 +18,14 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from flows import automations
+from flows.embedded_server import trouble_with_server
+from flows.outage import SECONDS_TO_ANSWER
 from flows.scheduled import scheduled_retrain
 from flows.scheduled_score import scheduled_score
 from flows.schedules import Plan
 from nnbuild import machine
 from nnbuild.errors import ConfigError
+from nnbuild.signals import children_spared_ctrl_c
 
 SECONDS_FOR_SERVER = 60.0
 """How long a server that is just starting is waited for."""
@@ -66,30 +69,38 @@ def serve_until_stopped(
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
     print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
     try:
-        asyncio.run(_serve(served))
+        asked = asyncio.run(_serve(served))
     finally:
         _close(name)
+    if asked == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
-async def _serve(deployments: Sequence[Any]) -> None:
-    """Start what is due, until Ctrl-C or SIGTERM cancels this task."""
+async def _serve(deployments: Sequence[Any]) -> int | None:
+    """Start what is due, until Ctrl-C or SIGTERM cancels this task.
+
+    Returns:
+        The number of that signal.
+    """
     # Not paused meanwhile: what is due until the next start would be lost, and is late now.
     runner = Runner(pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT)
     for each in deployments:
         await runner.add_deployment(each)
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
+    asked: list[int] = []
 
-    def end(*_: object) -> None:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # heard; a second one would cancel what the first one began
-        loop.call_soon_threadsafe(serving.cancel)
+    def end(number: int, _frame: object = None) -> None:
+        if not asked:  # a second one would cancel what the first one began
+            asked.append(number)
+            loop.call_soon_threadsafe(serving.cancel)
 
     # Prefect's own raises SystemExit wherever it is. While a run is being started that is mostly inside of pydantic,
     # which makes an error of its own of it: the run crashed, and the runner went on.
     runner.handle_sigterm = end
-    with suppress(asyncio.CancelledError):
+    loop.add_signal_handler(signal.SIGINT, end, signal.SIGINT)
+    with children_spared_ctrl_c(), suppress(asyncio.CancelledError):
         await runner.start()
+    return asked[0] if asked else None
 
 
 def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
@@ -140,6 +151,8 @@ def _close(name: str) -> None:
     A second SIGTERM does not keep it from that: it is about to end anyway.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if trouble_with_server(SECONDS_TO_ANSWER) is not None:
+        return  # the automation that ends silent runs sees to the rows when the server is back
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):
             message = (

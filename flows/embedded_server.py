@@ -16,9 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self
 
 from pydantic import ValidationError
@@ -26,14 +27,16 @@ from pydantic import ValidationError
 from nnbuild.errors import ConfigError, one_line
 
 _SETTINGS = {
-    # Our own lines are printed by the displays; Prefect's go to its database.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # it prints whole requests that were not answered
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # Nothing outside is notified of a run: Prefect would, and prints a notice before our first line.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+}
+# Of a command that shows a run itself: Prefect's lines go to its database alone.
+_SILENT = {
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SCRIPT = Path(__file__).with_name("server_process.py")
@@ -60,7 +63,7 @@ class EmbeddedServer:
     """
 
     def __enter__(self) -> Self:
-        prepare_environment()
+        prepare_environment(_SILENT)
         self._process = _import_and_start()
         self.embedded = self._process is not None
         self.url = os.environ.get("PREFECT_API_URL", "")
@@ -80,13 +83,16 @@ class EmbeddedServer:
             self._process.wait_until_ready()
 
 
-def prepare_environment() -> None:
+def prepare_environment(settings: Mapping[str, str] = MappingProxyType({})) -> None:
     """Set what Prefect reads from the environment, for this process and for those it starts.
+
+    Args:
+        settings: More of Prefect's settings; what the user has set stays.
 
     Raises:
         ConfigError: `PREFECT_HOME` cannot be created or written.
     """
-    for name, value in _SETTINGS.items():
+    for name, value in {**_SETTINGS, **settings}.items():
         os.environ.setdefault(name, value)
     logging.raiseExceptions = False  # or Prefect prints each log line that its server did not take
     bypass_proxies_for_loopback()

@@ -80,3 +80,26 @@ def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def children_spared_ctrl_c() -> Iterator[None]:
+    """Keep a terminal's Ctrl-C from the processes that this thread starts in the block.
+
+    The terminal signals the whole process group. A child inherits the signals that its parent
+    blocks, so the signal is blocked here and left to a thread that only waits for it; Python runs
+    the handler in the main thread all the same.
+    """
+    over = threading.Event()
+
+    def receive() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        over.wait()
+
+    threading.Thread(target=receive, name="ctrl-c", daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()

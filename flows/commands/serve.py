@@ -10,6 +10,7 @@ from flows.commands.run import configured
 from flows.commands.serve_scores import Scoring
 from flows.commands.serve_scores import parameters as score_parameters
 from flows.commands.serve_scores import schedules as score_schedules
+from flows.embedded_server import prepare_environment
 from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, Plan, cron_schedule
 from nnbuild import settings
 from nnbuild.config import RunConfig, resolve
@@ -60,7 +61,7 @@ def serve(
     if interval is not None and interval < SECONDS_TO_START and overtaken == "skip":
         _warn_of_haste(interval)
     answered = str(place.root) if retrain_on_drift else None
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    prepare_environment()
     from flows.deployments import (
         serve_until_stopped,
     )  # with Prefect, now that nothing is left to refuse
