@@ -148,7 +148,8 @@ def _opened(store: Store, config: ScoreConfig) -> tuple[ScoringModel, Input]:
         raise ConfigError(
             f"--calibrated: model {config.model} has no temperature; score a run that was calibrated"
         )
-    source = open_input(config.input, Columns(config.id_column, config.keep), model.image_shape)
+    columns = Columns(config.id_column, config.keep, config.on_error == "stop")
+    source = open_input(config.input, columns, model.image_shape)
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:
