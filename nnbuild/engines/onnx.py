@@ -62,8 +62,8 @@ class OnnxEngine:
             )
         except Exception as error:  # ONNX Runtime raises classes of its own for each kind of damage
             raise ContractError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot run {self._called}: "
-                f"{_reason(error)}; export it for this version of ONNX Runtime"
+                f"ONNX Runtime cannot run {self._called}: "
+                f"{_reason(error)}; export it for ONNX Runtime {onnxruntime.__version__}"
             ) from error
         self._input, self._output = self._pixels(), self._logits()
         self._fixed = self._batch()
