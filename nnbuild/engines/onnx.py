@@ -19,7 +19,7 @@ ROWS_PER_CALL = "nnbuild.rows_per_call"
 """In a model's metadata: how many images it runs at once the fastest."""
 
 _ROWS = 256
-_ONLY_ERRORS = 3
+_NO_LOG = 4  # what goes wrong is raised; its log would be more lines of the same
 _CHANNELS = (1, 3, 4)
 _MOST_PIXELS = 2**26
 _MOST_CLASSES = 2**15  # a class is an int16 in the tables
@@ -54,7 +54,7 @@ class OnnxEngine:
         content = model if isinstance(model, bytes) else model.read_bytes()
         refuse_external_data(content, self._called)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ONLY_ERRORS
+        options.log_severity_level = _NO_LOG
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         try:
             self._session = onnxruntime.InferenceSession(
@@ -67,9 +67,9 @@ class OnnxEngine:
             ) from error
         self._input, self._output = self._pixels(), self._logits()
         self._fixed = self._batch()
-        told = self._session.get_modelmeta().custom_metadata_map.get(ROWS_PER_CALL, "")
-        fastest = int(told) if told.isascii() and told.isdigit() and int(told) else _ROWS
-        self._rows = self._fixed or fastest
+        fastest = self._session.get_modelmeta().custom_metadata_map.get(ROWS_PER_CALL, "")
+        known = re.fullmatch("[1-9][0-9]{0,6}", fastest)
+        self._rows = self._fixed or (int(fastest) if known else _ROWS)
         self._threads = threads or processors()
         self._pool = ThreadPoolExecutor(self._threads, "nnbuild-infer")
 
