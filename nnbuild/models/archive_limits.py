@@ -1,5 +1,6 @@
 """Refuse `.keras` archives that are small on the disk and enormous in memory, before they expand."""
 
+import importlib
 import io
 import math
 import re
@@ -126,13 +127,13 @@ def require_bounded_variables(config: dict[str, Any], weights: int, where: str) 
     """
     try:
         with keras.StatelessScope(initialize_variables=False):
-            model = keras.saving.deserialize_keras_object(
+            keras.saving.deserialize_keras_object(
                 {**config, "compile_config": None}, safe_mode=True
             )
-            size = sum(math.prod(each.shape) * _itemsize(each.dtype) for each in model.variables)
-    except Exception:  # noqa: BLE001  (a layer that needs its values now: Keras says what is wrong)
-        return
+    except Exception:  # noqa: BLE001, S110  (Keras says what is wrong when it reads the model)
+        pass
     finally:
+        size = _waiting_bytes()
         # What has no values yet would get them at the next chance.
         keras.utils.clear_session(free_memory=False)
     if size > weights + _FLOOR:
@@ -140,6 +141,13 @@ def require_bounded_variables(config: dict[str, Any], weights: int, where: str) 
             f"model {where}: its layers have {size} bytes of weights, and {weights} are stored; "
             "export it again"
         )
+
+
+def _waiting_bytes() -> int:
+    """Return how many bytes the variables will take that were made without values."""
+    state: Any = importlib.import_module("keras.src.backend.common.global_state")
+    waiting = state.get_global_attribute("uninitialized_variables", [])
+    return sum(math.prod(each.shape) * _itemsize(each.dtype) for each in waiting)
 
 
 def _itemsize(dtype: str) -> int:
