@@ -47,11 +47,13 @@ def require_unclaimed(job: "Job") -> None:
 
     Raises:
         BeingScoredError: Another job is scoring the input with the same model and options.
+        AlreadyScoredError: Another job has done so, and this one is to score it only once.
         LockedError: Another job is writing to the output.
         ConfigError: The output holds something.
     """
     if (holder := locks.holder(_input_lock(job))) is not None:
         raise _being_scored(holder)
+    require_unscored(job)
     if (output := job.config.output) is not None:
         if (holder := output_holder(output)) is not None:
             raise in_use(output, holder)
