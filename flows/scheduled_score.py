@@ -11,6 +11,7 @@ from flows.hooks import on_bad_scores
 from flows.overtaking import SKIPPED
 from flows.score import score
 from nnbuild import machine
+from nnbuild.errors import AlreadyScoredError, BeingScoredError
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.opening import scored_before
 from nnbuild.scoring.partitions import is_dated
@@ -55,4 +56,7 @@ def scheduled_score(
                 name=SKIPPED,
                 message=f"Scoring job {before} has scored this input by this model already.",
             )
-        return score.fn(config, store)
+        try:
+            return score.fn(config, store, once=True)
+        except (BeingScoredError, AlreadyScoredError) as error:
+            return Completed(name=SKIPPED, message=str(error))

@@ -27,6 +27,8 @@ def score(
     store: str | None = None,
     resume: str | None = None,
     address: str | None = None,
+    *,
+    once: bool = False,
 ) -> ScoredJob:
     """Score an input of any size; the same parameters again go on with a job that was stopped.
 
@@ -35,8 +37,9 @@ def score(
         store: its root; $NNBUILD_STORE or ./nnbuild-store if not given.
         resume: the id of a job that was stopped, instead of a config.
         address: of a Dask scheduler, tcp://HOST:PORT; this process scores if not given.
+        once: Whether the run fails if another job has scored the same input with the same model.
     """
-    opened = open_scoring(config, store, resume)
+    opened = open_scoring(config, store, resume, once=once)
     with prompt_stop(), working_on(opened.job()):
         shards = score_shards(opened, address)
         return commit_scores(opened, shards)

@@ -5,8 +5,10 @@
     │   ├── ConfigError             a setting that is unknown, ill-typed or out of bounds
     │   ├── DataError               a source that is missing, damaged or not what it claims
     │   ├── ContractError           a model that does not end in logits
+    │   ├── AlreadyScoredError      an input that another job has scored meanwhile
     │   └── StoreError              a store that cannot be read or written
     │       └── LockedError         a run that another process holds
+    │           └── BeingScoredError    an input that another job is scoring
     ├── RunError                    the run began and failed for good: it is recorded          exit 1
     │   ├── CheckError              the data was read, and is not fit to train on
     │   ├── DivergedError           the loss stopped being a number
@@ -50,6 +52,22 @@ class StoreError(InputError):
 
 class LockedError(StoreError):
     """Another process holds the run."""
+
+
+class BeingScoredError(LockedError):
+    """Another job is scoring the same input with the same model and options."""
+
+
+class AlreadyScoredError(InputError):
+    """Another job has scored the same input with the same model and options meanwhile.
+
+    Attributes:
+        score_id: The job that has scored it.
+    """
+
+    def __init__(self, message: str, score_id: str) -> None:
+        super().__init__(message)
+        self.score_id = score_id
 
 
 class RunError(NnbuildError):

@@ -15,8 +15,10 @@ from tasks.prefect_side import STEP, can_be_retried, logger
     retry_condition_fn=can_be_retried,
     **STEP,
 )
-def open_scoring(config: ScoreConfig | None, store: str | None, resume: str | None) -> OpenedJob:
-    """Begin a job, or take one up; see `nnbuild.scoring.whole.opened`."""
-    found = opened(config, store, resume)
+def open_scoring(
+    config: ScoreConfig | None, store: str | None, resume: str | None, *, once: bool
+) -> OpenedJob:
+    """Begin a job, or resume one; see `nnbuild.scoring.whole.opened`."""
+    found = opened(config, store, resume, once=once)
     logger().info("scoring job %s: %d rows", found.score_id, found.rows)
     return found

@@ -1,8 +1,11 @@
 """Model files that were tampered with are refused before Keras reads them."""
 
+import io
 import json
+import os
 import zipfile
 
+import h5py
 import pytest
 
 from nnbuild.backend import keras
@@ -105,3 +108,147 @@ def test_a_config_that_names_other_modules(model, hidden):
         for name, content in members.items():
             archive.writestr(name, content)
     refused(path, file_digest(path), "runs code|neither Keras's")
+
+
+def members(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write(path, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, each in content.items():
+            archive.writestr(name, each)
+
+
+def weights(build):
+    file = io.BytesIO()
+    with h5py.File(file, "w") as opened:
+        build(opened)
+    return file.getvalue()
+
+
+def _linked(file):
+    file["layers"] = h5py.ExternalLink("/etc/other.h5", "/layers")
+
+
+def _in_another_file(file):
+    file.create_dataset("w", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+
+
+def _virtual(file):
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "w", (4,))
+    file.create_virtual_dataset("w", layout)
+
+
+def _declared(file):
+    file.create_dataset("w", (10**6, 10**4), "f4")
+
+
+def _compressed(file):
+    file.create_dataset("w", (30_000, 10_000), "f4", chunks=(3000, 1000), compression="gzip")
+
+
+def _many(file):
+    for number in range(3):
+        file.create_dataset(f"layers/{number}/w", (10**5, 100), "f4")
+
+
+def _circular(file):
+    group = file.create_group("a")
+    group["a"] = group
+
+
+@pytest.mark.parametrize("name", ["config.json", "metadata.json", "model.weights.h5"])
+def test_member_that_expands_is_refused(model, name):
+    path, _ = model
+    write(path, members(path) | {name: b" " * (100 * 2**20)}, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 2**20
+    refused(path, file_digest(path), "expands to 104857600 bytes")
+
+
+def test_member_that_lies_about_its_size_is_refused(model):
+    path, _ = model
+    write(path, members(path) | {"config.json": b" " * 4096}, zipfile.ZIP_DEFLATED)
+    content = path.read_bytes().replace((4096).to_bytes(4, "little"), (8).to_bytes(4, "little"))
+    path.write_bytes(content)
+    refused(path, file_digest(path), r"is no \.keras file")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_member_that_is_there_twice_is_refused(model):
+    path, _ = model
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("config.json", "{}")
+    refused(path, file_digest(path), "same member twice")
+
+
+def test_long_directory_is_refused(model):
+    path, _ = model
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(200):
+            archive.writestr(f"{number}", b"")
+    refused(path, file_digest(path), "has 203 members")
+
+
+def test_deep_config_is_refused(model):
+    path, _ = model
+    write(path, members(path) | {"config.json": b"[" * 10**6 + b"]" * 10**6})
+    refused(path, file_digest(path), r"is no \.keras file")
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (_linked, "ExternalLink"),
+        (_in_another_file, "in other files"),
+        (_virtual, "in other files"),
+        (_declared, "declare 40000000000 bytes"),
+        (_compressed, "declare 1200000000 bytes"),
+        (_many, "declare"),
+        (_circular, "cannot read|restore"),
+        (lambda file: file.attrs.create("empty", 1), "cannot read"),
+    ],
+)
+def test_weights_that_are_not_in_the_file_are_refused(model, build, says):
+    path, _ = model
+    write(path, members(path) | {"model.weights.h5": weights(build)})
+    refused(path, file_digest(path), says)
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
+def test_weights_that_are_damaged_are_refused(model, content):
+    path, _ = model
+    write(path, members(path) | {"model.weights.h5": content})
+    refused(path, file_digest(path), "no readable weights")
+
+
+@pytest.mark.parametrize("rebuilt", [True, False])
+@pytest.mark.parametrize("sizes", [[10**9], [2_000_000, 20_000]])
+def test_layers_larger_than_the_weights_are_refused(model, sizes, rebuilt):
+    path, _ = model
+    config = small(*[keras.layers.Dense(1, name=f"wide_{each}") for each in range(len(sizes))])
+    config = json.loads(config.to_json())
+    for layer in config["config"]["layers"]:
+        name = layer["config"].get("name", "")
+        if name.startswith("wide_"):
+            layer["config"]["units"] = sizes[int(name.removeprefix("wide_"))]
+        if rebuilt:
+            layer.pop("build_config", None)
+    write(path, members(path) | {"config.json": json.dumps(config)})
+    refused(path, file_digest(path), "bytes of weights, and")
+
+
+def test_counting_weights_leaves_no_trace(model):
+    path, digest = model
+    first, second = (load_model(path, digest, seed=3) for _ in range(2))
+    assert [each.path for each in first.variables] == [each.path for each in second.variables]
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+        assert (one == other).all()
+
+
+def test_pipe_in_place_of_a_model_is_refused(tmp_path):
+    path = tmp_path / "model.keras"
+    os.mkfifo(path)
+    refused(path, "0" * 64, "is a named pipe")

@@ -12,8 +12,15 @@ from score_data import ROWS, bad_parquet, files, parquet
 
 import nnbuild
 from flows.score import score
-from nnbuild.errors import ConfigError, DataError
-from nnbuild.scoring import ScoreConfig
+from nnbuild.errors import (
+    AlreadyScoredError,
+    BeingScoredError,
+    ConfigError,
+    DataError,
+    LockedError,
+)
+from nnbuild.scoring import ScoreConfig, jobs, opening
+from nnbuild.scoring.commit import commit_job
 
 
 def config(path, **more):
@@ -51,6 +58,22 @@ def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_ser
     with pytest.raises(DataError, match="row group 0, row 3"):
         score(config(bad_parquet(tmp_path / "bad.parquet")), str(store.root))
     assert store.scored() == before
+    assert not list((store.root / "staging").glob("score-*"))
+
+
+def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, prefect_server):
+    path = parquet(tmp_path / "in.parquet")
+    output = str(tmp_path / "out")
+    job = opening.open_job(config(path, output=output), store.root)
+    with jobs.working_on(job):
+        with pytest.raises(BeingScoredError, match=job.score_id):
+            score(config(path, output=output), str(store.root))
+        with pytest.raises(LockedError, match="is writing there"):
+            score(config(path, output=output, top_k=1), str(store.root))
+        commit_job(job, jobs.score_input(job))
+    with pytest.raises(AlreadyScoredError):
+        score(config(path, output=output), str(store.root), once=True)
+    assert store.scored() == [job.score_id]
     assert not list((store.root / "staging").glob("score-*"))
 
 

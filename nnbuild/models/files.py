@@ -5,6 +5,7 @@ must have the digest that was recorded, and its config may name no Lambda and no
 project's, and those that the run's own model function brings.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -15,13 +16,14 @@ from typing import Any
 
 from nnbuild.backend import keras
 from nnbuild.config import is_factory
-from nnbuild.errors import ContractError, NnbuildError
+from nnbuild.errors import ContractError, NnbuildError, one_line
+from nnbuild.models import archive_limits
 from nnbuild.models.seeding import seeded
 from nnbuild.models.user import import_factory
 from nnbuild.store.files import file_digest, written
+from nnbuild.store.regular import read_regular
 
-_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
-_MOST_CONFIG = 64 * 2**20
+_MOST_BYTES = 2**34
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -80,13 +82,15 @@ def load_model(
         ContractError: the file is missing, is no `.keras` file, has another digest, or names code to run.
     """
     content = _content(path)
-    found = file_digest(path)
+    found = hashlib.sha256(content).hexdigest()
     if found != digest:
         raise ContractError(
             f"model {path} has sha256 {found}, expected {digest}; it was changed, restore it from a copy"
         )
     factory = import_factory(model_name) if is_factory(model_name) else None
     refuse_code(content, str(path))
+    with seeded(seed):
+        _refuse_bombs(content, str(path))
     # Keras numbers what has no name through the life of a process; a resumed run must come to the same numbers.
     keras.utils.clear_session(free_memory=False)
     try:
@@ -107,34 +111,30 @@ def load_model(
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise ContractError(
             f"cannot read model {path}: {error.strerror}; give the path of a .keras file"
         ) from error
+    except ValueError as error:
+        raise ContractError(f"model {path} {error}; give the path of a .keras file") from error
 
 
 def refuse_code(content: bytes, where: str) -> None:
-    """Refuse a `.keras` file that would run code, before Keras sees it.
+    """Refuse a `.keras` file that would run code or fill the memory, before Keras sees it.
 
     Args:
         content: the file's bytes.
         where: its name, for the message.
 
     Raises:
-        ContractError: it is no `.keras` archive, or names a Lambda or a class that is not registered.
+        ContractError: it is no `.keras` archive, holds more than it should, or names a Lambda or a
+            class that is not registered.
     """
+    archive_limits.require_few_entries(content, where)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = set(archive.namelist())
-            if not {"config.json", "model.weights.h5"} <= names <= _MEMBERS:
-                raise ContractError(
-                    f"model {where} holds {sorted(names)[:5]}, expected {sorted(_MEMBERS)}; export it again"
-                )
-            if archive.getinfo("config.json").file_size > _MOST_CONFIG:
-                raise ContractError(
-                    f"model {where} has a config over {_MOST_CONFIG} bytes; export it again"
-                )
+            archive_limits.require_bounded_members(archive, len(content), where)
             config = json.loads(archive.read("config.json"))
     except (
         zipfile.BadZipFile,
@@ -157,6 +157,19 @@ def refuse_code(content: bytes, where: str) -> None:
                 f"model {where} holds {module}.{kind}, which is neither Keras's nor registered by the run's own model "
                 "function; register it with keras.saving.register_keras_serializable"
             )
+
+
+def _refuse_bombs(content: bytes, where: str) -> None:
+    """Refuse weights or layers that are far larger than the file; `refuse_code` has passed it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            weights = archive_limits.declared_weights(archive.read("model.weights.h5"), where)
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ContractError(
+            f"model {where} has no readable weights ({one_line(error)[:200]}); restore it from a copy"
+        ) from error
+    archive_limits.require_bounded_variables(config, weights, where)
 
 
 def _is_kerass_own(module: str | None) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild import faults, machine, schemas
+from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.drifting import Compared, compared, drift_rows
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.shards import Shard
-from nnbuild.store.files import move_folder, read_json, sync_folder, write_json
-from nnbuild.store.remote import is_url, open_root
+from nnbuild.store.files import move_folder, read_json, write_json
 from nnbuild.store.tables import write_table
 
 
@@ -42,11 +42,16 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     """Commit a job whose shards are made; may be called again until it has happened.
 
     Args:
-        job: in staging.
-        shards: all of them.
-        now: aware time of the end; the clock's if not given.
+        job: In staging, held by `nnbuild.scoring.jobs.working_on`.
+        shards: All of its shards.
+        now: Aware time of the end; the clock's if not given.
+
+    Raises:
+        AlreadyScoredError: Another job has scored the same meanwhile, and this one is to do so once.
+        StoreError: The output was taken meanwhile; the job keeps its rows and can be resumed.
     """
     store, partition = job.store, f"score_id={job.score_id}"
+    claims.require_unscored(job)
     output = _output(job)
     manifest = _manifest(job, shards, output, now or datetime.now(UTC))
     ready = job.folder / "manifest" / "manifest.json"
@@ -57,7 +62,8 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     if job.config.output is None:
         _move(job.folder / "rows", output)
     else:
-        _leave(job, output, manifest)
+        target = outputs.location(job.config.output)
+        outputs.publish(job.folder / "rows", target, job.score_id, manifest)
     drift = compared(job, shards)
     _put(
         job,
@@ -94,11 +100,7 @@ def _leave_only(names: set[str], *folders: Path) -> None:
 def _output(job: Job) -> Any:
     if job.config.output is None:
         return job.store.root / "tables" / "scores" / f"score_id={job.score_id}"
-    return (
-        open_root(job.config.output)
-        if is_url(job.config.output)
-        else Path(job.config.output).absolute()
-    )
+    return outputs.shown(job.config.output)
 
 
 def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict
             "finished_at": max(now, job.started_at).astimezone(UTC).isoformat(),
         },
         "config": job.config.model_dump(mode="json"),
-        "input": job.source.identity(),
+        "input": job.identity,
         "shards": [each.model_dump(exclude={"summary"}) for each in shards],
         "code_version": machine.code_version(),
         "packages": machine.packages(),
@@ -138,23 +140,3 @@ def _put(job: Job, name: str, schema: Any, rows: list[dict[str, Any]]) -> None:
 def _move(source: Path, target: Any) -> None:
     if source.is_dir():
         move_folder(source, target)
-
-
-def _leave(job: Job, output: Any, manifest: dict[str, Any]) -> None:
-    """The rows and their manifest in a folder of the user's, which appears whole; on another disk, perhaps."""
-    rows = job.folder / "rows"
-    if not rows.is_dir():
-        return
-    write_json(rows / "_manifest.json", manifest)  # readers of the folder pass over such names
-    if isinstance(output, Path):
-        aside = output.with_name(f".{output.name}.{job.score_id}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(rows, aside)
-        if output.is_dir() and not any(output.iterdir()):
-            output.rmdir()
-        move_folder(aside, output)
-        sync_folder(output.parent)
-        shutil.rmtree(rows, ignore_errors=True)
-    else:
-        move_folder(rows, output)

@@ -1,16 +1,25 @@
 """Score a range of dated inputs: those that this model has not scored yet, a few at a time."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import date
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild.errors import ConfigError, DataError, Interrupted, NnbuildError
+from nnbuild.errors import (
+    AlreadyScoredError,
+    BeingScoredError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    NnbuildError,
+)
 from nnbuild.machine import processors
+from nnbuild.scoring import claims
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.drifting import Compared
 from nnbuild.scoring.models import resolve_model
@@ -22,6 +31,7 @@ from nnbuild.store import Store
 
 MOST_AT_ONCE = 64
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_FIRST_TRY, _SECONDS_BETWEEN_TRIES = 0.5, 8.0  # each try opens the input again
 
 
 class Part(BaseModel):
@@ -30,18 +40,19 @@ class Part(BaseModel):
     Attributes:
         day: which.
         input: its address.
-        status: `scored` now, `skipped` since this model has scored it before, `missing`, or `failed`.
+        status: `scored` now, `skipped` since this model has scored it before, `missing`, `failed`,
+            or `waiting` for another job that is scoring it, which is reported but never the end.
         score_id: of the job that scored it, now or before.
         rows: that were scored now.
         run_id: of the model that scored it now.
         drift: of what was scored now.
-        remark: why it failed.
+        remark: Why it failed, or what it waits for.
     """
 
     model_config = ConfigDict(frozen=True)
     day: date
     input: str
-    status: Literal["scored", "skipped", "missing", "failed"]
+    status: Literal["scored", "skipped", "missing", "failed", "waiting"]
     score_id: str | None = None
     rows: int = 0
     run_id: str | None = None
@@ -61,6 +72,8 @@ def backfill(
     """Score what lies between two days and was not scored by this model yet. The same call again goes on with the rest.
 
     Whether it was is known from `score_runs`: the same model file, the same input in size and time, the same columns.
+    A day that another job is scoring at this moment is waited for, and skipped when that job has
+    committed it; if the job dies, the day is scored here.
 
     Args:
         config: with `{date}` in its input; the champion is looked up once, for all days.
@@ -68,13 +81,14 @@ def backfill(
         last: day, included.
         root: of the store.
         at_once: jobs that run beside each other; they share the processors.
-        told: is called when a day is done.
+        told: Called when a day is done, and when one begins to wait.
 
     Returns:
         One for each day, in order.
 
     Raises:
         InputError: the range, the model or an option cannot be used, or there is no input at all.
+        LockedError: A job of another input or store is writing to the output of one of the days.
         Interrupted: a signal asked to stop.
     """
     if not 1 <= at_once <= MOST_AT_ONCE:
@@ -86,6 +100,7 @@ def backfill(
         raise DataError(
             f"nothing to score from {first} to {last}: there is no {days[0].config.input}, nor any other"
         )
+    _require_outputs(store, there)
     model = resolve_model(store, config).run_id
     shared = {"threads": config.threads or max(1, processors() // at_once)}
     found = {
@@ -93,8 +108,9 @@ def backfill(
     }
     work = _Work(store, shared | ({"model": model} if model else {}))
     for part in _made(work, there, at_once):
-        found[part.day] = part
         told(part)
+        if part.status != "waiting":
+            found[part.day] = part
     return list(found.values())
 
 
@@ -104,6 +120,7 @@ def _made(work: "_Work", there: list[Partition], at_once: int) -> Any:
         try:
             while waiting:
                 done, waiting = wait(waiting, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+                yield from work.notices()
                 yield from (each.result() for each in done)
                 if number_of_signal := stop():
                     raise Interrupted(
@@ -116,21 +133,36 @@ def _made(work: "_Work", there: list[Partition], at_once: int) -> Any:
             pool.shutdown(cancel_futures=True)
 
 
+def _require_outputs(store: Store, days: list[Partition]) -> None:
+    """Refuse the whole range if one of its outputs is in use by a job that scores something else."""
+    for each in days:
+        output = each.config.output
+        holder = claims.output_holder(output) if output else None
+        if holder is None or output is None:
+            continue
+        record = holder.record
+        if (record.get("store"), record.get("input")) != (str(store.root), each.config.input):
+            raise claims.in_use(output, holder)
+
+
 class _Work:
     """What the threads share; each job in them stops when it is told to."""
 
     def __init__(self, store: Store, fixed: dict[str, Any]) -> None:
         self._store, self._fixed = store, fixed
+        self._notices: SimpleQueue[Part] = SimpleQueue()
         self.stopped = threading.Event()
+
+    def notices(self) -> Iterator[Part]:
+        """Yield the days that have begun to wait since the last call."""
+        while not self._notices.empty():
+            yield self._notices.get()
 
     def part(self, given: Partition) -> Part:
         about = {"day": given.day, "input": given.config.input}
         config = given.config.model_copy(update=self._fixed)
         try:
-            before = scored_before(self._store, config)
-            if before is not None:
-                return Part(**about, status="skipped", score_id=before)
-            done = score(config, str(self._store.root), watch=self)
+            return self._scored(config, about)
         except Interrupted:
             raise
         except NnbuildError as error:
@@ -139,14 +171,31 @@ class _Work:
                 status="failed",
                 remark=" ".join([str(error), *getattr(error, "__notes__", ())]),
             )
-        return Part(
-            **about,
-            status="scored",
-            score_id=done.score_id,
-            rows=done.rows,
-            run_id=done.run_id,
-            drift=done.drift,
-        )
+
+    def _scored(self, config: ScoreConfig, about: dict[str, Any]) -> Part:
+        pause = _SECONDS_TO_FIRST_TRY
+        while True:
+            try:
+                if (before := scored_before(self._store, config)) is not None:
+                    return Part(**about, status="skipped", score_id=before)
+                done = score(config, str(self._store.root), watch=self, once=True)
+            except AlreadyScoredError as error:
+                return Part(**about, status="skipped", score_id=error.score_id)
+            except BeingScoredError as error:
+                if pause == _SECONDS_TO_FIRST_TRY:
+                    self._notices.put(Part(**about, status="waiting", remark=str(error)))
+                if self.stopped.wait(pause):
+                    raise Interrupted(f"stopped while {error}", 2) from error
+                pause = min(2 * pause, _SECONDS_BETWEEN_TRIES)
+            else:
+                return Part(
+                    **about,
+                    status="scored",
+                    score_id=done.score_id,
+                    rows=done.rows,
+                    run_id=done.run_id,
+                    drift=done.drift,
+                )
 
     def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
         """Rows are scored: the moment to stop, if that was asked for."""

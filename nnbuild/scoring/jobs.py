@@ -3,14 +3,16 @@
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nnbuild import faults
-from nnbuild.errors import InputError, Interrupted, StoreError
+from nnbuild.errors import BeingScoredError, InputError, Interrupted, LockedError, StoreError
+from nnbuild.scoring import claims
 from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input
@@ -49,6 +51,8 @@ class Job:
         started_at: aware time of its start.
         model: verified.
         source: its input.
+        is_new: Whether it was begun now, and not resumed.
+        once: Whether it is given up if another job has scored the same.
     """
 
     store: Store
@@ -57,11 +61,18 @@ class Job:
     started_at: datetime
     model: ScoringModel
     source: Input
+    is_new: bool = False
+    once: bool = False
 
     @property
     def folder(self) -> Path:
         """Where its files are until it is committed."""
         return staging(self.store, self.score_id)
+
+    @cached_property
+    def identity(self) -> list[list[Any]]:
+        """What the input was when the job was opened; see `Input.identity`."""
+        return self.source.identity()
 
     @property
     def temperature(self) -> float:
@@ -81,10 +92,21 @@ def staging(store: Store, score_id: str) -> Path:
 
 @contextmanager
 def working_on(job: Job) -> Iterator[None]:
-    """Hold a job while it runs. Bad input leaves the store as it was; anything else leaves the job to be resumed."""
-    with locks.held(job.folder):
+    """Hold a job, its input and its output while it runs.
+
+    Bad input leaves the store as it was, and so does a new job whose input or output is in use.
+    Anything else leaves the job to be resumed.
+    """
+    with _held(job):
         try:
-            yield
+            with claims.claimed(job):
+                yield
+        except LockedError as error:
+            if job.is_new:
+                shutil.rmtree(job.folder, ignore_errors=True)
+            else:
+                error.add_note(_how_to_resume(job))
+            raise
         except (StoreError, Interrupted) as error:
             error.add_note(_how_to_resume(job))
             raise
@@ -95,6 +117,16 @@ def working_on(job: Job) -> Iterator[None]:
         except InputError:
             shutil.rmtree(job.folder, ignore_errors=True)
             raise
+
+
+@contextmanager
+def _held(job: Job) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(job.folder))
+        except LockedError as error:
+            raise BeingScoredError(str(error)) from error
+        yield
 
 
 def _how_to_resume(job: Job) -> str:

@@ -9,13 +9,17 @@ from typing import Any
 
 from nnbuild.drift import REFERENCE, Summary
 from nnbuild.engines import Engine, OnnxEngine
+from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.files import explained
 from nnbuild.store.names import is_run_id
+from nnbuild.store.regular import irregular, read_regular
+from nnbuild.store.remote import is_remote
 
 CHAMPION = "champion"
+_MOST_BYTES = 2**34  # of a model file
 
 
 @dataclass(frozen=True)
@@ -96,28 +100,44 @@ def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
 
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
-    if not path.exists():
+    name = f"model {path}"
+    with explained(f"read {name}"):
+        try:
+            kind = irregular(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise ConfigError(
+                f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`"
+            ) from error
+    if kind is not None:
         raise ConfigError(
-            f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`"
+            f"{name} is {kind}, not a file; give champion, a run's id or a .onnx file"
         )
     if config.digest is None:
         raise ConfigError(
-            f"model {path}: a file is trusted by its digest alone; give its sha256 as --digest"
+            f"{name}: a file is trusted by its digest alone; give its sha256 as --digest"
         )
     if path.suffix != ".onnx" or config.engine != "onnx":
         raise ConfigError(
-            f"model {path}: expected a .onnx file and --engine onnx; name a run for --engine keras"
+            f"{name}: expected a .onnx file and --engine onnx; name a run for --engine keras"
         )
     content = _read(path)
-    digest = _verified(content, config.digest, f"model {path}")
-    shape, classes = OnnxEngine(content, 1).shapes()
+    digest = _verified(content, config.digest, name)
+    check_file(content, name)
+    engine = OnnxEngine(content, 1, name=name)
+    shape, classes = engine.shapes()
+    engine.probe()
     return ScoringModel(None, content, digest, shape, classes, None, "", {})
 
 
 def _read(path: Any) -> bytes:
     with explained(f"read model {path}"):
-        content: bytes = path.read_bytes()
-        return content
+        if is_remote(path):
+            content: bytes = path.read_bytes()
+            return content
+        try:
+            return read_regular(path, _MOST_BYTES)
+        except ValueError as error:
+            raise ContractError(f"model {path} {error}; give the model's own file") from error
 
 
 def _verified(content: bytes, expected: str, name: str) -> str:
@@ -138,7 +158,8 @@ def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
         aside: a folder for a copy that Keras can read.
     """
     if config.engine == "onnx":
-        return OnnxEngine(model.content, config.threads)
+        name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
+        return OnnxEngine(model.content, config.threads, name=name)
     from nnbuild.backend import pin_threads
     from nnbuild.engines import KerasEngine
     from nnbuild.models import load_model

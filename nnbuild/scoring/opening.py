@@ -1,5 +1,6 @@
 """Opening a scoring job: a new one, one that is named, or one that was stopped and is asked for again."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from nnbuild import machine
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.scoring import claims, repeats
 from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input, open_input
@@ -19,23 +21,28 @@ from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
 from nnbuild.store.files import explained, read_json, write_json
 from nnbuild.store.names import is_run_id, new_run_id
-from nnbuild.store.remote import is_url, open_root
 
 
 def open_job(
-    config: ScoreConfig, root: Path | str | None = None, *, now: datetime | None = None
+    config: ScoreConfig,
+    root: Path | str | None = None,
+    *,
+    now: datetime | None = None,
+    once: bool = False,
 ) -> Job:
-    """Begin a job, or take up one that was stopped: of the same input, model and options.
+    """Begin a job, or resume one that was stopped: of the same input, model and options.
 
     What can be refused is refused before anything is written.
 
     Args:
-        config: what is scored, by which model, and how.
-        root: of the store.
-        now: aware time of the start; the clock's if not given.
+        config: What is scored, by which model, and how.
+        root: The store.
+        now: Aware time of the start; the clock's if not given.
+        once: Whether the job is to be refused if another job has scored the same.
 
     Raises:
-        InputError: the model, the input or an option cannot be used; the store is as it was.
+        InputError: The model, the input or an option cannot be used; the store is as it was.
+        LockedError: Another job is scoring the same, or writing to the same output.
     """
     store, started = Store(root), now or datetime.now(UTC)
     model, source = _opened(store, config)
@@ -48,11 +55,12 @@ def open_job(
         started,
         model,
         source,
+        is_new=True,
+        once=once,
     )
     if (score_id := _waiting(job)) is not None:
-        return resume_job(score_id, root)
-    if config.output is not None:
-        _require_new(open_root(config.output) if is_url(config.output) else Path(config.output))
+        return replace(resume_job(score_id, root), once=once)
+    claims.require_unclaimed(job)
     write_json(job.folder / "job.json", _record(job))
     return job
 
@@ -85,19 +93,6 @@ def _waiting(job: Job) -> str | None:
     return None
 
 
-_SAME_ROWS = (
-    "input",
-    "output",
-    "keep",
-    "id_column",
-    "logits",
-    "top_k",
-    "where",
-    "calibrated",
-    "engine",
-)
-
-
 def scored_before(store: Store, config: ScoreConfig) -> str | None:
     """The newest committed job that has scored just this: the same model file, input and columns.
 
@@ -108,26 +103,10 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     Raises:
         InputError: the model or the input cannot be used.
     """
-    columns = ["model_digest", "input"]
-    candidates = [
-        each
-        for each in store.read_table("score_runs", None, columns).to_pylist()
-        if each["input"] == config.input
-    ]
-    if not candidates:
+    if not repeats.candidates(store, config):
         return None
     model, source = _opened(store, config)
-    wanted, identity = config.model_dump(mode="json"), source.identity()
-    for each in reversed(candidates):
-        if each["model_digest"] != model.digest:
-            continue
-        manifest = read_json(store.root / "scores" / each["score_id"] / "manifest.json")
-        held = manifest["config"]
-        if manifest["input"] == identity and all(
-            held.get(name) == wanted[name] for name in _SAME_ROWS
-        ):
-            return str(each["score_id"])
-    return None
+    return repeats.scored_as(store, config, model.digest, source.identity())
 
 
 def resume_job(score_id: str, root: Path | str | None = None) -> Job:
@@ -169,7 +148,8 @@ def _opened(store: Store, config: ScoreConfig) -> tuple[ScoringModel, Input]:
         raise ConfigError(
             f"--calibrated: model {config.model} has no temperature; score a run that was calibrated"
         )
-    source = open_input(config.input, Columns(config.id_column, config.keep), model.image_shape)
+    columns = Columns(config.id_column, config.keep, config.on_error == "stop")
+    source = open_input(config.input, columns, model.image_shape)
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:
@@ -187,13 +167,6 @@ def _record(job: Job) -> dict[str, Any]:
         "started_at": job.started_at.astimezone(UTC).isoformat(),
         "config": job.config.model_dump(mode="json"),
         "model_digest": job.model.digest,
-        "input": job.source.identity(),
+        "input": job.identity,
         "code_version": machine.code_version(),
     }
-
-
-def _require_new(folder: Path) -> None:
-    with explained(f"look into --output {folder}"):
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken:
-        raise ConfigError(f"--output {folder}: holds something already; give a new folder")

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from nnbuild.data import columns as image_columns
 from nnbuild.data.arrays import as_pixels
 from nnbuild.engines import Pixels
-from nnbuild.errors import DataError, suggestion
+from nnbuild.errors import DataError, one_line, suggestion
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.files import explained
 from nnbuild.store.remote import is_remote, is_url, open_root
 
 _IMAGE, _LABEL = "image", "label"
-_MOST_LABEL = np.iinfo(np.int16).max
+_MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _ROOM = 2**30  # bytes that the pictures of one batch may expand to
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -91,6 +91,7 @@ class ParquetInput:
                 self._starts.append(first)
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
+                    self._require_ids(file.metadata.row_group(group), f"{path}, row group {group}")
                     self._units.append(Unit(number, group, first, rows))
                     first += rows
         if not first:
@@ -121,52 +122,79 @@ class ParquetInput:
             return [[str(path), *_version(path)] for path in self._files]
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
-        """The rows of a row group; see `Input.read`."""
-        path, done = self._files[unit.file], 0
-        try:
-            file = self._file(unit.file)
-            for batch in file.iter_batches(
-                batch_rows, row_groups=[unit.group], columns=self._wanted()
-            ):
-                first = unit.first + done
-                done += len(batch)
-                yield from self._rows(batch, unit, first)
-        except _BROKEN as error:
-            reason = f"no readable Parquet ({' '.join(str(error).split())[:200]})"
-            in_file = unit.first - self._starts[unit.file] + done
-            yield Reject(str(path), unit.group, in_file, unit.rows - done, reason)
+        """Yield the rows of a row group, each of them once: scored or rejected; see `Input.read`."""
+        done = 0
+        batches = self._batches(unit, batch_rows)
+        while done < unit.rows:
+            try:
+                batch = next(batches, None)
+                reason = f"the row group ends after {done} of its {unit.rows} rows"
+            except _BROKEN as error:
+                batch = None
+                reason = f"no readable Parquet ({one_line(error)[:200]})"
+            if batch is None:
+                yield self._reject(unit, unit.first + done, unit.rows - done, reason)
+                return
+            batch = batch.slice(0, unit.rows - done)
+            yield from self._rows(batch, unit, unit.first + done)
+            done += len(batch)
+
+    def _batches(self, unit: Unit, batch_rows: int) -> Iterator[Any]:
+        file = self._file(unit.file)
+        yield from file.iter_batches(batch_rows, row_groups=[unit.group], columns=self._wanted())
 
     def _rows(self, batch: Any, unit: Unit, first: int) -> Iterator[Rows | Reject]:
+        """Yield the rows of a batch; halves it until the rows that cannot be converted are alone."""
         try:
-            yield self._made(batch, first)
+            rows = self._made(batch, first)
+        except MemoryError:  # says nothing about the rows
+            raise
         except DataError as error:
-            if len(batch) == 1:
-                in_file = first - self._starts[unit.file]
-                reason = str(error).removeprefix(f"{self._address}: ")
-                yield Reject(str(self._files[unit.file]), unit.group, in_file, 1, reason)
-                return
-            half = len(batch) // 2
-            yield from self._rows(batch.slice(0, half), unit, first)
-            yield from self._rows(batch.slice(half), unit, first + half)
+            reason = str(error).removeprefix(f"{self._address}: ")
+        except Exception as error:  # noqa: BLE001  (Arrow and decoders raise whatever they meet)
+            reason = f"cannot be converted ({type(error).__name__}: {one_line(error)[:200]})"
+        else:
+            yield rows
+            return
+        if len(batch) == 1:
+            yield self._reject(unit, first, 1, reason)
+            return
+        half = len(batch) // 2
+        yield from self._rows(batch.slice(0, half), unit, first)
+        yield from self._rows(batch.slice(half), unit, first + half)
+
+    def _reject(self, unit: Unit, first: int, rows: int, reason: str) -> Reject:
+        in_file = first - self._starts[unit.file]
+        return Reject(str(self._files[unit.file]), unit.group, in_file, rows, reason)
 
     def _made(self, batch: Any, first: int) -> Rows:
         table = pa.Table.from_batches([batch])
         images = self._pixels(table[_IMAGE], first)
-        if self._columns.example_id:
-            ids = table[self._columns.example_id]
-            if ids.null_count:
-                raise DataError(
-                    f"{self._address}: null in column {self._columns.example_id!r}; expected an id"
-                )
-            example_ids = ids.cast(pa.int64()).to_numpy()
-        else:
-            example_ids = np.arange(first, first + len(batch), dtype=np.int64)
         kept = (
             table.select(list(self._columns.keep)).cast(self.schema())
             if self._columns.keep
             else None
         )
-        return Rows(images, example_ids, self._labels(table), kept)
+        rows = Rows(images, self._ids(table, first), self._labels(table), kept)
+        lengths = {len(each) for each in rows if each is not None}
+        if lengths != {len(batch)}:
+            raise DataError(f"{self._address}: {sorted(lengths)} values in {len(batch)} rows")
+        return rows
+
+    def _ids(self, table: Any, first: int) -> Any:
+        name = self._columns.example_id
+        if name is None:
+            return np.arange(first, first + len(table), dtype=np.int64)
+        ids = table[name]
+        if ids.null_count:
+            raise DataError(f"{self._address}: null in column {name!r}; expected an id")
+        if (
+            pa.types.is_uint64(ids.type)
+            and len(ids)
+            and (largest := pc.max(ids).as_py()) > _MOST_ID
+        ):
+            raise DataError(f"{self._address}: {self._too_large(largest)}")
+        return ids.cast(pa.int64()).to_numpy()
 
     def _pixels(self, column: Any, first: int) -> Pixels:
         images = self._reader.read(column, first, _ROOM, self._address)
@@ -203,7 +231,7 @@ class ParquetInput:
     def _labels(self, table: Any) -> Any:
         if _LABEL not in table.column_names or not pa.types.is_integer(table[_LABEL].type):
             return None
-        labels = table[_LABEL].cast(pa.int64())
+        labels = table[_LABEL].cast(pa.int64(), safe=False)  # beyond it they become negative
         known = pc.and_(pc.greater_equal(labels, 0), pc.less_equal(labels, _MOST_LABEL))
         return (
             pc.if_else(known, labels, pa.scalar(None, pa.int64())).cast(pa.int16()).combine_chunks()
@@ -232,6 +260,26 @@ class ParquetInput:
             raise DataError(
                 f"{self._address}: column {example_id!r} is {kind}; expected integers, or leave --id away"
             )
+
+    def _require_ids(self, group: Any, where: str) -> None:
+        """Refuse ids that are too large before anything is scored, where the statistics tell."""
+        if not self._columns.all_or_nothing or self._columns.example_id is None:
+            return
+        for number in range(group.num_columns):
+            column = group.column(number)
+            if column.path_in_schema != self._columns.example_id or not column.is_stats_set:
+                continue
+            largest = column.statistics.max if column.statistics.has_min_max else None
+            if isinstance(largest, int) and largest > _MOST_ID:
+                raise DataError(
+                    f"{where}: {self._too_large(largest)}, or give --on-error quarantine"
+                )
+
+    def _too_large(self, largest: int) -> str:
+        return (
+            f"column {self._columns.example_id!r} holds {largest}; expected an int64 of at most "
+            f"{_MOST_ID}"
+        )
 
     def _file(self, number: int) -> Any:
         """The file, kept open while its row groups are read one after the other."""

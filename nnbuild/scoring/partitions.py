@@ -1,6 +1,7 @@
 """Inputs that lie in one place a day: `images/date={date}/`, `images/{date:%Y/%m/%d}.parquet`."""
 
 import glob
+import os
 import re
 from datetime import date, timedelta
 from pathlib import Path
@@ -41,7 +42,8 @@ def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
         last: day, included.
 
     Raises:
-        ConfigError: the range ends before it begins or is longer than ten years, or `{date}` is missing.
+        ConfigError: the range ends before it begins or is longer than ten years, `{date}` is
+            missing, or two days with inputs of their own have the same output.
     """
     if last < first:
         raise ConfigError(f"from {first} to {last}: ends before it begins; exchange the two")
@@ -55,7 +57,23 @@ def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
             raise ConfigError(
                 f"{option} {given!r} is the same for every day; put {{date}} where the day stands"
             )
-    return [_of(config, first + timedelta(days=number)) for number in range(days)]
+    found = [_of(config, first + timedelta(days=number)) for number in range(days)]
+    _require_own_outputs(found)
+    return found
+
+
+def _require_own_outputs(days: list[Partition]) -> None:
+    writers: dict[str, Partition] = {}
+    for each in days:
+        output = each.config.output
+        if output is None:
+            continue
+        other = writers.setdefault(os.path.normpath(output), each)
+        if other.config.input != each.config.input:
+            raise ConfigError(
+                f"--output {output!r} is the same for {other.day} and {each.day}; "
+                "put the whole {date} into it"
+            )
 
 
 def _of(config: ScoreConfig, day: date) -> Partition:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from nnbuild.data import archives, pictures
 from nnbuild.engines import Pixels
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, one_line
 from nnbuild.scoring.rows import Reject, Rows, Unit
 
 _PER_UNIT = 4096
@@ -85,8 +85,12 @@ class PictureInput:
             if pixels.shape == self._shape:
                 return pixels
             reason = f"height, width, channels {pixels.shape}, the network takes {self._shape}"
+        except MemoryError:  # says nothing about the picture
+            raise
         except DataError as error:
             reason = str(error).removeprefix(f"{file}: ")
+        except Exception as error:  # noqa: BLE001  (decoders raise whatever they meet)
+            reason = f"cannot be decoded ({type(error).__name__}: {one_line(error)[:200]})"
         return Reject(str(file), unit.group, 0, 1, reason)
 
 

@@ -30,10 +30,12 @@ class Columns(NamedTuple):
     Attributes:
         example_id: the one that identifies a row; the row's number if not given.
         keep: those that are carried through.
+        all_or_nothing: Whether a row that cannot be scored stops the job.
     """
 
     example_id: str | None = None
     keep: tuple[str, ...] = ()
+    all_or_nothing: bool = False
 
 
 class Rows(NamedTuple):

@@ -1,5 +1,6 @@
 """A scoring job in one call: opened, or taken up again; scored here or on a cluster; committed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -17,24 +18,41 @@ class OpenedJob(BaseModel):
     """A job that is open: small enough to pass between tasks.
 
     Attributes:
-        root: of the store.
-        rows: of the input.
+        root: The store.
+        rows: Number of rows of the input.
+        is_new: Whether it was begun now, and not resumed.
+        once: Whether it is given up if another job has scored the same.
     """
 
     model_config = ConfigDict(frozen=True)
     root: str
     score_id: str
     rows: int
+    is_new: bool = False
+    once: bool = False
 
     def job(self) -> Job:
-        """The job, opened again; its model and input are verified."""
-        return resume_job(self.score_id, self.root)
+        """Open the job again; its model and input are verified."""
+        job = resume_job(self.score_id, self.root)
+        return replace(job, is_new=self.is_new, once=self.once)
 
 
-def opened(config: ScoreConfig | None, store: Path | str | None, resume: str | None) -> OpenedJob:
-    """Begin a job, or take one up; see `score`."""
-    job = _open(config, store, resume)
-    return OpenedJob(root=str(job.store.root), score_id=job.score_id, rows=job.total)
+def opened(
+    config: ScoreConfig | None,
+    store: Path | str | None,
+    resume: str | None,
+    *,
+    once: bool = False,
+) -> OpenedJob:
+    """Begin a job, or resume one; see `score`."""
+    job = _open(config, store, resume, once=once)
+    return OpenedJob(
+        root=str(job.store.root),
+        score_id=job.score_id,
+        rows=job.total,
+        is_new=job.is_new,
+        once=once,
+    )
 
 
 def make_shards(job: Job, address: str | None, watch: Watch | None = None) -> list[Shard]:
@@ -42,10 +60,14 @@ def make_shards(job: Job, address: str | None, watch: Watch | None = None) -> li
     return score_input(job, watch) if address is None else score_on_cluster(job, address, watch)
 
 
-def _open(config: ScoreConfig | None, store: Path | str | None, resume: str | None) -> Job:
+def _open(
+    config: ScoreConfig | None, store: Path | str | None, resume: str | None, *, once: bool
+) -> Job:
     if (config is None) == (resume is None):
         raise ConfigError("give what is to be scored, or the id of a job to resume, and not both")
-    return open_job(config, store) if config else resume_job(str(resume), store)
+    if config:
+        return open_job(config, store, once=once)
+    return replace(resume_job(str(resume), store), once=once)
 
 
 def score(
@@ -55,20 +77,25 @@ def score(
     resume: str | None = None,
     address: str | None = None,
     watch: Watch | None = None,
+    once: bool = False,
 ) -> ScoredJob:
     """Score an input of any size into the `scores` table, or into a folder.
 
     Args:
-        config: what is scored, by which model, and how; not needed to resume.
-        store: its root.
-        resume: id of a job that was stopped.
-        address: of a Dask scheduler, `tcp://…`; this process scores if not given.
-        watch: is told of rows.
+        config: What is scored, by which model, and how; not needed to resume.
+        store: The root of the store.
+        resume: Id of a job that was stopped.
+        address: Address of a Dask scheduler, `tcp://…`; this process scores if not given.
+        watch: Gets the number of scored rows.
+        once: Whether to give up if another job has scored the same input with the same model and
+            options. Without it an input is scored again each time.
 
     Raises:
-        InputError: something that was given cannot be used; the store is as it was.
-        Interrupted: a signal asked to stop; the job waits to be resumed.
+        InputError: Something that was given cannot be used; the store is as it was.
+        LockedError: Another job is scoring the same, or writing to the same output.
+        AlreadyScoredError: Another job has scored the same, and `once` is set.
+        Interrupted: A signal asked to stop; the job waits to be resumed.
     """
-    job = _open(config, store, resume)
+    job = _open(config, store, resume, once=once)
     with working_on(job):
         return commit_job(job, make_shards(job, address, watch))

@@ -1,33 +1,55 @@
-"""Who works on a run. The kernel keeps the lock, so it ends with its holder, however that one dies."""
+"""Locks on runs, jobs and outputs. The kernel keeps them, so a lock ends with its holder, however that one dies."""
 
+import errno
 import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
 
 from nnbuild.errors import LockedError
 from nnbuild.store.files import explained
 
 _HELD = "lock"
+# A look at a lock takes it for an instant, so a claim that finds it taken tries again.
+_TRIES = 4
+_SECONDS_BETWEEN_TRIES = 0.02
 
 
-def _holder(path: Path) -> str:
+_KINDS = {"sweep-": "sweep", "score-": "scoring job"}
+
+
+class Holder(NamedTuple):
+    """The living process that holds a lock.
+
+    Attributes:
+        process: Its number and host, for a message.
+        record: What it wrote into the lock file; empty if that cannot be read.
+    """
+
+    process: str
+    record: dict[str, str]
+
+
+def _holder(path: Path) -> Holder:
     try:
-        holder = json.loads(path.read_text())
-        return f"process {int(holder['pid'])} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        found = json.loads(path.read_text())
+        record = {str(name): str(value) for name, value in found.items()}
+        return Holder(f"process {int(record['pid'])} on {record['host']}", record)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return Holder("another process", {})
 
 
 def _named(folder: Path) -> str:
-    return (
-        folder.name.replace("sweep-", "sweep ", 1)
-        if folder.name.startswith("sweep-")
-        else f"run {folder.name}"
-    )
+    for prefix, kind in _KINDS.items():
+        if folder.name.startswith(prefix):
+            return f"{kind} {folder.name.removeprefix(prefix)}"
+    return f"run {folder.name}"
 
 
 def is_held(folder: Path) -> bool:
@@ -57,9 +79,99 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LockedError(
-                f"{_named(folder)} is held by {_holder(path)}; wait for it, or stop it and resume again"
+                f"{_named(folder)} is held by {_holder(path).process}; wait for it, or stop it and resume again"
             ) from error
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        file.write(json.dumps(_me()).encode())
         file.flush()
         yield
+
+
+def holder(path: Path) -> Holder | None:
+    """Return the living process that holds a lock file, as in `claimed`; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(path)
+    except OSError:
+        return None
+    return None
+
+
+@contextmanager
+def claimed(
+    path: Path, record: Mapping[str, str], refusal: Callable[[Holder], LockedError]
+) -> Iterator[None]:
+    """Hold a lock file for the duration of a block, and remove it afterwards.
+
+    The kernel releases the lock when its holder dies, so a claim never outlives its process. The
+    file that a killed process leaves behind is taken over by the next claim.
+
+    Args:
+        path: The lock file. Missing folders above it are made, and removed again if empty.
+        record: What others learn about the holder; its process and host are added.
+        refusal: Makes the error that is raised if a living process holds the lock.
+
+    Raises:
+        LockedError: A living process holds the lock.
+        StoreError: The lock file cannot be written.
+    """
+    with explained(f"lock {path}"):
+        file, made = _locked_file(path)
+    if file is None:
+        raise refusal(_holder(path))
+    with file:
+        file.truncate(0)
+        file.write(json.dumps(_me() | dict(record)).encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                for folder in made:
+                    folder.rmdir()
+
+
+def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
+    """Open and lock a file; return None in its place if it is locked, and the folders made for it."""
+    made: list[Path] = []
+    tries = _TRIES
+    while True:
+        missing = [each for each in path.parents if not each.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = missing or made
+        try:
+            file = _opened(path)
+        except FileNotFoundError:  # the folder was removed by the process that had made it
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if tries := tries - 1:
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+                continue
+            return None, []
+        except OSError:
+            file.close()
+            raise
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file, made
+        file.close()  # its last holder has removed it in this moment
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a lock file, never through a link that somebody has put in its place."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: PTH123, SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return cast(BinaryIO, file)
+
+
+def _me() -> dict[str, str]:
+    return {"pid": str(os.getpid()), "host": socket.gethostname()}

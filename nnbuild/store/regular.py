@@ -1,0 +1,48 @@
+"""Read a file that somebody else named, which can be a pipe, a device or a folder instead."""
+
+import os
+import stat
+from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def irregular(mode: int) -> str | None:
+    """Return what a file is, by its `st_mode`, unless it is a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a whole file without ever waiting for a pipe or a device; links are followed.
+
+    Args:
+        path: The file.
+        most: Number of bytes that it may have.
+
+    Raises:
+        OSError: It is missing or cannot be read.
+        ValueError: It is not a regular file, or is too large; the message says what it is.
+    """
+    _require(path.stat(), most)  # before it is opened: that alone can set a device going
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123
+        _require(os.fstat(descriptor), most)  # it can have been replaced in the meantime
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than {most} bytes")
+    return content
+
+
+def _require(status: os.stat_result, most: int) -> None:
+    if (kind := irregular(status.st_mode)) is not None:
+        raise ValueError(f"is {kind}, not a file")
+    if status.st_size > most:
+        raise ValueError(f"has {status.st_size} bytes, more than {most}")

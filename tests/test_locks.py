@@ -1,0 +1,111 @@
+"""Lock files: held by one process at a time, gone with it, and never a way into somebody else's file."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nnbuild.errors import LockedError, StoreError
+from nnbuild.store import locks
+
+HOLDING = """
+import sys
+from pathlib import Path
+from nnbuild.errors import LockedError
+from nnbuild.store import locks
+with locks.claimed(Path(sys.argv[1]), {"score_id": "theirs"}, lambda _: LockedError("held")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def refusal(holder):
+    return LockedError(f"{holder.record.get('score_id')} by {holder.process}")
+
+
+def claim(path, score_id="mine"):
+    return locks.claimed(path, {"score_id": score_id}, refusal)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the lock `lock`."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+def test_claim_is_exclusive_and_leaves_nothing(tmp_path):
+    path = tmp_path / "new" / "folders" / "lock"
+    assert locks.holder(path) is None
+    with claim(path):
+        assert locks.holder(path).record["score_id"] == "mine"
+        with pytest.raises(LockedError, match=r"mine by process \d+ on "), claim(path, "other"):
+            pass
+        assert locks.holder(path).record["score_id"] == "mine"
+    assert locks.holder(path) is None
+    assert not list(tmp_path.iterdir())
+    with claim(path, "other"):
+        assert locks.holder(path).record["score_id"] == "other"
+
+
+def test_claim_keeps_a_folder_that_was_filled_meanwhile(tmp_path):
+    with claim(tmp_path / "new" / "lock"):
+        (tmp_path / "new" / "file").touch()
+    assert [each.name for each in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_claim_ends_with_a_process_that_is_killed(tmp_path, other):
+    path = tmp_path / "lock"
+    with pytest.raises(LockedError, match=f"theirs by process {other.pid} "), claim(path):
+        pass
+    assert locks.holder(path).record["score_id"] == "theirs"
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert path.exists()
+    assert locks.holder(path) is None
+    with claim(path):
+        assert locks.holder(path).record["score_id"] == "mine"
+    assert not path.exists()
+
+
+def test_look_at_a_lock_does_not_refuse_a_claim(tmp_path, monkeypatch):
+    """A look holds the lock for an instant."""
+    import fcntl
+
+    path = tmp_path / "lock"
+    path.touch()
+    with path.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(locks.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        with claim(path):
+            assert locks.holder(path).record["score_id"] == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b"[1]", b"{}", b'{"pid": "x"}', b"\xff"])
+def test_record_that_cannot_be_read_is_another_process(tmp_path, content):
+    path = tmp_path / "lock"
+    with claim(path):
+        path.write_bytes(content)
+        with pytest.raises(LockedError, match="None by another process"), claim(path):
+            pass
+
+
+def test_lock_is_never_written_through_a_link(tmp_path):
+    (tmp_path / "secret").write_text("kept")
+    (tmp_path / "lock").symlink_to("secret")
+    with pytest.raises(StoreError), claim(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "secret").read_text() == "kept"
+
+
+def test_lock_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="lock"), claim(tmp_path / "file" / "lock"):
+        pass

@@ -1,0 +1,410 @@
+"""Two scoring jobs at once: no output is written twice, and nothing is scored twice by accident."""
+
+import shutil
+import threading
+from contextlib import contextmanager, suppress
+from datetime import date
+
+import pyarrow.parquet as pq
+import pytest
+from command_line import call, tree_digest
+from score_data import ROWS, images, parquet
+
+import nnbuild
+from nnbuild import faults
+from nnbuild.errors import (
+    AlreadyScoredError,
+    BeingScoredError,
+    ConfigError,
+    DataError,
+    LockedError,
+    StoreError,
+)
+from nnbuild.scoring import ScoreConfig, backfill, days, jobs, opening, outputs
+from nnbuild.scoring.commit import commit_job
+from nnbuild.scoring.partitions import partitions
+
+DAY = date(2026, 11, 1)
+
+
+def config(path, **more):
+    return ScoreConfig.model_validate(
+        {"input": str(path), "batch_size": 32, "shard_rows": 60, **more}
+    )
+
+
+def finish(job):
+    return commit_job(job, jobs.score_input(job))
+
+
+@contextmanager
+def running(store, **options):
+    """A job that has begun and not ended."""
+    job = opening.open_job(config(**options), store.root)
+    with jobs.working_on(job):
+        yield job
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    parquet(tmp_path / "a.parquet")
+    parquet(tmp_path / "b.parquet", images(50))
+    return tmp_path
+
+
+@pytest.fixture
+def dated(tmp_path):
+    """The address of one day's input."""
+    (tmp_path / "in" / f"date={DAY}").mkdir(parents=True)
+    parquet(tmp_path / "in" / f"date={DAY}" / "part.parquet", images(90))
+    return f"{tmp_path}/in/date={{date}}/"
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def killed_at(monkeypatch, point, job):
+    """Work on a job until a named point, where its process dies."""
+
+    def dying(name):
+        if name == point:
+            raise _Killed
+
+    monkeypatch.setattr(faults, "point", dying)
+    with pytest.raises(_Killed), jobs.working_on(job):
+        finish(job)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+
+
+@pytest.mark.parametrize("spelling", ["out", "out/", "./x/../out", "link/out", "absolute"])
+@pytest.mark.parametrize("own", [True, False])
+def test_output_in_use_is_refused(capfd, store, inputs, monkeypatch, spelling, own):
+    monkeypatch.chdir(inputs)
+    (inputs / "x").mkdir()
+    (inputs / "link").symlink_to(inputs)
+    root = store.root if own else shutil.copytree(store.root, inputs / "other")
+    spelling = inputs / "out" if spelling == "absolute" else spelling
+    given = ["score", "--input", "b.parquet", "--output", spelling, "--store", root]
+    with running(store, path="a.parquet", output="out") as job:
+        before = tree_digest(root)
+        outcome = call(capfd, *given)
+        assert outcome.code == 2
+        assert f"scoring job {job.score_id} of store {store.root}" in outcome.err
+        assert "wait for it to end, or give another folder" in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+        assert tree_digest(root) == before
+        finish(job)
+    assert pq.read_table(inputs / "out").num_rows == ROWS
+    outcome = call(capfd, *given)
+    assert (outcome.code, "holds something already" in outcome.err) == (2, True)
+    assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
+
+
+def test_output_of_a_job_that_failed_is_free(store, inputs):
+    output = str(inputs / "new" / "out")
+    with pytest.raises(DataError), running(store, path=inputs / "a.parquet", output=output):
+        raise DataError("a bad row")
+    assert not (inputs / "new").exists()
+    done = nnbuild.score(config(inputs / "b.parquet", output=output), store.root)
+    assert done.output == output
+
+
+def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
+    options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
+    job = opening.open_job(config(**options), store.root)
+    killed_at(monkeypatch, "score:shards", job)
+    done = nnbuild.score(resume=job.score_id, store=store.root)
+    assert done.score_id == job.score_id
+    assert pq.read_table(inputs / "out").num_rows == ROWS
+
+
+def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
+    output = str(inputs / "out")
+    job = opening.open_job(config(inputs / "a.parquet", output=output), store.root)
+    killed_at(monkeypatch, "score:shards", job)
+    nnbuild.score(config(inputs / "b.parquet", output=output), store.root)
+    with pytest.raises(StoreError, match="was taken since") as refused:
+        nnbuild.score(resume=job.score_id, store=store.root)
+    assert job.score_id in refused.value.__notes__[0]
+    assert pq.read_table(output).num_rows == 50
+    (inputs / "out").rename(inputs / "moved")
+    assert nnbuild.score(resume=job.score_id, store=store.root).rows == ROWS
+    assert pq.read_table(output).num_rows == ROWS
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypatch, kind):
+    output = inputs / "out"
+
+    def meanwhile(name):
+        if name == "score:shards" and kind == "folder":
+            parquet(output.mkdir() or output / "theirs.parquet")
+        elif name == "score:shards":
+            output.write_text("theirs")
+
+    monkeypatch.setattr(faults, "point", meanwhile)
+    given = ["--input", inputs / "a.parquet", "--output", output]
+    outcome = call(capfd, "score", *given, "--store", store.root)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+    assert outcome.code == 2
+    assert "holds something that was not there when the job began" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert output.read_text() == "theirs" if kind == "file" else list(output.iterdir())
+    (waiting,) = (store.root / "staging").glob("score-*")
+    score_id = waiting.name.removeprefix("score-")
+    assert f"--resume {score_id}" in outcome.err
+    output.rename(inputs / "moved")
+    outcome = call(capfd, "score", "--resume", score_id, "--store", store.root)
+    assert outcome.code == 0
+    assert pq.read_table(output).num_rows == ROWS
+    assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("at", ["the copy", "the rename"])
+def test_job_killed_while_it_publishes_ends_the_same(store, inputs, monkeypatch, at):
+    straight = nnbuild.score(config(inputs / "a.parquet", output=str(inputs / "o1")), store.root)
+    given = config(inputs / "a.parquet", output=str(inputs / "o2"))
+
+    def dying(folder):
+        if (folder == inputs) == (at == "the rename"):
+            raise _Killed
+
+    monkeypatch.setattr(outputs, "sync_folder", dying)
+    with pytest.raises(_Killed):
+        nnbuild.score(given, store.root)
+    monkeypatch.undo()
+    assert (inputs / "o2").exists() == (at == "the rename")
+    again = nnbuild.score(given, store.root)
+    assert again.rows == straight.rows
+    assert len(store.scored()) == 2
+    for path in (inputs / "o1").glob("*.parquet"):
+        assert (inputs / "o2" / path.name).read_bytes() == path.read_bytes()
+    assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
+
+
+def test_output_that_is_a_link_to_an_empty_folder(store, inputs):
+    (inputs / "real").mkdir()
+    (inputs / "out").symlink_to("real")
+    nnbuild.score(config(inputs / "a.parquet", output=str(inputs / "out")), store.root)
+    assert (inputs / "out").is_symlink()
+    assert pq.read_table(inputs / "real").num_rows == ROWS
+
+
+def test_same_job_twice_at_once_is_refused(capfd, store, inputs):
+    given = ["score", "--input", inputs / "a.parquet", "--store", store.root, "--json"]
+    with running(store, path=inputs / "a.parquet") as job:
+        before = tree_digest(store.root)
+        outcome = call(capfd, *given)
+        assert outcome.code == 2
+        assert f"scoring job {job.score_id} (process " in outcome.err
+        assert "is scoring" in outcome.err
+        assert tree_digest(store.root) == before
+        with pytest.raises(LockedError):  # not even on a cluster, which is not asked
+            nnbuild.score(config(inputs / "a.parquet"), store.root, address="tcp://127.0.0.1:1")
+        with pytest.raises(BeingScoredError, match="is held by process"):
+            nnbuild.score(resume=job.score_id, store=store.root)
+        for other in (["--logits"], ["--input", inputs / "b.parquet"]):
+            assert call(capfd, *given, *other).code == 0
+        finish(job)
+    assert call(capfd, *given).json["rows"] == ROWS  # one after the other, each time again
+    assert not list((store.root / "staging").iterdir())
+
+
+def test_job_begun_in_the_same_instant_is_refused(store, inputs):
+    """Both were opened before either began."""
+    options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
+    first = opening.open_job(config(**options), store.root)
+    second = opening.open_job(config(**options, top_k=1), store.root)
+    third = opening.open_job(config(**options, batch_size=16), store.root)
+    with jobs.working_on(first):
+        with pytest.raises(LockedError, match="is writing there"), jobs.working_on(second):
+            pass
+        with pytest.raises(BeingScoredError), jobs.working_on(third):
+            pass
+        finish(first)
+    assert not list((store.root / "staging").iterdir())
+    assert len(store.scored()) == 1
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(days, "_SECONDS_TO_FIRST_TRY", 0.05)
+    monkeypatch.setattr(days, "_SECONDS_BETWEEN_TRIES", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("error", [None, _Killed(), DataError("a bad row")])
+def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
+    reported, waits, results = [], threading.Event(), []
+
+    def report(part):
+        reported.append(part)
+        waits.set()
+
+    def second():
+        results.extend(backfill(config(dated), DAY, DAY, store.root, told=report))
+
+    thread = threading.Thread(target=second)
+    job = opening.open_job(config(dated.format(date=DAY), threads=1), store.root)
+    with suppress(DataError, _Killed), jobs.working_on(job):
+        thread.start()
+        assert waits.wait(60)
+        if error is not None:
+            raise error
+        finish(job)
+    thread.join(60)
+    assert reported[0].status == "waiting"
+    assert job.score_id in reported[0].remark
+    (part,) = results
+    if error is None:
+        assert (part.status, part.score_id, part.rows) == ("skipped", job.score_id, 0)
+    else:
+        assert (part.status, part.rows) == ("scored", 90)
+    assert store.read_table("scores").num_rows == 90
+    assert len(store.scored()) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_two_backfills_at_once_score_a_day_once(store, tmp_path):
+    last = date(2026, 11, 4)
+    for number in range(1, 5):
+        folder = tmp_path / "in" / f"date=2026-11-0{number}"
+        folder.mkdir(parents=True)
+        parquet(folder / "part.parquet", images(60) // number)
+    results = [[], []]
+
+    def score(found):
+        address = f"{tmp_path}/in/date={{date}}/"
+        found.extend(backfill(config(address), DAY, last, store.root))
+
+    threads = [threading.Thread(target=score, args=(each,)) for each in results]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(120)
+    for one, other in zip(*results, strict=True):
+        assert sorted([one.status, other.status]) == ["scored", "skipped"]
+        assert one.score_id == other.score_id
+    assert store.read_table("scores").num_rows == 240
+    assert len(store.scored()) == 4
+
+
+@pytest.mark.parametrize("output", [None, "out/{date}"])
+def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
+    """The other job commits after the check and before this job begins."""
+    monkeypatch.chdir(tmp_path)
+    given = config(dated, output=output)
+    (one,) = partitions(given, DAY, DAY)
+    real, others = days.scored_before, []
+
+    def late(*given):
+        found = real(*given)
+        if not others:
+            others.append(nnbuild.score(one.config, store.root))
+        return found
+
+    monkeypatch.setattr(days, "scored_before", late)
+    (part,) = backfill(given, DAY, DAY, store.root)
+    assert (part.status, part.score_id) == ("skipped", others[0].score_id)
+    assert store.scored() == [part.score_id]
+
+
+def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
+    """A machine that shares the store and not its locks commits before this one."""
+    given = config(dated.format(date=DAY))
+    ours = opening.open_job(given, store.root, once=True)
+    theirs = opening.open_job(given.model_copy(update={"batch_size": 16}), store.root)
+
+    def late():
+        shards = jobs.score_input(ours)
+        finish(theirs)
+        commit_job(ours, shards)
+
+    with pytest.raises(AlreadyScoredError) as refused, jobs.working_on(ours):
+        late()
+    assert refused.value.score_id == theirs.score_id
+    assert store.scored() == [theirs.score_id]
+    assert store.read_table("scores").num_rows == 90
+    assert not list((store.root / "staging").iterdir())
+
+
+def test_backfill_with_an_output_in_use_is_refused(capfd, store, inputs, dated):
+    output = str(inputs / "out" / str(DAY))
+    options = ["--input", dated, "--from", DAY, "--to", DAY, "--store", store.root]
+    with running(store, path=inputs / "a.parquet", output=output) as job:
+        outcome = call(capfd, "score", *options, "--output", inputs / "out" / "{date}")
+        assert outcome.code == 2
+        assert f"scoring job {job.score_id}" in outcome.err
+        assert outcome.out == ""
+
+
+def test_one_output_for_two_days_is_refused():
+    dated = ScoreConfig(input="in/{date}", output="out/{date:%Y-%m}")
+    with pytest.raises(ConfigError, match="the same for 2026-11-01 and 2026-11-02"):
+        partitions(dated, DAY, date(2026, 11, 2))
+    monthly = ScoreConfig(input="in/{date:%Y-%m}", output="out/{date:%Y-%m}")
+    assert len(partitions(monthly, DAY, date(2026, 11, 2))) == 2
+
+
+def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_path, monkeypatch):
+    """The manifest says which input was scored, not which one there was at the end."""
+    path = tmp_path / "in" / f"date={DAY}" / "part.parquet"
+
+    def changing(name):
+        if name == "score:shards":
+            parquet(path, images(91))
+
+    monkeypatch.setattr(faults, "point", changing)
+    backfill(config(dated), DAY, DAY, store.root)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+    (part,) = backfill(config(dated), DAY, DAY, store.root)
+    assert (part.status, part.rows) == ("scored", 91)
+
+
+def test_claims_of_remote_outputs_are_one_place(tmp_path, monkeypatch):
+    pytest.importorskip("upath")
+    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path))
+    same = ("memory://bucket/out", "memory://bucket/out/", "memory://bucket//out")
+    locks = {outputs.lock_file(outputs.location(each)) for each in same}
+    assert len(locks) == 1
+    assert locks.pop().is_relative_to(tmp_path)
+    assert outputs.lock_file(outputs.location("memory://bucket/other")) not in locks
+    (tmp_path / "here").mkdir()
+    here = outputs.lock_file(outputs.location(f"file://{tmp_path}/here/out"))
+    assert here == outputs.lock_file(outputs.location(str(tmp_path / "here" / "out")))
+
+
+def test_remote_output_taken_meanwhile_keeps_the_rows(store, inputs, tmp_path, monkeypatch):
+    upath = pytest.importorskip("upath")
+    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
+    root = upath.UPath(f"memory://{tmp_path.name}")
+    output = root / "out"
+    theirs = output / "theirs.parquet"
+
+    def meanwhile(name):
+        if name == "score:shards":
+            theirs.write_bytes(b"theirs")
+
+    monkeypatch.setattr(faults, "point", meanwhile)
+    given = config(inputs / "a.parquet", output=f"memory://{tmp_path.name}/out")
+    with pytest.raises(StoreError, match="was not there when the job began"):
+        nnbuild.score(given, store.root)
+    monkeypatch.setattr(faults, "point", lambda _: None)
+    assert [each.name for each in output.iterdir()] == ["theirs.parquet"]
+    theirs.unlink()
+    assert nnbuild.score(given, store.root).rows == ROWS
+    names = {each.name for each in output.iterdir()}
+    assert "_manifest.json" in names
+    assert "_claim" not in names
+
+
+def test_remote_claim_is_exclusive(tmp_path):
+    upath = pytest.importorskip("upath")
+    output = upath.UPath(f"memory://{tmp_path.name}-claim/out")
+    assert outputs._has_claimed(output, "first")
+    assert not outputs._has_claimed(output, "first")
+    with pytest.raises(StoreError):
+        outputs._has_claimed(output, "second")
+    assert outputs.is_taken(output, "second")
+    assert not outputs.is_taken(output, "first")
