@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-_CTRL_C = 128 + signal.SIGINT
+_SIGNALLED = 128
+_CTRL_C = _SIGNALLED + signal.SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,7 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Outside a command Ctrl-C ends the process at once, as it does any program. In an import
         # or at the interpreter's end Python would print a traceback instead.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(invoke(arguments))
+    code = invoke(arguments)
+    if code > _SIGNALLED and any(each.name == "nnbuild-stage" for each in threading.enumerate()):
+        # A stage of scoring is inside a library, which the interpreter's end would wait for.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:

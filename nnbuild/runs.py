@@ -1,6 +1,5 @@
 """A run from its opening to its end, whatever that end is."""
 
-import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from nnbuild import committing, steps
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.results import Committed
-from nnbuild.signals import Terminated, tearing
+from nnbuild.signals import interrupted, tearing
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
 from nnbuild.store.files import as_store_error
@@ -94,8 +93,7 @@ def working_on(run: Run) -> Iterator[None]:
 
 def _as_stopped(run: Run, error: KeyboardInterrupt) -> Interrupted:
     """What Ctrl-C or SIGTERM is outside the fit, or a second Ctrl-C anywhere."""
-    number = int(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
-    stopped = Interrupted(f"stopped by signal {number}", number)
+    stopped = interrupted(error)
     if run.folder.is_dir():  # otherwise the run was committed just before
         stopped.add_note(_how_to_resume(run))
     return stopped

@@ -7,11 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from nnbuild.errors import Interrupted
+
 _HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which tears out of a block as Ctrl-C does, through every `except Exception`."""
+
+
+def interrupted(error: KeyboardInterrupt) -> Interrupted:
+    """Return what a command raises after Ctrl-C or SIGTERM has interrupted its work."""
+    number = int(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    return Interrupted(f"stopped by signal {number}", number)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from nnbuild.scoring.models import ScoringModel, engine_of
 from nnbuild.scoring.rows import Unit
 from nnbuild.scoring.shards import Shard, Work, finished, make_shards, plan
 from nnbuild.scoring.where import parse
-from nnbuild.signals import caught
+from nnbuild.signals import interrupted, tearing
 from nnbuild.store import Store, locks
 from nnbuild.store.files import as_store_error, make_folder
 from nnbuild.store.names import require_score_id
@@ -97,10 +97,15 @@ def working_on(job: Job) -> Iterator[None]:
     Bad input leaves the store as it was, and so does a new job whose input or output is in use.
     Anything else leaves the job to be resumed.
     """
-    with _held(job):
+    with _held(job), tearing():
         try:
             with claims.claimed(job):
                 yield
+        except KeyboardInterrupt as error:
+            stopped = interrupted(error)
+            if job.folder.is_dir():  # otherwise the job was committed just before
+                stopped.add_note(_how_to_resume(job))
+            raise stopped from error
         except LockedError as error:
             if job.is_new:
                 shutil.rmtree(job.folder, ignore_errors=True)
@@ -165,7 +170,6 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
     Raises:
         DataError: a row cannot be scored, and the job is to stop there.
         ContractError: what comes out of the model is no logits, or not finite.
-        Interrupted: a signal asked to stop; whole shards are kept.
     """
     watch, work = watch or Nobody(), work_of(job)
     done, todo = progress_of(job)
@@ -175,16 +179,11 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
         time.perf_counter(),
     )
     make_folder(job.folder / "rows")
-    with caught() as stop:
-        for made in make_shards(work, todo, job.folder):
-            if isinstance(made, Shard):
-                done.append(made)
-            else:
-                rows += made
-                watch.scored(rows, total, time.perf_counter() - began)
-            if number_of_signal := stop():
-                raise Interrupted(
-                    f"stopped by signal {number_of_signal} after {rows} rows", number_of_signal
-                )
+    for made in make_shards(work, todo, job.folder):
+        if isinstance(made, Shard):
+            done.append(made)
+        else:
+            rows += made
+            watch.scored(rows, total, time.perf_counter() - began)
     faults.point("score:shards")
     return sorted(done, key=lambda each: each.name)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+STAGE = "nnbuild-stage"
+SECONDS_TO_LET_GO = 1.0
+"""How long a stop waits for a stage that is in the middle of an item, such as an import."""
 _END = object()
 
 
@@ -45,13 +48,15 @@ def ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
         except BaseException as error:  # noqa: BLE001  (it is raised again where the items are used)
             hand_over(_Failure(error))
 
-    thread = threading.Thread(target=work, name="nnbuild-stage", daemon=True)
+    thread = threading.Thread(target=work, name=STAGE, daemon=True)
     thread.start()
+    patience: float | None = SECONDS_TO_LET_GO
     try:
         while (item := waiting.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
             yield item
+        patience = None
     finally:
         abandoned.set()
-        thread.join()
+        thread.join(patience)
