@@ -5,6 +5,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -21,6 +22,7 @@ from flows.signatures import (  # noqa: F401  (importing them adds their command
     tables,
     upkeep,
 )
+from nnbuild.runtime.text import join_lines, sanitize_lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +62,7 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
 def _traceback_file(error: Exception) -> str:
     """A file for whoever mends nnbuild; the user is told in one line."""
     with tempfile.NamedTemporaryFile("w", prefix="nnbuild-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(sanitize_lines("".join(traceback.format_exception(error))) + "\n")
     return file.name
 
 
@@ -74,7 +76,10 @@ def _usage(error: Any) -> str:
 
 def _tell(message: str, code: int) -> int:
     if message:
-        print(f"nnbuild: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        from flows.printing import print_line
+
+        with suppress(OSError):  # nobody reads it: the code still tells
+            print_line(f"nnbuild: {join_lines(message)}", sys.stderr)
     return code
 
 

@@ -4,15 +4,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from flows.api_url import require_api_url_without_credentials
 from flows.display import display_for
-from flows.printing import print_json
+from flows.printing import PlainConsole, print_json, print_values
 from flows.server import EarlyServer
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ConfigError, NnbuildError
 from nnbuild.lazy import importing
+from nnbuild.runtime.outward import outward
 from nnbuild.store import Store
 
 Settings = dict[str, Any]
@@ -37,7 +37,7 @@ def run(
     place, config = prepared(options, path, overrides, store=store, mlflow=mlflow)
     if resume is not None:
         _require_same(place, resume, config)
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     start(console)
     try:
         run_id = retrained(config, place, console, resume)
@@ -85,18 +85,19 @@ def prepared(
     return place, config
 
 
-def start(console: Console) -> None:
+def start(console: PlainConsole) -> None:
     """Import Prefect and TensorFlow, and start Prefect's server meanwhile."""
-    with (
-        display_for(console).waiting("starting Prefect and TensorFlow"),
-        importing(),
-        EarlyServer(),
-    ):
-        import flows.retrain  # noqa: F401  (while the server boots)
-        import nnbuild.backend  # noqa: F401  (likewise)
+    with display_for(console).waiting("starting Prefect and TensorFlow"), importing():
+        server = EarlyServer()  # sets what Prefect reads when it is imported
+        require_api_url_without_credentials()
+        with server:
+            import flows.retrain  # noqa: F401  (while the server boots)
+            import nnbuild.backend  # noqa: F401  (likewise)
 
 
-def retrained(config: RunConfig, place: Store, console: Console, resume: str | None = None) -> str:
+def retrained(
+    config: RunConfig, place: Store, console: PlainConsole, resume: str | None = None
+) -> str:
     """Make one run by the flow, shown to whoever looks at the console.
 
     Returns:
@@ -113,13 +114,11 @@ def retrained(config: RunConfig, place: Store, console: Console, resume: str | N
         display.close()
 
 
-def logged(store: Store, run_id: str, uri: str, console: Console) -> str | None:
+def logged(store: Store, run_id: str, uri: str, console: PlainConsole) -> str | None:
     """MLflow's id of the run. That it does not take the run is worth a warning: the run itself is committed."""
-    try:
+    with outward("MLflow", console.print_line):
         return tracking.log_run(store, run_id, uri)
-    except NnbuildError as error:
-        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
-        return None
+    return None
 
 
 def configured(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
@@ -196,5 +195,4 @@ def _show(summary: Settings) -> None:
         for name in ("history", "predictions", "model", "report", "manifest")
         if summary[name]
     }
-    for name, value in {**rows, **places}.items():
-        print(f"{name:14} {value}")  # noqa: T201  (a path must not be wrapped or cut)
+    print_values({**rows, **places})
