@@ -4,6 +4,10 @@ from typing import Annotated
 
 import typer
 
+from nnbuild.runtime.logs import sanitize_log_records
+
+sanitize_log_records()  # of every command, whatever writes them
+
 app = typer.Typer(
     name="nnbuild",
     no_args_is_help=True,

@@ -14,7 +14,8 @@ from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeploymen
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-from nnbuild import webhook
+from nnbuild.runtime import webhook
+from nnbuild.runtime.text import sanitize
 from tasks.telling import DRIFTED, STOPPED, STORE
 
 FLOWS = ["scheduled-retrain", "scheduled-score"]  # whose runs are watched
@@ -76,15 +77,13 @@ def _webhook_block(url: str) -> UUID:
 
 
 def _message(why: str) -> str:
-    """As a run's own hook would tell of its end; Prefect fills in the run."""
-    text = f"{{{{ flow_run.name }}}}: crashed: {why} What the run has waits in the store for the next one."
-    message = {
-        "text": text,
-        "event": STOPPED,
-        "state": "Crashed",
-        "flow_run_id": "{{ flow_run.id }}",
-    }
-    return json.dumps(message)
+    """Return a template of the message that a run's own hook would send; Prefect fills in the run.
+
+    `tojson` quotes the run's name, which users choose by naming a dataset.
+    """
+    advice = json.dumps(f": crashed: {why} What the run has waits in the store for the next one.")
+    rest = json.dumps({"event": STOPPED, "state": "Crashed", "flow_run_id": "{{ flow_run.id }}"})
+    return f'{{"text": {{{{ (flow_run.name ~ {advice}) | tojson }}}}, {rest[1:]}'
 
 
 def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
@@ -136,12 +135,14 @@ def retrain_on_drift(
         at_most_every: drift that comes again within this time is not answered again.
     """
     return AutomationCore(
-        name=f"{DRIFT} of {store}",
+        name=f"{DRIFT} of {sanitize(store)}",
         description=f"{DRIFTED} is answered by retraining; nnbuild serve --retrain-on-drift installs it.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             expect={DRIFTED},
-            match=ResourceSpecification({"prefect.resource.id": "nnbuild.run.*", STORE: store}),
+            match=ResourceSpecification(
+                {"prefect.resource.id": "nnbuild.run.*", STORE: sanitize(store)}
+            ),
             threshold=1,
             within=at_most_every,
         ),

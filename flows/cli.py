@@ -7,7 +7,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 _SIGNALLED = 128
@@ -84,9 +84,11 @@ def report(error: Exception) -> int:
 
 
 def _traceback_file(error: Exception) -> str:
-    """A file for whoever mends nnbuild; the user is told in one line."""
+    """Keep the traceback in a file for whoever fixes nnbuild; return the file's name."""
+    from nnbuild.runtime.text import sanitize_lines
+
     with tempfile.NamedTemporaryFile("w", prefix="nnbuild-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
+        file.write(sanitize_lines("".join(traceback.format_exception(error))) + "\n")
     return file.name
 
 
@@ -100,7 +102,11 @@ def _usage(error: Any) -> str:
 
 def _tell(message: str, code: int) -> int:
     if message:
-        print(f"nnbuild: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        from flows.printing import print_line
+        from nnbuild.runtime.text import join_lines
+
+        with suppress(OSError):  # nobody reads it: the code still tells
+            print_line(f"nnbuild: {join_lines(message)}", sys.stderr)
     return code
 
 

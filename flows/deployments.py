@@ -18,8 +18,10 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from flows import automations
+from flows.api_url import require_api_url_without_credentials
 from flows.embedded_server import trouble_with_server
 from flows.outage import SECONDS_TO_ANSWER
+from flows.printing import print_line
 from flows.scheduled import scheduled_retrain
 from flows.scheduled_score import scheduled_score
 from flows.schedules import Plan
@@ -52,6 +54,7 @@ def serve_until_stopped(
             "no Prefect server is configured; start one by `prefect server start`, and set "
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
+    require_api_url_without_credentials()
     with get_client(sync_client=True) as client:
         _wait_for(client, str(url))
         retrained = "Retrains and decides on the champion; one run of the store at a time."
@@ -67,7 +70,7 @@ def serve_until_stopped(
             left, {each.flow_id: client.read_flow(each.flow_id).name for each in left}
         )
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
-    print(f"serving {named}; stop it by Ctrl-C", flush=True)  # noqa: T201
+    print_line(f"serving {named}; stop it by Ctrl-C")
     try:
         asked = asyncio.run(_serve(served))
     finally:

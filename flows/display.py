@@ -1,8 +1,7 @@
 """What a person sees of a run: a live line in a terminal, one line an epoch in a log. All of it on standard error."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -12,17 +11,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flows.printing import PlainConsole
+from nnbuild.runtime.text import sanitize
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    return "  ".join(f"{sanitize(name)} {value:.4g}" for name, value in metrics.items())
 
 
 class LogDisplay:
     """One line for each thing worth knowing: for log files, pipes and CI."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         self._console = console
         self._told_at = 0.0
 
@@ -32,7 +34,7 @@ class LogDisplay:
 
     def note(self, text: str) -> None:
         """A remark."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print_line(text)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
         """An epoch's line."""
@@ -66,18 +68,18 @@ class LogDisplay:
 class TerminalDisplay(LogDisplay):
     """The same lines, and under them a bar that moves."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         super().__init__(console)
         self._fit = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
         )
         self._downloads = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             console=console,
@@ -112,7 +114,7 @@ class TerminalDisplay(LogDisplay):
         """Move the file's bar."""
         if file not in self._files:
             self._downloads.start()
-            self._files[file] = self._downloads.add_task(file, total=total)
+            self._files[file] = self._downloads.add_task(sanitize(file), total=total)
         self._downloads.update(self._files[file], completed=done, total=total)
         if done == total:
             self._downloads.stop()
@@ -127,11 +129,12 @@ class TerminalDisplay(LogDisplay):
         self._fit.update(self._bar, completed=done, figures=rate)
 
     def close(self) -> None:
-        """Put the bars away, whatever happened."""
-        self._fit.stop()
-        self._downloads.stop()
+        """Put the bars away, whatever happened; the terminal may be gone, and the run has its end."""
+        with suppress(Exception):
+            self._fit.stop()
+            self._downloads.stop()
 
 
-def display_for(console: Console) -> LogDisplay:
+def display_for(console: PlainConsole) -> LogDisplay:
     """A live display in a terminal, lines elsewhere."""
     return TerminalDisplay(console) if console.is_terminal else LogDisplay(console)

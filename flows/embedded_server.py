@@ -24,6 +24,7 @@ from typing import IO, Any, Self
 
 from pydantic import ValidationError
 
+from flows.api_url import require_api_url_without_credentials
 from nnbuild.errors import ConfigError, one_line
 
 _SETTINGS = {
@@ -135,6 +136,7 @@ def _import_and_start() -> "_ServerProcess | None":
             "correct the PREFECT_… variables or the active profile"
         ) from error
     sys.stderr.write(printed.getvalue())
+    require_api_url_without_credentials()
     process = None
     if not settings.api.url:
         process = _ServerProcess.of_this_process(settings)

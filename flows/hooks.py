@@ -7,7 +7,9 @@ from prefect.logging.loggers import flow_run_logger
 
 from nnbuild import committing
 from nnbuild.errors import NnbuildError
+from nnbuild.runtime.text import join_lines, sanitize
 from nnbuild.store import Run, Store
+from tasks.prefect_side import outward
 from tasks.telling import STOPPED, emit, notify
 
 
@@ -17,32 +19,37 @@ def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:
     A cancelled run's hook is called by the process that serves, after the run's own was ended; so it relies on
     nothing but the store.
     """
-    text = advice(flow_run, state)
-    flow_run_logger(flow_run, flow).error("%s", text)
-    emit(
-        STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text}
-    )
-    notify(
-        f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id)
-    )
+    _report(flow, flow_run, state, advice(flow_run, state))
 
 
 def on_bad_scores(flow: Any, flow_run: Any, state: Any) -> None:
     """Of a scoring that failed, crashed or was cancelled: what it has waits, and the next run goes on with it."""
-    told = f"{state.name.lower()}: {' '.join(str(state.message or '').split())}"
-    text = f"{told} Parts that are whole are kept; the next run, or the same `nnbuild score` again, goes on with them."
-    flow_run_logger(flow_run, flow).error("%s", text)
-    emit(
-        STOPPED, str(flow_run.id), {"flow_run": flow_run.name, "state": state.name, "advice": text}
+    text = (
+        f"{_end_of(state)} Parts that are whole are kept; the next run, or the same `nnbuild score` again, "
+        "goes on with them."
     )
+    _report(flow, flow_run, state, text)
+
+
+def _report(flow: Any, flow_run: Any, state: Any, text: str) -> None:
+    """Log a text, and send it as an event and to the webhook; each of them if the others fail too."""
+    text = sanitize(text)
+    with outward("the log of the flow run"):
+        flow_run_logger(flow_run, flow).error("%s", text)
+    about = {"flow_run": flow_run.name, "state": state.name, "advice": text}
+    emit(STOPPED, str(flow_run.id), about)
     notify(
         f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id)
     )
 
 
+def _end_of(state: Any) -> str:
+    return f"{state.name.lower()}: {join_lines(str(state.message or ''))}"
+
+
 def advice(flow_run: Any, state: Any) -> str:
     """Put the store in order, and say in a line what became of the run and what to do."""
-    told = f"{state.name.lower()}: {' '.join(str(state.message or '').split())}"
+    told = _end_of(state)
     try:
         store = Store(flow_run.parameters.get("store"))
         committing.finish_committed(store)

@@ -13,6 +13,7 @@ from flows.outage import prompt_stop
 from nnbuild.config import RunConfig
 from nnbuild.results import Committed
 from nnbuild.runs import open_run, working_on
+from nnbuild.runtime.text import sanitize
 from nnbuild.store import Run
 from tasks.approve import approve
 from tasks.build import build
@@ -26,6 +27,7 @@ from tasks.export import export
 from tasks.fit import fit
 from tasks.load import load
 from tasks.persist_history import persist_history
+from tasks.prefect_side import outward
 from tasks.report import report
 from tasks.score import score
 
@@ -33,16 +35,18 @@ from tasks.score import score
 def _name() -> str:
     parameters: dict[str, Any] = flow_run.parameters
     if parameters.get("resume"):
-        return f"resume-{parameters['resume']}"
+        return sanitize(f"resume-{parameters['resume']}")
     config = RunConfig.model_validate(parameters.get("config") or {})
-    return f"{config.model.name}-{Path(config.dataset.name).stem}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    name = f"{config.model.name}-{Path(config.dataset.name).stem}"
+    return sanitize(f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
 
 
 def _tag(run: Run) -> None:
     """Tags stand on the flow run alone: on SQLite a tagged task can wait seconds for the lock."""
-    tags = {"nnbuild", f"model:{run.config.model.name}", f"dataset:{run.config.dataset.name}"}
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
+    names = {f"model:{run.config.model.name}", f"dataset:{run.config.dataset.name}"}
+    with outward("the tags of the flow run"), get_client(sync_client=True) as client:
+        tags = {*flow_run.tags, "nnbuild", *map(sanitize, names)}
+        client.update_flow_run(flow_run.id, tags=sorted(tags))
 
 
 @flow(

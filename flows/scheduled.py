@@ -13,13 +13,15 @@ from flows.retrain import retrain
 from nnbuild import machine
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.runtime.text import sanitize
 from nnbuild.store import Run, Store
 from nnbuild.watchdog import ended_after
 
 
 def _name() -> str:
     config = RunConfig.model_validate(flow_run.parameters.get("config") or {})
-    return f"{config.model.name}-{Path(config.dataset.name).stem}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}"
+    name = f"{config.model.name}-{Path(config.dataset.name).stem}"
+    return sanitize(f"{name}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}")
 
 
 @flow(

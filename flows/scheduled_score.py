@@ -12,6 +12,7 @@ from flows.overtaking import SKIPPED
 from flows.score import score
 from nnbuild import machine
 from nnbuild.errors import AlreadyScoredError, BeingScoredError
+from nnbuild.runtime.text import sanitize
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.opening import scored_before
 from nnbuild.scoring.partitions import is_dated
@@ -22,7 +23,7 @@ from tasks.score_days import score_days
 
 def _name() -> str:
     config = ScoreConfig.model_validate(flow_run.parameters["config"])
-    return f"score-{config.model}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}"
+    return sanitize(f"score-{config.model}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}")
 
 
 @flow(

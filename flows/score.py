@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.outage import prompt_stop
+from nnbuild.runtime.text import sanitize
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring.jobs import working_on
 from tasks.commit_scores import commit_scores
@@ -16,9 +17,9 @@ from tasks.score_shards import score_shards
 def _name() -> str:
     parameters: dict[str, Any] = flow_run.parameters
     if parameters.get("resume"):
-        return f"resume-{parameters['resume']}"
+        return sanitize(f"resume-{parameters['resume']}")
     config = ScoreConfig.model_validate(parameters["config"])
-    return f"score-{config.model}-{config.input.rstrip('/').rpartition('/')[2]}"
+    return sanitize(f"score-{config.model}-{config.input.rstrip('/').rpartition('/')[2]}")
 
 
 @flow(name="score", flow_run_name=_name)

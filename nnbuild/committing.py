@@ -7,6 +7,8 @@ from nnbuild import schemas, steps
 from nnbuild.drift import REFERENCE
 from nnbuild.errors import LockedError, NnbuildError
 from nnbuild.results import Committed, Decided, LoadedData, Result
+from nnbuild.runtime.credentials import mask_credentials
+from nnbuild.runtime.text import join_lines
 from nnbuild.steps.manifest import manifest_of
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import champion, commit, locks
@@ -72,7 +74,7 @@ def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -
     """Commit a run that failed for good: its `runs` row with the reason, and the history that it has."""
     steps.withdraw(run)
     told = str(error) if isinstance(error, NnbuildError) else f"{type(error).__name__}: {error}"
-    committed = _commit(run, " ".join(told.split()), now)
+    committed = _commit(run, mask_credentials(join_lines(told)), now)
     run.clear()
     return committed
 

@@ -6,6 +6,7 @@ so that a run's recorded config leaves nothing open.
 
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,16 +16,35 @@ from nnbuild import machine
 from nnbuild.data.checks import CheckLimits
 from nnbuild.errors import ConfigError, suggestion
 from nnbuild.presets import METRICS, PRESETS, USER_MODEL, Preset
+from nnbuild.runtime.credentials import require_no_credentials
 
 S = TypeVar("S", bound="Section")
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
+def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of every text and path in nested lists and dictionaries."""
+    if isinstance(value, (str, Path)):
+        yield name, str(value)
+    elif isinstance(value, (list, tuple)):
+        yield from (text for each in value for text in _texts(name, each))
+    elif isinstance(value, dict):
+        yield from (text for key, each in value.items() for text in _texts(f"{name}.{key}", each))
+
+
 class Section(BaseModel):
     """A group of settings: read-only, and no key but those that are named."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_no_credentials(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse credentials: settings are stored with the run, in Prefect's database and in MLflow."""
+        for name, text in _texts(str(field.field_name), value):
+            require_no_credentials(text, f"the setting {name}")
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from nnbuild import committing, steps
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.results import Committed
+from nnbuild.runtime.text import sanitize_lines
 from nnbuild.signals import interrupted, tearing
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
@@ -116,7 +117,8 @@ def _see_to_the_end(run: Run, error: Exception) -> None:
     elif isinstance(error, InputError):
         _end_of_bad_input(run, error)
     else:
-        (run.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+        lines = sanitize_lines("".join(traceback.format_exception(error)))
+        (run.folder / "traceback.txt").write_text(f"{lines}\n", encoding="utf-8")
         committing.commit_failure(run, error)
         if not isinstance(error, NnbuildError):
             error.add_note(f"its traceback is {run.store}/runs/{run.run_id}/traceback.txt")

@@ -6,13 +6,15 @@ The one place that imports MLflow, and only when it is called: `pip install 'nnb
 import importlib
 import importlib.util
 import logging
-import re
+import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.runtime.credentials import mask_credentials, split_credentials
+from nnbuild.runtime.outward import describe
 from nnbuild.settings import flattened
 from nnbuild.store.store import Store
 
@@ -40,8 +42,13 @@ def require_mlflow(uri: str, store: Store) -> None:
         )
     if not uri.startswith(_SCHEMES):
         raise ConfigError(
-            f"MLflow's URI {_shown(uri)!r} is neither a database nor a server; give sqlite:///mlflow.db or http://host:port"
+            f"MLflow's URI {mask_credentials(uri)!r} is neither a database nor a server; "
+            "give sqlite:///mlflow.db or http://host:port"
         )
+    try:
+        split_credentials(uri)
+    except ValueError as error:
+        raise ConfigError(f"MLflow's URI {mask_credentials(uri)!r}: {error}") from None
     if store.is_remote:
         raise ConfigError(
             f"--mlflow with store {store.root}: files are logged from a store on this machine only"
@@ -74,6 +81,8 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
         "alembic",
     ):  # set up by the import, they tell of their migrations; a library is silent
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It would print the URL of the run, with the credentials of the server's.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         experiment = _experiment(client, uri)
@@ -87,16 +96,10 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
     except StoreError:
         raise
     except Exception as error:
-        told = " ".join(_shown(str(error)).split())[:300]
         raise StoreError(
-            f"MLflow at {_shown(uri)} does not take run {run_id} ({type(error).__name__}: {told}); "
+            f"MLflow at {mask_credentials(uri)} does not take run {run_id} ({describe(error)}); "
             "the run is in the store, log it again by nnbuild.tracking.log_run"
         ) from error
-
-
-def _shown(uri: str) -> str:
-    """Without the user and the password that it may hold."""
-    return re.sub(r"//[^@/\s]*@", "//…@", uri)
 
 
 def _experiment(client: Any, uri: str) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from nnbuild import steps
 from nnbuild.results import Decided
+from nnbuild.runtime.text import markdown_text
 from nnbuild.store import Run
 from tasks.prefect_side import logger
 
@@ -30,7 +31,7 @@ def approve(run: Run, decided: Decided) -> Decided:
     seconds = run.config.gate.approval_seconds
     logger().info("%s: a person decides within %d s, by the Resume button", decided.reason, seconds)
     form = Answer.with_initial_data(
-        description=f"Run {run.run_id}: {decided.reason}. Make it the champion?"
+        description=markdown_text(f"Run {run.run_id}: {decided.reason}. Make it the champion?")
     )
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=1)

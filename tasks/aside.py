@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from tasks.prefect_side import logger, within_a_run
+from tasks.prefect_side import outward, within_a_run
 
 
 class Aside:
@@ -31,14 +31,12 @@ class Aside:
         if self._thread is not None:
             self._thread.join()
         if within_a_run():
-            telling()
+            _without_harm(telling)
 
 
 def _without_harm(telling: Callable[[], object]) -> None:
-    try:
+    with outward("the progress report"):
         telling()
-    except Exception as error:  # noqa: BLE001  (whatever it is, the work does not hang on it)
-        logger().warning("the server was not told how far it is (%s)", error)
 
 
 class ProgressBar:

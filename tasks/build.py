@@ -5,10 +5,10 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import BuiltModel, CheckedData, LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger
+from tasks.prefect_side import STEP, logger, run_name
 
 
-@task(name="build", task_run_name="build {run.config.model.name}", **STEP)
+@task(name="build", task_run_name=run_name("build {run.config.model.name}"), **STEP)
 def build(run: Run, data: LoadedData, checked: CheckedData) -> BuiltModel:  # noqa: ARG001  (it waits for the checks)
     """Build the network of a run; see `nnbuild.steps.build_model`."""
     built = steps.build_model(run, data)

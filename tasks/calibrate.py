@@ -5,10 +5,10 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import Calibrated, FittedModel, LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger
+from tasks.prefect_side import STEP, logger, run_name
 
 
-@task(name="calibrate", task_run_name="calibrate {run.config.model.name}", **STEP)
+@task(name="calibrate", task_run_name=run_name("calibrate {run.config.model.name}"), **STEP)
 def calibrate(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
     """Calibrate the network of a run; see `nnbuild.steps.calibrate_model`."""
     calibrated = steps.calibrate_model(run, data, fitted)

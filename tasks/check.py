@@ -6,11 +6,11 @@ from nnbuild import steps
 from nnbuild.errors import CheckError
 from nnbuild.results import CheckedData, LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger, show_table
+from tasks.prefect_side import STEP, logger, run_name, show_table
 from tasks.telling import CHECK_FAILED, announce
 
 
-@task(name="check", task_run_name="check {data.name}", **STEP)
+@task(name="check", task_run_name=run_name("check {data.name}"), **STEP)
 def check(run: Run, data: LoadedData) -> CheckedData:
     """Check the data of a run; see `nnbuild.steps.check_data`."""
     try:

@@ -1,6 +1,6 @@
 """Commit: everything at once, the row that makes the run exist last."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefect import task
@@ -8,8 +8,9 @@ from prefect import task
 from nnbuild import committing
 from nnbuild.report.facts import facts
 from nnbuild.results import Committed, ExportedModel, HistoryTable, Reported
+from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
-from tasks.prefect_side import STEP, can_be_retried, logger, show_markdown
+from tasks.prefect_side import STEP, can_be_retried, logger, outward, show_markdown
 from tasks.telling import COMMITTED, PROMOTED, REJECTED, announce, notify
 
 _HEADLINE = ("accuracy", "loss", "expected_calibration_error", "macro_f1")
@@ -32,12 +33,14 @@ def commit(
     """Commit a run; see `nnbuild.committing.commit_run`."""
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)
-    show_markdown(
-        "nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are"
-    )
-    manifest = Store(run.store).manifest(run.run_id)
-    show_markdown("nnbuild-report", headline(run, manifest), f"What came of run {run.run_id}")
-    _tell(run, manifest)
+    with outward("artifact nnbuild-files"):
+        show_markdown(
+            "nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are"
+        )
+    with outward("the report of the commit"):
+        manifest = Store(run.store).manifest(run.run_id)
+        _tell(run, manifest)
+        show_markdown("nnbuild-report", headline(run, manifest), f"What came of run {run.run_id}")
     return committed
 
 
@@ -72,18 +75,21 @@ def headline(run: Run, manifest: Mapping[str, Any]) -> str:
         (name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics
     ]
     of_run += [("decision", decided["reason"])] if decided else []
-    of_run += [*facts(manifest), ("report", f"`{run.store}/runs/{run.run_id}/report.html`")]
-    rows = "\n".join(f"| {name} | {value.replace('|', '/')} |" for name, value in of_run)
-    title = (
-        f"{row['model']} on {row['dataset']}: {row['test_accuracy']:.2%} of the test images right"
-    )
-    return f"## {title}\n\n| | |\n| --- | --- |\n{rows}\n"
+    rows = [(name, markdown_text(value)) for name, value in [*of_run, *facts(manifest)]]
+    rows.append(("report", markdown_code(f"{run.store}/runs/{run.run_id}/report.html")))
+    accuracy = f"{row['test_accuracy']:.2%} of the test images right"
+    title = f"{markdown_text(row['model'])} on {markdown_text(row['dataset'])}: {accuracy}"
+    return f"## {title}\n\n| | |\n| --- | --- |\n{_table_rows(rows)}\n"
 
 
 def links(run: Run, committed: Committed) -> str:
     """The run's outputs as a Markdown table."""
     places = {"manifest": committed.manifest, "model": committed.model, **committed.tables}
-    rows = "\n".join(
-        f"| {name} | `{run.store}/{place}` |" for name, place in places.items() if place
-    )
-    return f"| output | path |\n| --- | --- |\n{rows}\n"
+    rows = [
+        (name, markdown_code(f"{run.store}/{place}")) for name, place in places.items() if place
+    ]
+    return f"| output | path |\n| --- | --- |\n{_table_rows(rows)}\n"
+
+
+def _table_rows(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in rows)

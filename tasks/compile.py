@@ -5,10 +5,10 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import BuiltModel, CompiledModel, LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger
+from tasks.prefect_side import STEP, logger, run_name
 
 
-@task(name="compile", task_run_name="compile {run.config.model.name}", **STEP)
+@task(name="compile", task_run_name=run_name("compile {run.config.model.name}"), **STEP)
 def compile_network(run: Run, data: LoadedData, built: BuiltModel) -> CompiledModel:
     """Compile the network of a run; see `nnbuild.steps.compile_model`."""
     compiled = steps.compile_model(run, data, built)

@@ -5,10 +5,10 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import Evaluated, FittedModel, LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger, show_table
+from tasks.prefect_side import STEP, logger, run_name, show_table
 
 
-@task(name="evaluate", task_run_name="evaluate on {data.name}", **STEP)
+@task(name="evaluate", task_run_name=run_name("evaluate on {data.name}"), **STEP)
 def evaluate(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
     """Evaluate the network of a run; see `nnbuild.steps.evaluate_model`."""
     evaluated = steps.evaluate_model(run, data, fitted)

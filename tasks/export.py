@@ -5,10 +5,10 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import ExportedModel, FittedModel, LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger
+from tasks.prefect_side import STEP, logger, run_name
 
 
-@task(name="export", task_run_name="export {run.config.model.name}", **STEP)
+@task(name="export", task_run_name=run_name("export {run.config.model.name}"), **STEP)
 def export(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedModel:
     """Export the network of a run; see `nnbuild.steps.export_model`."""
     exported = steps.export_model(run, data, fitted)

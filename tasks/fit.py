@@ -11,7 +11,7 @@ from nnbuild.results import CompiledModel, FittedModel, LoadedData
 from nnbuild.store import Run
 from tasks.aside import Aside, ProgressBar
 from tasks.load import told
-from tasks.prefect_side import STEP, logger, rounded, show_table
+from tasks.prefect_side import STEP, logger, rounded, run_name, show_table
 from tasks.watching import displays
 
 _SECONDS_BETWEEN_TABLES = 10.0
@@ -59,7 +59,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         show_table("nnbuild-epochs", rows, "Loss and metrics of each epoch")
 
 
-@task(name="fit", task_run_name="fit {run.config.model.name}", retries=0, **STEP)
+@task(name="fit", task_run_name=run_name("fit {run.config.model.name}"), retries=0, **STEP)
 def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
     """Fit the network of a run; see `nnbuild.steps.fit_model`.
 

@@ -5,7 +5,7 @@ from prefect import task
 from nnbuild import steps
 from nnbuild.results import LoadedData
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, can_be_retried, logger
+from tasks.prefect_side import STEP, can_be_retried, logger, run_name
 from tasks.watching import displays
 
 
@@ -16,7 +16,7 @@ def _downloading(file: str, done: int, total: int | None) -> None:
 
 @task(
     name="load",
-    task_run_name="load {run.config.dataset.name}",
+    task_run_name=run_name("load {run.config.dataset.name}"),
     retries=2,
     retry_delay_seconds=[1, 10],
     retry_condition_fn=can_be_retried,

@@ -6,21 +6,23 @@ from nnbuild import steps
 from nnbuild.results import Calibrated, Decided, LoadedData, Reported
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run
-from tasks.prefect_side import STEP, logger, show_picture
+from tasks.prefect_side import STEP, logger, outward, run_name, show_picture
 
 
-@task(name="report", task_run_name="report on {data.name}", **STEP)
+@task(name="report", task_run_name=run_name("report on {data.name}"), **STEP)
 def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided) -> Reported:  # noqa: ARG001  (it waits)
     """Write the report of a run; see `nnbuild.steps.reporting.write_report`."""
     reported = write_report(run, data)
     logger().info("report.html is written")
+    with outward("the pictures of the report"):
+        _show_pictures(run, data)
+    return reported
+
+
+def _show_pictures(run: Run, data: LoadedData) -> None:
     for metric in ("loss", "accuracy"):
         if (curve := steps.curve_picture(run, metric)) is not None:
             told = f"{metric.capitalize()} by epoch; the ring is the best, the dashes the kept one"
             show_picture(f"nnbuild-{metric}", curve, told)
-    show_picture(
-        "nnbuild-confusion",
-        steps.confusion_picture(run, data),
-        "Confusion matrix on the test images",
-    )
-    return reported
+    confusion = steps.confusion_picture(run, data)
+    show_picture("nnbuild-confusion", confusion, "Confusion matrix on the test images")

@@ -5,10 +5,10 @@ from typing import Any
 
 from prefect.events import emit_event
 
-from nnbuild import webhook
-from nnbuild.errors import NnbuildError
+from nnbuild.runtime import webhook
+from nnbuild.runtime.text import sanitize
 from nnbuild.scoring.drifting import Compared
-from tasks.prefect_side import logger, plain, rounded, show_table, within_a_run
+from tasks.prefect_side import logger, outward, plain, rounded, show_table, within_a_run
 
 COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
@@ -37,26 +37,22 @@ def announce(
 
 def emit(event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None) -> None:
     """As `announce`, also for a hook, which runs behind its flow."""
-    resource = {"prefect.resource.id": f"nnbuild.run.{run_id}", "prefect.resource.name": run_id} | (
-        {STORE: store} if store else {}
-    )
-    emit_event(
-        event,
-        resource,
-        payload={"run_id": run_id, **{name: plain(value) for name, value in figures.items()}},
-    )
+    with outward(f"event {event}"):
+        resource = {"prefect.resource.id": f"nnbuild.run.{run_id}"}
+        resource["prefect.resource.name"] = run_id
+        if store:
+            resource[STORE] = sanitize(store)
+        payload = {"run_id": run_id, **{name: plain(value) for name, value in figures.items()}}
+        emit_event(event, resource, payload=payload)
 
 
 def notify(text: str, **values: Any) -> None:
-    """A message to `$NNBUILD_WEBHOOK`, if there is one. That it is not taken is worth a warning, and no more."""
-    try:
+    """Send a message to `$NNBUILD_WEBHOOK`, if it is set. A failure is worth a warning, and no more."""
+    with outward("the message to the webhook"):
         url = webhook.configured()
         if url is not None:
-            webhook.post(
-                url, {"text": text, **{name: plain(value) for name, value in values.items()}}
-            )
-    except NnbuildError as error:
-        logger().warning("%s", error)
+            message = {"text": text, **values}
+            webhook.post(url, {name: plain(value) for name, value in message.items()})
 
 
 def _short(value: Any) -> Any:
@@ -75,6 +71,13 @@ def tell_of_drift(
         rows: that were scored.
         drift: as it was found.
     """
+    with outward("the report of drift"):
+        _tell_of_drift(store, score_id, run_id, rows, drift)
+
+
+def _tell_of_drift(
+    store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
+) -> None:
     if not drift.measures:
         logger().info("drift %s", drift.remark)
         return

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Protocol, cast
 
+from nnbuild.runtime.outward import Harmless
 from nnbuild.training import Watch
+from tasks.prefect_side import logger
 
 
 class Display(Watch, Protocol):
@@ -26,8 +28,9 @@ _displays: ContextVar[tuple[Display, ...]] = ContextVar("displays", default=())
 
 @contextmanager
 def shown_on(*displays: Display) -> Iterator[None]:
-    """Let displays watch the runs in this block."""
-    token = _displays.set(displays)
+    """Let displays watch the runs in this block. One that fails is not shown anything more."""
+    harmless = [Harmless(each, lambda text: logger().warning("%s", text)) for each in displays]
+    token = _displays.set(cast("tuple[Display, ...]", tuple(harmless)))
     try:
         yield
     finally:

@@ -367,7 +367,7 @@ SWEEPS = [
         "needs a driver",
         *SEARCH,
         "--storage",
-        "oracle://me:secret@127.0.0.1:9/x",
+        "oracle://127.0.0.1:9/x",
     ),
     Case(
         "sweep: storage that is no database",

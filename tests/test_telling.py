@@ -14,10 +14,9 @@ from small_data import small_arrays
 
 import nnbuild
 from flows.retrain import retrain
-from nnbuild import webhook
-from nnbuild.errors import CheckError, ConfigError, StoreError
+from nnbuild.errors import CheckError, StoreError
+from nnbuild.runtime import webhook
 from nnbuild.store import Store, champion
-from nnbuild.webhook import WebhookError
 
 
 @pytest.fixture(scope="module")
@@ -129,20 +128,6 @@ def repeated(folder):
     arrays["x_train"][:] = arrays["x_train"][np.arange(60) % 3]
     np.savez(folder / "repeated.npz", **arrays)
     return folder / "repeated.npz"
-
-
-def test_a_webhook_that_fails_is_one_clear_error(listener, monkeypatch):
-    url, _ = listener
-    assert webhook.post(url, {"text": "hello"}) == 204
-    with pytest.raises(WebhookError, match="500"):
-        webhook.post(f"{url}/broken", {"text": "hello"})
-    with pytest.raises(WebhookError, match="did not take"):
-        webhook.post("http://127.0.0.1:9", {"text": "nobody listens"}, timeout=1)
-    monkeypatch.setenv(webhook.VARIABLE, "file:///etc/passwd")
-    with pytest.raises(ConfigError, match="http"):
-        webhook.configured()
-    monkeypatch.delenv(webhook.VARIABLE)
-    assert webhook.configured() is None
 
 
 def answer_when_paused(flow_runs_before, run_input):

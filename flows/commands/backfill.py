@@ -4,10 +4,8 @@ from collections import Counter
 from datetime import date
 from typing import Any
 
-from rich.console import Console
-
 from flows.commands.score import configured
-from flows.printing import jsonable, print_json, print_table
+from flows.printing import PlainConsole, jsonable, print_json, print_table
 from nnbuild.errors import ConfigError, RunError
 from nnbuild.scoring import backfill as score_days
 from nnbuild.scoring.days import Part
@@ -48,7 +46,7 @@ def backfill(
         RunError: some of them could not be scored.
     """
     first, last = _day("--from", since), _day("--to", until)
-    config, console = configured(options), Console(stderr=True)
+    config, console = configured(options), PlainConsole(stderr=True)
     parts = score_days(
         config,
         first,
@@ -67,23 +65,19 @@ def backfill(
     else:
         print_table(rows, _SHOWN, "no days")
     if missing := [each.input for each in parts if each.status == "missing"]:
-        console.print(
-            f"{len(missing)} days have no input: {', '.join(missing)}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        console.print_line(f"{len(missing)} days have no input: {', '.join(missing)}")
     if counts["failed"]:
         raise RunError(
             f"{counts['failed']} of {len(parts)} days could not be scored; mend them and give the command again"
         )
 
 
-def _line(console: Console) -> Any:
+def _line(console: PlainConsole) -> Any:
     def told(part: Part) -> None:
         about = part.remark or (
             f"{part.rows:,} rows" if part.status == "scored" else str(part.score_id)
         )
-        console.print(f"{part.day} {part.status}  {about}", soft_wrap=True, highlight=False)
+        console.print_line(f"{part.day} {part.status}  {about}")
 
     return told
 

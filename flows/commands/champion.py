@@ -1,6 +1,6 @@
 """`nnbuild champion`, `promote` and `rollback`: the pointer to the run that scores."""
 
-from flows.printing import print_json, print_table
+from flows.printing import print_json, print_line, print_table
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
 from nnbuild.store import champion as pointer
@@ -18,7 +18,7 @@ def champion(root: str | None, *, as_json: bool) -> None:
             {"store": str(store.root), "champion": pointer.current(store), "changes": changes}
         )
         return
-    print(f"champion {pointer.current(store) or 'none'}")  # noqa: T201
+    print_line(f"champion {pointer.current(store) or 'none'}")
     if changes:
         print_table(changes, _SHOWN, "")
 
@@ -52,4 +52,4 @@ def _told(store: Store, change: pointer.Change, *, as_json: bool) -> None:
             {"store": str(store.root), "champion": change.run_id, **change.model_dump(mode="json")}
         )
     else:
-        print(f"champion {change.run_id or 'none'}, before it {change.previous or 'none'}")  # noqa: T201
+        print_line(f"champion {change.run_id or 'none'}, before it {change.previous or 'none'}")

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
-from flows.printing import jsonable, print_json, print_table
+from flows.printing import jsonable, print_json, print_line, print_table
 from nnbuild.across import compare as compared
 from nnbuild.report.across import comparison_page
 from nnbuild.report.words import on_pair
@@ -26,4 +24,4 @@ def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json:
     turned = [{"figure": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
     print_table(turned, ("figure", *run_ids), "")
     for row in rows[1:]:
-        Console(soft_wrap=True).print(on_pair(row), highlight=False, markup=False)
+        print_line(on_pair(row))

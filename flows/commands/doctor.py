@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import typer
 from packaging.requirements import Requirement
-from rich.console import Console
+from rich.text import Text
 
 from flows.embedded_server import EmbeddedServer
-from flows.printing import print_json
+from flows.printing import PlainConsole, print_json
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
 from nnbuild.machine import processors
+from nnbuild.runtime.text import sanitize
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
 
@@ -46,12 +47,11 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json({"ok": _is_well(findings), "findings": [each._asdict() for each in findings]})
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=1000)
+        console = PlainConsole() if sys.stdout.isatty() else PlainConsole(width=1000)
         for each in findings:
             colour = {"ok": "green", "note": "yellow", "fails": "red"}[each.state]
-            console.print(
-                f"[{colour}]{each.state:5}[/]  {each.what}: {each.detail}", highlight=False
-            )
+            found = sanitize(f"  {each.what}: {each.detail}")
+            console.print(Text.assemble((f"{each.state:5}", colour), found))
     if not _is_well(findings):
         raise typer.Exit(1)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.printing import print_json
+from flows.printing import print_json, print_line
 from nnbuild.serving import export_run
 from nnbuild.store import Store
 
@@ -24,4 +24,4 @@ def export(
             {"run_id": run_id, "format": format, "calibrated": calibrated, "output": str(path)}
         )
     else:
-        print(path)  # noqa: T201  (a path must not be wrapped or cut)
+        print_line(str(path))

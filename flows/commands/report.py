@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
-from flows.printing import print_json
+from flows.printing import print_json, print_line
 from nnbuild.report import rebuild
 from nnbuild.store import Store
 
@@ -15,4 +13,4 @@ def report(run_id: str, root: Path | str | None, *, as_json: bool) -> None:
     if as_json:
         print_json({"run_id": run_id, "report": str(path), "bytes": path.stat().st_size})
     else:
-        Console(soft_wrap=True).print(str(path), highlight=False, markup=False)
+        print_line(str(path))

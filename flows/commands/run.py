@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flows.display import display_for
 from flows.embedded_server import EmbeddedServer
-from flows.printing import print_json
+from flows.printing import PlainConsole, print_json, print_values
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 from nnbuild.lazy import importing
+from nnbuild.runtime.outward import outward
 from nnbuild.signals import exiting_at_once
 from nnbuild.store import Store
 
@@ -43,7 +42,7 @@ def run(
     place, config = prepared(options, path, overrides, store=store, mlflow=mlflow)
     if resume is not None:
         _require_same(place, resume, config)
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     start(console)
     try:
         run_id = retrained(config, place, console, resume)
@@ -91,7 +90,7 @@ def prepared(
     return place, config
 
 
-def start(console: Console) -> None:
+def start(console: PlainConsole) -> None:
     """Import Prefect and TensorFlow, and start Prefect's server in the meantime.
 
     Raises:
@@ -108,7 +107,7 @@ def start(console: Console) -> None:
 
 
 @contextmanager
-def _leaving_at_once(console: Console) -> Iterator[None]:
+def _leaving_at_once(console: PlainConsole) -> Iterator[None]:
     """End at Ctrl-C in this block: nothing has begun, so nothing is lost."""
     terminal = os.dup(2)  # importing TensorFlow sets the descriptor itself aside
 
@@ -123,7 +122,9 @@ def _leaving_at_once(console: Console) -> Iterator[None]:
         os.close(terminal)
 
 
-def retrained(config: RunConfig, place: Store, console: Console, resume: str | None = None) -> str:
+def retrained(
+    config: RunConfig, place: Store, console: PlainConsole, resume: str | None = None
+) -> str:
     """Make one run by the flow, shown to whoever looks at the console.
 
     Returns:
@@ -147,13 +148,11 @@ def retrained(config: RunConfig, place: Store, console: Console, resume: str | N
         display.close()
 
 
-def logged(store: Store, run_id: str, uri: str, console: Console) -> str | None:
+def logged(store: Store, run_id: str, uri: str, console: PlainConsole) -> str | None:
     """MLflow's id of the run. That it does not take the run is worth a warning: the run itself is committed."""
-    try:
+    with outward("MLflow", console.print_line):
         return tracking.log_run(store, run_id, uri)
-    except NnbuildError as error:
-        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
-        return None
+    return None
 
 
 def configured(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
@@ -230,5 +229,4 @@ def _show(summary: Settings) -> None:
         for name in ("history", "predictions", "model", "report", "manifest")
         if summary[name]
     }
-    for name, value in {**rows, **places}.items():
-        print(f"{name:14} {value}")  # noqa: T201  (a path must not be wrapped or cut)
+    print_values({**rows, **places})

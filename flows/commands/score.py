@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from flows.display import display_for
-from flows.printing import print_json
+from flows.printing import PlainConsole, print_json, print_values
 from nnbuild.errors import ConfigError
+from nnbuild.runtime.outward import Harmless
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring import score as score_input
 from nnbuild.scoring.partitions import is_dated
@@ -32,9 +32,11 @@ def score(
     began = time.perf_counter()
     config = _new(options, resume)
     require_runner(runner, address)
-    display = display_for(Console(stderr=True))
+    console = PlainConsole(stderr=True)
+    display = display_for(console)
+    watch = Harmless(display, console.print_line)
     try:
-        scored = score_input(config, store, resume=resume, address=address, watch=display)
+        scored = score_input(config, store, resume=resume, address=address, watch=watch)
     finally:
         display.close()
     seconds = round(time.perf_counter() - began, 3)
@@ -110,5 +112,4 @@ def _show(scored: ScoredJob, seconds: float) -> None:
         "output": scored.output,
         "drift": _drift(scored),
     }
-    for name, value in rows.items():
-        print(f"{name:14} {value}")  # noqa: T201  (a path must not be wrapped or cut)
+    print_values(rows)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from flows.commands import run as single
-from flows.printing import print_json, print_table
+from flows.printing import PlainConsole, print_json, print_line, print_table
 from nnbuild.config import RunConfig
 from nnbuild.errors import ConfigError, InputError, Interrupted
 from nnbuild.evaluation.spread import spread
@@ -47,12 +46,12 @@ def run(
         )
     place, config = single.prepared(options, path, overrides, store=store, mlflow=mlflow)
     configs = configs_of(config, seeds)
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     single.start(console)
     rows: list[Settings] = []
     for each in configs:
         if len(configs) > 1:
-            console.print(f"seed {each.seed}, {len(rows) + 1} of {len(configs)}", highlight=False)
+            console.print_line(f"seed {each.seed}, {len(rows) + 1} of {len(configs)}")
         gated = not any(row["status"] == "succeeded" for row in rows)
         rows.append(_made(each if gated else _without_gate(each), place, console, mlflow))
     _tell(rows, place, as_json=as_json)
@@ -80,7 +79,7 @@ def _without_gate(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"gate": config.gate.model_copy(update={"enabled": False})})
 
 
-def _made(config: RunConfig, place: Store, console: Console, mlflow: str | None) -> Settings:
+def _made(config: RunConfig, place: Store, console: PlainConsole, mlflow: str | None) -> Settings:
     """One run, as a row; a failure for good is a row too."""
     before, began = set(place.committed()), time.perf_counter()
     try:
@@ -90,9 +89,7 @@ def _made(config: RunConfig, place: Store, console: Console, mlflow: str | None)
     except Exception as error:  # noqa: BLE001  (it is recorded, and the other seeds go on)
         failed = max(set(place.committed()) - before, default=None)
         told = " ".join(str(error).split())
-        console.print(
-            f"seed {config.seed} failed: {told}", highlight=False, markup=False, soft_wrap=True
-        )
+        console.print_line(f"seed {config.seed} failed: {told}")
         return {"seed": config.seed, "run_id": failed, "status": "failed", "error": told}
     row = single.summarise(place, run_id, time.perf_counter() - began) | {"seed": config.seed}
     if mlflow is not None:
@@ -121,7 +118,7 @@ def _tell(rows: list[Settings], place: Store, *, as_json: bool) -> None:
         return
     shown = [name for name in _RUN_COLUMNS if any(name in row for row in flat)]
     print_table(flat, shown, "no runs")
-    print()  # noqa: T201
+    print_line("")
     print_table(
         [{"figure": name, **values} for name, values in spreads.items()],
         _SPREAD_COLUMNS,

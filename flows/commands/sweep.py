@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from flows.commands.run import configured_from, start
 from flows.commands.score import require_runner
 from flows.display import display_for
-from flows.printing import jsonable, print_json, print_table
+from flows.printing import PlainConsole, jsonable, print_json, print_line, print_table
 from nnbuild.errors import ConfigError
 from nnbuild.sweep import Sweep, SweepConfig, Swept, open_sweep, require_possible, sweep_config
 from nnbuild.sweep.cluster import workers_of
@@ -43,7 +42,7 @@ def sweep(
     opened = open_sweep(config, store, sweep_id)
     require_possible(opened)
     workers = workers_of(opened, address) if address is not None else 0
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     start(console)
     swept = _swept(opened, workers, address, console)
     if as_json:
@@ -92,7 +91,7 @@ def _named(base: Settings) -> bool:
     return any(each is not None for each in given)
 
 
-def _swept(opened: Sweep, workers: int, address: str | None, console: Console) -> Swept:
+def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConsole) -> Swept:
     from flows.sweep import sweep as flow
     from tasks.watching import shown_on
 
@@ -137,4 +136,5 @@ def _show(swept: Swept) -> None:
         if swept.best
         else "none finished"
     )
-    print(f"\nsweep {swept.sweep_id}; best by {swept.objective}: {told}")  # noqa: T201
+    print_line("")
+    print_line(f"sweep {swept.sweep_id}; best by {swept.objective}: {told}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.printing import jsonable, print_json, print_table
+from flows.printing import for_output, jsonable, print_json, print_table
 from nnbuild import history as histories
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
@@ -66,7 +66,10 @@ def history(run_ids: list[str], root: str | None, *, wide: bool, csv: bool, as_j
     if wide:
         table = pa.Table.from_pandas(histories.wide(table), preserve_index=False)
     if csv:
-        table.to_pandas().to_csv(sys.stdout, index=False)
+        frame = table.to_pandas()
+        if sys.stdout.isatty():
+            frame = frame.rename(columns=for_output).map(for_output)
+        frame.to_csv(sys.stdout, index=False)
     elif as_json:
         print_json(
             {"store": str(store.root), "history": [jsonable(row) for row in table.to_pylist()]}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.printing import jsonable, print_json, print_table
+from flows.printing import jsonable, print_json, print_line, print_table
 from nnbuild.across import drift_by_job
 from nnbuild.across import trends as over_time
 from nnbuild.report.across import trends_page
@@ -45,5 +45,5 @@ def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:
     marked = [row | {"promoted": "yes" if row["promoted"] else None} for row in rows]
     print_table(marked, _OF_RUNS, f"no runs in {store.root} yet; begin one by `nnbuild run`")
     if jobs:
-        print()  # noqa: T201
+        print_line("")
         print_table([job | {"exceeded": job["exceeded"] or None} for job in jobs], _OF_JOBS, "")

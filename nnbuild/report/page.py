@@ -6,11 +6,13 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nnbuild.report import examples, formats, sections
 from nnbuild.report.matrix import shortened
 from nnbuild.report.sections import Manifest, Tables
+from nnbuild.runtime.text import sanitize
 
 
 def render(
@@ -58,6 +60,7 @@ def environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -69,3 +72,8 @@ def environment() -> jinja2.Environment:
         "cell": formats.cell,
     }
     return found
+
+
+def _shown(value: Any) -> Any:
+    """Make a text safe to show; it is escaped after that. Markup is made by templates and `svg` alone."""
+    return sanitize(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from nnbuild.runtime.text import sanitize
+
 _FEW, _ENOUGH_DECADES = 1.5, 6
 
 
@@ -23,8 +25,8 @@ def tag(name: str, *inside: object, **attributes: object) -> Markup:
 
 
 def number(value: object) -> str:
-    """A coordinate to a tenth of a unit, short; anything else as its text."""
-    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+    """A coordinate to a tenth of a unit, short; anything else as its text, without control characters."""
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else sanitize(str(value))
 
 
 def picture(

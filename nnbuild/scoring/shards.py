@@ -137,7 +137,9 @@ def make_shards(
     """
     if not todo:
         return
-    pieces = ahead(_inferred(work, ahead(_read(work, todo))))
+    # Not in a stage: a signal interrupts the import of a library here, and waits for it there.
+    engine = work.engine()
+    pieces = ahead(_inferred(engine, work.classes, ahead(_read(work, todo))))
     current = next(pieces, None)
     for number, units in todo:
         of_shard: list[Any] = []
@@ -165,14 +167,15 @@ def _read(work: Work, todo: Sequence[tuple[int, list[Unit]]]) -> Iterator[tuple[
                 yield number, piece
 
 
-def _inferred(work: Work, pieces: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    engine = work.engine()
+def _inferred(
+    engine: Engine, classes: int, pieces: Iterable[tuple[int, Any]]
+) -> Iterator[tuple[int, Any]]:
     for number, piece in pieces:
         if isinstance(piece, Reject):
             yield number, piece
         else:
             first = int(piece.example_ids[0])
-            logits = check_logits(engine.logits(piece.images), work.classes, first_row=first)
+            logits = check_logits(engine.logits(piece.images), classes, first_row=first)
             yield number, (piece._replace(images=_looked_at(piece.images)), logits)
 
 

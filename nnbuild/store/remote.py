@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nnbuild.errors import StoreError
+from nnbuild.runtime.credentials import require_no_credentials
 
 _LOCAL = ("file", "local")
 
@@ -29,8 +30,10 @@ def open_root(url: str) -> Path:
     """The path behind a URL.
 
     Raises:
+        ConfigError: the URL holds credentials.
         StoreError: the protocol is not known, or what it needs is not installed.
     """
+    require_no_credentials(url, "the address of the store, an input or an output")
     protocol = url.partition("://")[0]
     try:
         from upath import UPath

@@ -18,9 +18,9 @@ from nnbuild.store.run import Run, create
 from nnbuild.store.tables import read_table
 
 
-def default_root() -> Path:
-    """`$NNBUILD_STORE`, else `./nnbuild-store`."""
-    return Path(os.environ.get("NNBUILD_STORE") or "nnbuild-store")
+def default_root() -> str:
+    """Return `$NNBUILD_STORE`, a path or a URL, else `nnbuild-store`."""
+    return os.environ.get("NNBUILD_STORE") or "nnbuild-store"
 
 
 @dataclass(frozen=True)

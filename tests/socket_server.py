@@ -1,0 +1,37 @@
+"""A server on loopback that answers a request with anything, or with nothing."""
+
+import socket
+import threading
+from contextlib import contextmanager
+
+
+@contextmanager
+def server(answer):
+    """A server whose answer to a request is what a function does with the connection."""
+    requests, stopped = [], threading.Event()
+
+    def serve(connection):
+        with connection:
+            requests.append(connection.recv(65536))
+            try:
+                answer(connection, stopped)
+            except OSError:  # the client has hung up
+                return
+
+    def accept(listening):
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, args=(listening,), daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", requests
+        stopped.set()
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def sending(text):
+    return lambda connection, _: connection.sendall(text)
