@@ -15,9 +15,10 @@ from prefect.flows import EntrypointType
 from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from flows import automations
+from flows.hooks import record_cancellation
 from flows.scheduled import scheduled_retrain
 from flows.scheduled_score import scheduled_score
 from flows.schedules import Plan
@@ -142,10 +143,17 @@ def _close(name: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):
-            message = (
-                "nnbuild serve was stopped; what the run has waits in the store for the next one."
-            )
-            client.set_flow_run_state(each.id, Crashed(message=message), force=True)
+            client.set_flow_run_state(each.id, _last_state(each), force=True)
+
+
+def _last_state(run: Any) -> Any:
+    """Return the state of a run that ends with `serve`: cancelled, if a person had asked for that."""
+    if run.state.is_cancelling():
+        record_cancellation(None, run, run.state)
+        return Cancelled(message="The run was cancelled, and nnbuild serve was stopped.")
+    return Crashed(
+        message="nnbuild serve was stopped; what the run has waits in the store for the next one."
+    )
 
 
 def _open_runs(client: Any, name: str) -> list[Any]:

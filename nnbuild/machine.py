@@ -65,10 +65,8 @@ def processors(root: Path = cgroups.ROOT) -> int:
     Args:
         root: Folder that holds `proc/` and the control groups, which have the quota.
     """
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
-    else:
-        usable = os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     return min(usable, cgroups.processor_limit(root) or usable)
 
 

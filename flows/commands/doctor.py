@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from flows.printing import print_json
+from nnbuild.config import default_data_dir
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
 from nnbuild.machine import processors
@@ -38,9 +39,7 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     Raises:
         typer.Exit: with code 1, if something would make a run fail.
     """
-    given = data_dir or (
-        Path(os.environ["NNBUILD_DATA_DIR"]) if os.environ.get("NNBUILD_DATA_DIR") else None
-    )
+    given = data_dir or default_data_dir()
     findings = [_python(), *_packages(), *_store(root), _memory(), *_data(given), _prefect()]
     if as_json:
         print_json({"ok": _is_well(findings), "findings": [each._asdict() for each in findings]})

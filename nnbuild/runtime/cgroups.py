@@ -101,9 +101,7 @@ def _mount(root: Path, controller: str | None) -> _Mount | None:
 
 def _unescaped(path: str) -> PurePosixPath:
     """Decode the octal escapes that stand for spaces and the like."""
-    return PurePosixPath(
-        re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path) or "/"
-    )
+    return PurePosixPath(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path) or "/")
 
 
 def _quota_v2(folder: Path) -> float | None:
