@@ -11,6 +11,8 @@ from typing import Any
 from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import EntrypointType
 from prefect.runner import Runner
 from prefect.schedules import Schedule
@@ -57,6 +59,8 @@ def serve_until_stopped(
         if scoring is not None:
             scored = "Scores what is new by the champion; one run at a time."
             served.append(_deployment(scheduled_score, name, scoring, collision, scored))
+        for each in served:
+            replace_schedules(client, each)
         automations.install_zombies(client)
         if drift_of is not None:
             automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
@@ -91,6 +95,22 @@ async def _serve(deployments: Sequence[Any]) -> None:
     runner.handle_sigterm = end
     with suppress(asyncio.CancelledError):
         await runner.start()
+
+
+def replace_schedules(client: Any, deployment: Any) -> None:
+    """Have the server forget the schedules that a deployment no longer has, when it is registered again.
+
+    Where all schedules have slugs, Prefect changes those of the same slug and keeps the others, which would go on
+    with the settings of before. It replaces all of them where one has no slug; so one is added that never runs.
+    Deleting them would be simpler, and would delete the late runs of every schedule too.
+    """
+    try:
+        known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
+    except ObjectNotFound:
+        return
+    if {each.slug for each in known.schedules} - {each.slug for each in deployment.schedules}:
+        idle = CronSchedule(cron="0 0 1 1 *", timezone="UTC")
+        client.create_deployment_schedules(known.id, [(idle, False)])
 
 
 def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
