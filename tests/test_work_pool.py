@@ -144,7 +144,7 @@ def test_form_lists_the_names_that_are_known(real_prefect, pool, tmp_path):
     form = f"{ui}/deployments/deployment/{deployment(real_prefect, 'scheduled-retrain')['id']}/run"
     with browser(tmp_path / "profile") as page:
         shown = page.show(
-            form, "/Enforce Parameter/.test(document.body.innerText) && document.body.innerText"
+            form, "/Left empty/.test(document.body.innerText) && document.body.innerText"
         )
         # The lists, by the value that each one has: of names, beside a field for one's own.
         lists = page.value(
