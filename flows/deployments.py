@@ -11,15 +11,18 @@ from typing import Any
 from prefect import get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import EntrypointType
 from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from flows import automations
 from flows.api_url import require_api_url_without_credentials
 from flows.embedded_server import trouble_with_server
+from flows.hooks import record_cancellation
 from flows.outage import SECONDS_TO_ANSWER
 from flows.printing import print_line
 from flows.scheduled import scheduled_retrain
@@ -62,6 +65,8 @@ def serve_until_stopped(
         if scoring is not None:
             scored = "Scores what is new by the champion; one run at a time."
             served.append(_deployment(scheduled_score, name, scoring, collision, scored))
+        for each in served:
+            replace_schedules(client, each)
         automations.install_zombies(client)
         if drift_of is not None:
             automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
@@ -104,6 +109,22 @@ async def _serve(deployments: Sequence[Any]) -> int | None:
     with children_spared_ctrl_c(), suppress(asyncio.CancelledError):
         await runner.start()
     return asked[0] if asked else None
+
+
+def replace_schedules(client: Any, deployment: Any) -> None:
+    """Have the server forget the schedules that a deployment no longer has, when it is registered again.
+
+    Where all schedules have slugs, Prefect changes those of the same slug and keeps the others, which would go on
+    with the settings of before. It replaces all of them where one has no slug; so one is added that never runs.
+    Deleting them would be simpler, and would delete the late runs of every schedule too.
+    """
+    try:
+        known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
+    except ObjectNotFound:
+        return
+    if {each.slug for each in known.schedules} - {each.slug for each in deployment.schedules}:
+        idle = CronSchedule(cron="0 0 1 1 *", timezone="UTC")
+        client.create_deployment_schedules(known.id, [(idle, False)])
 
 
 def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
@@ -158,10 +179,17 @@ def _close(name: str) -> None:
         return  # the automation that ends silent runs sees to the rows when the server is back
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):
-            message = (
-                "nnbuild serve was stopped; what the run has waits in the store for the next one."
-            )
-            client.set_flow_run_state(each.id, Crashed(message=message), force=True)
+            client.set_flow_run_state(each.id, _last_state(each), force=True)
+
+
+def _last_state(run: Any) -> Any:
+    """Return the state of a run that ends with `serve`: cancelled, if a person had asked for that."""
+    if run.state.is_cancelling():
+        record_cancellation(None, run, run.state)
+        return Cancelled(message="The run was cancelled, and nnbuild serve was stopped.")
+    return Crashed(
+        message="nnbuild serve was stopped; what the run has waits in the store for the next one."
+    )
 
 
 def _open_runs(client: Any, name: str) -> list[Any]:

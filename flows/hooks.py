@@ -1,5 +1,6 @@
 """What happens when a flow run ends badly: the store is put in order, and a person is told how to go on."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect.logging import get_logger
@@ -20,6 +21,19 @@ def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:
     nothing but the store.
     """
     _report(flow, flow_run, state, advice(flow_run, state))
+
+
+def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001
+    """Write into a run in staging that a person has cancelled it, so that no scheduled run resumes it.
+
+    Prefect calls it with arguments of these names. A signal to `serve`, a timeout and a crash do not come here.
+    """
+    try:
+        run = _waiting(Store(flow_run.parameters.get("store")), flow_run)
+        if run is not None:
+            run.mark_cancelled(datetime.now(UTC))
+    except (NnbuildError, OSError) as error:
+        get_logger("nnbuild").warning("the cancellation is not recorded: %s", error)
 
 
 def on_bad_scores(flow: Any, flow_run: Any, state: Any) -> None:

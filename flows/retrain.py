@@ -8,7 +8,7 @@ from prefect import flow, get_client
 from prefect.runtime import flow_run
 from prefect.transactions import transaction
 
-from flows.hooks import on_bad_end
+from flows.hooks import on_bad_end, record_cancellation
 from flows.outage import prompt_stop
 from nnbuild.config import RunConfig
 from nnbuild.results import Committed
@@ -54,7 +54,7 @@ def _tag(run: Run) -> None:
     flow_run_name=_name,
     on_failure=[on_bad_end],
     on_crashed=[on_bad_end],
-    on_cancellation=[on_bad_end],
+    on_cancellation=[record_cancellation, on_bad_end],
 )
 def retrain(
     config: RunConfig = RunConfig(),  # noqa: B008  (frozen)

@@ -6,21 +6,73 @@ so that a run's recorded config leaves nothing open.
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from nnbuild import machine
 from nnbuild.data.checks import CheckLimits
 from nnbuild.errors import ConfigError, suggestion
-from nnbuild.presets import METRICS, PRESETS, USER_MODEL, Preset
+from nnbuild.presets import (
+    DATASETS,
+    METRICS,
+    MONITORS,
+    PRESETS,
+    USER_MODEL,
+    Preset,
+    with_preset_values,
+)
 from nnbuild.runtime.credentials import require_no_credentials
 
 S = TypeVar("S", bound="Section")
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+DATA_DIR = "NNBUILD_DATA_DIR"
+"""Environment variable that names `dataset.data_dir` where a config leaves it open."""
+
+
+def name_or(known: tuple[str, ...], title: str, pattern: str) -> WithJsonSchema:
+    """Return the schema of a setting that is a known name, or something else that has a form of its own.
+
+    Prefect makes its form of it: a list of the names beside a text field. The condition refuses a mistyped name with
+    a message that has the names, which a choice of two patterns would not.
+
+    Args:
+        known: The names.
+        title: Label of the text field.
+        pattern: Regular expression that holds for everything that is not such a name.
+    """
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(known), "title": "Known name"},
+                {"type": "string", "minLength": 1, "title": title},
+            ],
+            "if": {"not": {"pattern": pattern}},
+            "then": {"enum": list(known)},
+        }
+    )
+
+
+NAMED_DATASET = name_or(DATASETS, "Path", r"[/\\.]")
+NAMED_MODEL = name_or(tuple(PRESETS), "package.module:function", r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+KNOWN_MONITOR = WithJsonSchema({"type": "string", "enum": list(MONITORS)})
+KNOWN_METRICS = WithJsonSchema(
+    {"type": "array", "items": {"type": "string", "enum": list(METRICS)}}
+)
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -67,7 +119,7 @@ def _metric_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class DatasetConfig(Section):
     """What is trained on."""
 
-    name: str = Field(
+    name: Annotated[str, NAMED_DATASET] = Field(
         "mnist",
         min_length=1,
         description="mnist, fashion-mnist, kmnist, digits, or a path to your own images",
@@ -86,7 +138,9 @@ class DatasetConfig(Section):
 class ModelConfig(Section):
     """Which network is built."""
 
-    name: str = Field(
+    model_config = ConfigDict(json_schema_extra=with_preset_values)
+
+    name: Annotated[str, NAMED_MODEL] = Field(
         "convnet",
         min_length=1,
         description="A named network, or package.module:function for your own",
@@ -106,7 +160,9 @@ class ModelConfig(Section):
 class EarlyStopping(Section):
     """Stop when the monitored metric no longer improves."""
 
-    monitor: str = Field("val_loss", pattern=MONITOR, description="A key of the history")
+    monitor: Annotated[str, KNOWN_MONITOR] = Field(
+        "val_loss", pattern=MONITOR, description="A key of the history"
+    )
     patience: int = Field(
         5, ge=0, le=1000, description="Epochs without improvement that are allowed"
     )
@@ -116,7 +172,9 @@ class EarlyStopping(Section):
 class ReduceOnPlateau(Section):
     """Lower the learning rate when the monitored metric no longer improves."""
 
-    monitor: str = Field("val_loss", pattern=MONITOR, description="A key of the history")
+    monitor: Annotated[str, KNOWN_MONITOR] = Field(
+        "val_loss", pattern=MONITOR, description="A key of the history"
+    )
     factor: float = Field(0.5, gt=0, lt=1, description="What the learning rate is multiplied by")
     patience: int = Field(
         3, ge=0, le=1000, description="Epochs without improvement that are allowed"
@@ -130,6 +188,8 @@ WITH_BETAS = ("adam", "adamw", "muon")
 
 class TrainingConfig(Section):
     """How the network is fitted."""
+
+    model_config = ConfigDict(json_schema_extra=with_preset_values)
 
     epochs: int | None = Field(
         None, ge=1, le=100_000, description="Passes over the training images"
@@ -160,7 +220,7 @@ class TrainingConfig(Section):
     target_form: Literal["sparse", "one-hot"] = Field(
         "sparse", description="Class labels, or one-hot rows; the loss follows, always from logits"
     )
-    metrics: Annotated[tuple[str, ...], AfterValidator(_metric_names)] = Field(
+    metrics: Annotated[tuple[str, ...], AfterValidator(_metric_names), KNOWN_METRICS] = Field(
         ("accuracy",), description="Keras metrics that the history keeps beside the loss"
     )
     validation_fraction: float | None = Field(
@@ -171,7 +231,7 @@ class TrainingConfig(Section):
     )
     early_stopping: EarlyStopping | None = Field(None, description="Off unless given")
     reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="Off unless given")
-    best_weights: str | None = Field(
+    best_weights: Annotated[str, KNOWN_MONITOR] | None = Field(
         None,
         pattern=MONITOR,
         description="Keep the weights of the epoch that is best in this; the last if null",
@@ -269,6 +329,55 @@ class RunConfig(Section):
         return hashlib.sha256(settings.encode()).hexdigest()
 
 
+def _only_null(*names: str) -> ConfigDict:
+    """Return the schema of settings that no form shows, and that may still be there as null."""
+    return ConfigDict(
+        json_schema_extra={"patternProperties": {f"^{name}$": {"type": "null"} for name in names}}
+    )
+
+
+class ScheduledDataset(DatasetConfig):
+    """What a scheduled run trains on: what it names, or nothing."""
+
+    model_config = _only_null("fallback")
+
+    fallback: SkipJsonSchema[Literal["digits"] | None] = Field(None, exclude=True)
+
+
+class ScheduledConfig(RunConfig):
+    """Settings of a scheduled run, without those that only a person or a sweep may give."""
+
+    model_config = _only_null("trial")
+
+    dataset: ScheduledDataset = Field(ScheduledDataset(), description="What is trained on")
+    trial: SkipJsonSchema[TrialTag | None] = Field(None, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_run_config(cls, value: Any) -> Any:
+        return value.model_dump() if type(value) is RunConfig else value
+
+    def run_config(self) -> RunConfig:
+        """Return the same settings as those of any run.
+
+        Raises:
+            ConfigError: They fall back to other data, or are those of a sweep's trial.
+        """
+        if self.dataset.fallback is not None:
+            raise ConfigError(
+                f"dataset.fallback is {self.dataset.fallback!r}, and a scheduled run never falls back; remove it"
+            )
+        if self.trial is not None:
+            raise ConfigError("trial is set by a sweep and not for a scheduled run; remove it")
+        return RunConfig.model_validate(self.model_dump())
+
+
+def default_data_dir() -> Path | None:
+    """Return the absolute path that `$NNBUILD_DATA_DIR` names, or None. Nothing else reads the variable."""
+    given = os.environ.get(DATA_DIR)
+    return Path(given).absolute() if given else None
+
+
 def preset_of(model: str) -> Preset:
     """The training defaults of a named network, or of a user's own."""
     return PRESETS.get(model, USER_MODEL)
@@ -333,7 +442,7 @@ def _threads(preset: Preset, processors: int) -> int:
 
 
 def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
-    """Fill in what the config leaves open.
+    """Fill in what the config leaves open, from the network's defaults, the machine and the environment.
 
     Args:
         config: what the user gave.
@@ -354,6 +463,7 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         }
     filled = config.model_copy(
         update={
+            "dataset": _filled(config.dataset, {"data_dir": default_data_dir()}),
             "model": _filled(config.model, preset.model),
             "training": _filled(config.training, defaults),
         }

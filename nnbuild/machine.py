@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from nnbuild.runtime import cgroups
+
 _PACKAGES = (
     "tensorflow",
     "keras",
@@ -57,11 +59,24 @@ def packages() -> dict[str, str | None]:
     return {name: _version(name) for name in _PACKAGES}
 
 
-def processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def processors(root: Path = cgroups.ROOT) -> int:
+    """Return how many processors this process may use: its affinity, and no more than its CPU quota.
+
+    Args:
+        root: Folder that holds `proc/` and the control groups, which have the quota.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return min(usable, cgroups.processor_limit(root) or usable)
+
+
+def memory_limit(root: Path = cgroups.ROOT) -> int | None:
+    """Return the bytes of memory that this process may use, or None if only the machine limits it.
+
+    Args:
+        root: Folder that holds `proc/` and the control groups, which have the limit.
+    """
+    return cgroups.memory_limit(root)
 
 
 @cache
@@ -88,6 +103,6 @@ def description() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "host": platform.node(),
-        "processors": os.cpu_count(),
+        "processors": processors(),
         "processor": processor(),
     }

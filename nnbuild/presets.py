@@ -1,6 +1,7 @@
 """The named networks' training defaults, as plain values: reading them costs no TensorFlow import."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,14 @@ _THOROUGH: dict[str, object] = {
 }
 _NOTHING_DROPPED: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
 
+DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
+"""What `dataset.name` may name; anything else is a path."""
+
 METRICS = ("accuracy", "crossentropy", "top_2_accuracy", "top_5_accuracy")
 """What `training.metrics` may name."""
+
+MONITORS = tuple(f"{subset}{name}" for name in ("loss", *METRICS) for subset in ("", "val_"))
+"""What a setting that watches a metric may name, if that metric is kept."""
 
 PRESETS: dict[str, Preset] = {
     "lab": Preset(
@@ -93,3 +100,36 @@ USER_MODEL = Preset(
     {**_PLAIN, "epochs": 10, "batch_size": 128, "learning_rate": 1e-3},
     _NOTHING_DROPPED,
 )
+
+
+def preset_values(name: str) -> dict[str, object]:
+    """Return what each network, and the user's own, brings for a setting that is left open."""
+    brought = {**PRESETS, "your own": USER_MODEL}
+    return {
+        network: (preset.training | preset.model)[name]
+        for network, preset in brought.items()
+        if name in preset.training | preset.model
+    }
+
+
+def with_preset_values(schema: dict[str, Any]) -> None:
+    """Say in the descriptions of a JSON schema which value a setting takes that is left open.
+
+    Modifies `schema` in place; Prefect's form shows the descriptions.
+    """
+    for name, each in schema.get("properties", {}).items():
+        values = {network: _text(value) for network, value in preset_values(name).items()}
+        if not values:
+            continue
+        networks = {
+            value: [network for network in values if values[network] == value]
+            for value in dict.fromkeys(values.values())
+        }
+        brought = (f"{value} ({', '.join(names)})" for value, names in networks.items())
+        everywhere = len(networks) == 1 and len(values) == len(PRESETS) + 1
+        told = next(iter(networks)) if everywhere else "; ".join(brought)
+        each["description"] = f"{each.get('description', '')}. Left empty: {told}"
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

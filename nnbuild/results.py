@@ -52,10 +52,15 @@ class CheckedData(Result):
 
 
 class BuiltModel(Result):
-    """An uncompiled model."""
+    """An uncompiled model.
+
+    Attributes:
+        factory: sha256 of the source of the user's function that built it; None for a named network.
+    """
 
     path: str
     parameters: int
+    factory: str | None = None
 
 
 class CompiledModel(Result):

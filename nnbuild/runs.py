@@ -1,18 +1,20 @@
 """A run from its opening to its end, whatever that end is."""
 
+import functools
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnbuild import committing, steps
-from nnbuild.config import RunConfig, resolve
+from nnbuild import committing, machine, steps
+from nnbuild.config import RunConfig, is_factory, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
-from nnbuild.results import Committed
+from nnbuild.results import Committed, LoadedData
 from nnbuild.runtime.text import sanitize_lines
 from nnbuild.signals import interrupted, tearing
+from nnbuild.steps.data import source_digest
 from nnbuild.steps.reporting import write_report
 from nnbuild.store import Run, Store, locks
 from nnbuild.store.files import as_store_error
@@ -63,6 +65,69 @@ def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
     if tag is not None and tag != of.trial:
         raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_how_to_resume(run)}")
     return run
+
+
+def resumable(
+    store: Store, config: RunConfig, refused: Callable[[Run], str | None] = lambda _: None
+) -> tuple[Run | None, list[str]]:
+    """Find the newest stopped run that ends as a new run would.
+
+    Its settings (the gate's too), its code, its network's source and its data have to be those that a new run has
+    now: a folder that was fixed since is read again, not trained on as it was.
+
+    Args:
+        store: Where runs wait.
+        config: Settings of the new run.
+        refused: Function that returns why the caller does not resume a run, or None.
+
+    Returns:
+        The run, or None; and a sentence on each run of the same settings that is not resumed.
+    """
+    wanted = resolve(config)
+    digest = functools.cache(lambda: _source_digest(wanted))
+    remarks: list[str] = []
+    for each in reversed(store.unfinished()):
+        run = store.unfinished_run(each.run_id)
+        try:
+            if each.held or not _is_same(run, wanted):
+                continue
+            reason = refused(run) or _outdated(run, digest)
+        except StoreError:  # its record is damaged, or of another version
+            continue
+        if reason is None:
+            return run, remarks
+        remarks.append(
+            f"run {run.run_id} waits and is not resumed: {reason}; {_how_to_resume(run)}"
+        )
+    return None, remarks
+
+
+def _is_same(run: Run, wanted: RunConfig) -> bool:
+    """Whether a run has these settings, wherever its data lie, and this code."""
+    begun, now = (
+        each.model_dump(exclude={"dataset": {"data_dir"}}) for each in (run.config, wanted)
+    )
+    return begun == now and run.record["code_version"] == machine.code_version()
+
+
+def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
+    """Return what has changed under a run since it was begun, or None."""
+    loaded = run.recall("load_data", LoadedData)
+    if loaded is not None and loaded.digest != digest():
+        return "its data have changed since, or cannot be read now"
+    if is_factory(run.config.model.name):
+        from nnbuild.steps.network import has_other_source  # with TensorFlow
+
+        if has_other_source(run):
+            return "the source of its network has changed since"
+    return None
+
+
+def _source_digest(config: RunConfig) -> str | None:
+    try:
+        return source_digest(config.dataset)
+    except NnbuildError:  # the new run says what is wrong with it
+        return None
 
 
 @contextmanager

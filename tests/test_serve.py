@@ -25,6 +25,7 @@ from flows.commands.serve import deployment_name
 from flows.scheduled import scheduled_retrain, waiting
 from flows.scheduled_score import scheduled_score
 from nnbuild.config import RunConfig
+from nnbuild.runs import resumable
 from nnbuild.store import Store, champion
 
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
@@ -54,10 +55,15 @@ def when(text):
     return datetime.fromisoformat(text)
 
 
-def fitting(store):
-    """The run that has epochs behind it, and waits or goes on."""
+def fitting(store, *others):
+    """The run that has epochs behind it, and waits or goes on; but for others."""
     return next(
-        (each.run_id for each in store.unfinished() if store.staged_history(each.run_id)), None
+        (
+            each.run_id
+            for each in store.unfinished()
+            if each.run_id not in others and store.staged_history(each.run_id)
+        ),
+        None,
     )
 
 
@@ -119,7 +125,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
     assert champion.current(store) in store.committed()
 
 
-def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(real_prefect, tmp_path, small_folder):
+def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
     with real_prefect.serving(
@@ -141,14 +147,10 @@ def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(real_prefect, tmp_
         )["state"]
         until(lambda: state()["type"] in FINAL, 30, "final state")
         assert state()["type"] == "CANCELLED"
-        epochs = len(set(store.staged_history(run_id)["epoch"].to_pylist()))
-        until(lambda: any(each.held for each in store.unfinished()), 60, "next run")
-        until(
-            lambda: len(set(store.staged_history(run_id)["epoch"].to_pylist())) > epochs,
-            60,
-            "later epoch of the same",
-        )
-        assert [each.run_id for each in store.unfinished()] == [run_id]
+        epochs = store.staged_history(run_id)
+        next_id = until(lambda: fitting(store, run_id), 120, "next run in its fit")
+        assert store.staged_history(run_id) == epochs
+        assert [each.held for each in store.unfinished()] == [False, True]
         serving.terminate()
         until(
             lambda: not any(each.held for each in store.unfinished()),
@@ -156,7 +158,17 @@ def test_a_cancel_ends_a_fit_and_the_next_run_goes_on_with_it(real_prefect, tmp_
             "end of the fit after SIGTERM",
         )
     assert {each["state"]["type"] for each in real_prefect.flow_runs(name)} <= {*FINAL, "SCHEDULED"}
-    assert [each.run_id for each in store.unfinished()] == [run_id]
+    waits = [store.unfinished_run(each) for each in (run_id, next_id)]
+    assert [each.was_cancelled for each in waits] == [True, False]
+    assert resumable(store, waits[0].config)[0].run_id == next_id
+    yearly = ["--set", f'dataset.name="{small_folder}"', "--cron", "0 3 1 1 *"]
+    with real_prefect.serving(*yearly, "--store", store.root):
+
+        def slugs():
+            found = real_prefect.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
+            return [schedule["slug"] for each in found for schedule in each["schedules"]]
+
+        until(lambda: slugs() == ["cron-1"], 60, "deployment without the interval")
 
 
 def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
@@ -323,7 +335,7 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
         (["--cron", "61 3 * * *"], "expected five fields"),
         (["--timezone", "Europe/Berlon"], "Europe/Berlon"),
         (["--cron", "0 3 * * *", "--interval", "5"], "give one of them"),
-        (["--interval", "-5"], "above 0"),
+        (["--interval", "-5"], "expected seconds from 1"),
         (["--set", 'dataset.fallback="digits"'], "never falls back"),
         (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
         (["--collision", "both"], "enqueue or cancel-new"),

@@ -6,6 +6,7 @@ import sys
 import httpx
 import pytest
 import yaml
+from browser import CHROMIUM, browser
 from prefect import get_client
 from prefect.events import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -13,6 +14,7 @@ from real_server import ROOT
 
 from flows import automations
 from nnbuild import machine
+from nnbuild.config import RunConfig
 from nnbuild.store import Store, champion
 from tasks import telling
 
@@ -64,6 +66,8 @@ def test_the_deployments_are_what_the_file_says(real_prefect, pool):
         assert (
             int(beat) == automations.HEARTBEAT
         )  # Prefect's own is longer than the silence after which a run is ended
+    zones = [each["schedule"]["timezone"] for each in scoring["schedules"]]
+    assert zones == [scoring["parameters"]["timezone"]]
     schedules = {each["slug"]: each["parameters"]["config"] for each in retraining["schedules"]}
     assert schedules["nightly"] == {"model": {"name": "fast"}}
     assert schedules["weekly"] == {"model": {"name": "accurate"}, "gate": {"rule": "better"}}
@@ -76,14 +80,77 @@ def test_the_deployments_are_what_the_file_says(real_prefect, pool):
         ({"training": {"epoch": 3}}, "'epoch' was unexpected"),
         ({"gate": {"rule": "best"}}, "config.gate.rule"),
         ({"seed": "one"}, "config.seed"),
+        (
+            {"model": {"name": "convnte"}},
+            "'convnte' is not one of ['lab', 'regularized', 'convnet'",
+        ),
+        ({"model": {"name": "my module:build"}}, "config.model.name"),
+        ({"dataset": {"name": "mnst"}}, "'mnst' is not one of ['mnist', 'fashion-mnist'"),
+        ({"dataset": {"fallback": "digits"}}, "config.dataset.fallback"),
+        ({"training": {"optimizer": "adm"}}, "'adm' is not one of ['adam', 'adamw'"),
+        ({"training": {"metrics": ["acuracy"]}}, "'acuracy' is not one of ['accuracy'"),
+        ({"training": {"best_weights": "val_los"}}, "'val_los' is not one of ['loss', 'val_loss'"),
+        ({"training": {"early_stopping": {"monitor": "los"}}}, "config.training.early_stopping"),
+        ({"trial": {"sweep": "a", "number": 0}}, "config.trial"),
     ],
 )
 def test_parameters_that_cannot_be_are_refused_when_a_run_is_made(real_prefect, pool, config, says):
     """As the UI does with its form."""
-    path = f"{real_prefect.url}/deployments/{deployment(real_prefect, 'scheduled-retrain')['id']}/create_flow_run"
-    answer = httpx.post(path, json={"parameters": {"config": config}}, timeout=20)
+    refused(real_prefect, "scheduled-retrain", {"config": config}, says)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"config": {"input": "in", "engine": "onx"}}, "'onx' is not one of ['onnx', 'keras']"),
+        ({"config": {"input": "in", "model": "champoin"}}, "'champoin' is not one of ['champion']"),
+        ({"config": {"input": "in", "on_error": "go"}}, "config.on_error"),
+        ({"timezone": "localtime"}, "timezone"),
+        ({"days": 0}, "days"),
+        ({"timeout_seconds": 0}, "timeout_seconds"),
+    ],
+)
+def test_scoring_that_cannot_be_is_refused(real_prefect, pool, parameters, says):
+    refused(real_prefect, "scheduled-score", parameters, says)
+
+
+def refused(real_prefect, flow, parameters, says):
+    path = f"{real_prefect.url}/deployments/{deployment(real_prefect, flow)['id']}/create_flow_run"
+    answer = httpx.post(path, json={"parameters": parameters}, timeout=20)
     assert answer.status_code == httpx.codes.CONFLICT
     assert says in answer.text
+
+
+def test_names_of_ones_own_are_taken(real_prefect, pool):
+    """A path, a function and a run's id, of which no list can know."""
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    whole = RunConfig.model_validate({"model": {"name": "mine.small:build"}}).model_dump(
+        mode="json"
+    )
+    for flow, config in [
+        ("scheduled-retrain", {"model": {"name": "tiny"}, "dataset": {"name": "kmnist"}}),
+        ("scheduled-retrain", {"dataset": {"name": "/srv/images"}, "training": {"epochs": None}}),
+        ("scheduled-retrain", whole),
+        ("scheduled-score", {"input": "in", "model": "20261123T030000000Z-4f2a1c"}),
+        ("scheduled-score", {"input": "in", "model": "./model.onnx", "digest": "0" * 64}),
+    ]:
+        path = f"/deployments/{deployment(real_prefect, flow)['id']}/create_flow_run"
+        assert real_prefect.ask(path, parameters={"config": config}, state=later)["id"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+def test_form_lists_the_names_that_are_known(real_prefect, pool, tmp_path):
+    ui = real_prefect.url.removesuffix("/api") + "/v2"
+    form = f"{ui}/deployments/deployment/{deployment(real_prefect, 'scheduled-retrain')['id']}/run"
+    with browser(tmp_path / "profile") as page:
+        shown = page.show(
+            form, "/Left empty/.test(document.body.innerText) && document.body.innerText"
+        )
+    # A list shows the chosen name as text, beside the choice of a field for one's own, which would not.
+    assert "Known name\nPath\nmnist" in shown
+    assert "Known name\npackage.module:function\nconvnet" in shown
+    assert "Left empty: 40 (lab)" in shown
+    assert "Fallback" not in shown
 
 
 def test_a_worker_runs_what_is_due(real_prefect, pool, tmp_path, small_folder):

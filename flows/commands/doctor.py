@@ -16,9 +16,10 @@ from rich.text import Text
 
 from flows.embedded_server import EmbeddedServer
 from flows.printing import PlainConsole, print_json
+from nnbuild.config import default_data_dir
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
-from nnbuild.machine import processors
+from nnbuild.machine import memory_limit, processors
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
@@ -40,9 +41,7 @@ def doctor(root: str | None, data_dir: Path | None, *, as_json: bool) -> None:
     Raises:
         typer.Exit: with code 1, if something would make a run fail.
     """
-    given = data_dir or (
-        Path(os.environ["NNBUILD_DATA_DIR"]) if os.environ.get("NNBUILD_DATA_DIR") else None
-    )
+    given = data_dir or default_data_dir()
     findings = [_python(), *_packages(), *_store(root), _memory(), *_data(given), _prefect()]
     if as_json:
         print_json({"ok": _is_well(findings), "findings": [each._asdict() for each in findings]})
@@ -146,11 +145,12 @@ def _reason(error: Exception) -> str:
 
 
 def _memory() -> Finding:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = min(installed, memory_limit() or installed) / 2**30
     return Finding(
         "machine",
-        "ok" if pages > 2 else "note",  # noqa: PLR2004
-        f"{processors()} processors, {pages:.1f} GiB of memory",
+        "ok" if memory > 2 else "note",  # noqa: PLR2004
+        f"{processors()} processors, {memory:.1f} GiB of memory",
     )
 
 

@@ -1,7 +1,6 @@
 """`nnbuild serve`: a process that waits for the schedule, and runs each retraining in a process of its own."""
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,15 @@ from flows.commands.serve_scores import Scoring
 from flows.commands.serve_scores import parameters as score_parameters
 from flows.commands.serve_scores import schedules as score_schedules
 from flows.embedded_server import prepare_environment
-from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, Plan, cron_schedule
+from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, Plan, cron_schedule, interval_schedule
 from nnbuild import settings
-from nnbuild.config import RunConfig, resolve
-from nnbuild.errors import ConfigError
+from nnbuild.config import RunConfig, ScheduledConfig, resolve
+from nnbuild.errors import ConfigError, suggestion
+from nnbuild.presets import DATASETS
 from nnbuild.store import Store
 
 COLLISIONS = ("enqueue", "cancel-new")
+_PLAN_KEYS = {"name", "cron", "timezone", "config"}
 
 
 def serve(
@@ -43,17 +44,15 @@ def serve(
     place = Store(store)
     _one_of("--collision", collision, COLLISIONS)
     _one_of("--overtaken", overtaken, ("skip", "run"))
-    data = {"dataset": {"data_dir": os.environ.get("NNBUILD_DATA_DIR")}}
-    base = _checked(configured(data, path, overrides))
+    base = _checked(configured({}, path, overrides))
     common = {"store": str(place.root), "timeout_seconds": timeout, "overtaken": overtaken}
     schedules = _planned(plan) if plan else _simple(crons, interval, timezone)
     for each in schedules:
         given = settings.merged(
             base.model_dump(mode="json", exclude_none=True), each.pop("config", {})
         )
-        each["parameters"] = common | {
-            "config": _checked(settings.checked(given, plan)).model_dump(mode="json")
-        }
+        config = _checked(settings.checked(given, plan))
+        each["parameters"] = common | {"config": config.model_dump(mode="json")}
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scores = _scores(scoring, str(place.root), timezone, timeout)
     if retrain_on_drift and scores is None:
@@ -72,7 +71,7 @@ def serve(
 def _scores(scoring: Scoring, root: str, timezone: str, timeout: float | None) -> Plan | None:
     if scoring.input is None and not scoring.crons and not scoring.settings:
         return None
-    given = score_parameters(scoring, root, timeout)
+    given = score_parameters(scoring, root, timezone, timeout)
     return Plan(score_schedules(scoring, timezone), given)
 
 
@@ -92,22 +91,33 @@ def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{option} {given!r}, expected {' or '.join(known)}")
 
 
-def _checked(config: RunConfig) -> RunConfig:
-    if config.dataset.fallback is not None:
-        raise ConfigError(
-            f"dataset.fallback is {config.dataset.fallback!r}, and a scheduled run never falls back; leave it away"
-        )
-    resolve(config)
-    return config
+def _checked(config: RunConfig) -> ScheduledConfig:
+    """Return the config of a scheduled run, with absolute paths: a worker may run it in another folder.
+
+    Raises:
+        ConfigError: A setting cannot be used, or not in a scheduled run.
+    """
+    scheduled = ScheduledConfig.model_validate(config.model_dump())
+    resolve(scheduled.run_config())
+    dataset = scheduled.dataset
+    places: dict[str, Path | str] = {}
+    if dataset.data_dir is not None:
+        places["data_dir"] = dataset.data_dir.absolute()
+    if dataset.name not in DATASETS:
+        if not {"/", "."} & set(dataset.name) and not Path(dataset.name).exists():
+            raise ConfigError(
+                f"dataset {dataset.name!r} is neither a known name nor an existing path; "
+                f"{suggestion(dataset.name, DATASETS)}"
+            )
+        places["name"] = str(Path(dataset.name).absolute())
+    return scheduled.model_copy(update={"dataset": dataset.model_copy(update=places)})
 
 
 def _simple(crons: list[str], interval: float | None, timezone: str) -> list[dict[str, Any]]:
     if crons and interval is not None:
         raise ConfigError("--cron and --interval both say when; give one of them")
     if interval is not None:
-        if not interval > 0:
-            raise ConfigError(f"--interval {interval:g}, expected seconds above 0")
-        return [{"interval": interval}]
+        return [interval_schedule(interval)]
     wanted = crons or [DEFAULT_CRON]
     return [
         cron_schedule(each, timezone, f"cron-{number}") for number, each in enumerate(wanted, 1)
@@ -115,22 +125,38 @@ def _simple(crons: list[str], interval: float | None, timezone: str) -> list[dic
 
 
 def _planned(plan: Path) -> list[dict[str, Any]]:
+    """Read the schedules of a plan, each with the `config` of its runs.
+
+    Raises:
+        ConfigError: A schedule cannot be used; the message names it.
+    """
     tables = settings.read_toml(plan).get("schedule")
     if not isinstance(tables, list) or not tables:
         raise ConfigError(
             f"{plan}: no [[schedule]], expected one for each schedule, with cron and config"
         )
-    found = []
-    for number, table in enumerate(tables, 1):
-        unknown = table.keys() - {"name", "cron", "timezone", "config"}
-        if unknown or "cron" not in table:
-            raise ConfigError(
-                f"{plan}: schedule {number} has {sorted(table)}, expected cron and perhaps name, timezone, config"
-            )
-        schedule = cron_schedule(
-            str(table["cron"]),
-            str(table.get("timezone", "UTC")),
-            str(table.get("name", f"plan-{number}")),
-        )
-        found.append(schedule | {"config": table.get("config", {})})
+    found = [
+        _planned_schedule(f"{plan}: schedule {n}", n, each) for n, each in enumerate(tables, 1)
+    ]
+    names = [each["slug"] for each in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{plan}: two schedules are called {twice[0]!r}; rename one of them")
     return found
+
+
+def _planned_schedule(place: str, number: int, table: Any) -> dict[str, Any]:
+    keys = sorted(table) if isinstance(table, dict) else table
+    if not isinstance(table, dict) or "cron" not in table or table.keys() - _PLAN_KEYS:
+        raise ConfigError(f"{place} has {keys}, expected cron and perhaps name, timezone, config")
+    texts = {"name": f"plan-{number}", "timezone": "UTC"} | table
+    for key in ("cron", "name", "timezone"):
+        if not isinstance(texts[key], str) or not texts[key]:
+            raise ConfigError(f"{place}: {key} is {texts[key]!r}, expected a text")
+    config = table.get("config", {})
+    if not isinstance(config, dict):
+        raise ConfigError(f"{place}: config is {config!r}, expected a table of settings")
+    try:
+        schedule = cron_schedule(texts["cron"], texts["timezone"], texts["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    return schedule | {"config": config}

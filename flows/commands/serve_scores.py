@@ -28,8 +28,8 @@ class Scoring(NamedTuple):
     days: int
 
 
-def parameters(scoring: Scoring, root: str, timeout: float | None) -> dict[str, Any]:
-    """The parameters of the scoring flow.
+def parameters(scoring: Scoring, root: str, timezone: str, timeout: float | None) -> dict[str, Any]:
+    """Return the parameters of the scoring flow.
 
     Raises:
         ConfigError: a setting cannot be used, or there are settings and no input.
@@ -43,7 +43,13 @@ def parameters(scoring: Scoring, root: str, timeout: float | None) -> dict[str, 
     for text in scoring.settings:
         options |= settings.setting(text)
     config = configured(options).model_dump(mode="json")
-    return {"config": config, "store": root, "days": scoring.days, "timeout_seconds": timeout}
+    return {
+        "config": config,
+        "store": root,
+        "days": scoring.days,
+        "timezone": timezone,
+        "timeout_seconds": timeout,
+    }
 
 
 def schedules(scoring: Scoring, timezone: str) -> list[dict[str, Any]]:

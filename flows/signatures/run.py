@@ -1,6 +1,5 @@
 """`nnbuild run`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +88,7 @@ def run(
     options: dict[str, Any] = {
         "dataset": {
             "name": dataset,
-            "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR"),
+            "data_dir": data_dir,
             "fallback": fallback,
         },
         "model": {"name": model, "members": members},

@@ -14,13 +14,16 @@ from flows.app import Store, app
 def serve(
     cron: Annotated[
         list[str] | None,
-        typer.Option(metavar="CRON", help="When; 0 3 * * * if nothing is given. May be repeated."),
+        typer.Option(
+            metavar="CRON",
+            help="When, in five fields; 0 3 * * * if nothing is given. May be repeated.",
+        ),
     ] = None,
     interval: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Every so many seconds instead.")
     ] = None,
     timezone: Annotated[
-        str, typer.Option(metavar="ZONE", help="Of the cron, such as Europe/Berlin.")
+        str, typer.Option(metavar="ZONE", help="Of the crons and of {date}, such as Europe/Berlin.")
     ] = "UTC",
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings of the runs.")

@@ -1,6 +1,5 @@
 """`nnbuild sweep`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +74,7 @@ def sweep(
     from flows.commands import sweep as command
 
     base: dict[str, Any] = {
-        "dataset": {"name": dataset, "data_dir": data_dir or os.environ.get("NNBUILD_DATA_DIR")},
+        "dataset": {"name": dataset, "data_dir": data_dir},
         "model": {"name": model},
         "training": {"epochs": epochs},
         "seed": seed,

@@ -1,1 +1,1 @@
-"""What a run needs around it: text made safe to show, credentials, the webhook."""
+"""What a process needs around its work: limits, signals, masked and printable text, reports to the outside."""

@@ -1,10 +1,14 @@
 """What a scoring job is told."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nnbuild.config import Section
+from nnbuild.config import Section, name_or
+
+SCORING_MODEL = name_or(
+    ("champion",), "Run id or model file", r"^[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}$|[/\\.]"
+)
 
 
 class ScoreConfig(Section):
@@ -14,7 +18,7 @@ class ScoreConfig(Section):
         min_length=1,
         description="A Parquet file, a folder, a glob or a URL; IDX, .npz, or pictures",
     )
-    model: str = Field(
+    model: Annotated[str, SCORING_MODEL] = Field(
         "champion", min_length=1, description="champion, the id of a run, or a model file"
     )
     digest: str | None = Field(

@@ -11,6 +11,7 @@ from nnbuild.drift import REFERENCE, Summary
 from nnbuild.engines import Engine, OnnxEngine
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
+from nnbuild.machine import processors
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.files import explained
@@ -164,8 +165,7 @@ def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
     from nnbuild.engines import KerasEngine
     from nnbuild.models import load_model
 
-    if config.threads:
-        pin_threads(config.threads)
+    pin_threads(config.threads or processors())  # TensorFlow's own choice ignores a CPU quota
     path = aside / "model.keras"
     path.write_bytes(model.content)
     return KerasEngine(load_model(path, model.digest, model_name=model.factory), config.batch_size)

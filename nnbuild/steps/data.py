@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from nnbuild.config import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.sources import default_cache, load
@@ -34,14 +35,7 @@ def load_data(
         DataError: the source is missing, damaged, or not what it claims to be.
         ConfigError: the dataset's name is not known.
     """
-    wanted = run.config.dataset
-    dataset = load(
-        wanted.name,
-        data_dir=wanted.data_dir,
-        cache=cache or default_cache(),
-        fallback=wanted.fallback,
-        progress=progress,
-    )
+    dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
     store = Store(run.store)
     place = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
@@ -62,6 +56,29 @@ def load_data(
         test=len(dataset.test),
         files=files,
     )
+
+
+def _read_source(
+    wanted: DatasetConfig, *, cache: Path | None = None, progress: Progress | None = None
+) -> Dataset:
+    return load(
+        wanted.name,
+        data_dir=wanted.data_dir,
+        cache=cache or default_cache(),
+        fallback=wanted.fallback,
+        progress=progress,
+    )
+
+
+def source_digest(wanted: DatasetConfig) -> str:
+    """Return the digest of the dataset as its source has it now, which is read whole.
+
+    Sizes and times of files would be cheaper, and the same for a file that was fixed and copied with its old time.
+
+    Raises:
+        NnbuildError: The source cannot be read.
+    """
+    return _read_source(wanted).digest
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:

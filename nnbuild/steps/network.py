@@ -36,8 +36,21 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
     return BuiltModel(
         path=run.relative(path),
         parameters=model.count_params() * run.config.model.members,
+        factory=_factory(run),
         files=run.digests("model/uncompiled.keras"),
     )
+
+
+def _factory(run: Run) -> str | None:
+    """Return the digest of the user's function that builds the network, as its source is now."""
+    name = run.config.model.name
+    return factory_digest(name) if is_factory(name) else None
+
+
+def has_other_source(run: Run) -> bool:
+    """Say whether the user's function that built the network of a run has changed since."""
+    built = run.recall("build_model", BuiltModel)
+    return built is not None and built.factory != _factory(run)
 
 
 @once(CompiledModel)
@@ -92,9 +105,7 @@ def fit_model(
         "config": run.config.digest(),
         "dataset": data.digest,
         "code": machine.code_version(),
-        "model": factory_digest(run.config.model.name)
-        if is_factory(run.config.model.name)
-        else "named",
+        "model": _factory(run) or "named",
         "threads": threads if pin_threads(threads) else "not pinned",
         "processor": machine.processor(),
     }

@@ -77,9 +77,28 @@ class Run:
             ) from error
 
     def taken_up(self, flow_run_id: str) -> None:
-        """Write down which flow run of Prefect's goes on with it: the rest of it is shown there."""
-        write_json(self.folder / "run.json", self.record | {"flow_run_id": flow_run_id})
-        vars(self).pop("record")
+        """Write down which flow run of Prefect's goes on with it: the rest of it is shown there.
+
+        A cancellation of the flow run before is over with that.
+        """
+        self._amend(flow_run_id=flow_run_id, cancelled_at=None)
+
+    def release(self) -> None:
+        """Write down that no flow run goes on with it by itself; it waits for `nnbuild run --resume`."""
+        self._amend(flow_run_id=None)
+
+    def mark_cancelled(self, at: datetime) -> None:
+        """Write down that a person has cancelled it: no scheduled run resumes it."""
+        self._amend(cancelled_at=at.astimezone(UTC).isoformat())
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether a person has cancelled it, and nobody has resumed it since."""
+        return self.record.get("cancelled_at") is not None
+
+    def _amend(self, **values: str | None) -> None:
+        write_json(self.folder / "run.json", self.record | values)
+        vars(self).pop("record", None)
 
     @property
     def started_at(self) -> datetime:

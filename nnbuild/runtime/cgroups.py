@@ -1,0 +1,150 @@
+"""Read the limits that control groups put on this process: a container's share of the machine.
+
+A container sees every processor and all memory of its host; what it may use is written in the files of its control
+group. Both versions are read, as Linux documents them: `cpu.max` and `memory.max` of version 2
+(Documentation/admin-guide/cgroup-v2.rst), `cpu.cfs_quota_us` and `memory.limit_in_bytes` of version 1. A group
+inside another one is held to the limits of both.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+ROOT = Path("/")
+_UNLIMITED_BYTES = 2**60
+"""Version 1 has no word for "no limit": it is a number near 2**63."""
+
+
+class _Mount(NamedTuple):
+    """A mounted hierarchy of control groups.
+
+    Attributes:
+        point: Path where it is mounted.
+        root: Path within the hierarchy of what is mounted there.
+    """
+
+    point: PurePosixPath
+    root: PurePosixPath
+
+
+def processor_limit(root: Path = ROOT) -> int | None:
+    """Return how many processors the CPU quota is worth, rounded up.
+
+    Args:
+        root: Folder that holds `proc/` and the mounted control groups.
+
+    Returns:
+        At least 1, or None if there is no quota.
+    """
+    quotas = [*_limits(root, None, _quota_v2), *_limits(root, "cpu", _quota_v1)]
+    return max(1, math.ceil(min(quotas))) if quotas else None
+
+
+def memory_limit(root: Path = ROOT) -> int | None:
+    """Return the bytes of memory that the process may use.
+
+    Args:
+        root: Folder that holds `proc/` and the mounted control groups.
+
+    Returns:
+        The smallest limit of the groups that the process is in, or None if there is none.
+    """
+    limits = [*_limits(root, None, _memory_v2), *_limits(root, "memory", _memory_v1)]
+    return int(min(limits)) if limits else None
+
+
+def _limits(
+    root: Path, controller: str | None, read: Callable[[Path], float | None]
+) -> Iterator[float]:
+    """Read a limit of the process's group and of each group around it.
+
+    Args:
+        root: Folder that holds `proc/` and the mounted control groups.
+        controller: Controller of version 1; None for version 2, whose one hierarchy has all of them.
+        read: Function that returns the limit in a group's folder, or None if it has none.
+    """
+    group, mount = _group(root, controller), _mount(root, controller)
+    if group is None or mount is None:
+        return
+    inside = PurePosixPath(".")
+    if group.is_relative_to(mount.root):  # it is not where the group lies outside a namespace
+        inside = group.relative_to(mount.root)
+    for folder in (inside, *inside.parents):
+        limit = read(root / mount.point.relative_to("/") / folder)
+        if limit is not None:
+            yield limit
+
+
+def _group(root: Path, controller: str | None) -> PurePosixPath | None:
+    """Return the path of the process's control group within its hierarchy."""
+    for line in _lines(root / "proc" / "self" / "cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" if controller is None else controller in controllers.split(","):
+            return PurePosixPath(path)
+    return None
+
+
+def _mount(root: Path, controller: str | None) -> _Mount | None:
+    """Return where a hierarchy is mounted; the fields are those of proc_pid_mountinfo(5)."""
+    for line in _lines(root / "proc" / "self" / "mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, kind, options = before.split(), after.split(maxsplit=1)[:1], after.split()[-1:]
+        wanted = ["cgroup2"] if controller is None else ["cgroup"]
+        has_it = controller is None or controller in ",".join(options).split(",")
+        if len(fields) > 4 and kind == wanted and has_it:  # noqa: PLR2004
+            return _Mount(_unescaped(fields[4]), _unescaped(fields[3]))
+    return None
+
+
+def _unescaped(path: str) -> PurePosixPath:
+    """Decode the octal escapes that stand for spaces and the like."""
+    return PurePosixPath(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path) or "/")
+
+
+def _quota_v2(folder: Path) -> float | None:
+    """Read `cpu.max`: a quota or `max`, and the period, in microseconds."""
+    quota, _, period = _first_line(folder / "cpu.max").partition(" ")
+    return _ratio(quota, period or "100000")
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = _first_line(folder / "cpu.cfs_quota_us")
+    return _ratio(quota, _first_line(folder / "cpu.cfs_period_us"))
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """Return quota / period; None for `max`, -1 and what cannot be read."""
+    above, below = _number(quota), _number(period)
+    return above / below if above and below else None
+
+
+def _memory_v2(folder: Path) -> float | None:
+    return _bytes(folder / "memory.max")
+
+
+def _memory_v1(folder: Path) -> float | None:
+    return _bytes(folder / "memory.limit_in_bytes")
+
+
+def _bytes(file: Path) -> float | None:
+    found = _number(_first_line(file))
+    return found if found is not None and found < _UNLIMITED_BYTES else None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _first_line(file: Path) -> str:
+    return next(iter(_lines(file)), "").strip()
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the lines of a file; none where it cannot be read, as on a system without control groups."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

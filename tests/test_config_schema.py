@@ -1,0 +1,40 @@
+"""What Prefect's form is made of: the names that are known, and what a field brings that is left empty."""
+
+import pytest
+
+from nnbuild.config import RunConfig, resolve
+from nnbuild.data import sources
+from nnbuild.presets import DATASETS, METRICS, MONITORS, PRESETS, preset_values
+
+SCHEMA = RunConfig.model_json_schema()["$defs"]
+
+
+def test_listed_names_are_those_that_exist():
+    assert sources.NAMES == DATASETS
+    assert SCHEMA["DatasetConfig"]["properties"]["name"]["then"]["enum"] == list(DATASETS)
+    assert SCHEMA["ModelConfig"]["properties"]["name"]["then"]["enum"] == list(PRESETS)
+    assert SCHEMA["TrainingConfig"]["properties"]["metrics"]["items"]["enum"] == list(METRICS)
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_every_listed_monitor_is_taken(monitor):
+    given = {"training": {"metrics": list(METRICS), "best_weights": monitor}}
+    assert resolve(RunConfig.model_validate(given)).training.best_weights == monitor
+
+
+@pytest.mark.parametrize("model", PRESETS)
+@pytest.mark.parametrize("section", ["model", "training"])
+def test_description_says_what_an_empty_field_takes(model, section):
+    resolved = getattr(resolve(RunConfig.model_validate({"model": {"name": model}})), section)
+    described = SCHEMA[f"{section.capitalize()}Config"]["properties"]
+    for name, field in type(resolved).model_fields.items():
+        if field.default is not None or model not in preset_values(name):
+            continue
+        value = getattr(resolved, name)
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        (part,) = [
+            each
+            for each in described[name]["description"].partition("Left empty: ")[2].split("; ")
+            if model in each or "(" not in each
+        ]
+        assert part.startswith(shown), name

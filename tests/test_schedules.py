@@ -1,0 +1,255 @@
+"""Schedules as they are given: what Prefect would misread, or trip over later, is refused before a server sees it."""
+
+import math
+import zoneinfo
+from datetime import UTC, date, datetime
+
+import pytest
+from command_line import call
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.commands import serve as serving
+from flows.commands.serve_scores import Scoring
+from flows.scheduled_score import day_of
+from flows.schedules import cron_schedule, interval_schedule, require_timezone, timezones
+from nnbuild.errors import ConfigError
+
+NEVER = ["0 0 31 2 *", "0 0 30 2 *", "0 0 31 4,6 *", "5 4 31 2,4,6,9,11 ?", "0 0 30 feb 1"]
+MALFORMED = [
+    "",
+    "   ",
+    "@daily",
+    "@reboot",
+    "3",
+    "0 3 * *",
+    "0 0 3 * * *",
+    "0 0 3 * * ? 2030",
+    "0 3 * * * * * *",
+    "0 3 * * Monday",
+    "61 3 * * *",
+    "0 24 * * *",
+    "0 3 0 * *",
+    "0 3 32 * *",
+    "0 3 * 13 *",
+    "0 3 * * 8",
+    "*/0 3 * * *",
+    "0 3 15W * *",
+    "0 3 L-3 * *",
+    "0 3 * * 1#6",
+    "R 3 * * *",
+    "R(0-30) 3 * * *",
+    "r/5 3 * * *",
+    "H H * * *",
+    "H(0-5) 3 * * *",
+    "٣ 3 * * *",
+    "0 \uff13 * * *",
+    "0\u00a03 * * *",
+    "0 3 * *\u3000*",
+    "0,3,*,*,*",
+]
+COMES = [
+    "0 3 * * *",
+    "  0\t3  * * *\n",
+    "*/5 0-6,22 1,15 jan-mar MON",
+    "0 0 29 2 *",
+    "0 0 29 2 1",
+    "0 3 L * *",
+    "0 3 * * L5",
+    "0 3 * 2 mon#5",
+    "0 3 ? * 7",
+    "0 0 31 1-12 *",
+    "30 2 * 3 sun",
+]
+
+
+@pytest.mark.parametrize("cron", NEVER)
+def test_cron_that_never_comes_is_refused(cron):
+    with pytest.raises(ConfigError, match="never comes"):
+        cron_schedule(cron, "UTC", "x")
+
+
+@pytest.mark.parametrize("cron", MALFORMED)
+def test_cron_that_is_malformed_is_refused(cron):
+    with pytest.raises(ConfigError, match=r"five fields|not supported"):
+        cron_schedule(cron, "UTC", "x")
+
+
+@pytest.mark.parametrize("cron", COMES)
+def test_cron_that_comes_is_taken(cron):
+    taken = cron_schedule(cron, "Europe/Berlin", "x")
+    assert taken == {"cron": " ".join(cron.split()), "timezone": "Europe/Berlin", "slug": "x"}
+
+
+@given(st.lists(st.text("0123456789*/,-?#LlRhWmonfeb+@. ", max_size=6), min_size=1, max_size=7))
+def test_any_cron_is_taken_or_refused(fields):
+    cron = " ".join(fields)
+    try:
+        taken = cron_schedule(cron, "UTC", "x")
+    except ConfigError:
+        return
+    assert len(taken["cron"].split(" ")) == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "localtime",
+        "Factory",
+        "posixrules",
+        "posix/Europe/Berlin",
+        "right/UTC",
+        "leapseconds",
+        "europe/berlin",
+        "Berlin",
+        "UTC+1",
+        "+01:00",
+        "",
+        " UTC",
+        "../etc/localtime",
+        "/usr/share/zoneinfo/UTC",
+    ],
+)
+def test_timezone_that_is_not_iana_is_refused(name):
+    with pytest.raises(ConfigError, match="timezone"):
+        require_timezone(name)
+
+
+def test_timezones_are_all_readable():
+    assert {"UTC", "Europe/Berlin", "Pacific/Kiritimati", "Etc/GMT-14"} <= timezones()
+    assert all(zoneinfo.ZoneInfo(name).key == name for name in timezones())
+    assert require_timezone("Asia/Kathmandu") == "Asia/Kathmandu"
+    with pytest.raises(ConfigError, match="did you mean 'Europe/Berlin'"):
+        require_timezone("Europe/Berlon")
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, 0, -1, 1e-9, 0.5, 1e10, 1e308])
+def test_interval_out_of_bounds_is_refused(seconds):
+    with pytest.raises(ConfigError, match="expected seconds from 1 to"):
+        interval_schedule(seconds)
+
+
+@pytest.mark.parametrize("seconds", [1, 15.5, 86400, 366 * 86400])
+def test_interval_within_bounds_is_taken(seconds):
+    assert interval_schedule(seconds)["interval"] == seconds
+
+
+PLAN = {
+    "two of a name": (
+        '[[schedule]]\nname = "a"\ncron = "0 3 * * *"\n[[schedule]]\nname = "a"\ncron = "0 4 * * *"',
+        "two schedules are called 'a'",
+    ),
+    "never comes": ('[[schedule]]\ncron = "0 0 31 2 *"', "schedule 1: cron '0 0 31 2 *' never"),
+    "six fields": (
+        '[[schedule]]\ncron = "0 3 * * *"\n[[schedule]]\ncron = "0 0 3 * * *"',
+        "schedule 2: cron '0 0 3 * * *' has 6 fields",
+    ),
+    "timezone": (
+        '[[schedule]]\ncron = "0 3 * * *"\ntimezone = "localtime"',
+        "schedule 1: timezone 'localtime' is not known",
+    ),
+    "number": ("[[schedule]]\ncron = 5", "cron is 5, expected a text"),
+    "no name": ('[[schedule]]\ncron = "0 3 * * *"\nname = ""', "name is '', expected a text"),
+    "config": ('[[schedule]]\ncron = "0 3 * * *"\nconfig = 3', "config is 3, expected a table"),
+    "no table": ('schedule = ["0 3 * * *"]', "schedule 1 has 0 3 * * *, expected cron"),
+    "no cron": ('[[schedule]]\nname = "x"', "schedule 1 has ['name'], expected cron"),
+}
+
+
+@pytest.mark.parametrize(("plan", "says"), PLAN.values(), ids=PLAN)
+def test_plan_that_cannot_be_served_is_refused(capfd, tmp_path, plan, says):
+    (tmp_path / "plan.toml").write_text(plan)
+    outcome = call(capfd, "serve", "--plan", tmp_path / "plan.toml", "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cron", "0 3 * * *", "--cron", "0 0 31 2 *"], "never comes"),
+        (["--score-input", "in", "--score-cron", "0 0 30 2 *"], "never comes"),
+        (["--score-input", "in", "--score-cron", "0 0 5 * * *"], "has 6 fields"),
+        (["--score-input", "in", "--timezone", "Factory"], "'Factory' is not known"),
+        (["--interval", "nan"], "--interval nan"),
+        (["--interval", "1e308"], "--interval 1e+308"),
+        (["--set", 'dataset.name="mnst"'], "did you mean 'mnist'"),
+        (["--set", 'dataset.fallback="digits"'], "never falls back"),
+        (["--set", 'trial.sweep="a"', "--set", "trial.number=1"], "set by a sweep"),
+    ],
+)
+def test_serve_refuses_what_never_runs(capfd, tmp_path, arguments, says):
+    outcome = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("moment", "timezone", "day"),
+    [
+        ((2026, 11, 26, 11, 35), "Pacific/Kiritimati", (2026, 11, 27)),
+        ((2026, 11, 26, 9, 59), "Pacific/Kiritimati", (2026, 11, 26)),
+        ((2026, 11, 26, 11, 35), "Pacific/Pago_Pago", (2026, 11, 26)),
+        ((2026, 11, 26, 10, 59), "Pacific/Pago_Pago", (2026, 11, 25)),
+        ((2026, 3, 28, 23, 0), "Europe/Berlin", (2026, 3, 29)),
+        ((2026, 3, 29, 21, 59), "Europe/Berlin", (2026, 3, 29)),
+        ((2026, 3, 29, 22, 0), "Europe/Berlin", (2026, 3, 30)),
+        ((2026, 10, 25, 22, 59), "Europe/Berlin", (2026, 10, 25)),
+        ((2026, 10, 25, 23, 0), "Europe/Berlin", (2026, 10, 26)),
+        ((2026, 1, 1, 0, 30), "America/St_Johns", (2025, 12, 31)),
+        ((2026, 11, 26, 23, 59), "UTC", (2026, 11, 26)),
+    ],
+)
+def test_day_is_that_of_the_timezone(moment, timezone, day):
+    assert day_of(datetime(*moment, tzinfo=UTC), timezone) == date(*day)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What `serve` would register: the plans of the retraining and of the scoring."""
+    import flows.deployments
+
+    plans = []
+    monkeypatch.setattr(
+        flows.deployments, "serve_until_stopped", lambda *given, **_: plans.extend(given[1:3])
+    )
+
+    def serve(store, **changes):
+        given = {
+            "crons": [],
+            "interval": None,
+            "timezone": "UTC",
+            "path": None,
+            "overrides": [],
+            "plan": None,
+            "timeout": None,
+            "collision": "enqueue",
+            "overtaken": "skip",
+            "scoring": Scoring(None, [], [], 7),
+            "retrain_on_drift": False,
+        }
+        serving.serve(**given | changes, store=str(store))
+        return plans
+
+    return serve
+
+
+def test_scoring_is_told_its_timezone(served, tmp_path):
+    scoring = Scoring("in/date={date}", ["0 5 * * *"], [], 7)
+    _, scores = served(tmp_path, timezone="Pacific/Kiritimati", scoring=scoring)
+    assert scores.parameters["timezone"] == "Pacific/Kiritimati"
+    assert [each["timezone"] for each in scores.schedules] == ["Pacific/Kiritimati"]
+
+
+def test_places_of_a_deployment_are_absolute(served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    overrides = ['dataset.name="mine"', 'dataset.data_dir="data"']
+    retraining, _ = served(tmp_path, interval=60.0, overrides=overrides)
+    dataset = retraining.parameters["config"]["dataset"]
+    assert dataset["name"] == str(tmp_path / "mine")
+    assert dataset["data_dir"] == str(tmp_path / "data")
+    assert "fallback" not in dataset
+    assert [each["slug"] for each in retraining.schedules] == ["interval"]
