@@ -13,6 +13,7 @@ from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input, open_input
 from nnbuild.scoring.jobs import Job, staging
+from nnbuild.scoring.kept_columns import require_known_types
 from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.scoring.rows import Columns
 from nnbuild.scoring.where import parse
@@ -53,6 +54,8 @@ def open_job(
         return resume_job(score_id, root)
     if config.output is not None:
         _require_new(open_root(config.output) if is_url(config.output) else Path(config.output))
+    else:
+        require_known_types(store, source.schema())
     write_json(job.folder / "job.json", _record(job))
     return job
 
