@@ -1,12 +1,13 @@
 """What commands print: one JSON object, or a table."""
 
-import json
-import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from flows import jsonvalues
 
 _WIDE = 1_000_000
 _LONGEST = 60
@@ -14,26 +15,20 @@ _LONGEST = 60
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on one line of standard output."""
-    print(json.dumps(value, allow_nan=False), flush=True)  # noqa: T201
+    print(jsonvalues.dumps(value), flush=True)  # noqa: T201
 
 
 def jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON can hold it: NaN and infinite numbers become null, times become text."""
-    plain: dict[str, Any] = {name: _plain(value) for name, value in row.items()}
-    return plain
+    """Return a row as JSON can hold it: NaN and infinite numbers become null, times ISO 8601 text."""
+    return {name: jsonvalues.plain(value) for name, value in row.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def print_table(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
+def print_table(rows: Sequence[dict[str, Any] | Sequence[Any]], columns: Any, nothing: str) -> None:
     """Rows as a table. In a terminal long text is folded; what is wider all the same is left to it to wrap.
 
     Args:
-        rows: one dictionary each; a column that one lacks is shown as a dash.
+        rows: one dictionary each, a column that one lacks is shown as a dash; or one sequence each, in the order of
+            the columns, which may have the same name then.
         columns: their names, in order; or of each name, what is written above it.
         nothing: what is said when there are no rows.
     """
@@ -49,7 +44,8 @@ def print_table(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
         heading = columns[name] if isinstance(columns, dict) else name
         table.add_column(heading, overflow="fold", max_width=longest)
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
+        values = map(row.get, columns) if isinstance(row, dict) else row
+        table.add_row(*map(_cell, values))
     console.print(table)
 
 

@@ -1,0 +1,1 @@
+"""What nnbuild needs of the process and the machine that it runs on."""
