@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from nnbuild import machine
 from nnbuild.errors import ConfigError, StoreError
@@ -19,6 +19,7 @@ from nnbuild.scoring.rows import Columns
 from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
 from nnbuild.store.files import explained, read_json, write_json
+from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.names import is_run_id, new_run_id
 from nnbuild.store.remote import is_url, open_root
 
@@ -101,6 +102,23 @@ _SAME_ROWS = (
 )
 
 
+class _JobManifest(BaseModel):
+    """What of a committed job's manifest says whether it has scored the same."""
+
+    config: dict[str, Any]
+    input: list[Any]
+
+
+class _JobRecord(BaseModel):
+    """What `_record` makes."""
+
+    started_at: Moment
+    config: dict[str, Any]
+    model_digest: str
+    input: list[Any]
+    code_version: str
+
+
 def scored_before(store: Store, config: ScoreConfig) -> str | None:
     """The newest committed job that has scored just this: the same model file, input and columns.
 
@@ -124,10 +142,10 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     for each in reversed(candidates):
         if each["model_digest"] != model.digest:
             continue
-        manifest = read_json(store.root / "scores" / each["score_id"] / "manifest.json")
-        held = manifest["config"]
-        if manifest["input"] == identity and all(
-            held.get(name) == wanted[name] for name in _SAME_ROWS
+        path = store.root / "scores" / each["score_id"] / "manifest.json"
+        manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+        if manifest.input == identity and all(
+            manifest.config.get(name) == wanted[name] for name in _SAME_ROWS
         ):
             return str(each["score_id"])
     return None
@@ -145,19 +163,20 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         raise StoreError(f"scoring job {score_id} is committed, there is nothing to resume")
     if not path.exists():
         raise StoreError(f"no scoring job {score_id} waits in {store.root}; begin a new one")
-    held = read_json(path)
+    held = read_model(path, _JobRecord, "a record of a job", remedy="begin a new one")
     try:
-        config = ScoreConfig.model_validate(held["config"])
-        started = datetime.fromisoformat(held["started_at"])
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{path} is no record of a job ({type(error).__name__}); begin a new one"
-        ) from error
+        config = ScoreConfig.model_validate(held.config)
+    except ValidationError as error:
+        wrong = problem(error, "config")
+        raise StoreError(f"{path} is not a record of a job: {wrong}; begin a new one") from error
+    started = datetime.fromisoformat(held.started_at)
     model, source = _opened(store, config)
     job = Job(store, score_id, config, started, model, source)
     record = _record(job)
     changed = [
-        name for name in ("input", "model_digest", "code_version") if record[name] != held.get(name)
+        name
+        for name in ("input", "model_digest", "code_version")
+        if record[name] != getattr(held, name)
     ]
     if changed:
         raise StoreError(
