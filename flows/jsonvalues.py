@@ -128,7 +128,7 @@ def _date(column: Any) -> list[Any]:
 def _date_text(days: int) -> str:
     if abs(days) == _MOST[32]:
         return _infinite(days)
-    return _with_sign(str(np.datetime64(days, "D")))
+    return _iso_year(str(np.datetime64(days, "D")))
 
 
 def _timestamp(column: Any) -> list[Any]:
@@ -141,7 +141,7 @@ def _timestamp_text(number: int, unit: str, zone: str) -> str:
     if abs(number) == _MOST[64]:
         return _infinite(number)
     seconds, fraction = divmod(number, _UNITS[unit])
-    whole = _with_sign(str(np.datetime64(seconds, "s")))
+    whole = _iso_year(str(np.datetime64(seconds, "s")))
     return f"{whole}{_fraction(fraction * (10**9 // _UNITS[unit]))}{zone}"
 
 
@@ -149,10 +149,12 @@ def _infinite(number: int) -> str:
     return "infinity" if number > 0 else "-infinity"
 
 
-def _with_sign(text: str) -> str:
-    """Return a date with the sign that ISO 8601 asks for before years of more than four digits."""
-    year = text[:1] + text[1:].split("-", 1)[0]
-    return f"+{text}" if text[0] != "-" and int(year) > _PYTHONS_YEARS else text
+def _iso_year(text: str) -> str:
+    """Return a date of NumPy's with the year as ISO 8601 has it: four digits, or a sign and more."""
+    sign = "-" if text.startswith("-") else ""
+    year, rest = text.removeprefix("-").split("-", 1)
+    more = "+" if not sign and int(year) > _PYTHONS_YEARS else sign
+    return f"{more}{int(year):04}-{rest}"
 
 
 def _time(column: Any) -> list[Any]:

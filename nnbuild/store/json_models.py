@@ -83,6 +83,12 @@ def validated(kind: type[M], value: Any) -> M:
     return kind.model_validate_json(text, strict=True)
 
 
+def lacks(*names: str) -> str:
+    """Say that a field is missing, by the names that lead to it: `its row has no status`."""
+    *holders, name = names
+    return f"its {'.'.join(holders)} has no {name}" if holders else f"it has no {name}"
+
+
 def problem(error: ValidationError, *above: str) -> str:
     """Return the first thing that is wrong, with the name of its field.
 
@@ -91,9 +97,10 @@ def problem(error: ValidationError, *above: str) -> str:
         above: Names of the fields that lead to the model.
     """
     first = error.errors(include_url=False)[0]
-    field = one_line(".".join([*above, *map(str, first["loc"])])) or "the whole"
+    names = [one_line(name) for name in (*above, *map(str, first["loc"]))]
     if first["type"] == "missing":
-        return f"it has no {field}"
+        return lacks(*names)
+    field = ".".join(names) or "the whole"
     message = one_line(first["msg"]).removeprefix("Value error, ")
     value = one_line(repr(first["input"]))
     shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"

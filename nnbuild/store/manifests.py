@@ -26,7 +26,7 @@ from nnbuild.results import (
     Scored,
 )
 from nnbuild.store.files import read_json
-from nnbuild.store.json_models import Moment, problem, validated
+from nnbuild.store.json_models import Moment, lacks, problem, validated
 
 STEPS: dict[str, type[Result]] = {
     "load_data": LoadedData,
@@ -180,7 +180,7 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
     for name, kind in STEPS.items():
         if name not in found.steps:
             if found.row.status == "succeeded" and name in _OF_SUCCESS:
-                return f"it has no steps.{name}"
+                return lacks("steps", name)
             continue
         known = {key: each for key, each in found.steps[name].items() if key in kind.model_fields}
         try:
