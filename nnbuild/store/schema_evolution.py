@@ -121,7 +121,7 @@ def _extremes(metadata: Any, name: str) -> Iterator[int]:
             path = column.path_in_schema
             if path != name and not path.startswith(f"{name}."):
                 continue
-            if column.physical_type not in _INTEGERS:
+            if column.physical_type not in _INTEGERS or not column.num_values:
                 continue
             statistics = column.statistics
             if statistics is not None and statistics.has_min_max:
