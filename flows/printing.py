@@ -4,10 +4,8 @@ Everything that a command shows goes through this module: text of users holds co
 what looks like markup, and messages of libraries hold URLs with credentials.
 """
 
-import json
-import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any, TextIO
 
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows import jsonvalues
 from nnbuild.runtime.credentials import mask_credentials
 from nnbuild.runtime.text import printable, sanitize
 
@@ -60,7 +59,7 @@ def print_values(values: Mapping[str, Any]) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on one line of standard output. JSON escapes control characters itself."""
-    print(json.dumps(_masked(value), allow_nan=False), flush=True)  # noqa: T201
+    print(jsonvalues.dumps(_masked(value)), flush=True)  # noqa: T201
 
 
 def _masked(value: Any) -> Any:
@@ -72,15 +71,8 @@ def _masked(value: Any) -> Any:
 
 
 def jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON can hold it: NaN and infinite numbers become null, times become text."""
-    plain: dict[str, Any] = {name: _plain(value) for name, value in row.items()}
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    """Return a row as JSON can hold it: NaN and infinite numbers become null, times ISO 8601 text."""
+    return {name: jsonvalues.plain(value) for name, value in row.items()}
 
 
 def for_output(value: Any) -> Any:
@@ -88,11 +80,12 @@ def for_output(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and sys.stdout.isatty() else value
 
 
-def print_table(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
+def print_table(rows: Sequence[dict[str, Any] | Sequence[Any]], columns: Any, nothing: str) -> None:
     """Rows as a table. In a terminal long text is folded; what is wider all the same is left to it to wrap.
 
     Args:
-        rows: one dictionary each; a column that one lacks is shown as a dash.
+        rows: one dictionary each, a column that one lacks is shown as a dash; or one sequence each, in the order of
+            the columns, which may have the same name then.
         columns: their names, in order; or of each name, what is written above it.
         nothing: what is said when there are no rows.
     """
@@ -107,7 +100,8 @@ def print_table(rows: list[dict[str, Any]], columns: Any, nothing: str) -> None:
         heading = columns[name] if isinstance(columns, dict) else name
         table.add_column(Text(sanitize(str(heading))), overflow="fold", max_width=longest)
     for row in rows:
-        table.add_row(*(Text(_cell(row.get(name))) for name in columns))
+        values = map(row.get, columns) if isinstance(row, dict) else row
+        table.add_row(*(Text(_cell(value)) for value in values))
     console.print(table)
 
 

@@ -141,7 +141,7 @@ def drift_by_job(store: Store, run_id: str | None = None) -> list[dict[str, Any]
             continue
         about = {name: row[name] for name in ("score_id", "run_id", "measured_at", "rows")}
         job = jobs.setdefault(row["score_id"], {**about, "psi": 0.0, "ks": 0.0, "exceeded": ""})
-        job[row["statistic"]] = max(job[row["statistic"]], row["value"])
+        job[row["statistic"]] = max(job.get(row["statistic"], 0.0), row["value"])
         if row["exceeded"] and row["measure"] not in job["exceeded"].split(", "):
             job["exceeded"] = ", ".join(filter(None, (job["exceeded"], row["measure"])))
     return list(jobs.values())

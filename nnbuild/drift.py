@@ -93,7 +93,7 @@ class Summary:
         """
         try:
             return cls(*(np.asarray(kept[name], np.int64) for name in MEASURES))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"no counts of {', '.join(MEASURES)} ({type(error).__name__}); restore the file"
             ) from error

@@ -70,15 +70,6 @@ def processors(root: Path = cgroups.ROOT) -> int:
     return min(usable, cgroups.processor_limit(root) or usable)
 
 
-def memory_limit(root: Path = cgroups.ROOT) -> int | None:
-    """Return the bytes of memory that this process may use, or None if only the machine limits it.
-
-    Args:
-        root: Folder that holds `proc/` and the control groups, which have the limit.
-    """
-    return cgroups.memory_limit(root)
-
-
 @cache
 def processor() -> dict[str, Any]:
     """What of the processor decides the bytes of a convolution: its features, and oneDNN."""

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from nnbuild.errors import StoreError
 from nnbuild.schemas import OF_JOBS
 from nnbuild.store import Store
@@ -52,6 +50,4 @@ def read_table(
         raise StoreError(
             f"no scoring job by run {run_id} in {place.root}; see the table score_runs"
         )
-    return pa.concat_tables(
-        [place.read_table(name, each, columns) for each in found], promote_options="default"
-    )
+    return place.read_table(name, found, columns)

@@ -6,6 +6,7 @@ in the files.
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -230,6 +231,46 @@ def conforming(table: Any, schema: Any) -> Any:
         if not field.nullable and table[field.name].null_count:
             raise StoreError(f"column {field.name!r} holds nulls, and its schema allows none")
     return table
+
+
+def require_columns(name: str, schema: Any, where: str) -> None:
+    """Refuse a file that lacks what every file of its table has.
+
+    Args:
+        name: Name of the table; of one that is not nnbuild's, nothing is known.
+        schema: Arrow schema of the file.
+        where: What to call the file.
+
+    Raises:
+        StoreError: A column is missing or has another type; the message names it.
+    """
+    for field in expected_columns(name, schema):
+        place = schema.get_field_index(field.name)
+        if place < 0 and not field.nullable:
+            raise StoreError(
+                f"{where} is not a file of {name}: it has no column {field.name!r}; "
+                "restore it from a copy"
+            )
+        if place >= 0 and not schema.field(place).type.equals(field.type):
+            raise StoreError(
+                f"{where} is not a file of {name}: its column {field.name!r} is "
+                f"{schema.field(place).type}, expected {field.type}; restore it from a copy"
+            )
+
+
+def expected_columns(name: str, schema: Any) -> Any:
+    """Return the columns that nnbuild writes to each file of a table.
+
+    Args:
+        name: Name of the table.
+        schema: Schema of a file, which shows the number of classes.
+    """
+    if name in FIXED:
+        return FIXED[name]
+    if name not in TABLES:
+        return pa.schema([])
+    classes = next(each for each in count() if f"prob_{each}" not in schema.names)
+    return predictions(max(classes, 1))
 
 
 def require_version(schema: Any, where: str) -> None:

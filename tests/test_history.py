@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nnbuild import history, schemas
 from nnbuild.backend import keras
-from nnbuild.errors import StoreError
+from nnbuild.errors import DataError, StoreError
 from nnbuild.store.tables import read_table, write_table
 
 AT = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
@@ -116,3 +116,83 @@ def test_another_schema_version_is_refused():
         )
     with pytest.raises(StoreError, match="version none"):
         schemas.require_version(schemas.HISTORY.remove_metadata(), "here")
+
+
+def fitted(**given):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.compile(
+        "adam",
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=[keras.metrics.F1Score(average=None)],
+    )
+    x, y = np.random.default_rng(0).random((20, 4)), np.eye(3)[np.arange(20) % 3]
+    return model.fit(x, y, epochs=4, verbose=0, validation_split=0.2, **given)
+
+
+@pytest.mark.parametrize("frequency", [1, 3, [1, 3], [2]])
+def test_history_of_vectors_comes_back(frequency):
+    found = fitted(validation_freq=frequency)
+    table = history.table_of_history(found, AT, validation_freq=frequency)
+    back = history.history_of_table(table)
+    assert back.keys() == found.history.keys()
+    for name, values in found.history.items():
+        np.testing.assert_array_equal(back[name], values)
+    epochs = frequency if isinstance(frequency, list) else range(frequency, 5, frequency)
+    validated = table.to_pandas().query("metric == 'val_f1_score[2]'")
+    assert validated["epoch"].tolist() == list(epochs)
+
+
+def test_history_that_hides_its_epochs_is_refused():
+    class Once(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                logs["special"] = 1.0
+
+    found = fitted(callbacks=[Once()])
+    with pytest.raises(DataError, match="1 values of 'special' in 4 epochs"):
+        history.table_of_history(found, AT)
+    with pytest.raises(DataError, match=r"2 values of 'val_.*validation_freq"):
+        history.table_of_history(fitted(validation_freq=2), AT)
+
+
+VALUES = st.floats(allow_nan=False, width=32)
+SHAPES = st.sampled_from([(), (1,), (2,), (2, 3)])
+
+
+@given(st.dictionaries(NAMES, SHAPES, min_size=1, max_size=3), st.integers(1, 3), st.data())
+@settings(deadline=None, max_examples=30)
+def test_arrays_of_any_shape_come_back(shapes, epochs, data):
+    metrics = [
+        {
+            name: np.reshape([data.draw(VALUES) for _ in range(int(np.prod(shape)))], shape)
+            for name, shape in shapes.items()
+        }
+        for _ in range(epochs)
+    ]
+    rows = [
+        row for epoch, each in enumerate(metrics, 1) for row in history.rows(epoch, each, 1, AT)
+    ]
+    back = history.history_of_table(history.table(rows))
+    assert back.keys() == shapes.keys()
+    for name in shapes:
+        for value, each in zip(back[name], metrics, strict=True):
+            np.testing.assert_array_equal(np.squeeze(value), np.squeeze(each[name]))
+
+
+@pytest.mark.parametrize("value", ["much", None, [None], object()])
+def test_metric_that_is_no_number_is_refused(value):
+    with pytest.raises(DataError, match="metric 'loss'"):
+        history.rows(1, {"loss": value}, None, AT)
+
+
+def test_wide_keeps_a_metric_that_is_nan_throughout():
+    rows = [
+        row
+        for epoch in (1, 2)
+        for row in history.rows(epoch, {"loss": float("nan"), "accuracy": 0.1}, 0.5, AT)
+    ]
+    wide = history.wide(history.table(rows))
+    assert list(wide.columns) == ["epoch", "loss", "accuracy", "epoch_seconds"]
+    assert wide["loss"].isna().all()
+    assert wide["accuracy"].tolist() == [0.1, 0.1]

@@ -19,7 +19,8 @@ from flows.printing import PlainConsole, print_json
 from nnbuild.config import default_data_dir
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
-from nnbuild.machine import memory_limit, processors
+from nnbuild.machine import processors
+from nnbuild.runtime.memory import total_memory
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Store
 from nnbuild.store.files import write_bytes
@@ -145,8 +146,7 @@ def _reason(error: Exception) -> str:
 
 
 def _memory() -> Finding:
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = min(installed, memory_limit() or installed) / 2**30
+    memory = total_memory() / 2**30
     return Finding(
         "machine",
         "ok" if memory > 2 else "note",  # noqa: PLR2004

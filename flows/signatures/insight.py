@@ -23,13 +23,24 @@ def sql(
     parquet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Into a Parquet file.")
     ] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="ROWS", min=1, help="Most rows of the printed table.")
+    ] = 1000,
+    memory: Annotated[
+        float, typer.Option(metavar="SHARE", help="Most memory, as a share of the machine's.")
+    ] = 0.5,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Most time to compute the answer.")
+    ] = 600.0,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
-    """Ask the tables in SQL; nothing else can be read, and nothing written."""
+    """Query the store with one read-only SQL statement."""
     from flows.commands import sql as command
+    from nnbuild.store.query import Limits
 
-    command.sql(statement, store, csv=csv, parquet=parquet, as_json=as_json)
+    form = command.Form(csv=csv, parquet=parquet, as_json=as_json, table_rows=limit)
+    command.sql(statement, store, form, Limits(memory=memory, timeout=timeout))
 
 
 @app.command(

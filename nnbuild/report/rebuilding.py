@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nnbuild.across import drift_by_job
 from nnbuild.data.tables import read_dataset
-from nnbuild.errors import DataError, StoreError
+from nnbuild.errors import DataError, StoreError, one_line
 from nnbuild.report.page import render
 from nnbuild.store.files import write_bytes, write_json
 from nnbuild.store.store import Store
@@ -51,10 +51,10 @@ def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
     tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
     try:
         return render(manifest, tables, _test_images(store, manifest), drift_by_job(store, run_id))
-    except (KeyError, TypeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise StoreError(
-            f"the manifest and tables of run {run_id} are not whole ({type(error).__name__}: {error}); "
-            "restore them from a copy"
+            f"the tables of run {run_id} do not go with its manifest ({type(error).__name__}: "
+            f"{one_line(error)}); restore them from a copy"
         ) from error
 
 

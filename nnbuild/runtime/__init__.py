@@ -1,1 +1,1 @@
-"""What a process needs around its work: limits, signals, masked and printable text, reports to the outside."""
+"""What a process needs around its work: limits, printable text, reports to the outside."""

@@ -9,6 +9,7 @@ from nnbuild import schemas
 from nnbuild.engines import Logits
 from nnbuild.errors import ConfigError
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.kept_columns import require_distinct_names
 from nnbuild.scoring.probabilities import probability_table
 from nnbuild.scoring.rows import Rows
 
@@ -37,12 +38,7 @@ def score_schema(config: ScoreConfig, classes: int, kept: Any) -> Any:
             _field(f"top_{place}", pa.int16(), f"The class in place {place} by probability")
         )
         fields.append(_field(f"top_{place}_prob", pa.float32(), "Its probability"))
-    names = {field.name for field in fields}
-    for field in kept:
-        if field.name in names or kept.names.count(field.name) > 1:
-            raise ConfigError(
-                f"--keep {field.name}: the scores have a column of that name already; rename the input's"
-            )
+    require_distinct_names(kept.names, [field.name for field in fields], config.output)
     return pa.schema([*fields, *kept], metadata=fixed.metadata)
 
 

@@ -11,6 +11,7 @@ from nnbuild import faults, machine, schemas
 from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.drifting import Compared, compared, drift_rows
 from nnbuild.scoring.jobs import Job
+from nnbuild.scoring.kept_columns import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
 from nnbuild.store.files import move_folder, read_json, write_json
 from nnbuild.store.tables import write_table
@@ -60,6 +61,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     manifest = read_json(ready)
     _leave_only({each.name for each in shards}, job.folder / "rows", job.folder / "quarantine")
     if job.config.output is None:
+        _require_known_types(job)
         _move(job.folder / "rows", output)
     else:
         target = outputs.location(job.config.output)
@@ -95,6 +97,12 @@ def _leave_only(names: set[str], *folders: Path) -> None:
     for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
         if path.name not in names:
             path.unlink()
+
+
+def _require_known_types(job: Job) -> None:
+    rows = job.folder / "rows"
+    paths = sorted(rows.iterdir()) if rows.is_dir() and job.config.keep else []
+    require_known_types_in_files(job.store, job.source.schema(), paths)
 
 
 def _output(job: Job) -> Any:

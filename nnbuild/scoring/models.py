@@ -97,7 +97,13 @@ def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
         return {}
     content = _read(store.root / name)
     _verified(content, manifest["files"][name]["sha256"], name)
-    return {kind: Summary.from_json(json.loads(content)[kind]) for kind in ("plain", "calibrated")}
+    try:
+        kept = json.loads(content)
+        return {kind: Summary.from_json(kept[kind]) for kind in ("plain", "calibrated")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{name} holds no counts to compare with; restore it from a copy"
+        ) from error
 
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:

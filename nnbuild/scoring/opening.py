@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from nnbuild import machine
 from nnbuild.errors import ConfigError, StoreError
@@ -15,11 +15,13 @@ from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input, open_input
 from nnbuild.scoring.jobs import Job, staging
+from nnbuild.scoring.kept_columns import require_known_types
 from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.scoring.rows import Columns
 from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
 from nnbuild.store.files import explained, read_json, write_json
+from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.names import is_run_id, new_run_id
 
 
@@ -61,6 +63,8 @@ def open_job(
     if (score_id := _waiting(job)) is not None:
         return replace(resume_job(score_id, root), once=once)
     claims.require_unclaimed(job)
+    if config.output is None:
+        require_known_types(store, source.schema())
     write_json(job.folder / "job.json", _record(job))
     return job
 
@@ -93,6 +97,16 @@ def _waiting(job: Job) -> str | None:
     return None
 
 
+class _JobRecord(BaseModel):
+    """What `_record` makes."""
+
+    started_at: Moment
+    config: dict[str, Any]
+    model_digest: str
+    input: list[Any]
+    code_version: str
+
+
 def scored_before(store: Store, config: ScoreConfig) -> str | None:
     """The newest committed job that has scored just this: the same model file, input and columns.
 
@@ -121,19 +135,20 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         raise StoreError(f"scoring job {score_id} is committed, there is nothing to resume")
     if not path.exists():
         raise StoreError(f"no scoring job {score_id} waits in {store.root}; begin a new one")
-    held = read_json(path)
+    held = read_model(path, _JobRecord, "a record of a job", remedy="begin a new one")
     try:
-        config = ScoreConfig.model_validate(held["config"])
-        started = datetime.fromisoformat(held["started_at"])
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{path} is no record of a job ({type(error).__name__}); begin a new one"
-        ) from error
+        config = ScoreConfig.model_validate(held.config)
+    except ValidationError as error:
+        wrong = problem(error, "config")
+        raise StoreError(f"{path} is not a record of a job: {wrong}; begin a new one") from error
+    started = datetime.fromisoformat(held.started_at)
     model, source = _opened(store, config)
     job = Job(store, score_id, config, started, model, source)
     record = _record(job)
     changed = [
-        name for name in ("input", "model_digest", "code_version") if record[name] != held.get(name)
+        name
+        for name in ("input", "model_digest", "code_version")
+        if record[name] != getattr(held, name)
     ]
     if changed:
         raise StoreError(

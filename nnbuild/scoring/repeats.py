@@ -4,9 +4,11 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store
-from nnbuild.store.files import read_json
+from nnbuild.store.json_models import read_model
 
 if TYPE_CHECKING:
     from nnbuild.scoring.jobs import Job
@@ -22,6 +24,13 @@ _SAME_ROWS = (
     "calibrated",
     "engine",
 )
+
+
+class _JobManifest(BaseModel):
+    """The part of a committed job's manifest that says whether it has scored the same."""
+
+    config: dict[str, Any]
+    input: list[Any]
 
 
 def candidates(store: Store, config: ScoreConfig) -> list[dict[str, Any]]:
@@ -46,10 +55,10 @@ def scored_as(
     for each in reversed(candidates(store, config)):
         if each["model_digest"] != model_digest:
             continue
-        manifest = read_json(store.root / "scores" / each["score_id"] / "manifest.json")
-        held = manifest["config"]
-        if manifest["input"] == identity and all(
-            held.get(name) == wanted[name] for name in _SAME_ROWS
+        path = store.root / "scores" / each["score_id"] / "manifest.json"
+        manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+        if manifest.input == identity and all(
+            manifest.config.get(name) == wanted[name] for name in _SAME_ROWS
         ):
             return str(each["score_id"])
     return None

@@ -1,6 +1,5 @@
 """Decide: does the run become the champion?"""
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from nnbuild.steps.data import staged_dataset
 from nnbuild.steps.once import once, staged_table
 from nnbuild.store import champion, commit
 from nnbuild.store.files import explained
+from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
 from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table, write_table
@@ -167,4 +167,4 @@ def _candidate(run_id: str, folder: Any, evaluation: Any, predictions: Any) -> g
 def _test_set(folder: Path) -> str | None:
     with explained(f"read {folder}"):
         path = folder / "dataset.json"
-        return str(json.loads(path.read_text())["test"]["sha256"]) if path.exists() else None
+        return read_text(path, "test", "sha256") if path.exists() else None

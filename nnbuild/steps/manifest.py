@@ -4,36 +4,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nnbuild import machine, schemas
-from nnbuild.results import (
-    BuiltModel,
-    Calibrated,
-    CheckedData,
-    CompiledModel,
-    Decided,
-    Evaluated,
-    ExportedModel,
-    FittedModel,
-    HistoryTable,
-    LoadedData,
-    Result,
-    Scored,
-)
+from nnbuild.results import Result
 from nnbuild.steps.progress import epochs_on_disk
+from nnbuild.store.manifests import STEPS
 from nnbuild.store.run import Run
-
-_RECORDED: dict[str, type[Result]] = {
-    "load_data": LoadedData,
-    "check_data": CheckedData,
-    "build_model": BuiltModel,
-    "compile_model": CompiledModel,
-    "fit_model": FittedModel,
-    "persist_history": HistoryTable,
-    "export_model": ExportedModel,
-    "evaluate_model": Evaluated,
-    "calibrate_model": Calibrated,
-    "score_test_set": Scored,
-    "decide": Decided,
-}
 
 
 def manifest_of(
@@ -46,7 +20,7 @@ def manifest_of(
 def _records(run: Run) -> dict[str, Result]:
     return {
         name: record
-        for name, kind in _RECORDED.items()
+        for name, kind in STEPS.items()
         if (record := run.recall(name, kind)) is not None
     }
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from nnbuild import history, models, schemas, training
 from nnbuild.config import RunConfig
 from nnbuild.data.dataset import Split
@@ -155,11 +157,11 @@ class Fits:
         if not path.exists():
             return None
         try:
-            known = Member(**read_json(path))
+            known = TypeAdapter(Member).validate_python(read_json(path))
             whole = file_digest(self._file(number)) == known.digest
-        except (TypeError, OSError, StoreError):
+        except (ValidationError, OSError, StoreError):
             return None
-        return known._replace(remarks=tuple(known.remarks)) if whole else None
+        return known if whole else None
 
     def _read(self, members: list[Member]) -> Iterator[Any]:
         config = self._run.config

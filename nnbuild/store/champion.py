@@ -8,14 +8,15 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from nnbuild import faults
 from nnbuild.errors import StoreError
-from nnbuild.store.files import explained, make_folder, read_json, write_json
-from nnbuild.store.names import require_run_id
+from nnbuild.store.files import explained, make_folder, write_json
+from nnbuild.store.json_models import read_model
+from nnbuild.store.names import is_run_id
 from nnbuild.store.store import Store
 
 FILE = "champion.json"
@@ -38,6 +39,26 @@ class Change(BaseModel):
     by: Literal["gate", "promote", "rollback"]
 
 
+class _Changes(BaseModel):
+    """What `champion.json` holds."""
+
+    changes: list[Change]
+
+    @model_validator(mode="after")
+    def _lead_from_one_to_the_next(self) -> Self:
+        standing: list[str | None] = []
+        for each in self.changes:
+            if each.run_id is not None and not is_run_id(each.run_id):
+                raise ValueError(f"{each.run_id!r} is not a valid run ID")
+            if each.by != "rollback":
+                standing.append(each.run_id)
+            elif standing:
+                standing.pop()
+            else:
+                raise ValueError("a rollback has no champion to go back from")
+        return self
+
+
 class ChampionChangedError(StoreError):
     """The champion is no longer the one that a change was decided against."""
 
@@ -52,15 +73,7 @@ def history(store: Store) -> list[Change]:
     with explained(f"look for {path}"):
         if not path.exists():
             return []
-    held = read_json(path)
-    try:
-        changes = [Change.model_validate(each) for each in held["changes"]]
-        for each in changes:
-            if each.run_id is not None:
-                require_run_id(each.run_id)
-    except (ValidationError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is no history of champions; restore it from a copy") from error
-    return changes
+    return read_model(path, _Changes, "a history of champions").changes
 
 
 def current(store: Store) -> str | None:

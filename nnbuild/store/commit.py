@@ -9,20 +9,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from nnbuild import faults, schemas
 from nnbuild.store.files import (
     explained,
     file_digest,
     make_folder,
     move_folder,
-    read_json,
     write_json,
 )
-from nnbuild.store.manifests import runs_table
+from nnbuild.store.json_models import read_model
+from nnbuild.store.manifests import Row, require_manifest, runs_table
 from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
 
 PART = "part-0.parquet"
+
+
+class _Ready(BaseModel):
+    """What `ready.json` holds."""
+
+    row: Row
 
 
 def is_ready(run: Run) -> bool:
@@ -62,6 +70,7 @@ def make_ready(
             }
             for path in kept
         }
+        require_manifest(manifest, f"what run {run.run_id} has to commit")
         write_json(record / "manifest.json", manifest)
         faults.point("commit:laid-out")
         write_json(layout / "ready.json", {"row": manifest["row"]})
@@ -83,8 +92,8 @@ def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> N
 
 def staged_row(run: Run) -> dict[str, Any]:
     """The `runs` row of a run that is ready."""
-    row: dict[str, Any] = read_json(run.folder / "commit" / "ready.json")["row"]
-    return row
+    path = run.folder / "commit" / "ready.json"
+    return read_model(path, _Ready, "the end of a run").row.model_dump()
 
 
 def _moves(run: Run, root: Path, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, Path]]:

@@ -1,59 +1,210 @@
-"""Reading a run's manifest back: it has the parts that a commit wrote, or it is refused with its path."""
+"""The manifest of a run: what a commit writes, and what every reader may rely on."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import model_validator as validator
 
 from nnbuild import schemas
 from nnbuild.errors import StoreError
+from nnbuild.results import (
+    BuiltModel,
+    Calibrated,
+    CheckedData,
+    CompiledModel,
+    Decided,
+    Evaluated,
+    ExportedModel,
+    FittedModel,
+    HistoryTable,
+    LoadedData,
+    Result,
+    Scored,
+)
 from nnbuild.store.files import read_json
+from nnbuild.store.json_models import Moment, lacks, problem, validated
 
-_PARTS = {
-    "row": dict,
-    "config": dict,
-    "steps": dict,
-    "files": dict,
-    "seconds": dict,
-    "packages": dict,
-    "run_id": str,
+STEPS: dict[str, type[Result]] = {
+    "load_data": LoadedData,
+    "check_data": CheckedData,
+    "build_model": BuiltModel,
+    "compile_model": CompiledModel,
+    "fit_model": FittedModel,
+    "persist_history": HistoryTable,
+    "export_model": ExportedModel,
+    "evaluate_model": Evaluated,
+    "calibrate_model": Calibrated,
+    "score_test_set": Scored,
+    "decide": Decided,
 }
+"""The steps whose results a manifest holds, in the order of the recipe."""
+
+_OF_SUCCESS = ("load_data", "check_data", "build_model", "fit_model", "evaluate_model")
+
+
+def _inside(name: str) -> str:
+    """Refuse the path of a file that is not below the store's root."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise ValueError("expected a path below the store's root")
+    return name
+
+
+class _Recorded(BaseModel):
+    """Part of a manifest; other versions of nnbuild may write more fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Row(_Recorded):
+    """The row of the table `runs`."""
+
+    status: Literal["succeeded", "failed"]
+    error: str | None
+    started_at: Moment
+    finished_at: Moment
+    dataset: str | None
+    dataset_digest: str | None
+    model: str
+    seed: int = Field(ge=-(2**63), lt=2**63)
+    epochs: int = Field(ge=0, lt=2**31)
+    test_accuracy: FiniteFloat | None
+    test_loss: FiniteFloat | None
+    promoted: bool
+    flow_run_id: str | None
+    code_version: str
+    config: str
+
+
+class _Dataset(_Recorded):
+    name: str
+    fallback: str | None
+
+
+class _Training(_Recorded):
+    validation_fraction: FiniteFloat
+
+
+class _Config(_Recorded):
+    """What readers ask of a config; its other settings are those of the version that wrote it."""
+
+    seed: int
+    dataset: _Dataset
+    training: _Training
+
+
+class _Machine(_Recorded):
+    system: str
+    python: str
+    processors: int | None
+
+
+class FileEntry(_Recorded):
+    """What a manifest says of a file."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(_Recorded):
+    """Everything that explains a run, but for the results of its steps, which are `STEPS`.
+
+    Attributes:
+        row: The run's row in the table `runs`.
+        seconds: How long each step took, by its name.
+        files: Every file of the run, by its path below the store's root.
+        flow_run_id: Id of the Prefect flow run; None outside Prefect.
+    """
+
+    row: Row
+    run_id: str
+    config: _Config
+    config_digest: str
+    steps: dict[str, dict[str, Any]]
+    seconds: dict[str, FiniteFloat]
+    files: dict[Annotated[str, AfterValidator(_inside)], FileEntry]
+    code_version: str
+    packages: dict[str, str | None]
+    machine: _Machine
+    flow_run_id: str | None
+
+    @validator(mode="after")
+    def _has_what_success_means(self) -> Self:
+        if self.row.status == "succeeded":
+            for name in ("dataset", "dataset_digest", "test_accuracy", "test_loss"):
+                if getattr(self.row, name) is None:
+                    raise ValueError(f"a run that succeeded has a value in row.{name}")
+        return self
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest in a file.
+    """Return the manifest in a file, which has every field of `Manifest` and of the steps' results.
 
     Raises:
-        StoreError: it cannot be read, is no JSON, or lacks a part that every manifest has.
+        StoreError: It cannot be read, or a field is missing or wrong; the message names it.
     """
     manifest = read_json(path)
-    found = manifest if isinstance(manifest, dict) else {}
-    for name, kind in _PARTS.items():
-        if not isinstance(found.get(name), kind):
-            raise StoreError(
-                f"{path} is not a whole manifest: it has no {name} of type {kind.__name__}; restore it"
-            )
-    if found["row"].get("status") not in ("succeeded", "failed"):
+    found: dict[str, Any] = manifest if isinstance(manifest, dict) else {}
+    require_manifest(found, str(path))
+    if found["run_id"] != path.parent.name:
         raise StoreError(
-            f"{path} is not a whole manifest: its row has no status; restore it from a copy"
+            f"{path} is the manifest of run {found['run_id']}, expected {path.parent.name}; "
+            "restore it from a copy"
         )
     return found
 
 
-def runs_table(manifest: Mapping[str, Any]) -> Any:
-    """The row of the `runs` table that a manifest stands for, as Arrow.
+def require_manifest(manifest: Mapping[str, Any], where: str) -> None:
+    """Refuse a manifest that readers could not rely on.
+
+    Args:
+        manifest: The JSON value.
+        where: What to call it.
 
     Raises:
-        StoreError: the manifest lacks what the row needs, or has something else there.
+        StoreError: A field is missing or wrong; the message names it.
+    """
+    if (wrong := _problem(manifest)) is not None:
+        raise StoreError(f"{where} is not a whole manifest: {wrong}; restore it from a copy")
+
+
+def _problem(manifest: Mapping[str, Any]) -> str | None:
+    try:
+        found = validated(Manifest, manifest)
+    except ValidationError as error:
+        return problem(error)
+    for name, kind in STEPS.items():
+        if name not in found.steps:
+            if found.row.status == "succeeded" and name in _OF_SUCCESS:
+                return lacks("steps", name)
+            continue
+        known = {key: each for key, each in found.steps[name].items() if key in kind.model_fields}
+        try:
+            result = validated(kind, known)
+        except ValidationError as error:
+            return problem(error, "steps", name)
+        if isinstance(result, LoadedData) and len(result.class_names) != result.classes:
+            return f"steps.{name}.class_names has not {result.classes} names, as many as classes"
+    return None
+
+
+def runs_table(manifest: Mapping[str, Any]) -> Any:
+    """Return the row of the `runs` table that a manifest stands for, as Arrow.
+
+    Raises:
+        StoreError: The manifest lacks what the row needs, or has something else there.
     """
     try:
-        row = dict(manifest["row"])
-        row["started_at"] = datetime.fromisoformat(row["started_at"]).astimezone(UTC)
-        row["finished_at"] = datetime.fromisoformat(row["finished_at"]).astimezone(UTC)
+        row = validated(Row, manifest["row"]).model_dump()
+        for name in ("started_at", "finished_at"):
+            row[name] = datetime.fromisoformat(row[name]).astimezone(UTC)
         return schemas.table_of(schemas.RUNS, [row])
-    except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+    except (ValidationError, KeyError, TypeError, pa.ArrowException) as error:
+        reason = problem(error, "row") if isinstance(error, ValidationError) else error
         raise StoreError(
-            f"manifest has no row for the runs table ({error}); restore it from a copy"
+            f"manifest has no row for the runs table ({reason}); restore it from a copy"
         ) from error

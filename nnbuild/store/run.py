@@ -1,5 +1,6 @@
 """A run in progress: its folder in staging, its config, and what its finished steps said."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnbuild import machine
 from nnbuild.config import RunConfig
 from nnbuild.errors import StoreError
 from nnbuild.results import Result
 from nnbuild.store.files import file_digest, read_json, write_json
+from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.names import require_run_id
 
 R = TypeVar("R", bound=Result)
@@ -54,12 +56,9 @@ class Run:
         Raises:
             StoreError: it is missing or damaged.
         """
-        record: dict[str, Any] = read_json(self.folder / "run.json")
-        if not _is_record(record):
-            raise StoreError(
-                f"{self.folder / 'run.json'} is not a run's record; clear it by `nnbuild doctor --repair`"
-            )
-        return record
+        path = self.folder / "run.json"
+        remedy = "clear it by `nnbuild doctor --repair`"
+        return read_model(path, _Record, "a run's record", remedy=remedy).model_dump()
 
     @cached_property
     def config(self) -> RunConfig:
@@ -150,15 +149,14 @@ class Run:
         return {name: file_digest(self.folder / name) for name in names}
 
 
-def _is_record(value: Any) -> bool:
-    """Whether a JSON value is what `create` writes."""
-    if not isinstance(value, dict) or not {"started_at", "code_version", "config"} <= value.keys():
-        return False
-    try:
-        datetime.fromisoformat(value["started_at"]).astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
+class _Record(BaseModel):
+    """What `create` writes, and what other versions of nnbuild may write beside it."""
+
+    model_config = ConfigDict(extra="allow")
+    started_at: Moment
+    flow_run_id: str | None = None
+    code_version: str
+    config: dict[str, Any]
 
 
 def _read_step(path: Path) -> dict[str, Any]:
@@ -171,6 +169,7 @@ def _read_step(path: Path) -> dict[str, Any]:
     if (
         isinstance(kept, dict)
         and isinstance(kept.get("seconds"), (int, float))
+        and math.isfinite(kept["seconds"])
         and "result" in kept
     ):
         return kept

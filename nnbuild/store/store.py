@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -245,18 +246,24 @@ class Store:
         )
 
     def read_table(
-        self, name: str, run_id: str | None = None, columns: list[str] | None = None
+        self,
+        name: str,
+        run_id: str | Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> Any:
         """The committed rows of a table, as Arrow, in the order of the runs.
 
-        The first column is `run_id`, or `score_id` in `scores` and `score_runs`.
+        The first column is `run_id`, or `score_id` in `scores` and `score_runs`. A column that was
+        carried through from inputs of different types has their common type, such as double for
+        int64 and double; without a common type it is text.
 
         Args:
-            name: of the table.
-            run_id: of one run, or of one scoring job; all of them if not given.
-            columns: which ones; all if not given.
+            name: Name of the table.
+            run_id: Id of one run or scoring job, or several; all of them if not given.
+            columns: Names of the columns; all if not given. Files without one give nulls.
 
         Raises:
-            StoreError: an unknown table, an unknown run, or a file of another schema version.
+            StoreError: An unknown table, run or column, a damaged file, or a file of another
+                schema version.
         """
         return reading.read_table(self, name, run_id, columns)

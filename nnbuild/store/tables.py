@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from nnbuild import schemas
 from nnbuild.errors import StoreError, one_line
 from nnbuild.store.files import explained, written
-from nnbuild.store.remote import is_remote
 
 
 def write_table(path: Path, table: Any, schema: Any) -> None:
@@ -20,15 +19,6 @@ def write_table(path: Path, table: Any, schema: Any) -> None:
     """
     with written(path) as aside:
         pq.write_table(schemas.conforming(table, schema), aside, compression="zstd")
-
-
-def open_dataset(folder: Any) -> Any:
-    """The Parquet files of a folder, local or remote, as one Arrow dataset."""
-    import pyarrow.dataset as ds  # it imports pandas, which writing a table does not need
-
-    if is_remote(folder):
-        return ds.dataset(folder.path, filesystem=folder.fs, format="parquet")
-    return ds.dataset(folder, format="parquet")
 
 
 def read_table(path: Path, schema: Any) -> Any:

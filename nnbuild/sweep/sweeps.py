@@ -9,17 +9,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from nnbuild import committing
 from nnbuild.config import SWEEP_ID
 from nnbuild.errors import ConfigError, InputError, StoreError
 from nnbuild.store import Run, Store, locks
 from nnbuild.store.files import explained, make_folder, read_json, write_json
+from nnbuild.store.json_models import problem
 from nnbuild.sweep.config import SweepConfig
 
 _RECORD = "sweep.json"
 _ID_DIGITS = 12
+
+
+class _Tag(BaseModel):
+    """Which trial of which sweep a run is, as any version of nnbuild has written it."""
+
+    sweep: str
+    number: int
+
+
+class _Tagged(BaseModel):
+    """What a run's config says of its sweep."""
+
+    seed: int
+    trial: _Tag | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,8 @@ class Sweep:
             self.store.read_table("runs", columns=["config"]) if self.store.committed() else None
         )
         for row in committed.to_pylist() if committed is not None else ():
-            self._note(found, row["run_id"], json.loads(row["config"]))
+            with suppress(ValueError):  # another's, that cannot be read
+                self._note(found, row["run_id"], json.loads(row["config"]))
         for waiting in self.store.unfinished():
             with suppress(StoreError):  # another's, that cannot be read
                 self._note(
@@ -68,11 +84,14 @@ class Sweep:
                 )
         return found
 
-    def _note(self, found: dict[tuple[int, int], str], run_id: str, config: dict[str, Any]) -> None:
+    def _note(self, found: dict[tuple[int, int], str], run_id: str, config: Any) -> None:
         """Configs are taken as they were written: a store may hold those of another version."""
-        tag = config.get("trial")
-        if tag and tag["sweep"] == self.sweep_id:
-            found[tag["number"], config["seed"]] = run_id
+        try:
+            known = _Tagged.model_validate(config)
+        except ValidationError:
+            return
+        if known.trial is not None and known.trial.sweep == self.sweep_id:
+            found[known.trial.number, known.seed] = run_id
 
     def waiting(self, run_id: str) -> Run | None:
         """A run of the sweep that is in staging; None if it is committed."""
@@ -119,7 +138,9 @@ def _recorded(path: Path) -> SweepConfig:
     try:
         return SweepConfig.model_validate(read_json(path))
     except ValidationError as error:
-        raise StoreError(f"{path} is no record of a sweep; give another --id") from error
+        raise StoreError(
+            f"{path} is not a record of a sweep: {problem(error)}; give another --id"
+        ) from error
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""The columns that users carry through to `scores`: names and types that every reader can tell apart."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from nnbuild.errors import ConfigError, StoreError
+from nnbuild.store import Store, reading
+from nnbuild.store.schema_evolution import File, common_type, fits
+
+_LOOK_BACK = 100  # scoring jobs, the newest first
+_KEY = "score_id"
+
+
+def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str | None) -> None:
+    """Refuse columns whose names some reader takes for that of another column.
+
+    SQL ignores case, and a folder named `key=value` above a file is a column to most readers.
+
+    Args:
+        kept: Columns of the input to carry through.
+        own: Columns that nnbuild writes.
+        output: Folder or URL that the rows go to; None for the table `scores`.
+
+    Raises:
+        ConfigError: Two names are the same but for case, or for how Unicode spells them.
+    """
+    keys = [_KEY] if output is None else [*_keys_of(output), _KEY]
+    taken = {_folded(name): f"the scores have a column {name!r} already" for name in own}
+    taken |= {_folded(key): f"the rows are stored in a folder named {key}=…" for key in keys}
+    for name in kept:
+        if (reason := taken.get(_folded(name))) is not None:
+            raise ConfigError(
+                f"--keep {name}: {reason}, and many readers ignore case; rename the input's column"
+            )
+        taken[_folded(name)] = f"{name!r} is carried through too"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _keys_of(output: str) -> Iterator[str]:
+    """Yield the keys of the partitions that a path leads through."""
+    for folder in output.split("/"):
+        key, equals, _ = folder.partition("=")
+        if key and equals:
+            yield key
+
+
+def require_known_types(store: Store, kept: Any) -> None:
+    """Refuse columns that a reader of `scores` could show as text only, beside those of earlier jobs.
+
+    Args:
+        store: Store with the earlier jobs, of which the newest hundred are looked at.
+        kept: Arrow schema of the columns to carry through.
+
+    Raises:
+        ConfigError: A column's type has none in common with its type in an earlier job; the
+            message names both and the job.
+    """
+    for difference in _differences(store, [File(kept, None)], kept.names):
+        raise ConfigError(
+            f"--keep {difference}; rename the input's column, or give --output to keep these rows apart"
+        )
+
+
+def require_known_types_in_files(store: Store, kept: Any, paths: Sequence[Path]) -> None:
+    """Refuse to commit files as `require_known_types` does: by now their values are known too.
+
+    Raises:
+        StoreError: As `require_known_types`.
+    """
+    files = []
+    for path in paths:
+        with reading.reading_errors(path), pq.ParquetFile(path) as file:
+            files.append(File(file.schema_arrow, file.metadata))
+    for difference in _differences(store, files, kept.names):
+        raise StoreError(
+            f"cannot commit the column {difference}; discard this job by `nnbuild doctor --repair "
+            "--discard`, and score again with the column renamed, or with --output"
+        )
+
+
+def _differences(store: Store, files: Sequence[File], names: Sequence[str]) -> Iterator[str]:
+    """Yield a description of each column that does not go with that of an earlier job."""
+    if not names or not files:
+        return
+    for score_id, earlier in _earlier(store):
+        columns = {_folded(name): name for name in earlier[0].schema.names}
+        for name in names:
+            known = columns.get(_folded(name))
+            if known is None:
+                continue
+            here, there = (
+                each[0].schema.field(column).type
+                for each, column in ((files, name), (earlier, known))
+            )
+            if known != name:
+                yield f"{name}: scoring job {score_id} has it as {known!r}, and SQL ignores case"
+            elif not _go_together(name, files, earlier):
+                yield (
+                    f"{name}: it is {here} here and {there} in scoring job {score_id}, "
+                    "and no type holds the values of both"
+                )
+
+
+def _earlier(store: Store) -> Iterator[tuple[str, list[File]]]:
+    """Yield the files of each earlier job that wrote to `scores`, the newest first."""
+    ids = store.scored()[-_LOOK_BACK:]
+    parts = reading.committed_parts(store, "scores", ids) if ids else []
+    for score_id, found in groupby(reversed(parts), key=lambda part: part.value):
+        with suppress(StoreError):  # a damaged file is no reason to refuse a new job
+            yield score_id, [part.file() for part in found]
+
+
+def _go_together(name: str, files: Sequence[File], earlier: Sequence[File]) -> bool:
+    kinds = [each[0].schema.field(name).type for each in (files, earlier)]
+    kind = common_type(*kinds)
+    if kind is None:
+        return False
+    known = [file for file in (*files, *earlier) if file.metadata is not None]
+    return all(fits(file, name, kind) for file in known)

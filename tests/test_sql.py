@@ -1,0 +1,317 @@
+"""`nnbuild sql`: answers in every form are exact, bounded, and end when they are told to."""
+
+import csv
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from datetime import date
+from decimal import Decimal
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from command_line import call
+
+from flows import jsonvalues
+from flows.commands import sql as sql_command
+from nnbuild.errors import ConfigError
+from nnbuild.runtime import memory
+from nnbuild.store import Store
+from nnbuild.store import query as queries
+from nnbuild.store.query import Answer, Limits, distinct, query
+
+ENDLESS = {
+    "cross join": "select count(*) from range(10000000000) a, range(10000000000) b",
+    "recursion": "with recursive t as (select 1 n union all select n + 1 from t) select max(n) from t",
+    "stream": "select count(i) from (select i from range(100000000000) t(i) where hash(i) % 7 > 0)",
+}
+PAIR = "select a.run_id, b.run_id, a.seed, b.seed from runs a, runs b where a.run_id < b.run_id"
+
+
+@pytest.fixture
+def ask(capfd, gated_runs):
+    store, _ = gated_runs
+    return lambda *arguments: call(capfd, "sql", *arguments, "--store", store.root)
+
+
+def from_csv(text):
+    return list(csv.reader(io.StringIO(text)))
+
+
+def test_columns_of_one_name_are_both_given(ask, gated_runs, tmp_path):
+    store, _ = gated_runs
+    expected = sorted(tuple(row.values()) for row in query(store, PAIR.replace("b.", "b.", 1)
+        .replace("a.run_id, b.run_id", "a.run_id as w, b.run_id as x")
+        .replace("a.seed, b.seed", "a.seed as y, b.seed as z")).to_pylist())  # fmt: skip
+    assert all(row[0] != row[1] for row in expected)
+    header, *rows = from_csv(ask(PAIR, "--csv").out)
+    assert header == ["run_id", "run_id_1", "seed", "seed_1"]
+    assert sorted((a, b, int(c), int(d)) for a, b, c, d in rows) == expected
+    told = ask(PAIR, "--json").json
+    assert told["columns"] == header
+    assert sorted(tuple(row.values()) for row in told["rows"]) == expected
+    assert ask(PAIR, "--parquet", tmp_path / "pair.parquet").code == 0
+    frame = pd.read_parquet(tmp_path / "pair.parquet")
+    assert sorted(frame.itertuples(index=False, name=None)) == expected
+    shown = [line.split() for line in ask(PAIR).out.splitlines()]
+    assert sorted((a, b, int(c), int(d)) for a, b, c, d in shown[1:]) == expected
+
+
+def test_names_that_occur_again_get_a_number():
+    assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a_1", "a_2"]
+    assert distinct(["a", "a", "a_1"]) == ["a", "a_2", "a_1"]
+    assert distinct(["a_1", "a", "a"]) == ["a_1", "a", "a_2"]
+
+
+EXACT = {
+    "sum(1)": "1",
+    "sum(9007199254740993)": "9007199254740993",
+    "170141183460469231731687303715884105727::hugeint": "170141183460469231731687303715884105727",
+    "1.50::decimal(4, 2)": "1.50",
+    "123456789012345678901234.5678::decimal(38, 4)": "123456789012345678901234.5678",
+    "[1, null, 3]": "[1, null, 3]",
+    "{'a': 1, 'b': [1.5, null]}": '{"a": 1, "b": [1.5, null]}',
+    "map {'x': [date '2026-11-26'], 'y': []}": '{"x": ["2026-11-26"], "y": []}',
+    "map {1: 2::hugeint}": '{"1": 2}',
+    "array_value(1, 2)": "[1, 2]",
+    "null": "null",
+    "'nan'::double": "null",
+    "['inf'::double, 1.0]": "[null, 1.0]",
+    "true": "true",
+    "timestamp '2026-11-26 03:00:00'": '"2026-11-26T03:00:00"',
+    "timestamp '2026-11-26 03:00:00.25'": '"2026-11-26T03:00:00.250000"',
+    "timestamp_ns '2026-11-26 03:00:00.123456789'": '"2026-11-26T03:00:00.123456789"',
+    "timestamptz '2026-11-26 03:00:00+02'": '"2026-11-26T01:00:00+00:00"',
+    "timestamp 'infinity'": '"infinity"',
+    "timestamp '290000-01-01 00:00:00'": '"+290000-01-01T00:00:00"',
+    "date '294247-01-10'": '"+294247-01-10"',
+    "date '-infinity'": '"-infinity"',
+    "date '0044-03-15 (BC)'": '"-0043-03-15"',
+    "[date '294247-01-10', null]": '["+294247-01-10", null]',
+    "time '24:00:00'": '"24:00:00"',
+    "time '03:04:05.5'": '"03:04:05.500000"',
+    "interval '14 months 3 days 1.5 seconds'": '"P14M3DT1.5S"',
+    "interval '0 days'": '"PT0S"',
+    "'\\xAB\\x00'::blob": '"ab00"',
+    "'101'::bit": '"101"',
+    "timetz '10:00:00+02'": '"10:00:00+02"',
+    "'a'::enum('a', 'b')": '"a"',
+    "union_value(n := 2)": '"2"',
+    "chr(10) || 'ü\"'": '"\\n\\u00fc\\""',
+}
+
+
+@pytest.mark.parametrize(("expression", "expected"), EXACT.items())
+def test_a_value_is_exact_in_json_and_csv(gated_runs, expression, expected):
+    store, _ = gated_runs
+    with Answer(store, f"select {expression} as x") as answer:
+        ((value,),) = [row for batch in answer for row in jsonvalues.rows(batch)]
+    assert jsonvalues.dumps(jsonvalues.plain(value)) == expected
+    read = json.loads(expected, parse_float=Decimal)
+    text = sql_command._text(value)
+    if isinstance(read, (list, dict)):
+        assert text == expected
+    elif read is not None and not isinstance(read, bool):
+        assert str(text) == str(read)
+
+
+def test_json_is_one_line_that_any_reader_takes(ask):
+    told = ask(f"select {', '.join(EXACT)}", "--json")
+    assert len(told.out.splitlines()) == 1
+    assert len(told.json["rows"][0]) == len(EXACT)
+    assert ask("select 1 where false", "--json").json == {"columns": ["1"], "rows": []}
+    assert ask("select 1 as a where false", "--csv").out.split() == ["a"]
+    assert ask("select 1 where false").out.strip() == "no rows"
+
+
+def test_sums_in_parquet_are_int64_if_they_fit(ask, tmp_path):
+    path = tmp_path / "sums.parquet"
+    statement = (
+        "select sum(i) as small, sum(i::hugeint * 1000000000000000000) as large, "
+        "i % 3 as g from range(100000) t(i) group by g"
+    )
+    assert ask(statement, "--parquet", path).code == 0
+    table = pq.read_table(path)
+    assert [str(field.type) for field in table.schema] == ["int64", "decimal128(38, 0)", "int64"]
+    for row in table.to_pylist():
+        assert row["large"] == row["small"] * 10**18
+    assert [each.name for each in tmp_path.iterdir()] == ["sums.parquet"]
+
+
+@pytest.mark.parametrize("value", ["interval 1 day", "[interval 1 day]", "union_value(n := [1])"])
+def test_what_parquet_cannot_hold_is_refused(ask, tmp_path, value):
+    outcome = ask(f"select 1 as a, {value} as b", "--parquet", tmp_path / "x.parquet")
+    if value.startswith("union"):
+        assert outcome.code == 0  # as text
+        return
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert "'b'" in outcome.err
+    assert "varchar" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_above_the_store_are_no_columns(capfd, gated_runs, tmp_path):
+    store, runs = gated_runs
+    above = tmp_path / "env=prod" / "run_id=7" / "score_id=8" / "epoch=9"
+    root = shutil.copytree(store.root, above / "store")
+    found = call(capfd, "sql", "select run_id from runs order by 1", "--store", root, "--json").json
+    assert [row["run_id"] for row in found["rows"]] == sorted(runs)
+    described = call(capfd, "sql", "describe history", "--store", root, "--json").json["rows"]
+    names = [row["column_name"] for row in described]
+    assert names == Store(root).read_table("history").column_names
+    assert query(Store(root), "select max(epoch) as e from history").to_pylist() == [{"e": 30}]
+
+
+def test_a_table_says_how_much_it_leaves_out(ask):
+    outcome = ask("select * from range(25)", "--limit", 3)
+    assert outcome.out.split() == ["range", "0", "1", "2"]
+    assert "3 rows are shown, 22 left out" in outcome.err
+    assert ask("select * from range(3)", "--limit", 3).err == ""
+
+
+def test_a_table_of_any_length_ends(ask, monkeypatch):
+    monkeypatch.setattr(sql_command, "_COUNTING", 0.05)
+    outcome = ask("select * from range(1000000000000)", "--limit", 2)
+    assert outcome.code == 0
+    assert "at least" in outcome.err
+    assert len(ask("select repeat('x', 5000000)").out) < 30_000
+
+
+@pytest.mark.parametrize(
+    ("statement", "options", "message"),
+    [
+        (ENDLESS["cross join"], ("--timeout", 0.3), "0.3 seconds"),
+        (ENDLESS["stream"], ("--timeout", 0.3), "0.3 seconds"),
+        ("select string_agg(i::text, ',') from range(100000000) t(i)", (), "GiB of memory"),
+        ("select i from range(10000000000) t(i) order by random()", (), "GiB of memory"),
+        ("select repeat('x', 4000000000)", (), "GiB of memory"),
+        ("select list(i) from range(1000000000) t(i)", ("--csv",), "GiB of memory"),
+        ("select repeat('x', 10000000000)", (), "4294967295"),
+        ("select 1", ("--timeout", 0), "above 0"),
+        ("select 1", ("--timeout", "nan"), "above 0"),
+        ("select 1", ("--memory", 1.5), "share"),
+        ("select 1", ("--memory", "nan"), "share"),
+    ],
+)
+def test_limits_end_a_query_in_one_line(ask, monkeypatch, statement, options, message):
+    monkeypatch.setattr(queries, "total_memory", lambda: 2**28)
+    outcome = ask(statement, *options)
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert message in outcome.err
+
+
+def test_time_that_the_reader_takes_does_not_count(gated_runs):
+    store, _ = gated_runs
+    pause = threading.Event()
+    with Answer(store, "select * from range(10000)", Limits(timeout=2)) as answer:
+        rows = 0
+        for batch in answer:
+            pause.wait(0.5)
+            rows += batch.num_rows
+    assert rows == 10_000
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Send this process a signal as soon as a query computes."""
+
+    def interrupt(number):
+        begun = threading.Event()
+        open_query = queries._as_arrow_has
+        monkeypatch.setattr(queries, "_as_arrow_has", lambda it: (begun.set(), open_query(it))[1])
+
+        def send():
+            begun.wait(60)
+            threading.Event().wait(0.3)  # DuckDB begins after that
+            os.kill(os.getpid(), number)
+
+        threading.Thread(target=send, daemon=True).start()
+
+    return interrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("statement", ENDLESS.values(), ids=ENDLESS)
+def test_a_signal_ends_any_query(ask, interrupted, tmp_path, number, statement):
+    interrupted(number)
+    outcome = ask(statement, "--parquet", tmp_path / "x.parquet")
+    assert (outcome.code, outcome.out) == (128 + number, "")
+    assert outcome.err == f"nnbuild: the query was stopped by signal {number:d}\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_query_that_hears_nothing_ends_with_the_process(ask, interrupted, monkeypatch):
+    codes = []
+
+    def leave(code):
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(sql_command.os, "_exit", leave)
+    monkeypatch.setattr(queries, "_PATIENCE", 0.05)
+    interrupted(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        ask("select list_sort(range(2000000))[1]")
+    assert codes == [130]
+
+
+IN_TERMINAL = """
+import os, sys
+os.login_tty(int(sys.argv[1]))  # a session of its own, whose foreground group Ctrl-C reaches
+os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *sys.argv[2:]])
+"""
+
+
+def test_ctrl_c_in_a_terminal_leaves_nothing(gated_runs, tmp_path):
+    store, _ = gated_runs
+    controller, terminal = pty.openpty()
+    arguments = ["sql", "select * from range(100000000000)", "--csv", "--store", str(store.root)]
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL, str(terminal), *arguments],
+        pass_fds=[terminal],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:
+        os.close(terminal)
+        tail = os.read(controller, 5)
+        os.write(controller, b"\x03")
+        while True:
+            try:
+                tail = (tail + os.read(controller, 65536))[-1000:]
+            except OSError:  # nobody has the terminal open any more
+                break
+        assert process.wait(30) == 130
+    os.close(controller)
+    assert tail.endswith(b"nnbuild: the query was stopped by signal 2\r\n")
+    assert b"Traceback" not in tail
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dates_of_python_are_iso_text_in_every_command(gated_runs, capfd):
+    store, _ = gated_runs
+    for row in call(capfd, "runs", "--json", "--store", store.root).json["runs"]:
+        assert "T" in row["started_at"]
+    assert jsonvalues.plain({"at": date(2026, 1, 2), "n": float("nan"), "b": b"\xff"}) == {
+        "at": "2026-01-02",
+        "n": None,
+        "b": "ff",
+    }
+
+
+def test_growth_is_bounded_for_as_long_as_the_block():
+    with memory.memory_growth_limited(2**26), pytest.raises(MemoryError):
+        bytearray(2**31)
+    assert len(bytearray(2**28)) == 2**28
+
+
+def test_limits_are_shares_and_seconds():
+    assert Limits(memory=1).memory_bytes == memory.total_memory()
+    for wrong in ({"memory": 0}, {"memory": -1}, {"timeout": -1}):
+        with pytest.raises(ConfigError):
+            Limits(**wrong)
