@@ -125,7 +125,7 @@ def test_memory_limit_v1(tmp_path, content, expected):
     files = {"memory/job/memory.limit_in_bytes": content}
     mounts = [V1.format(root="/", names="memory")]
     root = tree(tmp_path, "0::/\n3:memory:/job\n", mounts, files)
-    assert memory_limit(root) == machine.memory_limit(root) == expected
+    assert memory_limit(root) == expected
 
 
 def test_processors_keeps_affinity_and_quota(tmp_path, monkeypatch):
