@@ -172,6 +172,12 @@ class TrainingConfig(Section):
     )
     tensorboard: bool = Field(default=False, description="Write TensorBoard logs beside the run")
 
+    def monitors(self) -> tuple[str, ...]:
+        """Return the keys of the history that decide something: when to stop, what to keep."""
+        watchers = (self.early_stopping, self.reduce_on_plateau)
+        names = (*(each.monitor for each in watchers if each), self.best_weights)
+        return tuple(name for name in names if name is not None)
+
 
 class ScoringConfig(Section):
     """How logits become the probability table."""
@@ -273,11 +279,11 @@ def require_names(config: RunConfig) -> None:
     for name in training.metrics:
         if name not in METRICS:
             raise ConfigError(f"unknown metric {name!r}; {suggestion(name, METRICS)}")
-    trained = {"loss", *training.metrics}
-    keys = trained | {f"val_{name}" for name in trained}
-    watchers = (training.early_stopping, training.reduce_on_plateau)
-    for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
-        if monitor is not None and monitor not in keys:
+    keys = {"loss", *training.metrics}
+    keys |= {f"val_{name}" for name in keys}
+    for monitor in training.monitors():
+        # What a model of the user's own reports is known once its steps are traced.
+        if monitor not in keys and not is_factory(model):
             raise ConfigError(
                 f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}"
             )
