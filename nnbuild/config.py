@@ -131,8 +131,8 @@ class TrainingConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="Momentum of an average of the weights, which becomes them; over a tenth of the steps at most; "
-        "off if null",
+        description="Momentum of an average of the weights, which is validated and kept in their place; over a tenth "
+        "of the steps at most; off if null",
     )
     schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="How the learning rate moves from step to step"
@@ -304,6 +304,36 @@ def require_names(config: RunConfig) -> None:
         )
 
 
+def _require_effect(config: RunConfig) -> None:
+    """Refuse settings that can never act in a run, whatever its data.
+
+    Args:
+        config: Resolved.
+
+    Raises:
+        ConfigError: Saying why, and what to change.
+    """
+    training, model = config.training, config.model
+    for name in ("l2", "dropout"):
+        if getattr(model, name) and name not in preset_of(model.name).takes:
+            raise ConfigError(
+                f"model.{name} {getattr(model, name)} has no effect on {model.name!r}; drop it"
+            )
+    epochs, measured = int(training.epochs or 1), training.validation_freq
+    monitor = next((each for each in training.monitors() if each.startswith("val_")), None)
+    if monitor is not None and measured > epochs:
+        raise ConfigError(
+            f"monitor {monitor!r} is never measured: validation_freq is {measured}, the run has {epochs} "
+            f"epoch{'s' if epochs > 1 else ''}; lower validation_freq, or raise epochs"
+        )
+    plateau, rate = training.reduce_on_plateau, float(training.learning_rate or 0)
+    if plateau is not None and plateau.min_learning_rate >= rate:
+        raise ConfigError(
+            f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate is "
+            f"{plateau.min_learning_rate:g}; lower that"
+        )
+
+
 def _filled(section: S, defaults: dict[str, object]) -> S:
     """A copy of a section in which the fields left open take their defaults."""
     opened = {name: value for name, value in defaults.items() if getattr(section, name) is None}
@@ -329,7 +359,7 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         A config without open fields; resolving it again changes nothing.
 
     Raises:
-        ConfigError: a network, a metric or a monitor that does not exist.
+        ConfigError: a network, a metric or a monitor that does not exist, or a setting that can never act.
     """
     require_names(config)
     preset = preset_of(config.model.name)
@@ -345,4 +375,5 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         }
     )
     require_names(filled)  # what was given against what the network brings
+    _require_effect(filled)
     return filled

@@ -15,9 +15,7 @@ from nnbuild.training.steps import Steps
 
 
 def cross_entropy(y, logits):
-    return ops.mean(
-        keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
-    )
+    return ops.mean(keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True))
 
 
 class Custom(keras.Model):
@@ -54,7 +52,10 @@ class ExtraKeys(Custom):
 class Nested(Custom):
     def train_step(self, data):
         _, logits, loss = self.learn(data)
-        return {"parts": {"spread": ops.std(logits), "more": {"top": ops.max(logits)}}, "loss": loss}
+        return {
+            "parts": {"spread": ops.std(logits), "more": {"top": ops.max(logits)}},
+            "loss": loss,
+        }
 
 
 class PythonNumbers(Custom):
@@ -150,7 +151,7 @@ class AddedLoss(Custom):
 
 
 class OwnLoss(Custom):
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002, PLR0913
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG002, FBT002
         return cross_entropy(y, y_pred) * 2.0
 
 
@@ -288,12 +289,12 @@ class VectorMetric(Custom):
 
 
 class Raises(Custom):
-    def train_step(self, data):
+    def train_step(self, data):  # noqa: ARG002
         raise KeyError("no such thing")
 
 
 class RaisesInTests(Custom):
-    def test_step(self, data):
+    def test_step(self, data):  # noqa: ARG002
         raise KeyError("no such thing")
 
 

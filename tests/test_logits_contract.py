@@ -58,7 +58,7 @@ def ensemble():
 class Scale(layers.Layer):
     """Multiplies by a number that is learnt, or by what is made of it."""
 
-    def __init__(self, shape_of_scale=keras.ops.exp, divide=False):
+    def __init__(self, shape_of_scale=keras.ops.exp, *, divide=False):
         super().__init__()
         self.shape_of_scale, self.divide = shape_of_scale, divide
 
@@ -92,6 +92,10 @@ class Centres(layers.Layer):
 def by_root_of_width(x):
     """Divides by what depends on the shape of an image's values only."""
     return x / tf.sqrt(tf.cast(tf.shape(x)[1], tf.float32))
+
+
+def shares(x):
+    return x / keras.ops.sum(x, axis=-1, keepdims=True)
 
 
 def pooled_norm(activation):
@@ -181,9 +185,7 @@ BAD = {
     ),
     "layer norm": lambda: functional(lambda x: layers.LayerNormalization()(dense()(x))),
     "unit norm": lambda: functional(lambda x: layers.UnitNormalization()(dense()(x))),
-    "divided by the sum": lambda: functional(
-        lambda x: (lambda y: y / keras.ops.sum(y, axis=-1, keepdims=True))(dense()(x))
-    ),
+    "divided by the sum": lambda: functional(lambda x: shares(dense()(x))),
     "gated by the image": lambda: functional(lambda x: dense()(x) * dense("sigmoid")(x)),
     "largest of sigmoid maps": lambda: keras.Sequential(
         [
@@ -248,7 +250,9 @@ def test_distances_to_centres_are_told_what_they_could_be():
 
 def test_softmax_that_no_graph_shows_is_refused():
     def in_python(x):
-        found = tf.numpy_function(lambda y: np.exp(y) / np.exp(y).sum(1, keepdims=True), [x], "float32")
+        found = tf.numpy_function(
+            lambda y: np.exp(y) / np.exp(y).sum(1, keepdims=True), [x], "float32"
+        )
         return tf.ensure_shape(found, (None, CLASSES))
 
     with pytest.raises(ContractError, match="they are probabilities"):
@@ -338,7 +342,10 @@ def two_inputs():
         (lambda: returning(lambda x: tf.cast(x, "float16")), "logits of float16"),
         (lambda: functional(dense(dtype="bfloat16")), "logits of bfloat16"),
         (lambda: functional(lambda x: keras.ops.cast(dense()(x), "int32")), "logits of int32"),
-        (lambda: functional(lambda x: layers.Reshape((1, CLASSES))(dense()(x))), "outputs of shape"),
+        (
+            lambda: functional(lambda x: layers.Reshape((1, CLASSES))(dense()(x))),
+            "outputs of shape",
+        ),
         (lambda: functional(layers.Dense(CLASSES + 1)), r"shape \(None, 4\), expected \(n, 3\)"),
         (two_outputs, "several outputs"),
         (two_inputs, "2 inputs"),

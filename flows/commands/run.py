@@ -11,6 +11,7 @@ from flows.printing import print_json
 from flows.server import EarlyServer
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
+from nnbuild.engines.choice import describe_engine, engine_of_run
 from nnbuild.errors import ConfigError, NnbuildError
 from nnbuild.lazy import importing
 from nnbuild.store import Store
@@ -156,6 +157,7 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
     manifest = store.manifest(run_id)
     row, seconds = manifest["row"], manifest["seconds"]
     report = record / "report.html"
+    engine, reason = engine_of_run(manifest)
     return {
         "run_id": run_id,
         "status": row["status"],
@@ -174,6 +176,9 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
         "predictions": str(store.partition("predictions", run_id)),
         "report": str(report) if report.exists() else None,
         "model": str(record / "model.keras"),
+        "onnx": str(record / "model.onnx") if engine == "onnx" else None,
+        "engine": engine,
+        "engine_reason": reason,
         "manifest": str(record / "manifest.json"),
         "store": str(store.root),
     }
@@ -189,6 +194,7 @@ def _show(summary: Settings) -> None:
         "network": f"{summary['model_name']}, {summary['epochs']} epochs",
         "test accuracy": f"{summary['test_accuracy']:.4f}",
         "test loss": f"{summary['test_loss']:.4f}",
+        "scoring": describe_engine(summary["engine"], summary["engine_reason"]),
         "seconds": f"{seconds['whole']:.1f} in all, {seconds['fit']:.1f} of fit, {seconds['score']:.1f} of scoring",
     }
     places = {

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from flows.display import display_for
 from flows.printing import print_json
+from nnbuild.engines.choice import describe_engine
 from nnbuild.errors import ConfigError
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring import score as score_input
@@ -107,6 +108,7 @@ def _show(scored: ScoredJob, seconds: float) -> None:
         "run": scored.run_id or "a model file",
         "rows": f"{scored.rows:,} scored, {scored.written:,} written, {scored.quarantined:,} quarantined",
         "seconds": f"{seconds:.1f}",
+        "engine": describe_engine(scored.engine, scored.engine_reason),
         "output": scored.output,
         "drift": _drift(scored),
     }

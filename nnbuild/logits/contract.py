@@ -71,9 +71,7 @@ def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> N
     _check_head(model, _traced(model, tuple(image_shape or model.inputs[0].shape[1:])))
 
 
-def _checked_output(
-    model: Any, classes: int, image_shape: tuple[int, int, int] | None
-) -> Any:
+def _checked_output(model: Any, classes: int, image_shape: tuple[int, int, int] | None) -> Any:
     """Check the input and the output of a model, and return the traced function that they were read from."""
     _check_input(model, image_shape)
     traced = _traced(model, image_shape or tuple(model.inputs[0].shape[1:]))

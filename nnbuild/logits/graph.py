@@ -212,7 +212,7 @@ def _called(
         depends = [any(depends)] * len(depends)
     for attribute in attributes:
         value = node.attr[attribute]
-        for called in value.list.func if value.list.func else [value.func]:
+        for called in value.list.func or [value.func]:
             function = functions[called.name]
             arguments = (each.name for each in function.signature.input_arg)
             sources = {name for name, is_one in zip(arguments, depends, strict=False) if is_one}

@@ -149,8 +149,8 @@ def refuse_code(content: bytes, where: str) -> None:
     for kind, module, registered, inner in _classes(config):
         if kind == "function" and _is_known_function(inner):
             continue
-        if kind == "Lambda" or module == "builtins":
-            told = f"{kind} {inner!r}" if kind == "function" else kind
+        if kind in {"Lambda", "__lambda__"} or module == "builtins":
+            told = f"{kind} {inner!r}" if kind == "function" else kind.strip("_")
             raise ContractError(
                 f"model {where} holds a {told} that runs code of its own; register it with "
                 "keras.saving.register_keras_serializable, or write a registered layer instead"

@@ -39,8 +39,9 @@ def open_job(
     """
     store, started = Store(root), now or datetime.now(UTC)
     model, source = _opened(store, config)
-    if model.run_id is not None:
-        config = config.model_copy(update={"model": model.run_id})
+    config = config.model_copy(
+        update={"model": model.run_id or config.model, "engine": model.engine}
+    )
     job = Job(
         store,
         new_run_id(started, max(store.scored(), default=None)),
@@ -117,7 +118,8 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     if not candidates:
         return None
     model, source = _opened(store, config)
-    wanted, identity = config.model_dump(mode="json"), source.identity()
+    wanted = config.model_dump(mode="json") | {"engine": model.engine}
+    identity = source.identity()
     for each in reversed(candidates):
         if each["model_digest"] != model.digest:
             continue

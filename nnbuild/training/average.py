@@ -18,7 +18,9 @@ def averaged(model: Any) -> Iterator[None]:
     Args:
         model: Compiled model; it is changed in place.
     """
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # a loss scale has one inside
+    optimizer = getattr(
+        model.optimizer, "inner_optimizer", model.optimizer
+    )  # a loss scale has one inside
     if not optimizer.use_ema:
         yield
         return

@@ -22,8 +22,8 @@ from nnbuild.training.average import averaged
 from nnbuild.training.checkpoints import Checkpoint
 from nnbuild.training.order import epoch_order, split_rows
 from nnbuild.training.pace import Pace
-from nnbuild.training.step_logs import LOSS
 from nnbuild.training.state import model_arrays, restore_model
+from nnbuild.training.step_logs import LOSS
 from nnbuild.training.steps import Steps
 from nnbuild.training.surroundings import Nobody, Surroundings
 
@@ -171,7 +171,9 @@ class _Fit:
         self.callbacks.on_epoch_begin(epoch)
         began = time.perf_counter() - seconds
         metrics = self._train(epoch, step, began)
-        with averaged(self.model):  # what is validated is what the callbacks keep, and the fit ends with
+        with averaged(
+            self.model
+        ):  # what is validated is what the callbacks keep, and the fit ends with
             if (epoch + 1) % self.training.validation_freq == 0:
                 validated = self.validator.test(_all_rows(len(self.validation_rows)))
                 metrics |= {f"val_{name}": value for name, value in validated.items()}

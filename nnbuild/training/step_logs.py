@@ -80,7 +80,9 @@ class StepLogs:
             yield name, tf.cast(tf.reshape(tensor, ()), tf.float64)
 
     def _refused(self, problem: str) -> ContractError:
-        return ContractError(f"model {self._model.name!r} cannot be trained: its {self._step} {problem}")
+        return ContractError(
+            f"model {self._model.name!r} cannot be trained: its {self._step} {problem}"
+        )
 
 
 def _flattened(logs: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
