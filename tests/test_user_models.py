@@ -1,5 +1,6 @@
 """Networks of the user's own: whatever `--model module:function` gives, the outcome is one line."""
 
+import importlib
 import sys
 import textwrap
 
@@ -11,7 +12,7 @@ from small_data import run_config
 from nnbuild import models, runs, steps
 from nnbuild.config import RunConfig, resolve
 from nnbuild.errors import ConfigError, ContractError, NnbuildError, RunError
-from nnbuild.models.user import import_factory
+from nnbuild.models.user import factory_digest, import_factory
 from nnbuild.store import Store
 
 HEAD = """
@@ -101,6 +102,25 @@ def test_a_folder_without_init_is_found(module):
     (folder / "mine_plain").mkdir()
     (folder / "mine_plain" / "small.py").write_text("def build():\n    return 4\n")
     assert import_factory("mine_plain.small:build")() == 4
+
+
+def test_a_link_to_the_folder_is_the_folder(module, tmp_path, monkeypatch):
+    folder = module("def build():\n    return 1\n")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.syspath_prepend(tmp_path / "link")
+    mine = importlib.import_module("mine")
+
+    assert import_factory("mine:build") is mine.build
+
+
+def test_a_partial_function_is_a_function(module):
+    module(
+        HEAD + "from functools import partial\n"
+        "def build(width, input_shape, classes):\n    return dense(input_shape, classes)\n"
+        "wide = partial(build, 7)\n"
+    )
+    built("mine:wide")
+    assert len(factory_digest("mine:wide")) == 64
 
 
 def test_another_folder_has_another_module(module, tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def _traced(model: Any, image_shape: tuple[int, ...]) -> Any:
 
     try:
         return traced(model, image_shape)
-    except Exception as error:  # a user's own layers may raise anything
+    except (Exception, SystemExit) as error:  # a user's own layers may raise anything
         raise ContractError(
             f"model {model.name!r} cannot take images of shape {image_shape}: {raised(error)}; "
             "try it on one image first"
@@ -160,7 +160,7 @@ def _check_values(model: Any, traced: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (_PROBE, *images.shape[1:]))
     try:
         found = traced(noise.astype(images.dtype.as_numpy_dtype)).numpy()
-    except Exception as error:  # a user's own layers may raise anything
+    except (Exception, SystemExit) as error:  # a user's own layers may raise anything
         raise ContractError(
             f"model {model.name!r} cannot take images of shape {tuple(images.shape[1:])}: {raised(error)}; "
             "try it on one image first"

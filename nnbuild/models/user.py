@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,9 @@ def factory_digest(name: str) -> str:
         ConfigError: as `import_factory`; or the module has no source that can be read.
     """
     function = import_factory(name)
+    module = inspect.getmodule(function) or sys.modules[name.partition(":")[0]]
     try:
-        source = inspect.getsource(inspect.getmodule(function) or function)
+        source = inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise ConfigError(
             f"model {name!r} has no source that can be read ({error}); give it as a .py file"
@@ -138,7 +140,7 @@ def _reported(name: str, as_error: Callable[[str], NnbuildError]) -> Iterator[No
         yield
     except (NnbuildError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not is_factory(name):
             raise
         raise as_error(raised(error)) from error

@@ -55,12 +55,12 @@ def _load(name: str, spec: importlib.machinery.ModuleSpec) -> None:
     """Load a module of the current folder, unless it is loaded already."""
     there = sys.modules.get(name)
     origin = str(spec.origin)
-    if there is not None and _file(there) == Path(origin):
+    if there is not None and _is_file(there, origin):
         return
     if name in sys.stdlib_module_names or (there is not None and name not in _loaded):
-        other = _file(there) if there is not None else "Python's standard library"
+        other = getattr(there, "__file__", None) or "one of Python's own"
         raise ConfigError(
-            f"{origin} has the name of another module, {other or name}; give your file another name"
+            f"{origin} has the name of another module, {other}; give your file another name"
         )
     for old in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
         del sys.modules[old]
@@ -75,6 +75,7 @@ def _load(name: str, spec: importlib.machinery.ModuleSpec) -> None:
     _loaded[name] = origin
 
 
-def _file(module: ModuleType) -> Path | None:
-    path = getattr(module, "__file__", None)
-    return Path(path) if path else None
+def _is_file(module: ModuleType, path: str) -> bool:
+    """Whether a module was loaded from a file, by whatever links its path leads there."""
+    loaded = Path(getattr(module, "__file__", None) or "")
+    return loaded.is_file() and loaded.samefile(path)

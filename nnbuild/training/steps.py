@@ -162,7 +162,7 @@ class Steps:
             yield
         except (NnbuildError, MemoryError, tf.errors.ResourceExhaustedError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ContractError(
                 f"model {self.model.name!r} cannot be trained: {what} raised {raised(error)}"
             ) from error
