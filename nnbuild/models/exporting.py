@@ -1,5 +1,6 @@
 """Models as ONNX: for scoring without TensorFlow."""
 
+import importlib
 import logging
 import math
 import warnings
@@ -47,25 +48,28 @@ def _converted(model: Any, shape: Shape) -> Any:
     """Convert a model to an `onnx.ModelProto` with one input."""
     import onnx
     import tf2onnx
-    from keras.src.export.tf2onnx_lib import (
-        patch_tf2onnx,  # what Keras's own export does for NumPy 2
-    )
 
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    signature = [tf.TensorSpec((None, *shape), tf.uint8, name=PIXELS)]
-
-    def logits(pixels: Any) -> Any:
-        return tf.cast(model(pixels, training=False), tf.float32)
-
+    pixels = tf.TensorSpec((None, *shape), tf.uint8, name=PIXELS)
+    function = tf.function(
+        lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
+    )
     failed: Exception | None = None
     with quiet(), warnings.catch_warnings():
         # The converter looks for a name that NumPy has removed.
         warnings.filterwarnings("ignore", r"In the future `np\.object`", FutureWarning)
-        patch_tf2onnx()  # as Keras's own export does, for NumPy 2
+        _make_converter_ready()
         try:
-            function = _closed(tf.function(logits, input_signature=signature, autograph=False))
-            exported, _ = tf2onnx.convert.from_function(
-                function, signature, custom_op_handlers={"Erfc": (_erfc, [])}
+            traced = function.get_concrete_function(pixels)
+            # Named as the only input, the pixels are. A tensor that a layer holds, as `Normalization` does, becomes a
+            # constant like the weights; the converter's own way from a function makes it an input.
+            names = {
+                "input_names": [traced.inputs[0].name],
+                "output_names": [traced.outputs[0].name],
+            }
+            frozen = tf2onnx.tf_loader.from_function(traced, **names)
+            exported, _ = tf2onnx.convert.from_graph_def(
+                frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
             )
         except Exception as error:  # noqa: BLE001  (raised below, where what the converter printed is gone)
             failed = error
@@ -79,41 +83,10 @@ def _converted(model: Any, shape: Shape) -> Any:
     return exported
 
 
-def _closed(function: Any) -> Any:
-    """A function of the pixels alone: tensors that layers hold become constants of its graph.
-
-    A layer may hold a plain tensor, as `Normalization` does. The converter would make it an input of the
-    exported model.
-    """
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
-
-    traced = function.get_concrete_function()
-    held = {
-        inner.name: outer.numpy()
-        for outer, inner in traced.graph.captures
-        if outer.dtype != tf.resource
-    }
-    if not held:
-        return function
-    frozen = convert_variables_to_constants_v2(
-        traced, lower_control_flow=False, aggressive_inlining=True
-    )
-    definition = frozen.graph.as_graph_def()
-    present = {f"{node.name}:0" for node in definition.node}
-
-    def closed(pixels: Any) -> Any:
-        constants = {name: tf.constant(value) for name, value in held.items() if name in present}
-        (found,) = tf.graph_util.import_graph_def(
-            definition,
-            input_map={frozen.inputs[0].name: pixels, **constants},
-            return_elements=[frozen.outputs[0].name],
-            name="",
-        )
-        return found
-
-    return tf.function(closed, input_signature=function.input_signature, autograph=False)
+def _make_converter_ready() -> None:
+    """Do what Keras's own export does for the converter under NumPy 2."""
+    library: Any = importlib.import_module("keras.src.export.tf2onnx_lib")
+    library.patch_tf2onnx()
 
 
 def _erfc(graph: Any, node: Any, _name: str, _args: Any) -> None:
