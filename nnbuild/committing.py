@@ -6,7 +6,7 @@ from pathlib import Path
 from nnbuild import schemas, steps
 from nnbuild.drift import REFERENCE
 from nnbuild.errors import LockedError, NnbuildError
-from nnbuild.results import Committed, Decided, LoadedData, Result
+from nnbuild.results import Committed, Decided, ExportedModel, LoadedData, Result
 from nnbuild.runtime.credentials import mask_credentials
 from nnbuild.runtime.text import join_lines
 from nnbuild.steps.manifest import manifest_of
@@ -115,7 +115,10 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
         name: run.folder / name for name in ("report.html", "traceback.txt")
     }
     if not failed:
-        wanted |= {name: run.folder / "model" / name for name in ("model.keras", "model.onnx")}
+        wanted["model.keras"] = run.folder / "model" / "model.keras"
+        exported = run.recall("export_model", ExportedModel)
+        if exported is not None and exported.path is not None:  # nothing that was not proven
+            wanted["model.onnx"] = run.folder / "model" / "model.onnx"
         wanted[REFERENCE] = run.folder / REFERENCE
     logs = run.folder / "tensorboard"
     wanted |= {

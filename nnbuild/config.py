@@ -211,8 +211,8 @@ class TrainingConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="Momentum of an average of the weights, which becomes them; over a tenth of the steps at most; "
-        "off if null",
+        description="Momentum of an average of the weights, which is validated and kept in their place; over a tenth "
+        "of the steps at most; off if null",
     )
     schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="How the learning rate moves from step to step"
@@ -251,6 +251,12 @@ class TrainingConfig(Section):
         "network whose columns keep them busy",
     )
     tensorboard: bool = Field(default=False, description="Write TensorBoard logs beside the run")
+
+    def monitors(self) -> tuple[str, ...]:
+        """Return the keys of the history that decide something: when to stop, what to keep."""
+        watchers = (self.early_stopping, self.reduce_on_plateau)
+        names = (*(each.monitor for each in watchers if each), self.best_weights)
+        return tuple(name for name in names if name is not None)
 
 
 class ScoringConfig(Section):
@@ -402,11 +408,11 @@ def require_names(config: RunConfig) -> None:
     for name in training.metrics:
         if name not in METRICS:
             raise ConfigError(f"unknown metric {name!r}; {suggestion(name, METRICS)}")
-    trained = {"loss", *training.metrics}
-    keys = trained | {f"val_{name}" for name in trained}
-    watchers = (training.early_stopping, training.reduce_on_plateau)
-    for monitor in (*(each.monitor for each in watchers if each), training.best_weights):
-        if monitor is not None and monitor not in keys:
+    keys = {"loss", *training.metrics}
+    keys |= {f"val_{name}" for name in keys}
+    for monitor in training.monitors():
+        # What a model of the user's own reports is known once its steps are traced.
+        if monitor not in keys and not is_factory(model):
             raise ConfigError(
                 f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}"
             )
@@ -424,6 +430,36 @@ def require_names(config: RunConfig) -> None:
     if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
         raise ConfigError(
             f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one"
+        )
+
+
+def _require_effect(config: RunConfig) -> None:
+    """Refuse settings that can never act in a run, whatever its data.
+
+    Args:
+        config: Resolved.
+
+    Raises:
+        ConfigError: Saying why, and what to change.
+    """
+    training, model = config.training, config.model
+    for name in ("l2", "dropout"):
+        if getattr(model, name) and name not in preset_of(model.name).takes:
+            raise ConfigError(
+                f"model.{name} {getattr(model, name)} has no effect on {model.name!r}; drop it"
+            )
+    epochs, measured = int(training.epochs or 1), training.validation_freq
+    monitor = next((each for each in training.monitors() if each.startswith("val_")), None)
+    if monitor is not None and measured > epochs:
+        raise ConfigError(
+            f"monitor {monitor!r} is never measured: validation_freq is {measured}, the run has {epochs} "
+            f"epoch{'s' if epochs > 1 else ''}; lower validation_freq, or raise epochs"
+        )
+    plateau, rate = training.reduce_on_plateau, float(training.learning_rate or 0)
+    if plateau is not None and plateau.min_learning_rate >= rate:
+        raise ConfigError(
+            f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate is "
+            f"{plateau.min_learning_rate:g}; lower that"
         )
 
 
@@ -452,7 +488,7 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         A config without open fields; resolving it again changes nothing.
 
     Raises:
-        ConfigError: a network, a metric or a monitor that does not exist.
+        ConfigError: a network, a metric or a monitor that does not exist, or a setting that can never act.
     """
     require_names(config)
     preset = preset_of(config.model.name)
@@ -469,4 +505,5 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         }
     )
     require_names(filled)  # what was given against what the network brings
+    _require_effect(filled)
     return filled

@@ -19,7 +19,11 @@ A message says what was given, what was expected and how to mend it, on one line
 """
 
 import difflib
+import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class NnbuildError(Exception):
@@ -97,6 +101,30 @@ class Interrupted(NnbuildError):  # noqa: N818  (it is no error: the run is whol
 def one_line(error: object) -> str:
     """What an error of another library says, on one line."""
     return " ".join(str(error).split())
+
+
+_MOST_CHARACTERS = 300
+_TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Keras writes its messages with them
+
+
+def raised(error: BaseException) -> str:
+    """Describe an exception of somebody else's code on one line: type, message, and file and line.
+
+    Args:
+        error: Exception with its traceback. The place is the innermost one in neither nnbuild, nor
+            Python's library, nor an installed package; there may be none.
+    """
+    message = one_line(_TERMINAL_COLOURS.sub("", str(error)))
+    if len(message) > _MOST_CHARACTERS:
+        message = message[:_MOST_CHARACTERS] + "…"
+    told = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    libraries = map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+    others = (Path(__file__).parent, *map(Path, libraries))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_absolute() and not any(path.is_relative_to(each) for each in others):
+            return f"{told} ({path.name}, line {frame.lineno})"
+    return told
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

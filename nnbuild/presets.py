@@ -13,12 +13,14 @@ class Preset:
         training: fields of `TrainingConfig`.
         model: fields of `ModelConfig`.
         columns: how many networks it has side by side, none of which waits for another.
+        takes: Fields of `ModelConfig` that change it.
     """
 
     summary: str
     training: dict[str, object]
     model: dict[str, object] = field(default_factory=dict)
     columns: int = 1
+    takes: tuple[str, ...] = ("dropout",)
 
 
 _PLAIN: dict[str, object] = {
@@ -56,11 +58,13 @@ PRESETS: dict[str, Preset] = {
         "the guide's lab: 25 and 15 relu units; Adam 1e-3, batch 32",
         {**_PLAIN, "epochs": 40, "batch_size": 32, "learning_rate": 1e-3},
         _NOTHING_DROPPED,
+        takes=("l2", "dropout"),
     ),
     "regularized": Preset(
         "120 and 40 relu units with an L2 penalty; Adam 1e-2",
         {**_PLAIN, "epochs": 20, "batch_size": 128, "learning_rate": 1e-2},
         {"l2": 1e-5, "dropout": 0.0},
+        takes=("l2", "dropout"),
     ),
     "convnet": Preset(
         "keras.io's MNIST convnet, 34,826 parameters, with a logits head; Adam 1e-3, batch 128",
@@ -99,6 +103,7 @@ USER_MODEL = Preset(
     "a function of your own that returns an uncompiled Keras model",
     {**_PLAIN, "epochs": 10, "batch_size": 128, "learning_rate": 1e-3},
     _NOTHING_DROPPED,
+    takes=(),
 )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnbuild.errors import ConfigError
+from nnbuild.errors import ConfigError, ContractError
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.store import Store
@@ -54,8 +54,12 @@ def export_run(
         raise ConfigError(
             f"{target} exists; give a new {'file' if format == 'onnx' else 'folder'} as --output"
         )
-    engine = "onnx" if format == "onnx" else "keras"
+    engine = "auto" if format == "onnx" else "keras"
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
+    if format == "onnx" and model.engine != "onnx":
+        raise ContractError(
+            f"run {model.run_id} was not exported to ONNX: {model.reason}; use --format savedmodel"
+        )
     if calibrated and model.temperature is None:
         raise ConfigError(f"--calibrated: run {run_id} has no temperature; leave it away")
     temperature = (model.temperature or 1.0) if calibrated else 1.0

@@ -13,9 +13,7 @@ def export(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedModel:
     """Export the network of a run; see `nnbuild.steps.export_model`."""
     exported = steps.export_model(run, data, fitted)
     if exported.path is None:
-        logger().warning(
-            "not exported to ONNX: %s; it is scored by --engine keras", exported.remark
-        )
+        logger().warning("not exported to ONNX: %s; scoring will use Keras", exported.remark)
     else:
         logger().info(
             "exported to ONNX; logits within %.1e of Keras's", exported.largest_difference

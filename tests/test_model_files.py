@@ -75,6 +75,74 @@ def test_a_class_that_the_run_does_not_bring(tmp_path):
     refused(path, file_digest(path), "neither Keras's nor registered")
 
 
+@keras.saving.register_keras_serializable("test")
+def bent(x):
+    return 1.5 * keras.ops.tanh(0.6 * x)
+
+
+@keras.saving.register_keras_serializable("test")
+def small_weights(shape, dtype=None):
+    return keras.random.normal(shape, stddev=0.05, seed=3, dtype=dtype)
+
+
+@keras.saving.register_keras_serializable("test")
+def shrunk(weights):
+    return 1e-3 * keras.ops.sum(keras.ops.square(weights))
+
+
+def not_registered(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": bent},
+        {"kernel_initializer": small_weights},
+        {"kernel_regularizer": shrunk, "activation": keras.activations.gelu},
+        {"kernel_constraint": shrunk},
+    ],
+)
+def test_registered_functions_are_read(tmp_path, options):
+    path = tmp_path / "model.keras"
+    model = small(keras.layers.Dense(4, **options))
+    read = load_model(path, save_model(model, path))
+    for one, other in zip(model.get_weights(), read.get_weights(), strict=True):
+        assert (one == other).all()
+
+
+def test_a_function_that_nobody_registered(tmp_path):
+    path = tmp_path / "model.keras"
+    small(keras.layers.Dense(4, activation=not_registered)).save(path)
+    refused(path, file_digest(path), "that runs code of its own; register it")
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_a_lambda_as_an_activation(tmp_path):
+    path = tmp_path / "model.keras"
+    small(keras.layers.Dense(4, activation=lambda x: x)).save(path)
+    refused(path, file_digest(path), "Keras cannot read model")
+
+
+@pytest.mark.parametrize("name", ["eval", "exec", "open", "__import__", None, ["eval"]])
+def test_a_function_of_pythons(model, name):
+    path, _ = model
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(members["config.json"])
+    config["config"]["layers"][-1]["config"]["activation"] = {
+        "module": "builtins",
+        "class_name": "function",
+        "config": name,
+        "registered_name": "function",
+    }
+    members["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    refused(path, file_digest(path), "that runs code of its own")
+
+
 def test_an_h5_by_another_name(tmp_path):
     import h5py
 

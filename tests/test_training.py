@@ -16,6 +16,7 @@ from nnbuild.config import RunConfig, resolve
 from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted, StoreError
 from nnbuild.training import Checkpoints, Surroundings, fit
+from nnbuild.training.order import split_rows
 from nnbuild.training.state import model_arrays
 
 CLASSES = 3
@@ -92,6 +93,7 @@ EVERYTHING = {
         ("accurate", {"optimizer": "rmsprop"}),
         ("tiny", {"precision": "mixed_bfloat16"}),
         ("lab", {"precision": "mixed_float16", "ema": 0.9}),
+        ("lab", EVERYTHING | {"ema": 0.9}),
     ],
 )
 def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
@@ -152,8 +154,6 @@ def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
     monkeypatch.setattr("nnbuild.training.fitting.epoch_order", lambda rows, *_: rows)
     ours, fitted = run_through(config, split)
     theirs = compiled(config, split)
-    from nnbuild.training.order import split_rows
-
     rows, held_out = split_rows(len(split), config.training.validation_fraction, config.seed)
     history = theirs.fit(
         split.images[rows],
@@ -195,6 +195,47 @@ def test_early_stopping_and_best_weights_do_what_they_say():
     losses = fitted.history.history["val_loss"]
     assert len(losses) < 60
     assert fitted.weights_epoch == int(np.argmin(losses)) + 1
+
+
+def evaluated(model, split, config):
+    """Loss on the validation images by the weights that a model has now."""
+    rows = split_rows(len(split), config.training.validation_fraction, config.seed)[1]
+    labels = split.labels[rows].astype(np.int32)
+    return model.evaluate(split.images[rows], labels, verbose=0, return_dict=True)["loss"]
+
+
+AVERAGED = {"epochs": 6, "learning_rate": 0.05, "ema": 0.8}
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("best", [None, "val_loss", "loss"])
+def test_averaged_weights_are_validated_and_kept(precision, best):
+    split, config = small_split(), config_of(precision=precision, best_weights=best, **AVERAGED)
+    model, fitted = run_through(config, split)
+    losses = fitted.history.history["val_loss"]
+    kept = losses[fitted.weights_epoch - 1]
+    assert evaluated(model, split, config) == pytest.approx(kept, rel=1e-5)
+    if best == "val_loss":
+        assert fitted.weights_epoch == int(np.argmin(losses)) + 1
+
+
+def test_an_average_of_the_weights_changes_no_step():
+    split = small_split()
+    _, plain = run_through(config_of(**AVERAGED | {"ema": None, "best_weights": "val_loss"}), split)
+    _, averaged = run_through(config_of(**AVERAGED, best_weights="val_loss"), split)
+    assert plain.history.history["loss"] == averaged.history.history["loss"]
+    assert plain.history.history["val_loss"] != averaged.history.history["val_loss"]
+
+
+def test_callbacks_of_the_users_own_see_averaged_weights():
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, *_):
+            seen.append(self.model.get_weights())
+
+    model, _ = run_through(config_of(**AVERAGED), small_split(), callbacks=[Look()])
+    assert all(np.array_equal(*pair) for pair in zip(seen[-1], model.get_weights(), strict=True))
 
 
 def test_callbacks_of_the_users_own_are_called():

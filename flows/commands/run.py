@@ -12,6 +12,7 @@ from flows.embedded_server import EmbeddedServer
 from flows.printing import PlainConsole, print_json, print_values
 from nnbuild import settings, tracking
 from nnbuild.config import RunConfig, resolve
+from nnbuild.engines.choice import describe_engine, engine_of_run
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 from nnbuild.lazy import importing
 from nnbuild.runtime.outward import outward
@@ -189,6 +190,7 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
     manifest = store.manifest(run_id)
     row, seconds = manifest["row"], manifest["seconds"]
     report = record / "report.html"
+    engine, reason = engine_of_run(manifest)
     return {
         "run_id": run_id,
         "status": row["status"],
@@ -207,6 +209,9 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
         "predictions": str(store.partition("predictions", run_id)),
         "report": str(report) if report.exists() else None,
         "model": str(record / "model.keras"),
+        "onnx": str(record / "model.onnx") if engine == "onnx" else None,
+        "engine": engine,
+        "engine_reason": reason,
         "manifest": str(record / "manifest.json"),
         "store": str(store.root),
     }
@@ -222,6 +227,7 @@ def _show(summary: Settings) -> None:
         "network": f"{summary['model_name']}, {summary['epochs']} epochs",
         "test accuracy": f"{summary['test_accuracy']:.4f}",
         "test loss": f"{summary['test_loss']:.4f}",
+        "scoring": describe_engine(summary["engine"], summary["engine_reason"]),
         "seconds": f"{seconds['whole']:.1f} in all, {seconds['fit']:.1f} of fit, {seconds['score']:.1f} of scoring",
     }
     places = {

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from flows.display import display_for
 from flows.printing import PlainConsole, print_json, print_values
+from nnbuild.engines.choice import describe_engine
 from nnbuild.errors import ConfigError
 from nnbuild.runtime.outward import Harmless
 from nnbuild.scoring import ScoreConfig, ScoredJob
@@ -109,6 +110,7 @@ def _show(scored: ScoredJob, seconds: float) -> None:
         "run": scored.run_id or "a model file",
         "rows": f"{scored.rows:,} scored, {scored.written:,} written, {scored.quarantined:,} quarantined",
         "seconds": f"{seconds:.1f}",
+        "engine": describe_engine(scored.engine, scored.engine_reason),
         "output": scored.output,
         "drift": _drift(scored),
     }

@@ -28,7 +28,10 @@ def run(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Named network, or package.module:function of your own."),
+        typer.Option(
+            metavar="NAME",
+            help="Named network, or package.module:function of your own: from the current folder, or installed.",
+        ),
     ] = None,
     members: Annotated[
         int | None,

@@ -44,7 +44,11 @@ def score(
         bool, typer.Option("--calibrated", help="Scale by the run's temperature.")
     ] = False,
     engine: Annotated[
-        str | None, typer.Option(metavar="onnx|keras", help="What runs the model; onnx.")
+        str | None,
+        typer.Option(
+            metavar="auto|onnx|keras",
+            help="What runs the model; auto: ONNX Runtime, or Keras if the run was not exported.",
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images per batch.")] = None,
     threads: Annotated[

@@ -5,11 +5,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnbuild.errors import ContractError
+from nnbuild.errors import ContractError, raised
 from nnbuild.logits.softmax import require_finite
 
+_PROBE = 4  # images
 _WIDE = ("float32", "float64")
 _KERNEL = "make the last layer Dense(classes) without an activation; softmax is applied at scoring"
+_DISTANCES = (
+    "squared distances to centres, -|x - c|², have the softmax of a Dense layer with the kernel 2c and the "
+    "bias -|c|²; end in one"
+)
+_NORMALISER = (
+    "it divides by something that depends on the image; leave out the normalisation, softmax is applied at "
+    "scoring"
+)
+_ADVICE = {
+    **dict.fromkeys(("Square", "SquaredDifference", "Pow"), _DISTANCES),
+    **dict.fromkeys(("RealDiv", "Div", "DivNoNan", "Xdivy", "Reciprocal", "Inv"), _NORMALISER),
+    **dict.fromkeys(("Sqrt", "Rsqrt"), _NORMALISER),
+}
 
 
 def check_model(model: Any, classes: int, image_shape: tuple[int, int, int] | None = None) -> None:
@@ -23,8 +37,9 @@ def check_model(model: Any, classes: int, image_shape: tuple[int, int, int] | No
     Raises:
         ContractError: saying what was found, what was expected and how to mend it.
     """
-    check_output(model, classes, image_shape)
-    check_head(model, image_shape)
+    traced = _checked_output(model, classes, image_shape)
+    _check_head(model, traced)
+    _check_values(model, traced)
     if model.compiled:
         check_loss(model)
 
@@ -40,52 +55,7 @@ def check_output(model: Any, classes: int, image_shape: tuple[int, int, int] | N
     Raises:
         ContractError: the model is not built, or has another input or output.
     """
-    if not model.built:
-        raise ContractError(
-            f"model {model.name!r} has no input shape; begin it with keras.Input(shape)"
-        )
-    inputs = getattr(model, "inputs", None)
-    if inputs is not None and len(inputs) != 1:
-        raise ContractError(
-            f"model {model.name!r} has {len(inputs)} inputs, expected one of images"
-        )
-    given = tuple(inputs[0].shape[1:]) if inputs else None
-    if given and image_shape and not _fits(given, image_shape):
-        raise ContractError(
-            f"model {model.name!r} takes images of shape {given}, the dataset has {image_shape}; "
-            "build it from the input_shape that it is given"
-        )
-    from nnbuild.logits.graph import output_shapes  # softmax alone needs no TensorFlow
-
-    try:
-        shapes = output_shapes(model, image_shape or given or ())
-    except Exception as error:  # a user's own layers may raise anything
-        told = f"images of shape {image_shape or given}: {type(error).__name__}: {error}"
-        raise ContractError(
-            f"model {model.name!r} cannot take {told}; try it on one image first"
-        ) from error
-    if len(shapes) != 1:
-        raise ContractError(
-            f"model {model.name!r} has several outputs, expected one of shape (n, {classes})"
-        )
-    kind = model.outputs[0].dtype if getattr(model, "outputs", None) else "float32"
-    if kind not in _WIDE:
-        raise ContractError(
-            f"model {model.name!r} gives logits of {kind}, expected float32 whatever the other layers compute in; "
-            'give the last layer dtype="float32"'
-        )
-    shape = shapes[0]
-    if shape != (None, classes):
-        raise ContractError(
-            f"model {model.name!r} gives outputs of shape {shape}, expected (n, {classes}): "
-            f"one logit for each of the {classes} classes; end it in Dense({classes})"
-        )
-
-
-def _fits(given: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
-    return len(given) == len(wanted) and all(
-        one in (None, other) for one, other in zip(given, wanted, strict=True)
-    )
+    _checked_output(model, classes, image_shape)
 
 
 def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> None:
@@ -98,14 +68,104 @@ def check_head(model: Any, image_shape: tuple[int, int, int] | None = None) -> N
     Raises:
         ContractError: naming the operation and its layer.
     """
+    _check_head(model, _traced(model, tuple(image_shape or model.inputs[0].shape[1:])))
+
+
+def _checked_output(model: Any, classes: int, image_shape: tuple[int, int, int] | None) -> Any:
+    """Check the input and the output of a model, and return the traced function that they were read from."""
+    _check_input(model, image_shape)
+    traced = _traced(model, image_shape or tuple(model.inputs[0].shape[1:]))
+    output = traced.structured_outputs
+    if not hasattr(output, "dtype") or not hasattr(output, "shape"):
+        raise ContractError(
+            f"model {model.name!r} returns {_described(output)}, expected one tensor of shape (n, {classes}); "
+            f"return layers.Dense({classes})(x) itself"
+        )
+    if output.dtype.name not in _WIDE:
+        raise ContractError(
+            f"model {model.name!r} gives logits of {output.dtype.name}, expected float32 whatever the other "
+            'layers compute in; give the last layer dtype="float32"'
+        )
+    # A layer may know its shape where the operations of its graph do not.
+    shape = tuple(model.outputs[0].shape if getattr(model, "outputs", None) else output.shape)
+    if shape != (None, classes):
+        raise ContractError(
+            f"model {model.name!r} gives outputs of shape {shape}, expected (n, {classes}): "
+            f"one logit for each of the {classes} classes; end it in Dense({classes})"
+        )
+    return traced
+
+
+def _check_input(model: Any, image_shape: tuple[int, int, int] | None) -> None:
+    if not model.built:
+        raise ContractError(
+            f"model {model.name!r} has no input shape; begin it with keras.Input(shape), or call it on "
+            "one image before it is returned"
+        )
+    inputs = getattr(model, "inputs", None)
+    if inputs is not None and len(inputs) != 1:
+        raise ContractError(
+            f"model {model.name!r} has {len(inputs)} inputs, expected one of images"
+        )
+    given = tuple(inputs[0].shape[1:]) if inputs else None
+    if given and image_shape and not _fits(given, image_shape):
+        raise ContractError(
+            f"model {model.name!r} takes images of shape {given}, the dataset has {image_shape}; "
+            "build it from the input_shape that it is given"
+        )
+
+
+def _fits(given: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
+    return len(given) == len(wanted) and all(
+        one in (None, other) for one, other in zip(given, wanted, strict=True)
+    )
+
+
+def _traced(model: Any, image_shape: tuple[int, ...]) -> Any:
+    from nnbuild.logits.graph import traced  # softmax alone needs no TensorFlow
+
+    try:
+        return traced(model, image_shape)
+    except (Exception, SystemExit) as error:  # a user's own layers may raise anything
+        raise ContractError(
+            f"model {model.name!r} cannot take images of shape {image_shape}: {raised(error)}; "
+            "try it on one image first"
+        ) from error
+
+
+def _described(output: Any) -> str:
+    """What a model returns that is not one tensor."""
+    if isinstance(output, dict):
+        return f"a dict with {', '.join(map(repr, output))}"
+    if isinstance(output, (list, tuple)):
+        return f"several outputs ({len(output)})" if len(output) != 1 else "a list of one output"
+    return type(output).__name__
+
+
+def _check_head(model: Any, traced: Any) -> None:
     from nnbuild.logits.graph import nonlinear_end
 
-    found = nonlinear_end(model, tuple(image_shape or model.inputs[0].shape[1:]))
+    found = nonlinear_end(traced)
     if found is not None:
+        advice = _ADVICE.get(found.operation, _KERNEL)
         raise ContractError(
             f"model {model.name!r} ends in {found.operation} (at {found.place}), expected a linear layer that gives "
-            f"logits; {_KERNEL}"
+            f"logits; {advice}"
         )
+
+
+def _check_values(model: Any, traced: Any) -> None:
+    """Refuse probabilities that come from where no graph shows it, from a Python function for example."""
+    images = traced.inputs[0]
+    noise = np.random.default_rng(0).integers(0, 256, (_PROBE, *images.shape[1:]))
+    try:
+        found = traced(noise.astype(images.dtype.as_numpy_dtype)).numpy()
+    except (Exception, SystemExit) as error:  # a user's own layers may raise anything
+        raise ContractError(
+            f"model {model.name!r} cannot take images of shape {tuple(images.shape[1:])}: {raised(error)}; "
+            "try it on one image first"
+        ) from error
+    refuse_probabilities(found)
 
 
 def check_loss(model: Any) -> None:

@@ -1,16 +1,21 @@
 """Models as ONNX: for scoring without TensorFlow."""
 
+import importlib
+import logging
 import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnbuild.backend import keras, quiet
+import numpy as np
+
+from nnbuild.backend import quiet, tf
 from nnbuild.engines.onnx import ROWS_PER_CALL
+from nnbuild.errors import ContractError
 from nnbuild.models.folding import fold_rescaling
 from nnbuild.models.networks import Shape
-from nnbuild.store.files import written
+from nnbuild.store.files import write_bytes
 
 PIXELS, LOGITS, BATCH = "pixels", "logits", "batch"
 _CACHE = (
@@ -22,7 +27,8 @@ _MOST_ROWS = 4096
 def export_onnx(model: Any, path: Path, shape: Shape) -> None:
     """Write a model as ONNX: `pixels`, uint8 of shape (batch, *shape), in; `logits`, float32 (batch, classes), out.
 
-    Equal models have equal files: the numbers that the converter counts up from call to call are taken out again.
+    The model is exported as it scores, with `training=False`. Equal models have equal files: the numbers
+    that the converter counts up from call to call are taken out again.
 
     Args:
         model: pixels in, logits out.
@@ -30,20 +36,73 @@ def export_onnx(model: Any, path: Path, shape: Shape) -> None:
         shape: of an image: height and width in pixels, and channels.
 
     Raises:
-        Exception: whatever the converter meets, of a layer that ONNX cannot express.
+        ContractError: ONNX has no operation for one of the model's.
+        Exception: whatever the converter meets, of a layer that it cannot express.
     """
-    signature = [keras.InputSpec(shape=(None, *shape), dtype="uint8", name=PIXELS)]
-    with written(path) as aside, quiet(), warnings.catch_warnings():
+    exported = _converted(model, shape)
+    _make_canonical(exported)
+    write_bytes(path, exported.SerializeToString(deterministic=True))
+
+
+def _converted(model: Any, shape: Shape) -> Any:
+    """Convert a model to an `onnx.ModelProto` with one input."""
+    import onnx
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    pixels = tf.TensorSpec((None, *shape), tf.uint8, name=PIXELS)
+    function = tf.function(
+        lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
+    )
+    failed: Exception | None = None
+    with quiet(), warnings.catch_warnings():
         # The converter looks for a name that NumPy has removed.
         warnings.filterwarnings("ignore", r"In the future `np\.object`", FutureWarning)
-        model.export(str(aside), format="onnx", verbose=False, input_signature=signature)
-        _make_canonical(aside)
+        _make_converter_ready()
+        try:
+            traced = function.get_concrete_function(pixels)
+            # Named as the only input, the pixels are. A tensor that a layer holds, as `Normalization` does, becomes a
+            # constant like the weights; the converter's own way from a function makes it an input.
+            names = {
+                "input_names": [traced.inputs[0].name],
+                "output_names": [traced.outputs[0].name],
+            }
+            frozen = tf2onnx.tf_loader.from_function(traced, **names)
+            exported, _ = tf2onnx.convert.from_graph_def(
+                frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
+            )
+        except Exception as error:  # noqa: BLE001  (raised below, where what the converter printed is gone)
+            failed = error
+    if failed is not None:
+        raise failed
+    missing = {
+        node.op_type for node in exported.graph.node if not onnx.defs.has(node.op_type, node.domain)
+    }
+    if missing:
+        raise ContractError(f"ONNX has no operation for {', '.join(sorted(missing))}")
+    return exported
 
 
-def _make_canonical(path: Path) -> None:
+def _make_converter_ready() -> None:
+    """Do what Keras's own export does for the converter under NumPy 2."""
+    library: Any = importlib.import_module("keras.src.export.tf2onnx_lib")
+    library.patch_tf2onnx()
+
+
+def _erfc(graph: Any, node: Any, _name: str, _args: Any) -> None:
+    """Express 1 - erf(x), which TensorFlow's exact GELU uses, as ONNX can: it has no operation of its own for it."""
+    kind = graph.get_dtype(node.output[0])
+    shape = graph.get_shape(node.output[0])
+    one = graph.make_const(f"{node.name}_one", np.ones((), np.float32))
+    erf = graph.make_node("Erf", node.input, shapes=[shape], dtypes=[kind])
+    inputs = [one.output[0], erf.output[0]]
+    graph.remove_node(node.name)
+    graph.make_node("Sub", inputs, outputs=node.output, shapes=[shape], dtypes=[kind])
+
+
+def _make_canonical(model: Any) -> None:
     import onnx
 
-    model = onnx.load(path)
     fold_rescaling(model)
     graph = model.graph
     names = {graph.input[0].name: PIXELS, graph.output[0].name: LOGITS}
@@ -68,7 +127,6 @@ def _make_canonical(path: Path) -> None:
     graph.name, graph.doc_string = LOGITS, ""
     rows = _rows_per_call(onnx.shape_inference.infer_shapes(model).graph)
     onnx.helper.set_model_props(model, {ROWS_PER_CALL: str(rows)})
-    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _rows_per_call(graph: Any) -> int:

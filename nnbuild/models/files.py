@@ -146,10 +146,14 @@ def refuse_code(content: bytes, where: str) -> None:
         raise ContractError(
             f"model {where} is no .keras file ({error}); save it by model.save('….keras')"
         ) from error
-    for kind, module, registered in _classes(config):
-        if kind == "Lambda" or module == "builtins":
+    for kind, module, registered, inner in _classes(config):
+        if kind == "function" and _is_known_function(inner):
+            continue
+        if kind in {"Lambda", "__lambda__"} or module == "builtins":
+            told = f"{kind} {inner!r}" if kind == "function" else kind.strip("_")
             raise ContractError(
-                f"model {where} holds a {kind} that runs code of its own; write a registered layer instead"
+                f"model {where} holds a {told} that runs code of its own; register it with "
+                "keras.saving.register_keras_serializable, or write a registered layer instead"
             )
         known = keras.saving.get_registered_object(registered or kind) is not None
         if not _is_kerass_own(module) and not known:
@@ -176,14 +180,39 @@ def _is_kerass_own(module: str | None) -> bool:
     return module is None or module == "keras" or module.startswith("keras.")
 
 
-def _classes(config: Any) -> Iterator[tuple[str, str | None, str | None]]:
-    """Class, module and registered name of every object in a config."""
+# Where Keras looks for a function that is known by its name alone.
+_FUNCTIONS = (
+    keras.activations,
+    keras.constraints,
+    keras.initializers,
+    keras.losses,
+    keras.metrics,
+    keras.regularizers,
+)
+
+
+def _is_known_function(name: Any) -> bool:
+    """Whether a function is registered, or Keras's own: nothing else is looked up by such a name."""
+    if not isinstance(name, str):
+        return False
+    return keras.saving.get_registered_object(name) is not None or any(
+        hasattr(module, name) for module in _FUNCTIONS
+    )
+
+
+def _classes(config: Any) -> Iterator[tuple[str, str | None, str | None, Any]]:
+    """Class, module, registered name and own config of every object in a config."""
     pending = [config]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             if isinstance(value.get("class_name"), str):
-                yield value["class_name"], value.get("module"), value.get("registered_name")
+                yield (
+                    value["class_name"],
+                    value.get("module"),
+                    value.get("registered_name"),
+                    value.get("config"),
+                )
             pending.extend(value.values())
         elif isinstance(value, list):
             pending.extend(value)

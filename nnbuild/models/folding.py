@@ -1,8 +1,7 @@
 """Rescaling folded into the weights behind it: ONNX Runtime spends most of a dense network's time on it otherwise."""
 
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 _SHAPE_ONLY = {"Reshape", "Transpose"}
 _LINEAR = {"MatMul", "Conv"}
@@ -43,7 +42,8 @@ def fold_rescaling(model: Any) -> None:
                 and kernel in weights
                 and len(users[kernel]) == 1
             ):
-                scaled = (constant(kernel) * factor.reshape(())).astype(np.float32)
+                values = constant(kernel)
+                scaled = (values * factor.reshape(())).astype(values.dtype)
                 weights[kernel].CopyFrom(numpy_helper.from_array(scaled, kernel))
                 _bypass(graph, [each for each in passed if each.op_type not in _SHAPE_ONLY], users)
             return
@@ -60,7 +60,16 @@ def _bypass(graph: Any, nodes: list[Any], users: dict[str, list[Any]]) -> None:
                 if name == node.output[0]:
                     user.input[place] = node.input[0]
         graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
+    used = set(_used(graph))
     kept = [each for each in graph.initializer if each.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _used(graph: Any) -> Iterator[str]:
+    """Yield the names that a graph's nodes take, also those in the graphs within them."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _used(inner)

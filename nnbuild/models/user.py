@@ -1,23 +1,25 @@
 """A network of the user's own: a function that is imported by name and returns an uncompiled Keras model."""
 
 import hashlib
-import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnbuild.backend import keras
-from nnbuild.errors import ConfigError, ContractError, suggestion
+from nnbuild.backend import keras, tf
+from nnbuild.config import is_factory
+from nnbuild.errors import ConfigError, ContractError, NnbuildError, RunError, raised, suggestion
 from nnbuild.models.networks import Shape
+from nnbuild.models.user_module import current_folder_importable, import_module
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def import_factory(name: str) -> Callable[..., Any]:
-    """Import a user's function, from the installed packages or the working folder.
+    """Import a user's function, from the current folder or the installed packages.
 
     Importing it also registers the custom layers that its module brings.
 
@@ -29,15 +31,14 @@ def import_factory(name: str) -> Callable[..., Any]:
             f"model {name!r} is not of the form package.module:function; name it like mymodels.small:build"
         )
     module_name, function_name = name.split(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+        module = import_module(module_name)
+    except ConfigError as error:
+        raise ConfigError(f"model {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise ConfigError(
-            f"model {name!r}: cannot import {module_name} ({type(error).__name__}: {error}); "
-            "run where it can be imported, or install it"
+            f"model {name!r}: cannot import {module_name} ({raised(error)}) from the current folder, "
+            f"{Path.cwd()}, or the installed packages; run where it can be imported, or install it"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -55,8 +56,9 @@ def factory_digest(name: str) -> str:
         ConfigError: as `import_factory`; or the module has no source that can be read.
     """
     function = import_factory(name)
+    module = inspect.getmodule(function) or sys.modules[name.partition(":")[0]]
     try:
-        source = inspect.getsource(inspect.getmodule(function) or function)
+        source = inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise ConfigError(
             f"model {name!r} has no source that can be read ({error}); give it as a .py file"
@@ -72,19 +74,12 @@ def build_user_model(name: str, shape: Shape, classes: int) -> Any:
         ContractError: it returns something else than an uncompiled Keras model.
     """
     function = import_factory(name)
-    offered = {"input_shape": shape, "classes": classes}
-    parameters = inspect.signature(function).parameters.values()
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    wanted = (
-        offered
-        if takes_any
-        else {each.name: offered[each.name] for each in parameters if each.name in offered}
-    )
     try:
-        model = function(**wanted)
-    except Exception as error:  # the user's function may raise anything
+        with current_folder_importable():  # the function may import more
+            model = function(**_arguments(function, {"input_shape": shape, "classes": classes}))
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         raise ConfigError(
-            f"model {name!r} raised {type(error).__name__}: {error}; it is called with input_shape={shape} and "
+            f"model {name!r} raised {raised(error)}; it is called with input_shape={shape} and "
             f"classes={classes}, as far as it has parameters of these names"
         ) from error
     if not isinstance(model, keras.Model):
@@ -96,3 +91,56 @@ def build_user_model(name: str, shape: Shape, classes: int) -> Any:
             f"model {name!r} is compiled; return it uncompiled, the loss is given by the config"
         )
     return model
+
+
+def _arguments(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """Of what is offered, that which a function has parameters for."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in functions have none
+        return offered
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return offered
+    return {each.name: offered[each.name] for each in parameters if each.name in offered}
+
+
+@contextmanager
+def refusing_user_model(name: str, doing: str) -> Iterator[None]:
+    """Report what a user's model raises in a block, before it is trained, as a model that cannot be used.
+
+    Args:
+        name: Of the model, as in the config; a named network's errors pass unchanged.
+        doing: What the model cannot be: `saved`, for example.
+
+    Raises:
+        ContractError: Something was raised.
+    """
+    with _reported(name, lambda told: ContractError(f"model {name!r} cannot be {doing}: {told}")):
+        yield
+
+
+@contextmanager
+def failing_user_model(name: str, doing: str) -> Iterator[None]:
+    """Report what a user's model raises in a block as a run that failed.
+
+    Args:
+        name: As for `refusing_user_model`.
+        doing: What was being done: `training`, for example.
+
+    Raises:
+        RunError: Something was raised.
+    """
+    with _reported(name, lambda told: RunError(f"model {name!r} failed in {doing}: {told}")):
+        yield
+
+
+@contextmanager
+def _reported(name: str, as_error: Callable[[str], NnbuildError]) -> Iterator[None]:
+    try:
+        yield
+    except (NnbuildError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except (Exception, SystemExit) as error:
+        if not is_factory(name):
+            raise
+        raise as_error(raised(error)) from error

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nnbuild.engines.choice import describe_engine, engine_of_run
+
 _AFTER = "write_report"  # the page is written in this step, and cannot know how long it takes
 
 Manifest = Mapping[str, Any]
@@ -40,6 +42,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         f"{manifest['row']['model']}, {steps['build_model']['parameters']:,} parameters",
     )
     yield "weights", f"of epoch {fitted['weights_epoch']} of {fitted['epochs']}"
+    yield "scoring", describe_engine(*engine_of_run(manifest))
     for remark in fitted["remarks"]:
         yield "resumed", remark
     yield "code", manifest["code_version"]

@@ -26,6 +26,8 @@ class ScoredJob(BaseModel):
         written: of these, those that `where` kept.
         quarantined: rows that could not be scored.
         output: the folder with the rows.
+        engine: What ran the model: `onnx` or `keras`.
+        engine_reason: Why ONNX Runtime could not; empty if it can.
         drift: what they look like beside what the model was validated on.
     """
 
@@ -36,6 +38,8 @@ class ScoredJob(BaseModel):
     written: int
     quarantined: int
     output: str
+    engine: str = "onnx"
+    engine_reason: str = ""
     drift: Compared = Compared()
 
 
@@ -88,7 +92,13 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         for name in ("rows", "written", "quarantined")
     }
     return ScoredJob(
-        score_id=job.score_id, run_id=job.model.run_id, output=str(output), drift=drift, **counts
+        score_id=job.score_id,
+        run_id=job.model.run_id,
+        output=str(output),
+        engine=job.model.engine,
+        engine_reason=job.model.reason,
+        drift=drift,
+        **counts,
     )
 
 

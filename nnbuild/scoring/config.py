@@ -39,7 +39,10 @@ class ScoreConfig(Section):
     calibrated: bool = Field(
         default=False, description="Divide the logits by the run's temperature"
     )
-    engine: Literal["onnx", "keras"] = Field("onnx", description="What runs the model")
+    engine: Literal["auto", "onnx", "keras"] = Field(
+        "auto",
+        description="What runs the model; auto: ONNX Runtime, or Keras for a run that was not exported",
+    )
     batch_size: int = Field(4096, ge=1, le=1_000_000, description="Images per batch")
     threads: int | None = Field(
         None, ge=1, le=1024, description="Of the engine; all processors if null"

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnbuild.drift import REFERENCE, Summary
 from nnbuild.engines import Engine, OnnxEngine
+from nnbuild.engines.choice import engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
 from nnbuild.machine import processors
@@ -36,6 +37,8 @@ class ScoringModel:
         temperature: that the run was calibrated to; None for a file.
         factory: name of the user's function that it was built by, or of the named network.
         reference: counts of what it was validated on, by `plain` and `calibrated`; empty if none were kept.
+        engine: What runs it: `onnx` or `keras`.
+        reason: Why ONNX Runtime could not; empty if it can.
     """
 
     run_id: str | None
@@ -46,6 +49,8 @@ class ScoringModel:
     temperature: float | None
     factory: str
     reference: Mapping[str, Summary]
+    engine: str = "onnx"
+    reason: str = ""
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -73,12 +78,15 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     manifest = store.manifest(run_id)
     if manifest["row"]["status"] != "succeeded":
         raise StoreError(f"run {run_id} failed and has no model; see `nnbuild runs`")
-    name = f"runs/{run_id}/model.{engine if engine == 'onnx' else 'keras'}"
-    if name not in manifest["files"]:
-        remark = manifest["steps"].get("export_model", {}).get("remark", "")
+    fitting, reason = engine_of_run(manifest)
+    if engine == "onnx" and reason:
         raise ContractError(
-            f"run {run_id} was not exported to ONNX ({remark}); score it by --engine keras"
+            f"run {run_id} was not exported to ONNX: {reason}; leave --engine out, and Keras scores"
         )
+    engine = fitting if engine == "auto" else engine
+    name = f"runs/{run_id}/model.{engine}"
+    if name not in manifest["files"]:
+        raise ContractError(f"run {run_id} has no model.{engine}; restore the run from a copy")
     content = _read(store.root / name)
     digest = _verified(content, manifest["files"][name]["sha256"], f"model {name}")
     data, calibrated = manifest["steps"]["load_data"], manifest["steps"].get("calibrate_model")
@@ -87,7 +95,16 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     factory = manifest["row"]["model"]
     shape, reference = (height, width, channels), _reference(store, manifest)
     return ScoringModel(
-        run_id, content, digest, shape, data["classes"], temperature, factory, reference
+        run_id,
+        content,
+        digest,
+        shape,
+        data["classes"],
+        temperature,
+        factory,
+        reference,
+        engine,
+        reason,
     )
 
 
@@ -123,7 +140,7 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
         raise ConfigError(
             f"{name}: a file is trusted by its digest alone; give its sha256 as --digest"
         )
-    if path.suffix != ".onnx" or config.engine != "onnx":
+    if path.suffix != ".onnx" or config.engine == "keras":
         raise ConfigError(
             f"{name}: expected a .onnx file and --engine onnx; name a run for --engine keras"
         )
@@ -164,7 +181,7 @@ def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
         config: of the job.
         aside: a folder for a copy that Keras can read.
     """
-    if config.engine == "onnx":
+    if model.engine == "onnx":
         name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
         return OnnxEngine(model.content, config.threads, name=name)
     from nnbuild.backend import pin_threads

@@ -48,8 +48,9 @@ def open_job(
     """
     store, started = Store(root), now or datetime.now(UTC)
     model, source = _opened(store, config)
-    if model.run_id is not None:
-        config = config.model_copy(update={"model": model.run_id})
+    config = config.model_copy(
+        update={"model": model.run_id or config.model, "engine": model.engine}
+    )
     job = Job(
         store,
         new_run_id(started, max(store.scored(), default=None)),
@@ -120,7 +121,8 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     if not repeats.candidates(store, config):
         return None
     model, source = _opened(store, config)
-    return repeats.scored_as(store, config, model.digest, source.identity())
+    chosen = config.model_copy(update={"engine": model.engine})
+    return repeats.scored_as(store, chosen, model.digest, source.identity())
 
 
 def resume_job(score_id: str, root: Path | str | None = None) -> Job:

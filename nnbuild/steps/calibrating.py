@@ -6,6 +6,7 @@ from nnbuild import engines, evaluation, schemas, scoring
 from nnbuild.data.dataset import Split
 from nnbuild.drift import REFERENCE
 from nnbuild.logits import softmax
+from nnbuild.models.user import failing_user_model
 from nnbuild.results import Calibrated, FittedModel, LoadedData
 from nnbuild.steps.data import read_data
 from nnbuild.steps.network import read_model
@@ -35,10 +36,11 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
         "test": dataset.test,
     }
     engine = engines.KerasEngine(read_model(run, fitted), batch)
-    logits = {
-        name: scoring.logits_of(engine, split, data.classes, batch)
-        for name, split in subsets.items()
-    }
+    with failing_user_model(run.config.model.name, "calibration"):
+        logits = {
+            name: scoring.logits_of(engine, split, data.classes, batch)
+            for name, split in subsets.items()
+        }
     temperature = evaluation.fit_temperature(logits["validation"], subsets["validation"].labels)
     table: list[dict[str, Any]] = []
     errors: list[dict[str, float]] = []

@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from nnbuild import engines, evaluation, schemas, scoring
+from nnbuild.models.user import failing_user_model
 from nnbuild.results import Evaluated, FittedModel, LoadedData, Scored
 from nnbuild.steps.data import read_data
 from nnbuild.steps.network import read_model
@@ -23,9 +24,9 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
     """
     batch = run.config.scoring.batch_size
     test = read_data(run, data).test
-    logits = scoring.logits_of(
-        engines.KerasEngine(read_model(run, fitted), batch), test, data.classes, batch
-    )
+    engine = engines.KerasEngine(read_model(run, fitted), batch)
+    with failing_user_model(run.config.model.name, "evaluation"):
+        logits = scoring.logits_of(engine, test, data.classes, batch)
     figures = evaluation.evaluate(logits, test.labels, data.classes)
     counts = evaluation.confusion_counts(test.labels, logits.argmax(axis=1), data.classes)
     of_test = {"subset": "test"}
@@ -63,9 +64,9 @@ def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
     began = time.perf_counter()
     test = read_data(run, data).test
     make_folder(path.parent)
-    rows = scoring.write_predictions(
-        path, engines.KerasEngine(read_model(run, fitted), batch), test, data.classes, batch
-    )
+    engine = engines.KerasEngine(read_model(run, fitted), batch)
+    with failing_user_model(run.config.model.name, "scoring"):
+        rows = scoring.write_predictions(path, engine, test, data.classes, batch)
     return Scored(
         path=run.relative(path),
         rows=rows,

@@ -6,8 +6,8 @@ from typing import Any
 from nnbuild import logits, machine, models, schemas
 from nnbuild.backend import pin_threads
 from nnbuild.config import is_factory
-from nnbuild.errors import StoreError
-from nnbuild.models.user import factory_digest
+from nnbuild.errors import ContractError, StoreError
+from nnbuild.models.user import factory_digest, failing_user_model, refusing_user_model
 from nnbuild.results import BuiltModel, CompiledModel, FittedModel, HistoryTable, LoadedData
 from nnbuild.signals import caught
 from nnbuild.steps.data import read_data
@@ -32,10 +32,13 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
     model = models.build(run.config, data.image_shape, data.classes)
     logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "uncompiled.keras"
-    models.save_model(model, path)
+    with refusing_user_model(run.config.model.name, "saved"):
+        models.save_model(model, path)
+        parameters = model.count_params()
+    _require_same_again(run, model, data)
     return BuiltModel(
         path=run.relative(path),
-        parameters=model.count_params() * run.config.model.members,
+        parameters=parameters * run.config.model.members,
         factory=_factory(run),
         files=run.digests("model/uncompiled.keras"),
     )
@@ -53,6 +56,26 @@ def has_other_source(run: Run) -> bool:
     return built is not None and built.factory != _factory(run)
 
 
+def _require_same_again(run: Run, model: Any, data: LoadedData) -> None:
+    """Refuse a user's function that builds another network when it is called again.
+
+    After a fit in half precision the weights are put into a network that computes in float32.
+
+    Raises:
+        ContractError: The weights of the two differ in shape.
+    """
+    config = run.config
+    if not is_factory(config.model.name) or config.training.precision in {None, "float32"}:
+        return
+    again = models.build(config, data.image_shape, data.classes)
+    shapes = [[tuple(weight.shape) for weight in each.weights] for each in (model, again)]
+    if shapes[0] != shapes[1]:
+        raise ContractError(
+            f"model {config.model.name!r} builds another network when it is called again, which precision "
+            f"{config.training.precision!r} needs; let it depend on its arguments alone, or use float32"
+        )
+
+
 @once(CompiledModel)
 def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledModel:
     """Compile the network for a loss on logits, and save it.
@@ -64,10 +87,11 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
     rows, _ = split_rows(data.train, float(wanted.validation_fraction or 0), run.config.seed)
     steps = -(-len(rows) // int(wanted.batch_size or 1))
     model = read_model(run, built)
-    models.compile_model(model, wanted, steps=steps * int(wanted.epochs or 1))
-    logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "compiled.keras"
-    models.save_model(model, path)
+    with refusing_user_model(run.config.model.name, "compiled"):
+        models.compile_model(model, wanted, steps=steps * int(wanted.epochs or 1))
+        logits.check_model(model, data.classes, data.image_shape)
+        models.save_model(model, path)
     return CompiledModel(
         path=run.relative(path), steps_per_epoch=steps, files=run.digests("model/compiled.keras")
     )
@@ -96,7 +120,9 @@ def fit_model(
         watch: is told of steps and epochs, see `nnbuild.training.Watch`.
 
     Raises:
+        ContractError: The network's own training or test step cannot be used.
         DivergedError: the loss became infinite or not a number.
+        RunError: The user's own network raised something while it was trained.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
         StoreError: the checkpoint belongs to another config, dataset or code.
     """
@@ -110,7 +136,7 @@ def fit_model(
         "processor": machine.processor(),
     }
     began = time.perf_counter()
-    with caught() as stop:
+    with caught() as stop, failing_user_model(run.config.model.name, "training"):
         fits = Fits(
             run, data, read_data(run, data).train, identity=identity, stop=stop, watch=watch
         )

@@ -6,22 +6,45 @@ import numpy as np
 
 from nnbuild.backend import keras
 from nnbuild.config import TrainingConfig
+from nnbuild.errors import ConfigError
 
 # What Keras's own callbacks change while they watch. The rest of them follows from the config.
 _SCALARS = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
 _WEIGHTS = "best_weights"
 
 
-def _direction(monitor: str) -> str:
-    return "max" if "accuracy" in monitor else "min"
+_DIRECTIONS = {"up": "max", "down": "min"}
 
 
-def configured(training: TrainingConfig, *, tensorboard: str | None = None) -> list[Any]:
-    """The callbacks that the config asks for.
+def _direction(monitor: str, model: Any) -> str:
+    """Whether a larger value is better: by the name, or by what the model's own metric says of itself."""
+    name = monitor.removeprefix("val_")
+    if name.endswith("accuracy"):
+        return "max"
+    if name.endswith(("loss", "entropy", "error", "penalty")):
+        return "min"
+    for metric in model.metrics:
+        for each in (metric, *getattr(metric, "metrics", ())):
+            if each.name == name and (known := getattr(each, "_direction", None)) in _DIRECTIONS:
+                return _DIRECTIONS[known]
+    raise ConfigError(
+        f"monitor {monitor!r}: whether it should rise or fall is not known; watch a name that ends in "
+        "accuracy, loss, entropy, error or penalty, or one of Keras's metrics"
+    )
+
+
+def configured(
+    training: TrainingConfig, model: Any, *, tensorboard: str | None = None
+) -> list[Any]:
+    """Return the callbacks that the config asks for.
 
     Args:
         training: resolved.
+        model: Compiled model, which may know whether its metrics should rise or fall.
         tensorboard: folder for TensorBoard's logs, if they are wanted.
+
+    Raises:
+        ConfigError: Nothing says whether a monitor should rise or fall.
     """
     callbacks: list[Any] = []
     if (stopping := training.early_stopping) is not None:
@@ -30,7 +53,7 @@ def configured(training: TrainingConfig, *, tensorboard: str | None = None) -> l
                 stopping.monitor,
                 stopping.min_delta,
                 stopping.patience,
-                mode=_direction(stopping.monitor),
+                mode=_direction(stopping.monitor, model),
             )
         )
     if (plateau := training.reduce_on_plateau) is not None:
@@ -39,7 +62,7 @@ def configured(training: TrainingConfig, *, tensorboard: str | None = None) -> l
                 plateau.monitor,
                 plateau.factor,
                 plateau.patience,
-                mode=_direction(plateau.monitor),
+                mode=_direction(plateau.monitor, model),
                 min_lr=plateau.min_learning_rate,
             )
         )
@@ -49,7 +72,7 @@ def configured(training: TrainingConfig, *, tensorboard: str | None = None) -> l
             keras.callbacks.EarlyStopping(
                 training.best_weights,
                 patience=int(training.epochs or 0) + 1,
-                mode=_direction(training.best_weights),
+                mode=_direction(training.best_weights, model),
                 restore_best_weights=True,
             )
         )

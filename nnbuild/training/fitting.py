@@ -8,19 +8,22 @@ and the order of examples follows from the seed and the epoch.
 import math
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from nnbuild import history as tables
 from nnbuild.backend import keras, tf
-from nnbuild.config import RunConfig
+from nnbuild.config import RunConfig, TrainingConfig
 from nnbuild.data.dataset import Split
-from nnbuild.errors import DivergedError, Interrupted
+from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted, suggestion
 from nnbuild.training import callbacks as keras_callbacks
+from nnbuild.training.average import averaged
 from nnbuild.training.checkpoints import Checkpoint
 from nnbuild.training.order import epoch_order, split_rows
 from nnbuild.training.pace import Pace
 from nnbuild.training.state import model_arrays, restore_model
+from nnbuild.training.step_logs import LOSS
 from nnbuild.training.steps import Steps
 from nnbuild.training.surroundings import Nobody, Surroundings
 
@@ -65,6 +68,8 @@ def fit(
             not given.
 
     Raises:
+        ContractError: The model's own training or test step cannot be used.
+        ConfigError: A monitor is nothing that the model reports.
         DivergedError: the loss became infinite or not a number.
         Interrupted: a signal asked to stop; the state is kept if there are checkpoints.
         StoreError: the checkpoint that was found belongs to something else.
@@ -113,11 +118,12 @@ class _Fit:
             model,
             Split(split.images[self.validation_rows], split.labels[self.validation_rows]),
             classes=classes,
-            batch_size=max(batch, _VALIDATION_BATCH),
+            batch_size=batch if _tests_in_its_own_way(model) else max(batch, _VALIDATION_BATCH),
             one_hot=one_hot,
         )
+        self.state = self._traced()
         self.watchers = [
-            *keras_callbacks.configured(training, tensorboard=around.tensorboard),
+            *keras_callbacks.configured(training, model, tensorboard=around.tensorboard),
             *around.callbacks,
         ]
         self.callbacks = keras.callbacks.CallbackList(
@@ -130,6 +136,19 @@ class _Fit:
         )
         self.table_rows: list[dict[str, Any]] = []
         self.pace = Pace()
+
+    def _traced(self) -> list[Any]:
+        """Compile the steps, refuse monitors that they do not report, and return the variables they use."""
+        trained, used = self.trainer.trace_train(len(self.rows))
+        tested, used_by_tests = self.validator.trace_test(len(self.validation_rows))
+        if LOSS not in trained:
+            raise ContractError(
+                f"model {self.model.name!r} cannot be trained: its train_step reports "
+                f"{', '.join(sorted(trained)) or 'nothing'}, expected 'loss' among it, which is watched "
+                "for NaN; return the loss that is minimised under that key"
+            )
+        _require_monitors(self.training, trained | {f"val_{name}" for name in tested})
+        return [*used, *used_by_tests]
 
     def run(self) -> Fitted:
         self.model.stop_training = False
@@ -152,14 +171,17 @@ class _Fit:
         self.callbacks.on_epoch_begin(epoch)
         began = time.perf_counter() - seconds
         metrics = self._train(epoch, step, began)
-        if (epoch + 1) % self.training.validation_freq == 0:
-            validated = self.validator.test(_all_rows(len(self.validation_rows)))
-            metrics |= {f"val_{name}": value for name, value in validated.items()}
-        metrics["learning_rate"] = float(self.model.optimizer.learning_rate)
-        with warnings.catch_warnings():
-            # With validation at every so many epochs a monitor may have no value in this one. That is no news.
-            warnings.filterwarnings("ignore", r".*conditioned on metric", UserWarning)
-            self.callbacks.on_epoch_end(epoch, metrics)
+        with averaged(
+            self.model
+        ):  # what is validated is what the callbacks keep, and the fit ends with
+            if (epoch + 1) % self.training.validation_freq == 0:
+                validated = self.validator.test(_all_rows(len(self.validation_rows)))
+                metrics |= {f"val_{name}": value for name, value in validated.items()}
+            metrics.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
+            with warnings.catch_warnings():
+                # With validation at every so many epochs a monitor may have no value in this one. That is no news.
+                warnings.filterwarnings("ignore", r".*conditioned on metric", UserWarning)
+                self.callbacks.on_epoch_end(epoch, metrics)
         seconds = time.perf_counter() - began
         self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.around.now())
         self.around.on_history(tables.table(self.table_rows))
@@ -206,7 +228,7 @@ class _Fit:
                 rows=tables.as_json(self.table_rows),
                 callbacks=numbers,
                 identity=self.around.checkpoints.identity,
-                arrays=model_arrays(self.model) | arrays,
+                arrays=model_arrays(self.model, self.state) | arrays,
             )
         )
 
@@ -216,7 +238,7 @@ class _Fit:
         found, remarks = self.around.checkpoints.newest()
         if found is None:
             return 0, 0, 0.0, remarks
-        restore_model(self.model, found.arrays)
+        restore_model(self.model, found.arrays, self.state)
         keras_callbacks.restore_state(self.watchers, found.callbacks, found.arrays)
         self.model.history.history, self.model.history.epoch = found.history, found.epochs
         self.model.stop_training = found.stopping
@@ -225,12 +247,28 @@ class _Fit:
         return found.epoch, found.step, found.seconds, remarks
 
 
+def _tests_in_its_own_way(model: Any) -> bool:
+    """Whether a model overrides what its test step reports, which may then depend on the size of a batch."""
+    return any(
+        getattr(type(model), name) is not getattr(keras.Model, name)
+        for name in ("test_step", "compute_loss", "compute_metrics")
+    )
+
+
+def _require_monitors(training: TrainingConfig, reported: Iterable[str]) -> None:
+    for name in training.monitors():
+        if name not in reported:
+            raise ConfigError(
+                f"monitor {name!r} is nothing that the model reports; {suggestion(name, reported)}"
+            )
+
+
 def _all_rows(count: int) -> Any:
     return tf.range(count)
 
 
 def _require_finite(metrics: dict[str, float], epoch: int, first: int, last: int) -> None:
-    if not math.isfinite(metrics["loss"]):
+    if not math.isfinite(metrics[LOSS]):
         raise DivergedError(
             f"the loss became {metrics['loss']} in epoch {epoch + 1}, between steps {first + 1} and {last}; "
             "lower the learning rate, or look at the data"

@@ -1,0 +1,345 @@
+"""Networks of the user's own: whatever `--model module:function` gives, the outcome is one line."""
+
+import importlib
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from command_line import call
+from small_data import run_config
+
+from nnbuild import models, runs, steps
+from nnbuild.config import RunConfig, resolve
+from nnbuild.errors import ConfigError, ContractError, NnbuildError, RunError
+from nnbuild.models.user import factory_digest, import_factory
+from nnbuild.store import Store
+
+HEAD = """
+import keras
+from keras import layers, ops
+
+def dense(input_shape, classes, head=lambda x: x):
+    pixels = keras.Input(input_shape)
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(pixels))
+    return keras.Model(pixels, head(layers.Dense(classes)(x)))
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module into a current folder of its own, without which Python would not find it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    before = set(sys.modules)
+
+    def write(text, name="mine"):
+        (folder / f"{name}.py").write_text(textwrap.dedent(text))
+        return folder
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith(("mine", "helper", "json_")):
+            del sys.modules[name]
+
+
+def built(name, shape=(8, 8, 1), **training):
+    given = {"model": {"name": name}, "training": {"threads": 2, **training}}
+    return models.build(resolve(RunConfig.model_validate(given)), shape, 3)
+
+
+def test_a_module_is_found_without_the_path(module):
+    folder = module(
+        HEAD + "def build(input_shape, classes):\n    return dense(input_shape, classes)\n"
+    )
+    path = list(sys.path)
+    assert str(folder) not in path
+    assert built("mine:build").output_shape == (None, 3)
+    assert sys.path == path
+
+
+def test_a_module_may_import_its_neighbours_late(module):
+    module("WIDTH = 7\n", "helper_of_mine")
+    module(
+        HEAD
+        + "def build(input_shape, classes):\n"
+        + "    import helper_of_mine\n"
+        + "    return dense(input_shape, classes)\n"
+    )
+    built("mine:build")
+
+
+def test_a_neighbour_takes_no_library_module_away(module):
+    module("raise RuntimeError('not the library')\n", "colorsys")
+    module(
+        "import colorsys\n" + HEAD + "def build(input_shape, classes):\n"
+        "    assert colorsys.rgb_to_hsv\n    return dense(input_shape, classes)\n"
+    )
+    sys.modules.pop("colorsys", None)
+    built("mine:build")
+
+
+@pytest.mark.parametrize("name", ["random", "json", "keras", "colorsys", "numpy"])
+def test_a_module_with_a_taken_name_is_refused(module, name):
+    module("def build():\n    pass\n", name)
+    before = sys.modules.get(name)
+    with pytest.raises(ConfigError, match=f"{name}.py has the name of another module"):
+        import_factory(f"{name}:build")
+    assert sys.modules.get(name) is before
+
+
+def test_a_package_is_found(module):
+    folder = module("")
+    (folder / "mine_too" / "deep").mkdir(parents=True)
+    (folder / "mine_too" / "__init__.py").touch()
+    (folder / "mine_too" / "deep" / "small.py").write_text("def build():\n    return 3\n")
+    assert import_factory("mine_too.deep.small:build")() == 3
+
+
+def test_a_folder_without_init_is_found(module):
+    folder = module("")
+    (folder / "mine_plain").mkdir()
+    (folder / "mine_plain" / "small.py").write_text("def build():\n    return 4\n")
+    assert import_factory("mine_plain.small:build")() == 4
+
+
+def test_a_link_to_the_folder_is_the_folder(module, tmp_path, monkeypatch):
+    folder = module("def build():\n    return 1\n")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.syspath_prepend(tmp_path / "link")
+    mine = importlib.import_module("mine")
+
+    assert import_factory("mine:build") is mine.build
+
+
+def test_a_partial_function_is_a_function(module):
+    module(
+        HEAD + "from functools import partial\n"
+        "def build(width, input_shape, classes):\n    return dense(input_shape, classes)\n"
+        "wide = partial(build, 7)\n"
+    )
+    built("mine:wide")
+    assert len(factory_digest("mine:wide")) == 64
+
+
+def test_another_folder_has_another_module(module, tmp_path, monkeypatch):
+    module("def build():\n    return 1\n")
+    assert import_factory("mine:build")() == 1
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.py").write_text("def build():\n    return 2\n")
+    monkeypatch.chdir(tmp_path / "there")
+    assert import_factory("mine:build")() == 2
+
+
+def test_a_missing_module_names_the_folder(module):
+    folder = module("")
+    with pytest.raises(ConfigError, match=f"from the current folder, {folder}, or the installed"):
+        import_factory("nowhere_at_all:build")
+
+
+UNUSABLE = {
+    "a syntax error": ("def build(:\n", r"SyntaxError"),
+    "an import that exits": ("import sys\nsys.exit(3)\n", r"SystemExit: 3"),
+    "an import that raises": ("raise KeyError('a\\nb')\n", r"KeyError.*\(mine.py, line 1\)"),
+    "no such function": ("def bild():\n    pass\n", r"did you mean 'bild'"),
+    "no function": ("build = 3\n", r"has no function build"),
+    "raises": (
+        "def build():\n    raise ValueError('one\\ntwo')\n",
+        r"ValueError: one two \(mine.py, line 2\)",
+    ),
+    "exits": ("def build():\n    raise SystemExit\n", r"raised SystemExit"),
+    "returns None": ("def build():\n    return None\n", r"returned NoneType, expected"),
+    "returns a class": (
+        "import keras\ndef build():\n    return keras.Model\n",
+        r"returned \w+, expected",
+    ),
+    "wants more": ("def build(size):\n    pass\n", r"raised TypeError: .*size"),
+    "a built-in": ("build = dict\n", r"returned dict, expected"),
+    "is compiled": (
+        HEAD + "def build(input_shape, classes):\n    model = dense(input_shape, classes)\n"
+        "    model.compile('adam', 'mse')\n    return model\n",
+        r"is compiled; return it uncompiled",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_unusable_function_is_one_line(module, case):
+    text, says = UNUSABLE[case]
+    module(text)
+    with pytest.raises(NnbuildError, match=says) as caught:
+        built("mine:build")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+BEFORE_THE_FIT = {
+    "a dict": (
+        "return dense(input_shape, classes, lambda x: {'logits': x})",
+        "a dict with 'logits'",
+    ),
+    "two outputs": ("return dense(input_shape, classes, lambda x: [x, x])", "several outputs"),
+    "too many classes": ("return dense(input_shape, classes + 1)", r"outputs of shape \(None, 4\)"),
+    "whole numbers": (
+        "return dense(input_shape, classes, lambda x: ops.cast(x, 'int32'))",
+        "logits of int32",
+    ),
+    "not built": ("return keras.Sequential([layers.Dense(classes)])", "has no input shape"),
+    "two inputs": (
+        (
+            "a, b = keras.Input(input_shape), keras.Input(input_shape)\n"
+            "    return keras.Model([a, b], layers.Dense(classes)(layers.Flatten()(a + b)))"
+        ),
+        "2 inputs",
+    ),
+    "an unregistered layer": (
+        (
+            "class Own(layers.Layer):\n"
+            "        def call(self, x): return x\n"
+            "    return dense(input_shape, classes, Own())"
+        ),
+        "holds .*Own, which is neither",
+    ),
+    "a config that cannot be written": (
+        (
+            "class Own(keras.Model):\n"
+            "        def __init__(self, what): super().__init__(); self.head = layers.Dense(classes)\n"
+            "        def call(self, x): return self.head(layers.Flatten()(x))\n"
+            "    model = Own(object())\n"
+            "    model(ops.zeros((1, *input_shape)))\n"
+            "    return model"
+        ),
+        "mine:build' cannot be|holds .*Own",
+    ),
+    "a compile of its own": (
+        (
+            "@keras.saving.register_keras_serializable('mine')\n"
+            "    class Own(keras.Model):\n"
+            "        def compile(self, d_optimizer): super().compile()\n"
+            "    x = keras.Input(input_shape)\n"
+            "    return Own(x, layers.Dense(classes)(layers.Flatten()(x)))"
+        ),
+        "cannot be compiled: TypeError",
+    ),
+    "a train_step that raises": (
+        (
+            "@keras.saving.register_keras_serializable('mine')\n"
+            "    class Stepping(keras.Model):\n"
+            "        def train_step(self, data): raise KeyError('mine')\n"
+            "    x = keras.Input(input_shape)\n"
+            "    return Stepping(x, layers.Dense(classes)(layers.Flatten()(x)))"
+        ),
+        r"train_step raised KeyError: 'mine' \(mine.py, line \d+\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_THE_FIT)
+def test_an_unfit_model_is_refused_before_the_fit(module, case, small_folder, tmp_path):
+    body, says = BEFORE_THE_FIT[case]
+    module(f"{HEAD}\ndef build(input_shape, classes):\n    {body}\n")
+    with pytest.raises(ContractError, match=says) as caught:
+        runs.retrain(run_config(small_folder, model={"name": "mine:build"}), tmp_path / "store")
+    assert "\n" not in str(caught.value)
+    store = Store(tmp_path / "store")
+    assert store.committed() == []
+    assert not store.unfinished()
+
+
+def test_what_a_model_raises_in_the_fit_is_a_failed_run(module, small_folder, tmp_path):
+    module(
+        HEAD
+        + textwrap.dedent("""
+        import tensorflow as tf
+
+        @keras.saving.register_keras_serializable("mine")
+        class Late(keras.Model):
+            def train_step(self, data):
+                logs = super().train_step(data)
+                early = tf.less(self.optimizer.iterations, tf.constant(3, tf.int64))
+                with tf.control_dependencies([tf.debugging.Assert(early, ["late"])]):
+                    return {"loss": tf.identity(logs["loss"])}
+
+        def build(input_shape, classes):
+            x = keras.Input(input_shape)
+            return Late(x, layers.Dense(classes)(layers.Flatten()(x)))
+        """)
+    )
+    config = run_config(
+        small_folder, model={"name": "mine:build"}, training={"epochs": 1, "batch_size": 8}
+    )
+    with pytest.raises(RunError, match="'mine:build' failed in training: InvalidArgumentError"):
+        runs.retrain(config, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    (run_id,) = store.committed()
+    assert store.manifest(run_id)["row"]["status"] == "failed"
+
+
+def test_a_function_that_builds_another_network_each_time(module, small_folder, tmp_path):
+    module(
+        HEAD
+        + "count = 0\n"
+        + "def build(input_shape, classes):\n"
+        + "    global count\n"
+        + "    count += 1\n"
+        + "    pixels = keras.Input(input_shape)\n"
+        + "    x = layers.Dense(count)(layers.Flatten()(pixels))\n"
+        + "    return keras.Model(pixels, layers.Dense(classes, dtype='float32')(x))\n"
+    )
+    config = run_config(
+        small_folder,
+        model={"name": "mine:build"},
+        training={"epochs": 1, "precision": "mixed_bfloat16"},
+    )
+    run = runs.open_run(config, tmp_path / "store")
+    with pytest.raises(ContractError, match="builds another network when it is called again"):
+        steps.build_model(run, steps.load_data(run))
+
+
+def test_a_run_that_keras_scores_says_so_everywhere(
+    capfd, module, small_folder, tmp_path, prefect_server
+):
+    """A layer whose operation ONNX lacks: no file is kept, and every place names the engine and why."""
+    module(
+        HEAD
+        + textwrap.dedent("""
+        @keras.saving.register_keras_serializable("mine")
+        class Bessel(layers.Layer):
+            def call(self, x):
+                import tensorflow as tf
+                return tf.math.bessel_i0e(x)
+
+        def build(input_shape, classes):
+            pixels = keras.Input(input_shape)
+            x = Bessel()(layers.Flatten()(layers.Rescaling(1 / 255)(pixels)))
+            return keras.Model(pixels, layers.Dense(classes)(x))
+        """)
+    )
+    root = tmp_path / "store"
+    options = ["--dataset", small_folder, "--model", "mine:build", "--epochs", 1, "--store", root]
+    outcome = call(capfd, "run", *options)
+    assert outcome.code == 0, outcome.err
+    why = "Keras; not exported to ONNX: ONNX has no operation for BesselI0e"
+    assert f"scoring        {why}" in outcome.out
+    store = Store(root)
+    (run_id,) = store.committed()
+    assert not list(root.rglob("*.onnx"))
+    manifest = store.manifest(run_id)
+    assert manifest["steps"]["export_model"]["remark"] == "ONNX has no operation for BesselI0e"
+    assert why in (root / "runs" / run_id / "report.html").read_text()
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    score = ["score", "--input", tmp_path / "x.npz", "--store", root]
+    outcome = call(capfd, *score)
+    assert outcome.code == 0, outcome.err
+    assert why in outcome.out
+    assert store.read_table("score_runs")["engine"].to_pylist() == ["keras"]
+    outcome = call(capfd, *score, "--engine", "onnx")
+    assert outcome.code == 2
+    assert "leave --engine out" in outcome.err
+    export = ["export", "champion", "--format", "onnx", "--output", tmp_path / "m.onnx"]
+    outcome = call(capfd, *export, "--store", root)
+    assert outcome.code == 2
+    assert "BesselI0e; use --format savedmodel" in outcome.err
