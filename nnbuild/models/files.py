@@ -15,7 +15,8 @@ from typing import Any
 
 from nnbuild.backend import keras
 from nnbuild.config import is_factory
-from nnbuild.errors import ContractError, NnbuildError
+from nnbuild.data import archives
+from nnbuild.errors import ContractError, DataError, NnbuildError
 from nnbuild.models.seeding import seeded
 from nnbuild.models.user import import_factory
 from nnbuild.store.files import file_digest, written
@@ -107,7 +108,11 @@ def load_model(
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        path.stat()
+        with archives.open_regular(path) as file:
+            return file.read()
+    except DataError as error:
+        raise ContractError(f"cannot read model {error}") from error
     except OSError as error:
         raise ContractError(
             f"cannot read model {path}: {error.strerror}; give the path of a .keras file"

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild import faults, machine, schemas
-from nnbuild.scoring.drifting import Compared, compared, drift_rows
+from nnbuild.scoring.drifting import Compared, compared, drift_rows, require_brightness
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.shards import Shard
 from nnbuild.store.files import move_folder, read_json, sync_folder, write_json
@@ -46,6 +46,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         shards: all of them.
         now: aware time of the end; the clock's if not given.
     """
+    require_brightness(job, shards)
     store, partition = job.store, f"score_id={job.score_id}"
     output = _output(job)
     manifest = _manifest(job, shards, output, now or datetime.now(UTC))
@@ -120,6 +121,7 @@ def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict
         },
         "config": job.config.model_dump(mode="json"),
         "input": job.source.identity(),
+        "pixel_scales": job.source.scales(),
         "shards": [each.model_dump(exclude={"summary"}) for each in shards],
         "code_version": machine.code_version(),
         "packages": machine.packages(),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnbuild.data import archives
+from nnbuild.data.file_tree import path_exists
 from nnbuild.drift import REFERENCE, Summary
 from nnbuild.engines import Engine, OnnxEngine
 from nnbuild.errors import ConfigError, ContractError, StoreError
@@ -96,7 +98,7 @@ def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
 
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
-    if not path.exists():
+    if not path_exists(path):
         raise ConfigError(
             f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`"
         )
@@ -108,6 +110,7 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
         raise ConfigError(
             f"model {path}: expected a .onnx file and --engine onnx; name a run for --engine keras"
         )
+    archives.require_regular(path)
     content = _read(path)
     digest = _verified(content, config.digest, f"model {path}")
     shape, classes = OnnxEngine(content, 1).shapes()

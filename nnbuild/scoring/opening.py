@@ -53,7 +53,8 @@ def open_job(
         return resume_job(score_id, root)
     if config.output is not None:
         _require_new(open_root(config.output) if is_url(config.output) else Path(config.output))
-    write_json(job.folder / "job.json", _record(job))
+    # The evidence for the scale of floats is looked for once; whoever makes a shard recalls it.
+    write_json(job.folder / "job.json", _record(job) | {"pixel_scales": source.scales()})
     return job
 
 
@@ -90,6 +91,9 @@ _SAME_ROWS = (
     "output",
     "keep",
     "id_column",
+    "image_column",
+    "label_column",
+    "pixel_max",
     "logits",
     "top_k",
     "where",
@@ -150,7 +154,8 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         raise StoreError(
             f"{path} is no record of a job ({type(error).__name__}); begin a new one"
         ) from error
-    model, source = _opened(store, config)
+    model, source = _opened(store, config, held.get("pixel_scales"))
+    source.scales()  # found now if they are not recorded: an unclear scale is not the fault of a row
     job = Job(store, score_id, config, started, model, source)
     record = _record(job)
     changed = [
@@ -163,13 +168,21 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
     return job
 
 
-def _opened(store: Store, config: ScoreConfig) -> tuple[ScoringModel, Input]:
+def _opened(
+    store: Store, config: ScoreConfig, scales: list[float] | None = None
+) -> tuple[ScoringModel, Input]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
         raise ConfigError(
             f"--calibrated: model {config.model} has no temperature; score a run that was calibrated"
         )
-    source = open_input(config.input, Columns(config.id_column, config.keep), model.image_shape)
+    source = open_input(
+        config.input,
+        Columns(config.id_column, config.keep, config.image_column, config.label_column),
+        model.image_shape,
+        pixel_max=config.pixel_max,
+        scales=scales,
+    )
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:

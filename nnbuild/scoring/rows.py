@@ -25,15 +25,19 @@ class Unit(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which columns of the input are wanted beside its images.
+    """Which columns of the input are wanted.
 
     Attributes:
         example_id: the one that identifies a row; the row's number if not given.
         keep: those that are carried through.
+        image: The images; the usual names are tried if not given.
+        label: The labels; the same.
     """
 
     example_id: str | None = None
     keep: tuple[str, ...] = ()
+    image: str | None = None
+    label: str | None = None
 
 
 class Rows(NamedTuple):

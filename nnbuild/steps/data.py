@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from nnbuild.config import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.options import ReadOptions
 from nnbuild.data.sources import default_cache, load
 from nnbuild.results import Check, CheckedData, LoadedData
 from nnbuild.steps.once import once
@@ -41,6 +43,7 @@ def load_data(
         cache=cache or default_cache(),
         fallback=wanted.fallback,
         progress=progress,
+        options=_options(wanted),
     )
     store = Store(run.store)
     place = store.dataset_name(dataset.name, dataset.digest)
@@ -60,7 +63,20 @@ def load_data(
         class_names=dataset.class_names,
         train=len(dataset.train),
         test=len(dataset.test),
+        validation=0 if dataset.validation is None else len(dataset.validation),
+        pixel_scales=dict(dataset.pixel_scales),
         files=files,
+    )
+
+
+def _options(config: DatasetConfig) -> ReadOptions:
+    """Return the settings that say how files are to be read."""
+    return ReadOptions(
+        image_column=config.image_column,
+        label_column=config.label_column,
+        keys=config.array_keys,
+        pixel_max=config.pixel_max,
+        skip_other_files=config.other_files == "skip",
     )
 
 

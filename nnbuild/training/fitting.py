@@ -18,7 +18,7 @@ from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted
 from nnbuild.training import callbacks as keras_callbacks
 from nnbuild.training.checkpoints import Checkpoint
-from nnbuild.training.order import epoch_order, split_rows
+from nnbuild.training.order import epoch_order, validation_split
 from nnbuild.training.pace import Pace
 from nnbuild.training.state import model_arrays, restore_model
 from nnbuild.training.steps import Steps
@@ -52,17 +52,19 @@ def fit(
     around: Surroundings | None = None,
     *,
     seed: int | None = None,
+    validation: Split | None = None,
 ) -> Fitted:
     """Fit a compiled model; modifies `model` in place.
 
     Args:
         model: compiled by `nnbuild.models.compile_model`.
-        split: all training examples; the validation examples are drawn from them by the seed.
+        split: All training examples; without `validation`, some are drawn from them by the seed.
         config: resolved.
         classes: how many there are.
         around: what else is touched.
         seed: of the order of examples and of the augmentation; the config's, which draws the validation examples, if
             not given.
+        validation: Examples to validate on, if the dataset has such a split.
 
     Raises:
         DivergedError: the loss became infinite or not a number.
@@ -76,6 +78,7 @@ def fit(
         classes,
         around or Surroundings(),
         seed=config.seed if seed is None else seed,
+        validation=validation,
     ).run()
 
 
@@ -89,14 +92,14 @@ class _Fit:
         around: Surroundings,
         *,
         seed: int,
+        validation: Split | None,
     ) -> None:
         training = config.training
         self.model, self.seed, self.training, self.around = model, seed, training, around
         self.watch = around.watch or Nobody()
         self.epochs = int(training.epochs or 1)
-        self.rows, self.validation_rows = split_rows(
-            len(split), float(training.validation_fraction or 0), config.seed
-        )
+        self.rows, validated = validation_split(split, validation, config)
+        self.validation_rows = len(validated)
         one_hot = training.target_form == "one-hot"
         batch = int(training.batch_size or 1)
         self.trainer = Steps(
@@ -111,7 +114,7 @@ class _Fit:
         self.steps = self.trainer.count(len(self.rows))
         self.validator = Steps(
             model,
-            Split(split.images[self.validation_rows], split.labels[self.validation_rows]),
+            validated,
             classes=classes,
             batch_size=max(batch, _VALIDATION_BATCH),
             one_hot=one_hot,
@@ -153,7 +156,7 @@ class _Fit:
         began = time.perf_counter() - seconds
         metrics = self._train(epoch, step, began)
         if (epoch + 1) % self.training.validation_freq == 0:
-            validated = self.validator.test(_all_rows(len(self.validation_rows)))
+            validated = self.validator.test(_all_rows(self.validation_rows))
             metrics |= {f"val_{name}": value for name, value in validated.items()}
         metrics["learning_rate"] = float(self.model.optimizer.learning_rate)
         with warnings.catch_warnings():
