@@ -125,7 +125,7 @@ def checked(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
             known = _fields_at(keys[:-1])
             told = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
         else:
-            told = f"{'.'.join(keys)} is {first['input']!r}, {_lower(first['msg'])}"
+            told = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
         more = error.error_count() - 1
         raise ConfigError(f"{place}{told}" + (f" (and {more} more)" if more else "")) from error
 
@@ -133,6 +133,13 @@ def checked(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
 def _lower(text: str) -> str:
     text = text.removeprefix("Input ").removeprefix("Value error, ")
     return f"it {text}" if text.startswith("should") else text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer that has more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def _fields_at(keys: Sequence[str]) -> list[str]:

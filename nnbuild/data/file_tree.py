@@ -161,8 +161,12 @@ def _expanded(folder: Any, parts: list[str]) -> Iterator[Any]:
             hidden = is_ignored(name) and name[:1] != first[:1]
             if not hidden and fnmatch.fnmatchcase(name, first):
                 yield from _expanded(folder / name, rest)
-    elif (folder / first).exists():
+    elif _exists(folder / first):
         yield from _expanded(folder / first, rest)
+
+
+def _exists(path: Any) -> bool:
+    return path_exists(path) if is_local(path) else bool(path.exists())
 
 
 def _folders_below(folder: Any) -> Iterator[Any]:

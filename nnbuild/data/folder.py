@@ -1,7 +1,7 @@
 """A folder of images by class: train/<class>/*.png and test/<class>/*.png, or <class>/*.png alone."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     """
     splits = _split_folders(path)
     classes = {split: _class_folders(folder) for split, folder in splits.items()}
+    files = files_below(path)
     class_names = sorted(classes[TRAIN], key=by_value)
     for split, folders in classes.items():
         if unknown := sorted(set(folders) - set(class_names)):
@@ -56,7 +57,8 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
                 "expected the same classes"
             )
     examples = {
-        split: _examples(folders, class_names, options) for split, folders in classes.items()
+        split: _examples(_by_class(files, path, folders), class_names, options)
+        for split, folders in classes.items()
     }
     if not examples[TRAIN].files:
         raise DataError(
@@ -71,7 +73,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     return assemble(
         Raw(**arrays),
         name=slug(path),
-        source=str(path) + _note(path, splits, examples),
+        source=str(path) + _note(path, splits, examples, files),
         where=path,
         class_names=class_names,
         pixel_max=pictures.WHITE,
@@ -111,18 +113,29 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _by_class(
+    files: Sequence[File], path: Path, folders: Mapping[str, Path]
+) -> dict[str, list[File]]:
+    """Return the files of each class of a split, out of all files."""
+    above = {folder.relative_to(path).parts: name for name, folder in folders.items()}
+    depth = max(map(len, above), default=0)
+    found: dict[str, list[File]] = {name: [] for name in folders}
+    for file in files:
+        parts = PurePosixPath(file.name).parts
+        if len(parts) > depth and parts[:depth] in above:
+            found[above[parts[:depth]]].append(file)
+    if empty := next((name for name, of_class in found.items() if not of_class), None):
+        raise DataError(f"{folders[empty]}: an empty folder; expected the pictures of a class")
+    return found
+
+
 def _examples(
-    folders: Mapping[str, Path], class_names: Sequence[str], options: ReadOptions
+    files: Mapping[str, Sequence[File]], class_names: Sequence[str], options: ReadOptions
 ) -> _Examples:
     """List every picture of a split with its label."""
     found = _Examples([], [], [])
     for label, name in enumerate(class_names):
-        if name not in folders:
-            continue  # a test split may lack a class; the checks on the data say so
-        files = files_below(folders[name])
-        if not files:
-            raise DataError(f"{folders[name]}: an empty folder; expected the pictures of a class")
-        for file in files:
+        for file in files.get(name, ()):  # a test split may lack a class; the checks say so
             if pictures.has_ending(file.name):
                 found.files.append(file.path)
                 found.labels.append(label)
@@ -139,9 +152,18 @@ def _not_a_picture(file: File) -> DataError:
     )
 
 
-def _note(path: Path, splits: Mapping[str, Path], examples: Mapping[str, _Examples]) -> str:
+def _note(
+    path: Path,
+    splits: Mapping[str, Path],
+    examples: Mapping[str, _Examples],
+    files: Sequence[File],
+) -> str:
     """Return what a person should know about the files that were not read."""
     note = ""
+    depth = 1 if splits[TRAIN] == path else 2
+    loose = sum(pictures.has_ending(each.name) and each.name.count("/") < depth for each in files)
+    if loose:
+        note += f"; {loose} picture(s) outside of the class folders not read"
     skipped = sum(len(each.skipped) for each in examples.values())
     if skipped:
         note += f"; {skipped} file(s) that are not pictures skipped"

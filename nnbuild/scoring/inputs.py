@@ -22,7 +22,7 @@ from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.remote import is_url
 
 _ROWS = 65_536
-_IDX_MAGIC = (b"\0\0\x08", b"\x1f\x8b")
+_IDX_MAGIC = (b"\0\0", b"\x1f\x8b")  # of any type of values, or gzipped
 
 
 class Input(Protocol):
@@ -109,7 +109,7 @@ def _images(path: Path, address: str) -> NDArray[Any]:
         raise DataError(
             f"{address}: no such input; give a Parquet file, a folder, a glob, IDX images or an .npz"
         )
-    magic = archives.first_bytes(path, 3)
+    magic = archives.first_bytes(path, 2)
     if path.suffix == ".npz":
         key = scored_array(npz.names(path), path)
         return _with_channels(npz.read(path, [key])[0], path)

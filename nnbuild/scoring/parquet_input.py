@@ -67,7 +67,7 @@ def _matching(root: Any, pattern: str) -> list[Any]:
     for each in file_tree.matches(root, pattern):
         files = parquet_below(each) if each.is_dir() else [File(each, each.name)]
         found |= {str(file.path): file.path for file in files if is_parquet(file)}
-    if _SHARDS not in pattern:  # a pattern that names shards chooses among them
+    if _SHARDS not in pattern.rpartition("/")[2]:  # a pattern that names shards chooses among them
         file_tree.require_all_shards(found, pattern)
     return [found[name] for name in sorted(found)]
 
