@@ -463,3 +463,22 @@ def test_day_without_rows_is_a_job_of_none(store, tmp_path):
     assert pq.read_table(tmp_path / "out-a.parquet").num_rows == 0
     assert "prob_0" in pq.read_table(tmp_path / "out-a.parquet").column_names
     assert {row["rows"] for row in store.read_table("score_runs").to_pylist()} == {0}
+
+
+def test_scored_labels_are_numbers_of_the_classes(tmp_path):
+    arrays = tiny(train=60, test=20, shape=(8, 8, 1), classes=2)
+    names = np.array([3, 8])
+    path = write_npz(
+        tmp_path / "a.npz",
+        arrays,
+        y_train=names[arrays.train_labels],
+        y_test=names[arrays.test_labels],
+    )
+    store = Store(tmp_path / "store")
+    retrain(run_config(path), store.root)
+    for labels in ([3, 8, 5, -1, None], ["3", "8", "five", "", None]):
+        column = [each.tobytes() for each in arrays.test_images[:5]]
+        table = pa.table({"image": pa.array(column, pa.binary(64)), "label": pa.array(labels)})
+        pq.write_table(table, tmp_path / "in.parquet")
+        done = scored(store, input=tmp_path / "in.parquet")
+        assert rows(store, done)["label"].to_pylist() == [0, 1, None, None, None]

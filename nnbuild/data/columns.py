@@ -151,7 +151,7 @@ def require_labels(kind: Any, where: object, column: str = "label") -> None:
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (_is_number(kind) or _is_text(kind) or (_is_list(kind) and _is_number(kind.value_type))):
+    if not (_is_number(kind) or is_text(kind) or (_is_list(kind) and _is_number(kind.value_type))):
         raise DataError(
             f"{where}: column {column!r} is {kind}; expected integers, texts or one-hot lists"
         )
@@ -175,7 +175,7 @@ def labels_of(values: Any, where: object, name: str) -> NDArray[Any]:
     kind = values.type
     if values.null_count:
         raise DataError(f"{where}: nulls inside the lists of column {name!r}; expected none")
-    if _is_text(kind):
+    if is_text(kind):
         return np.array(values.to_pylist(), dtype=object)
     if _is_list(kind):
         width = _only_length(values, 0, where, name)
@@ -296,7 +296,10 @@ def _is_bytes(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Return whether an Arrow type is one of texts, also as a dictionary."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(test(kind) for test in tests)
 

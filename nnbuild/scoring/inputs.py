@@ -55,6 +55,7 @@ def open_input(
     *,
     pixel_max: float | None = None,
     scales: Sequence[float] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Input:
     """Open an input.
 
@@ -65,6 +66,7 @@ def open_input(
         shape: Height, width and channels that the network takes.
         pixel_max: The pixel value that is white; type and content say it if None.
         scales: What `Input.scales` returned when the job was begun.
+        class_names: Of the model, which labels are looked up in.
 
     Raises:
         DataError: There is nothing, it is of no known form, or it has other images than the network takes.
@@ -77,6 +79,7 @@ def open_input(
             shape,
             pixel_max=pixel_max,
             scales=scales,
+            class_names=class_names,
         )
     if columns.keep or columns.example_id:
         wanted = ", ".join([*columns.keep, *([columns.example_id] if columns.example_id else [])])

@@ -33,6 +33,7 @@ class ScoringModel:
         temperature: that the run was calibrated to; None for a file.
         factory: name of the user's function that it was built by, or of the named network.
         reference: counts of what it was validated on, by `plain` and `calibrated`; empty if none were kept.
+        class_names: One for each class; empty for a file.
     """
 
     run_id: str | None
@@ -43,6 +44,7 @@ class ScoringModel:
     temperature: float | None
     factory: str
     reference: Mapping[str, Summary]
+    class_names: tuple[str, ...] = ()
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -84,7 +86,15 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     factory = manifest["row"]["model"]
     shape, reference = (height, width, channels), _reference(store, manifest)
     return ScoringModel(
-        run_id, content, digest, shape, data["classes"], temperature, factory, reference
+        run_id,
+        content,
+        digest,
+        shape,
+        data["classes"],
+        temperature,
+        factory,
+        reference,
+        tuple(data["class_names"]),
     )
 
 

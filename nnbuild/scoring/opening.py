@@ -182,6 +182,7 @@ def _opened(
         model.image_shape,
         pixel_max=config.pixel_max,
         scales=scales,
+        class_names=model.class_names,
     )
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:

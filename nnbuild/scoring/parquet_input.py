@@ -28,6 +28,7 @@ from nnbuild.store.files import explained
 from nnbuild.store.remote import is_remote, is_url, open_root
 
 _MOST_LABEL = np.iinfo(np.int16).max
+_MOST_NUMBER = 2**63
 _ROOM = 2**30  # bytes that the pictures of one batch may expand to
 _EVIDENCE_ROWS = 1024
 _SHARDS = "-of-"
@@ -116,6 +117,7 @@ class ParquetInput:
         shape: Height, width and channels that the network takes.
         pixel_max: The value that is white; by default type and content of each file say it.
         scales: What `scales` returned when the job was begun, so that it need not be found again.
+        class_names: Of the model: labels that are texts, or numbers that name classes, are looked up there.
 
     Raises:
         DataError: A file is damaged, lacks a column, or has columns of other types than the first.
@@ -130,10 +132,12 @@ class ParquetInput:
         *,
         pixel_max: float | None = None,
         scales: Sequence[float] | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         self._address, self._files, self._columns, self._shape = address, files, columns, shape
         self._open: tuple[int, Any] | None = None
         self._pixel_max = pixel_max
+        self._class_names = tuple(class_names)
         self._whites = None if scales is None else tuple(scales)
         self._layouts: list[_Layout] = []
         self._units: list[Unit] = []
@@ -276,11 +280,7 @@ class ParquetInput:
         name = self._layouts[number].label
         if name is None:
             return None
-        labels = table[name].cast(pa.int64())
-        known = pc.and_(pc.greater_equal(labels, 0), pc.less_equal(labels, _MOST_LABEL))
-        return (
-            pc.if_else(known, labels, pa.scalar(None, pa.int64())).cast(pa.int16()).combine_chunks()
-        )
+        return _class_numbers(table[name], self._class_names).combine_chunks()
 
     def _wanted(self, number: int) -> list[str]:
         layout = self._layouts[number]
@@ -319,11 +319,11 @@ class ParquetInput:
             if wanted is not None:
                 raise
             return None
-        if pa.types.is_integer(schema.field(name).type):
+        kind = schema.field(name).type
+        if pa.types.is_integer(kind) or (image_columns.is_text(kind) and self._class_names):
             return name
         if wanted is not None:
-            kind = schema.field(name).type
-            raise DataError(f"{where}: column {name!r} is {kind}; expected integers")
+            raise DataError(f"{where}: column {name!r} is {kind}; expected integers or class names")
         return None
 
     def _file(self, number: int) -> Any:
@@ -333,6 +333,25 @@ class ParquetInput:
                 self._open[1].close()
             self._open = (number, _opened(self._files[number]))
         return self._open[1]
+
+
+def _class_numbers(labels: Any, names: Sequence[str]) -> Any:
+    """Return labels as numbers of classes, int16; null where a label is none.
+
+    Args:
+        labels: Integers or texts.
+        names: Of the model's classes; if all are numbers, an integer is a name too.
+    """
+    if image_columns.is_text(labels.type):
+        texts = pc.utf8_normalize(labels.cast(pa.string()), "NFC")
+        return pc.index_in(texts, value_set=pa.array(names, pa.string())).cast(pa.int16())
+    numbers = labels.cast(pa.int64())
+    if names and all(name.isdecimal() and name.isascii() for name in names):
+        values = [int(name) for name in names]
+        if values != list(range(len(values))) and max(values) < _MOST_NUMBER:
+            return pc.index_in(numbers, value_set=pa.array(values, pa.int64())).cast(pa.int16())
+    known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MOST_LABEL))
+    return pc.if_else(known, numbers, pa.scalar(None, pa.int64())).cast(pa.int16())
 
 
 def _is_unit_by_statistics(file: Any, column: str) -> bool:
