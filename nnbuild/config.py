@@ -191,7 +191,11 @@ class TrainingConfig(Section):
         ("accuracy",), description="Keras metrics that the history keeps beside the loss"
     )
     validation_fraction: float | None = Field(
-        None, gt=0, lt=1, description="Share of the training images held out, drawn by the seed"
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the training images held out, drawn by the seed; not used if the data have a "
+        "validation split",
     )
     validation_freq: int = Field(
         1, ge=1, le=100_000, description="Validate at every so many epochs"
