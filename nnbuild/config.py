@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from nnbuild import machine
+from nnbuild.data.array_names import role_of
 from nnbuild.data.checks import CheckLimits
 from nnbuild.errors import ConfigError, suggestion
 from nnbuild.presets import (
@@ -116,6 +118,17 @@ def _metric_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _array_roles(keys: dict[str, str]) -> dict[str, str]:
+    for key in keys:
+        role = role_of(key)
+        if role is None or role.group:
+            raise ValueError(
+                f"{key!r} is not an array of a dataset; write x_train, y_train, x_validation, "
+                "y_validation, x_test or y_test"
+            )
+    return keys
+
+
 class DatasetConfig(Section):
     """What is trained on."""
 
@@ -131,6 +144,33 @@ class DatasetConfig(Section):
     fallback: Literal["digits"] | None = Field(
         None,
         description="What to train on when the dataset cannot be had; a scheduled run never falls back",
+    )
+    image_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet column of the images; image, img or images if not given",
+    )
+    label_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet column of the labels; label, labels, fine_label or target if not given",
+    )
+    # Not called `keys`: Prefect takes what has that attribute for a mapping.
+    array_keys: Annotated[dict[str, str], AfterValidator(_array_roles)] = Field(
+        {},
+        validation_alias=AliasChoices("keys", "array_keys"),
+        description='Names of the arrays in an .npz by what they hold, x_train = "images"; the usual '
+        "ones if not given; dataset.keys for short",
+    )
+    pixel_max: float | None = Field(
+        None,
+        gt=0,
+        le=2**32,
+        description="Pixel value that is white, such as 1, 255 or 65535; type and content say it if "
+        "not given",
+    )
+    other_files: Literal["refuse", "skip"] = Field(
+        "refuse", description="How files that are not pictures are treated in a folder of pictures"
     )
     checks: CheckLimits = Field(CheckLimits(), description="The bounds that the data must keep")
 
@@ -224,7 +264,11 @@ class TrainingConfig(Section):
         ("accuracy",), description="Keras metrics that the history keeps beside the loss"
     )
     validation_fraction: float | None = Field(
-        None, gt=0, lt=1, description="Share of the training images held out, drawn by the seed"
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the training images held out, drawn by the seed; not used if the data have a "
+        "validation split",
     )
     validation_freq: int = Field(
         1, ge=1, le=100_000, description="Validate at every so many epochs"

@@ -80,6 +80,11 @@ class Summary:
         """The counts, in the order of `MEASURES`."""
         return self.predicted, self.confidence, self.brightness, self.ink
 
+    def mean_brightness(self) -> float:
+        """Return the mean pixel of all images, above 0 and below 255, as far as the bins tell it."""
+        middles = (np.arange(BINS) + 0.5) * (255 / BINS)
+        return float((self.brightness * middles).sum() / self.brightness.sum())
+
     def as_json(self) -> dict[str, list[int]]:
         """As it is kept."""
         return {name: counts.tolist() for name, counts in zip(MEASURES, self.parts(), strict=True)}

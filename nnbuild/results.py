@@ -20,7 +20,12 @@ class Result(BaseModel):
 
 
 class LoadedData(Result):
-    """The dataset that the run uses; its Parquet files lie in `folder`."""
+    """The dataset that the run uses; its Parquet files are in `folder`.
+
+    Attributes:
+        validation: Images of the validation split that the source has; 0 if it has none.
+        pixel_scales: How the pixels of each split were read, by its name.
+    """
 
     name: str
     digest: str
@@ -31,6 +36,8 @@ class LoadedData(Result):
     class_names: tuple[str, ...]
     train: int
     test: int
+    validation: int = 0
+    pixel_scales: dict[str, str] = {}
 
 
 class Check(BaseModel):

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nnbuild.config import RunConfig
-from nnbuild.errors import ConfigError, suggestion
+from nnbuild.data import archives
+from nnbuild.errors import ConfigError, DataError, suggestion
 
 _MOST_BYTES = 2**20
 Settings = dict[str, Any]
@@ -19,11 +20,10 @@ def read_toml(path: Path) -> Settings:
     """The settings of a config file.
 
     Raises:
-        ConfigError: it cannot be read or is no TOML.
+        ConfigError: it cannot be read, is not an ordinary file, or is no TOML.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content = _content(path)
         if len(content) > _MOST_BYTES:
             raise ConfigError(
                 f"config {path} is larger than {_MOST_BYTES} bytes, expected a small TOML file"
@@ -33,10 +33,20 @@ def read_toml(path: Path) -> Settings:
         raise ConfigError(
             f"cannot read config {path}: {error.strerror}; give the path of a TOML file"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
         raise ConfigError(
             f"config {path} is no TOML: {error}; see docs/configuration.md"
         ) from error
+
+
+def _content(path: Path) -> bytes:
+    """Return what a config file holds, up to one byte more than it may."""
+    path.stat()  # what the system says of a missing file is more than `open_regular` does
+    try:
+        with archives.open_regular(path) as file:
+            return file.read(_MOST_BYTES + 1)
+    except DataError as error:
+        raise ConfigError(f"config {error}") from error
 
 
 def merged(base: Settings, over: Mapping[str, Any]) -> Settings:
@@ -69,6 +79,10 @@ def setting(text: str) -> Settings:
         read: Settings = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         read = {"value": value.strip()}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"setting {key.strip()} has a value that cannot be read: {error}"
+        ) from error
     if len(read) > 1:
         raise ConfigError(
             f"setting {text!r} has more than one line, expected one value; give each by itself"
@@ -111,7 +125,7 @@ def checked(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
             known = _fields_at(keys[:-1])
             told = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
         else:
-            told = f"{'.'.join(keys)} is {first['input']!r}, {_lower(first['msg'])}"
+            told = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
         more = error.error_count() - 1
         raise ConfigError(f"{place}{told}" + (f" (and {more} more)" if more else "")) from error
 
@@ -119,6 +133,13 @@ def checked(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
 def _lower(text: str) -> str:
     text = text.removeprefix("Input ").removeprefix("Value error, ")
     return f"it {text}" if text.startswith("should") else text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer that has more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def _fields_at(keys: Sequence[str]) -> list[str]:
@@ -137,7 +158,8 @@ def _place(path: Path | None, keys: Sequence[str]) -> str:
     if path is None:
         return ""
     section = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    text = _content(path).decode("utf-8-sig")
+    for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = header[1].strip()
             name = section

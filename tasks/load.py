@@ -25,17 +25,21 @@ def _downloading(file: str, done: int, total: int | None) -> None:
 def load(run: Run) -> LoadedData:
     """Read the dataset of a run; see `nnbuild.steps.load_data`."""
     data = steps.load_data(run, progress=_downloading)
-    logger().info(
-        "%s: %d training and %d test images from %s", data.name, data.train, data.test, data.source
-    )
+    logger().info("%s: %s images from %s", data.name, _counts(data), data.source)
     return data
+
+
+def _counts(data: LoadedData) -> str:
+    if data.validation:
+        return f"{data.train:,} training, {data.validation:,} validation and {data.test:,} test"
+    return f"{data.train:,} training and {data.test:,} test"
 
 
 def told(run: Run, data: LoadedData) -> str:
     """What a person should know about the data: above all, when it is not what was asked for."""
     height, width, channels = data.image_shape
     size = f"{height}×{width}" + (" in colour" if channels > 1 else "")
-    text = f"{data.name}: {data.train:,} training and {data.test:,} test images of {size}, {data.classes} classes"
+    text = f"{data.name}: {_counts(data)} images of {size}, {data.classes} classes"
     if run.config.dataset.fallback == data.name != run.config.dataset.name:
         return f"NOT {run.config.dataset.name}, which cannot be had here. Falling back to {text}"
     return text

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from data_files import tiny
 
-from nnbuild.data.arrays import MOST_CLASSES, Raw, as_labels, as_pixels, assemble
+from nnbuild.data.arrays import Raw, as_pixels, assemble
+from nnbuild.data.labels import MOST_CLASSES
 from nnbuild.errors import DataError
 
 
@@ -40,13 +41,10 @@ def test_floats_of_either_range_give_the_same_pixels(kind):
         np.testing.assert_array_equal(pixels[..., 0], images)
 
 
-def test_both_splits_are_scaled_alike():
-    bright, dark = np.full((1, 2, 2), 200.0), np.full((1, 2, 2), 1.0)
-    assert [int(pixels.max()) for pixels in as_pixels((bright, dark), "")] == [200, 1]
-    assert [int(pixels.max()) for pixels in as_pixels((dark, dark), "")] == [255, 255]
-    assert [
-        int(pixels.max()) for pixels in as_pixels((dark.astype(int), dark.astype(int)), "")
-    ] == [1, 1]
+def test_each_array_is_scaled_by_itself():
+    bright, unit = np.full((1, 2, 2), 200.0), np.full((1, 2, 2), 1.0)
+    assert [int(pixels.max()) for pixels in as_pixels((bright, unit), "")] == [200, 255]
+    assert [int(pixels.max()) for pixels in as_pixels((unit.astype(int), unit), "")] == [1, 255]
 
 
 def test_many_rows_are_converted_as_few_are():
@@ -102,38 +100,38 @@ def test_splits_that_disagree_are_refused_with_both_numbers():
     )
 
 
-def test_labels_in_a_column_are_taken():
-    labels = np.arange(5)
-    np.testing.assert_array_equal(as_labels(labels[:, np.newaxis], ""), labels)
-
-
 @pytest.mark.parametrize(
     "labels",
     [
-        np.zeros(40),
+        np.full(40, 0.5),
+        np.full(40, np.nan),
+        np.full(40, np.inf),
         np.zeros((40, 2), int),
-        np.zeros(40, bool),
-        np.array(["a"] * 40),
+        np.ones((40, 2), int),
+        np.zeros((40, 2, 2), int),
         np.zeros(0, int),
         np.array(3),
+        np.zeros(40, complex),
+        np.zeros(40, "M8[s]"),
     ],
 )
-def test_labels_that_are_no_integers_in_a_row_are_refused(labels):
-    assert "expected integers of shape (n,)" in refused(train_labels=labels)
+def test_labels_of_no_known_form_are_refused(labels):
+    assert "expected" in refused(train_labels=labels)
 
 
-@pytest.mark.parametrize("value", [-1, MOST_CLASSES, 2**40])
-def test_labels_out_of_bounds_are_refused(value):
+@pytest.mark.parametrize("value", [-2, -(2**40)])
+def test_labels_below_none_are_refused(value):
     labels = tiny().train_labels.copy()
     labels[3] = value
     assert str(value) in refused(train_labels=labels)
 
 
-def test_gaps_between_labels_are_named():
-    arrays = tiny()
-    assert "without 0, 2" in refused(
-        train_labels=arrays.train_labels % 2 * 2 + 1, test_labels=arrays.test_labels % 2 * 2 + 1
-    )
+def test_more_classes_than_there_may_be_are_refused():
+    labels = np.arange(MOST_CLASSES + 1)
+    images = np.zeros((len(labels), 2, 2), np.uint8)
+    given = dict.fromkeys(("train_images", "test_images"), images)
+    given |= dict.fromkeys(("train_labels", "test_labels"), labels)
+    assert "expected 2 to 1000" in refused(**given)
 
 
 def test_a_class_that_only_the_other_split_has_is_left_to_the_checks():

@@ -44,6 +44,7 @@ def test_sound_data_pass_every_check():
         "train_duplicates",
         "test_images_in_train",
         "class_balance",
+        "brightness",
     ]
 
 

@@ -107,34 +107,6 @@ def test_folders_without_classes_are_refused(tmp_path):
     assert "1 class(es)" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("depth", ["train", "train/0", "train/0/link.png"])
-def test_links_must_not_lead_out(tmp_path, depth):
-    arrays = tiny()
-    write_picture_folder(tmp_path / "outside", arrays)
-    inside = tmp_path / "inside"
-    write_pictures(inside / "test", arrays.test_images, arrays.test_labels)
-    if depth != "train":
-        write_pictures(inside / "train", arrays.train_images[1:4], arrays.train_labels[1:4])
-    if depth == "train/0/link.png":
-        (inside / "train" / "0").mkdir()
-        (inside / depth).symlink_to(tmp_path / "outside" / "train" / "0" / "00000.png")
-    else:
-        (inside / depth).symlink_to(tmp_path / "outside" / depth, target_is_directory=True)
-    assert "leads out of" in refused(inside)
-
-
-def test_links_that_stay_inside_and_loops(tmp_path):
-    write_picture_folder(tmp_path / "a", tiny())
-    (tmp_path / "a" / "train" / "0" / "again.png").symlink_to(
-        tmp_path / "a" / "train" / "0" / "00000.png"
-    )
-    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
-    assert len(folder.load(tmp_path / "b").train) == 41
-    loop = tmp_path / "a" / "train" / "0" / "loop.png"
-    loop.symlink_to(loop)
-    refused(tmp_path / "a")
-
-
 @pytest.mark.parametrize(
     ("mode", "channels"), [("1", 1), ("L", 1), ("RGB", 3), ("P", 3), ("RGBA", 3), ("LA", 1)]
 )

@@ -53,14 +53,15 @@ class StopAfter:
         return 15 if self.left < 0 else None
 
 
-def run_through(config, split, folder=None, **around):
+def run_through(config, split, folder=None, validation=None, **around):
     checkpoints = (
         Checkpoints(folder, {"config": config.digest(), "dataset": "d", "code": "c"})
         if folder
         else None
     )
     model = compiled(config, split)
-    fitted = fit(model, split, config, CLASSES, Surroundings(checkpoints=checkpoints, **around))
+    surroundings = Surroundings(checkpoints=checkpoints, **around)
+    fitted = fit(model, split, config, CLASSES, surroundings, validation=validation)
     return model, fitted
 
 
@@ -113,6 +114,21 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
     kept = [row for row in found.table.to_pylist() if row["metric"] != "epoch_seconds"]
     wanted = [row for row in expected.table.to_pylist() if row["metric"] != "epoch_seconds"]
     assert [replace_time(row) for row in kept] == [replace_time(row) for row in wanted]
+
+
+def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
+    split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
+    straight, expected = run_through(config, split, validation=own)
+    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)
+    for looks in (2, 5):
+        with pytest.raises(Interrupted):
+            run_through(config, split, tmp_path, own, stop=StopAfter(looks))
+    resumed, found = run_through(config, split, tmp_path, own)
+    assert same(straight, resumed)
+    assert found.history.history == expected.history.history
+    drawn, others = run_through(config, split)
+    assert others.history.history["val_loss"] != found.history.history["val_loss"]
+    assert not same(straight, drawn)  # which was trained on fewer images
 
 
 def replace_time(row):

@@ -89,7 +89,8 @@ def configured(options: dict[str, Any]) -> ScoreConfig:
         return ScoreConfig.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-").removesuffix("-column")
+        field = str(first["loc"][0])
+        name = "--id" if field == "id_column" else "--" + field.replace("_", "-")
         raise ConfigError(f"{name} {first['input']!r}: {first['msg']}") from error
 
 

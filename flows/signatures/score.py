@@ -33,6 +33,30 @@ def score(
     id_column: Annotated[
         str | None, typer.Option("--id", metavar="COLUMN", help="Of integers, for example_id.")
     ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Parquet column of the images; image, img or images."),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Parquet column of the labels; label, labels, fine_label, target.",
+        ),
+    ] = None,
+    pixel_max: Annotated[
+        float | None,
+        typer.Option(
+            metavar="VALUE", help="Pixel value that is white: 1, 255, 65535; found if not given."
+        ),
+    ] = None,
+    max_brightness_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Most that the mean brightness may differ from the model's reference; 10.",
+        ),
+    ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Write the logits too.")] = False,  # noqa: FBT002
     top_k: Annotated[
         int | None, typer.Option(metavar="K", help="Write the K likeliest classes too.")
@@ -105,6 +129,10 @@ def score(
         "output": output,
         "keep": keep.split(",") if keep else None,
         "id_column": id_column,
+        "image_column": image_column,
+        "label_column": label_column,
+        "pixel_max": pixel_max,
+        "max_brightness_ratio": max_brightness_ratio,
         "logits": logits or None,
         "top_k": top_k,
         "where": where,

@@ -1,89 +1,174 @@
-"""From arrays in the forms that people keep images in, to a dataset: uint8 pixels and labels from 0."""
+"""From arrays in the forms that people keep images in, to a dataset of uint8 pixels and labels from 0."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.data import labels as label_forms
+from nnbuild.data import pixel_scale
 from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.splits import TRAIN, hold_out
 from nnbuild.errors import DataError
 
-MOST_CLASSES = 1000
-_WHITE = 255
-_ROWS = 4096  # converted at a time, so that float images need no second copy of themselves
 _CHANNELS = (1, 3)
+_HELD_OUT = "test: a sixth of each class, by content"
 
 
 class Raw(NamedTuple):
-    """Two splits as they were read: any numeric types, shapes not yet looked at.
+    """Splits as they were read: any numeric types, shapes not yet checked.
 
     Attributes:
-        train_images: should be of shape (n, height, width) or (n, height, width, channels).
-        train_labels: should be of shape (n,).
-        test_images: as the training images, another n.
-        test_labels: likewise.
+        train_images: Should be of shape (n, height, width) or (n, height, width, channels).
+        train_labels: See `nnbuild.data.labels.encode`.
+        test_images: The same for another n; None if the source has no test split.
+        test_labels: The same.
+        validation_images: The same; None if the source has no validation split.
+        validation_labels: The same.
     """
 
     train_images: NDArray[Any]
     train_labels: NDArray[Any]
-    test_images: NDArray[Any]
-    test_labels: NDArray[Any]
+    test_images: NDArray[Any] | None = None
+    test_labels: NDArray[Any] | None = None
+    validation_images: NDArray[Any] | None = None
+    validation_labels: NDArray[Any] | None = None
+
+    def splits(self) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+        """Return images and labels of the splits that the source has, by their names."""
+        found: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        for name, images, labels in (
+            (TRAIN, self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+            ("validation", self.validation_images, self.validation_labels),
+        ):
+            if images is not None and labels is not None:
+                found[name] = (images, labels)
+        return found
 
 
 def assemble(
-    raw: Raw, *, name: str, source: str, where: object, class_names: Sequence[str] | None = None
+    raw: Raw,
+    *,
+    name: str,
+    source: str,
+    where: object,
+    class_names: Sequence[str] | None = None,
+    pixel_max: float | None = None,
+    pixel_scales: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """A dataset from arrays.
+    """Make a dataset from arrays; without a test split, a sixth of each class is held out.
 
-    Images may have shape (n, height, width) or (n, height, width, channels), channels 1 or 3, and hold
-    integers from 0 to 255, floats from 0 to 255, or, if no value of either split exceeds 1, floats from 0 to
-    1, which are multiplied by 255; floats are rounded. Labels are integers from 0 without gaps, shape (n,) or
-    (n, 1).
+    Images have shape (n, height, width) or (n, height, width, channels), channels 1 or 3. Each array
+    is scaled by its own type and content, see `nnbuild.data.pixel_scale`. Images labelled -1 have
+    no label and are left out.
 
     Args:
-        raw: the arrays.
-        name: the dataset's name.
-        source: where it came from, for the manifest.
-        where: what an error message should name.
-        class_names: one for each class; by default the labels themselves.
+        raw: The arrays.
+        name: The dataset's name.
+        source: Where it came from, for the manifest.
+        where: What an error message should name.
+        class_names: One for each class; by default the labels that occur, as text.
+        pixel_max: The value that is white; by default type and content of each array say it.
+        pixel_scales: How pixels of each split were scaled, if that happened before.
 
     Raises:
-        DataError: the arrays are none of this, or disagree with one another.
+        DataError: The arrays are none of this, or disagree with one another.
     """
-    train_images, test_images = as_pixels((raw.train_images, raw.test_images), where)
-    train = Split(train_images, as_labels(raw.train_labels, where))
-    test = Split(test_images, as_labels(raw.test_labels, where))
-    for subset, split in (("training", train), ("test", test)):
-        if len(split.images) != len(split.labels):
+    given = {
+        split: (with_channels(images, where), labels)
+        for split, (images, labels) in raw.splits().items()
+    }
+    whites = {
+        split: pixel_scale.white_of(images, f"{where}, {split} images", pixel_max)
+        for split, (images, _) in given.items()
+    }
+    scales = {
+        split: pixel_scale.description(images, whites[split])
+        for split, (images, _) in given.items()
+    }
+    encoded = label_forms.encode([labels for _, labels in given.values()], where, class_names)
+    splits: dict[str, Split] = {}
+    for (split, (images, _)), labels in zip(given.items(), encoded.splits, strict=True):
+        pixels = pixel_scale.to_uint8(images, whites[split], where)
+        made, note = _labelled(split, pixels, labels, where)
+        source += note
+        if made is not None:
+            splits[split] = made
+    if "test" not in splits:
+        splits[TRAIN], splits["test"] = hold_out(splits[TRAIN])
+        source = f"{source}; {_HELD_OUT}"
+        if not len(splits["test"]):
             raise DataError(
-                f"{where}: {len(split.images)} {subset} images, {len(split.labels)} labels; expected as many"
+                f"{where}: no class has two different images; expected enough to hold some out for testing"
             )
-    if train.images.shape[1:] != test.images.shape[1:]:
-        sizes = f"{train.images.shape[1:]} and test images of {test.images.shape[1:]}"
+    _require_one_size(splits, where)
+    return Dataset(
+        name,
+        splits[TRAIN],
+        splits["test"],
+        encoded.class_names,
+        source,
+        splits.get("validation"),
+        dict(pixel_scales or scales),
+    )
+
+
+def _labelled(
+    split: str, images: NDArray[np.uint8], labels: NDArray[np.int16], where: object
+) -> tuple[Split | None, str]:
+    """Return the images that have a label, and a note on those that were left out."""
+    kind = "training" if split == TRAIN else split
+    if len(images) != len(labels):
         raise DataError(
-            f"{where}: training images of height, width, channels {sizes}; expected one size"
+            f"{where}: {len(images)} {kind} images, {len(labels)} labels; expected as many"
         )
-    if class_names is None:
-        class_names = _numbered(train, test, where)
-    require_classes(class_names, max(int(train.labels.max()), int(test.labels.max())), where)
-    return Dataset(name, train, test, tuple(class_names), source)
+    known = labels != label_forms.NONE
+    if known.all():
+        return Split(images, labels), ""
+    if not known.any():
+        if split == TRAIN:
+            raise DataError(f"{where}: no training image has a label; expected labels from 0")
+        return None, f"; {split} split left out: none of its {len(labels)} images has a label"
+    note = f"; {int((~known).sum())} {kind} images without a label left out"
+    return Split(images[known], labels[known]), note
 
 
-def as_pixels(images: Sequence[NDArray[Any]], where: object) -> list[NDArray[np.uint8]]:
-    """Images as uint8, shape (n, height, width, channels); all the arrays are scaled alike.
+def _require_one_size(splits: Mapping[str, Split], where: object) -> None:
+    size = splits[TRAIN].images.shape[1:]
+    for name, split in splits.items():
+        if split.images.shape[1:] != size:
+            sizes = f"{size} and {name} images of {split.images.shape[1:]}"
+            raise DataError(
+                f"{where}: training images of height, width, channels {sizes}; expected one size"
+            )
+
+
+def as_pixels(
+    images: Sequence[NDArray[Any]], where: object, pixel_max: float | None = None
+) -> list[NDArray[np.uint8]]:
+    """Return images as uint8, shape (n, height, width, channels); each array is scaled by itself.
 
     Raises:
-        DataError: a wrong shape, no image, a value outside the range, or no numbers.
+        DataError: A wrong shape, no image, a value outside the range, or no numbers.
     """
-    shaped = [_with_channels(array, where) for array in images]
-    highest = max(_require_range(array, where) for array in shaped)
-    return [_to_uint8(array, 1 if highest > 1 else _WHITE) for array in shaped]
+    shaped = [with_channels(array, where) for array in images]
+    whites = [pixel_scale.white_of(array, where, pixel_max) for array in shaped]
+    return [
+        pixel_scale.to_uint8(array, white, where)
+        for array, white in zip(shaped, whites, strict=True)
+    ]
 
 
-def _with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
+def with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
+    """Return images as an array of shape (n, height, width, channels).
+
+    Raises:
+        DataError: A shape that images do not have, or no image.
+    """
     shape = array.shape
     if len(shape) == 3:  # noqa: PLR2004
         array = array[..., np.newaxis]
@@ -94,83 +179,8 @@ def _with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
     return array
 
 
-def _require_range(array: NDArray[Any], where: object) -> float:
-    if array.dtype == np.uint8:
-        return _WHITE  # also if all are 0 or 1: integers are taken as they are
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"{where}: images of type {array.dtype}; expected integers or floats")
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= _WHITE):  # a NaN fails this too
-        raise DataError(
-            f"{where}: pixels from {low} to {high}; expected [0, 255], or [0, 1] in floats"
-        )
-    return float(high) if array.dtype.kind == "f" else _WHITE
-
-
-def _to_uint8(array: NDArray[Any], scale: int) -> NDArray[np.uint8]:
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    pixels = np.empty(array.shape, np.uint8)
-    for start in range(0, len(array), _ROWS):
-        rows = array[start : start + _ROWS]
-        pixels[start : start + _ROWS] = (
-            np.rint(rows.astype(np.float64) * scale) if array.dtype.kind == "f" else rows
-        )
-    return pixels
-
-
-def as_labels(labels: NDArray[Any], where: object) -> NDArray[np.int16]:
-    """Labels as int16, shape (n,).
-
-    Raises:
-        DataError: no integers, another shape, negative, or beyond what 1,000 classes need.
-    """
-    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise DataError(
-            f"{where}: labels of shape {labels.shape}, type {labels.dtype}; expected integers of shape (n,)"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= MOST_CLASSES:
-        raise DataError(
-            f"{where}: labels from {low} to {high}; expected 0 to at most {MOST_CLASSES - 1}"
-        )
-    return labels.astype(np.int16)
-
-
-def _numbered(train: Split, test: Split, where: object) -> tuple[str, ...]:
-    present = np.union1d(train.labels, test.labels)
-    if gaps := sorted(set(range(int(present[-1]) + 1)) - set(present.tolist())):
-        shown = ", ".join(map(str, gaps[:10]))
-        raise DataError(
-            f"{where}: labels up to {present[-1]} without {shown}; expected 0, 1, 2 and so on: renumber them"
-        )
-    return tuple(str(label) for label in present)
-
-
-def require_classes(class_names: Sequence[str], highest: int, where: object) -> None:
-    """Refuse a number of classes that cannot be trained on, or that the labels exceed.
-
-    Raises:
-        DataError: naming the numbers.
-    """
-    if not 2 <= len(class_names) <= MOST_CLASSES:  # noqa: PLR2004
-        raise DataError(f"{where}: {len(class_names)} class(es); expected 2 to {MOST_CLASSES}")
-    if unprintable := [name for name in class_names if not name.isprintable() or not name]:
-        raise DataError(
-            f"{where}: a class is called {unprintable[0]!r}; expected a name that can be printed"
-        )
-    if len(set(class_names)) != len(class_names):
-        raise DataError(f"{where}: two classes have the same name; expected different names")
-    if highest >= len(class_names):
-        raise DataError(
-            f"{where}: label {highest}, and {len(class_names)} classes; expected 0 to {len(class_names) - 1}"
-        )
-
-
 def slug(path: Path) -> str:
-    """A dataset's name from its path: lower-case letters, digits, dots and dashes; never empty or `..`."""
+    """Return a dataset's name from its path: lower-case letters, digits, dots and dashes; never empty or `..`."""
     resolved = path.resolve()
     stem = resolved.name if resolved.is_dir() else resolved.stem
     return re.sub(r"[^a-z0-9.]+", "-", stem.lower())[:60].strip(".-") or "dataset"

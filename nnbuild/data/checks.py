@@ -15,6 +15,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 _MOST_NAMED = 5
 _IMAGE_DIMENSIONS = 4
 _CHANNELS = (1, 3)
+_DARK = 0.1  # of 255: keeps images that are all black from dividing by 0
 
 
 class CheckLimits(BaseModel):
@@ -35,6 +36,11 @@ class CheckLimits(BaseModel):
         default=20.0,
         ge=1,
         description="Most that the largest class may exceed the smallest, as a factor",
+    )
+    brightness: float = Field(
+        default=10.0,
+        gt=1,
+        description="Most that the mean brightness of two splits may differ, as a factor",
     )
     strict: bool = Field(
         default=False, description="Stop for duplicates, leaked images and imbalance, not only warn"
@@ -98,7 +104,7 @@ def require(results: Sequence[CheckResult]) -> None:
 
 
 def _form(dataset: Dataset) -> Iterator[CheckResult]:
-    splits = (dataset.train, dataset.test)
+    splits = tuple(dataset.splits.values())
     counts = [(len(split.images), len(split.labels)) for split in splits]
     agree = all(images == labels and images for images, labels in counts)
     shown = ", ".join(f"{images} images and {labels} labels" for images, labels in counts)
@@ -107,11 +113,11 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
         passed=agree,
         hard=True,
         measured=shown,
-        bound="as many labels as images, in both splits, and not none",
+        bound="as many labels as images, in every split, and not none",
     )
     shapes = [split.images.shape[1:] for split in splits]
     fitting = (
-        shapes[0] == shapes[1]
+        len(set(shapes)) == 1
         and len(shapes[0]) == _IMAGE_DIMENSIONS - 1
         and shapes[0][2] in _CHANNELS
     )
@@ -125,7 +131,7 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
     kinds = [f"{split.images.dtype} images, {split.labels.dtype} labels" for split in splits]
     expected = "uint8 images, int16 labels"
     yield CheckResult(
-        "dtype", passed=kinds == [expected] * 2, hard=True, measured=_once(kinds), bound=expected
+        "dtype", passed=set(kinds) == {expected}, hard=True, measured=_once(kinds), bound=expected
     )
     labels = np.concatenate([split.labels.ravel() for split in splits])
     low, high = (labels.min(), labels.max()) if len(labels) else (0, 0)
@@ -140,7 +146,7 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
 
 
 def _once(values: Sequence[object]) -> str:
-    """What both splits have, once if it is the same."""
+    """What the splits have, once if it is the same."""
     return " and ".join(dict.fromkeys(str(value) for value in values))
 
 
@@ -160,7 +166,7 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
         bound="0 absent",
         detail=_some(absent),
     )
-    for subset, split in (("train", train), ("test", test)):
+    for subset, split in dataset.splits.items():
         yield _constant(f"constant_images_{subset}", split, limits)
     digests = image_digests(train.images), image_digests(test.images)
     repeated = len(train) - len(np.unique(digests[0]))
@@ -169,6 +175,11 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
     )
     leaked = int(np.isin(digests[1], digests[0]).sum())
     yield _share("test_images_in_train", leaked, len(test), limits.leaked_share, hard=limits.strict)
+    if (own := dataset.validation) is not None:
+        seen = int(np.isin(image_digests(own.images), digests[0]).sum())
+        yield _share(
+            "validation_images_in_train", seen, len(own), limits.leaked_share, hard=limits.strict
+        )
     smallest, largest = int(counts[0].min()), int(counts[0].max())
     ratio = largest / max(smallest, 1)
     yield CheckResult(
@@ -178,6 +189,22 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
         measured=round(ratio, 4),
         bound=f"at most {limits.imbalance:g} times",
         detail=f"{smallest} to {largest} training images in a class",
+    )
+    yield _brightness(dataset, limits)
+
+
+def _brightness(dataset: Dataset, limits: CheckLimits) -> CheckResult:
+    """Compare the splits' mean pixels: no difference of content explains a factor of ten."""
+    means = {subset: float(split.images.mean()) for subset, split in dataset.splits.items()}
+    ratio = (max(means.values()) + _DARK) / (min(means.values()) + _DARK)
+    shown = ", ".join(f"{mean:.2f} in {subset}" for subset, mean in means.items())
+    return CheckResult(
+        "brightness",
+        passed=ratio <= limits.brightness,
+        hard=True,
+        measured=round(ratio, 2),
+        bound=f"at most {limits.brightness:g} times",
+        detail=f"mean pixels of 0 to 255: {shown}; give all splits on one scale",
     )
 
 

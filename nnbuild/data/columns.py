@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,75 @@ from numpy.typing import NDArray
 
 from nnbuild.data import pictures
 from nnbuild.data.tables import fixed_pixels, image_shape
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, suggestion
 
 _WHITE = 255
+
+
+_IMAGE_NAMES = ("image", "img", "images")
+_LABEL_NAMES = ("label", "labels", "fine_label", "target")
+
+
+def image_column(names: Sequence[str], wanted: str | None, where: object) -> str:
+    """Return the name of the column with the images.
+
+    Args:
+        names: Of all columns.
+        wanted: The name that the user gave; the usual names are tried if None.
+        where: What a message should name.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    return _column(names, wanted, _IMAGE_NAMES, "image_column", where)
+
+
+def label_column(names: Sequence[str], wanted: str | None, where: object) -> str:
+    """Return the name of the column with the labels; see `image_column`."""
+    return _column(names, wanted, _LABEL_NAMES, "label_column", where)
+
+
+def _column(
+    names: Sequence[str], wanted: str | None, usual: Sequence[str], setting: str, where: object
+) -> str:
+    if wanted is not None:
+        if wanted not in names:
+            raise DataError(f"{where}: no column {wanted!r}; {suggestion(wanted, names)}")
+        require_single(names, wanted, where)
+        return wanted
+    found = next((name for name in usual if name in names), None)
+    if found is None:
+        held = ", ".join(names[:20])
+        raise DataError(
+            f"{where}: no column {usual[0]!r} among {held}; "
+            f"expected {' or '.join(map(repr, usual))}, or its name as {setting}"
+        )
+    require_single(names, found, where)
+    return found
+
+
+def require_single(names: Sequence[str], name: str, where: object) -> None:
+    """Refuse a file with two columns of one name.
+
+    Raises:
+        DataError: Names the column.
+    """
+    if names.count(name) > 1:
+        raise DataError(f"{where}: two columns are called {name!r}; rename one of them")
 
 
 class Reader(ABC):
     """Makes arrays of one form of image column.
 
     Attributes:
-        column: what to read from the file.
-        value_bytes: memory that one value of the file takes.
+        column: What to read from the file.
+        value_bytes: Memory that one value of the file takes.
+        is_float: Whether the pixels are floats, whose range their values tell.
     """
 
-    column = "image"
-    value_bytes = 1
+    column: str
+    value_bytes: int = 1
+    is_float: bool = False
 
     @abstractmethod
     def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:
@@ -44,13 +98,16 @@ class Reader(ABC):
         """
 
 
-def reader(kind: Any, metadata: Mapping[bytes, bytes], where: object) -> Reader:
-    """The reader for a column's type.
+def reader(
+    kind: Any, metadata: Mapping[bytes, bytes], where: object, column: str = "image"
+) -> Reader:
+    """Return the reader for a column's type.
 
     Args:
-        kind: the Arrow type of column `image`.
-        metadata: the schema's, which may give height, width and channels.
-        where: what a message should name.
+        kind: Arrow type of the column.
+        metadata: The schema's, which may give height, width and channels.
+        where: What a message should name.
+        column: The column's name.
 
     Raises:
         DataError: a type that cannot hold images.
@@ -61,75 +118,109 @@ def reader(kind: Any, metadata: Mapping[bytes, bytes], where: object) -> Reader:
             raise DataError(
                 f"{where}: tensors in the order {kind.permutation}; expected height, width, channels"
             )
-        return _Lists(tuple(kind.shape), math.prod(kind.shape) and kind.value_type.bit_width // 8)
+        values = kind.value_type
+        return _Lists(
+            column,
+            tuple(kind.shape),
+            math.prod(kind.shape) and values.bit_width // 8,
+            is_float=pa.types.is_floating(values),
+        )
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_fixed_size_binary(kind):
-        return _Fixed(_shape(kind.byte_width, shape, where), kind.byte_width)
+        return _Fixed(column, _shape(kind.byte_width, shape, where), kind.byte_width)
     if _is_list(kind):
         while _is_list(kind):
             kind = kind.value_type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            return _Lists(shape, kind.bit_width // 8)
+            return _Lists(column, shape, kind.bit_width // 8, is_float=pa.types.is_floating(kind))
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return _Pictures("image.bytes")
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return _Pictures("image")
+        return _Pictures(f"{column}.bytes", column)
+    if _is_bytes(kind):
+        return _Pictures(column, column)
     raise DataError(
-        f"{where}: column 'image' is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes"
+        f"{where}: column {column!r} is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes"
     )
 
 
-def require_labels(kind: Any, where: object) -> None:
+def require_labels(kind: Any, where: object, column: str = "label") -> None:
     """Refuse a column of labels by its type, before it is read.
 
     Raises:
-        DataError: no integers.
+        DataError: Neither numbers, texts nor lists of numbers.
     """
-    if not pa.types.is_integer(kind):
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (_is_number(kind) or is_text(kind) or (_is_list(kind) and _is_number(kind.value_type))):
         raise DataError(
-            f"{where}: column 'label' is {kind}; expected integers from 0: number the classes"
+            f"{where}: column {column!r} is {kind}; expected integers, texts or one-hot lists"
         )
 
 
-def labels(column: Any, first: int, where: object) -> NDArray[Any]:
-    """Labels of any integer type, shape (n,).
+def labels(column: Any, first: int, where: object, name: str = "label") -> NDArray[Any]:
+    """Return labels as int64, float64 or text, shape (n,), or one-hot, shape (n, classes).
 
     Raises:
-        DataError: nulls.
+        DataError: Nulls, or lists of several lengths.
     """
-    _require_values(column, "label", first, where)
-    return np.asarray(column.to_numpy())
+    _require_values(column, name, first, where)
+    values = _one(column)
+    if pa.types.is_dictionary(values.type):
+        return np.asarray(labels_of(values.dictionary, where, name)[np.asarray(values.indices)])
+    return labels_of(values, where, name)
+
+
+def labels_of(values: Any, where: object, name: str) -> NDArray[Any]:
+    """Return the labels in an Arrow array without nulls; see `labels`."""
+    kind = values.type
+    if values.null_count:
+        raise DataError(f"{where}: nulls inside the lists of column {name!r}; expected none")
+    if is_text(kind):
+        return np.array(values.to_pylist(), dtype=object)
+    if _is_list(kind):
+        width = _only_length(values, 0, where, name)
+        return labels_of(values.flatten(), where, name).reshape(len(values), width)
+    try:
+        return np.asarray(values.cast(pa.float64() if pa.types.is_floating(kind) else pa.int64()))
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{where}: column {name!r} holds numbers beyond 2^63; expected smaller ones"
+        ) from error
 
 
 @dataclass(frozen=True)
 class _Fixed(Reader):
+    column: str
     shape: tuple[int, ...]
     value_bytes: int
 
     def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:  # noqa: ARG002
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        _require_values(column, "image", first, where)
+        _require_values(column, self.column, first, where)
         return np.asarray(fixed_pixels(column).reshape(-1, *self.shape))
 
 
 @dataclass(frozen=True)
 class _Lists(Reader):
+    column: str
     shape: tuple[int, ...] | None
     value_bytes: int
+    is_float: bool
 
     def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:  # noqa: ARG002
-        _require_values(column, "image", first, where)
+        _require_values(column, self.column, first, where)
         values = _one(column)
         if isinstance(values, pa.ExtensionArray):
             values = values.storage
         count, sizes = len(values), []
         while _is_list(values.type):
-            sizes.append(_only_length(values, first, where))
+            sizes.append(_only_length(values, first, where, self.column))
             values = values.flatten()
             if values.null_count:
-                raise DataError(f"{where}: nulls inside the lists of column 'image'; expected none")
+                raise DataError(
+                    f"{where}: nulls inside the lists of column {self.column!r}; expected none"
+                )
         shape = self.shape if self.shape or len(sizes) > 1 else _shape(sizes[0], None, where)
         shape = shape or tuple(sizes)
         if math.prod(shape) != math.prod(sizes):
@@ -142,13 +233,14 @@ class _Lists(Reader):
 @dataclass(frozen=True)
 class _Pictures(Reader):
     column: str
+    above: str
 
     def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:
-        _require_values(column, "image", first, where)
+        _require_values(column, self.above, first, where)
         packed = _one(column)
         if pa.types.is_struct(packed.type):
             packed = packed.field("bytes")
-            _require_values(packed, "image.bytes", first, where)
+            _require_values(packed, self.column, first, where)
         images: list[NDArray[np.uint8]] = []
         with pictures.strict():
             for row, payload in enumerate(packed, first):
@@ -189,9 +281,32 @@ def _shape(size: int, given: tuple[int, ...] | None, where: object) -> tuple[int
 
 
 def _is_list(kind: Any) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    tests = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
     )
+    return any(test(kind) for test in tests)
+
+
+def _is_bytes(kind: Any) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def is_text(kind: Any) -> bool:
+    """Return whether an Arrow type is one of texts, also as a dictionary."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_number(kind: Any) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return any(test(kind) for test in tests)
 
 
 def _one(column: Any) -> Any:
@@ -199,7 +314,7 @@ def _one(column: Any) -> Any:
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _only_length(lists: Any, first: int, where: object) -> int:
+def _only_length(lists: Any, first: int, where: object, name: str) -> int:
     if pa.types.is_fixed_size_list(lists.type):
         return int(lists.type.list_size)
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
@@ -208,7 +323,8 @@ def _only_length(lists: Any, first: int, where: object) -> int:
     if (lengths != lengths[0]).any():
         row = first + int(np.flatnonzero(lengths != lengths[0])[0])
         raise DataError(
-            f"{where}: lists of different lengths in column 'image' (first near row {row}); expected one size"
+            f"{where}: lists of different lengths in column {name!r} (first near row {row}); "
+            "expected one size"
         )
     return int(lengths[0])
 

@@ -1,7 +1,8 @@
 """What a dataset is, once it has been read: images, labels, and the names of the classes."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -26,14 +27,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split of the same classes.
+    """Training, test and, if the source has one, validation split of the same classes.
 
     Attributes:
-        name: lower-case letters, digits, dots and dashes: `mnist`, or made from the path.
-        train: what is trained and validated on.
-        test: what is only evaluated on.
-        class_names: one for each class, in the order of the labels.
-        source: where it was read from, for the manifest.
+        name: Lower-case letters, digits, dots and dashes: `mnist`, or made from the path.
+        train: Images to train on; without a validation split, some are held out for validation.
+        test: Images for evaluation only.
+        class_names: One for each class, in the order of the labels.
+        source: Where it was read from, for the manifest.
+        validation: Images to validate on; None if the source has no such split.
+        pixel_scales: How the pixels of each split were read, by its name: `float32 from 0 to 1`.
     """
 
     name: str
@@ -41,6 +44,14 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     source: str
+    validation: Split | None = None
+    pixel_scales: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name: `train`, `test`, and `validation` if there is one."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.validation is None else found | {"validation": self.validation}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -58,7 +69,7 @@ class Dataset:
         """sha256 of the payload, 64 hexadecimal digits: the same for the same data in any packaging."""
         payload = hashlib.sha256()
         payload.update("\0".join(self.class_names).encode())
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             payload.update(str(split.images.shape).encode())
             payload.update(np.ascontiguousarray(split.images).data)
             payload.update(np.ascontiguousarray(split.labels.astype("<i2")).data)

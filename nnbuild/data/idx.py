@@ -5,7 +5,9 @@ Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database", section on f
 
 import hashlib
 import math
+import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.data import archives
+from nnbuild.data.file_tree import path_exists
+from nnbuild.data.splits import TEST, TRAIN, split_named
 from nnbuild.errors import DataError
+
+_NAME = re.compile(
+    r"^(?:(?P<set>.+?)[-_.])?(?P<split>[a-z0-9]+)[-_.](?P<kind>images|labels)[-_.]idx\d"
+    r"[-_.](?:ubyte|int)(?:\.gz)?$",
+    re.IGNORECASE,
+)
+_QMNIST_COLUMNS = 8  # the class, then the writer, the form and so on
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAGIC = 4  # bytes
@@ -76,13 +87,23 @@ def read_all(folder: Path) -> tuple[NDArray[Any], ...]:
     Raises:
         DataError: a file is missing, or as `read` says.
     """
+    found = require_all(folder)
+    return tuple(read(found[name]) for name in FILES)
+
+
+def require_all(folder: Path) -> dict[str, Path]:
+    """Return the path of each of MNIST's four files in a folder, by its name in `FILES`.
+
+    Raises:
+        DataError: A file is missing.
+    """
     found = find(folder)
     if missing := [name for name in FILES if name not in found]:
         held = ", ".join(found) or "nothing"
         raise DataError(
             f"{folder}: has {held} but lacks {', '.join(missing)}; expected all four files"
         )
-    return tuple(read(found[name]) for name in FILES)
+    return found
 
 
 def payload_digest(array: NDArray[np.uint8]) -> str:
@@ -112,8 +133,78 @@ def find(folder: Path) -> dict[str, Path]:
         variants = (name + end for end in ("", ".gz"))
         dotted = (name.replace("-idx", ".idx") + end for end in ("", ".gz"))
         paths = [
-            path for path in (folder / variant for variant in (*variants, *dotted)) if path.exists()
+            path
+            for path in (folder / variant for variant in (*variants, *dotted))
+            if path_exists(path)
         ]
         if paths:
             found[name] = paths[0]
     return found
+
+
+Files = dict[tuple[str, str], Path]
+
+
+def find_set(folder: Path, names: Sequence[str]) -> tuple[str, Files] | None:
+    """Find the IDX files of a dataset that is published in files of its own names, as EMNIST is.
+
+    Args:
+        folder: Where the files are.
+        names: Of its files.
+
+    Returns:
+        The name that the files begin with, such as `emnist-letters`, and the path of each by split
+        and kind (`images`, `labels`); None if there are no such files.
+
+    Raises:
+        DataError: The files of several datasets, or no training images and labels among them.
+    """
+    sets: dict[str, Files] = {}
+    for name in sorted(names, reverse=True):  # of two packagings of a file the plain one is taken
+        found = _NAME.match(name)
+        split = split_named(found["split"].lower().replace("t10k", TEST)) if found else None
+        if found and split:
+            files = sets.setdefault((found["set"] or "").lower(), {})
+            files[split, found["kind"].lower()] = folder / name
+    if not sets:
+        return None
+    if len(sets) > 1:
+        raise DataError(
+            f"{folder}: holds several datasets, {', '.join(sorted(sets))}; "
+            "put the files of one into a folder of its own"
+        )
+    ((prefix, files),) = sets.items()
+    for split in {TRAIN, *(split for split, _ in files)}:
+        for kind in ("images", "labels"):
+            if (split, kind) not in files:
+                held = ", ".join(sorted(path.name for path in files.values()))
+                raise DataError(f"{folder}: lacks the {kind} of {split} among {held}; add the file")
+    return prefix, files
+
+
+def read_images(path: Path) -> NDArray[Any]:
+    """Read images, those of EMNIST turned upright: its files have rows and columns exchanged.
+
+    Raises:
+        DataError: As for `read`.
+    """
+    images = read(path)
+    if is_transposed(path.name) and images.ndim == 3:  # noqa: PLR2004
+        return images.transpose(0, 2, 1)
+    return images
+
+
+def is_transposed(name: str) -> bool:
+    """Return whether a file's images have rows and columns exchanged, by its name."""
+    return name.lower().startswith("emnist")
+
+
+def read_labels(path: Path) -> NDArray[Any]:
+    """Read labels; of QMNIST's eight columns the first, which is the class.
+
+    Raises:
+        DataError: As for `read`.
+    """
+    labels = read(path)
+    extended = labels.ndim == 2 and labels.shape[1] == _QMNIST_COLUMNS  # noqa: PLR2004
+    return labels[:, 0] if extended and path.name.lower().startswith("qmnist") else labels

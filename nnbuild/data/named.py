@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from nnbuild.data import archives, idx, npz
 from nnbuild.data.arrays import Raw, assemble
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError, fetch
+from nnbuild.data.file_tree import path_exists
 from nnbuild.data.published import MNIST, Named
 from nnbuild.errors import DataError
 
@@ -106,28 +107,33 @@ def _discard_damaged(named: Named, folder: Path) -> None:
 
 def _is_complete(named: Named, folder: Path) -> bool:
     """Whether no download into a folder was broken off."""
-    return len(idx.find(folder)) == len(idx.FILES) or (folder / f"{named.name}.npz").exists()
+    archive = folder / f"{named.name}.npz"
+    return len(idx.find(folder)) == len(idx.FILES) or path_exists(archive)
 
 
 def _read(named: Named, folder: Path) -> Raw | None:
     """The arrays that a folder holds as IDX files or as an .npz; None if it has no file of either."""
     archive = folder / f"{named.name}.npz"
     found = idx.find(folder)
-    if archive.exists() and len(found) < len(idx.FILES):
+    if path_exists(archive) and len(found) < len(idx.FILES):
         return Raw(*npz.read(archive))
     return Raw(*idx.read_all(folder)) if found else None
 
 
 def _is_mnist(raw: Raw) -> bool:
     labels = raw.test_labels
+    if labels is None:
+        return False
     return labels.dtype == np.uint8 and idx.payload_digest(labels) == MNIST.payload[idx.FILES[3]]
 
 
 def _verify(named: Named, raw: Raw, where: object) -> None:
     """Refuse arrays that are not the published ones, as far as that can be told from their payload."""
-    for file, array, shape in zip(idx.FILES, raw, _SHAPES, strict=True):
-        if array.shape != shape:
-            raise DataError(f"{where}: {file} has shape {array.shape}, {named.name}'s has {shape}")
+    for file, array, shape in zip(idx.FILES, raw[:4], _SHAPES, strict=True):
+        if array is None or array.shape != shape:
+            raise DataError(
+                f"{where}: {file} has shape {getattr(array, 'shape', None)}, {named.name}'s has {shape}"
+            )
         if file in named.payload and _payload_digest(array) != named.payload[file]:
             raise DataError(
                 f"{where}: the payload of {file} is not {named.name}'s published one (sha256 differs)"
@@ -140,8 +146,8 @@ def _payload_digest(array: NDArray[Any]) -> str:
 
 
 def _verify_packed(digest: str, path: Path) -> None:
-    with archives.translated(path), path.open("rb") as file:
-        given = hashlib.file_digest(file, "sha256").hexdigest()
+    with archives.open_regular(path) as file, archives.translated(path):
+        given = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
     if given != digest:
         raise DataError(f"{path}: sha256 {given}, published is {digest}")
 

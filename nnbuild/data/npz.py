@@ -1,5 +1,6 @@
 """NumPy's .npz: a zip of .npy files. Read without NumPy's own loader, which trusts what the headers claim."""
 
+import lzma
 import math
 import tokenize
 import warnings
@@ -20,8 +21,9 @@ _BAD_ZIP = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     NotImplementedError,
-    RuntimeError,
-)  # the last: encrypted
+    RuntimeError,  # encrypted
+    lzma.LZMAError,
+)
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -40,11 +42,18 @@ def names(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def read(path: Path, keys: Sequence[str] = KEYS) -> tuple[NDArray[Any], ...]:
-    """Arrays of an .npz file, by default x_train, y_train, x_test and y_test, in this order.
+def read(
+    path: Path, keys: Sequence[str] = KEYS, *, texts: Sequence[str] = ()
+) -> tuple[NDArray[Any], ...]:
+    """Read arrays of an .npz file, by default x_train, y_train, x_test and y_test, in this order.
+
+    Args:
+        path: The file.
+        keys: Names of the arrays.
+        texts: Those of the keys that may be texts, as labels are.
 
     Returns:
-        One array for each key, of any numeric type; shapes are as stored, and not yet looked at.
+        One array for each key, of any numeric type; shapes are as stored, and not yet checked.
 
     Raises:
         DataError: no zip, a key is missing, pickled objects, or a member that is not what its header claims.
@@ -63,14 +72,22 @@ def read(path: Path, keys: Sequence[str] = KEYS) -> tuple[NDArray[Any], ...]:
                 f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb"
             )
         return tuple(
-            _read_member(archive, member, f"{path}, {member.filename}") for member in needed
+            _read_member(
+                archive,
+                members[f"{key}.npy"],
+                f"{path}, {key}.npy",
+                kinds="biufU" if key in texts else "biuf",
+            )
+            for key in keys
         )
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> NDArray[Any]:
+def _read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, *, kinds: str
+) -> NDArray[Any]:
     with archive.open(member) as stream:
         shape, fortran, kind = _read_header(stream, where)
-        if kind.kind not in "biuf":
+        if kind.kind not in kinds:
             what = "pickled objects" if kind.hasobject else f"values of type {kind}"
             raise DataError(f"{where}: holds {what}, which are refused; expected numbers")
         size = math.prod(shape) * kind.itemsize
@@ -100,7 +117,7 @@ def _translated(path: Path) -> Iterator[None]:
         with archives.translated(path):
             yield
     except (*_BAD_ZIP, *_BAD_HEADER) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = archives.reason_of(error)
         raise DataError(
             f"{path}: not a readable .npz file ({reason}); fetch or save it again"
         ) from error

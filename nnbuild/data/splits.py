@@ -1,17 +1,40 @@
-"""A test split where the source has none: the same images in it whatever the order of the files."""
+"""The splits of a dataset: their usual names, and a test split where the source has none."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnbuild.data.arrays import Raw, as_labels, as_pixels, assemble
-from nnbuild.data.dataset import Dataset, Split
-from nnbuild.errors import DataError
+from nnbuild.data.dataset import Split
 
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FRACTION = 1 / 6
+
+_SYNONYMS = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("validation", "valid", "val", "dev"),
+    TEST: ("test", "testing"),
+}
+_BY_NAME = {name: split for split, names in _SYNONYMS.items() for name in names}
+_WORDS = re.compile(r"[a-z]+")
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that a folder is named after: `train` for `Training`, None for `cats`."""
+    return _BY_NAME.get(name.lower())
+
+
+def split_of_file(name: str) -> str | None:
+    """Return the split that a file's name says: `validation` for `Val-00000-of-00001.parquet`.
+
+    It is the first word of the name that names a split, as in `mnist_test.parquet`; a name that
+    begins with the letters of `train` or `test` counts too, as in `trainset.parquet`.
+    """
+    words = _WORDS.findall(name.lower())
+    if (split := next(filter(None, map(split_named, words)), None)) is not None:
+        return split
+    return next((split for split in (TRAIN, TEST) if name.lower().startswith(split)), None)
 
 
 def hold_out(split: Split, fraction: float = FRACTION) -> tuple[Split, Split]:
@@ -34,39 +57,6 @@ def hold_out(split: Split, fraction: float = FRACTION) -> tuple[Split, Split]:
         count = min(max(1, round(len(distinct) * fraction)), len(distinct) - 1)
         held |= members & np.isin(digests, distinct[len(distinct) - count :])
     return _take(split, ~held), _take(split, held)
-
-
-def assemble_held_out(
-    images: NDArray[Any],
-    labels: NDArray[Any],
-    *,
-    name: str,
-    source: str,
-    where: object,
-    class_names: Sequence[str] | None = None,
-) -> Dataset:
-    """A dataset from a single split, a sixth of which becomes the test split; `source` says so.
-
-    Args:
-        images: shape (n, height, width) or (n, height, width, channels), as `nnbuild.data.arrays.assemble` takes them.
-        labels: shape (n,), likewise.
-        name: of the dataset.
-        source: where it was read.
-        where: for messages.
-        class_names: one for each class; the labels as text if not given.
-
-    Raises:
-        DataError: as `nnbuild.data.arrays.assemble`, or nothing can be held out.
-    """
-    (pixels,) = as_pixels((images,), where)
-    train, test = hold_out(Split(pixels, as_labels(labels, where)))
-    if not len(test):
-        raise DataError(
-            f"{where}: no class has two different images; expected enough to hold some out for testing"
-        )
-    raw = Raw(train.images, train.labels, test.images, test.labels)
-    source = f"{source}; test: a sixth of each class, by content"
-    return assemble(raw, name=name, source=source, where=where, class_names=class_names)
 
 
 def image_digests(images: NDArray[np.uint8]) -> NDArray[np.uint64]:

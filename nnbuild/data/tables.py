@@ -1,4 +1,4 @@
-"""The store's own form of a dataset: two Parquet files, and a dataset.json that vouches for them."""
+"""The store's own form of a dataset: a Parquet file per split, and a dataset.json that vouches for them."""
 
 import hashlib
 import json
@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from nnbuild.data import archives
-from nnbuild.data.arrays import MOST_CLASSES
 from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.labels import MOST_CLASSES
 from nnbuild.errors import DataError, one_line
 from nnbuild.schemas import SCHEMA_VERSION
 
 DESCRIPTION = "dataset.json"
-_SPLITS = ("train", "test")
 _SHAPE_KEYS = (b"height", b"width", b"channels")
 _VERSION_KEY = b"nnbuild.schema_version"
 _ROW_GROUP = 16384
@@ -48,6 +47,12 @@ class _Description(BaseModel):
     source: str
     train: _File
     test: _File
+    validation: _File | None = None
+
+    def splits(self) -> dict[str, _File]:
+        """Return the file of each split by its name."""
+        found = {"train": self.train, "test": self.test}
+        return found if self.validation is None else found | {"validation": self.validation}
 
 
 def split_table(split: Split) -> Any:
@@ -147,7 +152,7 @@ def _values(column: Any, kind: type[np.generic], each: int = 1) -> Any:
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write train.parquet, test.parquet and dataset.json, and have them on the disk when this returns.
+    """Write a Parquet file per split and dataset.json, and have them on the disk when this returns.
 
     Args:
         dataset: what to write.
@@ -168,10 +173,13 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         channels=channels,
         class_names=dataset.class_names,
         source=dataset.source,
-        train=_write_split(dataset.train, folder / "train.parquet"),
-        test=_write_split(dataset.test, folder / "test.parquet"),
+        **{
+            name: _write_split(split, folder / f"{name}.parquet")
+            for name, split in dataset.splits.items()
+        },
     )
-    _write_durably(folder / DESCRIPTION, (description.model_dump_json(indent=2) + "\n").encode())
+    text = description.model_dump_json(indent=2, exclude_none=True) + "\n"
+    _write_durably(folder / DESCRIPTION, text.encode())
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -209,16 +217,24 @@ def read_dataset(folder: Path) -> Dataset:
         DataError: a file is missing, or anything is not as it was written.
     """
     description = _read_description(folder / DESCRIPTION)
-    train, test = (
-        _read_split(folder / f"{name}.parquet", getattr(description, name)) for name in _SPLITS
-    )
+    splits = {
+        name: _read_split(folder / f"{name}.parquet", file)
+        for name, file in description.splits().items()
+    }
     shape = (description.height, description.width, description.channels)
-    for name, split in zip(_SPLITS, (train, test), strict=True):
+    for name, split in splits.items():
         if split.images.shape[1:] != shape:
             raise DataError(
                 f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}"
             )
-    return Dataset(description.name, train, test, description.class_names, description.source)
+    return Dataset(
+        description.name,
+        splits["train"],
+        splits["test"],
+        description.class_names,
+        description.source,
+        splits.get("validation"),
+    )
 
 
 def _read_description(path: Path) -> _Description:
@@ -226,8 +242,8 @@ def _read_description(path: Path) -> _Description:
         raise DataError(
             f"{path}: larger than {_MOST_JSON} bytes; it is no description of a dataset"
         )
-    with archives.translated(path):
-        text = path.read_bytes()
+    with archives.open_regular(path) as file, archives.translated(path):
+        text = file.read()
     try:
         description = _Description.model_validate(json.loads(text))
     except ValidationError as error:
@@ -256,8 +272,8 @@ def _read_split(path: Path, expected: _File) -> Split:
         raise DataError(
             f"{path}: {size} bytes, {DESCRIPTION} says {expected.bytes}; ingest the data again"
         )
-    with archives.translated(path):
-        payload = path.read_bytes()
+    with archives.open_regular(path) as file, archives.translated(path):
+        payload = file.read()
     if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
         raise DataError(
             f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again"

@@ -20,8 +20,8 @@ from nnbuild.errors import ContractError, NnbuildError, one_line
 from nnbuild.models import archive_limits
 from nnbuild.models.seeding import seeded
 from nnbuild.models.user import import_factory
+from nnbuild.runtime.regular_files import read_regular
 from nnbuild.store.files import file_digest, written
-from nnbuild.store.regular import read_regular
 
 _MOST_BYTES = 2**34
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -32,10 +32,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         "images",
         f"{data['train']:,} to train on, {data['test']:,} to test on; {height} × {width} × {channels}",
     )
-    yield (
-        "validation",
-        f"{100 * training['validation_fraction']:g} % of the training images, drawn by the seed",
-    )
+    own = data.get("validation", 0)
+    drawn = f"{100 * training['validation_fraction']:g} % of the training images, drawn by the seed"
+    yield "validation", f"{own:,} images of the data's own split" if own else drawn
     yield "seed", str(manifest["config"]["seed"])
     yield (
         "network",

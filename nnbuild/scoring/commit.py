@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nnbuild import faults, machine, schemas
 from nnbuild.scoring import claims, outputs
-from nnbuild.scoring.drifting import Compared, compared, drift_rows
+from nnbuild.scoring.drifting import Compared, compared, drift_rows, require_brightness
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.kept_columns import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
@@ -55,6 +55,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         AlreadyScoredError: Another job has scored the same meanwhile, and this one is to do so once.
         StoreError: The output was taken meanwhile; the job keeps its rows and can be resumed.
     """
+    require_brightness(job, shards)
     store, partition = job.store, f"score_id={job.score_id}"
     claims.require_unscored(job)
     output = _output(job)
@@ -140,6 +141,7 @@ def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict
         },
         "config": job.config.model_dump(mode="json"),
         "input": job.identity,
+        "pixel_scales": job.source.scales(),
         "shards": [each.model_dump(exclude={"summary"}) for each in shards],
         "code_version": machine.code_version(),
         "packages": machine.packages(),

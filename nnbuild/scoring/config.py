@@ -31,6 +31,27 @@ class ScoreConfig(Section):
     id_column: str | None = Field(
         None, description="The column that becomes example_id; the row's number if null"
     )
+    image_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet column of the images; image, img or images if null",
+    )
+    label_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet column of the labels; label, labels, fine_label or target if null",
+    )
+    pixel_max: float | None = Field(
+        None,
+        gt=0,
+        le=2**32,
+        description="Pixel value that is white, such as 1, 255 or 65535; type and content say it if null",
+    )
+    max_brightness_ratio: float = Field(
+        10.0,
+        gt=1,
+        description="Most that the mean brightness may differ from the model's reference, as a factor",
+    )
     logits: bool = Field(default=False, description="Write the logits too")
     top_k: int | None = Field(None, ge=1, le=1000, description="Write the k likeliest classes too")
     where: str | None = Field(

@@ -9,8 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.drift import Drift, Summary, compare
+from nnbuild.errors import DataError
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.shards import Shard
+
+_FEWEST = 16  # images whose mean brightness says something about their scale
 
 
 class Compared(BaseModel):
@@ -50,6 +53,34 @@ def compared(job: Job, shards: Sequence[Shard]) -> Compared:
     measures = compare(reference, scored, psi=job.config.drift_psi, ks=job.config.drift_ks)
     exceeded = dict.fromkeys(each.measure for each in measures if each.exceeded)
     return Compared(measures=tuple(measures), exceeded=tuple(exceeded))
+
+
+def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
+    """Refuse rows that are darker or brighter than any content explains: their scale is another one.
+
+    Args:
+        job: Whose `max_brightness_ratio` is the limit.
+        shards: All of them, finished.
+
+    Raises:
+        DataError: The mean brightness is too far from that of the model's reference.
+    """
+    reference = job.model.reference.get("plain")
+    counts = [Summary.from_json(each.summary) for each in shards if each.rows]
+    if reference is None or not counts:
+        return
+    scored = reduce(add, counts)
+    if scored.brightness.sum() < _FEWEST or not reference.brightness.sum():
+        return  # a few images may all be dark
+    expected, found = reference.mean_brightness(), scored.mean_brightness()
+    ratio = max(expected, found) / min(expected, found)
+    if ratio > job.config.max_brightness_ratio:
+        raise DataError(
+            f"{job.config.input}: mean brightness {found:.2f} of 255, the model was validated on "
+            f"{expected:.2f}: a factor of {ratio:.0f}, expected at most "
+            f"{job.config.max_brightness_ratio:g}; give the pixels on their usual scale, "
+            "or --pixel-max, or raise --max-brightness-ratio"
+        )
 
 
 def drift_rows(job: Job, found: Compared, now: datetime) -> list[dict[str, Any]]:

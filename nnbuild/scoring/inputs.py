@@ -8,9 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from nnbuild.data import idx, npz
-from nnbuild.data.arrays import as_pixels
+from nnbuild.data import archives, idx, npz, pictures, pixel_scale
+from nnbuild.data.array_names import scored_array
+from nnbuild.data.arrays import with_channels
+from nnbuild.data.file_tree import files_below, path_exists
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError
 from nnbuild.scoring.parquet_input import ParquetInput, parquet_files
@@ -19,7 +22,7 @@ from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.remote import is_url
 
 _ROWS = 65_536
-_IDX_MAGIC = (b"\0\0\x08", b"\x1f\x8b")
+_IDX_MAGIC = (b"\0\0", b"\x1f\x8b")  # of any type of values, or gzipped
 
 
 class Input(Protocol):
@@ -34,57 +37,103 @@ class Input(Protocol):
     def identity(self) -> list[list[Any]]:
         """What tells whether the input is still the same: name, size and version of each file."""
 
+    def scales(self) -> list[float]:
+        """The pixel value that is white, of each file or of all of them.
+
+        Raises:
+            DataError: Floats that could be 0 to 1 as well as 0 to 255.
+        """
+
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
         """The rows of a unit; where one cannot be read, a `Reject` stands for it."""
 
 
-def open_input(address: str, columns: Columns, shape: tuple[int, int, int]) -> Input:
+def open_input(
+    address: str,
+    columns: Columns,
+    shape: tuple[int, int, int],
+    *,
+    pixel_max: float | None = None,
+    scales: Sequence[float] | None = None,
+    class_names: Sequence[str] = (),
+) -> Input:
     """Open an input.
 
     Args:
-        address: a Parquet file, a folder or a glob of them, or a URL of either; a file of IDX images; an .npz with
-            `images` or `x_test`; a folder of pictures.
-        columns: which of its columns are ids or carried through; Parquet alone has any.
-        shape: height, width and channels that the network takes.
+        address: A Parquet file, a folder or a glob of them, or a URL of either; a file of IDX
+            images; an .npz with `images` or `x_test`; a folder of pictures.
+        columns: Which of its columns are wanted; Parquet alone has any.
+        shape: Height, width and channels that the network takes.
+        pixel_max: The pixel value that is white; type and content say it if None.
+        scales: What `Input.scales` returned when the job was begun.
+        class_names: Of the model, which labels are looked up in.
 
     Raises:
-        DataError: there is nothing, it is of no known form, or it has other images than the network takes.
+        DataError: There is nothing, it is of no known form, or it has other images than the network takes.
     """
     if is_url(address) or (files := parquet_files(address)):
         return ParquetInput(
-            address, parquet_files(address) if is_url(address) else files, columns, shape
+            address,
+            parquet_files(address) if is_url(address) else _alone(files, address),
+            columns,
+            shape,
+            pixel_max=pixel_max,
+            scales=scales,
+            class_names=class_names,
         )
     if columns.keep or columns.example_id:
         wanted = ", ".join([*columns.keep, *([columns.example_id] if columns.example_id else [])])
         raise DataError(
             f"{address}: only Parquet has columns, and {wanted} cannot be read; leave --keep and --id away"
         )
-    if Path(address).is_dir():
+    if path_exists(address) and Path(address).is_dir():
         return PictureInput(address, shape)
-    return _Arrays(address, _images(Path(address), address), shape)
+    images = _images(Path(address), address)
+    white = pixel_scale.white_of(images, address, pixel_max)
+    return _Arrays(address, pixel_scale.to_uint8(images, white, address), white, shape)
 
 
-def _images(path: Path, address: str) -> Pixels:
-    if not path.exists():
+def _alone(files: list[Any], address: str) -> list[Any]:
+    """Return the Parquet files of a folder that holds no pictures beside them."""
+    if not path_exists(address) or not Path(address).is_dir():
+        return files
+    seen = (file.name for file in files_below(Path(address)))
+    if (picture := next(filter(pictures.has_ending, seen), None)) is not None:
+        raise DataError(
+            f"{address}: holds Parquet ({files[0].name}) and pictures ({picture}); "
+            "give the folder of one of them"
+        )
+    return files
+
+
+def _images(path: Path, address: str) -> NDArray[Any]:
+    """Return images of any numeric type, shape (n, height, width, channels)."""
+    if not path_exists(path):
         raise DataError(
             f"{address}: no such input; give a Parquet file, a folder, a glob, IDX images or an .npz"
         )
+    magic = archives.first_bytes(path, 2)
     if path.suffix == ".npz":
-        names = npz.names(path)
-        return as_pixels(npz.read(path, ["images" if "images" in names else "x_test"]), path)[0]
-    with path.open("rb") as file:
-        magic = file.read(3)
+        key = scored_array(npz.names(path), path)
+        return _with_channels(npz.read(path, [key])[0], path)
     if magic.startswith(_IDX_MAGIC):
-        return as_pixels([idx.read(path)], path)[0]
+        return _with_channels(idx.read_images(path), path)
     raise DataError(
         f"{address}: neither Parquet, IDX, .npz nor a folder; convert it to one of these"
     )
+
+
+def _with_channels(images: NDArray[Any], path: Path) -> NDArray[Any]:
+    if images.ndim in {3, 4} and not len(images):  # a day without images
+        return np.empty((0, *images.shape[1:], 1)[:4], np.uint8)
+    return with_channels(images, path)
 
 
 @dataclass(frozen=True)
 class _Arrays:
     address: str
     images: Pixels
+    white: float
     shape: tuple[int, int, int]
 
     def __post_init__(self) -> None:
@@ -103,6 +152,9 @@ class _Arrays:
 
     def schema(self) -> Any:
         return pa.schema([])
+
+    def scales(self) -> list[float]:
+        return [self.white]
 
     def identity(self) -> list[list[Any]]:
         return [

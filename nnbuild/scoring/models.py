@@ -13,11 +13,11 @@ from nnbuild.engines.choice import engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
 from nnbuild.machine import processors
+from nnbuild.runtime.regular_files import irregular, read_regular
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.files import explained
 from nnbuild.store.names import is_run_id
-from nnbuild.store.regular import irregular, read_regular
 from nnbuild.store.remote import is_remote
 
 CHAMPION = "champion"
@@ -39,6 +39,7 @@ class ScoringModel:
         reference: counts of what it was validated on, by `plain` and `calibrated`; empty if none were kept.
         engine: What runs it: `onnx` or `keras`.
         reason: Why ONNX Runtime could not; empty if it can.
+        class_names: One for each class; empty for a file.
     """
 
     run_id: str | None
@@ -51,6 +52,7 @@ class ScoringModel:
     reference: Mapping[str, Summary]
     engine: str = "onnx"
     reason: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -105,6 +107,7 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
         reference,
         engine,
         reason,
+        tuple(data["class_names"]),
     )
 
 

@@ -66,7 +66,8 @@ def open_job(
     claims.require_unclaimed(job)
     if config.output is None:
         require_known_types(store, source.schema())
-    write_json(job.folder / "job.json", _record(job))
+    # The evidence for the scale of floats is looked for once; whoever makes a shard recalls it.
+    write_json(job.folder / "job.json", _record(job) | {"pixel_scales": source.scales()})
     return job
 
 
@@ -106,6 +107,7 @@ class _JobRecord(BaseModel):
     model_digest: str
     input: list[Any]
     code_version: str
+    pixel_scales: list[float] | None = None
 
 
 def scored_before(store: Store, config: ScoreConfig) -> str | None:
@@ -144,7 +146,8 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         wrong = problem(error, "config")
         raise StoreError(f"{path} is not a record of a job: {wrong}; begin a new one") from error
     started = datetime.fromisoformat(held.started_at)
-    model, source = _opened(store, config)
+    model, source = _opened(store, config, held.pixel_scales)
+    source.scales()  # found now if they are not recorded: an unclear scale is not the fault of a row
     job = Job(store, score_id, config, started, model, source)
     record = _record(job)
     changed = [
@@ -159,14 +162,29 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
     return job
 
 
-def _opened(store: Store, config: ScoreConfig) -> tuple[ScoringModel, Input]:
+def _opened(
+    store: Store, config: ScoreConfig, scales: list[float] | None = None
+) -> tuple[ScoringModel, Input]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
         raise ConfigError(
             f"--calibrated: model {config.model} has no temperature; score a run that was calibrated"
         )
-    columns = Columns(config.id_column, config.keep, config.on_error == "stop")
-    source = open_input(config.input, columns, model.image_shape)
+    columns = Columns(
+        config.id_column,
+        config.keep,
+        config.on_error == "stop",
+        config.image_column,
+        config.label_column,
+    )
+    source = open_input(
+        config.input,
+        columns,
+        model.image_shape,
+        pixel_max=config.pixel_max,
+        scales=scales,
+        class_names=model.class_names,
+    )
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:

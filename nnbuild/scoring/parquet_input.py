@@ -1,110 +1,160 @@
 """Parquet of any size, a row group at a time: the images, and the columns that are carried through."""
 
-import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from nnbuild.data import archives, file_tree, pixel_scale
 from nnbuild.data import columns as image_columns
-from nnbuild.data.arrays import as_pixels
+from nnbuild.data.arrays import as_pixels, with_channels
+from nnbuild.data.file_tree import File
+from nnbuild.data.parquet_files import (
+    has_ending,
+    is_parquet,
+    parquet_below,
+    starts_as_parquet,
+)
 from nnbuild.engines import Pixels
-from nnbuild.errors import DataError, one_line, suggestion
+from nnbuild.errors import DataError, suggestion
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.files import explained
 from nnbuild.store.remote import is_remote, is_url, open_root
 
-_IMAGE, _LABEL = "image", "label"
 _MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _ROOM = 2**30  # bytes that the pictures of one batch may expand to
+_EVIDENCE_ROWS = 1024
+_SHARDS = "-of-"
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
 def parquet_files(address: str) -> list[Any]:
-    """The Parquet files behind an address, in the order of their names; none if it leads to something else.
+    """Return the Parquet files at an address, in order; none if it leads to something else.
 
     Args:
-        address: a file, a folder with *.parquet below it, a glob, or a URL of one of these.
+        address: A file, a folder with Parquet files below it, a glob of these, or a URL of one; for
+            what is passed over in a folder see `nnbuild.data.file_tree`.
 
     Raises:
-        DataError: a URL that leads nowhere.
+        DataError: A URL that leads nowhere, a missing shard, or a special file in a folder.
     """
     if is_url(address):
         stem, star, pattern = address.partition("*")
         above, _, beginning = stem.rpartition("/") if star else (address, "", "")
         with explained(f"look into {address}"):
             root = open_root(above)
-            found = sorted(root.glob(beginning + star + pattern)) if star else _below(root)
+            found = _matching(root, beginning + star + pattern) if star else _at(root)
         if not found:
             raise DataError(
                 f"{address}: no Parquet files there; give a file, a folder or a glob of them"
             )
         return found
-    if glob.has_magic(address) and not Path(address).exists():
-        return [
-            Path(each)
-            for each in sorted(glob.glob(address, recursive=True))  # noqa: PTH207  (the pattern may be absolute)
-            if each.endswith(".parquet")
-        ]
-    return _below(Path(address))
+    if file_tree.has_wildcard(address):
+        anchor = Path(Path(address).anchor)
+        return _matching(anchor, Path(address).relative_to(anchor).as_posix())
+    return _at(Path(address))
 
 
-def _below(path: Any) -> list[Any]:
+def _matching(root: Any, pattern: str) -> list[Any]:
+    """Return the Parquet files that a glob matches, and those in the folders that it matches."""
+    found: dict[str, Any] = {}
+    for each in file_tree.matches(root, pattern):
+        files = parquet_below(each) if each.is_dir() else [File(each, each.name)]
+        found |= {str(file.path): file.path for file in files if is_parquet(file)}
+    if _SHARDS not in pattern.rpartition("/")[2]:  # a pattern that names shards chooses among them
+        file_tree.require_all_shards(found, pattern)
+    return [found[name] for name in sorted(found)]
+
+
+def _at(path: Any) -> list[Any]:
+    if is_remote(path):
+        if path.is_dir():
+            return [file.path for file in parquet_below(path)]
+        return [path] if path.is_file() and _is_parquet(path) else []
+    if not file_tree.path_exists(path):
+        return []
     if path.is_dir():
-        return sorted(each for each in path.rglob("*.parquet") if not each.name.startswith("."))
-    if path.is_file():
-        with path.open("rb") as file:
-            return [path] if file.read(4) == b"PAR1" or path.suffix == ".parquet" else []
-    return []
+        return [file.path for file in parquet_below(path)]
+    archives.require_regular(path)
+    return [path] if _is_parquet(path) else []
+
+
+def _is_parquet(path: Any) -> bool:
+    return has_ending(path.name) or starts_as_parquet(path)
+
+
+class _Layout(NamedTuple):
+    """How the images of a file are to be read.
+
+    Attributes:
+        image: Name of the column.
+        label: Name of the column of labels; None if there is none that can be read.
+        reader: Of the images.
+    """
+
+    image: str
+    label: str | None
+    reader: image_columns.Reader
 
 
 class ParquetInput:
-    """Rows of Parquet files that have a column `image`; see `nnbuild.scoring.inputs.Input`.
+    """Rows of Parquet files that have a column of images; see `nnbuild.scoring.inputs.Input`.
+
+    The files may differ in the order of their columns, in columns that are not wanted, and in the
+    form of their images: each is scaled by itself.
 
     Args:
-        address: as the user gave it.
-        files: of the same schema, in order.
-        columns: which ones are wanted beside the images.
-        shape: height, width and channels that the network takes.
+        address: As the user gave it.
+        files: In order.
+        columns: Which columns are wanted.
+        shape: Height, width and channels that the network takes.
+        pixel_max: The value that is white; by default type and content of each file say it.
+        scales: What `scales` returned when the job was begun, so that it need not be found again.
+        class_names: Of the model: labels that are texts, or numbers that name classes, are looked up there.
 
     Raises:
-        DataError: a file is damaged, lacks a column, or has other images.
+        DataError: A file is damaged, lacks a column, or has columns of other types than the first.
     """
 
     def __init__(
-        self, address: str, files: Sequence[Any], columns: Columns, shape: tuple[int, int, int]
+        self,
+        address: str,
+        files: Sequence[Any],
+        columns: Columns,
+        shape: tuple[int, int, int],
+        *,
+        pixel_max: float | None = None,
+        scales: Sequence[float] | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         self._address, self._files, self._columns, self._shape = address, files, columns, shape
         self._open: tuple[int, Any] | None = None
-        schemas = []
+        self._pixel_max = pixel_max
+        self._class_names = tuple(class_names)
+        self._whites = None if scales is None else tuple(scales)
+        self._layouts: list[_Layout] = []
         self._units: list[Unit] = []
         self._starts: list[int] = []
         first = 0
         for number, path in enumerate(files):
             with _translated(path), _opened(path) as file:
-                schemas.append(file.schema_arrow)
-                self._starts.append(first)
-                for group in range(file.num_row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    self._require_ids(file.metadata.row_group(group), f"{path}, row group {group}")
-                    self._units.append(Unit(number, group, first, rows))
-                    first += rows
-        if not first:
-            raise DataError(f"{address}: holds no rows; expected images")
-        self._schema = schemas[0]
-        self._require_columns()
-        for path, schema in zip(files, schemas, strict=True):
-            if not schema.equals(self._schema):
-                raise DataError(f"{path}: has other columns than {files[0]}; score the two apart")
-        self._reader = image_columns.reader(
-            self._schema.field(_IMAGE).type, self._schema.metadata or {}, address
-        )
-        self._scale_by_255 = self._floats_up_to_one()
+                schema = file.schema_arrow
+                groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            if number == 0:
+                self._schema = schema
+            self._layouts.append(self._layout(schema, path))
+            self._starts.append(first)
+            for group, metadata in enumerate(groups):
+                self._require_ids(metadata, f"{path}, row group {group}")
+                if metadata.num_rows:
+                    self._units.append(Unit(number, group, first, metadata.num_rows))
+                first += metadata.num_rows
 
     def units(self) -> Sequence[Unit]:
         """The row groups."""
@@ -121,6 +171,16 @@ class ParquetInput:
         with explained(f"look into {self._address}"):
             return [[str(path), *_version(path)] for path in self._files]
 
+    def scales(self) -> list[float]:
+        """Return the pixel value that is white in each file; of floats, after reading all of them.
+
+        Raises:
+            DataError: Floats that could be 0 to 1 as well as 0 to 255.
+        """
+        if self._whites is None:
+            self._whites = tuple(self._white(number) for number in range(len(self._files)))
+        return list(self._whites)
+
     def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
         """Yield the rows of a row group, each of them once: scored or rejected; see `Input.read`."""
         done = 0
@@ -131,7 +191,7 @@ class ParquetInput:
                 reason = f"the row group ends after {done} of its {unit.rows} rows"
             except _BROKEN as error:
                 batch = None
-                reason = f"no readable Parquet ({one_line(error)[:200]})"
+                reason = f"no readable Parquet ({archives.reason_of(error)[:200]})"
             if batch is None:
                 yield self._reject(unit, unit.first + done, unit.rows - done, reason)
                 return
@@ -141,18 +201,22 @@ class ParquetInput:
 
     def _batches(self, unit: Unit, batch_rows: int) -> Iterator[Any]:
         file = self._file(unit.file)
-        yield from file.iter_batches(batch_rows, row_groups=[unit.group], columns=self._wanted())
+        yield from file.iter_batches(
+            batch_rows, row_groups=[unit.group], columns=self._wanted(unit.file)
+        )
 
     def _rows(self, batch: Any, unit: Unit, first: int) -> Iterator[Rows | Reject]:
         """Yield the rows of a batch; halves it until the rows that cannot be converted are alone."""
         try:
-            rows = self._made(batch, first)
+            rows = self._made(batch, unit.file, first)
         except MemoryError:  # says nothing about the rows
             raise
         except DataError as error:
             reason = str(error).removeprefix(f"{self._address}: ")
         except Exception as error:  # noqa: BLE001  (Arrow and decoders raise whatever they meet)
-            reason = f"cannot be converted ({type(error).__name__}: {one_line(error)[:200]})"
+            reason = (
+                f"cannot be converted ({type(error).__name__}: {archives.reason_of(error)[:200]})"
+            )
         else:
             yield rows
             return
@@ -167,15 +231,15 @@ class ParquetInput:
         in_file = first - self._starts[unit.file]
         return Reject(str(self._files[unit.file]), unit.group, in_file, rows, reason)
 
-    def _made(self, batch: Any, first: int) -> Rows:
+    def _made(self, batch: Any, number: int, first: int) -> Rows:
         table = pa.Table.from_batches([batch])
-        images = self._pixels(table[_IMAGE], first)
+        images = self._pixels(table, number, first)
         kept = (
             table.select(list(self._columns.keep)).cast(self.schema())
             if self._columns.keep
             else None
         )
-        rows = Rows(images, self._ids(table, first), self._labels(table), kept)
+        rows = Rows(images, self._ids(table, first), self._labels(table, number), kept)
         lengths = {len(each) for each in rows if each is not None}
         if lengths != {len(batch)}:
             raise DataError(f"{self._address}: {sorted(lengths)} values in {len(batch)} rows")
@@ -196,13 +260,10 @@ class ParquetInput:
             raise DataError(f"{self._address}: {self._too_large(largest)}")
         return ids.cast(pa.int64()).to_numpy()
 
-    def _pixels(self, column: Any, first: int) -> Pixels:
-        images = self._reader.read(column, first, _ROOM, self._address)
-        if images.dtype.kind == "f":
-            # Beyond the range on both sides stays beyond it, and is refused below as NaN is.
-            scaled = np.rint(np.clip(images * (255.0 if self._scale_by_255 else 1.0), -1, 256))
-            images = scaled.astype(np.int16) if np.isfinite(images).all() else images
-        pixels = as_pixels([images], self._address)[0]
+    def _pixels(self, table: Any, number: int, first: int) -> Pixels:
+        layout = self._layouts[number]
+        images = layout.reader.read(table[layout.image], first, _ROOM, self._address)
+        pixels = as_pixels([images], self._address, self.scales()[number])[0]
         if pixels.shape[1:] != self._shape:
             raise DataError(
                 f"{self._address}: images of height, width, channels {pixels.shape[1:]}, "
@@ -210,56 +271,91 @@ class ParquetInput:
             )
         return pixels
 
-    def _floats_up_to_one(self) -> bool:
-        """Whether pixels are floats from 0 to 1: the first rows tell, and the others are held to it."""
-        unit = self._units[0]
-        with _translated(self._files[0]):
-            batch = next(
-                self._file(0).iter_batches(1024, row_groups=[unit.group], columns=self._wanted()),
-                None,
+    def _white(self, number: int) -> float:
+        """Return the pixel value that is white in a file."""
+        if self._pixel_max is not None:
+            return self._pixel_max
+        if not self._layouts[number].reader.is_float:
+            return float(pixel_scale.WHITE)
+        path = self._files[number]
+        with _translated(path), _opened(path) as file:
+            if _is_unit_by_statistics(file, self._layouts[number].image):
+                return 1.0
+            return pixel_scale.white_of_floats(self._floats(file, number), path)
+
+    def _floats(self, file: Any, number: int) -> Iterator[NDArray[Any]]:
+        """Read the images of a file that can be read, a few at a time."""
+        layout = self._layouts[number]
+        for group in range(file.num_row_groups):
+            batches = file.iter_batches(
+                _EVIDENCE_ROWS, row_groups=[group], columns=[layout.reader.column]
             )
-        if batch is None:
-            return False
+            try:
+                for batch in batches:
+                    yield from self._readable(layout, pa.Table.from_batches([batch])[layout.image])
+            except _BROKEN:
+                continue  # its rows are named when their turn comes
+
+    def _readable(self, layout: _Layout, column: Any) -> Iterator[NDArray[Any]]:
+        """Read a column, without the rows that cannot be read or are of another size."""
         try:
-            images = self._reader.read(
-                pa.Table.from_batches([batch])[_IMAGE], 0, _ROOM, self._address
-            )
+            images = layout.reader.read(column, 0, _ROOM, self._address)
+            if with_channels(images, self._address).shape[1:] == self._shape:
+                yield images
         except DataError:
-            return False
-        return bool(images.dtype.kind == "f" and len(images) and images.max() <= 1)
+            if (half := len(column) // 2) > 0:
+                yield from self._readable(layout, column.slice(0, half))
+                yield from self._readable(layout, column.slice(half))
 
-    def _labels(self, table: Any) -> Any:
-        if _LABEL not in table.column_names or not pa.types.is_integer(table[_LABEL].type):
+    def _labels(self, table: Any, number: int) -> Any:
+        name = self._layouts[number].label
+        if name is None:
             return None
-        labels = table[_LABEL].cast(pa.int64(), safe=False)  # beyond it they become negative
-        known = pc.and_(pc.greater_equal(labels, 0), pc.less_equal(labels, _MOST_LABEL))
-        return (
-            pc.if_else(known, labels, pa.scalar(None, pa.int64())).cast(pa.int16()).combine_chunks()
-        )
+        return _class_numbers(table[name], self._class_names).combine_chunks()
 
-    def _wanted(self) -> list[str]:
-        names = [self._reader.column, *self._columns.keep]
+    def _wanted(self, number: int) -> list[str]:
+        layout = self._layouts[number]
+        names = [layout.reader.column, *self._columns.keep]
         names += [self._columns.example_id] if self._columns.example_id else []
-        names += [_LABEL] if _LABEL in self._schema.names else []
+        names += [layout.label] if layout.label else []
         return list(dict.fromkeys(names))
 
-    def _require_columns(self) -> None:
-        wanted = [
-            _IMAGE,
-            *self._columns.keep,
-            *([self._columns.example_id] if self._columns.example_id else []),
-        ]
-        for name in wanted:
-            if name not in self._schema.names:
-                raise DataError(
-                    f"{self._address}: no column {name!r}; {suggestion(name, self._schema.names)}"
-                )
+    def _layout(self, schema: Any, path: Any) -> _Layout:
+        """Return how a file is to be read, whose carried columns have to be those of the first."""
+        where = self._address if path == self._files[0] else path
+        image = image_columns.image_column(schema.names, self._columns.image, where)
         example_id = self._columns.example_id
-        if example_id and not pa.types.is_integer(self._schema.field(example_id).type):
-            kind = self._schema.field(example_id).type
+        for name in [*self._columns.keep, *([example_id] if example_id else [])]:
+            if name not in schema.names:
+                raise DataError(f"{where}: no column {name!r}; {suggestion(name, schema.names)}")
+            kinds = [each.field(name).type for each in (schema, self._schema)]
+            if name in self._columns.keep and kinds[0] != kinds[1]:
+                raise DataError(
+                    f"{path}: column {name!r} is {kinds[0]}, in {self._files[0]} it is {kinds[1]}; "
+                    "score the two apart"
+                )
+        if example_id and not pa.types.is_integer(schema.field(example_id).type):
+            kind = schema.field(example_id).type
             raise DataError(
-                f"{self._address}: column {example_id!r} is {kind}; expected integers, or leave --id away"
+                f"{where}: column {example_id!r} is {kind}; expected integers, or leave --id away"
             )
+        reader = image_columns.reader(schema.field(image).type, schema.metadata or {}, where, image)
+        return _Layout(image, self._label(schema, where), reader)
+
+    def _label(self, schema: Any, where: object) -> str | None:
+        wanted = self._columns.label
+        try:
+            name = image_columns.label_column(schema.names, wanted, where)
+        except DataError:
+            if wanted is not None:
+                raise
+            return None
+        kind = schema.field(name).type
+        if pa.types.is_integer(kind) or (image_columns.is_text(kind) and self._class_names):
+            return name
+        if wanted is not None:
+            raise DataError(f"{where}: column {name!r} is {kind}; expected integers or class names")
+        return None
 
     def _require_ids(self, group: Any, where: str) -> None:
         """Refuse ids that are too large before anything is scored, where the statistics tell."""
@@ -290,6 +386,43 @@ class ParquetInput:
         return self._open[1]
 
 
+def _class_numbers(labels: Any, names: Sequence[str]) -> Any:
+    """Return labels as numbers of classes, int16; null where a label is none.
+
+    Args:
+        labels: Integers or texts.
+        names: Of the model's classes; if all are numbers, an integer is a name too.
+    """
+    if image_columns.is_text(labels.type):
+        texts = pc.utf8_normalize(labels.cast(pa.string()), "NFC")
+        return pc.index_in(texts, value_set=pa.array(names, pa.string())).cast(pa.int16())
+    numbers = labels.cast(pa.int64(), safe=False)  # beyond it they become negative
+    if names and all(name.isdecimal() and name.isascii() for name in names):
+        values = [int(name) for name in names]
+        if values != list(range(len(values))) and max(values) <= _MOST_ID:
+            return pc.index_in(numbers, value_set=pa.array(values, pa.int64())).cast(pa.int16())
+    known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MOST_LABEL))
+    return pc.if_else(known, numbers, pa.scalar(None, pa.int64())).cast(pa.int16())
+
+
+def _is_unit_by_statistics(file: Any, column: str) -> bool:
+    """Return whether a file's metadata say that no value is below 0 or above 1, and not all are 0."""
+    highest = 0.0
+    for group in range(file.num_row_groups):
+        chunks = file.metadata.row_group(group)
+        for index in range(chunks.num_columns):
+            chunk = chunks.column(index)
+            if chunk.path_in_schema != column and not chunk.path_in_schema.startswith(f"{column}."):
+                continue
+            found = chunk.statistics
+            if found is None or not found.has_min_max or not isinstance(found.max, float):
+                return False  # the limits of float16 are given as bytes
+            if not 0 <= found.min <= found.max <= 1:
+                return False
+            highest = max(highest, found.max)
+    return highest > 0
+
+
 def _version(path: Any) -> tuple[int, str]:
     if is_remote(path):
         info = path.fs.info(path.path)
@@ -299,9 +432,10 @@ def _version(path: Any) -> tuple[int, str]:
 
 
 def _opened(path: Any) -> Any:
-    return (
-        pq.ParquetFile(path.path, filesystem=path.fs) if is_remote(path) else pq.ParquetFile(path)
-    )
+    if is_remote(path):
+        return pq.ParquetFile(path.path, filesystem=path.fs)
+    archives.require_regular(path)
+    return pq.ParquetFile(path)
 
 
 @contextmanager
@@ -309,7 +443,7 @@ def _translated(path: Any) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = archives.reason_of(error)[:200]
         raise DataError(
             f"{path}: no readable Parquet ({reason}); fetch or write it again"
         ) from error

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from nnbuild.data.file_tree import path_exists
 from nnbuild.errors import ConfigError, DataError
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.parquet_input import parquet_files
@@ -94,6 +95,6 @@ def is_there(address: str) -> bool:
         except DataError:
             return False
     path = Path(address)
-    if path.is_dir():
-        return any(path.iterdir())
-    return path.exists() or (glob.has_magic(address) and any(glob.iglob(address, recursive=True)))  # noqa: PTH207  (the pattern may be absolute)
+    if path_exists(path):
+        return not path.is_dir() or any(path.iterdir())
+    return glob.has_magic(address) and any(glob.iglob(address, recursive=True))  # noqa: PTH207  (the pattern may be absolute)

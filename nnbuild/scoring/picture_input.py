@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nnbuild.data import archives, pictures
+from nnbuild.data import pictures
+from nnbuild.data.file_tree import files_below
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, one_line
 from nnbuild.scoring.rows import Reject, Rows, Unit
@@ -16,30 +17,24 @@ _PER_UNIT = 4096
 
 
 class PictureInput:
-    """The pictures below a folder, in the order of their paths; see `nnbuild.scoring.inputs.Input`.
+    """The files below a folder of pictures, in the order of their paths; see `nnbuild.scoring.inputs.Input`.
+
+    What is not a picture is a row that cannot be scored. For what is passed over see
+    `nnbuild.data.file_tree`.
 
     Args:
-        address: as the user gave it.
-        shape: height, width and channels that the network takes.
+        address: As the user gave it.
+        shape: Height, width and channels that the network takes.
 
     Raises:
-        DataError: there are none, or a link leads out of the folder.
+        DataError: There are no pictures, or there is a pipe, a socket or a device.
     """
 
     def __init__(self, address: str, shape: tuple[int, int, int]) -> None:
-        root = Path(address)
-        with archives.translated(address):
-            self._files = sorted(
-                each for each in root.rglob("*") if each.suffix.lower() in pictures.SUFFIXES
-            )
-            resolved = root.resolve()
-            for file in self._files:
-                if file.is_symlink() and not file.resolve().is_relative_to(resolved):
-                    raise DataError(
-                        f"{file}: a link that leads out of {address}; put the file itself there"
-                    )
-        if not self._files:
+        found = files_below(Path(address))
+        if not any(pictures.has_ending(file.name) for file in found):
             raise DataError(f"{address}: holds neither *.parquet nor pictures; give another folder")
+        self._files = [file.path for file in found]
         self._shape = shape
 
     def units(self) -> Sequence[Unit]:
@@ -54,6 +49,10 @@ class PictureInput:
     def schema(self) -> Any:
         """Pictures have no columns."""
         return pa.schema([])
+
+    def scales(self) -> list[float]:
+        """Return what is white in all pictures."""
+        return [float(pictures.WHITE)]
 
     def identity(self) -> list[list[Any]]:
         """Path, size and time of change of each picture."""
@@ -78,10 +77,11 @@ class PictureInput:
 
     def _picture(self, row: int, unit: Unit) -> Pixels | Reject:
         file = self._files[row]
+        if not pictures.has_ending(file.name):
+            return Reject(str(file), unit.group, 0, 1, pictures.NO_PICTURE)
         try:
-            archives.require_regular(file)
-            with archives.translated(file), pictures.strict():
-                pixels = pictures.decode(file.read_bytes(), file)
+            with pictures.strict():
+                pixels = pictures.read(file)
             if pixels.shape == self._shape:
                 return pixels
             reason = f"height, width, channels {pixels.shape}, the network takes {self._shape}"

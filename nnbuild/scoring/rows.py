@@ -25,17 +25,21 @@ class Unit(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which columns of the input are wanted beside its images.
+    """Which columns of the input are wanted.
 
     Attributes:
         example_id: the one that identifies a row; the row's number if not given.
         keep: those that are carried through.
         all_or_nothing: Whether a row that cannot be scored stops the job.
+        image: The images; the usual names are tried if not given.
+        label: The labels; the same.
     """
 
     example_id: str | None = None
     keep: tuple[str, ...] = ()
     all_or_nothing: bool = False
+    image: str | None = None
+    label: str | None = None
 
 
 class Rows(NamedTuple):

@@ -88,7 +88,7 @@ class Work(NamedTuple):
 
 
 def plan(units: Sequence[Unit], shard_rows: int) -> list[list[Unit]]:
-    """Units one after the other, until a shard has enough rows."""
+    """Units one after the other, until a shard has enough rows; without units one empty shard."""
     shards: list[list[Unit]] = []
     filled = shard_rows
     for unit in units:
@@ -97,7 +97,7 @@ def plan(units: Sequence[Unit], shard_rows: int) -> list[list[Unit]]:
             filled = 0
         shards[-1].append(unit)
         filled += unit.rows
-    return shards
+    return shards or [[]]
 
 
 def shard_name(number: int) -> str:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from nnbuild import engines, evaluation, schemas, scoring
-from nnbuild.data.dataset import Split
 from nnbuild.drift import REFERENCE
 from nnbuild.logits import softmax
 from nnbuild.models.user import failing_user_model
@@ -14,7 +13,7 @@ from nnbuild.steps.once import once, staged_table
 from nnbuild.steps.referencing import write_reference
 from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
-from nnbuild.training.order import split_rows
+from nnbuild.training.order import validation_split
 
 _KEPT = ("accuracy", "loss")
 
@@ -28,13 +27,10 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     Raises:
         ContractError: what comes out of the model is no logits, or not finite.
     """
-    batch, seed = run.config.scoring.batch_size, run.config.seed
+    batch = run.config.scoring.batch_size
     dataset = read_data(run, data)
-    _, rows = split_rows(data.train, float(run.config.training.validation_fraction or 0), seed)
-    subsets = {
-        "validation": Split(dataset.train.images[rows], dataset.train.labels[rows]),
-        "test": dataset.test,
-    }
+    _, validation = validation_split(dataset.train, dataset.validation, run.config)
+    subsets = {"validation": validation, "test": dataset.test}
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "calibration"):
         logits = {

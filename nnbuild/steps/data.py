@@ -6,6 +6,7 @@ from pathlib import Path
 from nnbuild.config import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.options import ReadOptions
 from nnbuild.data.sources import default_cache, load
 from nnbuild.results import Check, CheckedData, LoadedData
 from nnbuild.steps.once import once
@@ -54,6 +55,8 @@ def load_data(
         class_names=dataset.class_names,
         train=len(dataset.train),
         test=len(dataset.test),
+        validation=0 if dataset.validation is None else len(dataset.validation),
+        pixel_scales=dict(dataset.pixel_scales),
         files=files,
     )
 
@@ -67,6 +70,7 @@ def _read_source(
         cache=cache or default_cache(),
         fallback=wanted.fallback,
         progress=progress,
+        options=_options(wanted),
     )
 
 
@@ -79,6 +83,17 @@ def source_digest(wanted: DatasetConfig) -> str:
         NnbuildError: The source cannot be read.
     """
     return _read_source(wanted).digest
+
+
+def _options(config: DatasetConfig) -> ReadOptions:
+    """Return the settings that say how files are to be read."""
+    return ReadOptions(
+        image_column=config.image_column,
+        label_column=config.label_column,
+        keys=config.array_keys,
+        pixel_max=config.pixel_max,
+        skip_other_files=config.other_files == "skip",
+    )
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:

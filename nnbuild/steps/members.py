@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from nnbuild import history, models, schemas, training
 from nnbuild.config import RunConfig
-from nnbuild.data.dataset import Split
+from nnbuild.data.dataset import Dataset
 from nnbuild.errors import DivergedError, Interrupted, StoreError
 from nnbuild.models.ensemble import combine, member_seed
 from nnbuild.results import LoadedData
@@ -40,7 +40,7 @@ class Fits:
     Args:
         run: in staging.
         data: what `load_data` returned.
-        split: all training examples.
+        dataset: Its training examples and, if it has one, its validation split are used.
         identity: what the checkpoints belong to.
         stop: the number of the signal that asks to stop, or None.
         watch: is told of steps and epochs, see `nnbuild.training.Watch`; epochs are counted on from member to member.
@@ -50,13 +50,13 @@ class Fits:
         self,
         run: Run,
         data: LoadedData,
-        split: Split,
+        dataset: Dataset,
         *,
         identity: dict[str, Any],
         stop: Callable[[], int | None],
         watch: Any,
     ) -> None:
-        self._run, self._data, self._split, self._identity = run, data, split, identity
+        self._run, self._data, self._dataset, self._identity = run, data, dataset, identity
         self._stop, self._watch = stop, watch
         self._count = run.config.model.members
 
@@ -114,7 +114,13 @@ class Fits:
         # All members hold out the run's validation images: the ensemble is calibrated on them.
         try:
             fitted = training.fit(
-                model, self._split, self._run.config, self._data.classes, around, seed=config.seed
+                model,
+                self._dataset.train,
+                self._run.config,
+                self._data.classes,
+                around,
+                seed=config.seed,
+                validation=self._dataset.validation,
             )
         except (DivergedError, Interrupted) as error:
             if self._count > 1:

@@ -15,7 +15,7 @@ from nnbuild.steps.members import Fits
 from nnbuild.steps.once import once, staged_table
 from nnbuild.store.run import Run
 from nnbuild.store.tables import read_table
-from nnbuild.training.order import split_rows
+from nnbuild.training.order import training_rows
 
 
 @once(BuiltModel)
@@ -84,7 +84,7 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
         ConfigError: a metric, a monitor or the validation split cannot be used.
     """
     wanted = run.config.training
-    rows, _ = split_rows(data.train, float(wanted.validation_fraction or 0), run.config.seed)
+    rows = training_rows(data.train, data.validation, run.config)
     steps = -(-len(rows) // int(wanted.batch_size or 1))
     model = read_model(run, built)
     path = run.folder / "model" / "compiled.keras"
@@ -137,9 +137,7 @@ def fit_model(
     }
     began = time.perf_counter()
     with caught() as stop, failing_user_model(run.config.model.name, "training"):
-        fits = Fits(
-            run, data, read_data(run, data).train, identity=identity, stop=stop, watch=watch
-        )
+        fits = Fits(run, data, read_data(run, data), identity=identity, stop=stop, watch=watch)
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
         model, members = fits.fit(lambda: read_model(run, compiled), steps)
     logits.check_model(model, data.classes, data.image_shape)

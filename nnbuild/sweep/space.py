@@ -76,6 +76,8 @@ def _toml(text: str) -> Any:
         return tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         return text.strip()
+    except (ValueError, RecursionError) as error:  # such as an integer of thousands of digits
+        raise ConfigError(f"a value that cannot be read: {error}; give another") from error
 
 
 def dimension(key: str, text: str) -> Dimension:

@@ -20,7 +20,7 @@ from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupte
 from nnbuild.training import callbacks as keras_callbacks
 from nnbuild.training.average import averaged
 from nnbuild.training.checkpoints import Checkpoint
-from nnbuild.training.order import epoch_order, split_rows
+from nnbuild.training.order import epoch_order, validation_split
 from nnbuild.training.pace import Pace
 from nnbuild.training.state import model_arrays, restore_model
 from nnbuild.training.step_logs import LOSS
@@ -55,17 +55,19 @@ def fit(
     around: Surroundings | None = None,
     *,
     seed: int | None = None,
+    validation: Split | None = None,
 ) -> Fitted:
     """Fit a compiled model; modifies `model` in place.
 
     Args:
         model: compiled by `nnbuild.models.compile_model`.
-        split: all training examples; the validation examples are drawn from them by the seed.
+        split: All training examples; without `validation`, some are drawn from them by the seed.
         config: resolved.
         classes: how many there are.
         around: what else is touched.
         seed: of the order of examples and of the augmentation; the config's, which draws the validation examples, if
             not given.
+        validation: Examples to validate on, if the dataset has such a split.
 
     Raises:
         ContractError: The model's own training or test step cannot be used.
@@ -81,6 +83,7 @@ def fit(
         classes,
         around or Surroundings(),
         seed=config.seed if seed is None else seed,
+        validation=validation,
     ).run()
 
 
@@ -94,14 +97,14 @@ class _Fit:
         around: Surroundings,
         *,
         seed: int,
+        validation: Split | None,
     ) -> None:
         training = config.training
         self.model, self.seed, self.training, self.around = model, seed, training, around
         self.watch = around.watch or Nobody()
         self.epochs = int(training.epochs or 1)
-        self.rows, self.validation_rows = split_rows(
-            len(split), float(training.validation_fraction or 0), config.seed
-        )
+        self.rows, validated = validation_split(split, validation, config)
+        self.validation_rows = len(validated)
         one_hot = training.target_form == "one-hot"
         batch = int(training.batch_size or 1)
         self.trainer = Steps(
@@ -116,7 +119,7 @@ class _Fit:
         self.steps = self.trainer.count(len(self.rows))
         self.validator = Steps(
             model,
-            Split(split.images[self.validation_rows], split.labels[self.validation_rows]),
+            validated,
             classes=classes,
             batch_size=batch if _tests_in_its_own_way(model) else max(batch, _VALIDATION_BATCH),
             one_hot=one_hot,
@@ -140,7 +143,7 @@ class _Fit:
     def _traced(self) -> list[Any]:
         """Compile the steps, refuse monitors that they do not report, and return the variables they use."""
         trained, used = self.trainer.trace_train(len(self.rows))
-        tested, used_by_tests = self.validator.trace_test(len(self.validation_rows))
+        tested, used_by_tests = self.validator.trace_test(self.validation_rows)
         if LOSS not in trained:
             raise ContractError(
                 f"model {self.model.name!r} cannot be trained: its train_step reports "
@@ -175,7 +178,7 @@ class _Fit:
             self.model
         ):  # what is validated is what the callbacks keep, and the fit ends with
             if (epoch + 1) % self.training.validation_freq == 0:
-                validated = self.validator.test(_all_rows(len(self.validation_rows)))
+                validated = self.validator.test(_all_rows(self.validation_rows))
                 metrics |= {f"val_{name}": value for name, value in validated.items()}
             metrics.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
             with warnings.catch_warnings():

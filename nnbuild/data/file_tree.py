@@ -1,0 +1,225 @@
+"""Which files of a folder count as data: one rule for training and scoring, local folders and URLs.
+
+- Names that begin with `.` or `_` are passed over at any depth, and so are the litter files of
+  desktops. A file or folder that is named explicitly always counts.
+- Links are followed, to files and to folders, wherever they lead; a link back to a folder above
+  it is not entered again, and a link that leads nowhere is an error.
+- A pipe, a socket or a device is an error: reading it can block for ever.
+- Files are ordered by their POSIX path below the folder, as text.
+"""
+
+import errno
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnbuild.data import archives
+from nnbuild.errors import DataError
+from nnbuild.runtime.regular_files import irregular
+
+_LITTER = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+)
+_SHARD = re.compile(r"^(?P<before>.*)-(?P<number>\d{5,9})-of-(?P<count>\d{5,9})(?P<after>.*)$")
+_MOST_NAMED = 3
+
+
+class File(NamedTuple):
+    """A file of a folder.
+
+    Attributes:
+        path: Local path, or a path of universal_pathlib.
+        name: POSIX path below the folder: `day=1/part-0.parquet`.
+    """
+
+    path: Any
+    name: str
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a name of a file or folder is passed over."""
+    return name.startswith((".", "_")) or name.lower() in _LITTER
+
+
+def is_local(path: Any) -> bool:
+    """Return whether a path is one of this machine."""
+    return isinstance(path, Path)
+
+
+def path_exists(path: Path | str) -> bool:
+    """Return whether a path leads to something; False for names that no file system takes."""
+    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises on names that are too long)
+
+
+def files_below(folder: Any) -> list[File]:
+    """List the files of a folder and of those below it, in order.
+
+    Args:
+        folder: Local folder, or a folder of universal_pathlib.
+
+    Raises:
+        DataError: A folder cannot be listed, a link leads nowhere, or an entry is a pipe, a socket
+            or a device.
+    """
+    found = _local_files(folder) if is_local(folder) else _remote_files(folder)
+    return sorted(found, key=lambda file: file.name)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder, in order, without those that are passed over.
+
+    Raises:
+        DataError: As for `files_below`.
+    """
+    with archives.translated(folder), os.scandir(folder) as entries:
+        visible = sorted(entry.name for entry in entries if not is_ignored(entry.name))
+    return [name for name in visible if _is_folder(folder / name)]
+
+
+def _local_files(folder: Path) -> Iterator[File]:
+    waiting: list[tuple[Path, str, tuple[Any, ...]]] = [(folder, "", (_identity(folder),))]
+    while waiting:
+        current, above, entered = waiting.pop()
+        with archives.translated(current), os.scandir(current) as listing:
+            names = [entry.name for entry in listing if not is_ignored(entry.name)]
+        for name in names:
+            path = current / name
+            if not _is_folder(path):
+                yield File(path, above + name)
+            elif (identity := _identity(path)) not in entered:
+                waiting.append((path, f"{above}{name}/", (*entered, identity)))
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether an entry is a folder; anything else has to be an ordinary file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP} and path.is_symlink():
+            raise DataError(
+                f"{path}: a link that leads nowhere; remove it, or restore what it links to"
+            ) from error
+        with archives.translated(path):
+            raise
+    kind = irregular(mode)
+    if kind not in {None, "a folder"}:
+        raise DataError(f"{path}: {kind}, not an ordinary file; remove it from the folder")
+    return kind is not None
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    with archives.translated(folder):
+        status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _remote_files(folder: Any) -> Iterator[File]:
+    base = folder.path.rstrip("/") + "/"
+    for found in folder.fs.find(folder.path):
+        name = found.removeprefix(base)
+        parts = name.split("/")
+        if found.startswith(base) and all(part and not is_ignored(part) for part in parts):
+            yield File(folder.joinpath(*parts), name)
+
+
+def has_wildcard(address: str) -> bool:
+    """Return whether an address is a glob pattern and not the name of something that exists."""
+    return glob.has_magic(address) and not path_exists(address)
+
+
+def matches(folder: Any, pattern: str) -> list[Any]:
+    """List what a glob pattern matches below a folder, in order.
+
+    A wildcard matches no name that is passed over; a pattern that begins with `.` or `_` itself does.
+
+    Args:
+        folder: Local folder, or a folder of universal_pathlib.
+        pattern: POSIX path with `*`, `?`, `[…]` and `**` for folders at any depth.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    parts = [part for part in pattern.split("/") if part not in {"", "."}]
+    return sorted(set(_expanded(folder, parts)), key=str)
+
+
+def _expanded(folder: Any, parts: list[str]) -> Iterator[Any]:
+    if not parts:
+        yield folder
+        return
+    first, rest = parts[0], parts[1:]
+    if first == "**":
+        yield from _expanded(folder, rest or ["*"])
+        for below in _folders_below(folder):
+            yield from _expanded(below, rest or ["*"])
+    elif glob.has_magic(first):
+        for name in _listed(folder):
+            hidden = is_ignored(name) and name[:1] != first[:1]
+            if not hidden and fnmatch.fnmatchcase(name, first):
+                yield from _expanded(folder / name, rest)
+    elif _exists(folder / first):
+        yield from _expanded(folder / first, rest)
+
+
+def _exists(path: Any) -> bool:
+    return path_exists(path) if is_local(path) else bool(path.exists())
+
+
+def _folders_below(folder: Any) -> Iterator[Any]:
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(folder, ())]
+    while waiting:
+        current, entered = waiting.pop()
+        for name in _listed(current):
+            below = current / name
+            if is_ignored(name) or not below.is_dir():
+                continue
+            identity = _identity(below) if is_local(below) else str(below)
+            if identity not in entered:
+                yield below
+                waiting.append((below, (*entered, identity)))
+
+
+def _listed(folder: Any) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with archives.translated(folder):
+        return sorted(entry.name for entry in folder.iterdir() if entry.name)
+
+
+def require_all_shards(names: Iterable[str], where: object) -> None:
+    """Refuse a set of files in which a numbered shard is missing: `train-00001-of-00003.parquet`.
+
+    Args:
+        names: POSIX paths.
+        where: What a message should name.
+
+    Raises:
+        DataError: Names the missing shards, or two numbers of shards of the same files.
+    """
+    sets: dict[tuple[str, str], dict[str, set[int]]] = {}
+    for name in names:
+        if found := _SHARD.match(name):
+            shards = sets.setdefault((found["before"], found["after"]), {})
+            shards.setdefault(found["count"], set()).add(int(found["number"]))
+    for (before, after), counts in sets.items():
+        if len(counts) > 1:
+            given = " and of ".join(sorted(counts))
+            raise DataError(
+                f"{where}: {before} has shards of {given}{after}; remove those of the older write"
+            )
+        ((count, numbers),) = counts.items()
+        first = 1 if 0 not in numbers and int(count) in numbers else 0
+        absent = (each for each in range(first, first + int(count)) if each not in numbers)
+        shown = [
+            f"{before}-{number:0{len(count)}}-of-{count}{after}"
+            for number in islice(absent, _MOST_NAMED)
+        ]
+        if shown:
+            others = int(count) - len(numbers) - len(shown)
+            more = f" and {others} more" if others > 0 else ""
+            raise DataError(f"{where}: lacks {', '.join(shown)}{more}; add the missing shards")

@@ -1,0 +1,166 @@
+"""How the pixels of an array or a file become 0 to 255: by its type, and for floats by its values.
+
+Integers are taken as they are. Floats are 0 to 1 or 0 to 255, and the whole content of the array or
+file is the evidence for which: one odd row must not change how all the others are read. Where the
+evidence is not clear, that is an error; `pixel_max` then says it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.errors import DataError
+
+WHITE = 255
+SIXTEEN_BITS = 65535
+_DIM = 16.0  # no image of 0 to 255 is this dark throughout; scikit-learn's digits are 0 to 16
+_NEARLY_ALL = 0.95
+_ROUNDED = 0.5 / WHITE  # what arithmetic in float32 may add to a white of 1
+_ROWS = 4096  # converted at a time, so that float images need no second copy of themselves
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Counts of float images by their brightest pixel; those of batches add up.
+
+    An image counts only if all of its values could be pixels: finite, and from 0 to 255.
+
+    Attributes:
+        unit: Images up to 1, but not all zero.
+        dim: Images above 1, up to 16.
+        bright: Images above 16.
+    """
+
+    unit: int = 0
+    dim: int = 0
+    bright: int = 0
+
+    def __add__(self, other: "Evidence") -> "Evidence":
+        """Return the counts of both."""
+        return Evidence(self.unit + other.unit, self.dim + other.dim, self.bright + other.bright)
+
+    def white(self, where: object) -> float:
+        """Return the value that is white: 1 or 255.
+
+        Args:
+            where: What a message should name.
+
+        Raises:
+            DataError: The images could be either.
+        """
+        total = self.unit + self.dim + self.bright
+        if self.unit >= _NEARLY_ALL * total and total:
+            return 1.0
+        if self.unit <= (1 - _NEARLY_ALL) * total and 2 * self.bright >= total:
+            return float(WHITE)
+        raise DataError(
+            f"{where}: float pixels of an unclear range: {self.unit} images up to 1, {self.dim} up "
+            f"to {_DIM:g}, {self.bright} above; expected all from 0 to 1 or all from 0 to 255: "
+            "convert them, or give the value that is white as pixel_max"
+        )
+
+
+def evidence_of(images: NDArray[Any]) -> Evidence:
+    """Count float images by their brightest pixel.
+
+    Args:
+        images: Floats, shape (n, …).
+    """
+    if not images.size:
+        return Evidence()
+    rows = images.reshape(len(images), -1)
+    low, high = rows.min(axis=1), rows.max(axis=1)
+    high = high[(low >= 0) & (high <= WHITE) & (high > 0)]  # a NaN fails this too
+    unit = int((high <= 1 + _ROUNDED).sum())
+    bright = int((high > _DIM).sum())
+    return Evidence(unit, len(high) - unit - bright, bright)
+
+
+def white_of(images: NDArray[Any], where: object, pixel_max: float | None = None) -> float:
+    """Return the value that is white in an array.
+
+    Args:
+        images: Numbers, shape (n, …).
+        where: What a message should name.
+        pixel_max: The value, if it is known.
+
+    Raises:
+        DataError: Float images that could be 0 to 1 as well as 0 to 255.
+    """
+    if pixel_max is not None:
+        return pixel_max
+    if images.dtype.kind != "f":
+        return float(WHITE)
+    return _white_of_batches((evidence_of(batch) for batch in _batches(images)), where)
+
+
+def _white_of_batches(batches: Iterable[Evidence], where: object) -> float:
+    total = sum(batches, Evidence())
+    return total.white(where) if total != Evidence() else float(WHITE)
+
+
+def white_of_floats(batches: Iterable[NDArray[Any]], where: object) -> float:
+    """Return the value that is white in a file of float images, read batch by batch.
+
+    Raises:
+        DataError: The images could be 0 to 1 as well as 0 to 255.
+    """
+    return _white_of_batches((evidence_of(batch) for batch in batches), where)
+
+
+def description(images: NDArray[Any], white: float) -> str:
+    """Return the rule that was applied, for the manifest: `float32 from 0 to 1`."""
+    return f"{images.dtype} from 0 to {white:g}"
+
+
+def to_uint8(images: NDArray[Any], white: float, where: object) -> NDArray[np.uint8]:
+    """Scale pixels to 0 to 255, rounded.
+
+    Args:
+        images: Numbers, shape (n, …).
+        white: The value that becomes 255.
+        where: What a message should name.
+
+    Raises:
+        DataError: Values that are not numbers, or beyond 0 to `white`.
+    """
+    if images.dtype.kind not in "iuf":
+        raise DataError(f"{where}: images of type {images.dtype}; expected integers or floats")
+    if images.dtype == np.uint8 and white == WHITE:
+        return np.ascontiguousarray(images)
+    pixels = np.empty(images.shape, np.uint8)
+    start = 0
+    for batch in _batches(images):
+        pixels[start : start + len(batch)] = _scaled(batch, white, where)
+        start += len(batch)
+    return pixels
+
+
+def _batches(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(images), _ROWS):
+        yield images[start : start + _ROWS]
+
+
+def _scaled(batch: NDArray[Any], white: float, where: object) -> NDArray[Any]:
+    if not batch.size:
+        return batch
+    low, high = batch.min(), batch.max()
+    if not (low >= 0 and float(high) * WHITE / white < WHITE + 0.5):  # a NaN fails this too
+        raise DataError(f"{where}: pixels from {low} to {high}; {_expected(batch, white)}")
+    if batch.dtype.kind != "f" and white == WHITE:
+        return batch
+    return np.rint(batch.astype(np.float64) * (WHITE / white))
+
+
+def _expected(batch: NDArray[Any], white: float) -> str:
+    if white not in {1, WHITE}:
+        return f"expected [0, {white:g}], as pixel_max says"
+    text = "expected [0, 255], or [0, 1] in floats"
+    if batch.min() < 0:
+        return f"{text}: undo what shifted them, such as a normalisation to [-1, 1]"
+    if batch.dtype.kind in "iu" and batch.max() <= SIXTEEN_BITS:
+        return f"{text}: of 16 bits, give {SIXTEEN_BITS} as pixel_max"
+    return text
