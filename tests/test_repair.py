@@ -11,6 +11,7 @@ from nnbuild.errors import LockedError, StoreError
 from nnbuild.repair import repair
 from nnbuild.runs import open_run, retrain, working_on
 from nnbuild.store import Store
+from nnbuild.store.names import temporary_name
 
 NOW = datetime.now(UTC)
 
@@ -92,8 +93,8 @@ def test_what_nobody_can_go_on_with_is_cleared(store, small_config):
     (waiting.folder / "run.json").write_text("{")
     job = found.root / "staging" / f"score-{waiting.run_id}"
     job.mkdir()
-    aside = found.root / "staging" / ".abc.history.parquet"
-    young = found.root / ".xyz.champion.json"
+    aside = found.root / "staging" / temporary_name("history.parquet")
+    young = found.root / temporary_name("champion.json")
     for path in (aside, young):
         path.write_bytes(b"half")
     old = (NOW - timedelta(hours=2)).timestamp()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from flows.printing import jsonable, print_json, print_table
 from nnbuild.errors import ConfigError
 from nnbuild.store import Store
-from nnbuild.store.files import written
+from nnbuild.store.outputs import is_stdout, output_file
 from nnbuild.store.query import query
 
 
@@ -19,13 +19,14 @@ def sql(
     """Ask, and print the answer or write it."""
     if csv + as_json + (parquet is not None) > 1:
         raise ConfigError("--csv, --parquet and --json exclude each other; give one of them")
-    store = Store(root)
+    store = Store.open(root)
     target = parquet and store.require_outside(parquet)
     table = query(store, statement)
     if target is not None:
-        with written(target) as aside:
-            pq.write_table(table, aside)
-        print(f"{parquet}  {len(table):,} rows")  # noqa: T201
+        with output_file(target) as temporary:
+            pq.write_table(table, temporary)
+        note = sys.stderr if is_stdout(target) else sys.stdout
+        print(f"{parquet}  {len(table):,} rows", file=note)
     elif csv:
         writer = csv_format.writer(sys.stdout)
         writer.writerow(table.column_names)

@@ -47,6 +47,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         now: aware time of the end; the clock's if not given.
     """
     store, partition = job.store, f"score_id={job.score_id}"
+    store.require()
     output = _output(job)
     manifest = _manifest(job, shards, output, now or datetime.now(UTC))
     ready = job.folder / "manifest" / "manifest.json"
@@ -97,7 +98,7 @@ def _output(job: Job) -> Any:
     return (
         open_root(job.config.output)
         if is_url(job.config.output)
-        else Path(job.config.output).absolute()
+        else Path(job.config.output).resolve()
     )
 
 

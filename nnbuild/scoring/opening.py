@@ -52,7 +52,8 @@ def open_job(
     if (score_id := _waiting(job)) is not None:
         return resume_job(score_id, root)
     if config.output is not None:
-        _require_new(open_root(config.output) if is_url(config.output) else Path(config.output))
+        _require_new(store, config.output)
+    store.create()
     write_json(job.folder / "job.json", _record(job))
     return job
 
@@ -136,7 +137,7 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
     Raises:
         StoreError: it does not wait, or its model or its input have changed.
     """
-    store = Store(root)
+    store = Store.open(root)
     path = staging(store, score_id) / "job.json"
     if score_id in store.scored():
         raise StoreError(f"scoring job {score_id} is committed, there is nothing to resume")
@@ -192,7 +193,8 @@ def _record(job: Job) -> dict[str, Any]:
     }
 
 
-def _require_new(folder: Path) -> None:
+def _require_new(store: Store, output: str) -> None:
+    folder = store.require_outside(open_root(output) if is_url(output) else Path(output).absolute())
     with explained(f"look into --output {folder}"):
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnbuild.errors import LockedError
+from nnbuild.store import presence
 from nnbuild.store.files import explained
 
 _HELD = "lock"
@@ -44,7 +45,7 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the run in this staging folder.
+    """Hold the run in this staging folder, and watch that its store does not disappear.
 
     Raises:
         LockedError: a living process holds it; the message names its pid and host.
@@ -62,4 +63,5 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         file.flush()
-        yield
+        with presence.watched(folder):
+            yield
