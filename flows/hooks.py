@@ -45,6 +45,8 @@ def advice(flow_run: Any, state: Any) -> str:
     told = f"{state.name.lower()}: {' '.join(str(state.message or '').split())}"
     try:
         store = Store(flow_run.parameters.get("store"))
+        if not store.exists():
+            return f"{told} There is no store at {store.root}."
         committing.finish_committed(store)
         run = _waiting(store, flow_run)
     except (NnbuildError, OSError) as error:

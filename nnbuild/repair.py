@@ -198,7 +198,7 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
 
 def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
     """Yield what a process was writing when it died: it has a name that only nnbuild gives."""
-    for path in sorted(_temporary_in(store.workshop)):
+    for path in sorted(_temporary_in(store)):
         written_at = datetime.fromtimestamp(path.lstat().st_mtime, now.tzinfo)
         if now - written_at > _OLD:
             place = path.relative_to(store.workshop).as_posix()
@@ -206,8 +206,9 @@ def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
             yield Repair(Finding(place, "clear", "was left half written"), remove)
 
 
-def _temporary_in(root: Path) -> Iterator[Path]:
-    """Yield the temporary files, and copies of datasets, in the places where nnbuild writes them."""
+def _temporary_in(store: Store) -> Iterator[Path]:
+    """Yield the temporary files, and of a remote store the copies of datasets, where nnbuild writes them."""
+    root = store.workshop
     if not root.is_dir():
         return
     yield from _files_of_ours(root, (each.name for each in root.iterdir()))
@@ -216,7 +217,7 @@ def _temporary_in(root: Path) -> Iterator[Path]:
             continue
         for folder, folders, files in os.walk(root / name):  # it follows no links
             yield from _files_of_ours(Path(folder), files)
-            if name == "datasets":
+            if name == "datasets" and store.is_remote:
                 ours = [each for each in folders if is_temporary_name(each)]
                 yield from (Path(folder) / each for each in ours)
                 folders[:] = [each for each in folders if each not in ours]

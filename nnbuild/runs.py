@@ -39,8 +39,6 @@ def open_run(
         StoreError: the store cannot be used, or the run that is to be resumed does not wait there.
     """
     store = Store(root)
-    if config.trial is not None:  # its sweep has created the store, which may be gone by now
-        store.require()
     committing.finish_committed(store)
     if resume is not None:
         return waiting_run(store, resume, of=config)
@@ -79,6 +77,7 @@ def working_on(run: Run) -> Iterator[None]:
         LockedError: another process holds the run.
     """
     with locks.held(run.folder), tearing():
+        _ = run.config  # read while it is there: the advice on how to resume depends on it
         try:
             yield
         except KeyboardInterrupt as error:

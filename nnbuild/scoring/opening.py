@@ -19,6 +19,7 @@ from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
 from nnbuild.store.files import explained, read_json, write_json
 from nnbuild.store.names import is_run_id, new_run_id
+from nnbuild.store.outputs import require_new_folder
 from nnbuild.store.remote import is_url, open_root
 
 
@@ -193,8 +194,20 @@ def _record(job: Job) -> dict[str, Any]:
     }
 
 
+def require_outside(store: Store, output: str) -> Path:
+    """Return the folder that a job's rows go to, local or remote, unless it is in the store.
+
+    Raises:
+        StoreError: The folder is in the store, or holds it.
+    """
+    return store.require_outside(open_root(output) if is_url(output) else Path(output).absolute())
+
+
 def _require_new(store: Store, output: str) -> None:
-    folder = store.require_outside(open_root(output) if is_url(output) else Path(output).absolute())
+    folder = require_outside(store, output)
+    if not is_url(output):
+        require_new_folder(folder)
+        return
     with explained(f"look into --output {folder}"):
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if taken:

@@ -86,6 +86,22 @@ def require_new(path: Path) -> None:
             raise OutputError(f"{path} exists already; give a new path")
 
 
+def require_new_folder(path: Path) -> None:
+    """Refuse a folder that could not be filled later: one that holds something, or cannot be created.
+
+    Raises:
+        OutputError: Saying which.
+    """
+    with _in_one_line(path):
+        status = _stat(path)
+        if status is not None and (not stat.S_ISDIR(status.st_mode) or any(path.iterdir())):
+            raise OutputError(f"{path} holds something already; give a new folder")
+        target = _target_of_link(path)
+        nearest = next(each for each in (target, *target.parents) if each.exists())
+        if not os.access(nearest, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which is moved to `path` when the block ends well.
@@ -182,10 +198,15 @@ def _target(path: Path) -> tuple[Path, os.stat_result | None]:
 
 
 def _new_target(path: Path) -> Path:
+    target = _target_of_link(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _target_of_link(path: Path) -> Path:
     target = Path(os.path.realpath(path))
     if path.is_symlink() and not target.parent.is_dir():
         raise OutputError(f"{path} is a link into {target.parent}, which does not exist; create it")
-    target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 

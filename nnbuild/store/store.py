@@ -19,9 +19,6 @@ from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run
 from nnbuild.store.run import Run, create
 from nnbuild.store.tables import read_table
 
-# What nnbuild writes into a root, apart from its marker and what is in progress.
-_RESULTS = {"champion.json", "datasets", "quarantine", "runs", "scores", "tables"}
-
 
 def default_root() -> Path:
     """`$NNBUILD_STORE`, else `./nnbuild-store`."""
@@ -234,7 +231,7 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         if self._marker.name not in created or not self.root.exists():
             return
-        if {path.name for path in self.root.iterdir()} & _RESULTS:
+        if self.committed() or self.scored():
             return
         try:
             folder.parent.rmdir()
