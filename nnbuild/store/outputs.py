@@ -25,7 +25,6 @@ _REMEDIES = {
     errno.EDQUOT: "raise the quota",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ELOOP: "give a path whose links lead somewhere",
-    errno.ENXIO: "nothing reads from it; start the reader first",
     errno.EPIPE: "its reader ended before everything was written",
 }
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.ASCII)  # `Path` has made one slash of two
@@ -145,7 +144,12 @@ def _stream(path: Path) -> BinaryIO | None:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
     if stat.S_ISFIFO(status.st_mode):
         # Without O_NONBLOCK this would wait for a reader, perhaps for ever.
-        descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            raise OutputError(f"nothing reads from pipe {path}; start its reader first") from error
         os.set_blocking(descriptor, True)
         return os.fdopen(descriptor, "wb")
     raise _refusal(path, status)

@@ -88,7 +88,7 @@ class Run:
 
     @property
     def store_id(self) -> str | None:
-        """The id of the store that the run was begun in; None if it had none."""
+        """The id of the store that the run was begun in; None if the run created it, or it had none."""
         found = self._begun_in.get("id")
         return found if isinstance(found, str) else None
 

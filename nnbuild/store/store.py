@@ -13,7 +13,7 @@ from nnbuild import schemas
 from nnbuild.config import RunConfig
 from nnbuild.errors import StoreError, StoreGoneError, one_line
 from nnbuild.store import locks, presence, reading, remote
-from nnbuild.store.files import explained, make_folder, read_json, write_json
+from nnbuild.store.files import explained, make_folder, read_json, write_bytes, write_json
 from nnbuild.store.manifests import read_manifest
 from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
@@ -157,7 +157,8 @@ class Store:
             make_folder(self.workshop / "staging")
             if not self._marker.exists():
                 created.append(self._marker.name)
-                self._mark()
+                marker = {"schema_version": schemas.SCHEMA_VERSION, "id": uuid.uuid4().hex}
+                write_json(self._marker, marker)
         return created
 
     def begin(self, config: RunConfig, *, now: datetime, flow_run_id: str | None = None) -> Run:
@@ -181,11 +182,12 @@ class Store:
                 config,
                 started_at=now,
                 flow_run_id=flow_run_id,
-                store={"id": self.id, "created": created},
+                # Runs that create a store at the same time write its marker over each other's.
+                store={
+                    "id": None if self._marker.name in created else self.id,
+                    "created": created,
+                },
             )
-
-    def _mark(self) -> None:
-        write_json(self._marker, {"schema_version": schemas.SCHEMA_VERSION, "id": uuid.uuid4().hex})
 
     def _run(self, run_id: str) -> Run:
         return Run(self.workshop, run_id, str(self.root) if self.is_remote else None)
@@ -235,9 +237,10 @@ class Store:
             return
         try:
             folder.parent.rmdir()
+            marker = self._marker.read_bytes()
             self._marker.unlink()
             if folder.parent.exists():  # another run has begun in the meantime
-                self._mark()
+                write_bytes(self._marker, marker)
             elif "." in created:
                 self.root.rmdir()
         except OSError:  # another run is in progress, or the user keeps files here
