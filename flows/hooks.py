@@ -66,6 +66,8 @@ def advice(flow_run: Any, state: Any) -> str:
     told = _end_of(state)
     try:
         store = Store(flow_run.parameters.get("store"))
+        if not store.exists():
+            return f"{told} There is no store at {store.root}."
         committing.finish_committed(store)
         run = _waiting(store, flow_run)
     except (NnbuildError, OSError) as error:

@@ -90,6 +90,7 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     row = commit.staged_row(run)
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
     store = Store(run.store)
+    store.require_same(run)
     commit.publish(run, store.root, _dataset_move(run, store, run.recall("load_data", LoadedData)))
     record = f"runs/{run.run_id}"
     return Committed(

@@ -5,10 +5,12 @@
     │   ├── ConfigError             a setting that is unknown, ill-typed or out of bounds
     │   ├── DataError               a source that is missing, damaged or not what it claims
     │   ├── ContractError           a model that does not end in logits
+    │   ├── OutputError             a file that was asked for and cannot be written
     │   ├── AlreadyScoredError      an input that another job has scored meanwhile
     │   └── StoreError              a store that cannot be read or written
-    │       └── LockedError         a run that another process holds
-    │           └── BeingScoredError    an input that another job is scoring
+    │       ├── LockedError         a run that another process holds
+    │       │   └── BeingScoredError    an input that another job is scoring
+    │       └── StoreGoneError      a store that disappeared while a run was in progress
     ├── RunError                    the run began and failed for good: it is recorded          exit 1
     │   ├── CheckError              the data was read, and is not fit to train on
     │   ├── DivergedError           the loss stopped being a number
@@ -50,6 +52,10 @@ class ContractError(InputError):
     """A model, a loss or an array breaks the logits contract."""
 
 
+class OutputError(InputError):
+    """A file that the user asked for cannot be written."""
+
+
 class StoreError(InputError):
     """The store, or something in it, cannot be read or written."""
 
@@ -72,6 +78,10 @@ class AlreadyScoredError(InputError):
     def __init__(self, message: str, score_id: str) -> None:
         super().__init__(message)
         self.score_id = score_id
+
+
+class StoreGoneError(StoreError):
+    """The store was deleted, moved or unmounted while a run was in progress; the run waits."""
 
 
 class RunError(NnbuildError):

@@ -29,9 +29,9 @@ def read_table(
         A `pyarrow.Table`, its first column the `run_id`, or the `score_id` of a table of scoring jobs.
 
     Raises:
-        StoreError: an unknown table, run, job or column, or a file of another schema version.
+        StoreError: no store, an unknown table, run, job or column, or a file of another schema version.
     """
-    place = store if isinstance(store, Store) else Store(store)
+    place = store if isinstance(store, Store) else Store.open(store)
     if name not in OF_JOBS:
         if score_id is not None:
             raise StoreError(

@@ -16,7 +16,7 @@ from nnbuild.runtime.text import sanitize_lines
 from nnbuild.signals import interrupted, tearing
 from nnbuild.steps.data import source_digest
 from nnbuild.steps.reporting import write_report
-from nnbuild.store import Run, Store, locks
+from nnbuild.store import Run, Store, locks, presence
 from nnbuild.store.files import as_store_error
 
 
@@ -60,6 +60,7 @@ def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
     Raises:
         StoreError: no run of that id waits there, or a sweep's, and the config is none of that sweep.
     """
+    store.require()
     run = store.unfinished_run(run_id)
     tag = run.config.trial
     if tag is not None and tag != of.trial:
@@ -134,27 +135,36 @@ def _source_digest(config: RunConfig) -> str | None:
 def working_on(run: Run) -> Iterator[None]:
     """Hold a run while its steps are made, and see to its end.
 
-    Bad input leaves the store as it was. A signal, or trouble with the disk, leaves the run in staging, to be
-    resumed. Anything else is a failure for good: the run is committed as failed, with what it has.
+    Bad input leaves the store as it was. A signal, trouble with the disk, or a store that disappeared leaves the run
+    in staging, to be resumed. Anything else is a failure for good: the run is committed as failed, with what it has.
 
     Raises:
         LockedError: another process holds the run.
     """
     with locks.held(run.folder), tearing():
+        _ = run.config  # read while it is there: the advice on how to resume depends on it
         try:
             yield
         except KeyboardInterrupt as error:
             raise _as_stopped(run, error) from error
         except Exception as error:
-            if not run.folder.is_dir():
-                raise StoreError(
-                    f"{run.folder} is gone in the middle of the run; bring the store back"
-                ) from error
-            told = _as_told(run, error)
+            if _is_committed(run):  # whatever failed after that, the run itself is complete
+                raise
+            told = presence.gone(run.folder) or _as_told(run, error)
             _see_to_the_end(run, told)
             if told is error:
                 raise
             raise told from error
+
+
+def _is_committed(run: Run) -> bool:
+    """Return whether the run was committed and cleared from staging."""
+    if run.folder.is_dir():
+        return False
+    try:
+        return run.run_id in Store(run.store).committed()
+    except StoreError:
+        return False
 
 
 def _as_stopped(run: Run, error: KeyboardInterrupt) -> Interrupted:

@@ -4,10 +4,6 @@ Inside nnbuild softmax stands outside the model. A server has no outside, so it 
 copy that is never trained: the logits stay what they are, beside the probabilities.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ from nnbuild.errors import ConfigError, ContractError
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.store import Store
-from nnbuild.store.files import explained, make_folder, move_folder, write_bytes
+from nnbuild.store.outputs import output_folder, require_new, write_output
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
 FORMATS = ("savedmodel", "onnx")
@@ -44,16 +40,15 @@ def export_run(
         The target.
 
     Raises:
-        ConfigError: an unknown format, a target that exists, or a run without a temperature.
-        StoreError: there is no such run, or the target cannot be written.
+        ConfigError: an unknown format, or a run without a temperature.
+        OutputError: The target exists, or cannot be written.
+        StoreError: There is no such run, or the target is in the store.
         ContractError: the model was changed, or never exported to ONNX.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
-    if target.exists():
-        raise ConfigError(
-            f"{target} exists; give a new {'file' if format == 'onnx' else 'folder'} as --output"
-        )
+    target = store.require_outside(target)
+    require_new(target)
     engine = "auto" if format == "onnx" else "keras"
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
     if format == "onnx" and model.engine != "onnx":
@@ -63,12 +58,10 @@ def export_run(
     if calibrated and model.temperature is None:
         raise ConfigError(f"--calibrated: run {run_id} has no temperature; leave it away")
     temperature = (model.temperature or 1.0) if calibrated else 1.0
-    with explained(f"write {target}"):
-        make_folder(target.absolute().parent)
     if format == "onnx":
-        write_bytes(target, with_probabilities(model.content, temperature))
+        write_output(target, with_probabilities(model.content, temperature))
     else:
-        _write_savedmodel(model, target.absolute(), temperature)
+        _write_savedmodel(model, target, temperature)
     return target
 
 
@@ -108,8 +101,8 @@ def _write_savedmodel(found: ScoringModel, target: Path, temperature: float) -> 
     from nnbuild.backend import keras, quiet, tf
     from nnbuild.models import load_model
 
-    with _aside(target) as aside:
-        path = aside / "model.keras"
+    with output_folder(target) as folder:
+        path = folder / "model.keras"
         path.write_bytes(found.content)
         model = load_model(path, found.digest, model_name=found.factory)
         path.unlink()
@@ -129,16 +122,4 @@ def _write_savedmodel(found: ScoringModel, target: Path, temperature: float) -> 
             archive.add_endpoint("serving_default", probabilities, input_signature=signature)
             archive.add_endpoint(PROBABILITIES, probabilities, input_signature=signature)
             archive.add_endpoint(LOGITS, logits, input_signature=signature)
-            archive.write_out(str(aside / "saved"), verbose=False)
-        move_folder(aside / "saved", target)
-
-
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A folder on the same disk, gone afterwards."""
-    with explained(f"write {target}"):
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            archive.write_out(str(folder), verbose=False)

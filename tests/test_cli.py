@@ -114,11 +114,11 @@ def test_a_table_is_not_squeezed(capfd, monkeypatch, terminal):
 
 
 def test_an_empty_store_is_no_error(capfd, tmp_path):
+    Store(tmp_path / "new").create()
     for command in ("runs", "history"):
-        shown = call(capfd, command, "--store", tmp_path / "none")
+        shown = call(capfd, command, "--store", tmp_path / "new")
         assert shown.code == 0
         assert "nnbuild run" in shown.out
-    assert not (tmp_path / "none").exists()
 
 
 def test_doctor_looks_at_store_packages_and_data(capfd, tmp_path):

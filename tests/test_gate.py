@@ -139,6 +139,7 @@ def test_rollback_and_promote(capfd, gated_runs):
 
 
 def test_there_is_nothing_to_roll_back_in_an_empty_store(capfd, tmp_path):
+    Store(tmp_path / "store").create()
     outcome = call(capfd, "rollback", "--store", tmp_path / "store")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "no champion" in outcome.err

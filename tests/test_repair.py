@@ -3,6 +3,7 @@
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from command_line import call, tree_digest
@@ -11,6 +12,7 @@ from nnbuild.errors import LockedError, StoreError
 from nnbuild.repair import repair
 from nnbuild.runs import open_run, retrain, working_on
 from nnbuild.store import Store
+from nnbuild.store.names import temporary_name
 
 NOW = datetime.now(UTC)
 
@@ -92,8 +94,8 @@ def test_what_nobody_can_go_on_with_is_cleared(store, small_config):
     (waiting.folder / "run.json").write_text("{")
     job = found.root / "staging" / f"score-{waiting.run_id}"
     job.mkdir()
-    aside = found.root / "staging" / ".abc.history.parquet"
-    young = found.root / ".xyz.champion.json"
+    aside = found.root / "staging" / temporary_name("history.parquet")
+    young = found.root / temporary_name("champion.json")
     for path in (aside, young):
         path.write_bytes(b"half")
     old = (NOW - timedelta(hours=2)).timestamp()
@@ -103,6 +105,153 @@ def test_what_nobody_can_go_on_with_is_cleared(store, small_config):
     assert not job.exists()
     assert not aside.exists()
     assert young.exists()
+
+
+USERS_FILES = (
+    ".gitlab-ci.yml",
+    ".env.production",
+    ".a.b",
+    ".nnbuild-notes.txt",
+    ".nnbuild-0123456789ab",
+    ".nnbuild-0123456789AB.txt",
+    ".abcdefgh.champion.json",
+    "notes.tmp",
+)
+PLACES = (".", "src", "staging", "tables", "tables/runs", "runs", "datasets/mine", "src/staging")
+
+
+def with_users_files(root):
+    """Files and folders of the user's of every kind, everywhere, and an hour old."""
+    old = (NOW - timedelta(days=2)).timestamp()
+    for place in PLACES:
+        folder = root / place
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in USERS_FILES:
+            (folder / name).write_text("mine")
+        (folder / ".z.d").mkdir()
+        (folder / ".z.d" / ".x.y").write_text("mine")
+        (folder / "score-card").mkdir()
+        (folder / temporary_name("link")).symlink_to(root / ".env.production")
+        os.mkfifo(folder / temporary_name("pipe"))
+        (folder / ".nnbuild-0123456789ab.folder").mkdir()
+        (folder / ".nnbuild-0123456789ab.folder" / "mine").write_text("mine")
+    (root / "src" / temporary_name("x")).write_text("mine")  # a folder that nnbuild never writes in
+    for path in root.rglob("*"):
+        os.utime(path, (old, old), follow_symlinks=False)
+
+
+def listing(root):
+    """Every path with its kind and content."""
+    return {
+        str(path.relative_to(root)): (
+            path.lstat().st_mode,
+            path.read_bytes() if path.is_file() else None,
+        )
+        for path in root.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_repair_of_no_store_is_refused(capfd, tmp_path, options):
+    with_users_files(tmp_path)
+    before = listing(tmp_path)
+    outcome = call(capfd, "doctor", "--repair", *options, "--store", tmp_path)
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert "store.json" in outcome.err
+    assert listing(tmp_path) == before
+
+
+def test_repair_keeps_the_users_files(store):
+    found, _ = store
+    with_users_files(found.root)
+    before = listing(found.root)
+    assert repair(found, NOW) == []
+    assert listing(found.root) == before
+
+
+def test_repair_follows_no_links(store, tmp_path):
+    found, _ = store
+    outside = tmp_path / "outside"
+    (outside / "runs").mkdir(parents=True)
+    leftover = outside / "runs" / temporary_name("x.json")
+    leftover.write_text("mine")
+    os.utime(leftover, (0, 0))
+    (found.root / "tables" / "link").symlink_to(outside)
+    (found.root / "quarantine").symlink_to(outside / "runs")
+    (found.root / "staging" / "20260101T000000000Z-abcdef").symlink_to(outside / "runs")
+    (found.root / "staging" / "score-20260101T000000000Z-abcdef").symlink_to(outside / "runs")
+    assert repair(found, NOW) == []
+    assert leftover.exists()
+
+
+def accident(store, run_id, small_config):
+    """A store in which every action has something to do."""
+    shutil.rmtree(store.partition("runs", run_id))
+    open_run(small_config, store.root)
+    unreadable = open_run(small_config, store.root)
+    (unreadable.folder / "run.json").write_text("{")
+    (store.root / "staging" / f"score-{run_id}").mkdir()
+    leftover = store.root / "runs" / run_id / temporary_name("report.html")
+    leftover.write_text("half")
+    os.utime(leftover, (0, 0))
+
+
+def test_a_dry_run_lists_the_same_and_changes_nothing(capfd, store, small_config):
+    found, run_id = store
+    accident(found, run_id, small_config)
+    before = listing(found.root)
+    given = ("doctor", "--repair", "--store", found.root)
+    dry = call(capfd, *given, "--dry-run")
+    assert dry.code == 0
+    assert listing(found.root) == before
+    dry_json = call(capfd, *given, "--dry-run", "--json").json
+    assert dry_json["dry_run"]
+    assert {each["action"] for each in dry_json["findings"]} == {"clear", "keep", "rebuild"}
+    assert listing(found.root) == before
+    assert call(capfd, *given).out == dry.out
+    assert found.committed() == [run_id]
+    assert [each.action for each in repair(found, NOW)] == ["keep"]
+
+
+def test_a_dry_run_alone_is_refused(capfd, store):
+    outcome = call(capfd, "doctor", "--dry-run", "--store", store[0].root)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "--repair" in outcome.err
+
+
+def test_a_repair_that_fails_says_what_was_made(capfd, store, small_config, monkeypatch):
+    found, run_id = store
+    accident(found, run_id, small_config)
+    real = shutil.rmtree
+
+    def failing(path, *arguments, **named):
+        if "score-" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", failing)
+    outcome = call(capfd, "doctor", "--repair", "--store", found.root)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert f"staging/score-{run_id} (1 of 4 repairs were made)" in outcome.err
+    assert "rebuild" in outcome.out
+
+
+def test_repair_of_a_workshop_keeps_the_users_files(s3_store, small_config):
+    run = open_run(small_config, s3_store)
+    found = Store(s3_store)
+    with_users_files(found.workshop)
+    leftover = run.folder / temporary_name("run.json")
+    leftover.write_text("half")
+    os.utime(leftover, (0, 0))
+    copy = found.workshop / "datasets" / "digits" / temporary_name("digest")
+    copy.mkdir(parents=True)
+    os.utime(copy, (0, 0))
+    before = listing(found.workshop)
+    done = {each.path for each in repair(found, NOW) if each.action == "clear"}
+    left = {name: each for name, each in before.items() if not name.startswith(tuple(done))}
+    assert {f"staging/{run.run_id}/{leftover.name}", f"datasets/digits/{copy.name}"} <= done
+    assert all(Path(each).name.startswith(".nnbuild-") for each in done)
+    assert listing(found.workshop) == left
 
 
 def test_the_command(capfd, store):

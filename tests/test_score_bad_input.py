@@ -308,9 +308,10 @@ def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
 
 
 def test_without_a_champion_nothing_is_scored(capfd, tmp_path):
+    Store(tmp_path / "store").create()
     outcome = call(
         capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", tmp_path / "store"
     )
     assert outcome.code == 2
     assert "has no champion yet" in outcome.err
-    assert not (tmp_path / "store").exists()
+    assert not any((tmp_path / "store" / "staging").iterdir())

@@ -11,7 +11,7 @@ _SHOWN = ("run_id", "previous", "by", "at")
 
 def champion(root: str | None, *, as_json: bool) -> None:
     """Show the champion and the changes that led to it, the newest first."""
-    store = Store(root)
+    store = Store.open(root)
     changes = [each.model_dump(mode="json") for each in reversed(pointer.history(store))]
     if as_json:
         print_json(
@@ -29,7 +29,7 @@ def promote(run_id: str, root: str | None, *, as_json: bool) -> None:
     Raises:
         StoreError: it is not committed, failed, or is the champion already.
     """
-    store = Store(root)
+    store = Store.open(root)
     before = pointer.current(store)
     if require_run_id(run_id) == before:
         raise StoreError(f"run {run_id} is the champion already; see `nnbuild champion`")
@@ -42,7 +42,7 @@ def rollback(root: str | None, *, as_json: bool) -> None:
     Raises:
         StoreError: there is none to go back from.
     """
-    store = Store(root)
+    store = Store.open(root)
     _told(store, pointer.rollback(store), as_json=as_json)
 
 

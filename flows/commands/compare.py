@@ -7,18 +7,20 @@ from nnbuild.across import compare as compared
 from nnbuild.report.across import comparison_page
 from nnbuild.report.words import on_pair
 from nnbuild.store import Store
-from nnbuild.store.files import write_bytes
+from nnbuild.store.outputs import is_stdout, write_output
 
 
 def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json: bool) -> None:
     """Compare; print one row a figure, one column a run, and a sentence on each but the first."""
-    store = Store(root)
+    store = Store.open(root)
     rows = compared(store, run_ids)
     if html is not None:
         histories = {run_id: store.read_table("history", run_id) for run_id in run_ids}
-        write_bytes(store.require_outside(html), comparison_page(rows, histories).encode())
+        write_output(store.require_outside(html), comparison_page(rows, histories).encode())
     if as_json:
         print_json({"store": str(store.root), "runs": [jsonable(row) for row in rows]})
+        return
+    if html is not None and is_stdout(html):  # the page alone, so that it can be piped
         return
     names = [name for name in rows[0] if name != "run_id"]
     turned = [{"figure": name, **{row["run_id"]: row[name] for row in rows}} for name in names]

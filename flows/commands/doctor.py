@@ -117,9 +117,8 @@ def _store(root: str | None) -> Iterator[Finding]:
         [each.run_id for each in store.unfinished() if not each.held],
     )
     enough = "ok" if room > _ENOUGH_BYTES else "fails"
-    yield Finding(
-        "store", enough, f"{store.root} is writable, {room / 2**30:.1f} GiB free, {runs} runs"
-    )
+    held = f"{runs} runs" if store.exists() else "no store there yet"
+    yield Finding("store", enough, f"{store.root} is writable, {room / 2**30:.1f} GiB free, {held}")
     if waiting:
         yield Finding(
             "unfinished", "note", f"{', '.join(waiting)}; go on by nnbuild run --resume RUN_ID"

@@ -18,7 +18,7 @@ def export(
 ) -> None:
     """Export, and say where it is."""
     target = output or Path(f"{run_id}.onnx" if format == "onnx" else f"{run_id}-savedmodel")
-    path = export_run(Store(root), run_id, target, format, calibrated=calibrated).absolute()
+    path = export_run(Store.open(root), run_id, target, format, calibrated=calibrated).absolute()
     if as_json:
         print_json(
             {"run_id": run_id, "format": format, "calibrated": calibrated, "output": str(path)}

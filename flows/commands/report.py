@@ -9,7 +9,7 @@ from nnbuild.store import Store
 
 def report(run_id: str, root: Path | str | None, *, as_json: bool) -> None:
     """Write a committed run's report again, and say where it is."""
-    path = rebuild(Store(root), run_id)
+    path = rebuild(Store.open(root), run_id)
     if as_json:
         print_json({"run_id": run_id, "report": str(path), "bytes": path.stat().st_size})
     else:

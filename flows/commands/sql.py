@@ -17,6 +17,7 @@ from nnbuild.errors import ConfigError, NnbuildError
 from nnbuild.runtime.memory import memory_growth_limited
 from nnbuild.signals import interrupted, tearing
 from nnbuild.store import Store
+from nnbuild.store.outputs import is_stdout
 from nnbuild.store.query import Answer, Limits
 from nnbuild.store.query_output import write_parquet
 
@@ -48,13 +49,14 @@ def sql(statement: str, root: str | None, form: Form, limits: Limits) -> None:
     """
     if form.csv + form.as_json + (form.parquet is not None) > 1:
         raise ConfigError("--csv, --parquet and --json exclude each other; give one of them")
-    store = Store(root)
+    store = Store.open(root)
     target = form.parquet and store.require_outside(form.parquet)
     answer = Answer(store, statement, limits)
     growth = memory_growth_limited(limits.memory_bytes + _BESIDE_DUCKDB)
     with _ending(answer, limits), growth, answer:
         if target is not None:
-            print_line(f"{form.parquet}  {write_parquet(answer, target):,} rows")
+            rows = write_parquet(answer, target)
+            print_line(f"{form.parquet}  {rows:,} rows", sys.stderr if is_stdout(target) else None)
         elif form.csv:
             _print_csv(answer)
         elif form.as_json:

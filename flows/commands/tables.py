@@ -25,7 +25,7 @@ _SHOWN = (
 
 def runs(root: str | None, *, as_json: bool) -> None:
     """List committed runs and, below them, those in staging with the epochs so far."""
-    store = Store(root)
+    store = Store.open(root)
     committed = store.read_table("runs").to_pylist()
     waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished()]
     if as_json:
@@ -55,7 +55,7 @@ def _unfinished(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
 
 def history(run_ids: list[str], root: str | None, *, wide: bool, csv: bool, as_json: bool) -> None:
     """Show the history of some runs, or of all; the epochs so far of those that are unfinished."""
-    store = Store(root)
+    store = Store.open(root)
     if run_ids:
         table = pa.concat_tables([_history_of(store, run_id) for run_id in run_ids])
     else:

@@ -7,7 +7,7 @@ from nnbuild.across import drift_by_job
 from nnbuild.across import trends as over_time
 from nnbuild.report.across import trends_page
 from nnbuild.store import Store
-from nnbuild.store.files import write_bytes
+from nnbuild.store.outputs import is_stdout, write_output
 
 _OF_RUNS = {
     "run_id": "run",
@@ -31,16 +31,18 @@ _OF_JOBS = {
 
 def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:
     """Show the runs that succeeded, oldest first, and the drift of what was scored."""
-    store = Store(root)
+    store = Store.open(root)
     rows, jobs = over_time(store), drift_by_job(store)
     if html is not None:
-        write_bytes(store.require_outside(html), trends_page(rows, jobs).encode())
+        write_output(store.require_outside(html), trends_page(rows, jobs).encode())
     if as_json:
         shown = {
             "runs": [jsonable(row) for row in rows],
             "scoring_jobs": [jsonable(job) for job in jobs],
         }
         print_json({"store": str(store.root), **shown})
+        return
+    if html is not None and is_stdout(html):  # the page alone, so that it can be piped
         return
     marked = [row | {"promoted": "yes" if row["promoted"] else None} for row in rows]
     print_table(marked, _OF_RUNS, f"no runs in {store.root} yet; begin one by `nnbuild run`")

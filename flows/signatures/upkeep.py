@@ -20,6 +20,9 @@ def doctor(
         list[str] | None,
         typer.Option(metavar="ID", help="With --repair: give up what waits to be resumed."),
     ] = None,
+    dry_run: Annotated[  # noqa: FBT002
+        bool, typer.Option("--dry-run", help="With --repair: only list what would be done.")
+    ] = False,
     store: Store = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
@@ -27,8 +30,10 @@ def doctor(
     if repair or discard:
         from flows.commands import repair as mending
 
-        mending.repair(store, discard or [], as_json=as_json)
+        mending.repair(store, discard or [], dry_run=dry_run, as_json=as_json)
         return
+    if dry_run:
+        raise typer.BadParameter("it applies to --repair only", param_hint="--dry-run")
     from flows.commands import doctor as command
 
     command.doctor(store, data_dir, as_json=as_json)

@@ -12,6 +12,7 @@ from nnbuild.data.tables import read_dataset
 from nnbuild.errors import DataError, StoreError, one_line
 from nnbuild.report.page import render
 from nnbuild.store.files import write_bytes, write_json
+from nnbuild.store.outputs import write_output
 from nnbuild.store.store import Store
 
 _TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
@@ -32,7 +33,7 @@ def rebuild(store: Store, run_id: str) -> Path:
     manifest = store.manifest(run_id)
     page = _page(store, manifest, run_id).encode()
     path = store.root / "runs" / run_id / "report.html"
-    write_bytes(path, page)
+    (write_bytes if store.is_remote else write_output)(path, page)
     _record(manifest, path, page)
     return path
 

@@ -57,6 +57,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     """
     require_brightness(job, shards)
     store, partition = job.store, f"score_id={job.score_id}"
+    store.require()
     claims.require_unscored(job)
     output = _output(job)
     manifest = _manifest(job, shards, output, now or datetime.now(UTC))

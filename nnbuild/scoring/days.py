@@ -23,7 +23,7 @@ from nnbuild.scoring import claims
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.drifting import Compared
 from nnbuild.scoring.models import resolve_model
-from nnbuild.scoring.opening import scored_before
+from nnbuild.scoring.opening import require_outside, scored_before
 from nnbuild.scoring.partitions import Partition, is_there, partitions
 from nnbuild.scoring.whole import score
 from nnbuild.signals import caught
@@ -101,6 +101,8 @@ def backfill(
             f"nothing to score from {first} to {last}: there is no {days[0].config.input}, nor any other"
         )
     _require_outputs(store, there)
+    if (output := days[0].config.output) is not None:  # now, and not as a failure of each day
+        require_outside(store, output)
     model = resolve_model(store, config).run_id
     shared = {"threads": config.threads or max(1, processors() // at_once)}
     found = {

@@ -68,6 +68,7 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
             raise ConfigError(
                 "--digest is for a model file; the digest of a run's model is in its manifest"
             )
+        store.require()
         return _of_run(
             store,
             champion.require(store) if config.model == CHAMPION else config.model,

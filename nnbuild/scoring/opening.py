@@ -23,6 +23,8 @@ from nnbuild.store import Store, locks
 from nnbuild.store.files import explained, read_json, write_json
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.names import is_run_id, new_run_id
+from nnbuild.store.outputs import require_new_folder
+from nnbuild.store.remote import is_url, open_root
 
 
 def open_job(
@@ -63,9 +65,14 @@ def open_job(
     )
     if (score_id := _waiting(job)) is not None:
         return replace(resume_job(score_id, root), once=once)
+    if config.output is not None:
+        require_outside(store, config.output)
     claims.require_unclaimed(job)
     if config.output is None:
         require_known_types(store, source.schema())
+    elif not is_url(config.output):
+        require_new_folder(Path(config.output).absolute())
+    store.create()
     # The evidence for the scale of floats is looked for once; whoever makes a shard recalls it.
     write_json(job.folder / "job.json", _record(job) | {"pixel_scales": source.scales()})
     return job
@@ -133,7 +140,7 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
     Raises:
         StoreError: it does not wait, or its model or its input have changed.
     """
-    store = Store(root)
+    store = Store.open(root)
     path = staging(store, score_id) / "job.json"
     if score_id in store.scored():
         raise StoreError(f"scoring job {score_id} is committed, there is nothing to resume")
@@ -205,3 +212,12 @@ def _record(job: Job) -> dict[str, Any]:
         "input": job.identity,
         "code_version": machine.code_version(),
     }
+
+
+def require_outside(store: Store, output: str) -> Path:
+    """Return the folder that a job's rows go to, local or remote, unless it is in the store.
+
+    Raises:
+        StoreError: The folder is in the store, or holds it.
+    """
+    return store.require_outside(open_root(output) if is_url(output) else Path(output).absolute())

@@ -10,6 +10,7 @@ from nnbuild.data.options import ReadOptions
 from nnbuild.data.sources import default_cache, load
 from nnbuild.results import Check, CheckedData, LoadedData
 from nnbuild.steps.once import once
+from nnbuild.store.files import make_folder
 from nnbuild.store.run import Run
 from nnbuild.store.store import Store
 
@@ -43,6 +44,7 @@ def load_data(
     if not store.has_dataset(dataset.name, dataset.digest):
         folder = staged_dataset(run)
         place = run.relative(folder)
+        make_folder(folder)  # which refuses to bring back a store that disappeared
         tables.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return LoadedData(

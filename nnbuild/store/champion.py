@@ -181,8 +181,14 @@ def rollback(store: Store, *, now: datetime | None = None) -> Change:
 
 @contextmanager
 def locked(store: Store) -> Iterator[None]:
-    """Let one process of this machine at a time change the pointer."""
-    make_folder(store.workshop)
+    """Let one process of this machine at a time change the pointer.
+
+    Raises:
+        StoreError: There is no store.
+    """
+    store.require()
+    if store.is_remote:
+        make_folder(store.workshop)
     path = store.workshop / ".champion.lock"
     with explained(f"lock {path}"):
         file = path.open("a")

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nnbuild import faults, schemas
+from nnbuild.store import presence
 from nnbuild.store.files import (
     explained,
     file_digest,
@@ -88,6 +89,8 @@ def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> N
         if source.exists():
             move_folder(source, target)
             faults.point(f"commit:{target.parent.name}")
+    # What is not in staging was moved before; unless the store disappeared, and everything with it.
+    presence.require(run.folder)
 
 
 def staged_row(run: Run) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild.errors import StoreError, one_line
+from nnbuild.store import presence
+from nnbuild.store.names import temporary_name
 from nnbuild.store.remote import is_remote, upload_folder
 
 _MENDS = {
@@ -76,11 +79,24 @@ def sync_file(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, and flush each to the disk."""
-    missing = [folder, *folder.parents]
-    for parent in reversed([each for each in missing if not each.exists()]):
+    """Create a folder and its missing parents, and flush each to the disk.
+
+    Raises:
+        StoreGoneError: The folder is below a store that disappeared during the work on it.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    # After the search: a store that is there now is not among the missing, so it is never created.
+    presence.require(folder)
+    for parent in reversed(missing):
         parent.mkdir(exist_ok=True)
         sync_folder(parent.parent)
+
+
+def create_beside(path: Path) -> Path:
+    """Create an empty file in the same folder, to be renamed to `path`; its mode follows the umask."""
+    temporary = path.with_name(temporary_name(path.name))
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    return temporary
 
 
 @contextmanager
@@ -91,13 +107,10 @@ def written(path: Path) -> Iterator[Path]:
     """
     with explained(f"write {path}"):
         make_folder(path.parent)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f".{path.name}")
-        os.close(descriptor)
-        aside = Path(name)
+        aside = create_beside(path)
         try:
             yield aside
             sync_file(aside)
-            aside.chmod(0o644)
             aside.replace(path)
             sync_folder(path.parent)
         finally:
@@ -129,8 +142,11 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
     Raises:
         StoreError: it cannot be read, is larger, or is no JSON.
     """
-    with explained(f"read {path}"), path.open("rb") as file:
-        content = file.read(most + 1)
+    with explained(f"read {path}"):
+        if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
+            raise StoreError(f"{path} is not a regular file; restore it from a copy")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
     if len(content) > most:
         raise StoreError(
             f"{path} is larger than {most} bytes, expected a small JSON file; restore it from a copy"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from nnbuild.errors import LockedError
+from nnbuild.store import presence
 from nnbuild.store.files import explained
 
 _HELD = "lock"
@@ -66,7 +67,7 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the run in this staging folder.
+    """Hold the run in this staging folder, and watch that its store does not disappear.
 
     Raises:
         LockedError: a living process holds it; the message names its pid and host.
@@ -84,7 +85,8 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(_me()).encode())
         file.flush()
-        yield
+        with presence.watched(folder):
+            yield
 
 
 def holder(path: Path) -> Holder | None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from nnbuild.errors import StoreError
 
 _RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
+_TEMPORARY = re.compile(r"\.nnbuild-[0-9a-f]{12}\..+", re.ASCII | re.DOTALL)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -66,3 +67,18 @@ def require_name(name: str) -> str:
             f"{name!r} cannot be a name in a store; use lower-case letters, digits, dots and dashes"
         )
     return name
+
+
+def temporary_name(name: str) -> str:
+    """Return a new name for a file that will be renamed to `name`, with the same ending.
+
+    No one else gives files such names, so `nnbuild doctor --repair` can tell them from a user's files.
+    """
+    return (
+        f".nnbuild-{secrets.token_hex(6)}.{name[-32:]}"  # the name may be as long as a name can be
+    )
+
+
+def is_temporary_name(name: str) -> bool:
+    """Return whether `temporary_name` made the name."""
+    return _TEMPORARY.fullmatch(name) is not None

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nnbuild.errors import ConfigError
-from nnbuild.store.files import written
+from nnbuild.store.outputs import output_file
 from nnbuild.store.query import Answer
 
 _GROUP_ROWS, _GROUP_BYTES = 131_072, 64 * 2**20
@@ -30,7 +30,7 @@ def write_parquet(answer: Answer, path: Path) -> int:
 
     Raises:
         ConfigError: Parquet has no type for a column, or the query passes a limit.
-        StoreError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     schema = answer.schema
     schema = pa.schema(
@@ -39,10 +39,10 @@ def write_parquet(answer: Answer, path: Path) -> int:
     _require_writable(schema)
     huge = [place for place, field in enumerate(schema) if field.type.equals(_HUGE)]
     tables = (pa.Table.from_batches([batch.rename_columns(schema.names)]) for batch in answer)
-    with written(path) as aside:
+    with output_file(path) as aside:
         if not huge:
             return _write(aside, schema, tables)
-        with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        with tempfile.TemporaryFile(dir=aside.parent) as scratch:
             fitting = set(huge)
             rows = _write(scratch, schema, _watched(tables, fitting))
             for place in fitting:

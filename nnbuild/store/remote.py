@@ -6,12 +6,14 @@ visible whole or not at all.
 
 import hashlib
 import os
+import posixpath
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
 from nnbuild.errors import StoreError
 from nnbuild.runtime.credentials import require_no_credentials
+from nnbuild.store.names import temporary_name
 
 _LOCAL = ("file", "local")
 
@@ -51,6 +53,17 @@ def open_root(url: str) -> Path:
     return cast("Path", path)
 
 
+def overlap(path: Any, root: Any) -> bool:
+    """Return whether one of two remote paths is the other, or in it, with `..` resolved or not."""
+    if type(path.fs) is not type(root.fs):
+        return False
+    places = {path.path.strip("/"), posixpath.normpath(path.path).strip("/")}
+    other = root.path.strip("/")
+    return any(
+        f"{each}/".startswith(f"{other}/") or f"{other}/".startswith(f"{each}/") for each in places
+    )
+
+
 def workshop(url: str) -> Path:
     """Where runs of the store behind a URL are made, on this machine: below `$NNBUILD_WORKSHOP`, or the cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -69,14 +82,15 @@ def upload_folder(source: Path, target: Any) -> None:
 
 
 def fetch_folder(source: Any, target: Path) -> None:
-    """Copy the objects of a folder to the disk; the target appears when it is whole."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    aside.mkdir(parents=True, exist_ok=True)
+    """Copy the objects of a folder into an existing folder; the target appears once it is complete."""
+    aside = target.with_name(temporary_name(target.name))
+    aside.mkdir()
     try:
         for path in source.iterdir():
             source.fs.get_file(path.path, str(aside / path.name))
         aside.rename(target)
-    except FileExistsError:  # another process was quicker
-        return
+    except OSError:
+        if not target.is_dir():  # otherwise another process was quicker
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -104,6 +104,26 @@ class Run:
         """When the run began, UTC."""
         return datetime.fromisoformat(self.record["started_at"]).astimezone(UTC)
 
+    @property
+    def store_id(self) -> str | None:
+        """The id of the store that the run was begun in; None if the run created it, or it had none."""
+        found = self._begun_in.get("id")
+        return found if isinstance(found, str) else None
+
+    @property
+    def created(self) -> list[str]:
+        """What of the store was created for this run, see `Store.create`."""
+        found = self._begun_in.get("created")
+        return found if isinstance(found, list) else []
+
+    @property
+    def _begun_in(self) -> dict[str, Any]:
+        try:
+            found = self.record.get("store")
+        except StoreError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def relative(self, path: Path) -> str:
         """A path as it is written into tables and results: relative to the root."""
         return path.relative_to(self.root).as_posix()
@@ -141,7 +161,9 @@ class Run:
 
     def seconds(self) -> dict[str, float]:
         """How long each finished step took."""
-        steps = sorted((self.folder / "steps").glob("*.json"))
+        steps = sorted(
+            (self.folder / "steps").glob("[!.]*.json")
+        )  # not what a kill left half written
         return {path.stem: float(_read_step(path)["seconds"]) for path in steps}
 
     def digests(self, *names: str) -> dict[str, str]:
@@ -176,8 +198,23 @@ def _read_step(path: Path) -> dict[str, Any]:
     raise StoreError(f"{path} is no record of a step; remove it, and the step is made again")
 
 
-def create(run: Run, config: RunConfig, *, started_at: datetime, flow_run_id: str | None) -> Run:
-    """Open the staging folder of a new run."""
+def create(
+    run: Run,
+    config: RunConfig,
+    *,
+    started_at: datetime,
+    flow_run_id: str | None,
+    store: dict[str, Any],
+) -> Run:
+    """Open the staging folder of a new run.
+
+    Args:
+        run: New run.
+        config: Resolved config.
+        started_at: Aware time of the start.
+        flow_run_id: Prefect's flow run, if there is one.
+        store: The store's `id`, and what of the store was `created` for this run.
+    """
     write_json(
         run.folder / "run.json",
         {
@@ -185,6 +222,7 @@ def create(run: Run, config: RunConfig, *, started_at: datetime, flow_run_id: st
             "started_at": started_at.astimezone(UTC).isoformat(),
             "flow_run_id": flow_run_id,
             "code_version": machine.code_version(),
+            "store": store,
             "config": config.model_dump(mode="json"),
         },
     )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +11,9 @@ from typing import Any
 
 from nnbuild import schemas
 from nnbuild.config import RunConfig
-from nnbuild.errors import StoreError, one_line
-from nnbuild.store import locks, reading, remote
-from nnbuild.store.files import explained, make_folder, read_json, write_json
+from nnbuild.errors import StoreError, StoreGoneError, one_line
+from nnbuild.store import locks, presence, reading, remote
+from nnbuild.store.files import explained, make_folder, read_json, write_bytes, write_json
 from nnbuild.store.manifests import read_manifest
 from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
@@ -80,7 +81,85 @@ class Store:
 
     @property
     def _marker(self) -> Path:
-        return self.root / "store.json"
+        return self.root / presence.MARKER
+
+    @classmethod
+    def open(cls, root: Path | str | None = None) -> "Store":
+        """Open a store that exists.
+
+        Args:
+            root: Its root; the default root if not given.
+
+        Raises:
+            StoreError: There is no store, or it cannot be opened.
+        """
+        store = cls(root)
+        store.require()
+        return store
+
+    def exists(self) -> bool:
+        """Return whether there is a store at the root: its `store.json` says so."""
+        with explained(f"look for store {self.root}"):
+            return self._marker.exists()
+
+    def require(self) -> None:
+        """Refuse to go on without a store.
+
+        Raises:
+            StoreError: There is no store at the root.
+        """
+        if self.exists():
+            return
+        found = (
+            f"it has no {self._marker.name}"
+            if self.is_remote or self.root.exists()
+            else "the folder does not exist"
+        )
+        raise StoreError(
+            f"no store at {self.root}: {found}; check --store, or create a store by `nnbuild run`"
+        )
+
+    @property
+    def id(self) -> str | None:
+        """The id that the store was given when it was created; None if it is older than ids."""
+        marker = read_json(self._marker)
+        found = marker.get("id") if isinstance(marker, dict) else None
+        return found if isinstance(found, str) else None
+
+    def require_same(self, run: Run) -> None:
+        """Refuse to commit a run into another store than the one that it was begun in.
+
+        Raises:
+            StoreError: There is no store.
+            StoreGoneError: There is another one.
+        """
+        self.require()
+        begun_in, found = run.store_id, self.id
+        if None not in (begun_in, found) and begun_in != found:
+            raise StoreGoneError(
+                f"the store at {self.root} has id {found}, run {run.run_id} was begun in {begun_in}; "
+                "bring that store back"
+            )
+
+    def create(self) -> list[str]:
+        """Create the store unless it exists; whether it can be written shows here.
+
+        Returns:
+            What did not exist before, for `discard`: the root (`.`), the marker.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        created: list[str] = []
+        with explained(f"write to store {self.root}"):
+            if not self.is_remote and not self.root.exists():
+                created.append(".")
+            make_folder(self.workshop / "staging")
+            if not self._marker.exists():
+                created.append(self._marker.name)
+                marker = {"schema_version": schemas.SCHEMA_VERSION, "id": uuid.uuid4().hex}
+                write_json(self._marker, marker)
+        return created
 
     def begin(self, config: RunConfig, *, now: datetime, flow_run_id: str | None = None) -> Run:
         """Open a new run in staging.
@@ -93,20 +172,22 @@ class Store:
         Raises:
             StoreError: the store cannot be written.
         """
+        created = self.create()
         with explained(f"write to store {self.root}"):
-            make_folder(self.workshop / "staging")
-            self._mark()
             newest = max(
                 [*self.committed(), *(run.run_id for run in self.unfinished())], default=None
             )
             return create(
-                self._run(new_run_id(now, newest)), config, started_at=now, flow_run_id=flow_run_id
+                self._run(new_run_id(now, newest)),
+                config,
+                started_at=now,
+                flow_run_id=flow_run_id,
+                # Runs that create a store at the same time write its marker over each other's.
+                store={
+                    "id": None if self._marker.name in created else self.id,
+                    "created": created,
+                },
             )
-
-    def _mark(self) -> None:
-        """Write down the schema version, if it is not there: whether the store can be written shows here."""
-        if not self._marker.exists():
-            write_json(self._marker, {"schema_version": schemas.SCHEMA_VERSION})
 
     def _run(self, run_id: str) -> Run:
         return Run(self.workshop, run_id, str(self.root) if self.is_remote else None)
@@ -139,22 +220,30 @@ class Store:
         return None
 
     def discard(self, run: Run) -> None:
-        """Remove a run from staging, and what was made for it of a store that is otherwise empty."""
-        self.discard_folder(run.folder)
+        """Remove a run from staging, and the store if it was created for this run and is empty."""
+        self.discard_folder(run.folder, run.created)
 
-    def discard_folder(self, folder: Path) -> None:
-        """Remove a folder of staging, and what was made for it of a store that is otherwise empty."""
+    def discard_folder(self, folder: Path, created: Sequence[str] = ()) -> None:
+        """Remove a folder of staging, and the store if it was created for it and is empty.
+
+        Args:
+            folder: Folder of `staging/`.
+            created: What `create` returned. A root that existed before is never removed.
+        """
         shutil.rmtree(folder, ignore_errors=True)
-        if not self.root.exists():
+        if self._marker.name not in created or not self.root.exists():
             return
-        if {path.name for path in self.root.iterdir()} - {"staging"} != {self._marker.name}:
+        if self.committed() or self.scored():
             return
         try:
             folder.parent.rmdir()
+            marker = self._marker.read_bytes()
             self._marker.unlink()
-            if not self.is_remote:  # where there are no objects, there is no folder
+            if folder.parent.exists():  # another run has begun in the meantime
+                write_bytes(self._marker, marker)
+            elif "." in created:
                 self.root.rmdir()
-        except OSError:  # another run has begun in the meantime
+        except OSError:  # another run is in progress, or the user keeps files here
             return
 
     def committed(self) -> list[str]:
@@ -210,21 +299,34 @@ class Store:
         folder = self.workshop / self.dataset_name(name, digest)
         if self.is_remote and not folder.is_dir():
             with explained(f"fetch dataset {name} from {self.root}"):
+                make_folder(folder.parent)
                 remote.fetch_folder(self.dataset_folder(name, digest), folder)
         return folder
 
     def require_outside(self, path: Path) -> Path:
-        """The absolute path of a file that is to be written for a reader, which no file of the store may be.
+        """Refuse to write a user's file or folder into the store, by whatever way its path leads there.
+
+        Args:
+            path: Local, in which a leading `~` is the home folder, or a path of universal_pathlib.
+
+        Returns:
+            The path to write to.
 
         Raises:
-            StoreError: it is in the store.
+            StoreError: The path is the store, in the store, or a folder that holds the store.
         """
-        wanted = path.expanduser().resolve()
-        if not self.is_remote and wanted.is_relative_to(self.root):
+        if remote.is_remote(path):
+            overlaps = self.is_remote and remote.overlap(path, self.root)
+        else:
+            if "\0" in str(path):
+                raise StoreError(f"{str(path)!r} holds a NUL character, expected a path")
+            path = Path(os.path.expanduser(path))  # noqa: PTH111  (it leaves an unknown ~user alone)
+            overlaps = _overlap(path, self.workshop)  # the root, or what of a remote one is here
+        if overlaps:
             raise StoreError(
-                f"{path} is in the store {self.root}, whose files are not written over; give another file"
+                f"{path} is in the store {self.root} or holds it; give a path outside the store"
             )
-        return wanted
+        return path
 
     def manifest(self, run_id: str) -> dict[str, Any]:
         """Everything that explains a committed run.
@@ -267,3 +369,19 @@ class Store:
                 schema version.
         """
         return reading.read_table(self, name, run_id, columns)
+
+
+def _overlap(path: Path, root: Path) -> bool:
+    """Return whether one of two local paths is the other, or in it."""
+    wanted = Path(os.path.realpath(path))
+    return root.is_relative_to(wanted) or any(
+        _is_same(each, root) for each in (wanted, *wanted.parents)
+    )
+
+
+def _is_same(path: Path, root: Path) -> bool:
+    """Return whether two paths lead to the same folder; a bind mount is seen as such, too."""
+    try:
+        return path == root or path.samefile(root)
+    except OSError:
+        return False

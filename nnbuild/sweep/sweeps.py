@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from nnbuild import committing
 from nnbuild.config import SWEEP_ID
-from nnbuild.errors import ConfigError, InputError, StoreError
+from nnbuild.errors import ConfigError, InputError, StoreError, StoreGoneError
 from nnbuild.store import Run, Store, locks
 from nnbuild.store.files import explained, make_folder, read_json, write_json
 from nnbuild.store.json_models import problem
@@ -126,6 +126,7 @@ def open_sweep(
     known = _recorded(path) if path.exists() else None
     chosen = config or known
     if chosen is None:
+        store.require()
         raise StoreError(f"no sweep {name} in {store.root}; give --grid or --search to begin it")
     if config is not None and known is not None and known.digest() != config.digest():
         raise ConfigError(
@@ -154,13 +155,16 @@ def working_on(sweep: Sweep) -> Iterator[None]:
         LockedError: another process holds the sweep.
     """
     committing.finish_committed(sweep.store)
+    created = sweep.store.create()
     with explained(f"write to store {sweep.root}"):
         make_folder(sweep.folder)
     with locks.held(sweep.folder):  # whoever does not get it must leave the folder alone
         try:
             write_json(sweep.folder / _RECORD, sweep.config.model_dump(mode="json"))
             yield
+        except StoreGoneError:
+            raise
         except InputError:
             if not sweep.runs():
-                sweep.store.discard_folder(sweep.folder)
+                sweep.store.discard_folder(sweep.folder, created)
             raise

@@ -73,6 +73,7 @@ def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "Watching") -> str:
     known = sweep.runs().get((trial.number, config.seed))
     if known is not None and sweep.waiting(known) is None:
         return known
+    sweep.store.require()  # on a worker, a new run would bring back a store that disappeared
     run = open_run(config, sweep.root, resume=known)
     with working_on(run):
         up_to_the_gate(run, watch)

@@ -1,5 +1,6 @@
 """Keras's callbacks for a config, and what of them must be kept for a run to be resumed exactly."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from nnbuild.backend import keras
 from nnbuild.config import TrainingConfig
 from nnbuild.errors import ConfigError
+from nnbuild.store import presence
 
 # What Keras's own callbacks change while they watch. The rest of them follows from the config.
 _SCALARS = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
@@ -77,8 +79,17 @@ def configured(
             )
         )
     if tensorboard is not None:
-        callbacks.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
+        callbacks.append(_TensorBoard(tensorboard, write_graph=False))
     return callbacks
+
+
+class _TensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
+    """TensorBoard's logs, in a folder that TensorFlow does not create again once it is gone."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the epoch's metrics, unless the store disappeared."""
+        presence.require(Path(self.log_dir))
+        super().on_epoch_end(epoch, logs)
 
 
 def best_epoch(callbacks: list[Any]) -> int | None:

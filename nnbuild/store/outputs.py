@@ -1,0 +1,243 @@
+"""Write the files and folders that a user asked for, outside the store.
+
+A regular file is replaced atomically and keeps its mode; a link stays a link. What is not a regular file is never
+replaced: a device, a pipe or an open descriptor of this process receives the bytes, everything else is refused.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from nnbuild.errors import OutputError
+from nnbuild.store.files import create_beside, move_folder, sync_file, sync_folder
+from nnbuild.store.names import temporary_name
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "raise the quota",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "give a path whose links lead somewhere",
+    errno.EPIPE: "its reader ended before everything was written",
+}
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.ASCII)  # `Path` has made one slash of two
+_DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
+_MOST_LINKS = 40  # as the kernel has it
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what is written there becomes the file at `path`.
+
+    The missing folders above it are created. If the block raises, nothing at `path` has changed.
+
+    Args:
+        path: The file that the user asked for.
+
+    Yields:
+        A temporary path with the same ending.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with _in_one_line(path):
+        if (stream := _stream(path)) is not None:
+            with stream, tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder) / path.name[-32:]
+                yield temporary
+                with temporary.open("rb") as content:
+                    shutil.copyfileobj(content, stream)
+            return
+        target, before = _target(path)
+        temporary = create_beside(target)
+        try:
+            yield temporary
+            if before is not None:
+                _keep_owner_and_mode(temporary, before)
+            sync_file(temporary)
+            temporary.replace(target)
+            sync_folder(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write the file that a user asked for; see `output_file`."""
+    with output_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def require_new(path: Path) -> None:
+    """Refuse a path at which there is something already.
+
+    Raises:
+        OutputError: There is, or the path cannot be looked at.
+    """
+    with _in_one_line(path):
+        if _stat(path) is not None:
+            raise OutputError(f"{path} exists already; give a new path")
+
+
+def require_new_folder(path: Path) -> None:
+    """Refuse a folder that could not be filled later: one that holds something, or cannot be created.
+
+    Raises:
+        OutputError: Saying which.
+    """
+    with _in_one_line(path):
+        status = _stat(path)
+        if status is not None and (not stat.S_ISDIR(status.st_mode) or any(path.iterdir())):
+            raise OutputError(f"{path} holds something already; give a new folder")
+        target = _target_of_link(path)
+        nearest = next(each for each in (target, *target.parents) if each.exists())
+        if not os.access(nearest, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which is moved to `path` when the block ends well.
+
+    Args:
+        path: The new folder that the user asked for.
+
+    Raises:
+        OutputError: The folder exists, or cannot be written.
+    """
+    require_new(path)
+    with _in_one_line(path):
+        target = _new_target(path)
+        temporary = target.with_name(temporary_name(target.name))
+        temporary.mkdir()
+        try:
+            yield temporary
+            if not move_folder(temporary, target):
+                raise OutputError(f"{path} exists already; give a new path")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_stdout(path: Path) -> bool:
+    """Return whether a path leads to this process's standard output, such as `/dev/stdout`."""
+    return _descriptor(path) == (os.getpid(), 1)
+
+
+def _stream(path: Path) -> BinaryIO | None:
+    """Open what takes bytes one after another: None for a regular file, or where there is nothing.
+
+    Raises:
+        OutputError: The path leads to something that cannot be written to.
+    """
+    if (found := _descriptor(path)) is not None:
+        return _descriptor_stream(path, *found)
+    status = _stat(path)
+    if status is None or stat.S_ISREG(status.st_mode):
+        return None
+    if stat.S_ISCHR(status.st_mode):
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
+    if stat.S_ISFIFO(status.st_mode):
+        # Without O_NONBLOCK this would wait for a reader, perhaps for ever.
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            raise OutputError(f"nothing reads from pipe {path}; start its reader first") from error
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "wb")
+    raise _refusal(path, status)
+
+
+def _descriptor_stream(path: Path, process: int, number: int) -> BinaryIO:
+    if process != os.getpid():
+        raise OutputError(
+            f"{path} is open in process {process}, expected a file; give another path"
+        )
+    status = os.fstat(number)
+    if stat.S_ISBLK(status.st_mode) or stat.S_ISDIR(status.st_mode):
+        raise _refusal(path, status)
+    if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OutputError(f"{path} is open for reading only; give a path that can be written")
+    # Not opened again: that would begin at the start of a file that others are writing to, too.
+    return os.fdopen(os.dup(number), "wb")
+
+
+def _refusal(path: Path, status: os.stat_result) -> OutputError:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFBLK: "a block device", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(status.st_mode), "not a regular file")
+    return OutputError(f"{path} is {kind}, expected a file; give another path")
+
+
+def _descriptor(path: Path) -> tuple[int, int] | None:
+    """Return the process and the number of the descriptor that a path such as `/dev/fd/3` names."""
+    place = os.fspath(path)
+    for _ in range(_MOST_LINKS):
+        folder = os.path.realpath(os.path.dirname(place))  # noqa: PTH120
+        name = os.path.basename(place)  # noqa: PTH119
+        if (found := _DESCRIPTORS.fullmatch(folder)) and name.isdigit():
+            return int(found[1]), int(name)
+        here = Path(folder) / name
+        if not here.is_symlink():
+            return None
+        place = os.path.join(folder, here.readlink())  # noqa: PTH118  (it may be absolute)
+    return None
+
+
+def _target(path: Path) -> tuple[Path, os.stat_result | None]:
+    """Return the regular file to replace and its status; None if it does not exist yet."""
+    status = _stat(path)
+    if status is None:
+        return _new_target(path), None
+    target = Path(os.path.realpath(path))
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return target, status
+
+
+def _new_target(path: Path) -> Path:
+    target = _target_of_link(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _target_of_link(path: Path) -> Path:
+    target = Path(os.path.realpath(path))
+    if path.is_symlink() and not target.parent.is_dir():
+        raise OutputError(f"{path} is a link into {target.parent}, which does not exist; create it")
+    return target
+
+
+def _keep_owner_and_mode(temporary: Path, before: os.stat_result) -> None:
+    with suppress(PermissionError):  # only root may give files away
+        os.chown(temporary, before.st_uid, before.st_gid)
+    temporary.chmod(stat.S_IMODE(before.st_mode) & 0o777)  # no set-user-ID bit for new content
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Return the status of what a path leads to, or None if there is nothing."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Turn an operating system's error into one that says what was tried and what to do."""
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r} holds a NUL character, expected a file's path")
+    if _URL.match(str(path)):
+        raise OutputError(f"{path} is a URL, expected a path on this machine")
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "give a path that can be written")
+        reason = error.strerror or " ".join(str(error).split())
+        raise OutputError(f"cannot write {path}: {reason}; {remedy}") from error

@@ -1,0 +1,106 @@
+"""Notice that a store disappeared while work on it is in progress.
+
+Writing a file creates the folders above it, so a run whose store was deleted, moved or unmounted would bring the
+store back, empty. Whoever works in a folder of `staging/` watches it; writing below a watched store that is no
+longer the same is refused.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from nnbuild.errors import StoreGoneError
+
+MARKER = "store.json"
+
+
+class _Watch(NamedTuple):
+    """A folder of `staging/` and its store, as they were when the work began.
+
+    Attributes:
+        folder: The folder that is worked in.
+        root: The local folder that holds `staging/`.
+        open_folder: Descriptor of `folder`.
+        open_root: Descriptor of `root`.
+        marked: Whether the root held a marker.
+    """
+
+    folder: Path
+    root: Path
+    open_folder: int
+    open_root: int
+    marked: bool
+
+
+# What this process works on. Threads share it: the threads of a job write below the same store.
+_watches: list[_Watch] = []
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Watch a folder of `staging/` and its store for as long as the block runs.
+
+    Raises:
+        StoreGoneError: The folder is not there.
+    """
+    root = folder.parent.parent
+    with ExitStack() as opened:
+        # An open descriptor keeps the inode from being given to another folder of the same name.
+        watch = _Watch(
+            folder,
+            root,
+            opened.enter_context(_descriptor(folder)),
+            opened.enter_context(_descriptor(root)),
+            marked=(root / MARKER).exists(),
+        )
+        _watches.append(watch)
+        opened.callback(_watches.remove, watch)
+        yield
+
+
+@contextmanager
+def _descriptor(folder: Path) -> Iterator[int]:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StoreGoneError(f"{folder} disappeared ({error.strerror}); bring it back") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def gone(path: Path) -> StoreGoneError | None:
+    """Return the error to raise if `path` is below a watched store that disappeared, else None."""
+    for watch in tuple(_watches):
+        if not path.is_relative_to(watch.root):
+            continue
+        if not _is_at(watch.root, watch.open_root) or (
+            watch.marked and not (watch.root / MARKER).exists()
+        ):
+            return StoreGoneError(
+                f"the store {watch.root} disappeared during the run (deleted, moved or unmounted); "
+                "bring it back, or give its new place as --store"
+            )
+        if path.is_relative_to(watch.folder) and not _is_at(watch.folder, watch.open_folder):
+            return StoreGoneError(f"{watch.folder} disappeared during the run; bring it back")
+    return None
+
+
+def require(path: Path) -> None:
+    """Refuse to write below a watched store that disappeared.
+
+    Raises:
+        StoreGoneError: The store, or the folder that is worked in, is no longer the one it was.
+    """
+    if (error := gone(path)) is not None:
+        raise error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
