@@ -5,14 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := nnbuild tasks flows tests benchmarks
+# What other projects' releases have broken: Keras's steps and files, ONNX, Arrow, DuckDB, Prefect's flows,
+# its scheduler and its embedded server.
+SHORT_SUITE := tests/test_runs.py tests/test_model_files.py tests/test_exporting.py tests/test_scoring.py \
+	tests/test_readers.py tests/test_flows.py tests/test_work_pool.py tests/test_starting.py
 
-.PHONY: run test lint docs format lock bench soak clean
+.PHONY: run test test-newest lint docs format lock bench soak clean
 
 run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had), score, report
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
 
 test: $(VENV)/installed-test  ## The whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-newest:  ## A short suite with the newest versions that pyproject.toml allows, without the lock
+	rm -rf $(VENV)-newest
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip --disable-pip-version-check --quiet install -e ".[test]"
+	@echo "versions that differ from the lock:"
+	@$(VENV)-newest/bin/python -m pip --disable-pip-version-check list --format freeze | grep -vxFf constraints.txt || true
+	$(VENV)-newest/bin/python -m pytest -n 2 --dist loadfile $(SHORT_SUITE)
 
 lint: $(VENV)/installed-lint  ## Linters and type checks
 	$(BIN)/ruff check $(SOURCES)
@@ -41,7 +53,7 @@ lock:  ## Choose the newest versions that fit pyproject.toml, for Python 3.11 to
 	rm -rf $(VENV)-lock
 
 clean:  ## Remove what was installed and built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and f"nnbuild needs Python 3.11 to 3.13, this is {sys.version.split()[0]}; say make PYTHON=python3.12 ...")'

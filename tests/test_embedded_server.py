@@ -1,0 +1,130 @@
+"""Prefect's surroundings as users have them: each starts, or is one line that says what to do."""
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROGRAM = """
+from flows.embedded_server import EmbeddedServer
+from nnbuild.errors import NnbuildError
+try:
+    with EmbeddedServer() as server:
+        pass
+    print("ready", server.embedded)
+except NnbuildError as error:
+    print(error.exit_code, error)
+"""
+SECONDS = 300  # on a busy machine; none of them waits for anything but a process
+NOBODY = "http://127.0.0.1:9/api"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the server in a process of its own, with these variables; return what it printed."""
+
+    def started(**variables):
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("PREFECT_") and "PROXY" not in name.upper()
+        }
+        environment = inherited | {"PREFECT_HOME": str(tmp_path / "home")} | variables
+        began = time.monotonic()
+        found = subprocess.run(
+            [sys.executable, "-P", "-c", PROGRAM],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            timeout=SECONDS,
+        )
+        assert time.monotonic() - began < SECONDS
+        assert "Traceback" not in found.stderr
+        assert len(found.stdout.splitlines()) == 1, found.stdout
+        return found.stdout
+
+    return started
+
+
+def database(home, content):
+    home.mkdir()
+    if isinstance(content, bytes):
+        (home / "prefect.db").write_bytes(content)
+        return
+    with sqlite3.connect(home / "prefect.db") as connection:
+        connection.executescript(content)
+    connection.close()
+
+
+def test_server_behind_proxies_is_asked_without_them(start, tmp_path):
+    for name in ("json", "queue", "email", "socket"):  # would be imported from the current folder
+        (tmp_path / f"{name}.py").write_text("open('EXECUTED', 'w')")
+    proxy = "http://127.0.0.1:9"
+    printed = start(
+        HTTP_PROXY=proxy,
+        HTTPS_PROXY=proxy,
+        ALL_PROXY="socks5://127.0.0.1:9",
+        PREFECT_SERVER_API_AUTH_STRING="admin:secret",
+    )
+    assert printed == "ready True\n"
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            (
+                "create table alembic_version (version_num varchar(32) not null);"
+                "insert into alembic_version values ('ffffffffffff');"
+            ),
+            "newer Prefect",
+        ),
+        (bytes(range(256)) * 400, "damaged"),
+    ],
+    ids=["newer", "damaged"],
+)
+def test_database_that_cannot_be_used_is_named(start, tmp_path, content, says):
+    database(tmp_path / "home", content)
+    printed = start()
+    assert printed.startswith("2 Prefect's database")
+    assert says in printed
+    assert str(tmp_path / "home" / "prefect.db") in printed
+    assert "PREFECT_HOME" in printed
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"PREFECT_API_URL": NOBODY}, ("PREFECT_API_URL", NOBODY, "refused")),
+        ({"PREFECT_API_URL": "foo"}, ("PREFECT_API_URL", "foo")),
+        ({"PREFECT_HOME": "/proc/nope"}, ("PREFECT_HOME", "/proc/nope")),
+        (
+            {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"},
+            ("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "PREFECT_API_URL"),
+        ),
+        ({"PREFECT_LOGGING_LEVEL": "banana"}, ("Prefect's settings", "BANANA", "INFO")),
+        (
+            {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:pass@127.0.0.1:9/d"},
+            ("127.0.0.1", "embedded server", "***"),
+        ),
+    ],
+    ids=["refused", "no-url", "home", "not-allowed", "setting", "postgres"],
+)
+def test_surroundings_that_cannot_be_used_are_one_line(start, variables, says):
+    printed = start(**variables)
+    assert printed.startswith("2 ")
+    assert all(each in printed for each in says), printed
+    assert "pass" not in printed
+
+
+def test_server_that_never_answers_is_given_up(start):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        assert "no answer within" in start(PREFECT_API_URL=url)
