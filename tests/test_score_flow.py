@@ -11,6 +11,8 @@ from prefect.client.schemas.filters import (
 from score_data import ROWS, bad_parquet, files, parquet
 
 import nnbuild
+from flows.overtaking import SKIPPED
+from flows.scheduled_score import scheduled_score
 from flows.score import score
 from nnbuild.errors import (
     AlreadyScoredError,
@@ -70,6 +72,8 @@ def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, pref
             score(config(path, output=output), str(store.root))
         with pytest.raises(LockedError, match="is writing there"):
             score(config(path, output=output, top_k=1), str(store.root))
+        skipped = scheduled_score(config(path, output=output), str(store.root), return_state=True)
+        assert (skipped.name, job.score_id in skipped.message) == (SKIPPED, True)
         commit_job(job, jobs.score_input(job))
     with pytest.raises(AlreadyScoredError):
         score(config(path, output=output), str(store.root), once=True)
