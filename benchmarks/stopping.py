@@ -1,8 +1,9 @@
-"""How long a fit goes on when it is told to stop: by SIGTERM, by a cancel in Prefect's UI, and when `nnbuild serve` stops.
+"""Measure how long a fit runs on after SIGTERM, a cancel in Prefect's UI, or a stop of `serve`.
 
-Each is done to a scheduled run on a real server; the next one has to resume the same run, and begin another one after a
-cancel. Printed are the seconds until the run is let go of, its checkpoint written, and those until its row is in a final
-state. The exit code is 1 if one is above five, or if the next run was not the one that it has to be.
+Each is done to a scheduled run on a real server; the next one has to resume the same run, and begin
+another one after a cancel. Printed are the seconds until the run is let go of, its checkpoint
+written, and those until its row is in a final state. The exit code is 1 if one is above five, or if
+the next run was not the one that it has to be.
 
     python benchmarks/stopping.py [--dataset mnist] [--model convnet]
 """

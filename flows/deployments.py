@@ -112,11 +112,12 @@ async def _serve(deployments: Sequence[Any]) -> int | None:
 
 
 def replace_schedules(client: Any, deployment: Any) -> None:
-    """Have the server forget the schedules that a deployment no longer has, when it is registered again.
+    """Make the next registration of a deployment remove the schedules that it no longer has.
 
-    Where all schedules have slugs, Prefect changes those of the same slug and keeps the others, which would go on
-    with the settings of before. It replaces all of them where one has no slug; so one is added that never runs.
-    Deleting them would be simpler, and would delete the late runs of every schedule too.
+    Where all schedules have slugs, Prefect changes those of the same slug and keeps the others,
+    which would go on with the settings of before. It replaces all of them where one has no slug; so
+    one is added that never runs. Deleting them would be simpler, and would delete the late runs of
+    every schedule too.
     """
     try:
         known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
@@ -183,7 +184,7 @@ def _close(name: str) -> None:
 
 
 def _last_state(run: Any) -> Any:
-    """Return the state of a run that ends with `serve`: cancelled, if a person had asked for that."""
+    """Return the state of a run that ends with `serve`: cancelled, if a person asked for that."""
     if run.state.is_cancelling():
         record_cancellation(None, run, run.state)
         return Cancelled(message="The run was cancelled, and nnbuild serve was stopped.")

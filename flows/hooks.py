@@ -24,9 +24,10 @@ def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001
-    """Write into a run in staging that a person has cancelled it, so that no scheduled run resumes it.
+    """Record in a staged run that a person has cancelled it: no scheduled run resumes it.
 
-    Prefect calls it with arguments of these names. A signal to `serve`, a timeout and a crash do not come here.
+    Prefect calls it with arguments of these names. A signal to `serve`, a timeout and a crash do
+    not come here.
     """
     try:
         run = _waiting(Store(flow_run.parameters.get("store")), flow_run)

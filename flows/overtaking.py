@@ -1,8 +1,8 @@
-"""Decide what a scheduled run does when it starts late: with which settings, and whether it is still wanted.
+"""Decide for a scheduled run that starts late which settings it takes, and if it is still wanted.
 
-The server gives a run its parameters when it plans it, which can be days before it starts. Registering a deployment
-again removes the runs that are planned for later; those that are due already, or wait for a place, keep the
-parameters of the time before.
+The server gives a run its parameters when it plans it, which can be days before it starts.
+Registering a deployment again removes the runs that are planned for later; those that are due
+already, or wait for a place, keep the parameters of the time before.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ class Origin(NamedTuple):
 
     Attributes:
         withdrawn: Whether the schedule that planned the run is no longer there.
-        parameters: Parameters that the deployment has for that schedule today, if the run has others; else None.
+        parameters: Parameters that the deployment has for that schedule today, if the run has
+            others; else None.
         timezone: Timezone of the schedule; None for a run that no schedule planned.
     """
 
@@ -63,8 +64,8 @@ def origin() -> Origin:
 def _schedule_of(run: Any, schedules: list[Any]) -> Any | None:
     """Return the schedule that planned a run.
 
-    Registering a deployment again gives its schedules new ids; then the name counts that the run shows as its
-    creator's. A schedule without a slug goes by the name of its class.
+    Registering a deployment again gives its schedules new ids; then the name counts that the run
+    shows as its creator's. A schedule without a slug goes by the name of its class.
     """
     if run.created_by is None:
         return None
@@ -80,7 +81,7 @@ def _schedule_of(run: Any, schedules: list[Any]) -> Any | None:
 
 
 def adopt(parameters: Mapping[str, Any], name: str) -> None:
-    """Write on the server that the current run goes by other parameters and another name than it was planned with."""
+    """Give the current run other parameters, and the name that fits them, on the server."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, parameters=dict(parameters), name=name)
 

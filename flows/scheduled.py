@@ -1,4 +1,4 @@
-"""Retraining that nobody watches: superseded runs are skipped, stopped ones resumed, hanging ones ended."""
+"""Scheduled retraining: superseded runs are skipped, stopped ones resumed, hanging ones ended."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,9 +54,10 @@ def scheduled_retrain(
     Args:
         config: Settings of the run; it never falls back to other data.
         store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
-        timeout_seconds: Seconds after which the run is asked to stop with a checkpoint; half a minute later it is
-            killed. No limit if not given.
-        overtaken: Fate of a late run if another one of the same settings has begun since it was due.
+        timeout_seconds: Seconds after which the run is asked to stop with a checkpoint; half a
+            minute later it is killed. No limit if not given.
+        overtaken: Fate of a late run if another one of the same settings has begun since it was
+            due.
     """
     due = origin()
     if due.withdrawn:
@@ -74,7 +75,7 @@ def _retrain_due(
     timeout_seconds: float | None = None,
     overtaken: str = "skip",
 ) -> Any:
-    """Retrain, unless another run has begun that does the same; the parameters are those of the flow."""
+    """Retrain with the flow's parameters, unless another run has begun that does the same."""
     settings = config.run_config()
     if overtaken == "skip" and (begun := overtaken_at()):
         message = (
@@ -89,8 +90,8 @@ def _retrain_due(
 def waiting(store: Store, config: RunConfig) -> str | None:
     """Return the id of the newest stopped run that a scheduled run resumes, if there is one.
 
-    A run that a person has cancelled waits for a person. If this flow run was tried before and left a run that is not
-    resumed, that run waits too, and is no longer this flow run's.
+    A run that a person has cancelled waits for a person. If this flow run was tried before and left
+    a run that is not resumed, that run waits too, and is no longer this flow run's.
     """
     mine = str(flow_run.id) if flow_run.id else None
 
@@ -108,9 +109,10 @@ def waiting(store: Store, config: RunConfig) -> str | None:
 
 
 def _was_cancelled(run: Run) -> bool:
-    """Whether a person has cancelled the flow run of a run: by the run's own record, or by the server's.
+    """Say whether a person has cancelled a run, by its own record or by the server's.
 
-    The record can lack it where no process was left to write it, the server where its database was lost.
+    The record can lack it where no process was left to write it, the server where its database was
+    lost.
     """
     flow_run_id = run.record.get("flow_run_id")
     if run.was_cancelled or flow_run_id is None:

@@ -1,4 +1,4 @@
-"""Scoring that nobody watches: what the model has scored already is skipped, stopped jobs are resumed."""
+"""Scheduled scoring: what the model has scored is skipped, stopped jobs are resumed."""
 
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any
@@ -65,13 +65,14 @@ def scheduled_score(
     """Score on a schedule, with the champion of the day.
 
     Args:
-        config: What is scored and how; `{date}` in its input stands for each of the last days that is not scored yet.
+        config: What is scored and how; `{date}` in its input stands for each of the last days that
+            is not scored yet.
         store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
         days: Number of days, of which the day on which the run was due is the last.
-        timezone: Timezone that tells which day that is, for a run that no schedule has planned; one that a schedule
-            has planned takes the schedule's.
-        timeout_seconds: Seconds after which the run is asked to stop; half a minute later it is killed. No limit if
-            not given.
+        timezone: Timezone that tells which day that is, for a run that no schedule has planned; one
+            that a schedule has planned takes the schedule's.
+        timeout_seconds: Seconds after which the run is asked to stop; half a minute later it is
+            killed. No limit if not given.
     """
     due = origin()
     if due.withdrawn:

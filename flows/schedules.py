@@ -58,8 +58,8 @@ def cron_schedule(cron: str, timezone: str, slug: str) -> dict[str, Any]:
     """Return a cron as the keyword arguments of a Prefect `Schedule`.
 
     Args:
-        cron: Five fields. Prefect's scheduler would take six for a time of every second, and one that never comes
-            would keep it from scheduling the others of the deployment.
+        cron: Five fields. Prefect's scheduler would take six for a time of every second, and one
+            that never comes would keep it from scheduling the others of the deployment.
         timezone: IANA name of the timezone that the cron is in.
         slug: Name of the schedule within its deployment.
 
@@ -102,8 +102,8 @@ def _fields(cron: str) -> str:
     for word in re.findall("[a-z]+", cron.lower()):
         if word not in _WORDS:
             raise ConfigError(
-                f"cron {cron!r} holds {word!r}; expected the name of a month (jan) or a day (mon), or L for the last; "
-                "random (R) and hashed (H) fields are not supported"
+                f"cron {cron!r} holds {word!r}; expected the name of a month (jan) or a day (mon), "
+                "or L for the last; random (R) and hashed (H) fields are not supported"
             )
     return " ".join(fields)
 
@@ -121,6 +121,7 @@ def interval_schedule(seconds: float) -> dict[str, Any]:
     shortest, longest = (each.total_seconds() for each in (SHORTEST_INTERVAL, LONGEST_INTERVAL))
     if not shortest <= seconds <= longest:  # nan is not, either
         raise ConfigError(
-            f"--interval {seconds:g}, expected seconds from {shortest:.0f} to {longest:.0f} (a year)"
+            f"--interval {seconds:g}, "
+            f"expected seconds from {shortest:.0f} to {longest:.0f} (a year)"
         )
     return {"interval": seconds, "slug": "interval"}

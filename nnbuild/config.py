@@ -47,10 +47,10 @@ DATA_DIR = "NNBUILD_DATA_DIR"
 
 
 def name_or(known: tuple[str, ...], title: str, pattern: str) -> WithJsonSchema:
-    """Return the schema of a setting that is a known name, or something else that has a form of its own.
+    """Return the schema of a setting that is a known name, or something else of a given form.
 
-    Prefect makes its form of it: a list of the names beside a text field. The condition refuses a mistyped name with
-    a message that has the names, which a choice of two patterns would not.
+    Prefect makes its form of it: a list of the names beside a text field. The condition refuses a
+    mistyped name with a message that has the names, which a choice of two patterns would not.
 
     Args:
         known: The names.
@@ -415,7 +415,8 @@ class ScheduledConfig(RunConfig):
         """
         if self.dataset.fallback is not None:
             raise ConfigError(
-                f"dataset.fallback is {self.dataset.fallback!r}, and a scheduled run never falls back; remove it"
+                f"dataset.fallback is {self.dataset.fallback!r}, and a scheduled run never falls "
+                "back; remove it"
             )
         if self.trial is not None:
             raise ConfigError("trial is set by a sweep and not for a scheduled run; remove it")
@@ -423,7 +424,7 @@ class ScheduledConfig(RunConfig):
 
 
 def default_data_dir() -> Path | None:
-    """Return the absolute path that `$NNBUILD_DATA_DIR` names, or None. Nothing else reads the variable."""
+    """Return the absolute path that `$NNBUILD_DATA_DIR` names, or None; nothing else reads it."""
     given = os.environ.get(DATA_DIR)
     return Path(given).absolute() if given else None
 
@@ -522,7 +523,7 @@ def _threads(preset: Preset, processors: int) -> int:
 
 
 def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
-    """Fill in what the config leaves open, from the network's defaults, the machine and the environment.
+    """Fill in what a config leaves open: from the network, the machine and the environment.
 
     Args:
         config: what the user gave.

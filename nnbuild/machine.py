@@ -60,7 +60,7 @@ def packages() -> dict[str, str | None]:
 
 
 def processors(root: Path = cgroups.ROOT) -> int:
-    """Return how many processors this process may use: its affinity, and no more than its CPU quota.
+    """Return how many processors this process may use by its affinity and its CPU quota.
 
     Args:
         root: Folder that holds `proc/` and the control groups, which have the quota.

@@ -62,7 +62,8 @@ class BuiltModel(Result):
     """An uncompiled model.
 
     Attributes:
-        factory: sha256 of the source of the user's function that built it; None for a named network.
+        factory: sha256 of the source of the user's function that built it; None for a named
+            network.
     """
 
     path: str

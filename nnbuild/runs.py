@@ -73,8 +73,8 @@ def resumable(
 ) -> tuple[Run | None, list[str]]:
     """Find the newest stopped run that ends as a new run would.
 
-    Its settings (the gate's too), its code, its network's source and its data have to be those that a new run has
-    now: a folder that was fixed since is read again, not trained on as it was.
+    Its settings (the gate's too), its code, its network's source and its data have to be those that
+    a new run has now: a folder that was fixed since is read again, not trained on as it was.
 
     Args:
         store: Where runs wait.
@@ -88,12 +88,12 @@ def resumable(
     digest = functools.cache(lambda: _source_digest(wanted))
     remarks: list[str] = []
     for each in reversed(store.unfinished()):
-        run = store.unfinished_run(each.run_id)
         try:
+            run = store.unfinished_run(each.run_id)
             if each.held or not _is_same(run, wanted):
                 continue
             reason = refused(run) or _outdated(run, digest)
-        except StoreError:  # its record is damaged, or of another version
+        except StoreError:  # committed meanwhile; or its record is damaged, or of another version
             continue
         if reason is None:
             return run, remarks

@@ -1,4 +1,4 @@
-"""What Prefect's form is made of: the names that are known, and what a field brings that is left empty."""
+"""What Prefect's form is made of: the known names, and what an empty field takes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a container may use is read from the files of its control group; these are fake, in a folder of the test."""
+"""What a container may use is read from the files of its control group; these are fake."""
 
 import os
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_nested_groups_are_all_held_to(tmp_path, outer, inner, expected):
 
 
 def test_group_is_found_below_its_mount(tmp_path):
-    """Docker of version 1 mounts the container's own group, and names it by its path on the host."""
+    """Docker mounts the container's own group of version 1, named by its path on the host."""
     names, group = "cpu,cpuacct", "/docker/3f2a"
     files = {f"{names}/cpu.cfs_quota_us": "120000", f"{names}/cpu.cfs_period_us": "100000"}
     mounts = [V1.format(root=group, names=names)]

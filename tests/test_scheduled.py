@@ -1,4 +1,4 @@
-"""What a scheduled run does: never with settings, data or a network that were changed since, nor after a cancel."""
+"""A scheduled run never takes settings, data or a network of before, nor what was cancelled."""
 
 import linecache
 import os
@@ -136,8 +136,9 @@ def test_stopped_run_of_a_changed_network_is_left(tmp_path, small_config, monkey
     source.write_text(
         "import keras\n"
         "def build(input_shape, classes):\n"
-        "    return keras.Sequential([keras.Input(input_shape, dtype='uint8'), keras.layers.Rescaling(1 / 255),\n"
-        "        keras.layers.Flatten(), keras.layers.Dense(classes)])\n"
+        "    return keras.Sequential([keras.Input(input_shape, dtype='uint8'),\n"
+        "        keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),\n"
+        "        keras.layers.Dense(classes)])\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     config = changed(small_config, model={"name": "my_network:build"})
@@ -193,7 +194,7 @@ def test_stop_of_serve_keeps_a_cancel(tmp_path, small_config, state, ended_as, c
 
 
 def test_server_remembers_a_cancel(tmp_path, small_config, prefect_server):
-    """The process that would have recorded it was killed, and the run has been set to Crashed since."""
+    """The process that would have recorded it was killed, and the run was set to Crashed."""
     store = Store(tmp_path)
     with get_client(sync_client=True) as client:
         mine, crashed = (client.create_flow_run(retrain, state=Running()) for _ in range(2))
@@ -303,7 +304,7 @@ def test_retry_does_not_resume_on_fixed_data(tmp_path, own_data, prefect_server)
 
 
 def test_scheduled_scoring_scores_the_local_day(store, tmp_path, prefect_server):
-    """At 11:35 UTC it is 01:35 of the next day there; and the input was changed since the run was planned."""
+    """At 11:35 UTC it is 01:35 of the next day there; and the input was changed since."""
     zone = "Pacific/Kiritimati"
     deployed = Deployed(scheduled_score, "local-day")
     given = {"store": str(store.root), "days": 1}

@@ -1,4 +1,4 @@
-"""Schedules as they are given: what Prefect would misread, or trip over later, is refused before a server sees it."""
+"""What Prefect would misread, or trip over later, is refused before a server sees it."""
 
 import math
 import zoneinfo
@@ -136,7 +136,7 @@ def test_interval_within_bounds_is_taken(seconds):
 
 PLAN = {
     "two of a name": (
-        '[[schedule]]\nname = "a"\ncron = "0 3 * * *"\n[[schedule]]\nname = "a"\ncron = "0 4 * * *"',
+        2 * '[[schedule]]\nname = "a"\ncron = "0 3 * * *"\n',
         "two schedules are called 'a'",
     ),
     "never comes": ('[[schedule]]\ncron = "0 0 31 2 *"', "schedule 1: cron '0 0 31 2 *' never"),

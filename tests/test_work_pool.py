@@ -146,7 +146,7 @@ def test_form_lists_the_names_that_are_known(real_prefect, pool, tmp_path):
         shown = page.show(
             form, "/Left empty/.test(document.body.innerText) && document.body.innerText"
         )
-    # A list shows the chosen name as text, beside the choice of a field for one's own, which would not.
+    # A list shows the chosen name as text, and a field for a name of one's own would not.
     assert "Known name\nPath\nmnist" in shown
     assert "Known name\npackage.module:function\nconvnet" in shown
     assert "Left empty: 40 (lab)" in shown

@@ -92,7 +92,7 @@ def _one_of(option: str, given: str, known: tuple[str, ...]) -> None:
 
 
 def _checked(config: RunConfig) -> ScheduledConfig:
-    """Return the config of a scheduled run, with absolute paths: a worker may run it in another folder.
+    """Return the config of a scheduled run, with paths that hold in any working folder.
 
     Raises:
         ConfigError: A setting cannot be used, or not in a scheduled run.

@@ -1,9 +1,9 @@
 """Read the limits that control groups put on this process: a container's share of the machine.
 
-A container sees every processor and all memory of its host; what it may use is written in the files of its control
-group. Both versions are read, as Linux documents them: `cpu.max` and `memory.max` of version 2
-(Documentation/admin-guide/cgroup-v2.rst), `cpu.cfs_quota_us` and `memory.limit_in_bytes` of version 1. A group
-inside another one is held to the limits of both.
+A container sees every processor and all memory of its host; what it may use is written in the files
+of its control group. Both versions are read, as Linux documents them: `cpu.max` and `memory.max` of
+version 2 (Documentation/admin-guide/cgroup-v2.rst), `cpu.cfs_quota_us` and `memory.limit_in_bytes`
+of version 1. A group inside another one is held to the limits of both.
 """
 
 import math
@@ -62,7 +62,8 @@ def _limits(
 
     Args:
         root: Folder that holds `proc/` and the mounted control groups.
-        controller: Controller of version 1; None for version 2, whose one hierarchy has all of them.
+        controller: Controller of version 1; None for version 2, whose one hierarchy has all of
+            them.
         read: Function that returns the limit in a group's folder, or None if it has none.
     """
     group, mount = _group(root, controller), _mount(root, controller)
@@ -143,7 +144,7 @@ def _first_line(file: Path) -> str:
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file; none where it cannot be read, as on a system without control groups."""
+    """Return the lines of a file, or none if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

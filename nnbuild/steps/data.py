@@ -79,7 +79,8 @@ def _read_source(
 def source_digest(wanted: DatasetConfig) -> str:
     """Return the digest of the dataset as its source has it now, which is read whole.
 
-    Sizes and times of files would be cheaper, and the same for a file that was fixed and copied with its old time.
+    Sizes and times of files would be cheaper, and the same for a file that was fixed and copied
+    with its old time.
 
     Raises:
         NnbuildError: The source cannot be read.

@@ -83,11 +83,11 @@ class Run:
         self._amend(flow_run_id=flow_run_id, cancelled_at=None)
 
     def release(self) -> None:
-        """Write down that no flow run goes on with it by itself; it waits for `nnbuild run --resume`."""
+        """Take the run from its flow run; it waits for `nnbuild run --resume`."""
         self._amend(flow_run_id=None)
 
     def mark_cancelled(self, at: datetime) -> None:
-        """Write down that a person has cancelled it: no scheduled run resumes it."""
+        """Record that a person has cancelled the run: no scheduled run resumes it."""
         self._amend(cancelled_at=at.astimezone(UTC).isoformat())
 
     @property
