@@ -127,14 +127,14 @@ def raised(error: BaseException) -> str:
     message = one_line(_TERMINAL_COLOURS.sub("", str(error)))
     if len(message) > _MOST_CHARACTERS:
         message = message[:_MOST_CHARACTERS] + "…"
-    told = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    description = f"{type(error).__name__}: {message}" if message else type(error).__name__
     libraries = map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
     others = (Path(__file__).parent, *map(Path, libraries))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_absolute() and not any(path.is_relative_to(each) for each in others):
-            return f"{told} ({path.name}, line {frame.lineno})"
-    return told
+            return f"{description} ({path.name}, line {frame.lineno})"
+    return description
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

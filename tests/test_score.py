@@ -20,12 +20,42 @@ from score_data import ROWS, bad_parquet, drift, files, images, parquet, rows, s
 
 import nnbuild
 from nnbuild import faults
-from nnbuild.errors import ConfigError, DataError, Interrupted, StoreError
+from nnbuild.errors import ConfigError, ContractError, DataError, Interrupted, StoreError
 from nnbuild.scoring import jobs, opening
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.stages import ahead
 from nnbuild.scoring.where import parse
+from nnbuild.store import champion
+from nnbuild.store.files import read_json, write_json
+
+
+def test_a_file_that_was_left_without_proof_is_not_used(store, tmp_path):
+    """Earlier versions committed a broken model.onnx of a run whose export had failed."""
+    run_id = champion.require(store)
+    folder = store.root / "runs" / run_id
+    manifest = read_json(folder / "manifest.json")
+    manifest["steps"]["export_model"] |= {"path": None, "remark": "it demands more inputs"}
+    write_json(folder / "manifest.json", manifest)
+    (folder / "model.onnx").write_bytes(b"broken")
+    path = parquet(tmp_path / "in.parquet")
+    done = scored(store, input=path)
+    assert (done.engine, done.engine_reason) == ("keras", "it demands more inputs")
+    assert rows(store, done).equals(rows(store, scored(store, input=path, engine="keras")))
+    with pytest.raises(ContractError, match="was not exported to ONNX: it demands more inputs"):
+        scored(store, input=path, engine="onnx")
+
+
+def test_the_engine_is_chosen_once(store, tmp_path):
+    """A job asked for by `auto` is recorded and found again by what it ran with."""
+    config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), batch_size=32, shard_rows=100)
+    job = opening.open_job(config, store.root)
+    assert job.config.engine == "onnx"
+    assert opening.open_job(config, store.root).score_id == job.score_id
+    with jobs.working_on(job):
+        done = commit_job(job, jobs.score_input(job))
+    assert opening.scored_before(store, config) == done.score_id
+    assert opening.scored_before(store, config.model_copy(update={"engine": "keras"})) is None
 
 
 def test_the_rows_are_those_of_the_keras_engine(store, tmp_path):

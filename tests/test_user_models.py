@@ -70,6 +70,33 @@ def test_a_module_may_import_its_neighbours_late(module):
     built("mine:build")
 
 
+def test_a_layer_may_import_a_neighbour_when_called(module, small_folder, tmp_path):
+    module("FACTOR = 2.0\n", "helper_of_mine")
+    module(
+        HEAD
+        + textwrap.dedent("""
+        @keras.saving.register_keras_serializable("mine")
+        class Doubling(layers.Layer):
+            def call(self, x):
+                from helper_of_mine import FACTOR
+                return x * FACTOR
+
+        @keras.saving.register_keras_serializable("mine")
+        class Stepping(keras.Model):
+            def train_step(self, data):
+                import helper_of_mine_too
+                return super().train_step(data)
+
+        def build(input_shape, classes):
+            x = keras.Input(input_shape)
+            return Stepping(x, Doubling()(layers.Dense(classes)(layers.Flatten()(x))))
+        """)
+    )
+    module("", "helper_of_mine_too")
+    config = run_config(small_folder, model={"name": "mine:build"})
+    assert runs.retrain(config, tmp_path / "store").status == "succeeded"
+
+
 def test_a_neighbour_takes_no_library_module_away(module):
     module("raise RuntimeError('not the library')\n", "colorsys")
     module(
@@ -304,10 +331,11 @@ def test_a_run_that_keras_scores_says_so_everywhere(
     module(
         HEAD
         + textwrap.dedent("""
+        import tensorflow as tf
+
         @keras.saving.register_keras_serializable("mine")
         class Bessel(layers.Layer):
             def call(self, x):
-                import tensorflow as tf
                 return tf.math.bessel_i0e(x)
 
         def build(input_shape, classes):

@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nnbuild.errors import ContractError, NnbuildError, one_line
 from nnbuild.models import archive_limits
 from nnbuild.models.seeding import seeded
 from nnbuild.models.user import import_factory
+from nnbuild.models.user_module import current_folder_importable
 from nnbuild.runtime.regular_files import read_regular
 from nnbuild.store.files import file_digest, written
 
@@ -94,7 +96,8 @@ def load_model(
     # Keras numbers what has no name through the life of a process; a resumed run must come to the same numbers.
     keras.utils.clear_session(free_memory=False)
     try:
-        with seeded(seed):
+        # A layer of the user's may import more when it is called, as it is while a model is read.
+        with seeded(seed), current_folder_importable() if factory else nullcontext():
             return keras.saving.load_model(path, safe_mode=True, compile=compiled)
     except NnbuildError:
         raise
@@ -150,9 +153,9 @@ def refuse_code(content: bytes, where: str) -> None:
         if kind == "function" and _is_known_function(inner):
             continue
         if kind in {"Lambda", "__lambda__"} or module == "builtins":
-            told = f"{kind} {inner!r}" if kind == "function" else kind.strip("_")
+            name = f"{kind} {inner!r}" if kind == "function" else kind.strip("_")
             raise ContractError(
-                f"model {where} holds a {told} that runs code of its own; register it with "
+                f"model {where} holds a {name} that runs code of its own; register it with "
                 "keras.saving.register_keras_serializable, or write a registered layer instead"
             )
         known = keras.saving.get_registered_object(registered or kind) is not None

@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ def refusing_user_model(name: str, doing: str) -> Iterator[None]:
     Raises:
         ContractError: Something was raised.
     """
-    with _reported(name, lambda told: ContractError(f"model {name!r} cannot be {doing}: {told}")):
+    with _reported(
+        name, lambda problem: ContractError(f"model {name!r} cannot be {doing}: {problem}")
+    ):
         yield
 
 
@@ -130,14 +132,16 @@ def failing_user_model(name: str, doing: str) -> Iterator[None]:
     Raises:
         RunError: Something was raised.
     """
-    with _reported(name, lambda told: RunError(f"model {name!r} failed in {doing}: {told}")):
+    with _reported(name, lambda problem: RunError(f"model {name!r} failed in {doing}: {problem}")):
         yield
 
 
 @contextmanager
 def _reported(name: str, as_error: Callable[[str], NnbuildError]) -> Iterator[None]:
+    importable = current_folder_importable() if is_factory(name) else nullcontext()
     try:
-        yield
+        with importable:  # a layer may import more when it is called
+            yield
     except (NnbuildError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
         raise
     except (Exception, SystemExit) as error:

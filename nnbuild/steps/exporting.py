@@ -66,7 +66,7 @@ def _compared(model: Any, path: Path, probe: Pixels) -> float:
     expected = engines.KerasEngine(model, len(probe)).logits(probe)
     scale = np.maximum(np.abs(expected).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     differences = []
-    for rows in (slice(None), *_FEW):
+    for rows in (slice(None), *(each for each in _FEW if len(probe[each]))):
         found = engine.logits(probe[rows])
         if found.shape != expected[rows].shape:
             raise ContractError(

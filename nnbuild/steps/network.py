@@ -30,7 +30,8 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
         int(run.config.training.threads or 1)
     )  # before TensorFlow's first operation, or not at all
     model = models.build(run.config, data.image_shape, data.classes)
-    logits.check_model(model, data.classes, data.image_shape)
+    with refusing_user_model(run.config.model.name, "used"):
+        logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "uncompiled.keras"
     with refusing_user_model(run.config.model.name, "saved"):
         models.save_model(model, path)
@@ -140,7 +141,8 @@ def fit_model(
         fits = Fits(run, data, read_data(run, data), identity=identity, stop=stop, watch=watch)
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
         model, members = fits.fit(lambda: read_model(run, compiled), steps)
-    logits.check_model(model, data.classes, data.image_shape)
+    with failing_user_model(run.config.model.name, "training"):
+        logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
     models.save_model(model, path)
     return FittedModel(

@@ -174,9 +174,8 @@ class _Fit:
         self.callbacks.on_epoch_begin(epoch)
         began = time.perf_counter() - seconds
         metrics = self._train(epoch, step, began)
-        with averaged(
-            self.model
-        ):  # what is validated is what the callbacks keep, and the fit ends with
+        # What is validated is what the callbacks keep, and what the fit ends with.
+        with averaged(self.model):
             if (epoch + 1) % self.training.validation_freq == 0:
                 validated = self.validator.test(_all_rows(self.validation_rows))
                 metrics |= {f"val_{name}": value for name, value in validated.items()}
