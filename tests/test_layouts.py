@@ -330,6 +330,12 @@ def test_folders_that_name_no_split_are_said(tmp_path):
     assert "no train/" in refusal(tmp_path)
 
 
+def test_class_may_be_called_like_a_split(tmp_path):
+    arrays = tiny(classes=2)
+    write_pictures(tmp_path, arrays.train_images, arrays.train_labels, ["bus", "train"])
+    assert load(tmp_path).class_names == ("bus", "train")
+
+
 def test_stored_dataset_keeps_its_validation(tmp_path):
     arrays = tiny()
     more = {"x_val": arrays.test_images[:6], "y_val": arrays.test_labels[:6]}

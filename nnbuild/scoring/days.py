@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError, DataError, Interrupted, NnbuildError
 from nnbuild.machine import processors
+from nnbuild.scoring.addresses import is_there
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.drifting import Compared
 from nnbuild.scoring.models import resolve_model
 from nnbuild.scoring.opening import scored_before
-from nnbuild.scoring.partitions import Partition, is_there, partitions
+from nnbuild.scoring.partitions import Partition, partitions
 from nnbuild.scoring.whole import score
 from nnbuild.signals import caught
 from nnbuild.store import Store

@@ -16,7 +16,8 @@ from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import files_below, path_exists
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError
-from nnbuild.scoring.parquet_input import ParquetInput, parquet_files
+from nnbuild.scoring.addresses import parquet_files
+from nnbuild.scoring.parquet_input import ParquetInput
 from nnbuild.scoring.picture_input import PictureInput
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.remote import is_url
