@@ -287,6 +287,19 @@ def test_images_without_a_label_are_left_out(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"y_train": tiny().train_labels - 1},  # -1 is none, and so no training image has a 3
+        {"y_train": tiny().train_labels * 10},
+        {"y_test": tiny().test_labels * 10},
+        {"y_train": text(tiny().train_labels)},
+    ],
+)
+def test_labels_that_do_not_fit_together_are_refused(tmp_path, changed):
+    assert "label" in refusal(write_npz(tmp_path / "a.npz", tiny(), **changed))
+
+
 def test_class_names_are_compared_in_one_form(tmp_path):
     arrays = tiny(classes=2)
     names = ["é", "क्‍ष"]  # the second with a zero-width joiner
