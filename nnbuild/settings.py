@@ -46,7 +46,7 @@ def _content(path: Path) -> bytes:
         with archives.open_regular(path) as file:
             return file.read(_MOST_BYTES + 1)
     except DataError as error:
-        raise ConfigError(f"config {error}") from error
+        raise ConfigError(f"cannot read config {error}") from error
 
 
 def merged(base: Settings, over: Mapping[str, Any]) -> Settings:

@@ -13,8 +13,8 @@ from nnbuild import settings
 from nnbuild.data import file_tree, sources
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import ConfigError, DataError, InputError
+from nnbuild.scoring.addresses import is_there, parquet_files
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.parquet_input import parquet_files
 from nnbuild.scoring.rows import Columns, Reject
 
 SHAPE = (6, 6, 1)
@@ -290,7 +290,8 @@ def test_files_that_are_no_pictures_are_named(store, tmp_path):
         Image.fromarray(each[..., 0]).save(folder / f"{number}.png")
     for name in ("scan.tif", "anim.gif", "web.jfif", "notes.txt", "noending"):
         (folder / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"anim\.gif.*not a picture"):
+    named = r"5 file\(s\) that are not pictures: anim.gif, noending, notes.txt, scan.tif, web.jfif"
+    with pytest.raises(DataError, match=named):
         scored(store, input=folder)
     done = scored(store, input=folder, on_error="quarantine")
     assert (done.rows, done.quarantined) == (4, 5)
@@ -392,3 +393,15 @@ def test_damaged_members_of_any_compression_are_named(tmp_path):
             content[place] ^= 0x55
         path.write_bytes(content)
         assert str(path) in refusal(load, path)
+
+
+def test_leftovers_alone_are_no_input(tmp_path):
+    (tmp_path / "day").mkdir()
+    for name in ("_SUCCESS", ".DS_Store", "Thumbs.db"):
+        (tmp_path / "day" / name).touch()
+    assert not is_there(str(tmp_path / "day"))
+    assert not is_there(f"{tmp_path}/*/*.parquet")
+    assert not is_there(str(tmp_path / LONG))
+    parquet(tmp_path / "day" / "a-00000-of-00002.parquet")
+    for address in (tmp_path / "day", f"{tmp_path}/*/*.parquet"):
+        assert is_there(str(address))  # and what is wrong with it is said when it is opened

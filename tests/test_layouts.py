@@ -287,6 +287,19 @@ def test_images_without_a_label_are_left_out(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"y_train": tiny().train_labels - 1},  # -1 is none, and so no training image has a 3
+        {"y_train": tiny().train_labels * 10},
+        {"y_test": tiny().test_labels * 10},
+        {"y_train": text(tiny().train_labels)},
+    ],
+)
+def test_labels_that_do_not_fit_together_are_refused(tmp_path, changed):
+    assert "label" in refusal(write_npz(tmp_path / "a.npz", tiny(), **changed))
+
+
 def test_class_names_are_compared_in_one_form(tmp_path):
     arrays = tiny(classes=2)
     names = ["é", "क्‍ष"]  # the second with a zero-width joiner
@@ -328,6 +341,12 @@ def test_folders_that_name_no_split_are_said(tmp_path):
     (tmp_path / "train").rename(tmp_path / "val")
     (tmp_path / "unlabelled").rename(tmp_path / "test")
     assert "no train/" in refusal(tmp_path)
+
+
+def test_class_may_be_called_like_a_split(tmp_path):
+    arrays = tiny(classes=2)
+    write_pictures(tmp_path, arrays.train_images, arrays.train_labels, ["bus", "train"])
+    assert load(tmp_path).class_names == ("bus", "train")
 
 
 def test_stored_dataset_keeps_its_validation(tmp_path):

@@ -15,6 +15,7 @@ from nnbuild.data.splits import TRAIN, hold_out
 from nnbuild.errors import DataError
 
 _CHANNELS = (1, 3)
+_MOST_NAMED = 5
 _HELD_OUT = "test: a sixth of each class, by content"
 
 
@@ -103,9 +104,11 @@ def assemble(
         source = f"{source}; {_HELD_OUT}"
         if not len(splits["test"]):
             raise DataError(
-                f"{where}: no class has two different images; expected enough to hold some out for testing"
+                f"{where}: no class has two different images; expected enough of each label to hold "
+                "some out for testing"
             )
     _require_one_size(splits, where)
+    _require_known_classes(splits, encoded.class_names, where)
     return Dataset(
         name,
         splits[TRAIN],
@@ -144,6 +147,20 @@ def _require_one_size(splits: Mapping[str, Split], where: object) -> None:
             sizes = f"{size} and {name} images of {split.images.shape[1:]}"
             raise DataError(
                 f"{where}: training images of height, width, channels {sizes}; expected one size"
+            )
+
+
+def _require_known_classes(
+    splits: Mapping[str, Split], class_names: Sequence[str], where: object
+) -> None:
+    """Refuse labels that no training image has: those of the two splits do not fit together."""
+    for name, split in splits.items():
+        unknown = np.setdiff1d(split.labels, splits[TRAIN].labels)
+        if len(unknown):
+            shown = ", ".join(class_names[label] for label in unknown[:_MOST_NAMED])
+            raise DataError(
+                f"{where}: label {shown} of the {name} split is on no training image; "
+                "expected the same labels in both"
             )
 
 

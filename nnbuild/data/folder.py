@@ -93,7 +93,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
             )
         if split is not None:
             found[split] = path / name
-    if TRAIN in found:
+    if TRAIN in found and subfolders(found[TRAIN]):  # otherwise `train` is a class, beside `bus`
         return {TRAIN: found.pop(TRAIN), **found}
     if found and len(found) == len(folders):
         raise DataError(f"{path}: has {', '.join(folders)} and no train/; add the training images")

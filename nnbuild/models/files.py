@@ -91,13 +91,14 @@ def load_model(
         )
     factory = import_factory(model_name) if is_factory(model_name) else None
     refuse_code(content, str(path))
-    with seeded(seed):
+    # A layer of the user's may import more when it is called, as it is while a model is read.
+    importable = current_folder_importable if factory else nullcontext
+    with seeded(seed), importable():
         _refuse_bombs(content, str(path))
     # Keras numbers what has no name through the life of a process; a resumed run must come to the same numbers.
     keras.utils.clear_session(free_memory=False)
     try:
-        # A layer of the user's may import more when it is called, as it is while a model is read.
-        with seeded(seed), current_folder_importable() if factory else nullcontext():
+        with seeded(seed), importable():
             return keras.saving.load_model(path, safe_mode=True, compile=compiled)
     except NnbuildError:
         raise

@@ -20,11 +20,12 @@ from nnbuild.errors import (
 )
 from nnbuild.machine import processors
 from nnbuild.scoring import claims
+from nnbuild.scoring.addresses import is_there
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.drifting import Compared
 from nnbuild.scoring.models import resolve_model
 from nnbuild.scoring.opening import require_outside, scored_before
-from nnbuild.scoring.partitions import Partition, is_there, partitions
+from nnbuild.scoring.partitions import Partition, partitions
 from nnbuild.scoring.whole import score
 from nnbuild.signals import caught
 from nnbuild.store import Store

@@ -16,7 +16,8 @@ from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import files_below, path_exists
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError
-from nnbuild.scoring.parquet_input import ParquetInput, parquet_files
+from nnbuild.scoring.addresses import parquet_files
+from nnbuild.scoring.parquet_input import ParquetInput
 from nnbuild.scoring.picture_input import PictureInput
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.remote import is_url
@@ -56,6 +57,7 @@ def open_input(
     pixel_max: float | None = None,
     scales: Sequence[float] | None = None,
     class_names: Sequence[str] = (),
+    pictures_only: bool = False,
 ) -> Input:
     """Open an input.
 
@@ -67,6 +69,7 @@ def open_input(
         pixel_max: The pixel value that is white; type and content say it if None.
         scales: What `Input.scales` returned when the job was begun.
         class_names: Of the model, which labels are looked up in.
+        pictures_only: Whether a file that is not a picture in a folder of pictures is an error.
 
     Raises:
         DataError: There is nothing, it is of no known form, or it has other images than the network takes.
@@ -87,7 +90,7 @@ def open_input(
             f"{address}: only Parquet has columns, and {wanted} cannot be read; leave --keep and --id away"
         )
     if path_exists(address) and Path(address).is_dir():
-        return PictureInput(address, shape)
+        return PictureInput(address, shape, pictures_only=pictures_only)
     images = _images(Path(address), address)
     white = pixel_scale.white_of(images, address, pixel_max)
     return _Arrays(address, pixel_scale.to_uint8(images, white, address), white, shape)

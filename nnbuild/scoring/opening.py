@@ -191,6 +191,7 @@ def _opened(
         pixel_max=config.pixel_max,
         scales=scales,
         class_names=model.class_names,
+        pictures_only=config.on_error == "stop",
     )
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,82 +10,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nnbuild.data import archives, file_tree, pixel_scale
+from nnbuild.data import archives, pixel_scale
 from nnbuild.data import columns as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
-from nnbuild.data.file_tree import File
-from nnbuild.data.parquet_files import (
-    has_ending,
-    is_parquet,
-    parquet_below,
-    starts_as_parquet,
-)
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.files import explained
-from nnbuild.store.remote import is_remote, is_url, open_root
+from nnbuild.store.remote import is_remote
 
 _MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _ROOM = 2**30  # bytes that the pictures of one batch may expand to
 _EVIDENCE_ROWS = 1024
-_SHARDS = "-of-"
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
-
-
-def parquet_files(address: str) -> list[Any]:
-    """Return the Parquet files at an address, in order; none if it leads to something else.
-
-    Args:
-        address: A file, a folder with Parquet files below it, a glob of these, or a URL of one; for
-            what is passed over in a folder see `nnbuild.data.file_tree`.
-
-    Raises:
-        DataError: A URL that leads nowhere, a missing shard, or a special file in a folder.
-    """
-    if is_url(address):
-        stem, star, pattern = address.partition("*")
-        above, _, beginning = stem.rpartition("/") if star else (address, "", "")
-        with explained(f"look into {address}"):
-            root = open_root(above)
-            found = _matching(root, beginning + star + pattern) if star else _at(root)
-        if not found:
-            raise DataError(
-                f"{address}: no Parquet files there; give a file, a folder or a glob of them"
-            )
-        return found
-    if file_tree.has_wildcard(address):
-        anchor = Path(Path(address).anchor)
-        return _matching(anchor, Path(address).relative_to(anchor).as_posix())
-    return _at(Path(address))
-
-
-def _matching(root: Any, pattern: str) -> list[Any]:
-    """Return the Parquet files that a glob matches, and those in the folders that it matches."""
-    found: dict[str, Any] = {}
-    for each in file_tree.matches(root, pattern):
-        files = parquet_below(each) if each.is_dir() else [File(each, each.name)]
-        found |= {str(file.path): file.path for file in files if is_parquet(file)}
-    if _SHARDS not in pattern.rpartition("/")[2]:  # a pattern that names shards chooses among them
-        file_tree.require_all_shards(found, pattern)
-    return [found[name] for name in sorted(found)]
-
-
-def _at(path: Any) -> list[Any]:
-    if is_remote(path):
-        if path.is_dir():
-            return [file.path for file in parquet_below(path)]
-        return [path] if path.is_file() and _is_parquet(path) else []
-    if not file_tree.path_exists(path):
-        return []
-    if path.is_dir():
-        return [file.path for file in parquet_below(path)]
-    archives.require_regular(path)
-    return [path] if _is_parquet(path) else []
-
-
-def _is_parquet(path: Any) -> bool:
-    return has_ending(path.name) or starts_as_parquet(path)
 
 
 class _Layout(NamedTuple):
@@ -263,7 +199,8 @@ class ParquetInput:
     def _pixels(self, table: Any, number: int, first: int) -> Pixels:
         layout = self._layouts[number]
         images = layout.reader.read(table[layout.image], first, _ROOM, self._address)
-        pixels = as_pixels([images], self._address, self.scales()[number])[0]
+        whites = self._whites or self.scales()
+        pixels = as_pixels([images], self._address, whites[number])[0]
         if pixels.shape[1:] != self._shape:
             raise DataError(
                 f"{self._address}: images of height, width, channels {pixels.shape[1:]}, "

@@ -1,17 +1,12 @@
 """Inputs that lie in one place a day: `images/date={date}/`, `images/{date:%Y/%m/%d}.parquet`."""
 
-import glob
 import os
 import re
 from datetime import date, timedelta
-from pathlib import Path
 from typing import NamedTuple
 
-from nnbuild.data.file_tree import path_exists
-from nnbuild.errors import ConfigError, DataError
+from nnbuild.errors import ConfigError
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.parquet_input import parquet_files
-from nnbuild.store.remote import is_url
 
 _DATE = re.compile(r"\{date(?::([^{}]*))?\}")
 MOST_DAYS = 3660
@@ -85,16 +80,3 @@ def _of(config: ScoreConfig, day: date) -> Partition:
         if text
     }
     return Partition(day, config.model_copy(update=dated))
-
-
-def is_there(address: str) -> bool:
-    """Whether there is anything at an input's address; what, is found out when it is opened."""
-    if is_url(address):
-        try:
-            return bool(parquet_files(address))
-        except DataError:
-            return False
-    path = Path(address)
-    if path_exists(path):
-        return not path.is_dir() or any(path.iterdir())
-    return glob.has_magic(address) and any(glob.iglob(address, recursive=True))  # noqa: PTH207  (the pattern may be absolute)

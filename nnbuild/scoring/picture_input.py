@@ -14,26 +14,37 @@ from nnbuild.errors import DataError, one_line
 from nnbuild.scoring.rows import Reject, Rows, Unit
 
 _PER_UNIT = 4096
+_MOST_NAMED = 10
 
 
 class PictureInput:
     """The files below a folder of pictures, in the order of their paths; see `nnbuild.scoring.inputs.Input`.
 
-    What is not a picture is a row that cannot be scored. For what is passed over see
+    A file that is not a picture is a row that cannot be scored. For what is passed over see
     `nnbuild.data.file_tree`.
 
     Args:
         address: As the user gave it.
         shape: Height, width and channels that the network takes.
+        pictures_only: Whether to refuse a folder with files that are not pictures.
 
     Raises:
         DataError: There are no pictures, or there is a pipe, a socket or a device.
     """
 
-    def __init__(self, address: str, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, address: str, shape: tuple[int, int, int], *, pictures_only: bool = False
+    ) -> None:
         found = files_below(Path(address))
-        if not any(pictures.has_ending(file.name) for file in found):
+        others = [file.name for file in found if not pictures.has_ending(file.name)]
+        if len(others) == len(found):
             raise DataError(f"{address}: holds neither *.parquet nor pictures; give another folder")
+        if others and pictures_only:
+            named = ", ".join(others[:_MOST_NAMED]) + ", …" * (len(others) > _MOST_NAMED)
+            raise DataError(
+                f"{address}: {len(others)} file(s) that are not pictures: {named}; "
+                "remove them, or give --on-error quarantine"
+            )
         self._files = [file.path for file in found]
         self._shape = shape
 

@@ -1,0 +1,83 @@
+"""From the address of an input to the Parquet files there: a file, a folder, a glob or a URL."""
+
+from pathlib import Path
+from typing import Any
+
+from nnbuild.data import archives, file_tree
+from nnbuild.data.file_tree import File
+from nnbuild.data.parquet_files import has_ending, is_parquet, parquet_below, starts_as_parquet
+from nnbuild.errors import DataError
+from nnbuild.store.files import explained
+from nnbuild.store.remote import is_remote, is_url, open_root
+
+_SHARDS = "-of-"
+
+
+def parquet_files(address: str) -> list[Any]:
+    """Return the Parquet files at an address, in order; none if it leads to something else.
+
+    Args:
+        address: A file, a folder with Parquet files below it, a glob of these, or a URL of one; for
+            what is passed over in a folder see `nnbuild.data.file_tree`.
+
+    Raises:
+        DataError: A URL that leads nowhere, a missing shard, or a special file in a folder.
+    """
+    found = _files_at(address)
+    if not found and is_url(address):
+        raise DataError(
+            f"{address}: no Parquet files there; give a file, a folder or a glob of them"
+        )
+    return found
+
+
+def is_there(address: str) -> bool:
+    """Return whether there is anything at an address; what it is becomes clear when it is opened."""
+    try:
+        path = Path(address)
+        if is_url(address) or not file_tree.path_exists(path):
+            return bool(_files_at(address))
+        return not path.is_dir() or bool(file_tree.files_below(path))
+    except DataError:
+        return True  # something that cannot be read
+
+
+def _files_at(address: str) -> list[Any]:
+    if is_url(address):
+        stem, star, pattern = address.partition("*")
+        above, _, beginning = stem.rpartition("/") if star else (address, "", "")
+        with explained(f"look into {address}"):
+            root = open_root(above)
+            return _matching(root, beginning + star + pattern) if star else _at(root)
+    if file_tree.has_wildcard(address):
+        anchor = Path(Path(address).anchor)
+        return _matching(anchor, Path(address).relative_to(anchor).as_posix())
+    return _at(Path(address))
+
+
+def _matching(root: Any, pattern: str) -> list[Any]:
+    """Return the Parquet files that a glob matches, and those in the folders that it matches."""
+    found: dict[str, Any] = {}
+    for each in file_tree.matches(root, pattern):
+        files = parquet_below(each) if each.is_dir() else [File(each, each.name)]
+        found |= {str(file.path): file.path for file in files if is_parquet(file)}
+    if _SHARDS not in pattern.rpartition("/")[2]:  # a pattern that names shards chooses among them
+        file_tree.require_all_shards(found, pattern)
+    return [found[name] for name in sorted(found)]
+
+
+def _at(path: Any) -> list[Any]:
+    if is_remote(path):
+        if path.is_dir():
+            return [file.path for file in parquet_below(path)]
+        return [path] if path.is_file() and _is_parquet(path) else []
+    if not file_tree.path_exists(path):
+        return []
+    if path.is_dir():
+        return [file.path for file in parquet_below(path)]
+    archives.require_regular(path)
+    return [path] if _is_parquet(path) else []
+
+
+def _is_parquet(path: Any) -> bool:
+    return has_ending(path.name) or starts_as_parquet(path)
