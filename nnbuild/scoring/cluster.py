@@ -20,7 +20,7 @@ from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, sta
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
 from nnbuild.signals import caught
-from nnbuild.store import Store
+from nnbuild.store import Store, presence
 from nnbuild.store.files import make_folder
 
 _SECONDS_TO_CONNECT = 10
@@ -99,9 +99,10 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
         return {}
     job, work = _opened(root, score_id, threading.get_ident())
     try:
-        pieces = make_shards(work, [(number, shards_of(job)[number])], job.folder)
-        (shard,) = (each for each in pieces if not isinstance(each, int))
-        return shard.model_dump()
+        with presence.watched(folder):
+            pieces = make_shards(work, [(number, shards_of(job)[number])], job.folder)
+            (shard,) = (each for each in pieces if not isinstance(each, int))
+            return shard.model_dump()
     finally:
         if not (
             job.folder / "job.json"
