@@ -27,6 +27,7 @@ class LogDisplay:
     def __init__(self, console: PlainConsole) -> None:
         self._console = console
         self._told_at = 0.0
+        self.committed_run: str | None = None
 
     def waiting(self, text: str) -> AbstractContextManager[object]:  # noqa: ARG002
         """Something takes seconds: not worth a line."""
@@ -60,6 +61,10 @@ class LogDisplay:
             self.note(
                 f"scored {done:,} of {total:,} rows  {rate:,.0f} rows/s  {(total - done) / rate:.0f} s left"
             )
+
+    def committed(self, run_id: str) -> None:
+        """Remember the run, whose flow run can still fail to be reported to Prefect's server."""
+        self.committed_run = run_id
 
     def close(self) -> None:
         """Nothing to put away."""

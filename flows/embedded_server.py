@@ -180,6 +180,7 @@ class _ServerProcess:
             )
             os.close(theirs)
         atexit.register(self.stop)
+        threading.Thread(target=self._watch, name="prefect-server-watch", daemon=True).start()
 
     @classmethod
     def of_this_process(cls, settings: Any) -> "_ServerProcess":
@@ -197,6 +198,7 @@ class _ServerProcess:
     def publish(self, settings: Any) -> None:
         """Make this server the configured one, for this process and its children."""
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
+        os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # on loopback there is no outage
         secret = settings.server.api.auth_string
         if secret and not settings.api.auth_string:
             os.environ["PREFECT_API_AUTH_STRING"] = secret.get_secret_value()
@@ -221,6 +223,12 @@ class _ServerProcess:
             f"Prefect's embedded server did not start within {SECONDS_TO_START:g} s "
             f"(database: {_database_name(self._settings)}); see `nnbuild doctor`"
         )
+
+    def _watch(self) -> None:
+        """Stop talking to the server once it has ended by itself."""
+        self.process.wait()
+        if self._lifeline is not None:
+            give_up_on_server()
 
     def _printed(self) -> str:
         self._log.seek(0)
@@ -304,6 +312,21 @@ def _is_healthy(port: int) -> bool:
         connection.close()
 
 
+def embedded_server_is_lost() -> bool:
+    """Return whether the embedded server of this process has ended."""
+    running = _ServerProcess.running
+    return running is not None and running.process.poll() is not None
+
+
+def give_up_on_server() -> None:
+    """Try each request to the server once from now on, and send it no log lines."""
+    import prefect.context
+
+    os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "0"
+    os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+    prefect.context.refresh_global_settings_context()
+
+
 def require_answer() -> None:
     """Ask the configured server, as the run is going to.
 
@@ -327,8 +350,7 @@ def trouble_with_server(seconds: float, *, starting: bool = False) -> str | None
             client, so that its own timeouts bound nothing.
         starting: Whether it may refuse connections at first, because it is just starting.
     """
-    running = _ServerProcess.running
-    if running is not None and running.process.poll() is not None:
+    if embedded_server_is_lost():
         return "the embedded server has ended"
     found: list[str | None] = []
     patience = seconds if starting else 0.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from flows.embedded_server import trouble_with_server
+from flows.embedded_server import give_up_on_server, trouble_with_server
 from nnbuild.errors import Interrupted
 
 SECONDS_TO_ANSWER = 2.0
@@ -41,7 +41,7 @@ def prompt_stop() -> Iterator[None]:
         if trouble_with_server(SECONDS_TO_ANSWER) is not None:
             if (report := _report.get()) is not None:
                 _exit(report(stop))
-            _give_up_on_server()
+            give_up_on_server()
         raise
 
 
@@ -49,12 +49,3 @@ def _exit(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _give_up_on_server() -> None:
-    """Try each request to the server once from now on, and send it no log lines."""
-    import prefect.context
-
-    os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "0"
-    os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
-    prefect.context.refresh_global_settings_context()

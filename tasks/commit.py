@@ -12,6 +12,7 @@ from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
 from tasks.prefect_side import STEP, can_be_retried, logger, outward, show_markdown
 from tasks.telling import COMMITTED, PROMOTED, REJECTED, announce, notify
+from tasks.watching import displays
 
 _HEADLINE = ("accuracy", "loss", "expected_calibration_error", "macro_f1")
 
@@ -33,6 +34,8 @@ def commit(
     """Commit a run; see `nnbuild.committing.commit_run`."""
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)
+    for display in displays():
+        display.committed(run.run_id)
     with outward("artifact nnbuild-files"):
         show_markdown(
             "nnbuild-files", links(run, committed), f"Where the outputs of run {run.run_id} are"

@@ -22,6 +22,9 @@ class Display(Watch, Protocol):
     def download(self, file: str, done: int, total: int | None) -> None:
         """Bytes of a download are there."""
 
+    def committed(self, run_id: str) -> None:
+        """Take note that a run is committed, whatever becomes of its flow run."""
+
 
 _displays: ContextVar[tuple[Display, ...]] = ContextVar("displays", default=())
 

@@ -21,6 +21,10 @@ from nnbuild.store import Store
 
 Settings = dict[str, Any]
 
+_LOST = (
+    "Prefect's embedded server ended during the run, so Prefect's record of it is incomplete; "
+    "the run itself is committed"
+)
 _STOPPED = "stopped before anything began, and nothing was written; run the command again"
 
 
@@ -132,6 +136,7 @@ def retrained(
         Its id.
     """
     from flows.cli import report
+    from flows.embedded_server import embedded_server_is_lost
     from flows.outage import exit_without_server
     from flows.retrain import retrain
     from tasks.watching import shown_on
@@ -145,6 +150,11 @@ def retrained(
     try:
         with shown_on(display), exit_without_server(stopped):
             return retrain(config, str(place.root), resume).run_id
+    except Exception:
+        if display.committed_run is None or not embedded_server_is_lost():
+            raise
+        display.note(_LOST)
+        return display.committed_run
     finally:
         display.close()
 
