@@ -31,14 +31,15 @@ def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str 
         ConfigError: Two names are the same but for case, or for how Unicode spells them.
     """
     keys = [_KEY] if output is None else [*_keys_of(output), _KEY]
-    taken = {_folded(name): f"the scores have a column {name!r} already" for name in own}
-    taken |= {_folded(key): f"the rows are stored in a folder named {key}=…" for key in keys}
+    taken = {_folded(name): f"their own {name!r}" for name in own}
+    taken |= {_folded(key): f"the folder {key}=… that the rows are in" for key in keys}
     for name in kept:
         if (reason := taken.get(_folded(name))) is not None:
             raise ConfigError(
-                f"--keep {name}: {reason}, and many readers ignore case; rename the input's column"
+                f"--keep {name}: the scores have a column of that name already, {reason} "
+                "(many readers ignore case); rename the input's"
             )
-        taken[_folded(name)] = f"{name!r} is carried through too"
+        taken[_folded(name)] = f"{name!r} of the input"
 
 
 def _folded(name: str) -> str:
