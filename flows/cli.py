@@ -22,12 +22,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Outside a command Ctrl-C ends the process at once, as it does any program. In an import
         # or at the interpreter's end Python would print a traceback instead.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_closed_streams()
     code = invoke(arguments)
     if code > _SIGNALLED and any(each.name == "nnbuild-stage" for each in threading.enumerate()):
         # A stage of scoring is inside a library, which the interpreter's end would wait for.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without standard streams (`2>&-`) some that lead nowhere.
+
+    Otherwise the next file that is opened becomes standard error, and receives our messages.
+    """
+    for stream in (0, 1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  (for the whole process)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115  (as above)
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:

@@ -3,9 +3,9 @@
     NnbuildError
     ├── InputError                  what was given cannot be used: nothing was changed        exit 2
     │   ├── ConfigError             a setting that is unknown, ill-typed or out of bounds
+    │   │   └── OutputError         a file that was asked for and cannot be written
     │   ├── DataError               a source that is missing, damaged or not what it claims
     │   ├── ContractError           a model that does not end in logits
-    │   ├── OutputError             a file that was asked for and cannot be written
     │   ├── AlreadyScoredError      an input that another job has scored meanwhile
     │   └── StoreError              a store that cannot be read or written
     │       ├── LockedError         a run that another process holds
@@ -44,16 +44,16 @@ class ConfigError(InputError):
     """A setting is unknown, ill-typed or out of bounds."""
 
 
+class OutputError(ConfigError):
+    """A file that the user asked for cannot be written."""
+
+
 class DataError(InputError):
     """A data source is missing, damaged, or not what it claims to be."""
 
 
 class ContractError(InputError):
     """A model, a loss or an array breaks the logits contract."""
-
-
-class OutputError(InputError):
-    """A file that the user asked for cannot be written."""
 
 
 class StoreError(InputError):
