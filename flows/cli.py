@@ -63,7 +63,9 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         return _tell(_usage(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _CTRL_C
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:  # Typer makes the second of the first
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's own flush is quiet)
         return 0
     except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
