@@ -47,6 +47,8 @@ def export_run(
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
+    if not run_id:
+        raise ConfigError("the run is an empty text; expected champion or a run ID")
     target = store.require_outside(target)
     require_new(target)
     engine = "auto" if format == "onnx" else "keras"

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import prefect.context
 import pytest
 
 from flows import cli
@@ -28,9 +32,24 @@ class Outcome:
 def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Call `nnbuild` with these arguments."""
     capfd.readouterr()
-    code = cli.invoke([str(each) for each in arguments])
+    with _server_unpublished():
+        code = cli.invoke([str(each) for each in arguments])
     out, err = capfd.readouterr()
     return Outcome(code, out, err)
+
+
+@contextmanager
+def _server_unpublished() -> Iterator[None]:
+    """Take back what a command publishes of its embedded server for the rest of its process."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if os.environ.get("PREFECT_API_URL") != before.get("PREFECT_API_URL"):
+            for name in [each for each in os.environ if each not in before]:
+                del os.environ[name]
+            os.environ.update(before)
+            prefect.context.refresh_global_settings_context()
 
 
 def tree_digest(root: Path) -> str:

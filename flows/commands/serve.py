@@ -1,6 +1,7 @@
 """`nnbuild serve`: a process that waits for the schedule, and runs each retraining in a process of its own."""
 
 import hashlib
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def serve(
     _one_of("--collision", collision, COLLISIONS)
     _one_of("--overtaken", overtaken, ("skip", "run"))
     base = _checked(configured({}, path, overrides))
+    if timeout is not None and not math.isfinite(timeout):
+        raise ConfigError(f"--timeout {timeout}, expected a number of seconds")
     common = {"store": str(place.root), "timeout_seconds": timeout, "overtaken": overtaken}
     schedules = _planned(plan) if plan else _simple(crons, interval, timezone)
     for each in schedules:

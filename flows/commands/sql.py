@@ -120,7 +120,7 @@ def _print_json(answer: Answer) -> None:
 
 def _print_table(answer: Answer, most: int) -> None:
     rows = _rows(answer)
-    shown = [[_cell(value) for value in row] for row in islice(rows, most)]
+    shown = [[_cell(value) for value in row] for row in islice(rows, min(most, sys.maxsize))]
     print_table(shown, answer.names, "no rows")
     if len(shown) == most and (left := _count(rows)):
         note = f"{most:,} rows are shown, {left} left out; see --limit, --csv and --parquet"

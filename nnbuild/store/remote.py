@@ -36,7 +36,11 @@ def open_root(url: str) -> Path:
         StoreError: the protocol is not known, or what it needs is not installed.
     """
     require_no_credentials(url, "the address of the store, an input or an output")
-    protocol = url.partition("://")[0]
+    protocol, _, place = url.partition("://")
+    if protocol not in _LOCAL and not place.strip("/"):
+        raise StoreError(
+            f"{url!r} names no bucket or host; expected a URL such as s3://bucket/folder"
+        )
     try:
         from upath import UPath
 
