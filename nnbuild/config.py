@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -158,7 +157,6 @@ class DatasetConfig(Section):
     # Not called `keys`: Prefect takes what has that attribute for a mapping.
     array_keys: Annotated[dict[str, str], AfterValidator(_array_roles)] = Field(
         {},
-        validation_alias=AliasChoices("keys", "array_keys"),
         description='Names of the arrays in an .npz by what they hold, x_train = "images"; the usual '
         "ones if not given; dataset.keys for short",
     )
@@ -173,6 +171,14 @@ class DatasetConfig(Section):
         "refuse", description="How files that are not pictures are treated in a folder of pictures"
     )
     checks: CheckLimits = Field(CheckLimits(), description="The bounds that the data must keep")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_for_short(cls, given: Any) -> Any:
+        """Take `keys` for `array_keys`: an alias would be the name in Prefect's form and not in its values."""
+        if isinstance(given, dict) and "keys" in given and "array_keys" not in given:
+            return {"array_keys" if name == "keys" else name: each for name, each in given.items()}
+        return given
 
 
 class ModelConfig(Section):
