@@ -44,28 +44,42 @@ def idx_seeds() -> list[bytes]:
 
 
 def manifest_seeds() -> list[bytes]:
-    """A manifest of a committed run, and one of a failed run."""
+    """Return manifests of two failed runs: one that diverged, and one that never had data."""
     times = dict.fromkeys(("started_at", "finished_at"), "2026-11-01T03:00:00+00:00")
     texts = dict.fromkeys(
         ("dataset", "dataset_digest", "model", "flow_run_id", "code_version", "config"), "text"
     )
     row = {
-        "status": "succeeded",
-        "error": None,
+        "status": "failed",
+        "error": "diverged",
         **times,
         **texts,
         "seed": 1,
         "epochs": 1,
-        "promoted": True,
+        "promoted": False,
+        "test_accuracy": None,
+        "test_loss": 0.5,
     }
-    row |= {"test_accuracy": 0.5, "test_loss": 0.5}
-    parts = {name: {} for name in ("config", "steps", "files", "seconds", "packages")}
-    whole = {"run_id": "20261101T030000000Z-abcdef", "row": row, **parts}
-    failed = {
-        **whole,
-        "row": {**row, "status": "failed", "error": "diverged", "test_accuracy": None},
+    config = {
+        "seed": 1,
+        "dataset": {"name": "digits", "fallback": None},
+        "training": {"validation_fraction": 0.2},
     }
-    return [json.dumps(each).encode() for each in (whole, failed)]
+    diverged = {
+        "run_id": "20261101T030000000Z-abcdef",
+        "row": row,
+        "config": config,
+        "config_digest": "text",
+        "steps": {},
+        "seconds": {"fit_model": 1.5},
+        "files": {"runs/x": {"sha256": "0" * 64, "bytes": 1}},
+        "code_version": "text",
+        "packages": {"keras": "3", "prefect": None},
+        "machine": {"system": "text", "python": "3", "processors": 2},
+        "flow_run_id": None,
+    }
+    without = {**diverged, "row": {**row, "dataset": None, "dataset_digest": None}}
+    return [json.dumps(each).encode() for each in (diverged, without)]
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
@@ -85,7 +99,8 @@ def main() -> None:
     given = parser.parse_args()
     read, seeds = TARGETS[given.parser]
     folder = Path(tempfile.mkdtemp())
-    path = folder / "input"
+    path = folder / "20261101T030000000Z-abcdef" / "input"  # the folder's name is checked as well
+    path.parent.mkdir()
     (folder / "corpus").mkdir()
     for number, content in enumerate(seeds()):
         path.write_bytes(content)

@@ -112,11 +112,11 @@ def test_error_within_a_batch_rejects_only_its_rows(broken, error, step):
         path = parquet(folder / "in.parquet", images(50), group=20, key=np.arange(50))
         real = getattr(ParquetInput, step)
 
-        def breaking(source, found, *first):
-            start = first[0] if first else found["key"][0].as_py()
+        def breaking(source, found, *others):
+            start = found["key"][0].as_py()
             if broken & set(range(start, start + len(found))):
                 raise error("in a batch")
-            return real(source, found, *first)
+            return real(source, found, *others)
 
         patch.setattr(ParquetInput, step, breaking)
         good, bad = accounted(path, Columns("key"), 16)

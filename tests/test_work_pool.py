@@ -102,7 +102,10 @@ def test_parameters_that_cannot_be_are_refused_when_a_run_is_made(real_prefect, 
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ({"config": {"input": "in", "engine": "onx"}}, "'onx' is not one of ['onnx', 'keras']"),
+        (
+            {"config": {"input": "in", "engine": "onx"}},
+            "'onx' is not one of ['auto', 'onnx', 'keras']",
+        ),
         ({"config": {"input": "in", "model": "champoin"}}, "'champoin' is not one of ['champion']"),
         ({"config": {"input": "in", "on_error": "go"}}, "config.on_error"),
         ({"timezone": "localtime"}, "timezone"),
