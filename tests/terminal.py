@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sys
 import termios
 import time
@@ -41,6 +42,7 @@ class Terminal:
                 {**environment, _MARK: self._mark, "TERM": "xterm"},
                 file_actions=[opening, *((os.POSIX_SPAWN_DUP2, 0, each) for each in (1, 2))],
                 setsid=True,
+                setsigdef=[signal.SIGINT],  # ignored where a shell runs the tests in its background
             )
         )
         os.close(theirs)
