@@ -16,6 +16,18 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which tears out of a block as Ctrl-C does, through every `except Exception`."""
 
 
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Handle signals in this block, and restore what handled them before."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            # None stands for a handler that was not installed from Python.
+            signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+
+
 def interrupted(error: KeyboardInterrupt) -> Interrupted:
     """Return what a command raises after Ctrl-C or SIGTERM has interrupted its work."""
     number = int(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
@@ -32,11 +44,8 @@ def tearing() -> Iterator[None]:
     def tear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, tear)
-    try:
+    with _handled_by(tear, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 @contextmanager
@@ -57,12 +66,8 @@ def caught() -> Iterator[Callable[[], int | None]]:
             signal.default_int_handler(number, frame)
         arrived.append(number)
 
-    before = {number: signal.signal(number, hear) for number in _HEARD}
-    try:
+    with _handled_by(hear, *_HEARD):
         yield lambda: arrived[0] if arrived else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @contextmanager
@@ -82,12 +87,8 @@ def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
         before_exit(128 + number)
         os._exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in _HEARD}
-    try:
+    with _handled_by(leave, *_HEARD):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @contextmanager
