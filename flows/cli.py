@@ -24,11 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_closed_streams()
     code = invoke(arguments)
-    if code > _SIGNALLED and any(each.name == "nnbuild-stage" for each in threading.enumerate()):
-        # A stage of scoring is inside a library, which the interpreter's end would wait for.
+    if code > _SIGNALLED and _is_inside_a_library():
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _is_inside_a_library() -> bool:
+    """Return whether a stage of scoring goes on, which the interpreter's end would wait for."""
+    from nnbuild.scoring.stages import STAGE
+
+    return any(each.name == STAGE for each in threading.enumerate())
 
 
 def _open_closed_streams() -> None:
