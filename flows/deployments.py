@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -30,7 +30,7 @@ from flows.scheduled_score import scheduled_score
 from flows.schedules import Plan
 from nnbuild import machine
 from nnbuild.errors import ConfigError
-from nnbuild.signals import children_spared_ctrl_c
+from nnbuild.signals import caught, children_spared_ctrl_c
 
 SECONDS_FOR_SERVER = 60.0
 """How long a server that is just starting is waited for."""
@@ -75,25 +75,29 @@ def serve_until_stopped(
             left, {each.flow_id: client.read_flow(each.flow_id).name for each in left}
         )
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
-    print_line(f"serving {named}; stop it by Ctrl-C")
     try:
-        asked = asyncio.run(_serve(served))
+        # Until the event loop listens itself: an exception in the middle of making it is a traceback.
+        with caught() as arrived:
+            print_line(f"serving {named}; stop it by Ctrl-C")
+            asked = asyncio.run(_serve(served, arrived))
     finally:
         _close(name)
     if asked == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-async def _serve(deployments: Sequence[Any]) -> int | None:
+async def _serve(deployments: Sequence[Any], arrived: Callable[[], int | None]) -> int | None:
     """Start what is due, until Ctrl-C or SIGTERM cancels this task.
+
+    Args:
+        deployments: Deployments to serve.
+        arrived: Returns the number of a signal that came before this task could listen, or None.
 
     Returns:
         The number of that signal.
     """
     # Not paused meanwhile: what is due until the next start would be lost, and is late now.
     runner = Runner(pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT)
-    for each in deployments:
-        await runner.add_deployment(each)
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
     asked: list[int] = []
 
@@ -106,7 +110,12 @@ async def _serve(deployments: Sequence[Any]) -> int | None:
     # which makes an error of its own of it: the run crashed, and the runner went on.
     runner.handle_sigterm = end
     loop.add_signal_handler(signal.SIGINT, end, signal.SIGINT)
+    signal.signal(signal.SIGTERM, end)
+    if (earlier := arrived()) is not None:
+        return earlier
     with children_spared_ctrl_c(), suppress(asyncio.CancelledError):
+        for each in deployments:
+            await runner.add_deployment(each)
         await runner.start()
     return asked[0] if asked else None
 

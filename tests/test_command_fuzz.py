@@ -10,6 +10,7 @@ import pytest
 import typer
 from command_line import call, tree_digest
 from hostile_text import HOSTILE
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.signatures import load_app
 
@@ -76,6 +77,7 @@ def is_clean(found):
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"version"}))
 def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, world, command):
     monkeypatch.chdir(world)
+    # Without a server `serve` stops before it serves, and `run` starts one of its own.
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     before = snapshot(world)
     base = [*BASE.get(command, [])]
@@ -90,10 +92,11 @@ def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, worl
     attempts += (
         [[value] for value in values(world)] if command not in {"doctor", "run", "serve"} else []
     )
-    answers = {
-        tuple(arguments): call(capfd, command, *arguments, "--store", world / "store")
-        for arguments in attempts
-    }
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        answers = {
+            tuple(arguments): call(capfd, command, *arguments, "--store", world / "store")
+            for arguments in attempts
+        }
     wrong = {each: found.err for each, found in answers.items() if not is_clean(found)}
     assert not wrong
     assert snapshot(world) == before
