@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from nnbuild.report.charts import _LETTER
 from nnbuild.report.svg import picture, tag
 
 _CELL = 34
-_LETTER = 6.6
 _LONGEST = 12
 _UPRIGHT = 3  # longer names do not fit above a column
 _THOUSANDS = 10_000

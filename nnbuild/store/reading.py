@@ -238,7 +238,7 @@ def as_text(column: Any) -> Any:
         return found.to_arrow_table()["value"].cast(pa.string())
 
 
-def read_table(
+def committed_rows(
     store: "Store",
     name: str,
     wanted: str | Sequence[str] | None = None,

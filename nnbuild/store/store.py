@@ -368,7 +368,7 @@ class Store:
             StoreError: An unknown table, run or column, a damaged file, or a file of another
                 schema version.
         """
-        return reading.read_table(self, name, run_id, columns)
+        return reading.committed_rows(self, name, run_id, columns)
 
 
 def _overlap(path: Path, root: Path) -> bool:
