@@ -25,7 +25,7 @@ import numpy as np
 from nnbuild.data import sources
 from nnbuild.engines.onnx import OnnxEngine
 from nnbuild.logits.softmax import log_softmax
-from nnbuild.machine import processors
+from nnbuild.runtime.environment import processors
 
 ONE = """
 import sys

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from nnbuild import models
-from nnbuild.backend import pin_threads
-from nnbuild.config import RunConfig, resolve
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.data.dataset import Split
+from nnbuild.runtime.tensorflow import pin_threads
 from nnbuild.training import Checkpoints, Surroundings, fit
 
 

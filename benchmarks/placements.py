@@ -5,7 +5,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
-from nnbuild.backend import keras, tf
+from nnbuild.runtime.tensorflow import keras, tf
 
 SCALES = (1, 3, 10, 30, 100, 300, 1000)
 TYPES = ("float16", "bfloat16", "float32")

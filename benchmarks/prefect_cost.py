@@ -28,8 +28,8 @@ nnbuild.retrain(nnbuild.RunConfig.model_validate(settings), store)
 """
 PARTS = ("server", "embedded", "starts")
 SERVER = "from flows.embedded_server import EmbeddedServer\nwith EmbeddedServer(): pass"
-TENSORFLOW = "import prefect.client.orchestration, flows.retrain, nnbuild.backend"
-BOTH = "from flows.embedded_server import EmbeddedServer\nwith EmbeddedServer(): import flows.retrain, nnbuild.backend"
+TENSORFLOW = "import prefect.client.orchestration, flows.retrain, nnbuild.runtime.tensorflow"
+BOTH = "from flows.embedded_server import EmbeddedServer\nwith EmbeddedServer(): import flows.retrain, nnbuild.runtime.tensorflow"
 
 
 def seconds(environment: Mapping[str, str], *arguments: str) -> float:

@@ -24,7 +24,7 @@ from nnbuild.scoring.inputs import open_input
 from nnbuild.scoring.probabilities import probability_table
 from nnbuild.scoring.rows import Columns, Rows
 from nnbuild.scoring.writing import ROW_GROUP, counted, parquet_writer
-from nnbuild.store.files import file_digest, sync_file
+from nnbuild.store.filesystem import file_digest, sync_file
 
 BATCH, EVERY, CLASSES, SHAPE = 4096, 8, 10, (28, 28, 1)
 INFERENCE = "inference"

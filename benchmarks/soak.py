@@ -28,7 +28,7 @@ import numpy as np
 
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
-from nnbuild.store.files import file_digest
+from nnbuild.store.filesystem import file_digest
 
 STEPS = (
     "load_data",

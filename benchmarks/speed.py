@@ -21,8 +21,8 @@ SIDES = ("keras.io", "fast", "model.fit", "lab")
 
 def by_keras(data_dir: Path, *, convnet: bool, epochs: int) -> dict[str, float]:
     """The convnet of keras.io, or the lab's network with batches of 32, by `model.fit`."""
-    from nnbuild.backend import keras
     from nnbuild.data import sources
+    from nnbuild.runtime.tensorflow import keras
 
     data = sources.load("mnist", data_dir=data_dir, cache=data_dir)
     layers = keras.layers
@@ -80,11 +80,11 @@ def by_keras(data_dir: Path, *, convnet: bool, epochs: int) -> dict[str, float]:
 def by_nnbuild(data_dir: Path, network: str, epochs: int | None) -> dict[str, float]:
     """A network of ours with its own recipe, for as many epochs as its recipe says, or as are given."""
     from nnbuild import models
-    from nnbuild.backend import pin_threads
-    from nnbuild.config import RunConfig, resolve
+    from nnbuild.config.schema import RunConfig, resolve
     from nnbuild.data import sources
+    from nnbuild.runtime.tensorflow import pin_threads
     from nnbuild.training import fit
-    from nnbuild.training.steps import Steps
+    from nnbuild.training.loop import Steps
 
     data = sources.load("mnist", data_dir=data_dir, cache=data_dir)
     config = resolve(

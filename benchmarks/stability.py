@@ -27,10 +27,10 @@ from placements import (
 )
 
 from nnbuild import evaluation
-from nnbuild.backend import keras, tf
 from nnbuild.data.sources import default_cache, load
+from nnbuild.report.artifacts import standalone
 from nnbuild.report.charts import lines
-from nnbuild.report.standalone import standalone
+from nnbuild.runtime.tensorflow import keras, tf
 
 
 def lab(*, head: str | None = None) -> Any:

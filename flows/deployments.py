@@ -28,9 +28,9 @@ from flows.printing import print_line
 from flows.scheduled import scheduled_retrain
 from flows.scheduled_score import scheduled_score
 from flows.schedules import Plan
-from nnbuild import machine
 from nnbuild.errors import ConfigError
-from nnbuild.signals import caught, children_spared_ctrl_c
+from nnbuild.runtime import environment
+from nnbuild.runtime.signals import caught, children_spared_ctrl_c
 
 SECONDS_FOR_SERVER = 60.0
 """How long a server that is just starting is waited for."""
@@ -147,7 +147,7 @@ def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: s
         name,
         schedules=[_schedule(each) for each in plan.schedules],
         parameters=plan.parameters,
-        version=machine.code_version(),
+        version=environment.code_version(),
         description=description,
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
         entrypoint_type=EntrypointType.MODULE_PATH,

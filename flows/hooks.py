@@ -6,8 +6,8 @@ from typing import Any
 from prefect.logging import get_logger
 from prefect.logging.loggers import flow_run_logger
 
-from nnbuild import committing
 from nnbuild.errors import NnbuildError
+from nnbuild.pipeline import commit
 from nnbuild.runtime.text import join_lines, sanitize
 from nnbuild.store import Run, Store
 from tasks.prefect_side import outward
@@ -69,7 +69,7 @@ def advice(flow_run: Any, state: Any) -> str:
         store = Store(flow_run.parameters.get("store"))
         if not store.exists():
             return f"{told} There is no store at {store.root}."
-        committing.finish_committed(store)
+        commit.finish_committed(store)
         run = _waiting(store, flow_run)
     except (NnbuildError, OSError) as error:
         get_logger("nnbuild").warning("%s", error)

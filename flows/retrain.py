@@ -10,11 +10,11 @@ from prefect.transactions import transaction
 
 from flows.hooks import on_bad_end, record_cancellation
 from flows.outage import prompt_stop
-from nnbuild.config import RunConfig
-from nnbuild.results import Committed
-from nnbuild.runs import open_run, working_on
+from nnbuild.config.schema import RunConfig
+from nnbuild.pipeline.run import open_run, working_on
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Run
+from nnbuild.store.step_results import Committed
 from tasks.approve import approve
 from tasks.build import build
 from tasks.calibrate import calibrate

@@ -12,12 +12,12 @@ from pydantic import Field
 from flows.hooks import on_bad_end, record_cancellation
 from flows.overtaking import SKIPPED, adopt, origin, overtaken_at
 from flows.retrain import retrain
-from nnbuild import machine
-from nnbuild.config import RunConfig, ScheduledConfig
-from nnbuild.runs import resumable
+from nnbuild.config.schema import RunConfig, ScheduledConfig
+from nnbuild.pipeline.run import resumable
+from nnbuild.runtime import environment
+from nnbuild.runtime.signals import ended_after
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Run, Store
-from nnbuild.watchdog import ended_after
 from tasks.prefect_side import logger
 
 WITHDRAWN = "The schedule that planned this run is no longer part of the deployment."
@@ -37,7 +37,7 @@ def _name_of(parameters: dict[str, Any]) -> str:
 
 @flow(
     name="scheduled-retrain",
-    version=machine.code_version(),
+    version=environment.code_version(),
     flow_run_name=_name,
     on_failure=[on_bad_end],
     on_crashed=[on_bad_end],

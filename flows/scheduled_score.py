@@ -14,14 +14,14 @@ from flows.overtaking import SKIPPED, adopt, origin
 from flows.scheduled import CHANGED, WITHDRAWN
 from flows.schedules import require_timezone, timezones
 from flows.score import score
-from nnbuild import machine
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
+from nnbuild.runtime import environment
+from nnbuild.runtime.signals import ended_after
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.opening import scored_before
 from nnbuild.scoring.partitions import is_dated
 from nnbuild.store import Store
-from nnbuild.watchdog import ended_after
 from tasks.prefect_side import logger
 from tasks.score_days import score_days
 
@@ -49,7 +49,7 @@ def _name_of(parameters: dict[str, Any]) -> str:
 
 @flow(
     name="scheduled-score",
-    version=machine.code_version(),
+    version=environment.code_version(),
     flow_run_name=_name,
     on_failure=[on_bad_scores],
     on_crashed=[on_bad_scores],

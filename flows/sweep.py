@@ -7,9 +7,16 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from nnbuild import sweep as sweeping
-from nnbuild.results import Calibrated, Evaluated, ExportedModel, HistoryTable, LoadedData, Scored
-from nnbuild.runs import working_on as working_on_run
+from nnbuild.pipeline.run import working_on as working_on_run
 from nnbuild.store import Run
+from nnbuild.store.step_results import (
+    Calibrated,
+    Evaluated,
+    ExportedModel,
+    HistoryTable,
+    LoadedData,
+    Scored,
+)
 from nnbuild.sweep import Plan, Sweep, SweepConfig, Swept
 from tasks.approve import approve
 from tasks.commit import commit

@@ -6,12 +6,12 @@ The names here are what a notebook or a script needs; each is imported when it i
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nnbuild.config import RunConfig
+    from nnbuild.config.schema import RunConfig
     from nnbuild.logits import log_softmax, softmax
-    from nnbuild.reading import read_table
-    from nnbuild.runs import open_run, retrain, working_on
+    from nnbuild.pipeline.run import open_run, retrain, working_on
     from nnbuild.scoring import ScoreConfig, backfill, score
     from nnbuild.store import Store
+    from nnbuild.store.analysis import read_table
 
 __all__ = [
     "RunConfig",
@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 _PLACES = {
-    "nnbuild.config": ("RunConfig",),
+    "nnbuild.config.schema": ("RunConfig",),
     "nnbuild.logits": ("log_softmax", "softmax"),
-    "nnbuild.runs": ("open_run", "retrain", "working_on"),
-    "nnbuild.reading": ("read_table",),
+    "nnbuild.pipeline.run": ("open_run", "retrain", "working_on"),
+    "nnbuild.store.analysis": ("read_table",),
     "nnbuild.scoring": ("ScoreConfig", "backfill", "score"),
     "nnbuild.store": ("Store",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.lazy import find
+    from nnbuild.runtime.lazy_imports import find
 
     return find(name, _PLACES, __name__)

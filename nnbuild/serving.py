@@ -100,8 +100,8 @@ def with_probabilities(content: bytes, temperature: float = 1.0) -> bytes:
 
 
 def _write_savedmodel(found: ScoringModel, target: Path, temperature: float) -> None:
-    from nnbuild.backend import keras, quiet, tf
     from nnbuild.models import load_model
+    from nnbuild.runtime.tensorflow import keras, quiet, tf
 
     with output_folder(target) as folder:
         path = folder / "model.keras"

@@ -5,10 +5,10 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-from nnbuild import steps
-from nnbuild.results import Decided
+from nnbuild import pipeline
 from nnbuild.runtime.text import markdown_text
 from nnbuild.store import Run
+from nnbuild.store.step_results import Decided
 from tasks.prefect_side import logger
 
 
@@ -36,5 +36,5 @@ def approve(run: Run, decided: Decided) -> Decided:
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=1)
     except FlowPauseTimeout:
-        return steps.answered(run, promote=False, comment=f"nobody answered within {seconds} s")
-    return steps.answered(run, promote=answer.promote, comment=answer.comment)
+        return pipeline.answered(run, promote=False, comment=f"nobody answered within {seconds} s")
+    return pipeline.answered(run, promote=answer.promote, comment=answer.comment)

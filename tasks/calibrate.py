@@ -2,16 +2,16 @@
 
 from prefect import task
 
-from nnbuild import steps
-from nnbuild.results import Calibrated, FittedModel, LoadedData
+from nnbuild import pipeline
 from nnbuild.store import Run
+from nnbuild.store.step_results import Calibrated, FittedModel, LoadedData
 from tasks.prefect_side import STEP, logger, run_name
 
 
 @task(name="calibrate", task_run_name=run_name("calibrate {run.config.model.name}"), **STEP)
 def calibrate(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
-    """Calibrate the network of a run; see `nnbuild.steps.calibrate_model`."""
-    calibrated = steps.calibrate_model(run, data, fitted)
+    """Calibrate the network of a run; see `nnbuild.pipeline.calibrate_model`."""
+    calibrated = pipeline.calibrate_model(run, data, fitted)
     logger().info(
         "temperature %.3f, expected calibration error on the test images %.4f, before %.4f",
         calibrated.temperature,

@@ -2,19 +2,19 @@
 
 from prefect import task
 
-from nnbuild import steps
+from nnbuild import pipeline
 from nnbuild.errors import CheckError
-from nnbuild.results import CheckedData, LoadedData
 from nnbuild.store import Run
+from nnbuild.store.step_results import CheckedData, LoadedData
 from tasks.prefect_side import STEP, logger, run_name, show_table
 from tasks.telling import CHECK_FAILED, announce
 
 
 @task(name="check", task_run_name=run_name("check {data.name}"), **STEP)
 def check(run: Run, data: LoadedData) -> CheckedData:
-    """Check the data of a run; see `nnbuild.steps.check_data`."""
+    """Check the data of a run; see `nnbuild.pipeline.check_data`."""
     try:
-        checked = steps.check_data(run, data)
+        checked = pipeline.check_data(run, data)
     except CheckError as error:
         announce(
             CHECK_FAILED,

@@ -5,11 +5,11 @@ from typing import Any
 
 from prefect import task
 
-from nnbuild import committing
-from nnbuild.report.facts import facts
-from nnbuild.results import Committed, ExportedModel, HistoryTable, Reported
+from nnbuild.pipeline import commit as committing
+from nnbuild.report.metadata import facts
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
+from nnbuild.store.step_results import Committed, ExportedModel, HistoryTable, Reported
 from tasks.prefect_side import STEP, can_be_retried, logger, outward, show_markdown
 from tasks.telling import COMMITTED, PROMOTED, REJECTED, announce, notify
 from tasks.watching import displays
@@ -31,7 +31,7 @@ def commit(
     exported: ExportedModel,  # noqa: ARG001  (it waits)
     reported: Reported,  # noqa: ARG001  (it waits)
 ) -> Committed:
-    """Commit a run; see `nnbuild.committing.commit_run`."""
+    """Commit a run; see `nnbuild.pipeline.commit.commit_run`."""
     committed = committing.commit_run(run)
     logger().info("run %s is committed", run.run_id)
     for display in displays():

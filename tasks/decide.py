@@ -3,16 +3,16 @@
 from prefect import task
 from prefect.transactions import Transaction
 
-from nnbuild import steps
-from nnbuild.results import Decided, Evaluated, LoadedData, Scored
+from nnbuild import pipeline
 from nnbuild.store import Run
+from nnbuild.store.step_results import Decided, Evaluated, LoadedData, Scored
 from tasks.prefect_side import STEP, logger, rounded, show_table
 
 
 @task(name="decide", task_run_name="decide on {run.run_id}", **STEP)
 def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> Decided:  # noqa: ARG001  (it waits)
-    """Hold a run against the champion; see `nnbuild.steps.decide`."""
-    decided = steps.decide(run, data)
+    """Hold a run against the champion; see `nnbuild.pipeline.decide`."""
+    decided = pipeline.decide(run, data)
     logger().info("%s: %s", "promoted" if decided.promote else "not promoted", decided.reason)
     told: dict[str, object] = {
         "decision": "promoted" if decided.promote else "not promoted",
@@ -30,5 +30,5 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
 
 @decide.on_rollback
 def withdraw(publication: Transaction) -> None:
-    """The commit behind it failed: what was decided is taken back; see `nnbuild.steps.withdraw`."""
-    steps.withdraw(publication.get("run"))
+    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.withdraw`."""
+    pipeline.withdraw(publication.get("run"))

@@ -2,16 +2,16 @@
 
 from prefect import task
 
-from nnbuild import steps
-from nnbuild.results import ExportedModel, FittedModel, LoadedData
+from nnbuild import pipeline
 from nnbuild.store import Run
+from nnbuild.store.step_results import ExportedModel, FittedModel, LoadedData
 from tasks.prefect_side import STEP, logger, run_name
 
 
 @task(name="export", task_run_name=run_name("export {run.config.model.name}"), **STEP)
 def export(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedModel:
-    """Export the network of a run; see `nnbuild.steps.export_model`."""
-    exported = steps.export_model(run, data, fitted)
+    """Export the network of a run; see `nnbuild.pipeline.export_model`."""
+    exported = pipeline.export_model(run, data, fitted)
     if exported.path is None:
         logger().warning("not exported to ONNX: %s; scoring will use Keras", exported.remark)
     else:

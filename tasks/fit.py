@@ -6,9 +6,9 @@ from typing import Any
 
 from prefect import task
 
-from nnbuild import steps
-from nnbuild.results import CompiledModel, FittedModel, LoadedData
+from nnbuild import pipeline
 from nnbuild.store import Run
+from nnbuild.store.step_results import CompiledModel, FittedModel, LoadedData
 from tasks.aside import Aside, ProgressBar
 from tasks.load import told
 from tasks.prefect_side import STEP, logger, rounded, run_name, show_table
@@ -61,14 +61,14 @@ def _show(rows: list[dict[str, Any]]) -> None:
 
 @task(name="fit", task_run_name=run_name("fit {run.config.model.name}"), retries=0, **STEP)
 def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
-    """Fit the network of a run; see `nnbuild.steps.fit_model`.
+    """Fit the network of a run; see `nnbuild.pipeline.fit_model`.
 
     Call it directly: through `.submit()` it would sit in a thread, where no signal, cancel or timeout reaches it.
     """
     for display in displays():
         display.note(told(run, data))
     watch = _Watch()
-    fitted = steps.fit_model(run, data, compiled, watch=watch)
+    fitted = pipeline.fit_model(run, data, compiled, watch=watch)
     watch.end()
     for remark in fitted.remarks:
         logger().warning(remark)

@@ -2,9 +2,9 @@
 
 from prefect import task
 
-from nnbuild import steps
-from nnbuild.results import LoadedData
+from nnbuild import pipeline
 from nnbuild.store import Run
+from nnbuild.store.step_results import LoadedData
 from tasks.prefect_side import STEP, can_be_retried, logger, run_name
 from tasks.watching import displays
 
@@ -23,8 +23,8 @@ def _downloading(file: str, done: int, total: int | None) -> None:
     **STEP,
 )
 def load(run: Run) -> LoadedData:
-    """Read the dataset of a run; see `nnbuild.steps.load_data`."""
-    data = steps.load_data(run, progress=_downloading)
+    """Read the dataset of a run; see `nnbuild.pipeline.load_data`."""
+    data = pipeline.load_data(run, progress=_downloading)
     logger().info("%s: %s images from %s", data.name, _counts(data), data.source)
     return data
 

@@ -2,15 +2,15 @@
 
 from prefect import task
 
-from nnbuild import steps
-from nnbuild.results import FittedModel, HistoryTable
+from nnbuild import pipeline
 from nnbuild.store import Run
+from nnbuild.store.step_results import FittedModel, HistoryTable
 from tasks.prefect_side import STEP, logger
 
 
 @task(name="persist history", task_run_name="persist {fitted.epochs} epochs", **STEP)
 def persist_history(run: Run, fitted: FittedModel) -> HistoryTable:
-    """Close the history table of a run; see `nnbuild.steps.persist_history`."""
-    history = steps.persist_history(run, fitted)
+    """Close the history table of a run; see `nnbuild.pipeline.persist_history`."""
+    history = pipeline.persist_history(run, fitted)
     logger().info("%d epochs, %d rows", fitted.epochs, history.rows)
     return history

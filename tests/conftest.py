@@ -24,7 +24,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 import prefect.main  # noqa: F401
 from small_data import run_config, write_small_dataset
 
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 from nnbuild.store import Store
 
 
@@ -52,7 +52,7 @@ def small_config(small_folder: Path) -> RunConfig:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
     """The root of a store with a champion, to be left as it is."""
-    from nnbuild.runs import retrain
+    from nnbuild.pipeline.run import retrain
 
     root = tmp_path_factory.mktemp("trained") / "store"
     retrain(run_config(small_folder, training={"epochs": 2}), root)
@@ -69,7 +69,7 @@ def store(trained: Path, tmp_path: Path) -> Store:
 def _three_runs(
     tmp_path_factory: pytest.TempPathFactory, small_folder: Path
 ) -> tuple[Path, list[str]]:
-    from nnbuild.runs import retrain
+    from nnbuild.pipeline.run import retrain
 
     root = tmp_path_factory.mktemp("gated") / "store"
     good = {"training": {"epochs": 30, "learning_rate": 0.02}}

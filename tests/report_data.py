@@ -4,8 +4,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from nnbuild import evaluation, history, schemas, scoring
+from nnbuild import evaluation, scoring
 from nnbuild.logits import softmax
+from nnbuild.store import schemas
+from nnbuild.training import history
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 
 
 def small_arrays(

@@ -13,10 +13,9 @@ import pytest
 from command_line import call, tree_digest
 from small_data import run_config
 
-from nnbuild import across, schemas
 from nnbuild.errors import ConfigError
-from nnbuild.runs import retrain
-from nnbuild.store import Store
+from nnbuild.pipeline.run import retrain
+from nnbuild.store import Store, analysis, schemas
 from nnbuild.store.query import query
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "analytics.md").read_text(encoding="utf-8")
@@ -174,7 +173,7 @@ def test_a_run_without_its_row_is_not_seen(gated_runs, tmp_path):
 
 def test_compare_uses_the_paired_test(capfd, gated_runs):
     store, (first, second, third) = gated_runs
-    rows = across.compare(store, [first, second, third])
+    rows = analysis.compare(store, [first, second, third])
     assert [row["run_id"] for row in rows] == [first, second, third]
     assert [row["training.learning_rate"] for row in rows[1:]] == [
         0.02,
@@ -191,7 +190,7 @@ def test_compare_uses_the_paired_test(capfd, gated_runs):
     assert json.dumps(told["runs"][1]["p_better"]) == json.dumps(rows[1]["p_better"])
     for wrong in ([first], [first, first], []):
         with pytest.raises(ConfigError):
-            across.compare(store, wrong)
+            analysis.compare(store, wrong)
 
 
 def test_pages_over_several_runs_are_whole(capfd, gated_runs, tmp_path):
@@ -204,7 +203,7 @@ def test_pages_over_several_runs_are_whole(capfd, gated_runs, tmp_path):
         assert all(run in page for run in runs)
         assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
     assert "promoted" in (tmp_path / "trends.html").read_text()
-    assert [row["promoted"] for row in across.trends(store)] == [True, True, False]
+    assert [row["promoted"] for row in analysis.trends(store)] == [True, True, False]
 
 
 def test_four_readers_see_whole_tables_while_runs_are_committed(tmp_path, small_folder):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnbuild.backend import tf
+from nnbuild.runtime.tensorflow import tf
 
 
 def test_a_compiled_function_gives_the_bits_of_its_operations_one_by_one():

@@ -9,8 +9,8 @@ from bad_inputs import Case, every_case
 from command_line import Outcome, call, tree_digest
 from small_data import write_small_dataset
 
-from nnbuild.config import RunConfig
-from nnbuild.runs import retrain
+from nnbuild.config.schema import RunConfig
+from nnbuild.pipeline.run import retrain
 from nnbuild.store import Store
 
 

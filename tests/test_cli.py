@@ -13,7 +13,7 @@ from command_line import call
 
 from flows.printing import print_table
 from flows.signatures import load_app
-from nnbuild import settings
+from nnbuild.config import loading
 from nnbuild.store import Store
 
 KEYS = {
@@ -177,4 +177,4 @@ def test_options_go_over_the_file_and_settings(tmp_path):
 def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("seed = 3\n", encoding="utf-8-sig")
-    assert settings.read_toml(path) == {"seed": 3}
+    assert loading.read_toml(path) == {"seed": 3}

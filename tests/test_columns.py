@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from nnbuild import models
-from nnbuild.backend import keras, tf
-from nnbuild.config import RunConfig, resolve
-from nnbuild.models.columns import Share, columns
-from nnbuild.presets import PRESETS
+from nnbuild.config.presets import PRESETS
+from nnbuild.config.schema import RunConfig, resolve
+from nnbuild.models.multi_column import Share, columns
+from nnbuild.runtime.tensorflow import keras, tf
 
 layers = keras.layers
 ROWS = range(1, 12)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from nnbuild.config import RunConfig, resolve
+from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, preset_values
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.data import sources
-from nnbuild.presets import DATASETS, METRICS, MONITORS, PRESETS, preset_values
 
 SCHEMA = RunConfig.model_json_schema()["$defs"]
 

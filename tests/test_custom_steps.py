@@ -10,8 +10,8 @@ from test_training import CLASSES, StopAfter, config_of, run_through, same, smal
 from nnbuild import models
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted
 from nnbuild.training import Checkpoints, Surroundings, fit
-from nnbuild.training.order import split_rows
-from nnbuild.training.steps import Steps
+from nnbuild.training.loop import Steps
+from nnbuild.training.shuffling import split_rows
 
 
 def cross_entropy(y, logits):
@@ -191,7 +191,7 @@ def network(kind, config):
 def test_history_of_a_custom_model_is_keras(kind, monkeypatch):
     """The same batches in the same order: every key and value, also those of a step that keeps no state."""
     split, config = small_split(), config_of(epochs=2)
-    monkeypatch.setattr("nnbuild.training.fitting.epoch_order", lambda rows, *_: rows)
+    monkeypatch.setattr("nnbuild.training.trainer.epoch_order", lambda rows, *_: rows)
     found = fit(network(kind, config), split, config, CLASSES).history.history
     rows, held_out = split_rows(len(split), config.training.validation_fraction, config.seed)
     labels = split.labels.astype(np.int32)
@@ -230,7 +230,7 @@ def test_resume_of_a_custom_model_is_exact(kind, tmp_path, monkeypatch):
         return model, fit(model, split, config, CLASSES, around)
 
     straight, expected = run()
-    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)  # one step a look
+    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)  # one step a look
     for looks in (2, 3, 4):  # the last of them right after an epoch's last step
         with pytest.raises(Interrupted):
             run(stop=StopAfter(looks))

@@ -9,7 +9,7 @@ from command_line import call
 
 import nnbuild
 from flows.retrain import retrain
-from nnbuild.config import RunConfig, default_data_dir, resolve
+from nnbuild.config.schema import RunConfig, default_data_dir, resolve
 from nnbuild.errors import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -84,4 +84,4 @@ def test_one_place_reads_the_variable():
         for path in (ROOT / folder).rglob("*.py")
         if re.search(r"(environ|getenv).*(NNBUILD_DATA_DIR|DATA_DIR)", path.read_text())
     ]
-    assert readers == ["nnbuild/config.py"]
+    assert readers == ["nnbuild/config/schema.py"]

@@ -10,7 +10,7 @@ import pytest
 from data_files import png, tiny, write_picture_folder, write_pictures
 from PIL import Image
 
-from nnbuild.data import folder, pictures
+from nnbuild.data import decoding, image_folder
 from nnbuild.errors import DataError
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -18,7 +18,7 @@ NAMES = ("ant", "bee", "cow", "dog")
 
 def refused(path) -> str:
     with pytest.raises(DataError) as caught:
-        folder.load(path)
+        image_folder.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -31,7 +31,7 @@ def encoded(picture: Image.Image, kind="PNG", **options) -> bytes:
 
 def test_the_classes_are_the_folders_names(tmp_path):
     arrays = tiny()
-    dataset = folder.load(write_picture_folder(tmp_path, arrays, NAMES))
+    dataset = image_folder.load(write_picture_folder(tmp_path, arrays, NAMES))
     assert dataset.class_names == NAMES
     assert np.bincount(dataset.train.labels).tolist() == [10] * 4
     assert np.bincount(dataset.test.labels).tolist() == [5] * 4
@@ -39,15 +39,17 @@ def test_the_classes_are_the_folders_names(tmp_path):
 
 def test_numbers_are_ordered_by_value(tmp_path):
     arrays = tiny(train=24, classes=12)
-    dataset = folder.load(write_pictures(tmp_path, arrays.train_images, arrays.train_labels))
+    dataset = image_folder.load(write_pictures(tmp_path, arrays.train_images, arrays.train_labels))
     assert dataset.class_names == tuple(str(label) for label in range(12))
 
 
 def test_the_hold_out_does_not_depend_on_the_files_names(tmp_path):
     arrays = tiny(train=60)
     backwards = slice(None, None, -1)
-    first = folder.load(write_pictures(tmp_path / "a", arrays.train_images, arrays.train_labels))
-    second = folder.load(
+    first = image_folder.load(
+        write_pictures(tmp_path / "a", arrays.train_images, arrays.train_labels)
+    )
+    second = image_folder.load(
         write_pictures(
             tmp_path / "b", arrays.train_images[backwards], arrays.train_labels[backwards]
         )
@@ -60,7 +62,7 @@ def test_the_hold_out_does_not_depend_on_the_files_names(tmp_path):
 def test_a_train_folder_alone_is_divided(tmp_path):
     arrays = tiny()
     write_pictures(tmp_path / "train", arrays.train_images, arrays.train_labels)
-    dataset = folder.load(tmp_path)
+    dataset = image_folder.load(tmp_path)
     assert len(dataset.train) + len(dataset.test) == 40
 
 
@@ -68,7 +70,7 @@ def test_hidden_files_are_passed_over(tmp_path):
     write_picture_folder(tmp_path, tiny())
     (tmp_path / ".DS_Store").write_bytes(b"x")
     (tmp_path / "train" / "0" / ".thumbnail").write_bytes(b"x")
-    assert len(folder.load(tmp_path).train) == 40
+    assert len(image_folder.load(tmp_path).train) == 40
 
 
 def test_what_is_no_picture_is_named(tmp_path):
@@ -113,7 +115,7 @@ def test_folders_without_classes_are_refused(tmp_path):
 def test_modes_become_grey_or_rgb(mode, channels):
     grey = np.random.default_rng(0).integers(0, 2, (5, 4), np.uint8) * 255
     picture = Image.fromarray(grey).convert("RGB").convert(mode)
-    pixels = pictures.decode(encoded(picture), "a")
+    pixels = decoding.decode(encoded(picture), "a")
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.repeat(grey[..., np.newaxis], channels, axis=2))
 
@@ -122,7 +124,7 @@ def test_modes_become_grey_or_rgb(mode, channels):
 def test_other_formats_are_read(kind):
     grey = np.full((6, 6), 128, np.uint8)
     options = {"lossless": True} if kind == "WEBP" else {}
-    pixels = pictures.decode(encoded(Image.fromarray(grey).convert("RGB"), kind, **options), "a")
+    pixels = decoding.decode(encoded(Image.fromarray(grey).convert("RGB"), kind, **options), "a")
     assert pixels.shape == (6, 6, 3)
     assert np.abs(pixels.astype(int) - 128).max() <= 2
 
@@ -140,7 +142,7 @@ def test_other_formats_are_read(kind):
 )
 def test_pictures_of_other_kinds_are_refused(picture, kind):
     with pytest.raises(DataError, match=r"^a: .*expected"):
-        pictures.decode(encoded(picture, kind), "a")
+        decoding.decode(encoded(picture, kind), "a")
 
 
 def test_pictures_that_expand_beyond_measure_are_refused_before_the_memory_is_taken(tmp_path):
@@ -160,5 +162,5 @@ def test_a_picture_bomb_is_refused(side):
     payload = bytearray(png(np.zeros((4, 4, 1), np.uint8)))
     payload[16:24] = struct.pack(">II", side, side)
     payload[29:33] = struct.pack(">I", zlib.crc32(payload[12:29]))
-    with pictures.strict(), pytest.raises(DataError, match=r"^a: "):
-        pictures.decode(bytes(payload), "a")
+    with decoding.strict(), pytest.raises(DataError, match=r"^a: "):
+        decoding.decode(bytes(payload), "a")

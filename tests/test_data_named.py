@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from data_files import IDX_NAMES, Arrays, idx_bytes, serving, write_idx, write_npz
 
-from nnbuild.data import idx, named, published, sources
+from nnbuild.data import idx, published, registry, sources
 from nnbuild.data.download import UnavailableError
 from nnbuild.errors import DataError
 
@@ -67,7 +67,7 @@ def server(packed):
 
 
 def load(which, tmp_path, **options):
-    return named.load(
+    return registry.load(
         which,
         **({"data_dir": None, "cache": tmp_path / "cache", "mirrors": [], "timeout": 5} | options),
     )
@@ -208,7 +208,7 @@ def test_the_kin_are_known_by_their_packed_files(tmp_path, kin, arrays, server):
 
 
 def test_mnists_files_are_not_taken_for_fashion(tmp_path, kin, arrays, own, monkeypatch):
-    monkeypatch.setattr(named, "MNIST", own)
+    monkeypatch.setattr(registry, "MNIST", own)
     folder = write_idx(tmp_path / "data", arrays)
     with pytest.raises(UnavailableError):
         load(kin, tmp_path, data_dir=folder)

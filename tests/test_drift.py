@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nnbuild.drift import BINS, MEASURES, Summary, compare, summarise
 from nnbuild.errors import DataError
+from nnbuild.evaluation.drift import BINS, MEASURES, Summary, compare, summarise
 
 
 def a_batch(rows, *, seed=0, shift=0, classes=4):

@@ -6,11 +6,11 @@ from small_data import run_config
 from test_runs import values
 
 from nnbuild import engines, logits
-from nnbuild.backend import keras
 from nnbuild.errors import ContractError, Interrupted
 from nnbuild.models import load_model
 from nnbuild.models.ensemble import combine, member_seed
-from nnbuild.runs import open_run, retrain
+from nnbuild.pipeline.run import open_run, retrain
+from nnbuild.runtime.tensorflow import keras
 from nnbuild.store import Store
 
 SHAPE, CLASSES, MEMBERS = (8, 8, 1), 3, 3

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from nnbuild.backend import keras
 from nnbuild.errors import ContractError
 from nnbuild.evaluation import calibration_bins, calibration_error, confusion_counts, evaluate
 from nnbuild.logits import softmax
+from nnbuild.runtime.tensorflow import keras
 
 
 def drawn(seed, *, rows=200, classes=5, spread=3.0):

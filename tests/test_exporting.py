@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from test_runs import values
 
-from nnbuild import models, runs, steps
-from nnbuild.config import RunConfig, resolve
+from nnbuild import models, pipeline
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.engines import KerasEngine, OnnxEngine
 from nnbuild.errors import ContractError
-from nnbuild.models.exporting import export_onnx
-from nnbuild.models.networks import NETWORKS
+from nnbuild.models.architectures import NETWORKS
+from nnbuild.models.onnx_export import export_onnx
+from nnbuild.pipeline import run as runs
 from nnbuild.store import Store
-from nnbuild.store.files import file_digest
+from nnbuild.store.filesystem import file_digest
 
 SHAPE = (12, 12, 1)
 
@@ -77,7 +78,7 @@ def test_a_run_leaves_an_export_that_was_checked(tmp_path, small_config):
 
 
 def test_a_model_that_cannot_be_exported_is_committed_without(tmp_path, small_config, monkeypatch):
-    from nnbuild.steps import exporting
+    from nnbuild.pipeline import export as exporting
 
     def broken(*_):
         raise ValueError("no such operation in ONNX")
@@ -94,7 +95,7 @@ def test_a_model_that_cannot_be_exported_is_committed_without(tmp_path, small_co
 
 
 def test_an_export_with_other_logits_is_thrown_away(tmp_path, small_config, monkeypatch):
-    from nnbuild.steps import exporting
+    from nnbuild.pipeline import export as exporting
 
     real = exporting.export_onnx
 
@@ -105,11 +106,11 @@ def test_an_export_with_other_logits_is_thrown_away(tmp_path, small_config, monk
 
     monkeypatch.setattr(exporting, "export_onnx", another)
     run = runs.open_run(small_config, tmp_path)
-    data = steps.load_data(run)
-    fitted = steps.fit_model(
-        run, data, steps.compile_model(run, data, steps.build_model(run, data))
+    data = pipeline.load_data(run)
+    fitted = pipeline.fit_model(
+        run, data, pipeline.compile_model(run, data, pipeline.build_model(run, data))
     )
-    exported = steps.export_model(run, data, fitted)
+    exported = pipeline.export_model(run, data, fitted)
     assert exported.path is None
     assert "differ from Keras's" in exported.remark
     assert not (run.folder / "model" / "model.onnx").exists()

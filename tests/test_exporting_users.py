@@ -9,8 +9,8 @@ from keras import layers, ops
 
 from nnbuild import logits
 from nnbuild.errors import ContractError
-from nnbuild.models.exporting import export_onnx
-from nnbuild.steps import exporting
+from nnbuild.models.onnx_export import export_onnx
+from nnbuild.pipeline import export
 
 SHAPE, CLASSES = (12, 12, 1), 5
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
@@ -163,7 +163,7 @@ def test_export_of_a_users_network_equals_keras(tmp_path, name):
             layer.moving_variance.assign(rng.uniform(0.5, 2, layer.moving_variance.shape))
     path = tmp_path / "model.onnx"
     export_onnx(model, path, SHAPE)
-    assert exporting._compared(model, path, PIXELS) <= 1e-4
+    assert export._compared(model, path, PIXELS) <= 1e-4
     graph = onnx.load(path).graph
     assert [each.name for each in graph.input] == ["pixels"]
 
@@ -199,7 +199,7 @@ def test_a_network_that_onnx_does_not_equal_is_refused(tmp_path, kind):
 
     def export_and_compare():
         export_onnx(model, path, SHAPE)
-        exporting._compared(model, path, PIXELS)
+        export._compared(model, path, PIXELS)
 
     with pytest.raises(ContractError, match=REFUSED[kind]):
         export_and_compare()

@@ -9,7 +9,7 @@ from command_line import call
 from test_runs import values
 
 from nnbuild.errors import StoreError
-from nnbuild.runs import retrain
+from nnbuild.pipeline.run import retrain
 from nnbuild.store import Store
 
 
@@ -71,15 +71,15 @@ def test_a_run_outlives_a_disk_that_fails_anywhere(tmp_path, small_config, monke
 def test_a_store_that_vanishes_is_named(tmp_path, small_config, monkeypatch):
     import shutil
 
-    from nnbuild import steps
+    from nnbuild import pipeline
 
-    real = steps.network.fit_model
+    real = pipeline.network.fit_model
 
     def vanishing(run, *arguments, **named):
         shutil.rmtree(run.root)
         return real(run, *arguments, **named)
 
-    monkeypatch.setattr("nnbuild.steps.network.fit_model", vanishing)
+    monkeypatch.setattr("nnbuild.pipeline.training.fit_model", vanishing)
     with pytest.raises(StoreError) as caught:
         retrain(small_config, tmp_path / "store")
     assert str(tmp_path / "store") in str(caught.value)
@@ -88,7 +88,7 @@ def test_a_store_that_vanishes_is_named(tmp_path, small_config, monkeypatch):
 def test_a_clock_that_jumps_back_changes_no_order(tmp_path, small_config):
     from datetime import UTC, datetime, timedelta
 
-    from nnbuild.runs import open_run
+    from nnbuild.pipeline.run import open_run
 
     now = datetime(2026, 5, 1, tzinfo=UTC)
     ids = [
@@ -116,7 +116,7 @@ def test_a_temporary_folder_that_is_full_costs_no_export(tmp_path, small_config,
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/export")
 
-    monkeypatch.setattr("nnbuild.steps.exporting.export_onnx", full)
+    monkeypatch.setattr("nnbuild.pipeline.export.export_onnx", full)
     with pytest.raises(StoreError, match=r"export: No space.*\$TMPDIR"):
         retrain(small_config, tmp_path / "store")
     monkeypatch.undo()

@@ -10,12 +10,13 @@ from score_data import parquet
 from small_data import run_config
 from test_runs import values
 
-from nnbuild import committing, faults
 from nnbuild.errors import NnbuildError, StoreError, StoreGoneError
-from nnbuild.runs import open_run, retrain, working_on
+from nnbuild.pipeline import commit
+from nnbuild.pipeline.run import open_run, retrain, working_on
+from nnbuild.runtime import fault_injection
 from nnbuild.scoring import ScoreConfig, score
 from nnbuild.store import Store, champion, locks, presence
-from nnbuild.store.files import make_folder, write_bytes
+from nnbuild.store.filesystem import make_folder, write_bytes
 
 POINTS = (
     "load_data:begin",
@@ -37,7 +38,7 @@ def at_point(monkeypatch):
             if reached == name and left:
                 left.pop()()
 
-        monkeypatch.setattr(faults, "point", point)
+        monkeypatch.setattr(fault_injection, "point", point)
 
     return install
 
@@ -109,7 +110,7 @@ def test_a_store_that_goes_behind_the_row_is_finished_there(tmp_path, small_conf
         retrain(small_config, old)
     assert not old.exists()
     store = Store(new)
-    committing.finish_committed(store)
+    commit.finish_committed(store)
     assert store.unfinished() == []
     assert [champion.current(store)] == store.committed()
 
@@ -131,7 +132,7 @@ def test_bad_data_in_a_moved_store_discards_nothing(tmp_path, small_config):
 def test_an_error_behind_the_commit_stays_what_it_is(tmp_path, small_config):
     run = open_run(small_config, tmp_path / "store")
     with pytest.raises(ZeroDivisionError):
-        fails_after(run, lambda: committing.commit_failure(run, ValueError("anything")))
+        fails_after(run, lambda: commit.commit_failure(run, ValueError("anything")))
     assert Store(tmp_path / "store").committed() == [run.run_id]
 
 
@@ -157,7 +158,7 @@ def test_a_job_in_a_moved_store_is_resumed_there(tmp_path, store, at_point, poin
 
 def test_a_sweep_does_not_create_its_store_again(tmp_path, small_config, at_point):
     from nnbuild.sweep import sweep_config
-    from nnbuild.sweep.plan import make_sweep
+    from nnbuild.sweep.runner import make_sweep
 
     config = sweep_config({"grid": {"training.learning_rate": [0.01, 0.02]}}, small_config)
     at_point("persist_history:end", lambda: (tmp_path / "old").rename(tmp_path / "new"))

@@ -18,10 +18,10 @@ from real_server import until
 
 import nnbuild
 from flows.retrain import retrain
-from nnbuild import faults
 from nnbuild.errors import DataError, DivergedError, StoreError
-from nnbuild.results import Decided, Scored
+from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
+from nnbuild.store.step_results import Decided, Scored
 from tasks.build import build
 from tasks.calibrate import calibrate
 from tasks.check import check
@@ -193,7 +193,7 @@ def test_a_commit_that_fails_takes_the_decision_back(
         if name == "commit:linked":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(faults, "point", full)
+    monkeypatch.setattr(fault_injection, "point", full)
     with pytest.raises(StoreError, match="No space left"):
         retrain(small_config, str(tmp_path))
     store = Store(tmp_path)
@@ -232,7 +232,7 @@ def test_a_run_that_fails_behind_the_gate_leaves_no_decision(tmp_path, small_con
         if name == "write_report:begin":
             raise ZeroDivisionError
 
-    monkeypatch.setattr(faults, "point", broken)
+    monkeypatch.setattr(fault_injection, "point", broken)
     with pytest.raises(ZeroDivisionError):
         nnbuild.retrain(small_config, tmp_path)
     store = Store(tmp_path)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import run_config
 
-from nnbuild import faults, gate
-from nnbuild.config import GateConfig, RunConfig
+from nnbuild.config.schema import GateConfig, RunConfig
 from nnbuild.errors import StoreError
-from nnbuild.evaluation.paired import compare
-from nnbuild.runs import open_run, retrain
+from nnbuild.evaluation import promotion
+from nnbuild.evaluation.significance import compare
+from nnbuild.pipeline.run import open_run, retrain
+from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 
 RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -43,7 +44,9 @@ def candidate(accuracy, *, examples=1000, test_set="a", recalls=None, error=0.01
     if seed is not None:
         right = np.random.default_rng(seed).permutation(right)
     metrics = {"accuracy": accuracy, "expected_calibration_error": error}
-    return gate.Candidate("run", test_set, right, metrics, recalls or {0: accuracy, 1: accuracy})
+    return promotion.Candidate(
+        "run", test_set, right, metrics, recalls or {0: accuracy, 1: accuracy}
+    )
 
 
 def config(**settings):
@@ -52,16 +55,18 @@ def config(**settings):
 
 def test_an_equal_challenger_passes_by_default_and_not_under_the_strict_rule():
     same = candidate(0.9)
-    assert gate.decide(same, same, config()).promote
-    strict = gate.decide(same, same, config(rule="better"))
+    assert promotion.decide(same, same, config()).promote
+    strict = promotion.decide(same, same, config(rule="better"))
     assert not strict.promote
     assert "not significantly better" in strict.reason
 
 
 def test_a_worse_challenger_is_rejected_and_a_better_one_promoted_under_both_rules():
     for rule in ("not-worse", "better"):
-        worse = gate.decide(candidate(0.9), candidate(0.95), config(rule=rule, max_recall_drop=1))
-        better = gate.decide(candidate(0.95), candidate(0.9), config(rule=rule))
+        worse = promotion.decide(
+            candidate(0.9), candidate(0.95), config(rule=rule, max_recall_drop=1)
+        )
+        better = promotion.decide(candidate(0.95), candidate(0.9), config(rule=rule))
         assert (worse.promote, better.promote) == (False, True)
         assert worse.paired.only_champion == 50
 
@@ -77,13 +82,13 @@ def test_a_worse_challenger_is_rejected_and_a_better_one_promoted_under_both_rul
     ],
 )
 def test_a_bound_that_is_broken_is_named(challenger, settings, says):
-    decision = gate.decide(challenger, candidate(0.95), config(**settings))
+    decision = promotion.decide(challenger, candidate(0.95), config(**settings))
     assert not decision.promote
     assert says in decision.reason
 
 
 def test_other_data_may_promote_if_it_is_told_to():
-    decision = gate.decide(
+    decision = promotion.decide(
         candidate(0.5, test_set="b"), candidate(0.99), config(on_other_data="promote")
     )
     assert decision.promote
@@ -170,27 +175,28 @@ def test_of_many_who_race_for_the_pointer_one_wins(gated_runs):
 
 
 def test_a_decision_that_was_overtaken_is_made_again(tmp_path, small_folder):
-    from nnbuild import committing, steps
-    from nnbuild.runs import working_on
-    from nnbuild.steps.reporting import write_report
+    from nnbuild import pipeline
+    from nnbuild.pipeline import commit
+    from nnbuild.pipeline.reporting import write_report
+    from nnbuild.pipeline.run import working_on
 
     store = Store(tmp_path)
     run = open_run(run_config(small_folder, seed=3), tmp_path)
     with working_on(run):
-        data = steps.load_data(run)
-        fitted = steps.fit_model(
-            run, data, steps.compile_model(run, data, steps.build_model(run, data))
+        data = pipeline.load_data(run)
+        fitted = pipeline.fit_model(
+            run, data, pipeline.compile_model(run, data, pipeline.build_model(run, data))
         )
-        steps.check_data(run, data)
-        steps.export_model(run, data, fitted)
-        steps.evaluate_model(run, data, fitted)
-        steps.calibrate_model(run, data, fitted)
-        steps.score_test_set(run, data, fitted)
-        assert steps.decide(run, data).promote  # there is no champion yet
+        pipeline.check_data(run, data)
+        pipeline.export_model(run, data, fitted)
+        pipeline.evaluate_model(run, data, fitted)
+        pipeline.calibrate_model(run, data, fitted)
+        pipeline.score_test_set(run, data, fitted)
+        assert pipeline.decide(run, data).promote  # there is no champion yet
         write_report(run, data)
         good = {"training": {"epochs": 30, "learning_rate": 0.02}}
         other = retrain(run_config(small_folder, **good), tmp_path)
-        committing.commit_run(run)
+        commit.commit_run(run)
     assert champion.current(store) == other.run_id
     decision = store.read_table("decisions", run.run_id).to_pylist()[0]
     assert decision["champion"] == other.run_id
@@ -209,10 +215,10 @@ def test_a_promotion_that_was_killed_is_finished(tmp_path, small_folder, monkeyp
         if name == at:
             raise _Killed
 
-    monkeypatch.setattr(faults, "point", point)
+    monkeypatch.setattr(fault_injection, "point", point)
     with pytest.raises(_Killed):
         retrain(run_config(small_folder), tmp_path)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
     store = Store(tmp_path)
     waiting = store.unfinished()
     if waiting:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnbuild import history, schemas
-from nnbuild.backend import keras
 from nnbuild.errors import DataError, StoreError
+from nnbuild.runtime.tensorflow import keras
+from nnbuild.store import schemas
 from nnbuild.store.tables import read_table, write_table
+from nnbuild.training import history
 
 AT = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 NAMES = st.text("abcdefgh_", min_size=1, max_size=8).filter(lambda name: name != history.SECONDS)

@@ -9,7 +9,7 @@ from command_line import call
 from data_files import png, tiny, write_npz, write_parquet, write_pictures
 from score_data import images, parquet, scored
 
-from nnbuild import settings
+from nnbuild.config import loading
 from nnbuild.data import file_tree, sources
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import ConfigError, DataError, InputError
@@ -91,7 +91,7 @@ def test_special_file_among_data_is_refused(tmp_path, monkeypatch, make):
 def test_special_config_is_refused(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "c.toml")
-    assert "not an ordinary file" in refusal(settings.read_toml, tmp_path / "c.toml")
+    assert "not an ordinary file" in refusal(loading.read_toml, tmp_path / "c.toml")
 
 
 def test_open_descriptor_of_a_pipe_is_refused():
@@ -108,7 +108,7 @@ def test_open_descriptor_of_a_pipe_is_refused():
 def test_file_that_claims_to_be_empty_is_not_read(tmp_path):
     assert "not an ordinary file" not in refusal(load, file_tree.Path("/proc/self/mem"))
     (tmp_path / "c.toml").touch()
-    assert settings.read_toml(tmp_path / "c.toml") == {}
+    assert loading.read_toml(tmp_path / "c.toml") == {}
 
 
 def test_special_files_are_refused_on_the_command_line(capfd, tmp_path, trained):
@@ -372,9 +372,9 @@ def test_long_names_on_the_command_line(capfd, tmp_path, trained):
 def test_numbers_that_are_too_long_are_named(tmp_path, text):
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ConfigError):
-        settings.checked(settings.read_toml(tmp_path / "c.toml"))
+        loading.checked(loading.read_toml(tmp_path / "c.toml"))
     with pytest.raises(ConfigError):
-        settings.checked(settings.setting(text.replace(" ", "")))
+        loading.checked(loading.setting(text.replace(" ", "")))
 
 
 def test_damaged_members_of_any_compression_are_named(tmp_path):

@@ -13,11 +13,11 @@ from PIL import Image
 from score_data import images, parquet, rows, scored
 from small_data import run_config
 
-from nnbuild.config import DatasetConfig
-from nnbuild.data import folder, pictures, sources, tables
+from nnbuild.config.schema import DatasetConfig
+from nnbuild.data import decoding, image_folder, sources, tables
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, InputError
-from nnbuild.runs import retrain
+from nnbuild.pipeline.run import retrain
 from nnbuild.scoring.inputs import open_input
 from nnbuild.scoring.rows import Columns, Reject
 from nnbuild.store import Store
@@ -327,7 +327,7 @@ def test_folders_of_splits_are_found(tmp_path, train, test, validation):
     write_pictures(tmp_path / train, arrays.train_images, arrays.train_labels)
     write_pictures(tmp_path / test, arrays.test_images, arrays.test_labels)
     write_pictures(tmp_path / validation, arrays.test_images[:8], arrays.test_labels[:8])
-    dataset = folder.load(tmp_path)
+    dataset = image_folder.load(tmp_path)
     assert [len(split) for split in dataset.splits.values()] == [40, 20, 8]
     (tmp_path / "trAin").mkdir()
     assert "both named after the train split" in refusal(tmp_path)
@@ -408,7 +408,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
     path = tmp_path / "0" / f"a.{kind.lower()}"
     path.parent.mkdir()
     Image.fromarray(lying).convert("RGB").save(path, kind, exif=tag, **options)
-    found = pictures.read(path)[..., 0].astype(int)
+    found = decoding.read(path)[..., 0].astype(int)
     assert np.abs(found - upright).max() < 30
     source = open_input(str(tmp_path), Columns(), (8, 8, 3))
     (read,) = source.read(source.units()[0], 10)
@@ -418,8 +418,8 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
 def test_damaged_exif_does_not_lose_the_picture(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff")
-    with pictures.strict():
-        assert pictures.read(path).max() == 7
+    with decoding.strict():
+        assert decoding.read(path).max() == 7
 
 
 def test_quarantine_reasons_say_what_it_is_each_time(tmp_path):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nnbuild.backend import keras, tf
 from nnbuild.errors import ContractError
 from nnbuild.logits import check_logits, check_model, refuse_probabilities, softmax
+from nnbuild.runtime.tensorflow import keras, tf
 
 SHAPE, CLASSES = (6, 6, 1), 3
 layers = keras.layers

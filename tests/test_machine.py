@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nnbuild import machine
+from nnbuild.runtime import environment
 from nnbuild.runtime.cgroups import memory_limit, processor_limit
 
 V2 = "30 23 0:28 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -131,7 +131,7 @@ def test_memory_limit_v1(tmp_path, content, expected):
 def test_processors_keeps_affinity_and_quota(tmp_path, monkeypatch):
     root = unified(tmp_path, {"cpu.max": "250000 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert machine.processors(root) == 3
+    assert environment.processors(root) == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert machine.processors(root) == 2
-    assert machine.description()["processors"] == machine.processors()
+    assert environment.processors(root) == 2
+    assert environment.description()["processors"] == environment.processors()

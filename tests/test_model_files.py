@@ -8,10 +8,10 @@ import zipfile
 import h5py
 import pytest
 
-from nnbuild.backend import keras
 from nnbuild.errors import ContractError
 from nnbuild.models import load_model, save_model
-from nnbuild.store.files import file_digest
+from nnbuild.runtime.tensorflow import keras
+from nnbuild.store.filesystem import file_digest
 
 
 class Spy(keras.layers.Layer):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from nnbuild.backend import keras, tf
-from nnbuild.training.muon import Muon, orthogonal
+from nnbuild.models.muon import Muon, orthogonal
+from nnbuild.runtime.tensorflow import keras, tf
 
 layers = keras.layers
 RATE = 0.01

@@ -305,7 +305,7 @@ def test_an_output_in_the_store_is_refused(capfd, tmp_path, monkeypatch, store, 
 
 
 def test_an_output_in_a_remote_store_is_refused(s3_store):
-    from nnbuild.store.remote import open_root
+    from nnbuild.store.filesystem import open_root
 
     store = Store(s3_store)
     bucket = s3_store.rpartition("/")[0]

@@ -30,8 +30,8 @@ from flows import retrain as retraining
 from flows.commands.run import logged
 from flows.printing import PlainConsole
 from flows.retrain import retrain
-from nnbuild import tracking
 from nnbuild.errors import StoreError
+from nnbuild.report import mlflow
 from nnbuild.runtime import webhook
 from nnbuild.runtime.outward import Harmless, outward
 from nnbuild.runtime.text import printable
@@ -166,7 +166,7 @@ def test_hook_tells_everybody_that_can_be_told(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda each: type(each).__name__)
 def test_mlflow_that_fails_is_a_warning(store, monkeypatch, capsys, error):
-    monkeypatch.setattr(tracking, "log_run", raising(error, [], "log_run"))
+    monkeypatch.setattr(mlflow, "log_run", raising(error, [], "log_run"))
     assert logged(store, store.committed()[0], "sqlite:///x.db", PlainConsole(stderr=True)) is None
     err = capsys.readouterr().err
     assert err.startswith("MLflow failed: ")

@@ -5,12 +5,12 @@ import pytest
 from small_data import run_config
 
 from nnbuild import logits, models
-from nnbuild.backend import keras
-from nnbuild.config import RunConfig, resolve
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.engines import KerasEngine
 from nnbuild.errors import ContractError
-from nnbuild.models.networks import NETWORKS
-from nnbuild.runs import retrain
+from nnbuild.models.architectures import NETWORKS
+from nnbuild.pipeline.run import retrain
+from nnbuild.runtime.tensorflow import keras
 from nnbuild.store import Store
 
 SHAPE = (12, 12, 1)

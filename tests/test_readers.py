@@ -11,8 +11,9 @@ import pytest
 from score_data import parquet, scored
 from small_data import run_config
 
-from nnbuild import faults, schemas
-from nnbuild.runs import retrain
+from nnbuild.pipeline.run import retrain
+from nnbuild.runtime import fault_injection
+from nnbuild.store import schemas
 
 OF_JOBS = ("scores", "score_runs", "drift")
 
@@ -90,7 +91,7 @@ def test_readers_see_whole_runs_while_another_is_being_committed(
             if name in {"runs", "score_runs"}:
                 assert ids.keys() == committed[key_of(name)], (at, reader, name)
 
-    monkeypatch.setattr(faults, "point", look)
+    monkeypatch.setattr(fault_injection, "point", look)
     retrain(run_config(small_folder, seed=2), store.root)
     scored(store, input=parquet(tmp_path / "input.parquet", group=30))
     monkeypatch.undo()

@@ -9,17 +9,17 @@ import pytest
 from command_line import call, tree_digest
 
 from nnbuild.errors import LockedError, StoreError
-from nnbuild.repair import repair
-from nnbuild.runs import open_run, retrain, working_on
+from nnbuild.pipeline.repair import repair
+from nnbuild.pipeline.run import open_run, retrain, working_on
 from nnbuild.store import Store
-from nnbuild.store.names import temporary_name
+from nnbuild.store.ids import temporary_name
 
 NOW = datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory, small_folder):
-    from nnbuild.config import RunConfig
+    from nnbuild.config.schema import RunConfig
 
     root = tmp_path_factory.mktemp("repair") / "store"
     settings = {

@@ -18,7 +18,7 @@ from report_data import AT, decided, made
 
 from nnbuild import report
 from nnbuild.errors import DataError
-from nnbuild.report.facts import timings
+from nnbuild.report.metadata import timings
 
 MOST_BYTES = 3_000_000
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -14,7 +14,7 @@ from PIL import Image
 from report_data import AT, decided, made
 
 from nnbuild import report
-from nnbuild.report import across
+from nnbuild.report import comparison
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -174,7 +174,7 @@ def test_nothing_sticks_out_of_the_pages_over_several_runs(tmp_path):
         for run in RUNS
     ]
     assert on_a_phone(
-        tmp_path, across.comparison_page(rows, {run: made()[1]["history"] for run in RUNS})
+        tmp_path, comparison.comparison_page(rows, {run: made()[1]["history"] for run in RUNS})
     )
     trend = {"finished_at": AT, "loss": 0.1, "expected_calibration_error": 0.01, "seconds": 100.5}
-    assert on_a_phone(tmp_path, across.trends_page([row | trend for row in rows], JOBS))
+    assert on_a_phone(tmp_path, comparison.trends_page([row | trend for row in rows], JOBS))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnbuild.report import charts, formats, matrix, svg, words
+from nnbuild.report import charts, svg, text
 
 FINITE = st.floats(-1e12, 1e12, allow_nan=False, allow_subnormal=False)
 POSITIVE = st.floats(1e-12, 1e12)
@@ -70,9 +70,7 @@ def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
 
 def test_the_best_epoch_and_the_kept_one_are_marked():
     points = [(1.0, 0.5), (2.0, 0.2), (3.0, 0.4)]
-    drawn = charts.lines(
-        "t", {"validation": points}, kept=2, best=words.best_of("val_loss", points)
-    )
+    drawn = charts.lines("t", {"validation": points}, kept=2, best=text.best_of("val_loss", points))
     across = svg.counting(1, 3, charts.LEFT + 8, charts.RIGHT - 8).place(2)
     assert f'<line x1="{across:.0f}" x2="{across:.0f}"' in drawn
     assert f'<circle cx="{across:.0f}"' in drawn
@@ -80,18 +78,18 @@ def test_the_best_epoch_and_the_kept_one_are_marked():
 
 
 def test_the_heat_map_says_every_count_and_who_was_taken_for_whom():
-    drawn = matrix.heat_map("t", [[90, 10], [0, 123456]], ["cat", "dog"], [100, 123456])
+    drawn = charts.heat_map("t", [[90, 10], [0, 123456]], ["cat", "dog"], [100, 123456])
     assert "cat taken for dog: 10 of 100" in drawn
     assert ">123k<" in drawn
     assert "dog taken for cat" not in drawn
     assert drawn.count('class="none"') == 1
-    assert matrix.heat_map("t", [[0]], ["x"], [0]).count('class="none"') == 1
-    assert "rotate(-90" in matrix.heat_map("t", [[1]], ["a long name"], [1])
+    assert charts.heat_map("t", [[0]], ["x"], [0]).count('class="none"') == 1
+    assert "rotate(-90" in charts.heat_map("t", [[1]], ["a long name"], [1])
 
 
 def test_long_names_that_differ_at_the_end_still_differ():
-    assert matrix.shortened("photograph of class 17") == "photog…ss 17"
-    assert matrix.shortened("automobile") == "automobile"
+    assert charts.shortened("photograph of class 17") == "photog…ss 17"
+    assert charts.shortened("automobile") == "automobile"
 
 
 def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
@@ -110,15 +108,15 @@ def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
 @given(st.integers(1, 10_000), st.data())
 def test_the_interval_holds_the_share_and_narrows(count, data):
     right = data.draw(st.integers(0, count))
-    low, high = words.interval(right / count, count)
+    low, high = text.interval(right / count, count)
     assert 0 <= low <= right / count <= high <= 1
-    closer = words.interval(right / count, 100 * count)
+    closer = text.interval(right / count, 100 * count)
     assert closer[1] - closer[0] < high - low
 
 
 def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share():
     for share, count in ((0.9904, 10_000), (0.5, 10), (0.03, 200)):
-        for end in words.interval(share, count):
+        for end in text.interval(share, count):
             assert abs(end - share) == pytest.approx(
                 1.96 * math.sqrt(end * (1 - end) / count), rel=1e-9
             )
@@ -143,7 +141,7 @@ def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share()
 )
 def test_what_is_said_of_the_loss(values, said):
     points = [(epoch + 1, value) for epoch, value in enumerate(values)]
-    assert words.on_loss({"val_loss": points}, len(values)).startswith(said)
+    assert text.on_loss({"val_loss": points}, len(values)).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +149,17 @@ def test_what_is_said_of_the_loss(values, said):
     [(0.9, "Yes, on average"), (0.99, "Not quite: it is too sure"), (0.8, "It is too unsure")],
 )
 def test_what_is_said_of_the_probabilities(confidence, said):
-    assert words.on_trust([900], [100], confidence, 0.01).startswith(said)
+    assert text.on_trust([900], [100], confidence, 0.01).startswith(said)
 
 
 def test_small_shares_are_not_written_as_none():
-    assert formats.percent(0.0) == "0.00 %"
-    assert formats.percent(1e-9) == "< 0.01 %"
-    assert formats.percent(0.5) == "50.00 %"
-    assert formats.chance(3e-7) == "3e-05 %"
-    assert formats.chance(0.5) == "50.0 %"
+    assert text.percent(0.0) == "0.00 %"
+    assert text.percent(1e-9) == "< 0.01 %"
+    assert text.percent(0.5) == "50.00 %"
+    assert text.chance(3e-7) == "3e-05 %"
+    assert text.chance(0.5) == "50.0 %"
 
 
 def test_a_change_for_the_worse_is_told_as_such():
-    assert "points lower" in words.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
-    assert words.on_champion({"accuracy": 0.9}, {"accuracy": 0.9}).startswith("Both")
+    assert "points lower" in text.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
+    assert text.on_champion({"accuracy": 0.9}, {"accuracy": 0.9}).startswith("Both")

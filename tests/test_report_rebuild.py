@@ -7,11 +7,11 @@ import pytest
 
 import nnbuild
 from flows.commands.report import report as command
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import DivergedError, StoreError
 from nnbuild.report import rebuild
 from nnbuild.store import Store
-from nnbuild.store.files import file_digest
+from nnbuild.store.filesystem import file_digest
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from command_line import tree_digest
 from data_files import separable, write_idx, write_npz
 
 import nnbuild
-from nnbuild import schemas, steps
-from nnbuild.config import RunConfig
+from nnbuild import pipeline
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import CheckError, ContractError, DivergedError, LockedError, StoreError
 from nnbuild.models import load_model
-from nnbuild.store import Store, champion, locks
-from nnbuild.store.files import file_digest
+from nnbuild.store import Store, champion, locks, schemas
+from nnbuild.store.filesystem import file_digest
 
 TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predictions", "decisions"}
 
@@ -185,14 +185,14 @@ def test_data_that_is_not_fit_is_a_failed_run_with_the_numbers(tmp_path, small_c
 def test_every_step_recalls_what_it_has_done(tmp_path, small_config, monkeypatch):
     run = nnbuild.open_run(small_config, tmp_path, now=datetime(2026, 1, 1, tzinfo=UTC))
     with nnbuild.working_on(run):
-        data = steps.load_data(run)
-        built = steps.build_model(run, data)
+        data = pipeline.load_data(run)
+        built = pipeline.build_model(run, data)
         monkeypatch.setattr("nnbuild.models.build", lambda *_: pytest.fail("built again"))
-        assert steps.build_model(run, data) == built
-        assert steps.load_data(run) == data
+        assert pipeline.build_model(run, data) == built
+        assert pipeline.load_data(run) == data
         (run.folder / "model" / "uncompiled.keras").write_bytes(b"changed")
         monkeypatch.undo()
-        assert steps.build_model(run, data) == built
+        assert pipeline.build_model(run, data) == built
 
 
 def test_a_run_that_is_held_cannot_be_resumed(tmp_path, small_config):

@@ -21,10 +21,10 @@ from flows.deployments import _last_state, replace_schedules
 from flows.retrain import retrain
 from flows.scheduled import scheduled_retrain, waiting
 from flows.scheduled_score import scheduled_score
-from nnbuild import steps
-from nnbuild.config import RunConfig, ScheduledConfig
+from nnbuild import pipeline
+from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import ConfigError
-from nnbuild.runs import resumable
+from nnbuild.pipeline.run import resumable
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.opening import open_job
 from nnbuild.store import Store
@@ -42,7 +42,7 @@ def stopped(config, root, *, loaded=True):
     """A run that was stopped after it had read its data, or before."""
     run = nnbuild.open_run(config, root)
     if loaded:
-        steps.load_data(run)
+        pipeline.load_data(run)
     return run
 
 
@@ -144,7 +144,7 @@ def test_stopped_run_of_a_changed_network_is_left(tmp_path, small_config, monkey
     config = changed(small_config, model={"name": "my_network:build"})
     store = Store(tmp_path / "store")
     run = stopped(config, store.root)
-    steps.build_model(run, steps.load_data(run))
+    pipeline.build_model(run, pipeline.load_data(run))
     assert resumable(store, config)[0].run_id == run.run_id
     source.write_text(f"{source.read_text()}# another one\n")
     monkeypatch.delitem(sys.modules, "my_network")
@@ -294,7 +294,7 @@ def test_retry_does_not_resume_on_fixed_data(tmp_path, own_data, prefect_server)
     deployed.register([every_minute("one", **given)])
     run = deployed.plan(datetime.now(UTC) - timedelta(minutes=5))["one"]
     before = nnbuild.open_run(config, store.root, flow_run_id=str(run.id))
-    steps.load_data(before)
+    pipeline.load_data(before)
     write_other(source)
     assert deployed.start(run).state.name == "Completed"
     assert [each.run_id for each in store.unfinished()] == [before.run_id]

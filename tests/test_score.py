@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from score_data import ROWS, bad_parquet, drift, files, images, parquet, rows, scored
 
 import nnbuild
-from nnbuild import faults
 from nnbuild.errors import ConfigError, ContractError, DataError, Interrupted, StoreError
+from nnbuild.runtime import fault_injection
 from nnbuild.scoring import jobs, opening
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.stages import ahead
 from nnbuild.scoring.where import parse
 from nnbuild.store import champion
-from nnbuild.store.files import read_json, write_json
+from nnbuild.store.filesystem import read_json, write_json
 
 
 def test_a_file_that_was_left_without_proof_is_not_used(store, tmp_path):
@@ -218,14 +218,14 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
     for number in range(1, 100):
         passed = 0
         job = opening.open_job(ScoreConfig.model_validate(options), store.root)
-        monkeypatch.setattr(faults, "point", killing_at(number))
+        monkeypatch.setattr(fault_injection, "point", killing_at(number))
         try:
             with jobs.working_on(job):
                 commit_job(job, jobs.score_input(job))
             break
         except _Killed:
             kills += 1
-        monkeypatch.setattr(faults, "point", lambda _: None)
+        monkeypatch.setattr(fault_injection, "point", lambda _: None)
         if job.score_id not in store.scored():
             assert (
                 store.read_table("score_runs")
@@ -251,10 +251,10 @@ def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeyp
         if name == "shard:done":
             raise _Killed
 
-    monkeypatch.setattr(faults, "point", dying)
+    monkeypatch.setattr(fault_injection, "point", dying)
     with pytest.raises(_Killed):
         nnbuild.score(ScoreConfig(**options), store.root)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
     (waiting,) = (store.root / "staging").glob("score-*")
     (waiting / "rows" / ".half.part-00003.parquet").write_bytes(b"of a process that was killed")
     before = (waiting / "rows" / "part-00000.parquet").stat().st_ino

@@ -11,7 +11,6 @@ from command_line import call, tree_digest
 from score_data import ROWS, images, parquet
 
 import nnbuild
-from nnbuild import faults
 from nnbuild.errors import (
     AlreadyScoredError,
     BeingScoredError,
@@ -20,6 +19,7 @@ from nnbuild.errors import (
     LockedError,
     StoreError,
 )
+from nnbuild.runtime import fault_injection
 from nnbuild.scoring import ScoreConfig, backfill, days, jobs, opening, outputs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.partitions import partitions
@@ -71,10 +71,10 @@ def killed_at(monkeypatch, point, job):
         if name == point:
             raise _Killed
 
-    monkeypatch.setattr(faults, "point", dying)
+    monkeypatch.setattr(fault_injection, "point", dying)
     with pytest.raises(_Killed), jobs.working_on(job):
         finish(job)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
 
 
 @pytest.mark.parametrize("spelling", ["out", "out/", "./x/../out", "link/out", "absolute"])
@@ -143,10 +143,10 @@ def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypa
         elif name == "score:shards":
             output.write_text("theirs")
 
-    monkeypatch.setattr(faults, "point", meanwhile)
+    monkeypatch.setattr(fault_injection, "point", meanwhile)
     given = ["--input", inputs / "a.parquet", "--output", output]
     outcome = call(capfd, "score", *given, "--store", store.root)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
     assert outcome.code == 2
     assert "holds something that was not there when the job began" in outcome.err
     assert len(outcome.err.splitlines()) == 1
@@ -355,9 +355,9 @@ def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_pat
         if name == "score:shards":
             parquet(path, images(91))
 
-    monkeypatch.setattr(faults, "point", changing)
+    monkeypatch.setattr(fault_injection, "point", changing)
     backfill(config(dated), DAY, DAY, store.root)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
     (part,) = backfill(config(dated), DAY, DAY, store.root)
     assert (part.status, part.rows) == ("scored", 91)
 
@@ -386,11 +386,11 @@ def test_remote_output_taken_meanwhile_keeps_the_rows(store, inputs, tmp_path, m
         if name == "score:shards":
             theirs.write_bytes(b"theirs")
 
-    monkeypatch.setattr(faults, "point", meanwhile)
+    monkeypatch.setattr(fault_injection, "point", meanwhile)
     given = config(inputs / "a.parquet", output=f"memory://{tmp_path.name}/out")
     with pytest.raises(StoreError, match="was not there when the job began"):
         nnbuild.score(given, store.root)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
     assert [each.name for each in output.iterdir()] == ["theirs.parquet"]
     theirs.unlink()
     assert nnbuild.score(given, store.root).rows == ROWS

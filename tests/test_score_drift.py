@@ -14,12 +14,12 @@ from test_telling import events_named
 
 import nnbuild
 from flows.score import score
-from nnbuild.across import drift_by_job, trends
-from nnbuild.drift import MEASURES, REFERENCE, Summary
 from nnbuild.errors import ContractError
+from nnbuild.evaluation.drift import MEASURES, REFERENCE, Summary
 from nnbuild.report import rebuild
-from nnbuild.store.files import file_digest
-from nnbuild.training.order import split_rows
+from nnbuild.store.analysis import drift_by_job, trends
+from nnbuild.store.filesystem import file_digest
+from nnbuild.training.shuffling import split_rows
 
 
 def reference(store):
@@ -200,7 +200,7 @@ def test_the_flow_shows_a_table_and_raises_an_event(store, tmp_path, prefect_ser
     with get_client(sync_client=True) as client:
 
         def of_job():
-            found = events_named(client, "nnbuild.drift.exceeded", done.run_id)
+            found = events_named(client, "nnbuild.evaluation.drift.exceeded", done.run_id)
             return [each for each in found if each["payload"]["score_id"] == done.score_id]
 
         (event,) = until(of_job, 30, "event of the drift")

@@ -6,9 +6,9 @@ from command_line import call
 from score_data import ROWS, parquet, rows, scored
 
 import nnbuild
-from nnbuild import faults
 from nnbuild.errors import ConfigError, DataError, StoreError
-from nnbuild.runs import retrain
+from nnbuild.pipeline.run import retrain
+from nnbuild.runtime import fault_injection
 from nnbuild.scoring import ScoreConfig
 from nnbuild.store import Store
 
@@ -86,14 +86,14 @@ def test_a_store_on_s3_and_a_service_that_throttles(
         if name == "score:manifest":
             raise Killed
 
-    monkeypatch.setattr(faults, "point", dying)
+    monkeypatch.setattr(fault_injection, "point", dying)
     with pytest.raises(Killed):
         nnbuild.score(config, s3_store)
     assert Store(s3_store).scored() == [
         done.score_id
     ]  # the rows are there, and nobody is told of them
     assert nnbuild.read_table(s3_store, "scores").equals(table)
-    monkeypatch.setattr(faults, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "point", lambda _: None)
     outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip  # noqa: E501
     assert outcome.code == 0, outcome.err
     again = nnbuild.read_table(s3_store, "scores", score_id=outcome.json["score_id"])

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from nnbuild import schemas
-from nnbuild.backend import keras
 from nnbuild.data.dataset import Split
 from nnbuild.engines import KerasEngine
 from nnbuild.errors import ContractError
 from nnbuild.logits import log_softmax, softmax
+from nnbuild.runtime.tensorflow import keras
 from nnbuild.scoring import logits_of, probability_table, write_predictions
+from nnbuild.store import schemas
 
 LOGITS = arrays.arrays(
     np.float32,

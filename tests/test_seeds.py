@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nnbuild.evaluation import spread
+from nnbuild.evaluation import significance
 from nnbuild.store import Store, champion
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
 @settings(deadline=None, max_examples=50)
 def test_the_interval_is_scipys(values):
-    found = spread(values)
+    found = significance(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-6)
     assert found.standard_deviation == pytest.approx(np.std(values, ddof=1), rel=1e-6, abs=1e-6)
     error = stats.sem(values)
@@ -27,9 +27,9 @@ def test_the_interval_is_scipys(values):
 
 
 def test_one_value_has_no_spread_and_none_has_no_mean():
-    assert spread([3.0]) == (1, 3.0, None, None, None)
+    assert significance([3.0]) == (1, 3.0, None, None, None)
     with pytest.raises(ValueError, match="no values"):
-        spread([])
+        significance([])
 
 
 @pytest.fixture
@@ -61,9 +61,9 @@ def test_a_seed_that_fails_is_recorded_and_the_others_go_on(
     capfd, arguments, tmp_path, prefect_server, monkeypatch
 ):
     from nnbuild.errors import DivergedError
-    from nnbuild.training import fitting
+    from nnbuild.training import trainer
 
-    require = fitting._require_finite
+    require = trainer._require_finite
     asked = []
 
     def diverges_once(metrics, *rest):
@@ -72,7 +72,7 @@ def test_a_seed_that_fails_is_recorded_and_the_others_go_on(
             raise DivergedError("the loss became nan in epoch 1")
         require(metrics, *rest)
 
-    monkeypatch.setattr(fitting, "_require_finite", diverges_once)
+    monkeypatch.setattr(trainer, "_require_finite", diverges_once)
     found = call(capfd, *arguments, "--seeds", 2)
     assert found.code == 1
     assert "seed 4 failed: the loss became nan" in found.err

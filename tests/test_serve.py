@@ -24,8 +24,8 @@ from flows import automations
 from flows.commands.serve import deployment_name
 from flows.scheduled import scheduled_retrain, waiting
 from flows.scheduled_score import scheduled_score
-from nnbuild.config import RunConfig
-from nnbuild.runs import resumable
+from nnbuild.config.schema import RunConfig
+from nnbuild.pipeline.run import resumable
 from nnbuild.store import Store, champion
 
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
@@ -373,7 +373,7 @@ def test_only_a_run_of_the_same_config_is_taken_up(tmp_path, small_config):
 def test_a_hang_that_hears_no_signal_is_ended_by_the_kernel():
     program = (
         "import signal, time\n"
-        "from nnbuild.watchdog import ended_after\n"
+        "from nnbuild.runtime.signals import ended_after\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "with ended_after(0.2, grace=0.3):\n"
         "    while True: time.sleep(1)\n"

@@ -8,9 +8,9 @@ import pytest
 from command_line import call, tree_digest
 from score_data import images, parquet, rows, scored
 
-from nnbuild.backend import tf
 from nnbuild.errors import ConfigError
 from nnbuild.logits import softmax
+from nnbuild.runtime.tensorflow import tf
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.models import resolve_model
 from nnbuild.serving import export_run

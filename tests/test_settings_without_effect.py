@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnbuild.config import RunConfig, resolve
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.errors import ConfigError
 
 

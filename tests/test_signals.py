@@ -12,11 +12,11 @@ import pytest
 from command_line import call
 from test_runs import values
 
-from nnbuild.config import RunConfig
+from nnbuild.config.loading import flattened
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import Interrupted
-from nnbuild.runs import retrain
-from nnbuild.settings import flattened
-from nnbuild.signals import caught
+from nnbuild.pipeline.run import retrain
+from nnbuild.runtime.signals import caught
 from nnbuild.store import Store
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from command_line import call
 from flows import jsonvalues
 from flows.commands import sql as sql_command
 from nnbuild.errors import ConfigError
-from nnbuild.runtime import memory
+from nnbuild.runtime import cgroups
 from nnbuild.store import Store
 from nnbuild.store import query as queries
 from nnbuild.store.query import Answer, Limits, distinct, query
@@ -309,13 +309,13 @@ def test_dates_of_python_are_iso_text_in_every_command(gated_runs, capfd):
 
 
 def test_growth_is_bounded_for_as_long_as_the_block():
-    with memory.memory_growth_limited(2**26), pytest.raises(MemoryError):
+    with cgroups.memory_growth_limited(2**26), pytest.raises(MemoryError):
         bytearray(2**31)
     assert len(bytearray(2**28)) == 2**28
 
 
 def test_limits_are_shares_and_seconds():
-    assert Limits(memory=1).memory_bytes == memory.total_memory()
+    assert Limits(memory=1).memory_bytes == cgroups.total_memory()
     for wrong in ({"memory": 0}, {"memory": -1}, {"timeout": -1}):
         with pytest.raises(ConfigError):
             Limits(**wrong)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nnbuild.lazy import importing
+from nnbuild.runtime.lazy_imports import importing
 
 STARTED = """
 import contextlib, sys

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from small_data import run_config
 from test_data_hostile import JSON
 
+from nnbuild.config.loading import checked, read_toml
 from nnbuild.errors import Interrupted, NnbuildError
-from nnbuild.models.files import load_model, refuse_code
-from nnbuild.runs import retrain
-from nnbuild.settings import checked, read_toml
+from nnbuild.models.serialization import load_model, refuse_code
+from nnbuild.pipeline.run import retrain
 from nnbuild.store import Store, champion
-from nnbuild.store.files import file_digest
+from nnbuild.store.filesystem import file_digest
 from nnbuild.store.manifests import runs_table
 from nnbuild.training import Checkpoints
 

@@ -6,7 +6,7 @@ from command_line import call
 from test_runs import values
 
 from nnbuild.errors import StoreError
-from nnbuild.runs import open_run, retrain
+from nnbuild.pipeline.run import open_run, retrain
 from nnbuild.store import Store, champion
 
 pytest.importorskip("s3fs")

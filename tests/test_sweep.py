@@ -5,13 +5,13 @@ from command_line import call, tree_digest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import ConfigError, Interrupted, PrunedError
 from nnbuild.store import Store, champion
 from nnbuild.sweep import TrialResult, make_sweep, open_sweep, sweep_config, working_on
 from nnbuild.sweep.space import Dimension, dimension, grid_values, points
 from nnbuild.sweep.study import Study
-from nnbuild.sweep.trials import Watching
+from nnbuild.sweep.trial import Watching
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
 def test_what_is_compared_is_the_network_that_was_kept(tmp_path, monkeypatch, base):
     """The averaged weights are kept, so they are what the history and the comparison measure."""
     monkeypatch.setattr(
-        "nnbuild.models.compiling._momentum", lambda wanted, _: wanted
+        "nnbuild.models.compile._momentum", lambda wanted, _: wanted
     )  # it would be held down
     training = base.training.model_copy(update={"epochs": 3, "ema": 0.999, "learning_rate": 0.01})
     config = sweep_config(

@@ -6,7 +6,7 @@ import pytest
 from command_line import call, tree_digest
 
 import nnbuild
-from nnbuild.config import PRESETS, WITH_BETAS, RunConfig, TrialTag, resolve
+from nnbuild.config.schema import PRESETS, WITH_BETAS, RunConfig, TrialTag, resolve
 from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.store import Store
 from nnbuild.sweep import make_sweep, open_sweep, sweep_config, working_on

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from score_data import parquet, scored
 from test_data_hostile import JSON
 
-from nnbuild import schemas
 from nnbuild.errors import StoreError
-from nnbuild.store import Store, champion
+from nnbuild.store import Store, champion, schemas
 from nnbuild.store.manifests import Row, read_manifest
 
 TABLES = sorted(schemas.TABLES)

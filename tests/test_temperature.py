@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnbuild import runs
 from nnbuild.evaluation import calibration_error, fit_temperature
-from nnbuild.evaluation.temperature import LEAST, MOST
+from nnbuild.evaluation.calibration import LEAST, MOST
 from nnbuild.logits import log_softmax, softmax
+from nnbuild.pipeline import run
 from nnbuild.store import Store
 
 
@@ -59,7 +59,7 @@ def test_all_right_or_all_wrong_ends_at_a_bound(right):
 
 
 def test_a_run_keeps_its_temperature_and_both_reliabilities(tmp_path, small_config):
-    committed = runs.retrain(small_config, tmp_path)
+    committed = run.retrain(small_config, tmp_path)
     store = Store(tmp_path)
     calibrated = store.manifest(committed.run_id)["steps"]["calibrate_model"]
     table = store.read_table("calibration", committed.run_id).to_pandas()

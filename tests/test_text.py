@@ -15,8 +15,8 @@ from report_data import made
 
 from flows import display, printing
 from nnbuild.report import render
-from nnbuild.report.across import comparison_page, trends_page
-from nnbuild.report.standalone import confusion_picture
+from nnbuild.report.artifacts import confusion_picture
+from nnbuild.report.comparison import comparison_page, trends_page
 from nnbuild.runtime.logs import sanitize_log_records
 from nnbuild.runtime.text import (
     markdown_code,

@@ -3,8 +3,8 @@
 import pytest
 from command_line import call, tree_digest
 
-from nnbuild import tracking
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.report import mlflow as tracking
 from nnbuild.store import Store
 
 mlflow = pytest.importorskip("mlflow")

@@ -11,13 +11,13 @@ import pytest
 from small_data import small_arrays
 
 from nnbuild import models
-from nnbuild.backend import keras, tf
-from nnbuild.config import RunConfig, resolve
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted, StoreError
+from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training import Checkpoints, Surroundings, fit
-from nnbuild.training.order import split_rows
-from nnbuild.training.state import model_arrays
+from nnbuild.training.checkpoint import model_arrays
+from nnbuild.training.shuffling import split_rows
 
 CLASSES = 3
 
@@ -102,7 +102,7 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
 ):
     split, config = small_split(), config_of(model, **training)
     straight, expected = run_through(config, split)
-    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)  # one step a look
+    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)  # one step a look
     for looks in (1, 3, 6):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, stop=StopAfter(looks))
@@ -119,7 +119,7 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
 def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
     split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
     straight, expected = run_through(config, split, validation=own)
-    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)
+    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)
     for looks in (2, 5):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, own, stop=StopAfter(looks))
@@ -148,10 +148,10 @@ def test_the_seed_decides_the_weights_and_the_order():
 
 def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
     split, config = small_split(), config_of(augment="affine")
-    monkeypatch.setattr("nnbuild.training.pace.Pace.learn", lambda *_: None)
+    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)
     single, _ = run_through(config, split)
     monkeypatch.setattr(
-        "nnbuild.training.pace.Pace.__init__", lambda self: setattr(self, "steps", 1000)
+        "nnbuild.training.trainer.Pace.__init__", lambda self: setattr(self, "steps", 1000)
     )
     many, _ = run_through(config, split)
     assert same(single, many)
@@ -167,7 +167,7 @@ def test_the_average_of_the_weights_looks_back_over_a_tenth_of_the_fit_at_most(s
 def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
     """The same batches in the same order through `model.fit`: the same loss, metric and weights to rounding."""
     split, config = small_split(), config_of(epochs=1)
-    monkeypatch.setattr("nnbuild.training.fitting.epoch_order", lambda rows, *_: rows)
+    monkeypatch.setattr("nnbuild.training.trainer.epoch_order", lambda rows, *_: rows)
     ours, fitted = run_through(config, split)
     theirs = compiled(config, split)
     rows, held_out = split_rows(len(split), config.training.validation_fraction, config.seed)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbuild.errors import ConfigError
-from nnbuild.training.order import epoch_order, split_rows
+from nnbuild.training.shuffling import epoch_order, split_rows
 
 
 @given(st.integers(4, 500), st.floats(0.2, 0.8), st.integers(0, 2**31 - 1))

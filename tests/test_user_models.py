@@ -9,10 +9,11 @@ import pytest
 from command_line import call
 from small_data import run_config
 
-from nnbuild import models, runs, steps
-from nnbuild.config import RunConfig, resolve
+from nnbuild import models, pipeline
+from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.errors import ConfigError, ContractError, NnbuildError, RunError
-from nnbuild.models.user import factory_digest, import_factory
+from nnbuild.models.custom import factory_digest, import_factory
+from nnbuild.pipeline import run as runs
 from nnbuild.store import Store
 
 HEAD = """
@@ -321,7 +322,7 @@ def test_a_function_that_builds_another_network_each_time(module, small_folder, 
     )
     run = runs.open_run(config, tmp_path / "store")
     with pytest.raises(ContractError, match="builds another network when it is called again"):
-        steps.build_model(run, steps.load_data(run))
+        pipeline.build_model(run, pipeline.load_data(run))
 
 
 def test_a_run_that_keras_scores_says_so_everywhere(

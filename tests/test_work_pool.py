@@ -13,8 +13,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from real_server import ROOT
 
 from flows import automations
-from nnbuild import machine
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
+from nnbuild.runtime import environment as machine
 from nnbuild.store import Store, champion
 from tasks import telling
 

@@ -4,7 +4,7 @@ from flows.printing import print_json, print_line, print_table
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
 from nnbuild.store import champion as pointer
-from nnbuild.store.names import require_run_id
+from nnbuild.store.ids import require_run_id
 
 _SHOWN = ("run_id", "previous", "by", "at")
 

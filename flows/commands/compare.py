@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from flows.printing import jsonable, print_json, print_line, print_table
-from nnbuild.across import compare as compared
-from nnbuild.report.across import comparison_page
-from nnbuild.report.words import on_pair
+from nnbuild.report.comparison import comparison_page
+from nnbuild.report.text import on_pair
 from nnbuild.store import Store
+from nnbuild.store.analysis import compare as compared
 from nnbuild.store.outputs import is_stdout, write_output
 
 

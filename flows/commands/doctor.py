@@ -16,14 +16,14 @@ from rich.text import Text
 
 from flows.embedded_server import EmbeddedServer
 from flows.printing import PlainConsole, print_json
-from nnbuild.config import default_data_dir
+from nnbuild.config.schema import default_data_dir
 from nnbuild.data import sources
 from nnbuild.errors import NnbuildError
-from nnbuild.machine import processors
-from nnbuild.runtime.memory import total_memory
+from nnbuild.runtime.cgroups import total_memory
+from nnbuild.runtime.environment import processors
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Store
-from nnbuild.store.files import write_bytes
+from nnbuild.store.filesystem import write_bytes
 
 _ENOUGH_BYTES = 500 * 2**20
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from flows.printing import print_json, print_table
-from nnbuild.repair import apply, plan
+from nnbuild.pipeline.repair import apply, plan
 from nnbuild.store import Store
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from flows.display import display_for
 from flows.embedded_server import EmbeddedServer
 from flows.printing import PlainConsole, print_json, print_values
-from nnbuild import settings, tracking
-from nnbuild.config import RunConfig, resolve
-from nnbuild.engines.choice import describe_engine, engine_of_run
+from nnbuild.config import loading
+from nnbuild.config.schema import RunConfig, resolve
+from nnbuild.engines import describe_engine, engine_of_run
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
-from nnbuild.lazy import importing
+from nnbuild.report import mlflow as tracking
+from nnbuild.runtime.lazy_imports import importing
 from nnbuild.runtime.outward import outward
-from nnbuild.signals import exiting_at_once
+from nnbuild.runtime.signals import exiting_at_once
 from nnbuild.store import Store
 
 Settings = dict[str, Any]
@@ -66,12 +67,10 @@ def run(
 
 def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
     """Refuse settings that the run which is resumed does not have: it keeps its own."""
-    from nnbuild.runs import waiting_run
+    from nnbuild.pipeline.run import waiting_run
 
-    begun = settings.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
-    for key, value in settings.flattened(
-        config.model_dump(mode="json", exclude_unset=True)
-    ).items():
+    begun = loading.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
+    for key, value in loading.flattened(config.model_dump(mode="json", exclude_unset=True)).items():
         if key != "dataset.data_dir" and value != begun.get(key):
             raise ConfigError(
                 f"run {run_id} was begun with {key} {begun.get(key)}, not {value}; leave that out"
@@ -108,7 +107,7 @@ def start(console: PlainConsole) -> None:
         EmbeddedServer(),
     ):
         import flows.retrain  # noqa: F401  (while the server boots)
-        import nnbuild.backend  # noqa: F401  (as above)
+        import nnbuild.runtime.tensorflow  # noqa: F401  (as above)
 
 
 @contextmanager
@@ -168,7 +167,7 @@ def logged(store: Store, run_id: str, uri: str, console: PlainConsole) -> str | 
 
 def configured(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
     """The config of a run: the file, the settings over it, the options over both."""
-    return configured_from(settings.read_toml(path) if path else {}, options, path, overrides)
+    return configured_from(loading.read_toml(path) if path else {}, options, path, overrides)
 
 
 def configured_from(
@@ -177,8 +176,8 @@ def configured_from(
     """As `configured`, from what was read of the file at `path`."""
     given = dict(file)
     for override in overrides:
-        given = settings.merged(given, settings.setting(override))
-    return settings.checked(settings.merged(given, _given(options)), path)
+        given = loading.merged(given, loading.setting(override))
+    return loading.checked(loading.merged(given, _given(options)), path)
 
 
 def _given(options: Settings) -> Settings:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from flows.display import display_for
 from flows.printing import PlainConsole, print_json, print_values
-from nnbuild.engines.choice import describe_engine
+from nnbuild.engines import describe_engine
 from nnbuild.errors import ConfigError
 from nnbuild.runtime.outward import Harmless
 from nnbuild.scoring import ScoreConfig, ScoredJob

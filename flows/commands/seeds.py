@@ -8,9 +8,9 @@ import typer
 
 from flows.commands import run as single
 from flows.printing import PlainConsole, print_json, print_line, print_table
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import ConfigError, InputError, Interrupted
-from nnbuild.evaluation.spread import spread
+from nnbuild.evaluation.significance import spread
 from nnbuild.store import Store
 
 Settings = dict[str, Any]

@@ -12,10 +12,10 @@ from flows.commands.serve_scores import parameters as score_parameters
 from flows.commands.serve_scores import schedules as score_schedules
 from flows.embedded_server import prepare_environment
 from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, Plan, cron_schedule, interval_schedule
-from nnbuild import settings
-from nnbuild.config import RunConfig, ScheduledConfig, resolve
+from nnbuild.config import loading
+from nnbuild.config.presets import DATASETS
+from nnbuild.config.schema import RunConfig, ScheduledConfig, resolve
 from nnbuild.errors import ConfigError, suggestion
-from nnbuild.presets import DATASETS
 from nnbuild.store import Store
 
 COLLISIONS = ("enqueue", "cancel-new")
@@ -51,10 +51,10 @@ def serve(
     common = {"store": str(place.root), "timeout_seconds": timeout, "overtaken": overtaken}
     schedules = _planned(plan) if plan else _simple(crons, interval, timezone)
     for each in schedules:
-        given = settings.merged(
+        given = loading.merged(
             base.model_dump(mode="json", exclude_none=True), each.pop("config", {})
         )
-        config = _checked(settings.checked(given, plan))
+        config = _checked(loading.checked(given, plan))
         each["parameters"] = common | {"config": config.model_dump(mode="json")}
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scores = _scores(scoring, str(place.root), timezone, timeout)
@@ -133,7 +133,7 @@ def _planned(plan: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: A schedule cannot be used; the message names it.
     """
-    tables = settings.read_toml(plan).get("schedule")
+    tables = loading.read_toml(plan).get("schedule")
     if not isinstance(tables, list) or not tables:
         raise ConfigError(
             f"{plan}: no [[schedule]], expected one for each schedule, with cron and config"

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from flows.commands.score import configured
 from flows.schedules import cron_schedule
-from nnbuild import settings
+from nnbuild.config import loading
 from nnbuild.errors import ConfigError
-from nnbuild.store.remote import is_url
+from nnbuild.store.filesystem import is_url
 
 DEFAULT_CRON = "0 5 * * *"
 
@@ -41,7 +41,7 @@ def parameters(scoring: Scoring, root: str, timezone: str, timeout: float | None
     given = scoring.input if is_url(scoring.input) else str(Path(scoring.input).absolute())
     options: dict[str, Any] = {"input": given}
     for text in scoring.settings:
-        options |= settings.setting(text)
+        options |= loading.setting(text)
     config = configured(options).model_dump(mode="json")
     return {
         "config": config,

@@ -14,8 +14,8 @@ from typing import Any
 from flows import jsonvalues
 from flows.printing import for_output, print_line, print_table
 from nnbuild.errors import ConfigError, NnbuildError
-from nnbuild.runtime.memory import memory_growth_limited
-from nnbuild.signals import interrupted, tearing
+from nnbuild.runtime.cgroups import memory_growth_limited
+from nnbuild.runtime.signals import interrupted, tearing
 from nnbuild.store import Store
 from nnbuild.store.outputs import is_stdout
 from nnbuild.store.query import Answer, Limits

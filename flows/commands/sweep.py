@@ -12,8 +12,8 @@ from flows.display import display_for
 from flows.printing import PlainConsole, jsonable, print_json, print_line, print_table
 from nnbuild.errors import ConfigError
 from nnbuild.sweep import Sweep, SweepConfig, Swept, open_sweep, require_possible, sweep_config
-from nnbuild.sweep.cluster import workers_of
-from nnbuild.sweep.config import options_of, split_file
+from nnbuild.sweep.dask import workers_of
+from nnbuild.sweep.space import options_of, split_file
 
 Settings = dict[str, Any]
 

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 
 from flows.printing import for_output, jsonable, print_json, print_table
-from nnbuild import history as histories
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
+from nnbuild.training import history as histories
 
 _SHOWN = (
     "run_id",

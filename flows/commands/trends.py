@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from flows.printing import jsonable, print_json, print_line, print_table
-from nnbuild.across import drift_by_job
-from nnbuild.across import trends as over_time
-from nnbuild.report.across import trends_page
+from nnbuild.report.comparison import trends_page
 from nnbuild.store import Store
+from nnbuild.store.analysis import drift_by_job
+from nnbuild.store.analysis import trends as over_time
 from nnbuild.store.outputs import is_stdout, write_output
 
 _OF_RUNS = {

@@ -42,6 +42,6 @@ def doctor(
 @app.command(epilog="Example: nnbuild version")
 def version() -> None:
     """Print the version."""
-    from nnbuild.machine import code_version
+    from nnbuild.runtime.environment import code_version
 
     typer.echo(code_version())

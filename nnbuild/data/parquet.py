@@ -15,14 +15,52 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nnbuild.data import archives, columns, pixel_scale
+from nnbuild.data import archives, arrow_images, pixel_scale
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import File
+from nnbuild.data.file_tree import File, files_below, is_local, require_all_shards
 from nnbuild.data.options import DEFAULT, ReadOptions
-from nnbuild.data.parquet_files import parquet_below
 from nnbuild.data.splits import TRAIN, split_named, split_of_file
 from nnbuild.errors import DataError
+
+_MAGIC = b"PAR1"
+_ENDINGS = (".parquet", ".parq")
+
+
+def parquet_below(folder: Any) -> list[File]:
+    """List the Parquet files below a folder, in the order of their paths.
+
+    Raises:
+        DataError: As for `nnbuild.data.file_tree.files_below`, or a numbered shard is missing.
+    """
+    return parquet_among(files_below(folder), folder)
+
+
+def parquet_among(files: Sequence[File], where: object) -> list[File]:
+    """Select the Parquet files of a folder; see `parquet_below`."""
+    found = [file for file in files if is_parquet(file)]
+    require_all_shards((file.name for file in found), where)
+    return found
+
+
+def is_parquet(file: File) -> bool:
+    """Return whether a file is Parquet by its ending, or, if it has none, by its first bytes."""
+    name = PurePosixPath(file.name).name
+    return has_ending(name) or ("." not in name and starts_as_parquet(file.path))
+
+
+def has_ending(name: str) -> bool:
+    """Return whether a name ends as those of Parquet files do."""
+    return name.lower().endswith(_ENDINGS)
+
+
+def starts_as_parquet(path: Any) -> bool:
+    """Return whether a file begins with the bytes that every Parquet file begins with."""
+    if is_local(path):
+        return archives.first_bytes(path, len(_MAGIC)) == _MAGIC
+    content: bytes = path.fs.cat_file(path.path, start=0, end=len(_MAGIC))
+    return content == _MAGIC
+
 
 _LABEL_BYTES = 8  # the widest integer
 _MOST_NAMED = 5
@@ -219,13 +257,13 @@ def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any]
     room = archives.allowance(archives.require_regular(path))
     with _translated(path):
         names = pq.read_schema(path).names
-        wanted = columns.image_column(names, options.image_column, path)
-        label = columns.label_column(names, options.label_column, path)
+        wanted = arrow_images.image_column(names, options.image_column, path)
+        label = arrow_images.label_column(names, options.label_column, path)
         packed = _byte_columns(path, (wanted, f"{wanted}.bytes", label))
     with _translated(path), pq.ParquetFile(path, read_dictionary=packed) as file:
         schema = file.schema_arrow
-        columns.require_labels(schema.field(label).type, path, label)
-        image = columns.reader(schema.field(wanted).type, schema.metadata or {}, path, wanted)
+        arrow_images.require_labels(schema.field(label).type, path, label)
+        image = arrow_images.reader(schema.field(wanted).type, schema.metadata or {}, path, wanted)
         first = 0
         for group in range(file.num_row_groups):
             size = _expanded(file.metadata.row_group(group), image, wanted)
@@ -234,7 +272,7 @@ def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any]
                     f"{path}: claims to expand to {size} bytes in row group {group}; refused as a bomb"
                 )
             table = file.read_row_group(group, columns=[image.column, label])
-            labels = columns.labels(table[label], first, path, label)
+            labels = arrow_images.labels(table[label], first, path, label)
             images = image.read(table[wanted], first, room, path)
             room -= images.nbytes
             first += table.num_rows
@@ -251,7 +289,7 @@ def _byte_columns(path: Path, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _expanded(group: Any, image: columns.Reader, wanted: str) -> int:
+def _expanded(group: Any, image: arrow_images.Reader, wanted: str) -> int:
     """The bytes that reading a row group takes, from what its metadata claim."""
     chunks = [group.column(index) for index in range(group.num_columns)]
     pixels = [chunk for chunk in chunks if _is_within(chunk.path_in_schema, wanted)]
@@ -270,7 +308,7 @@ def _class_names(path: Path, options: ReadOptions) -> tuple[str, ...] | None:
     """The names that Hugging Face's metadata give to the labels; None if there are none."""
     with _translated(path):
         schema = pq.read_schema(path)
-        label = columns.label_column(schema.names, options.label_column, path)
+        label = arrow_images.label_column(schema.names, options.label_column, path)
         text = (schema.metadata or {}).get(b"huggingface", b"null")
         try:
             names = json.loads(text)["info"]["features"][label]["names"]

@@ -8,23 +8,22 @@ from typing import Any
 
 from nnbuild.data import (
     archives,
+    decoding,
     digits,
-    folder,
     idx,
-    named,
+    image_folder,
     npz,
     parquet,
-    pictures,
     published,
+    registry,
     tables,
 )
-from nnbuild.data.array_names import find_arrays
-from nnbuild.data.arrays import Raw, assemble, slug
+from nnbuild.data.arrays import Raw, assemble, find_arrays, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError
 from nnbuild.data.file_tree import files_below, path_exists, subfolders
 from nnbuild.data.options import DEFAULT, ReadOptions
-from nnbuild.data.parquet_files import parquet_among
+from nnbuild.data.parquet import parquet_among
 from nnbuild.errors import ConfigError, DataError, suggestion
 
 NAMES = (*published.NAMED, digits.NAME)
@@ -53,7 +52,7 @@ def load(
 ) -> Dataset:
     """Read a dataset by its name or from a path.
 
-    A path is an .npz with x_train and y_train (or names of that kind, see `nnbuild.data.array_names`), a
+    A path is an .npz with x_train and y_train (or names of that kind, see `nnbuild.data.arrays`), a
     Parquet file, or a folder of IDX files, of Parquet files (train*.parquet, test*.parquet), of .npz files, or of
     images by class, or what the store holds of a dataset. A name wins over a path: write `./mnist` for a
     folder of that name. A validation split is used as it is; where a source has no test split, a sixth of each
@@ -83,7 +82,7 @@ def load(
     if name_or_path not in published.NAMED:
         return _from_path(name_or_path, options)
     try:
-        return named.load(
+        return registry.load(
             published.NAMED[name_or_path],
             data_dir=data_dir,
             cache=cache,
@@ -162,7 +161,7 @@ def _from_folder(path: Path, options: ReadOptions) -> Dataset:
     if (found := idx.find_set(path, top)) is not None:
         return _from_idx(path, *found, options)
     tabular = parquet_among(files, path)
-    seen = next((file.name for file in files if pictures.has_ending(file.name)), None)
+    seen = next((file.name for file in files if decoding.has_ending(file.name)), None)
     if tabular and seen is not None:
         raise DataError(
             f"{path}: holds Parquet ({tabular[0].name}) and pictures ({seen}); "
@@ -173,7 +172,7 @@ def _from_folder(path: Path, options: ReadOptions) -> Dataset:
     array_files = [name for name in top if name.endswith(_ARRAYS)]
     if array_files:
         return _from_array_files(path, array_files, options)
-    return folder.load(path, options)
+    return image_folder.load(path, options)
 
 
 def _from_idx(path: Path, prefix: str, files: idx.Files, options: ReadOptions) -> Dataset:

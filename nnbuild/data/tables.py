@@ -15,7 +15,7 @@ from nnbuild.data import archives
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.labels import MOST_CLASSES
 from nnbuild.errors import DataError, one_line
-from nnbuild.schemas import SCHEMA_VERSION
+from nnbuild.store.schemas import SCHEMA_VERSION
 
 DESCRIPTION = "dataset.json"
 _SHAPE_KEYS = (b"height", b"width", b"channels")

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbuild.engines.base import Logits, Pixels
+from nnbuild.engines import Logits, Pixels
 
 
 class KerasEngine:
@@ -18,7 +18,7 @@ class KerasEngine:
     name = "keras"
 
     def __init__(self, model: Any, batch_size: int) -> None:
-        from nnbuild.backend import tf
+        from nnbuild.runtime.tensorflow import tf
 
         self._batch_size = batch_size
         self._constant = tf.constant

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from nnbuild.engines.base import Logits, Pixels
+from nnbuild.engines import Logits, Pixels
 from nnbuild.engines.onnx_file import refuse_external_data
 from nnbuild.errors import ContractError, one_line
-from nnbuild.machine import processors
+from nnbuild.runtime.environment import processors
 
 LOGITS = "logits"
 ROWS_PER_CALL = "nnbuild.rows_per_call"

@@ -1,5 +1,6 @@
 """Evaluation: metrics, confusion, calibration."""
 
+from nnbuild.evaluation.calibration import fit_temperature
 from nnbuild.evaluation.metrics import (
     Bin,
     Figure,
@@ -8,8 +9,7 @@ from nnbuild.evaluation.metrics import (
     confusion_counts,
     evaluate,
 )
-from nnbuild.evaluation.spread import Spread, spread
-from nnbuild.evaluation.temperature import fit_temperature
+from nnbuild.evaluation.significance import Spread, spread
 
 __all__ = [
     "Bin",

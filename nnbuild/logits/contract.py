@@ -174,7 +174,7 @@ def check_loss(model: Any) -> None:
     Raises:
         ContractError: it is another loss, or one with `from_logits=False`.
     """
-    from nnbuild.backend import keras
+    from nnbuild.runtime.tensorflow import keras
 
     losses = (keras.losses.SparseCategoricalCrossentropy, keras.losses.CategoricalCrossentropy)
     loss = model.loss

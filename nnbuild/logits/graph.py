@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nnbuild.backend import tf
+from nnbuild.runtime.tensorflow import tf
 
 # The head may be looked at through these: they move numbers about, or combine them linearly.
 _MOVING = {

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from nnbuild.backend import keras
-from nnbuild.config import RunConfig, is_factory, require_names
-from nnbuild.models.compiling import compile_model
-from nnbuild.models.files import load_model, save_model
-from nnbuild.models.networks import NETWORKS, Shape, build_network
-from nnbuild.models.precision import computing_in
-from nnbuild.models.seeding import seeded
-from nnbuild.models.user import build_user_model
+from nnbuild.config.schema import RunConfig, is_factory, require_names
+from nnbuild.models.architectures import NETWORKS, Shape, build_network
+from nnbuild.models.compile import compile_model, computing_in
+from nnbuild.models.custom import build_user_model
+from nnbuild.models.serialization import load_model, save_model, seeded
+from nnbuild.runtime.tensorflow import keras
 
 __all__ = ["NETWORKS", "build", "build_float32", "compile_model", "load_model", "save_model"]
 

@@ -7,8 +7,8 @@ import re
 import zipfile
 from typing import Any
 
-from nnbuild.backend import keras
 from nnbuild.errors import ContractError
+from nnbuild.runtime.tensorflow import keras
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 _ENTRY = b"PK\x01\x02"  # of which a central directory has one for each member

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from nnbuild.backend import keras
-from nnbuild.config import TrainingConfig
-from nnbuild.models.compiling import loss_of, metrics_of
-from nnbuild.models.networks import Shape
+from nnbuild.config.schema import TrainingConfig
+from nnbuild.models.architectures import Shape
+from nnbuild.models.compile import loss_of, metrics_of
+from nnbuild.runtime.tensorflow import keras
 
 layers = keras.layers
 

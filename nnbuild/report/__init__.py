@@ -11,7 +11,6 @@ rebuild ── rebuilding.py                    for a run that is committed
 across.py, across.html                      pages over several runs
 """
 
-from nnbuild.report.page import render
-from nnbuild.report.rebuilding import rebuild
+from nnbuild.report.page import rebuild, render
 
 __all__ = ["rebuild", "render"]

@@ -1,5 +1,6 @@
 """Fill the page: every figure comes from the manifest or a table, every picture is inside the file."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,17 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from nnbuild.report import examples, formats, sections
-from nnbuild.report.matrix import shortened
-from nnbuild.report.sections import Manifest, Tables
+from nnbuild.data.tables import read_dataset
+from nnbuild.errors import DataError, StoreError, one_line
+from nnbuild.report import examples, sections, text
+from nnbuild.report.charts import shortened
+from nnbuild.report.metadata import Manifest
+from nnbuild.report.sections import Tables
 from nnbuild.runtime.text import sanitize
+from nnbuild.store.analysis import drift_by_job
+from nnbuild.store.filesystem import write_bytes, write_json
+from nnbuild.store.outputs import write_output
+from nnbuild.store.store import Store
 
 
 def render(
@@ -28,7 +36,7 @@ def render(
         tables: its `history`, `evaluation`, `confusion`, `calibration` and `predictions`, as Arrow tables.
         images: uint8, shape (n, height, width, channels), the test images, by `example_id`; without them the page
             shows none.
-        drift: how far off what its model scored has been, as `nnbuild.across.drift_by_job` gives it.
+        drift: how far off what its model scored has been, as `nnbuild.store.analysis.drift_by_job` gives it.
 
     Returns:
         HTML, complete in itself: no script, and nothing from the network.
@@ -66,10 +74,10 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     found.filters |= {
-        "percent": formats.percent,
-        "chance": formats.chance,
+        "percent": text.percent,
+        "chance": text.chance,
         "short": shortened,
-        "cell": formats.cell,
+        "cell": text.cell,
     }
     return found
 
@@ -77,3 +85,66 @@ def environment() -> jinja2.Environment:
 def _shown(value: Any) -> Any:
     """Make a text safe to show; it is escaped after that. Markup is made by templates and `svg` alone."""
     return sanitize(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+_TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
+
+
+def rebuild(store: Store, run_id: str) -> Path:
+    """Write a committed run's `report.html` again, and its new digest into the manifest.
+
+    It is the page that the run was committed with, and the drift of what its model has scored since. Without the
+    dataset, if it is no longer in the store, it shows no images.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        StoreError: there is no such run, it failed, or what it is made from is missing or damaged.
+    """
+    manifest = store.manifest(run_id)
+    page = _page(store, manifest, run_id).encode()
+    path = store.root / "runs" / run_id / "report.html"
+    (write_bytes if store.is_remote else write_output)(path, page)
+    _record(manifest, path, page)
+    return path
+
+
+def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
+    status = manifest.get("row", {}).get("status")
+    if status != "succeeded":
+        raise StoreError(
+            f"run {run_id} has status {status!r}, expected 'succeeded'; see `nnbuild history {run_id}`"
+        )
+    for name in _TABLES:
+        if not store.partition(name, run_id).is_dir():
+            raise StoreError(
+                f"run {run_id} has no {name}, and the report is made from it; restore it from a copy"
+            )
+    tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
+    try:
+        return render(manifest, tables, _test_images(store, manifest), drift_by_job(store, run_id))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise StoreError(
+            f"the tables of run {run_id} do not go with its manifest ({type(error).__name__}: "
+            f"{one_line(error)}); restore them from a copy"
+        ) from error
+
+
+def _test_images(store: Store, manifest: dict[str, Any]) -> NDArray[np.uint8] | None:
+    data = manifest["steps"]["load_data"]
+    if not store.has_dataset(data["name"], data["digest"]):
+        return None
+    try:
+        return read_dataset(store.local_dataset(data["name"], data["digest"])).test.images
+    except DataError as error:
+        raise StoreError(f"cannot read the test images: {error}") from error
+
+
+def _record(manifest: dict[str, Any], path: Path, page: bytes) -> None:
+    """The manifest vouches for every file of the run, for this one too."""
+    entry = {"sha256": hashlib.sha256(page).hexdigest(), "bytes": len(page)}
+    name = f"runs/{manifest['run_id']}/{path.name}"
+    if manifest["files"].get(name) != entry:
+        manifest["files"][name] = entry
+        write_json(path.parent / "manifest.json", manifest)

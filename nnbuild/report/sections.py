@@ -8,11 +8,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from nnbuild.report import charts, examples, figures, words
-from nnbuild.report.facts import digests, facts, timings
-from nnbuild.report.formats import percent, setting
-from nnbuild.report.matrix import heat_map
-from nnbuild.settings import flattened
+from nnbuild.config.loading import flattened
+from nnbuild.report import charts, data, examples, text
+from nnbuild.report.charts import heat_map
+from nnbuild.report.metadata import Manifest, digests, facts, timings
+from nnbuild.report.text import percent, setting
 
 _HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
     "accuracy": ("accuracy", True, True),
@@ -25,7 +25,6 @@ _HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
 _SHORT_NAME = 3
 _JOBS = 10
 
-Manifest = Mapping[str, Any]
 Tables = Mapping[str, Any]
 Context = dict[str, Any]
 
@@ -34,7 +33,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
     """What was trained on what, and how good it is."""
     row, config = manifest["row"], manifest["config"]
     images, wanted = len(tables["predictions"]), config["dataset"]["name"]
-    accuracy = figures.overall(tables["evaluation"]).get("accuracy")
+    accuracy = data.overall(tables["evaluation"]).get("accuracy")
     begun = datetime.fromisoformat(row["started_at"])
     return {
         "run_id": manifest["run_id"],
@@ -47,14 +46,14 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
         "epochs": row["epochs"],
         "images": images,
         "accuracy": accuracy,
-        "interval": None if accuracy is None else words.interval(accuracy, images),
+        "interval": None if accuracy is None else text.interval(accuracy, images),
     }
 
 
 def gate(manifest: Manifest, tables: Tables) -> Context:
     """Is it better than the last one? The figures beside the champion's, and the paired test."""
     decided = manifest["steps"].get("decide") or {}
-    mine, theirs = figures.overall(tables["evaluation"]), decided.get("champion_metrics", {})
+    mine, theirs = data.overall(tables["evaluation"]), decided.get("champion_metrics", {})
     champion, paired = decided.get("champion"), decided.get("figures", {})
     counts = [paired.get(name) for name in ("only_challenger", "only_champion")]
     tested = champion is not None and None not in counts
@@ -62,9 +61,9 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
         "headline": [_figure(name, mine.get(name), theirs.get(name)) for name in _HEADLINE],
         "champion": champion,
         "promoted": decided.get("promote"),
-        "verdict": words.verdict(decided) if decided else "",
-        "champion_answer": words.on_champion(mine, theirs) if champion else "",
-        "paired_answer": words.on_paired(paired) if tested else "",
+        "verdict": text.verdict(decided) if decided else "",
+        "champion_answer": text.on_champion(mine, theirs) if champion else "",
+        "paired_answer": text.on_paired(paired) if tested else "",
         "paired": [
             (name, count / max(*counts, 1), f"{count:,.0f}", kind)
             for name, count, kind in zip(
@@ -93,13 +92,13 @@ def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
 def loss(manifest: Manifest, tables: Tables) -> Context:
     """Did the loss go down? A chart for each metric, the best epoch and the kept one marked."""
     curves, kept = (
-        figures.curves(tables["history"]),
+        data.curves(tables["history"]),
         manifest["steps"]["fit_model"]["weights_epoch"],
     )
     pictures = []
     for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
         rate, title = name == "learning_rate", name.replace("_", " ")
-        if rate and words.on_rate(curves):
+        if rate and text.on_rate(curves):
             continue
         both = (
             {"": curves.get(name)}
@@ -108,16 +107,16 @@ def loss(manifest: Manifest, tables: Tables) -> Context:
         )
         series = {each: points for each, points in both.items() if points}
         picture = charts.lines(
-            words.curve_title(title, series),
+            text.curve_title(title, series),
             series,
             kept=None if rate else kept,
-            best=words.best_of(name, series.get("validation") or next(iter(series.values()))),
+            best=text.best_of(name, series.get("validation") or next(iter(series.values()))),
             log=rate or name.endswith("loss"),
         )
         pictures.append({"title": title, "picture": picture})
     return {
-        "loss_answer": words.on_loss(curves, kept),
-        "rate_answer": words.on_rate(curves),
+        "loss_answer": text.on_loss(curves, kept),
+        "rate_answer": text.on_rate(curves),
         "curves": pictures,
         "kept": kept,
     }
@@ -126,8 +125,8 @@ def loss(manifest: Manifest, tables: Tables) -> Context:
 def errors(tables: Tables, names: list[str]) -> Context:
     """Where is it wrong? The confusion matrix, and precision, recall and F1 by class."""
     found, by_class = (
-        figures.errors(tables["confusion"], names),
-        figures.by_class(tables["evaluation"]),
+        data.errors(tables["confusion"], names),
+        data.by_class(tables["evaluation"]),
     )
     shown = found.shown
     title = f"Confusion matrix of {len(shown)} classes: {found.wrong:,} of {found.images:,} images wrong"
@@ -136,7 +135,7 @@ def errors(tables: Tables, names: list[str]) -> Context:
         for metric in ("precision", "recall", "f1")
     }
     return {
-        "errors_answer": words.on_errors(found, names, by_class),
+        "errors_answer": text.on_errors(found, names, by_class),
         "confusion": heat_map(
             title,
             found.counts[np.ix_(shown, shown)].tolist(),
@@ -153,29 +152,29 @@ def errors(tables: Tables, names: list[str]) -> Context:
 
 def trust(tables: Tables) -> Context:
     """Can the probabilities be trusted? Before temperature scaling, and after."""
-    right, wrong = figures.confidences(tables["predictions"])
+    right, wrong = data.confidences(tables["predictions"])
     mean = (
         float(tables["predictions"]["confidence"].to_numpy().mean())
         if len(tables["predictions"])
         else 0.0
     )
-    error = figures.overall(tables["evaluation"]).get("expected_calibration_error")
-    diagrams = figures.diagrams(tables["calibration"])
+    error = data.overall(tables["evaluation"]).get("expected_calibration_error")
+    diagrams = data.diagrams(tables["calibration"])
     return {
-        "trust_answer": words.on_trust(right, wrong, mean, error),
-        "scaling_answer": words.on_scaling(diagrams),
+        "trust_answer": text.on_trust(right, wrong, mean, error),
+        "scaling_answer": text.on_scaling(diagrams),
         "diagrams": [
             {
-                "title": words.diagram_title(each),
+                "title": text.diagram_title(each),
                 "error": each.error,
                 "picture": charts.reliability(
-                    f"Reliability diagram, {words.diagram_title(each)}: calibration error {each.error:.4f}",
+                    f"Reliability diagram, {text.diagram_title(each)}: calibration error {each.error:.4f}",
                     each.bins,
                 ),
             }
             for each in diagrams
         ],
-        "confidence": charts.histogram(words.histogram_title(right, wrong), right, wrong),
+        "confidence": charts.histogram(text.histogram_title(right, wrong), right, wrong),
     }
 
 
@@ -197,9 +196,9 @@ def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
     title = "largest population stability index of each scoring job"
     return {
         "drift": list(reversed(jobs))[:_JOBS],
-        "drift_answer": words.on_drift(jobs),
+        "drift_answer": text.on_drift(jobs),
         "drift_chart": charts.lines(
-            words.curve_title(title, {"": points}),
+            text.curve_title(title, {"": points}),
             {"": points},
             log=True,
             below="scoring job, oldest first",
@@ -214,7 +213,7 @@ def making(manifest: Manifest) -> Context:
     checks = manifest["steps"]["check_data"]["checks"]
     return {
         "checks": checks,
-        "checks_answer": words.on_checks([(each["passed"], each["hard"]) for each in checks]),
+        "checks_answer": text.on_checks([(each["passed"], each["hard"]) for each in checks]),
         "facts": facts(manifest),
         "timings": timings(manifest),
         "settings": {name: setting(value) for name, value in flattened(manifest["config"]).items()},

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.lazy import find
+    from nnbuild.runtime.lazy_imports import find
 
     places = {
         "nnbuild.scoring.days": ("backfill",),

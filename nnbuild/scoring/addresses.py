@@ -5,10 +5,9 @@ from typing import Any
 
 from nnbuild.data import archives, file_tree
 from nnbuild.data.file_tree import File
-from nnbuild.data.parquet_files import has_ending, is_parquet, parquet_below, starts_as_parquet
+from nnbuild.data.parquet import has_ending, is_parquet, parquet_below, starts_as_parquet
 from nnbuild.errors import DataError
-from nnbuild.store.files import explained
-from nnbuild.store.remote import is_remote, is_url, open_root
+from nnbuild.store.filesystem import explained, is_remote, is_url, open_root
 
 _SHARDS = "-of-"
 

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from nnbuild import faults
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
+from nnbuild.runtime import fault_injection
+from nnbuild.runtime.signals import caught
 from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
-from nnbuild.signals import caught
 from nnbuild.store import Store, presence
-from nnbuild.store.files import make_folder
+from nnbuild.store.filesystem import make_folder
 
 _SECONDS_TO_CONNECT = 10
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -71,7 +71,7 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
             client.cancel(waiting)
     if not any((job.folder / "quarantine").iterdir()):
         (job.folder / "quarantine").rmdir()
-    faults.point("score:shards")
+    fault_injection.point("score:shards")
     return sorted(done, key=lambda each: each.name)
 
 

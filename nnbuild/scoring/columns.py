@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nnbuild import schemas
 from nnbuild.engines import Logits
 from nnbuild.errors import ConfigError
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.kept_columns import require_distinct_names
 from nnbuild.scoring.probabilities import probability_table
 from nnbuild.scoring.rows import Rows
+from nnbuild.store import schemas
 
 
 def score_schema(config: ScoreConfig, classes: int, kept: Any) -> Any:

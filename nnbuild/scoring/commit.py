@@ -7,13 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild import faults, machine, schemas
+from nnbuild.runtime import environment, fault_injection
 from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.drifting import Compared, compared, drift_rows, require_brightness
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.kept_columns import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
-from nnbuild.store.files import move_folder, read_json, write_json
+from nnbuild.store import schemas
+from nnbuild.store.filesystem import move_folder, read_json, write_json
 from nnbuild.store.tables import write_table
 
 
@@ -79,15 +80,15 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         schemas.DRIFT,
         drift_rows(job, drift, datetime.fromisoformat(manifest["row"]["finished_at"])),
     )
-    faults.point("score:rows")
+    fault_injection.point("score:rows")
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
-    faults.point("score:manifest")
+    fault_injection.point("score:manifest")
     values = dict(manifest["row"])
     for name in ("started_at", "finished_at"):
         values[name] = datetime.fromisoformat(values[name])
     _put(job, "score_runs", schemas.SCORE_RUNS, [values])
-    faults.point("score:row")
+    fault_injection.point("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {
         name: sum(getattr(each, name) for each in shards)
@@ -144,9 +145,9 @@ def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict
         "input": job.identity,
         "pixel_scales": job.source.scales(),
         "shards": [each.model_dump(exclude={"summary"}) for each in shards],
-        "code_version": machine.code_version(),
-        "packages": machine.packages(),
-        "machine": machine.description(),
+        "code_version": environment.code_version(),
+        "packages": environment.packages(),
+        "machine": environment.description(),
     }
 
 

@@ -18,7 +18,8 @@ from nnbuild.errors import (
     Interrupted,
     NnbuildError,
 )
-from nnbuild.machine import processors
+from nnbuild.runtime.environment import processors
+from nnbuild.runtime.signals import caught
 from nnbuild.scoring import claims
 from nnbuild.scoring.addresses import is_there
 from nnbuild.scoring.config import ScoreConfig
@@ -27,7 +28,6 @@ from nnbuild.scoring.models import resolve_model
 from nnbuild.scoring.opening import require_outside, scored_before
 from nnbuild.scoring.partitions import Partition, partitions
 from nnbuild.scoring.whole import score
-from nnbuild.signals import caught
 from nnbuild.store import Store
 
 MOST_AT_ONCE = 64

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild.drift import Drift, Summary, compare
 from nnbuild.errors import DataError
+from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.shards import Shard
 

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nnbuild.data import archives, idx, npz, pictures, pixel_scale
-from nnbuild.data.array_names import scored_array
-from nnbuild.data.arrays import with_channels
+from nnbuild.data import archives, decoding, idx, npz, pixel_scale
+from nnbuild.data.arrays import scored_array, with_channels
 from nnbuild.data.file_tree import files_below, path_exists
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError
@@ -20,7 +19,7 @@ from nnbuild.scoring.addresses import parquet_files
 from nnbuild.scoring.parquet_input import ParquetInput
 from nnbuild.scoring.picture_input import PictureInput
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
-from nnbuild.store.remote import is_url
+from nnbuild.store.filesystem import is_url
 
 _ROWS = 65_536
 _IDX_MAGIC = (b"\0\0", b"\x1f\x8b")  # of any type of values, or gzipped
@@ -101,7 +100,7 @@ def _alone(files: list[Any], address: str) -> list[Any]:
     if not path_exists(address) or not Path(address).is_dir():
         return files
     seen = (file.name for file in files_below(Path(address)))
-    if (picture := next(filter(pictures.has_ending, seen), None)) is not None:
+    if (picture := next(filter(decoding.has_ending, seen), None)) is not None:
         raise DataError(
             f"{address}: holds Parquet ({files[0].name}) and pictures ({picture}); "
             "give the folder of one of them"

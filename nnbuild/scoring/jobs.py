@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from nnbuild import faults
 from nnbuild.errors import BeingScoredError, InputError, Interrupted, LockedError, StoreError
+from nnbuild.runtime import fault_injection
+from nnbuild.runtime.signals import interrupted, tearing
 from nnbuild.scoring import claims
 from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
@@ -20,10 +21,9 @@ from nnbuild.scoring.models import ScoringModel, engine_of
 from nnbuild.scoring.rows import Unit
 from nnbuild.scoring.shards import Shard, Work, finished, make_shards, plan
 from nnbuild.scoring.where import parse
-from nnbuild.signals import interrupted, tearing
 from nnbuild.store import Store, locks
-from nnbuild.store.files import as_store_error, make_folder
-from nnbuild.store.names import require_score_id
+from nnbuild.store.filesystem import as_store_error, make_folder
+from nnbuild.store.ids import require_score_id
 
 
 class Watch(Protocol):
@@ -185,5 +185,5 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
         else:
             rows += made
             watch.scored(rows, total, time.perf_counter() - began)
-    faults.point("score:shards")
+    fault_injection.point("score:shards")
     return sorted(done, key=lambda each: each.name)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from nnbuild.errors import ConfigError, StoreError
-from nnbuild.store import Store, reading
+from nnbuild.store import Store, views
 from nnbuild.store.schema_evolution import File, common_type, fits
 
 _LOOK_BACK = 100  # scoring jobs, the newest first
@@ -79,7 +79,7 @@ def require_known_types_in_files(store: Store, kept: Any, paths: Sequence[Path])
     """
     files = []
     for path in paths:
-        with reading.reading_errors(path), pq.ParquetFile(path) as file:
+        with views.reading_errors(path), pq.ParquetFile(path) as file:
             files.append(File(file.schema_arrow, file.metadata))
     for difference in _differences(store, files, kept.names):
         raise StoreError(
@@ -114,7 +114,7 @@ def _differences(store: Store, files: Sequence[File], names: Sequence[str]) -> I
 def _earlier(store: Store) -> Iterator[tuple[str, list[File]]]:
     """Yield the files of each earlier job that wrote to `scores`, the newest first."""
     ids = store.scored()[-_LOOK_BACK:]
-    parts = reading.committed_parts(store, "scores", ids) if ids else []
+    parts = views.committed_parts(store, "scores", ids) if ids else []
     for score_id, found in groupby(reversed(parts), key=lambda part: part.value):
         with suppress(StoreError):  # a damaged file is no reason to refuse a new job
             yield score_id, [part.file() for part in found]

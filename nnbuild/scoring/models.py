@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnbuild.drift import REFERENCE, Summary
-from nnbuild.engines import Engine, OnnxEngine
-from nnbuild.engines.choice import engine_of_run
+from nnbuild.engines import Engine, OnnxEngine, engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
-from nnbuild.machine import processors
+from nnbuild.evaluation.drift import REFERENCE, Summary
+from nnbuild.runtime.environment import processors
 from nnbuild.runtime.regular_files import irregular, read_regular
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
-from nnbuild.store.files import explained
-from nnbuild.store.names import is_run_id
-from nnbuild.store.remote import is_remote
+from nnbuild.store.filesystem import explained, is_remote
+from nnbuild.store.ids import is_run_id
 
 CHAMPION = "champion"
 _MOST_BYTES = 2**34  # of a model file
@@ -188,9 +186,9 @@ def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
     if model.engine == "onnx":
         name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
         return OnnxEngine(model.content, config.threads, name=name)
-    from nnbuild.backend import pin_threads
     from nnbuild.engines import KerasEngine
     from nnbuild.models import load_model
+    from nnbuild.runtime.tensorflow import pin_threads
 
     pin_threads(config.threads or processors())  # TensorFlow's own choice ignores a CPU quota
     path = aside / "model.keras"

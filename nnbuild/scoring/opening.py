@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from nnbuild import machine
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.runtime import environment
 from nnbuild.scoring import claims, repeats
 from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
@@ -20,11 +20,10 @@ from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.scoring.rows import Columns
 from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
-from nnbuild.store.files import explained, read_json, write_json
+from nnbuild.store.filesystem import explained, is_url, open_root, read_json, write_json
+from nnbuild.store.ids import is_run_id, new_run_id
 from nnbuild.store.json_models import Moment, problem, read_model
-from nnbuild.store.names import is_run_id, new_run_id
 from nnbuild.store.outputs import require_new_folder
-from nnbuild.store.remote import is_url, open_root
 
 
 def open_job(
@@ -211,7 +210,7 @@ def _record(job: Job) -> dict[str, Any]:
         "config": job.config.model_dump(mode="json"),
         "model_digest": job.model.digest,
         "input": job.identity,
-        "code_version": machine.code_version(),
+        "code_version": environment.code_version(),
     }
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild.errors import StoreError
-from nnbuild.store.files import (
+from nnbuild.store.filesystem import (
     explained,
+    is_remote,
+    is_url,
     move_folder,
+    open_root,
     read_json,
     sync_file,
     sync_folder,
+    workshop,
     write_json,
 )
-from nnbuild.store.remote import is_remote, is_url, open_root, workshop
 
 _MANIFEST = "_manifest.json"
 _CLAIM = "_claim"  # of the job that is uploading; readers pass over such names

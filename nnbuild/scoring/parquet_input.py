@@ -11,13 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nnbuild.data import archives, pixel_scale
-from nnbuild.data import columns as image_columns
+from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
-from nnbuild.store.files import explained
-from nnbuild.store.remote import is_remote
+from nnbuild.store.filesystem import explained, is_remote
 
 _MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _ROOM = 2**30  # bytes that the pictures of one batch may expand to

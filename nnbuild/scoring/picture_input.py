@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nnbuild.data import pictures
+from nnbuild.data import decoding
 from nnbuild.data.file_tree import files_below
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, one_line
@@ -36,7 +36,7 @@ class PictureInput:
         self, address: str, shape: tuple[int, int, int], *, pictures_only: bool = False
     ) -> None:
         found = files_below(Path(address))
-        others = [file.name for file in found if not pictures.has_ending(file.name)]
+        others = [file.name for file in found if not decoding.has_ending(file.name)]
         if len(others) == len(found):
             raise DataError(f"{address}: holds neither *.parquet nor pictures; give another folder")
         if others and pictures_only:
@@ -63,7 +63,7 @@ class PictureInput:
 
     def scales(self) -> list[float]:
         """Return what is white in all pictures."""
-        return [float(pictures.WHITE)]
+        return [float(decoding.WHITE)]
 
     def identity(self) -> list[list[Any]]:
         """Path, size and time of change of each picture."""
@@ -88,11 +88,11 @@ class PictureInput:
 
     def _picture(self, row: int, unit: Unit) -> Pixels | Reject:
         file = self._files[row]
-        if not pictures.has_ending(file.name):
-            return Reject(str(file), unit.group, 0, 1, pictures.NO_PICTURE)
+        if not decoding.has_ending(file.name):
+            return Reject(str(file), unit.group, 0, 1, decoding.NO_PICTURE)
         try:
-            with pictures.strict():
-                pixels = pictures.read(file)
+            with decoding.strict():
+                pixels = decoding.read(file)
             if pixels.shape == self._shape:
                 return pixels
             reason = f"height, width, channels {pixels.shape}, the network takes {self._shape}"

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nnbuild import schemas
 from nnbuild.data.dataset import Split
 from nnbuild.engines import Engine, Logits
 from nnbuild.logits import check_logits, predict
-from nnbuild.store.files import written
+from nnbuild.store import schemas
+from nnbuild.store.filesystem import written
 
 
 def batches(examples: int, batch_size: int) -> Iterator[slice]:
@@ -55,7 +55,7 @@ def probability_table(
         example_ids: int64, shape (n,).
 
     Returns:
-        An Arrow table with the schema `nnbuild.schemas.predictions(classes)`.
+        An Arrow table with the schema `nnbuild.store.schemas.predictions(classes)`.
     """
     rows, classes = logits.shape
     probabilities, predicted, log_prob = predict(

@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nnbuild import faults
 from nnbuild.engines import Engine, Pixels
 from nnbuild.errors import DataError, StoreError
 from nnbuild.logits import check_logits
+from nnbuild.runtime import fault_injection
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input
 from nnbuild.scoring.rows import Reject, Unit
 from nnbuild.scoring.stages import ahead
 from nnbuild.scoring.writing import RowWriter, parquet_writer
-from nnbuild.store.files import file_digest, make_folder, read_json, write_json, written
+from nnbuild.store.filesystem import file_digest, make_folder, read_json, write_json, written
 
 _MANY, _EVERY = 1024, 8  # of so large a batch, each eighth image is looked at for drift
 REJECTS = pa.schema(
@@ -52,7 +52,7 @@ class Shard(BaseModel):
         quarantined: that could not be scored.
         sha256: of the file.
         bytes: of the file.
-        summary: counts of what was scored, by `nnbuild.drift.Summary.as_json`; empty if nothing was.
+        summary: counts of what was scored, by `nnbuild.evaluation.drift.Summary.as_json`; empty if nothing was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -206,7 +206,7 @@ def _write(
             pq.write_table(
                 pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS), aside
             )
-    faults.point("shard:written")
+    fault_injection.point("shard:written")
     quarantined = sum(each.rows for each in rejects)
     shard = Shard(
         name=name,
@@ -218,7 +218,7 @@ def _write(
         summary=rows.summary.as_json() if rows.summary else {},
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
-    faults.point("shard:done")
+    fault_injection.point("shard:done")
     made.append(shard)
 
 

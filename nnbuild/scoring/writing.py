@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nnbuild.drift import Summary, summarise
 from nnbuild.engines import Logits
+from nnbuild.evaluation.drift import Summary, summarise
 from nnbuild.scoring.columns import score_table
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.rows import Rows

@@ -12,11 +12,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from nnbuild import faults
 from nnbuild.errors import StoreError
-from nnbuild.store.files import explained, make_folder, write_json
+from nnbuild.runtime import fault_injection
+from nnbuild.store.filesystem import explained, make_folder, write_json
+from nnbuild.store.ids import is_run_id
 from nnbuild.store.json_models import read_model
-from nnbuild.store.names import is_run_id
 from nnbuild.store.store import Store
 
 FILE = "champion.json"
@@ -147,7 +147,7 @@ def change_locked(
     write_json(
         store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]}
     )
-    faults.point("champion:changed")
+    fault_injection.point("champion:changed")
     return made
 
 

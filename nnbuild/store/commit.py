@@ -11,15 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nnbuild import faults, schemas
-from nnbuild.store import presence
-from nnbuild.store.files import (
-    explained,
-    file_digest,
-    make_folder,
-    move_folder,
-    write_json,
-)
+from nnbuild.runtime import fault_injection
+from nnbuild.store import presence, schemas
+from nnbuild.store.filesystem import explained, file_digest, make_folder, move_folder, write_json
 from nnbuild.store.json_models import read_model
 from nnbuild.store.manifests import Row, require_manifest, runs_table
 from nnbuild.store.run import Run
@@ -60,7 +54,7 @@ def make_ready(
         parts = {name: layout / "tables" / name / f"run_id={run.run_id}" / PART for name in tables}
         for name, path in tables.items():
             _link(path, parts[name])
-        faults.point("commit:linked")
+        fault_injection.point("commit:linked")
         runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
         write_table(runs_part, runs_table(manifest), schemas.RUNS)
         kept = [*(record / name for name in files), *parts.values(), runs_part]
@@ -73,7 +67,7 @@ def make_ready(
         }
         require_manifest(manifest, f"what run {run.run_id} has to commit")
         write_json(record / "manifest.json", manifest)
-        faults.point("commit:laid-out")
+        fault_injection.point("commit:laid-out")
         write_json(layout / "ready.json", {"row": manifest["row"]})
 
 
@@ -88,7 +82,7 @@ def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> N
     for source, target in _moves(run, root, dataset):
         if source.exists():
             move_folder(source, target)
-            faults.point(f"commit:{target.parent.name}")
+            fault_injection.point(f"commit:{target.parent.name}")
     # What is not in staging was moved before; unless the store disappeared, and everything with it.
     presence.require(run.folder)
 

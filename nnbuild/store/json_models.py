@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from nnbuild.errors import StoreError, one_line
-from nnbuild.store.files import read_json
+from nnbuild.store.filesystem import read_json
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from nnbuild.errors import LockedError
 from nnbuild.store import presence
-from nnbuild.store.files import explained
+from nnbuild.store.filesystem import explained
 
 _HELD = "lock"
 # A look at a lock takes it for an instant, so a claim that finds it taken tries again.

@@ -9,9 +9,11 @@ import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic import model_validator as validator
 
-from nnbuild import schemas
 from nnbuild.errors import StoreError
-from nnbuild.results import (
+from nnbuild.store import schemas
+from nnbuild.store.filesystem import read_json
+from nnbuild.store.json_models import Moment, lacks, problem, validated
+from nnbuild.store.step_results import (
     BuiltModel,
     Calibrated,
     CheckedData,
@@ -22,13 +24,11 @@ from nnbuild.results import (
     FittedModel,
     HistoryTable,
     LoadedData,
-    Result,
     Scored,
+    StepResult,
 )
-from nnbuild.store.files import read_json
-from nnbuild.store.json_models import Moment, lacks, problem, validated
 
-STEPS: dict[str, type[Result]] = {
+STEPS: dict[str, type[StepResult]] = {
     "load_data": LoadedData,
     "check_data": CheckedData,
     "build_model": BuiltModel,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nnbuild.errors import OutputError
-from nnbuild.store.files import create_beside, move_folder, sync_file, sync_folder
-from nnbuild.store.names import temporary_name
+from nnbuild.store.filesystem import create_beside, move_folder, sync_file, sync_folder
+from nnbuild.store.ids import temporary_name
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",

@@ -13,11 +13,11 @@ from typing import Any, Self, TypeVar
 import duckdb
 import pyarrow as pa
 
-from nnbuild import machine, schemas
 from nnbuild.errors import ConfigError, InputError, StoreError, one_line
-from nnbuild.runtime.memory import total_memory
-from nnbuild.signals import caught
-from nnbuild.store import reading
+from nnbuild.runtime import environment
+from nnbuild.runtime.cgroups import total_memory
+from nnbuild.runtime.signals import caught
+from nnbuild.store import schemas, views
 from nnbuild.store.store import Store
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class Answer:
         self._left = self._limits.timeout
         self._connection = duckdb.connect(
             config={
-                "threads": machine.processors(),
+                "threads": environment.processors(),
                 "memory_limit": f"{self._limits.memory_bytes}B",
                 "temp_directory": "",
             }
@@ -271,19 +271,19 @@ def _names() -> str:
 
 def _register(connection: Any, store: Store, name: str) -> None:
     """Let statements see the committed rows of a table, read as far as a statement needs them."""
-    parts = reading.committed_parts(store, name)
+    parts = views.committed_parts(store, name)
     if not parts:
         schema = schemas.FIXED.get(name, schemas.predictions(2))
-        key = reading.partition_key(name)
-        connection.register(name, reading.keyed(key, "", schema.empty_table()))
+        key = views.partition_key(name)
+        connection.register(name, views.keyed(key, "", schema.empty_table()))
         return
-    view = reading.TableView(name, parts)
-    groups: dict[Any, list[reading.Part]] = {}
+    view = views.TableView(name, parts)
+    groups: dict[Any, list[views.Part]] = {}
     for schema, found in view.scans():
         groups.setdefault(_readable(schema), []).extend(found)
     if len(groups) == 1:
         schema, found = groups.popitem()
-        connection.register(name, reading.dataset(found, schema))
+        connection.register(name, views.dataset(found, schema))
         return
     # By their places: names that differ by case only are one name to DuckDB.
     columns = [f"#1 AS {_quoted(view.key)}"]
@@ -292,7 +292,7 @@ def _register(connection: Any, store: Store, name: str) -> None:
         columns.append(f"{value} AS {_quoted(column)}")
     selects = []
     for number, (schema, found) in enumerate(groups.items(), start=1):
-        connection.register(f"{name} part {number}", reading.dataset(found, schema))
+        connection.register(f"{name} part {number}", views.dataset(found, schema))
         # The names are quoted: they are those of files that the store holds.
         selects.append(f'SELECT {", ".join(columns)} FROM "{name} part {number}"')  # noqa: S608
     connection.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(selects)}")

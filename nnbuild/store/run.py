@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nnbuild import machine
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError
-from nnbuild.results import Result
-from nnbuild.store.files import file_digest, read_json, write_json
+from nnbuild.runtime import environment
+from nnbuild.store.filesystem import file_digest, read_json, write_json
+from nnbuild.store.ids import require_run_id
 from nnbuild.store.json_models import Moment, read_model
-from nnbuild.store.names import require_run_id
+from nnbuild.store.step_results import StepResult
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=StepResult)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Run:
         """A path as it is written into tables and results: relative to the root."""
         return path.relative_to(self.root).as_posix()
 
-    def keep(self, step: str, result: Result, seconds: float) -> None:
+    def keep(self, step: str, result: StepResult, seconds: float) -> None:
         """Write down that a step is done. Its files must be on the disk by now."""
         write_json(
             self.folder / "steps" / f"{step}.json",
@@ -221,7 +221,7 @@ def create(
             "run_id": run.run_id,
             "started_at": started_at.astimezone(UTC).isoformat(),
             "flow_run_id": flow_run_id,
-            "code_version": machine.code_version(),
+            "code_version": environment.code_version(),
             "store": store,
             "config": config.model_dump(mode="json"),
         },

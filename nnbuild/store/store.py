@@ -9,13 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnbuild import schemas
-from nnbuild.config import RunConfig
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError, StoreGoneError, one_line
-from nnbuild.store import locks, presence, reading, remote
-from nnbuild.store.files import explained, make_folder, read_json, write_bytes, write_json
+from nnbuild.store import filesystem, locks, presence, schemas, views
+from nnbuild.store.filesystem import explained, make_folder, read_json, write_bytes, write_json
+from nnbuild.store.ids import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.manifests import read_manifest
-from nnbuild.store.names import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.run import Run, create
 from nnbuild.store.tables import read_table
 
@@ -53,11 +52,11 @@ class Store:
             raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
         with explained(f"open store {given}"):
             self.root = (
-                remote.open_root(given)
-                if remote.is_url(given)
+                filesystem.open_root(given)
+                if filesystem.is_url(given)
                 else Path(given).expanduser().resolve()
             )
-            self.workshop = remote.workshop(given) if self.is_remote else self.root
+            self.workshop = filesystem.workshop(given) if self.is_remote else self.root
             if not self.is_remote:
                 above = next(each for each in (self.root, *self.root.parents) if each.exists())
                 if not above.is_dir():
@@ -77,7 +76,7 @@ class Store:
     @property
     def is_remote(self) -> bool:
         """Whether readers look behind a URL."""
-        return remote.is_remote(self.root)
+        return filesystem.is_remote(self.root)
 
     @property
     def _marker(self) -> Path:
@@ -248,11 +247,11 @@ class Store:
 
     def committed(self) -> list[str]:
         """The ids of all runs that exist for readers, oldest first."""
-        return reading.partitions(self.root / "tables" / "runs", "run_id")
+        return views.partitions(self.root / "tables" / "runs", "run_id")
 
     def scored(self) -> list[str]:
         """The ids of all scoring jobs that exist for readers, oldest first."""
-        return reading.partitions(self.root / "tables" / "score_runs", "score_id")
+        return views.partitions(self.root / "tables" / "score_runs", "score_id")
 
     def unfinished(self) -> list[UnfinishedRun]:
         """The runs in staging, oldest first."""
@@ -300,7 +299,7 @@ class Store:
         if self.is_remote and not folder.is_dir():
             with explained(f"fetch dataset {name} from {self.root}"):
                 make_folder(folder.parent)
-                remote.fetch_folder(self.dataset_folder(name, digest), folder)
+                filesystem.fetch_folder(self.dataset_folder(name, digest), folder)
         return folder
 
     def require_outside(self, path: Path) -> Path:
@@ -315,8 +314,8 @@ class Store:
         Raises:
             StoreError: The path is the store, in the store, or a folder that holds the store.
         """
-        if remote.is_remote(path):
-            overlaps = self.is_remote and remote.overlap(path, self.root)
+        if filesystem.is_remote(path):
+            overlaps = self.is_remote and filesystem.overlap(path, self.root)
         else:
             if "\0" in str(path):
                 raise StoreError(f"{str(path)!r} holds a NUL character, expected a path")
@@ -342,7 +341,7 @@ class Store:
         """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
         path = self.workshop / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
         return (
-            reading.keyed("run_id", run_id, read_table(path, schemas.HISTORY))
+            views.keyed("run_id", run_id, read_table(path, schemas.HISTORY))
             if path.exists()
             else None
         )
@@ -368,7 +367,7 @@ class Store:
             StoreError: An unknown table, run or column, a damaged file, or a file of another
                 schema version.
         """
-        return reading.committed_rows(self, name, run_id, columns)
+        return views.committed_rows(self, name, run_id, columns)
 
 
 def _overlap(path: Path, root: Path) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nnbuild import schemas
 from nnbuild.errors import StoreError, one_line
-from nnbuild.store.files import explained, written
+from nnbuild.store import schemas
+from nnbuild.store.filesystem import explained, written
 
 
 def write_table(path: Path, table: Any, schema: Any) -> None:

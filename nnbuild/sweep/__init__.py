@@ -1,11 +1,10 @@
 """Sweeps: many runs over a grid or a search space, and the best of them by validation."""
 
-from nnbuild.sweep.config import SweepConfig, sweep_config
-from nnbuild.sweep.outcomes import Trial, TrialResult
-from nnbuild.sweep.plan import Plan, Swept, make_sweep
+from nnbuild.sweep.runner import Plan, Swept, make_sweep
+from nnbuild.sweep.space import SweepConfig, sweep_config
 from nnbuild.sweep.study import require_possible
-from nnbuild.sweep.sweeps import Sweep, open_sweep, working_on
-from nnbuild.sweep.trials import make_trial
+from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, working_on
+from nnbuild.sweep.trial import make_trial
 
 __all__ = [
     "Plan",

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 
 from nnbuild.errors import ConfigError, StoreError
-from nnbuild.sweep.outcomes import Report, Trial, TrialResult
-from nnbuild.sweep.sweeps import Sweep
+from nnbuild.sweep.sweep import Report, Sweep, Trial, TrialResult
 
 
 def _optuna() -> Any:

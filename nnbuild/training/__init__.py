@@ -1,7 +1,6 @@
 """Training: the order of examples, the compiled steps, the checkpoints, and the fit that ties them together."""
 
-from nnbuild.training.checkpoints import Checkpoint, Checkpoints
-from nnbuild.training.fitting import Fitted, fit
-from nnbuild.training.surroundings import Surroundings, Watch
+from nnbuild.training.checkpoint import Checkpoint, Checkpoints
+from nnbuild.training.trainer import Fitted, Surroundings, Watch, fit
 
 __all__ = ["Checkpoint", "Checkpoints", "Fitted", "Surroundings", "Watch", "fit"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from nnbuild.backend import tf
+from nnbuild.runtime.tensorflow import tf
 
 Augment = Callable[[Any, Any], Any]
 

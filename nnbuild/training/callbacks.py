@@ -1,13 +1,15 @@
 """Keras's callbacks for a config, and what of them must be kept for a run to be resumed exactly."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnbuild.backend import keras
-from nnbuild.config import TrainingConfig
+from nnbuild.config.schema import TrainingConfig
 from nnbuild.errors import ConfigError
+from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.store import presence
 
 # What Keras's own callbacks change while they watch. The rest of them follows from the config.
@@ -132,3 +134,30 @@ def _numbered(arrays: dict[str, Any], prefix: str) -> list[str]:
         (key for key in arrays if key.startswith(prefix)),
         key=lambda key: int(key.removeprefix(prefix)),
     )
+
+
+@contextmanager
+def averaged(model: Any) -> Iterator[None]:
+    """Give a model the average of its weights for the length of a block, if its optimizer keeps one.
+
+    What is validated and restored within the block is then what the fit would end with. Afterwards the
+    weights are the same again to the last bit, which Keras's own `SwapEMAWeights` does not promise: it
+    swaps by adding and subtracting.
+
+    Args:
+        model: Compiled model; it is changed in place.
+    """
+    optimizer = getattr(
+        model.optimizer, "inner_optimizer", model.optimizer
+    )  # a loss scale has one inside
+    if not optimizer.use_ema:
+        yield
+        return
+    weights = model.trainable_variables
+    kept = [tf.identity(weight) for weight in weights]
+    optimizer.finalize_variable_values(weights)
+    try:
+        yield
+    finally:
+        for weight, value in zip(weights, kept, strict=True):
+            weight.assign(value)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from nnbuild.backend import tf
 from nnbuild.errors import ContractError
+from nnbuild.runtime.tensorflow import tf
 
 LOSS = "loss"
 

@@ -1,0 +1,1 @@
+"""The configuration of a run: its schema, the presets, and loading from files and options."""

@@ -1,0 +1,338 @@
+"""Arrow columns of images and of labels, as arrays: one reader for each form that images may have."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nnbuild.data import decoding
+from nnbuild.data.tables import fixed_pixels, image_shape
+from nnbuild.errors import DataError, suggestion
+
+_WHITE = 255
+
+
+_IMAGE_NAMES = ("image", "img", "images")
+_LABEL_NAMES = ("label", "labels", "fine_label", "target")
+
+
+def image_column(names: Sequence[str], wanted: str | None, where: object) -> str:
+    """Return the name of the column with the images.
+
+    Args:
+        names: Of all columns.
+        wanted: The name that the user gave; the usual names are tried if None.
+        where: What a message should name.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    return _column(names, wanted, _IMAGE_NAMES, "image_column", where)
+
+
+def label_column(names: Sequence[str], wanted: str | None, where: object) -> str:
+    """Return the name of the column with the labels; see `image_column`."""
+    return _column(names, wanted, _LABEL_NAMES, "label_column", where)
+
+
+def _column(
+    names: Sequence[str], wanted: str | None, usual: Sequence[str], setting: str, where: object
+) -> str:
+    if wanted is not None:
+        if wanted not in names:
+            raise DataError(f"{where}: no column {wanted!r}; {suggestion(wanted, names)}")
+        require_single(names, wanted, where)
+        return wanted
+    found = next((name for name in usual if name in names), None)
+    if found is None:
+        held = ", ".join(names[:20])
+        raise DataError(
+            f"{where}: no column {usual[0]!r} among {held}; "
+            f"expected {' or '.join(map(repr, usual))}, or its name as {setting}"
+        )
+    require_single(names, found, where)
+    return found
+
+
+def require_single(names: Sequence[str], name: str, where: object) -> None:
+    """Refuse a file with two columns of one name.
+
+    Raises:
+        DataError: Names the column.
+    """
+    if names.count(name) > 1:
+        raise DataError(f"{where}: two columns are called {name!r}; rename one of them")
+
+
+class Reader(ABC):
+    """Makes arrays of one form of image column.
+
+    Attributes:
+        column: What to read from the file.
+        value_bytes: Memory that one value of the file takes.
+        is_float: Whether the pixels are floats, whose range their values tell.
+    """
+
+    column: str
+    value_bytes: int = 1
+    is_float: bool = False
+
+    @abstractmethod
+    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:
+        """Images of shape (n, height, width) or (n, height, width, channels).
+
+        Args:
+            column: the column of one row group.
+            first: the number of its first row in the file, for messages.
+            room: the most bytes that the images may take.
+            where: what a message should name.
+
+        Raises:
+            DataError: nulls, images of several sizes, or pixels without a shape.
+        """
+
+
+def reader(
+    kind: Any, metadata: Mapping[bytes, bytes], where: object, column: str = "image"
+) -> Reader:
+    """Return the reader for a column's type.
+
+    Args:
+        kind: Arrow type of the column.
+        metadata: The schema's, which may give height, width and channels.
+        where: What a message should name.
+        column: The column's name.
+
+    Raises:
+        DataError: a type that cannot hold images.
+    """
+    shape = image_shape(metadata, where) if b"height" in metadata else None
+    if isinstance(kind, pa.FixedShapeTensorType):
+        if kind.permutation not in (None, list(range(len(kind.shape)))):
+            raise DataError(
+                f"{where}: tensors in the order {kind.permutation}; expected height, width, channels"
+            )
+        values = kind.value_type
+        return _Lists(
+            column,
+            tuple(kind.shape),
+            math.prod(kind.shape) and values.bit_width // 8,
+            is_float=pa.types.is_floating(values),
+        )
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_fixed_size_binary(kind):
+        return _Fixed(column, _shape(kind.byte_width, shape, where), kind.byte_width)
+    if _is_list(kind):
+        while _is_list(kind):
+            kind = kind.value_type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            return _Lists(column, shape, kind.bit_width // 8, is_float=pa.types.is_floating(kind))
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return _Pictures(f"{column}.bytes", column)
+    if _is_bytes(kind):
+        return _Pictures(column, column)
+    raise DataError(
+        f"{where}: column {column!r} is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes"
+    )
+
+
+def require_labels(kind: Any, where: object, column: str = "label") -> None:
+    """Refuse a column of labels by its type, before it is read.
+
+    Raises:
+        DataError: Neither numbers, texts nor lists of numbers.
+    """
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (_is_number(kind) or is_text(kind) or (_is_list(kind) and _is_number(kind.value_type))):
+        raise DataError(
+            f"{where}: column {column!r} is {kind}; expected integers, texts or one-hot lists"
+        )
+
+
+def labels(column: Any, first: int, where: object, name: str = "label") -> NDArray[Any]:
+    """Return labels as int64, float64 or text, shape (n,), or one-hot, shape (n, classes).
+
+    Raises:
+        DataError: Nulls, or lists of several lengths.
+    """
+    _require_values(column, name, first, where)
+    values = _one(column)
+    if pa.types.is_dictionary(values.type):
+        return np.asarray(labels_of(values.dictionary, where, name)[np.asarray(values.indices)])
+    return labels_of(values, where, name)
+
+
+def labels_of(values: Any, where: object, name: str) -> NDArray[Any]:
+    """Return the labels in an Arrow array without nulls; see `labels`."""
+    kind = values.type
+    if values.null_count:
+        raise DataError(f"{where}: nulls inside the lists of column {name!r}; expected none")
+    if is_text(kind):
+        return np.array(values.to_pylist(), dtype=object)
+    if _is_list(kind):
+        width = _only_length(values, 0, where, name)
+        return labels_of(values.flatten(), where, name).reshape(len(values), width)
+    try:
+        return np.asarray(values.cast(pa.float64() if pa.types.is_floating(kind) else pa.int64()))
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{where}: column {name!r} holds numbers beyond 2^63; expected smaller ones"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Fixed(Reader):
+    column: str
+    shape: tuple[int, ...]
+    value_bytes: int
+
+    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:  # noqa: ARG002
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        _require_values(column, self.column, first, where)
+        return np.asarray(fixed_pixels(column).reshape(-1, *self.shape))
+
+
+@dataclass(frozen=True)
+class _Lists(Reader):
+    column: str
+    shape: tuple[int, ...] | None
+    value_bytes: int
+    is_float: bool
+
+    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:  # noqa: ARG002
+        _require_values(column, self.column, first, where)
+        values = _one(column)
+        if isinstance(values, pa.ExtensionArray):
+            values = values.storage
+        count, sizes = len(values), []
+        while _is_list(values.type):
+            sizes.append(_only_length(values, first, where, self.column))
+            values = values.flatten()
+            if values.null_count:
+                raise DataError(
+                    f"{where}: nulls inside the lists of column {self.column!r}; expected none"
+                )
+        shape = self.shape if self.shape or len(sizes) > 1 else _shape(sizes[0], None, where)
+        shape = shape or tuple(sizes)
+        if math.prod(shape) != math.prod(sizes):
+            raise DataError(
+                f"{where}: images of {math.prod(sizes)} numbers, their shape is said to be {shape}"
+            )
+        return _narrow(np.asarray(values.to_numpy(zero_copy_only=False))).reshape(count, *shape)
+
+
+@dataclass(frozen=True)
+class _Pictures(Reader):
+    column: str
+    above: str
+
+    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:
+        _require_values(column, self.above, first, where)
+        packed = _one(column)
+        if pa.types.is_struct(packed.type):
+            packed = packed.field("bytes")
+            _require_values(packed, self.column, first, where)
+        images: list[NDArray[np.uint8]] = []
+        with decoding.strict():
+            for row, payload in enumerate(packed, first):
+                images.append(decoding.decode(payload.as_py(), f"{where}, row {row}"))
+                if images[-1].shape != images[0].shape:
+                    sizes = f"{images[-1].shape}, row {first} has {images[0].shape}"
+                    raise DataError(
+                        f"{where}, row {row}: height, width, channels {sizes}; expected one size"
+                    )
+                if len(images) * images[0].nbytes > room:
+                    raise DataError(
+                        f"{where}, row {row}: pictures that expand beyond {room} bytes; refused as a bomb"
+                    )
+        return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
+
+
+def _narrow(values: NDArray[Any]) -> NDArray[Any]:
+    """Integers that are pixels as uint8, an eighth of what Python's lists of integers become in Arrow."""
+    if values.dtype.kind in "iu" and len(values) and values.min() >= 0 and values.max() <= _WHITE:
+        return values.astype(np.uint8)
+    return values
+
+
+def _shape(size: int, given: tuple[int, ...] | None, where: object) -> tuple[int, ...]:
+    """The given shape, which must have `size` values; without one, a grey square."""
+    side = math.isqrt(size)
+    shape = given or (side, side, 1)
+    if math.prod(shape) != size or not size:
+        claim = (
+            f"metadata say {given}"
+            if given
+            else "that is no square, and its metadata give no shape"
+        )
+        raise DataError(
+            f"{where}: images of {size} values, {claim}; expected metadata height, width and channels"
+        )
+    return shape
+
+
+def _is_list(kind: Any) -> bool:
+    tests = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(test(kind) for test in tests)
+
+
+def _is_bytes(kind: Any) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def is_text(kind: Any) -> bool:
+    """Return whether an Arrow type is one of texts, also as a dictionary."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_number(kind: Any) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return any(test(kind) for test in tests)
+
+
+def _one(column: Any) -> Any:
+    array = column.combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _only_length(lists: Any, first: int, where: object, name: str) -> int:
+    if pa.types.is_fixed_size_list(lists.type):
+        return int(lists.type.list_size)
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    if len(lengths) == 0:
+        return 0
+    if (lengths != lengths[0]).any():
+        row = first + int(np.flatnonzero(lengths != lengths[0])[0])
+        raise DataError(
+            f"{where}: lists of different lengths in column {name!r} (first near row {row}); "
+            "expected one size"
+        )
+    return int(lengths[0])
+
+
+def _require_values(column: Any, name: str, first: int, where: object) -> None:
+    if column.null_count:
+        rows = np.flatnonzero(np.asarray(column.is_null()))
+        shown = ", ".join(str(first + row) for row in rows[:5])
+        raise DataError(
+            f"{where}: {len(rows)} null(s) in column {name!r}, rows {shown}; expected none"
+        )

@@ -1,0 +1,286 @@
+"""Every table's columns. The writer refuses anything else, so that a query written today holds tomorrow.
+
+All tables are partitioned by `run_id`, those of scoring jobs by `score_id`; the key stands in the folder's name and not
+in the files.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+from nnbuild.errors import StoreError, one_line
+
+SCHEMA_VERSION = "1"
+_VERSION_KEY = b"nnbuild.schema_version"
+_UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
+
+
+def _field(name: str, kind: Any, description: str, *, nullable: bool = False) -> Any:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+def _table(*fields: Any) -> Any:
+    return pa.schema(fields, metadata={_VERSION_KEY: SCHEMA_VERSION.encode()})
+
+
+RUNS = _table(
+    _field("status", pa.string(), "succeeded or failed"),
+    _field("error", pa.string(), "Why the run failed; null if it succeeded", nullable=True),
+    _field("started_at", _UTC_MICROSECONDS, "When the run began"),
+    _field("finished_at", _UTC_MICROSECONDS, "When the run was committed"),
+    _field("dataset", pa.string(), "Name of what was really trained on", nullable=True),
+    _field("dataset_digest", pa.string(), "sha256 of the dataset's payload", nullable=True),
+    _field("model", pa.string(), "Name of the network"),
+    _field("seed", pa.int64(), "Of the split, the weights and the order of examples"),
+    _field("epochs", pa.int32(), "Epochs that were finished"),
+    _field("test_accuracy", pa.float64(), "Share of test examples classified right", nullable=True),
+    _field(
+        "test_loss", pa.float64(), "Mean cross-entropy on the test examples, in nats", nullable=True
+    ),
+    _field("promoted", pa.bool_(), "Whether the run became the champion"),
+    _field(
+        "flow_run_id",
+        pa.string(),
+        "Prefect's id of the flow run; null outside Prefect",
+        nullable=True,
+    ),
+    _field("code_version", pa.string(), "Version of nnbuild, and the commit where it is known"),
+    _field("config", pa.string(), "The resolved config, as JSON"),
+)
+
+HISTORY = _table(
+    _field("epoch", pa.int32(), "From 1"),
+    _field("metric", pa.string(), "Keras's key, or learning_rate, or epoch_seconds"),
+    _field("value", pa.float64(), "The metric at the end of the epoch"),
+    _field("logged_at", _UTC_MICROSECONDS, "When the epoch ended"),
+)
+
+EVALUATION = _table(
+    _field("subset", pa.string(), "test or validation"),
+    _field("metric", pa.string(), "Name of the metric"),
+    _field("label", pa.int16(), "The class it is about; null for all classes", nullable=True),
+    _field("value", pa.float64(), "The metric"),
+)
+
+CONFUSION = _table(
+    _field("subset", pa.string(), "test or validation"),
+    _field("label", pa.int16(), "True class"),
+    _field("predicted", pa.int16(), "Class with the largest logit"),
+    _field("count", pa.int64(), "Examples"),
+)
+
+CALIBRATION = _table(
+    _field("subset", pa.string(), "test or validation"),
+    _field("temperature", pa.float64(), "What the logits were divided by; 1 is the plain softmax"),
+    _field("expected_calibration_error", pa.float64(), "Of the whole subset at this temperature"),
+    _field("bin_lower", pa.float64(), "The bin holds confidences above this"),
+    _field("bin_upper", pa.float64(), "and up to this"),
+    _field("count", pa.int64(), "Examples in the bin"),
+    _field(
+        "mean_confidence",
+        pa.float64(),
+        "Mean of the largest probability; null if empty",
+        nullable=True,
+    ),
+    _field("accuracy", pa.float64(), "Share classified right; null if empty", nullable=True),
+)
+
+
+DECISIONS = _table(
+    _field(
+        "champion", pa.string(), "The run that stood before; null if there was none", nullable=True
+    ),
+    _field("rule", pa.string(), "not-worse or better"),
+    _field("promoted", pa.bool_(), "What was decided"),
+    _field("reason", pa.string(), "Why"),
+    _field("accuracy", pa.float64(), "The challenger's, on the test examples"),
+    _field("champion_accuracy", pa.float64(), "The champion's; null without one", nullable=True),
+    _field(
+        "examples", pa.int64(), "Test examples compared; null if the two were not", nullable=True
+    ),
+    _field("only_champion", pa.int64(), "Examples that only the champion has right", nullable=True),
+    _field(
+        "only_challenger", pa.int64(), "Examples that only the challenger has right", nullable=True
+    ),
+    _field(
+        "p_worse",
+        pa.float64(),
+        "Exact McNemar test, one-sided: small if the challenger is worse",
+        nullable=True,
+    ),
+    _field(
+        "p_better", pa.float64(), "The same the other way: small if it is better", nullable=True
+    ),
+    _field(
+        "difference", pa.float64(), "The challenger's accuracy less the champion's", nullable=True
+    ),
+    _field("low", pa.float64(), "Lower end of its 95 % interval", nullable=True),
+    _field("high", pa.float64(), "Upper end", nullable=True),
+    _field("recall_drop", pa.float64(), "Largest drop of a class's recall", nullable=True),
+    _field("recall_label", pa.int16(), "That class", nullable=True),
+    _field("decided_at", _UTC_MICROSECONDS, "When"),
+)
+
+SCORE_RUNS = _table(
+    _field(
+        "run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True
+    ),
+    _field("model_digest", pa.string(), "sha256 of the model file"),
+    _field("input", pa.string(), "What was scored, as it was given"),
+    _field(
+        "output", pa.string(), "Folder of the rows; null if they are in `scores`", nullable=True
+    ),
+    _field("rows", pa.int64(), "Rows that were scored"),
+    _field("written", pa.int64(), "Of these, rows that were asked for"),
+    _field("quarantined", pa.int64(), "Rows that could not be scored"),
+    _field("engine", pa.string(), "onnx or keras"),
+    _field("temperature", pa.float64(), "What the logits were divided by"),
+    _field("started_at", _UTC_MICROSECONDS, "When the job began"),
+    _field("finished_at", _UTC_MICROSECONDS, "When the job was committed"),
+)
+
+
+DRIFT = _table(
+    _field(
+        "run_id", pa.string(), "The run whose model scored, and whose reference it is held against"
+    ),
+    _field("measure", pa.string(), "predicted, confidence, brightness or ink"),
+    _field(
+        "statistic",
+        pa.string(),
+        "psi, the population stability index; ks, the Kolmogorov-Smirnov distance",
+    ),
+    _field("value", pa.float64(), "Of the statistic"),
+    _field(
+        "threshold",
+        pa.float64(),
+        "As asked for, or what chance reaches with so few rows if that is more",
+    ),
+    _field("exceeded", pa.bool_(), "Whether the value is above the threshold"),
+    _field("rows", pa.int64(), "Rows that were compared"),
+    _field("reference_rows", pa.int64(), "Validation images of the reference"),
+    _field("measured_at", _UTC_MICROSECONDS, "When the job was committed"),
+)
+
+
+@cache
+def predictions(classes: int) -> Any:
+    """The probability table's schema for a number of classes."""
+    return _table(
+        _field("example_id", pa.int64(), "Row of the example in its split, from 0"),
+        _field("label", pa.int16(), "True class; null if it is not known", nullable=True),
+        _field("predicted", pa.int16(), "Class with the largest logit"),
+        _field("confidence", pa.float32(), "Probability of the predicted class"),
+        _field("log_prob", pa.float32(), "Natural logarithm of that probability, finite always"),
+        *(
+            _field(f"prob_{label}", pa.float32(), f"Probability of class {label}")
+            for label in range(classes)
+        ),
+    )
+
+
+FIXED = {
+    "runs": RUNS,
+    "history": HISTORY,
+    "evaluation": EVALUATION,
+    "confusion": CONFUSION,
+    "calibration": CALIBRATION,
+    "decisions": DECISIONS,
+    "score_runs": SCORE_RUNS,
+    "drift": DRIFT,
+}
+TABLES = (*FIXED, "predictions", "scores")
+OF_JOBS = ("scores", "score_runs", "drift")
+"""The tables that are partitioned by `score_id`."""
+
+
+def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:
+    """An Arrow table with just the schema's columns.
+
+    Raises:
+        StoreError: a row has a column too many, one too few, or a value of another type.
+    """
+    for row in rows:
+        if row.keys() != set(schema.names):
+            given, expected = sorted(row), sorted(schema.names)
+            raise StoreError(
+                f"row has columns {given}, the schema has {expected}; change nnbuild.store.schemas first"
+            )
+    try:
+        return conforming(pa.Table.from_pylist(list(rows), schema=schema), schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise StoreError(
+            f"a value does not fit its column: {error}; change nnbuild.store.schemas first"
+        ) from error
+
+
+def conforming(table: Any, schema: Any) -> Any:
+    """The table, if it keeps the schema to the letter.
+
+    Raises:
+        StoreError: a column is missing, extra, out of order, of another type, or null where it may not be.
+    """
+    if not table.schema.equals(schema, check_metadata=True):
+        raise StoreError(
+            f"table has {table.schema.names}, expected the schema {schema.names}, types and metadata alike"
+        )
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise StoreError(f"column {field.name!r} holds nulls, and its schema allows none")
+    return table
+
+
+def require_columns(name: str, schema: Any, where: str) -> None:
+    """Refuse a file that lacks what every file of its table has.
+
+    Args:
+        name: Name of the table; of one that is not nnbuild's, nothing is known.
+        schema: Arrow schema of the file.
+        where: What to call the file.
+
+    Raises:
+        StoreError: A column is missing or has another type; the message names it.
+    """
+    for field in expected_columns(name, schema):
+        place = schema.get_field_index(field.name)
+        if place < 0 and not field.nullable:
+            raise StoreError(
+                f"{where} is not a file of {name}: it has no column {field.name!r}; "
+                "restore it from a copy"
+            )
+        if place >= 0 and not schema.field(place).type.equals(field.type):
+            raise StoreError(
+                f"{where} is not a file of {name}: its column {field.name!r} is "
+                f"{schema.field(place).type}, expected {field.type}; restore it from a copy"
+            )
+
+
+def expected_columns(name: str, schema: Any) -> Any:
+    """Return the columns that nnbuild writes to each file of a table.
+
+    Args:
+        name: Name of the table.
+        schema: Schema of a file, which shows the number of classes.
+    """
+    if name in FIXED:
+        return FIXED[name]
+    if name not in TABLES:
+        return pa.schema([])
+    classes = next(each for each in count() if f"prob_{each}" not in schema.names)
+    return predictions(max(classes, 1))
+
+
+def require_version(schema: Any, where: str) -> None:
+    """Refuse a file of another schema version.
+
+    Raises:
+        StoreError: naming the file, its version and ours.
+    """
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    if version != SCHEMA_VERSION:
+        raise StoreError(
+            f"{where} has schema version {one_line(version)}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it"
+        )

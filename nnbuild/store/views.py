@@ -1,0 +1,277 @@
+"""What a reader sees of the tables: the rows of committed runs and scoring jobs, and no others."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nnbuild.errors import StoreError, one_line, suggestion
+from nnbuild.store import schema_evolution, schemas
+from nnbuild.store.filesystem import explained, is_remote
+from nnbuild.store.ids import is_run_id, require_name, require_run_id, require_score_id
+
+if TYPE_CHECKING:
+    from nnbuild.store.store import Store
+
+
+def partitions(folder: Any, key: str) -> list[str]:
+    """The ids that have a partition in a table's folder, in order."""
+    with explained(f"list {folder}"):
+        if not folder.is_dir():
+            return []
+        names = (path.name.removeprefix(f"{key}=") for path in folder.iterdir())
+        return sorted(name for name in names if is_run_id(name))
+
+
+def partition_key(name: str) -> str:
+    """Return the name of the column that a table is partitioned by."""
+    return "score_id" if name in schemas.OF_JOBS else "run_id"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file with committed rows of a table.
+
+    Attributes:
+        table: Name of the table.
+        value: Id of the run or scoring job.
+        path: Path of the file.
+    """
+
+    table: str
+    value: str
+    path: Any
+
+    @cached_property
+    def fragment(self) -> Any:
+        """The file as Arrow scans it, with the id that its folder is named after.
+
+        The id is not parsed from the path, since folders above the store may have such names too.
+        """
+        import pyarrow.dataset as ds  # it imports pandas, which writing a table does not need
+
+        partition = ds.field(partition_key(self.table)) == self.value
+        path, filesystem = _address(self.path)
+        return ds.ParquetFileFormat().make_fragment(path, filesystem, partition)
+
+    @cached_property
+    def schema(self) -> Any:
+        """The columns of the file that a reader can see: the table's key hides one of its name.
+
+        Raises:
+            StoreError: The file is damaged, of another schema version, or of another table.
+        """
+        with reading_errors(self.path):
+            schema = self.fragment.physical_schema
+        schemas.require_version(schema, str(self.path))
+        schemas.require_columns(self.table, schema, str(self.path))
+        hidden = schema.get_field_index(partition_key(self.table))
+        return schema.remove(hidden) if hidden >= 0 else schema
+
+    def file(self) -> schema_evolution.File:
+        """Return what the types of its columns are decided by."""
+        return schema_evolution.File(self.schema, self.fragment.metadata)
+
+
+def _address(path: Any) -> tuple[str, Any]:
+    from pyarrow import fs
+
+    if is_remote(path):
+        return path.path, fs.PyFileSystem(fs.FSSpecHandler(path.fs))
+    return str(path), fs.LocalFileSystem()
+
+
+@contextmanager
+def reading_errors(path: Any) -> Iterator[None]:
+    """Turn what Arrow says of a file that it cannot read into an error that names the file."""
+    with explained(f"read {path}"):
+        try:
+            yield
+        except pa.ArrowException as error:
+            raise StoreError(
+                f"cannot read {path}: {one_line(error)}; restore it from a copy"
+            ) from error
+
+
+def committed_parts(
+    store: "Store", name: str, wanted: str | Sequence[str] | None = None
+) -> list[Part]:
+    """Return the files with the committed rows of a table, oldest run or scoring job first.
+
+    Args:
+        store: Store to read.
+        name: Name of the table.
+        wanted: Id of one run or scoring job, or several; all of them if not given.
+
+    Raises:
+        StoreError: Nothing of such an id is committed.
+    """
+    of_jobs = require_name(name) in schemas.OF_JOBS
+    require = require_score_id if of_jobs else require_run_id
+    # The list of what is committed is taken first: whatever it names was complete before its row was written.
+    ids = store.scored() if of_jobs else store.committed()
+    for each in [wanted] if isinstance(wanted, str) else wanted or ():
+        if require(each) not in ids:
+            what = "scoring job" if of_jobs else "run"
+            raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
+    if wanted is not None:
+        ids = [wanted] if isinstance(wanted, str) else list(wanted)
+    folders = [
+        (each, store.root / "tables" / name / f"{partition_key(name)}={each}") for each in ids
+    ]
+    with explained(f"list the files of table {name}"):
+        return [
+            Part(name, each, path)
+            for each, folder in folders
+            if folder.is_dir()
+            for path in sorted(folder.iterdir())
+            if path.suffix == ".parquet" and not path.name.startswith((".", "_"))
+        ]
+
+
+class TableView:
+    """A table as a reader sees it: each column with one type, whatever the single files have.
+
+    Args:
+        name: Name of the table.
+        parts: Its files, at least one.
+
+    Attributes:
+        key: Name of the column that the table is partitioned by; the first column.
+        types: Type of each other column; None where it is read as text.
+
+    Raises:
+        StoreError: A file is damaged, of another schema version, or of another table.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part]) -> None:
+        self.name, self.parts = name, parts
+        self.key = partition_key(name)
+        self._fields: dict[str, Any] = {}
+        for part in parts:
+            for field in part.schema:
+                self._fields.setdefault(field.name, field)
+        self.types = schema_evolution.unified([part.file() for part in parts])
+        for field in schemas.expected_columns(name, parts[0].schema):
+            self._fields.setdefault(field.name, field)  # younger than all of the files
+            self.types.setdefault(field.name, field.type)
+
+    def schema_of(self, part: Part) -> Any:
+        """Return the schema to scan a file with: what is read as text has the file's own type."""
+        fields = [pa.field(self.key, pa.string())]
+        for name, kind in self.types.items():
+            place = part.schema.get_field_index(name)
+            own = part.schema.field(place).type if place >= 0 else pa.string()
+            field = self._fields[name].with_type(own if kind is None else kind)
+            fields.append(field if place >= 0 else field.with_nullable(nullable=True))
+        return pa.schema(fields, metadata=self.parts[0].schema.metadata)
+
+    def scans(self) -> Iterator[tuple[Any, list[Part]]]:
+        """Yield neighbouring files that have the same types, and the schema to scan them with."""
+        with_schemas = [(self.schema_of(part), part) for part in self.parts]
+        for schema, found in groupby(with_schemas, key=lambda each: each[0]):
+            yield schema, [part for _, part in found]
+
+    def read(self, columns: Sequence[str] | None) -> Any:
+        """Return the rows as an Arrow table, the key first.
+
+        Args:
+            columns: Names of the columns to read; all of them if not given.
+
+        Raises:
+            StoreError: A column that no file has, or a file is damaged.
+        """
+        names = [each for each in columns or self.types if each != self.key]
+        for each in names:
+            if each not in self.types:
+                raise StoreError(
+                    f"table {self.name} has no column {each!r}; {suggestion(each, self.types)}"
+                )
+        found = [self._read(schema, parts, names) for schema, parts in self.scans()]
+        return pa.concat_tables(found, promote_options="default")
+
+    def _read(self, schema: Any, parts: list[Part], names: list[str]) -> Any:
+        with reading_errors(parts[0].path if len(parts) == 1 else parts[0].path.parents[1]):
+            table = dataset(parts, schema).to_table(columns=[self.key, *names])
+            table.validate(full=True)
+        for name in names:
+            place = table.column_names.index(name)
+            if self.types[name] is None:
+                field = schema.field(name).with_type(pa.string())
+                table = table.set_column(place, field, as_text(table[name]))
+            elif not schema.field(name).nullable and table[name].null_count:
+                raise StoreError(
+                    f"table {self.name} has nulls in column {name!r}, where none are allowed, in "
+                    f"{' or '.join(str(part.path) for part in parts[:3])}; restore it from a copy"
+                )
+        return table
+
+
+def dataset(parts: Sequence[Part], schema: Any) -> Any:
+    """Return files of a table as one Arrow dataset.
+
+    Args:
+        parts: Files of the same store.
+        schema: The columns that they are scanned with, the key among them.
+    """
+    import pyarrow.dataset as ds
+
+    fragments = [part.fragment for part in parts]
+    return ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat(), fragments[0].filesystem)
+
+
+def as_text(column: Any) -> Any:
+    """Return a column as `nnbuild sql` shows it: the text that DuckDB casts its values to."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("held", pa.table({"value": column}))
+        found = connection.sql("SELECT CAST(value AS VARCHAR) AS value FROM held")
+        return found.to_arrow_table()["value"].cast(pa.string())
+
+
+def committed_rows(
+    store: "Store",
+    name: str,
+    wanted: str | Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Any:
+    """Return the committed rows of a table; see `nnbuild.store.Store.read_table`."""
+    parts = committed_parts(store, name, wanted)
+    if parts:
+        return TableView(name, parts).read(columns)
+    if name in schemas.FIXED:
+        return keyed(partition_key(name), "", schemas.FIXED[name].empty_table())
+    if name in schemas.TABLES:
+        if wanted is not None:
+            why = (
+                "its rows are where its --output says"
+                if name in schemas.OF_JOBS
+                else "it failed before it had any"
+            )
+            named = wanted if isinstance(wanted, str) else ", ".join(wanted)
+            raise StoreError(f"{named} has no {name} in {store.root}: {why}; choose another")
+        raise StoreError(f"no rows of {name!r} in {store.root}; it holds {_tables(store)}")
+    raise StoreError(f"no table {name!r} in {store.root}; {suggestion(name, schemas.TABLES)}")
+
+
+def keyed(key: str, value: str, table: Any) -> Any:
+    """Return a part of a table with its partition's key as the first column."""
+    return table.add_column(
+        0, pa.field(key, pa.string()), pc.cast(pa.repeat(value, len(table)), pa.string())
+    )
+
+
+def _tables(store: "Store") -> str:
+    folder = store.root / "tables"
+    return (
+        ", ".join(sorted(path.name for path in folder.iterdir()))
+        if folder.is_dir()
+        else "no tables"
+    )

@@ -1,0 +1,90 @@
+"""Who is trained on, who is validated on, and in what order: all of it from the seed alone.
+
+Keras's own shuffling repeats one order at each epoch once a seed is set; here every epoch has an order of
+its own, and any epoch's order can be told without going through the ones before.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnbuild.config.schema import RunConfig
+from nnbuild.data.dataset import Split
+from nnbuild.errors import ConfigError
+
+_SPLIT, _ORDER = 0, 1  # separate streams of random numbers from one seed
+
+
+def split_rows(
+    examples: int, fraction: float, seed: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Draw the validation examples.
+
+    Args:
+        examples: how many there are.
+        fraction: share to hold out, more than 0 and less than 1.
+        seed: of the draw.
+
+    Returns:
+        Rows to train on and rows to validate on: int32, shapes (n,) and (m,), each in ascending order, together all.
+
+    Raises:
+        ConfigError: one of the two would be empty.
+    """
+    held_out = round(examples * fraction)
+    if not 0 < held_out < examples:
+        raise ConfigError(
+            f"validation_fraction {fraction} of {examples} examples leaves {examples - held_out} to train on and "
+            f"{held_out} to validate on; give a fraction that leaves some of both"
+        )
+    drawn = np.random.default_rng([_SPLIT, seed]).permutation(examples).astype(np.int32)
+    return np.sort(drawn[held_out:]), np.sort(drawn[:held_out])
+
+
+def training_rows(train: int, validation: int, config: RunConfig) -> NDArray[np.int32]:
+    """Return the rows to train on: all of them if the dataset has a validation split of its own.
+
+    Args:
+        train: Number of training examples.
+        validation: Number of examples of the validation split; 0 if there is none.
+        config: Resolved; its fraction and seed draw the examples to hold out otherwise.
+
+    Raises:
+        ConfigError: Nothing would be left to train or validate on.
+    """
+    if validation:
+        return np.arange(train, dtype=np.int32)
+    return split_rows(train, float(config.training.validation_fraction or 0), config.seed)[0]
+
+
+def validation_split(
+    train: Split, validation: Split | None, config: RunConfig
+) -> tuple[NDArray[np.int32], Split]:
+    """Return the rows to train on and the examples to validate on.
+
+    Args:
+        train: All training examples.
+        validation: The dataset's own validation split; None to draw one from the training examples.
+        config: Resolved.
+
+    Raises:
+        ConfigError: Nothing would be left to train or validate on.
+    """
+    rows = training_rows(len(train), 0 if validation is None else len(validation), config)
+    if validation is not None:
+        return rows, validation
+    held_out = np.setdiff1d(np.arange(len(train), dtype=np.int32), rows, assume_unique=True)
+    return rows, Split(train.images[held_out], train.labels[held_out])
+
+
+def epoch_order(rows: NDArray[np.int32], seed: int, epoch: int) -> NDArray[np.int32]:
+    """The order in which an epoch goes through the training examples.
+
+    Args:
+        rows: int32, shape (n,), the rows to train on.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        int32, shape (n,), the same rows in another order.
+    """
+    return np.random.default_rng([_ORDER, seed, epoch]).permutation(rows)
