@@ -30,6 +30,8 @@ lint: $(VENV)/installed-lint  ## Linters and type checks
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell $(filter-out tests,$(SOURCES)) docs README.md CHANGELOG.md
 
 docs: $(VENV)/installed-docs  ## The pages of docs/ and the API, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

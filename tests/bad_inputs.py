@@ -419,11 +419,11 @@ CONFIGS = [
         "[training]\nearly_stopping = {patienc = 3}\n",
     ),
     _config("two mistakes", "and 1 more", "seed = -1\n[training]\nepochs = 0\n"),
-    _config("no TOML", "is no TOML", "epochs: 3\n"),
+    _config("no TOML", "is not valid TOML", "epochs: 3\n"),
     Case(
         "binary config",
         lambda folder: ["run", "--config", _bytes(".toml", b"\xff\xfe\x00")(folder / "c")],
-        "is no TOML",
+        "is not valid TOML",
     ),
     Case(
         "missing config",

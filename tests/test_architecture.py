@@ -1,4 +1,4 @@
-"""The layout that the README draws: flows → tasks → nnbuild, and the heavy imports where they belong."""
+"""What the import contracts of pyproject.toml cannot say about the code."""
 
 import ast
 import importlib
@@ -10,51 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {
-    "nnbuild": {"nnbuild"},
-    "tasks": {"nnbuild", "tasks"},
-    "flows": {"nnbuild", "tasks", "flows"},
-}
-OURS = set(ALLOWED)
-
-
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            names.add(str(node.module))
-    return names
+OURS = {"nnbuild", "tasks", "flows"}
 
 
 def sources(package: str) -> list[Path]:
     found = sorted((ROOT / package).rglob("*.py"))
     assert found
     return found
-
-
-@pytest.mark.parametrize("package", sorted(OURS))
-def test_imports_point_one_way(package):
-    for path in sources(package):
-        tops = {name.split(".")[0] for name in imports(path)}
-        assert tops & OURS <= ALLOWED[package], path
-
-
-def test_the_library_knows_no_prefect():
-    for path in sources("nnbuild"):
-        assert not any(name.split(".")[0] == "prefect" for name in imports(path)), path
-
-
-def test_only_the_backend_imports_tensorflow():
-    for package in OURS:
-        for path in sources(package):
-            if path != ROOT / "nnbuild" / "backend.py":
-                assert not {name.split(".")[0] for name in imports(path)} & {
-                    "tensorflow",
-                    "keras",
-                }, path
 
 
 def test_benchmarks_import_what_is_there():
@@ -74,15 +36,9 @@ def test_benchmarks_import_what_is_there():
                 assert not missing, f"{path}: {node.module}"
 
 
-def test_nothing_unpickles():
-    for package in OURS:
+def test_no_array_is_unpickled():
+    for package in sorted(OURS):
         for path in sources(package):
-            assert not {name.split(".")[0] for name in imports(path)} & {
-                "pickle",
-                "cloudpickle",
-                "dill",
-                "joblib",
-            }, path
             assert "allow_pickle=True" not in path.read_text(encoding="utf-8"), path
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nnbuild.data.checks import CheckLimits, check, require
+from nnbuild.config.sections import CheckLimits
+from nnbuild.data.checks import check, require
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.errors import CheckError
 

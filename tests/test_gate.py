@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import run_config
 
-from nnbuild.config.schema import GateConfig, RunConfig
+from nnbuild.config.schema import RunConfig
+from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.significance import compare

@@ -13,7 +13,7 @@ from PIL import Image
 from score_data import images, parquet, rows, scored
 from small_data import run_config
 
-from nnbuild.config.schema import DatasetConfig
+from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import decoding, image_folder, sources, tables
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, InputError

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_data import images, rows, scored
 
+from nnbuild.config.sections import CheckLimits
 from nnbuild.data import sources
-from nnbuild.data.checks import CheckLimits, check, require
+from nnbuild.data.checks import check, require
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixel_scale import white_of

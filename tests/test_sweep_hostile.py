@@ -6,7 +6,8 @@ import pytest
 from command_line import call, tree_digest
 
 import nnbuild
-from nnbuild.config.schema import PRESETS, WITH_BETAS, RunConfig, TrialTag, resolve
+from nnbuild.config.schema import PRESETS, RunConfig, resolve
+from nnbuild.config.sections import WITH_BETAS, TrialTag
 from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.store import Store
 from nnbuild.sweep import make_sweep, open_sweep, sweep_config, working_on

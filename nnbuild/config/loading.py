@@ -9,44 +9,35 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from nnbuild.config.schema import RunConfig
-from nnbuild.data import archives
-from nnbuild.errors import ConfigError, DataError, suggestion
+from nnbuild.errors import ConfigError, suggestion
+from nnbuild.runtime.regular_files import read_regular
 
 _MOST_BYTES = 2**20
 Settings = dict[str, Any]
 
 
 def read_toml(path: Path) -> Settings:
-    """The settings of a config file.
+    """Read the settings of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read, is not an ordinary file, or is no TOML.
+        ConfigError: The file cannot be read, is not a regular file, or is not valid TOML.
     """
     try:
-        content = _content(path)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(
-                f"config {path} is larger than {_MOST_BYTES} bytes, expected a small TOML file"
-            )
-        return tomllib.loads(content.decode("utf-8-sig"))
+        content = read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise ConfigError(
             f"cannot read config {path}: {error.strerror}; give the path of a TOML file"
         ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot read config {path}: it {error}; give the path of a small TOML file"
+        ) from error
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
         raise ConfigError(
-            f"config {path} is no TOML: {error}; see docs/configuration.md"
+            f"config {path} is not valid TOML: {error}; see docs/configuration.md"
         ) from error
-
-
-def _content(path: Path) -> bytes:
-    """Return what a config file holds, up to one byte more than it may."""
-    path.stat()  # what the system says of a missing file is more than `open_regular` does
-    try:
-        with archives.open_regular(path) as file:
-            return file.read(_MOST_BYTES + 1)
-    except DataError as error:
-        raise ConfigError(f"cannot read config {error}") from error
 
 
 def merged(base: Settings, over: Mapping[str, Any]) -> Settings:
@@ -158,7 +149,7 @@ def _place(path: Path | None, keys: Sequence[str]) -> str:
     if path is None:
         return ""
     section = ""
-    text = _content(path).decode("utf-8-sig")
+    text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = header[1].strip()

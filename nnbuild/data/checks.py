@@ -2,49 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from nnbuild.config.sections import CheckLimits
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.splits import image_digests
 from nnbuild.errors import CheckError
 
-_Share = Annotated[float, Field(ge=0, le=1)]
 _MOST_NAMED = 5
 _IMAGE_DIMENSIONS = 4
 _CHANNELS = (1, 3)
 _DARK = 0.1  # of 255: keeps images that are all black from dividing by 0
-
-
-class CheckLimits(BaseModel):
-    """How much is too much."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    constant_share: _Share = Field(
-        default=0.01, description="Most images of a split that may be of one colour, as a share"
-    )
-    duplicate_share: _Share = Field(
-        default=0.05, description="Most training images that may repeat another, as a share"
-    )
-    leaked_share: _Share = Field(
-        default=0.01, description="Most test images that may also be training images, as a share"
-    )
-    imbalance: float = Field(
-        default=20.0,
-        ge=1,
-        description="Most that the largest class may exceed the smallest, as a factor",
-    )
-    brightness: float = Field(
-        default=10.0,
-        gt=1,
-        description="Most that the mean brightness of two splits may differ, as a factor",
-    )
-    strict: bool = Field(
-        default=False, description="Stop for duplicates, leaked images and imbalance, not only warn"
-    )
 
 
 @dataclass(frozen=True)

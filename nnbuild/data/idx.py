@@ -14,9 +14,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.config.names import TEST, TRAIN, split_named
 from nnbuild.data import archives
 from nnbuild.data.file_tree import path_exists
-from nnbuild.data.splits import TEST, TRAIN, split_named
 from nnbuild.errors import DataError
 
 _NAME = re.compile(

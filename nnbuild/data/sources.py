@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from nnbuild.config.names import find_arrays
 from nnbuild.data import (
     archives,
     decoding,
@@ -18,7 +19,7 @@ from nnbuild.data import (
     registry,
     tables,
 )
-from nnbuild.data.arrays import Raw, assemble, find_arrays, slug
+from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError
 from nnbuild.data.file_tree import files_below, path_exists, subfolders

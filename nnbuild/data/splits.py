@@ -1,40 +1,13 @@
-"""The splits of a dataset: their usual names, and a test split where the source has none."""
+"""Hold out a test split where the source has none."""
 
 import hashlib
-import re
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FRACTION = 1 / 6
-
-_SYNONYMS = {
-    TRAIN: ("train", "training"),
-    VALIDATION: ("validation", "valid", "val", "dev"),
-    TEST: ("test", "testing"),
-}
-_BY_NAME = {name: split for split, names in _SYNONYMS.items() for name in names}
-_WORDS = re.compile(r"[a-z]+")
-
-
-def split_named(name: str) -> str | None:
-    """Return the split that a folder is named after: `train` for `Training`, None for `cats`."""
-    return _BY_NAME.get(name.lower())
-
-
-def split_of_file(name: str) -> str | None:
-    """Return the split that a file's name says: `validation` for `Val-00000-of-00001.parquet`.
-
-    It is the first word of the name that names a split, as in `mnist_test.parquet`; a name that
-    begins with the letters of `train` or `test` counts too, as in `trainset.parquet`.
-    """
-    words = _WORDS.findall(name.lower())
-    if (split := next(filter(None, map(split_named, words)), None)) is not None:
-        return split
-    return next((split for split in (TRAIN, TEST) if name.lower().startswith(split)), None)
 
 
 def hold_out(split: Split, fraction: float = FRACTION) -> tuple[Split, Split]:

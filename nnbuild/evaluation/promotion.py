@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnbuild.config.schema import GateConfig
+from nnbuild.config.sections import GateConfig
 from nnbuild.evaluation.significance import Paired, compare
 
 

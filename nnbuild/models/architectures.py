@@ -7,7 +7,7 @@ network in any process.
 from collections.abc import Callable
 from typing import Any
 
-from nnbuild.config.schema import ModelConfig
+from nnbuild.config.sections import ModelConfig
 from nnbuild.models.multi_column import Column, columns
 from nnbuild.runtime.tensorflow import keras
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nnbuild.config.schema import WITH_BETAS, TrainingConfig
+from nnbuild.config.sections import WITH_BETAS, TrainingConfig
 from nnbuild.models.lr_schedules import learning_rate
 from nnbuild.models.muon import Muon
 from nnbuild.runtime.tensorflow import keras

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbuild.config.schema import TrainingConfig
+from nnbuild.config.sections import TrainingConfig
 from nnbuild.models.architectures import Shape
 from nnbuild.models.compile import loss_of, metrics_of
 from nnbuild.runtime.tensorflow import keras

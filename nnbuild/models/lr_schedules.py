@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from nnbuild.config.schema import TrainingConfig
+from nnbuild.config.sections import TrainingConfig
 from nnbuild.runtime.tensorflow import keras, tf
 
 

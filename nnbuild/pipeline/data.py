@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from nnbuild.config.schema import DatasetConfig
+from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.options import ReadOptions

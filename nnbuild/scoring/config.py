@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nnbuild.config.schema import Section, name_or
+from nnbuild.config.sections import Section, name_or
 
 SCORING_MODEL = name_or(
     ("champion",), "Run id or model file", r"^[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}$|[/\\.]"

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nnbuild.config.names import scored_array
 from nnbuild.data import archives, decoding, idx, npz, pixel_scale
-from nnbuild.data.arrays import scored_array, with_channels
+from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import files_below, path_exists
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, JsonValue, ValidationError
 
 from nnbuild.config import loading
-from nnbuild.config.schema import RunConfig, Section, TrialTag, resolve
+from nnbuild.config.schema import RunConfig, resolve
+from nnbuild.config.sections import Section, TrialTag
 from nnbuild.errors import ConfigError, suggestion
 
 Values = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from nnbuild.config.schema import SWEEP_ID
+from nnbuild.config.sections import SWEEP_ID
 from nnbuild.errors import ConfigError, InputError, StoreError, StoreGoneError
 from nnbuild.pipeline import commit
 from nnbuild.store import Run, Store, locks

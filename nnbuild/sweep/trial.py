@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nnbuild.config.schema import TrialTag
+from nnbuild.config.sections import TrialTag
 from nnbuild.errors import DataError, Interrupted, NnbuildError, PrunedError, StoreError
 from nnbuild.pipeline.run import open_run, through_the_gate, up_to_the_gate, working_on
 from nnbuild.store.step_results import Calibrated

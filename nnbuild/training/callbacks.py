@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbuild.config.schema import TrainingConfig
+from nnbuild.config.sections import TrainingConfig
 from nnbuild.errors import ConfigError
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.store import presence

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from nnbuild.config.schema import RunConfig, TrainingConfig
+from nnbuild.config.schema import RunConfig
+from nnbuild.config.sections import TrainingConfig
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted, suggestion
 from nnbuild.runtime.tensorflow import keras, tf
