@@ -18,7 +18,7 @@ from nnbuild import models
 from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.data.dataset import Split
 from nnbuild.runtime.tensorflow import pin_threads
-from nnbuild.training import Checkpoints, Surroundings, fit
+from nnbuild.training import Checkpoints, FitContext, fit
 
 
 def seconds(split: Split, config: RunConfig, folder: Path | None) -> float:
@@ -39,7 +39,7 @@ def seconds(split: Split, config: RunConfig, folder: Path | None) -> float:
         split,
         config,
         10,
-        Surroundings(watch=Watch(), checkpoints=Checkpoints(folder, {}) if folder else None),
+        FitContext(watch=Watch(), checkpoints=Checkpoints(folder, {}) if folder else None),
     )
     return time.perf_counter() - began[0]
 

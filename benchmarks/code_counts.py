@@ -8,7 +8,6 @@ import re
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ VERBS = frozenset(
     stop store strip submit suggest sum summarize summarise suppress take tear tell test time trace track train
     transform translate transpose try turn unlink unpack update upload use validate verify view wait walk warn watch
     weigh withdraw wrap write yield zip
-    """.split()
+    """.split()  # noqa: SIM905
 )
 SHORT_FILE = 50
 LONG_LINE = 100
@@ -54,44 +53,36 @@ def is_imperative(docstring: str) -> bool:
     return re.split(r"[\s,;:.(]", docstring.strip().lower(), maxsplit=1)[0] in VERBS
 
 
-def circles(root: Path) -> int:
-    """Import circles among the modules of the library, of imports at their top level."""
+def arrows(root: Path) -> dict[str, set[str]]:
+    """Return what each module imports at its top level of the other modules."""
     modules = {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sources(root, "nnbuild", "tasks", "flows")
     }
-    arrows = defaultdict(set)
+    found: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module:
+            if isinstance(node, ast.ImportFrom):
                 for each in node.names:
                     target = f"{node.module}.{each.name}"
-                    arrows[name].add(target if target in modules else node.module)
-    # Tarjan's strongly connected components.
-    index, low, stack, found = {}, {}, [], []
+                    found[name].add(target if target in modules else str(node.module))
+        found[name] &= modules.keys() - {name}
+    return found
 
-    def visit(name: str) -> None:
-        index[name] = low[name] = len(index)
-        stack.append(name)
-        for target in arrows[name] & modules.keys():
-            if target not in index:
-                visit(target)
-                low[name] = min(low[name], low[target])
-            elif target in stack:
-                low[name] = min(low[name], index[target])
-        if low[name] == index[name]:
-            component = []
-            while True:
-                component.append(stack.pop())
-                if component[-1] == name:
-                    break
-            if len(component) > 1:
-                found.append(sorted(component))
 
-    for name in modules:
-        if name not in index:
-            visit(name)
-    return len(found)
+def circles(root: Path) -> int:
+    """Return how many modules import themselves by way of others."""
+    graph = arrows(root)
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            for target in graph[waiting.pop()] - seen:
+                seen.add(target)
+                waiting.append(target)
+        return seen
+
+    return sum(name in reached(name) for name in graph)
 
 
 def main(root: Path) -> None:
@@ -112,7 +103,7 @@ def main(root: Path) -> None:
         "loose modules in nnbuild/ (without __init__)": len(
             [each for each in (root / "nnbuild").glob("*.py") if each.name != "__init__.py"]
         ),
-        "import circles": circles(root),
+        "modules in an import circle": circles(root),
         f"files of at most {SHORT_FILE} lines": sum(
             text.count("\n") <= SHORT_FILE for text in texts.values()
         ),

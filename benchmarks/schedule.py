@@ -67,7 +67,7 @@ class Watched:
         before: dict[str, int] = {}
 
         def found() -> str | None:
-            for each in self.store.unfinished():
+            for each in self.store.unfinished_runs():
                 epochs = epochs_of(self.store, each.run_id) if each.held else 0
                 if epochs > before.setdefault(each.run_id, max(epochs, 1)):
                     return each.run_id
@@ -77,7 +77,7 @@ class Watched:
 
     def gone_on_with(self, run_id: str) -> None:
         """Wait until a run is committed."""
-        until(lambda: run_id in self.store.committed(), A_WHILE, f"end of {run_id}")
+        until(lambda: run_id in self.store.run_ids(), A_WHILE, f"end of {run_id}")
 
     def due(self, server: Server, end: datetime) -> list[dict[str, Any]]:
         """The flow runs that were due before some time."""
@@ -178,7 +178,7 @@ def clock(time_of_day: datetime | None) -> str:
 def made(watched: Watched, run: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of what a flow run has made; None if it made nothing."""
     start, end = when(run, "start_time"), when(run, "end_time")
-    for run_id in watched.store.committed() if start and end else ():
+    for run_id in watched.store.run_ids() if start and end else ():
         manifest: dict[str, Any] = watched.store.manifest(run_id)
         if start <= datetime.fromisoformat(str(manifest["row"]["finished_at"])) <= end:
             return manifest

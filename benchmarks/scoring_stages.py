@@ -24,7 +24,7 @@ from nnbuild.scoring.inputs import open_input
 from nnbuild.scoring.probabilities import probability_table
 from nnbuild.scoring.rows import Columns, Rows
 from nnbuild.scoring.writing import ROW_GROUP, counted, parquet_writer
-from nnbuild.store.filesystem import file_digest, sync_file
+from nnbuild.store.filesystem import file_digest, fsync_file
 
 BATCH, EVERY, CLASSES, SHAPE = 4096, 8, 10, (28, 28, 1)
 INFERENCE = "inference"
@@ -68,7 +68,7 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
                     lambda: file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP),
                 )
                 waiting.clear()
-    timed("flush and sha256", lambda: (sync_file(aside), file_digest(aside)))
+    timed("flush and sha256", lambda: (fsync_file(aside), file_digest(aside)))
     return {name: spent / rows * 1e6 for name, spent in seconds.items()}
 
 

@@ -153,7 +153,7 @@ class Reader(threading.Thread):
                     self.counts.trouble.append(f"{type(error).__name__}: {error}"[:300])
 
     def _read(self) -> None:
-        committed = self.store.committed()
+        committed = self.store.run_ids()
         for name in TABLES if committed else ():
             table = self.store.read_table(name)
             self.counts.rows_read += len(table)
@@ -237,7 +237,7 @@ def one_run(
     Returns:
         Its id.
     """
-    known, resume = {*store.committed(), *(each.run_id for each in store.unfinished())}, ""
+    known, resume = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}, ""
     for attempt in range(MOST_KILLS_OF_A_RUN + 1):
         kill = next(kills, None) if attempt < MOST_KILLS_OF_A_RUN else None
         with started(
@@ -257,8 +257,8 @@ def one_run(
         counts.kills += killed
         counts.at_points += killed and isinstance(kill, str)
         counts.at_random += killed and isinstance(kill, float)
-        new = sorted({*store.committed(), *(each.run_id for each in store.unfinished())} - known)
-        if new and new[0] in store.committed():
+        new = sorted({*store.run_ids(), *(each.run_id for each in store.unfinished_runs())} - known)
+        if new and new[0] in store.run_ids():
             return new[0]
         if not killed:
             raise SystemExit(f"a process ended with code {run.returncode}, though nobody killed it")

@@ -84,7 +84,7 @@ def by_nnbuild(data_dir: Path, network: str, epochs: int | None) -> dict[str, fl
     from nnbuild.data import sources
     from nnbuild.runtime.tensorflow import pin_threads
     from nnbuild.training import fit
-    from nnbuild.training.loop import Steps
+    from nnbuild.training.loop import CompiledLoop
 
     data = sources.load("mnist", data_dir=data_dir, cache=data_dir)
     config = resolve(
@@ -100,7 +100,7 @@ def by_nnbuild(data_dir: Path, network: str, epochs: int | None) -> dict[str, fl
     fitted = fit(model, data.train, config, 10)
     seconds = time.perf_counter() - began
     plain = models.build_float32(model, config, (28, 28, 1), 10)
-    found = Steps(plain, data.test, classes=10, batch_size=1000).test(range(10_000))
+    found = CompiledLoop(plain, data.test, classes=10, batch_size=1000).test(range(10_000))
     each = [row["value"] for row in fitted.table.to_pylist() if row["metric"] == "epoch_seconds"]
     return {"seconds": seconds, "epoch": statistics.median(each[1:]), "accuracy": found["accuracy"]}
 

@@ -41,7 +41,9 @@ def stop(
     began = time.monotonic()
     how(running["id"])
     until(
-        lambda: not any(each.held for each in watched.store.unfinished()), A_WHILE, "end of the fit"
+        lambda: not any(each.held for each in watched.store.unfinished_runs()),
+        A_WHILE,
+        "end of the fit",
     )
     seconds = time.monotonic() - began
     state = lambda: next(  # noqa: E731

@@ -30,7 +30,7 @@ from flows.scheduled_score import scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
-from nnbuild.runtime.signals import caught, children_spared_ctrl_c
+from nnbuild.runtime.signals import children_spared_ctrl_c, deferred_signals
 
 SECONDS_FOR_SERVER = 60.0
 """How long a server that is just starting is waited for."""
@@ -77,7 +77,7 @@ def serve_until_stopped(
     named = ", ".join(f"{each.flow_name}/{name}" for each in served)
     try:
         # Until the event loop listens itself: an exception in the middle of making it is a traceback.
-        with caught() as arrived:
+        with deferred_signals() as arrived:
             print_line(f"serving {named}; stop it by Ctrl-C")
             asked = asyncio.run(_serve(served, arrived))
     finally:

@@ -69,7 +69,7 @@ def advice(flow_run: Any, state: Any) -> str:
         store = Store(flow_run.parameters.get("store"))
         if not store.exists():
             return f"{told} There is no store at {store.root}."
-        commit.finish_committed(store)
+        commit.complete_interrupted_commits(store)
         run = _waiting(store, flow_run)
     except (NnbuildError, OSError) as error:
         get_logger("nnbuild").warning("%s", error)
@@ -81,6 +81,6 @@ def advice(flow_run: Any, state: Any) -> str:
 
 def _waiting(store: Store, flow_run: Any) -> Run | None:
     resumed = flow_run.parameters.get("resume")
-    if resumed in {each.run_id for each in store.unfinished()}:
+    if resumed in {each.run_id for each in store.unfinished_runs()}:
         return store.unfinished_run(str(resumed))
     return store.run_of_flow(str(flow_run.id))

@@ -11,7 +11,7 @@ from prefect.transactions import transaction
 from flows.hooks import on_bad_end, record_cancellation
 from flows.outage import prompt_stop
 from nnbuild.config.schema import RunConfig
-from nnbuild.pipeline.run import open_run, working_on
+from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Run
 from nnbuild.store.step_results import Committed
@@ -69,8 +69,8 @@ def retrain(
         resume: the id of a run that was stopped; its own config then holds.
     """
     run = open_run(config, store, resume=resume, flow_run_id=flow_run.id)
-    with prompt_stop(), working_on(run):
-        run.taken_up(str(flow_run.id))
+    with prompt_stop(), run_context(run):
+        run.attach_flow_run(str(flow_run.id))
         _tag(run)
         data = load(run)
         checked = check(run, data)

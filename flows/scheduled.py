@@ -15,7 +15,7 @@ from flows.retrain import retrain
 from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.runtime import environment
-from nnbuild.runtime.signals import ended_after
+from nnbuild.runtime.signals import hard_timeout
 from nnbuild.runtime.text import sanitize
 from nnbuild.store import Run, Store
 from tasks.prefect_side import logger
@@ -83,7 +83,7 @@ def _retrain_due(
             f"at {begun:%Y-%m-%d %H:%M:%S} UTC."
         )
         return Completed(name=SKIPPED, message=message)
-    with ended_after(timeout_seconds):
+    with hard_timeout(timeout_seconds):
         return retrain.fn(settings, store, resume=waiting(Store(store), settings))
 
 

@@ -16,7 +16,7 @@ from flows.schedules import require_timezone, timezones
 from flows.score import score
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
 from nnbuild.runtime import environment
-from nnbuild.runtime.signals import ended_after
+from nnbuild.runtime.signals import hard_timeout
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.opening import scored_before
@@ -93,7 +93,7 @@ def _score_due(
     timeout_seconds: float | None = None,
 ) -> Any:
     """Score what is new; the parameters are those of the flow."""
-    with ended_after(timeout_seconds):
+    with hard_timeout(timeout_seconds):
         if is_dated(config.input):
             last = day_of(flow_run.scheduled_start_time, timezone)
             return score_days(config, last - timedelta(days=days - 1), last, store)

@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from nnbuild import sweep as sweeping
-from nnbuild.pipeline.run import working_on as working_on_run
+from nnbuild.pipeline.run import run_context as working_on_run
 from nnbuild.store import Run
 from nnbuild.store.step_results import (
     Calibrated,
@@ -17,7 +17,7 @@ from nnbuild.store.step_results import (
     LoadedData,
     Scored,
 )
-from nnbuild.sweep import Plan, Sweep, SweepConfig, Swept
+from nnbuild.sweep import Sweep, SweepConfig, SweepResult, SweepRunner
 from tasks.approve import approve
 from tasks.commit import commit
 from tasks.decide import decide
@@ -47,7 +47,7 @@ def sweep(
     store: str | None = None,
     sweep_id: str | None = None,
     workers: int = 0,
-) -> Swept:
+) -> SweepResult:
     """Make every trial of a sweep that is not there yet; the same parameters again go on with one that was stopped.
 
     Args:
@@ -58,8 +58,8 @@ def sweep(
     """
     opened = sweeping.open_sweep(config, store, sweep_id)
     sweeping.require_possible(opened)
-    with sweeping.working_on(opened):
-        plan = Plan(opened)
+    with sweeping.sweep_context(opened):
+        plan = SweepRunner(opened)
         if workers:
             _submit(plan, opened, workers)
         else:
@@ -69,7 +69,7 @@ def sweep(
         if best is not None:
             with working_on_run(best):
                 _through_the_gate(best)
-        swept = plan.swept()
+        swept = plan.result()
         show_table(
             "nnbuild-sweep",
             rows_of(swept),
@@ -78,7 +78,7 @@ def sweep(
         return swept
 
 
-def _submit(plan: Plan, opened: Sweep, workers: int) -> None:
+def _submit(plan: SweepRunner, opened: Sweep, workers: int) -> None:
     """Keep so many trials under way."""
     waiting: list[Any] = []
     while True:
@@ -97,14 +97,14 @@ def _submit(plan: Plan, opened: Sweep, workers: int) -> None:
 def _through_the_gate(run: Run) -> None:
     """The last steps of `flows.retrain`, as its tasks."""
     data, history, exported, evaluated, calibrated, scored = (
-        run.recall(step, kind) for step, kind in _DONE.items()
+        run.load_result(step, kind) for step, kind in _DONE.items()
     )
     decided = approve(run, decide(run, data, evaluated, scored))
     reported = report(run, data, calibrated, decided)
     commit(run, history, exported, reported)
 
 
-def rows_of(swept: Swept) -> list[dict[str, Any]]:
+def rows_of(swept: SweepResult) -> list[dict[str, Any]]:
     """A row for each trial, for a table."""
     return [
         {

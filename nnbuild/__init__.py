@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnbuild.config.schema import RunConfig
     from nnbuild.logits import log_softmax, softmax
-    from nnbuild.pipeline.run import open_run, retrain, working_on
+    from nnbuild.pipeline.run import open_run, retrain, run_context
     from nnbuild.scoring import ScoreConfig, backfill, score
     from nnbuild.store import Store
     from nnbuild.store.analysis import read_table
@@ -22,15 +22,15 @@ __all__ = [
     "open_run",
     "read_table",
     "retrain",
+    "run_context",
     "score",
     "softmax",
-    "working_on",
 ]
 
 _PLACES = {
     "nnbuild.config.schema": ("RunConfig",),
     "nnbuild.logits": ("log_softmax", "softmax"),
-    "nnbuild.pipeline.run": ("open_run", "retrain", "working_on"),
+    "nnbuild.pipeline.run": ("open_run", "retrain", "run_context"),
     "nnbuild.store.analysis": ("read_table",),
     "nnbuild.scoring": ("ScoreConfig", "backfill", "score"),
     "nnbuild.store": ("Store",),

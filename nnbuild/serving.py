@@ -49,7 +49,7 @@ def export_run(
         raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
     if not run_id:
         raise ConfigError("the run is an empty text; expected champion or a run ID")
-    target = store.require_outside(target)
+    target = store.ensure_outside(target)
     require_new(target)
     engine = "auto" if format == "onnx" else "keras"
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))

@@ -36,5 +36,7 @@ def approve(run: Run, decided: Decided) -> Decided:
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=1)
     except FlowPauseTimeout:
-        return pipeline.answered(run, promote=False, comment=f"nobody answered within {seconds} s")
-    return pipeline.answered(run, promote=answer.promote, comment=answer.comment)
+        return pipeline.record_approval(
+            run, promote=False, comment=f"nobody answered within {seconds} s"
+        )
+    return pipeline.record_approval(run, promote=answer.promote, comment=answer.comment)

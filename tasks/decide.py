@@ -30,5 +30,5 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
 
 @decide.on_rollback
 def withdraw(publication: Transaction) -> None:
-    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.withdraw`."""
-    pipeline.withdraw(publication.get("run"))
+    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.revoke_decision`."""
+    pipeline.revoke_decision(publication.get("run"))

@@ -6,11 +6,11 @@ from contextvars import ContextVar
 from typing import Protocol, cast
 
 from nnbuild.runtime.outward import Harmless
-from nnbuild.training import Watch
+from nnbuild.training import ProgressCallback
 from tasks.prefect_side import logger
 
 
-class Display(Watch, Protocol):
+class Display(ProgressCallback, Protocol):
     """Shows a run to a person."""
 
     def begin(self, step: str) -> None:

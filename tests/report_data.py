@@ -68,7 +68,10 @@ def _tables(logits, labels, classes, curves):
     return {
         "history": curves,
         "predictions": scoring.probability_table(logits, labels),
-        **{name: schemas.table_of(schemas.FIXED[name], found) for name, found in rows.items()},
+        **{
+            name: schemas.table_of(schemas.STATIC_SCHEMAS[name], found)
+            for name, found in rows.items()
+        },
     }
 
 

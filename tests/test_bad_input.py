@@ -122,7 +122,7 @@ def test_bad_input_leaves_no_new_store(capfd, tmp_path, prefect_server):
 
 
 def test_a_run_that_is_committed_cannot_be_resumed(capfd, store):
-    run_id = Store(store).committed()[0]
+    run_id = Store(store).run_ids()[0]
     assert_one_line(call(capfd, "run", "--resume", run_id, "--store", store), "is committed")
 
 

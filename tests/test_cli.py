@@ -55,7 +55,7 @@ def test_a_run_tells_what_it_made(finished):
     assert set(told["seconds"]) == {"fit", "score", "whole"}
     for place in ("history", "predictions", "model", "report"):
         assert Path(told[place]).exists()
-    assert Store(root).committed() == [told["run_id"]]
+    assert Store(root).run_ids() == [told["run_id"]]
 
 
 def test_a_log_has_one_line_an_epoch_and_no_chatter(finished):
@@ -72,7 +72,7 @@ def test_a_log_has_one_line_an_epoch_and_no_chatter(finished):
 
 def test_runs_and_history_show_the_run(capfd, finished):
     _, root = finished
-    run_id = Store(root).committed()[0]
+    run_id = Store(root).run_ids()[0]
     listed = call(capfd, "runs", "--store", root)
     assert run_id in listed.out
     assert call(capfd, "runs", "--store", root, "--json").json["runs"][0]["run_id"] == run_id

@@ -7,7 +7,7 @@ import pytest
 from nnbuild import models
 from nnbuild.config.presets import PRESETS
 from nnbuild.config.schema import RunConfig, resolve
-from nnbuild.models.multi_column import Share, columns
+from nnbuild.models.multi_column import BatchShard, multi_column
 from nnbuild.runtime.tensorflow import keras, tf
 
 layers = keras.layers
@@ -16,7 +16,7 @@ ROWS = range(1, 12)
 
 def network(column, count):
     images = keras.Input((2, 3, 1))
-    return keras.Model(images, columns(images, [column] * count))
+    return keras.Model(images, multi_column(images, [column] * count))
 
 
 def batch_of(rows):
@@ -99,7 +99,7 @@ def test_a_network_has_the_columns_that_its_preset_says(name):
     model = models.build(
         resolve(RunConfig.model_validate({"model": {"name": name}})), (28, 28, 1), 10
     )
-    assert sum(isinstance(layer, Share) for layer in model.layers) == (
+    assert sum(isinstance(layer, BatchShard) for layer in model.layers) == (
         PRESETS[name].columns if PRESETS[name].columns > 1 else 0
     )
 

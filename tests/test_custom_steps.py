@@ -9,8 +9,8 @@ from test_training import CLASSES, StopAfter, config_of, run_through, same, smal
 
 from nnbuild import models
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted
-from nnbuild.training import Checkpoints, Surroundings, fit
-from nnbuild.training.loop import Steps
+from nnbuild.training import Checkpoints, FitContext, fit
+from nnbuild.training.loop import CompiledLoop
 from nnbuild.training.shuffling import split_rows
 
 
@@ -226,11 +226,13 @@ def test_resume_of_a_custom_model_is_exact(kind, tmp_path, monkeypatch):
     def run(**around):
         checkpoints = Checkpoints(tmp_path, {"config": config.digest()}) if around else None
         model = network(kind, config)
-        around = Surroundings(checkpoints=checkpoints, **around)
+        around = FitContext(checkpoints=checkpoints, **around)
         return model, fit(model, split, config, CLASSES, around)
 
     straight, expected = run()
-    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)  # one step a look
+    monkeypatch.setattr(
+        "nnbuild.training.trainer.StepsPerCall.learn", lambda *_: None
+    )  # one step a look
     for looks in (2, 3, 4):  # the last of them right after an epoch's last step
         with pytest.raises(Interrupted):
             run(stop=StopAfter(looks))
@@ -414,7 +416,7 @@ def test_creating_the_variables_moves_no_statistics():
     )
     models.compile_model(model, config_of().training, steps=24)
     before = [weight.copy() for weight in model.get_weights()]
-    Steps(model, split, classes=CLASSES, batch_size=16)
+    CompiledLoop(model, split, classes=CLASSES, batch_size=16)
     assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
 
 

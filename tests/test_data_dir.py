@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 def opened(store):
     """The config of the one run in staging."""
-    (run,) = nnbuild.Store(store).unfinished()
+    (run,) = nnbuild.Store(store).unfinished_runs()
     return nnbuild.Store(store).unfinished_run(run.run_id).config
 
 

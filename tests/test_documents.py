@@ -28,7 +28,7 @@ def test_the_tutorial_works_from_top_to_bottom(capfd, tmp_path, monkeypatch, pre
             outcome = call(capfd, *shlex.split(line)[1:])
             assert outcome.code == 0, outcome
     store = Store("nnbuild-store")
-    assert len(store.committed()) == 2
+    assert len(store.run_ids()) == 2
     assert store.read_table("decisions").num_rows == 2
     assert (tmp_path / "trends.html").stat().st_size > 1000
 

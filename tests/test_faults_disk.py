@@ -54,16 +54,16 @@ def test_a_run_outlives_a_disk_that_fails_anywhere(tmp_path, small_config, monke
         failures += 1
         allowed = allowed * 2 if failures > 12 else allowed + 3
         assert store.read_table("history").num_rows in {0, 3 * 6}
-        waiting = store.unfinished()
+        waiting = store.unfinished_runs()
         resume = waiting[0].run_id if waiting else None
         if (
-            store.committed()
+            store.run_ids()
         ):  # the last failure was behind the row: only the promotion and the clearing were left
             done = None
             retrain(small_config, store.root)
             break
     assert failures > 5
-    run_id = store.committed()[0]
+    run_id = store.run_ids()[0]
     assert done is None or done.run_id == run_id
     assert values(store, run_id) == expected
 
@@ -108,7 +108,7 @@ def test_without_a_temporary_folder_a_run_waits(tmp_path, small_config, monkeypa
     with pytest.raises(StoreError, match=r"nowhere.*\$TMPDIR"):
         retrain(small_config, tmp_path / "store")
     monkeypatch.undo()
-    waiting = Store(tmp_path / "store").unfinished()
+    waiting = Store(tmp_path / "store").unfinished_runs()
     assert retrain(store=tmp_path / "store", resume=waiting[0].run_id).status == "succeeded"
 
 
@@ -121,7 +121,7 @@ def test_a_temporary_folder_that_is_full_costs_no_export(tmp_path, small_config,
         retrain(small_config, tmp_path / "store")
     monkeypatch.undo()
     store = Store(tmp_path / "store")
-    run_id = retrain(store=store.root, resume=store.unfinished()[0].run_id).run_id
+    run_id = retrain(store=store.root, resume=store.unfinished_runs()[0].run_id).run_id
     assert (store.root / "runs" / run_id / "model.onnx").exists()
 
 
@@ -142,7 +142,7 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(
         tmp_path / "store",
     )
     store = Store(tmp_path / "store")
-    kept = store.root / "runs" / store.committed()[0] / "traceback.txt"
+    kept = store.root / "runs" / store.run_ids()[0] / "traceback.txt"
     assert outcome.code == 1
     assert [line for line in outcome.err.splitlines() if line.startswith("nnbuild:")] == [
         outcome.err.splitlines()[-1]

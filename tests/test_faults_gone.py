@@ -12,11 +12,11 @@ from test_runs import values
 
 from nnbuild.errors import NnbuildError, StoreError, StoreGoneError
 from nnbuild.pipeline import commit
-from nnbuild.pipeline.run import open_run, retrain, working_on
+from nnbuild.pipeline.run import open_run, retrain, run_context
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring import ScoreConfig, score
 from nnbuild.store import Store, champion, locks, presence
-from nnbuild.store.filesystem import make_folder, write_bytes
+from nnbuild.store.filesystem import make_durable_dir, write_bytes
 
 POINTS = (
     "load_data:begin",
@@ -38,7 +38,7 @@ def at_point(monkeypatch):
             if reached == name and left:
                 left.pop()()
 
-        monkeypatch.setattr(fault_injection, "point", point)
+        monkeypatch.setattr(fault_injection, "failpoint", point)
 
     return install
 
@@ -61,10 +61,10 @@ def test_a_run_in_a_moved_store_is_resumed_there(tmp_path, small_config, straigh
     assert "nnbuild run --resume" in " ".join(caught.value.__notes__)
     assert not old.exists()
     store = Store(new)
-    assert store.committed() == []
-    (waiting,) = store.unfinished()
+    assert store.run_ids() == []
+    (waiting,) = store.unfinished_runs()
     retrain(None, new, resume=waiting.run_id)
-    assert store.committed() == [waiting.run_id]
+    assert store.run_ids() == [waiting.run_id]
     assert values(store, waiting.run_id) == straight
     assert champion.current(store) == waiting.run_id
     assert not old.exists()
@@ -89,7 +89,7 @@ def test_another_store_at_the_place_is_left_alone(tmp_path, small_config, at_poi
         retrain(small_config, tmp_path / "store")
     names = sorted(path.name for path in (tmp_path / "store").rglob("*"))
     assert names == ["staging", "store.json"]
-    assert len(Store(tmp_path / "moved").unfinished()) == 1
+    assert len(Store(tmp_path / "moved").unfinished_runs()) == 1
 
 
 def test_a_store_that_lost_its_marker_is_not_written(tmp_path, small_config, at_point):
@@ -99,7 +99,7 @@ def test_a_store_that_lost_its_marker_is_not_written(tmp_path, small_config, at_
     with pytest.raises(StoreGoneError):
         retrain(small_config, tmp_path / "store")
     marker.write_bytes(content[0])
-    (waiting,) = Store(tmp_path / "store").unfinished()
+    (waiting,) = Store(tmp_path / "store").unfinished_runs()
     assert retrain(None, tmp_path / "store", resume=waiting.run_id).status == "succeeded"
 
 
@@ -110,13 +110,13 @@ def test_a_store_that_goes_behind_the_row_is_finished_there(tmp_path, small_conf
         retrain(small_config, old)
     assert not old.exists()
     store = Store(new)
-    commit.finish_committed(store)
-    assert store.unfinished() == []
-    assert [champion.current(store)] == store.committed()
+    commit.complete_interrupted_commits(store)
+    assert store.unfinished_runs() == []
+    assert [champion.current(store)] == store.run_ids()
 
 
 def fails_after(run, function):
-    with working_on(run):
+    with run_context(run):
         function()
         raise ZeroDivisionError
 
@@ -126,14 +126,14 @@ def test_bad_data_in_a_moved_store_discards_nothing(tmp_path, small_config):
     with pytest.raises(StoreGoneError):
         fails_after(run, lambda: (tmp_path / "old").rename(tmp_path / "new"))
     assert [each.name for each in tmp_path.iterdir()] == ["new"]
-    assert len(Store(tmp_path / "new").unfinished()) == 1
+    assert len(Store(tmp_path / "new").unfinished_runs()) == 1
 
 
 def test_an_error_behind_the_commit_stays_what_it_is(tmp_path, small_config):
     run = open_run(small_config, tmp_path / "store")
     with pytest.raises(ZeroDivisionError):
         fails_after(run, lambda: commit.commit_failure(run, ValueError("anything")))
-    assert Store(tmp_path / "store").committed() == [run.run_id]
+    assert Store(tmp_path / "store").run_ids() == [run.run_id]
 
 
 @pytest.mark.parametrize("point", ["shard:written", "score:rows"])
@@ -180,8 +180,8 @@ def test_a_remote_store_that_was_replaced_gets_no_run(s3_store, small_config, at
     with pytest.raises(StoreGoneError, match="was begun in"):
         retrain(small_config, s3_store)
     store = Store(s3_store)
-    assert store.committed() == []
-    assert len(store.unfinished()) == 1
+    assert store.run_ids() == []
+    assert len(store.unfinished_runs()) == 1
 
 
 def test_runs_that_create_a_store_together_are_committed(tmp_path, small_config, monkeypatch):
@@ -197,7 +197,7 @@ def test_runs_that_create_a_store_together_are_committed(tmp_path, small_config,
     Store(root).create()
     monkeypatch.undo()
     retrain(None, root, resume=run.run_id)
-    assert Store(root).committed() == [run.run_id]
+    assert Store(root).run_ids() == [run.run_id]
 
 
 def test_tensorboard_does_not_create_the_store_again(tmp_path, small_config, monkeypatch):
@@ -226,10 +226,10 @@ def test_a_watch_ends_with_its_block(tmp_path):
     with locks.held(folder):
         shutil.rmtree(store.root)
         with pytest.raises(StoreGoneError):
-            make_folder(store.root / "tables")
+            make_durable_dir(store.root / "tables")
         with pytest.raises(StoreError):
             write_bytes(folder / "steps" / "x.json", b"{}")
-        make_folder(tmp_path / "elsewhere")
+        make_durable_dir(tmp_path / "elsewhere")
     assert not store.root.exists()
     assert presence.gone(folder) is None
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -244,6 +244,6 @@ def test_the_command_says_how_to_resume(capfd, tmp_path, small_folder, at_point,
     (line,) = [each for each in outcome.err.splitlines() if each.startswith("nnbuild:")]
     assert outcome.code == 2
     assert "disappeared during the run" in line
-    (run_id,) = [each.run_id for each in Store(new).unfinished()]
+    (run_id,) = [each.run_id for each in Store(new).unfinished_runs()]
     assert f"nnbuild run --resume {run_id}" in line
     assert not old.exists()

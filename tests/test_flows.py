@@ -70,9 +70,9 @@ def test_every_task_is_a_plain_function(tmp_path, small_config, monkeypatch):
         "PREFECT_API_URL", "http://127.0.0.1:9/api"
     )  # nobody answers there, and nobody is asked
     run = nnbuild.open_run(small_config, tmp_path)
-    with nnbuild.working_on(run):
+    with nnbuild.run_context(run):
         committed = through(run)
-    assert Store(tmp_path).committed() == [committed.run_id]
+    assert Store(tmp_path).run_ids() == [committed.run_id]
 
 
 def test_a_task_runs_alone_in_a_flow_of_its_own(tmp_path, small_config, prefect_server):
@@ -193,11 +193,11 @@ def test_a_commit_that_fails_takes_the_decision_back(
         if name == "commit:linked":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fault_injection, "point", full)
+    monkeypatch.setattr(fault_injection, "failpoint", full)
     with pytest.raises(StoreError, match="No space left"):
         retrain(small_config, str(tmp_path))
     store = Store(tmp_path)
-    (waiting,) = store.unfinished()
+    (waiting,) = store.unfinished_runs()
     run = store.unfinished_run(waiting.run_id)
     by_flow = FlowRunFilter(id=FlowRunFilterId(any_=[run.record["flow_run_id"]]))
 
@@ -214,8 +214,8 @@ def test_a_commit_that_fails_takes_the_decision_back(
         "task that was rolled back",
     )
     assert states()["score"] == "Completed"
-    assert run.recall("decide", Decided) is None
-    assert run.recall("score_test_set", Scored) is not None
+    assert run.load_result("decide", Decided) is None
+    assert run.load_result("score_test_set", Scored) is not None
     assert champion.current(store) is None
     monkeypatch.undo()
     other = nnbuild.retrain(small_config, tmp_path).run_id
@@ -232,7 +232,7 @@ def test_a_run_that_fails_behind_the_gate_leaves_no_decision(tmp_path, small_con
         if name == "write_report:begin":
             raise ZeroDivisionError
 
-    monkeypatch.setattr(fault_injection, "point", broken)
+    monkeypatch.setattr(fault_injection, "failpoint", broken)
     with pytest.raises(ZeroDivisionError):
         nnbuild.retrain(small_config, tmp_path)
     store = Store(tmp_path)

@@ -125,7 +125,7 @@ def test_model_that_is_no_file_is_refused(capfd, trained, tmp_path, monkeypatch,
 
 
 def test_pipe_in_the_store_is_refused(capfd, store, tmp_path):
-    path = store.root / "runs" / store.committed()[0] / "model.onnx"
+    path = store.root / "runs" / store.run_ids()[0] / "model.onnx"
     path.unlink()
     os.mkfifo(path)
     outcome = call(

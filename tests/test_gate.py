@@ -13,7 +13,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
-from nnbuild.evaluation.significance import compare
+from nnbuild.evaluation.significance import mcnemar_test
 from nnbuild.pipeline.run import open_run, retrain
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
@@ -27,7 +27,7 @@ def test_the_paired_test_is_the_exact_binomial_one(pairs):
     from scipy.stats import binomtest
 
     first, second = (np.array(each) for each in zip(*pairs, strict=True))
-    found, mirrored = compare(first, second), compare(second, first)
+    found, mirrored = mcnemar_test(first, second), mcnemar_test(second, first)
     differing = found.only_champion + found.only_challenger
     assert found.difference == pytest.approx(second.mean() - first.mean())
     assert found.low <= found.difference <= found.high
@@ -179,11 +179,11 @@ def test_a_decision_that_was_overtaken_is_made_again(tmp_path, small_folder):
     from nnbuild import pipeline
     from nnbuild.pipeline import commit
     from nnbuild.pipeline.reporting import write_report
-    from nnbuild.pipeline.run import working_on
+    from nnbuild.pipeline.run import run_context
 
     store = Store(tmp_path)
     run = open_run(run_config(small_folder, seed=3), tmp_path)
-    with working_on(run):
+    with run_context(run):
         data = pipeline.load_data(run)
         fitted = pipeline.fit_model(
             run, data, pipeline.compile_model(run, data, pipeline.build_model(run, data))
@@ -216,16 +216,16 @@ def test_a_promotion_that_was_killed_is_finished(tmp_path, small_folder, monkeyp
         if name == at:
             raise _Killed
 
-    monkeypatch.setattr(fault_injection, "point", point)
+    monkeypatch.setattr(fault_injection, "failpoint", point)
     with pytest.raises(_Killed):
         retrain(run_config(small_folder), tmp_path)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     store = Store(tmp_path)
-    waiting = store.unfinished()
+    waiting = store.unfinished_runs()
     if waiting:
         run_id = retrain(store=tmp_path, resume=waiting[0].run_id).run_id
     else:
-        (run_id,) = store.committed()
+        (run_id,) = store.run_ids()
         with pytest.raises(StoreError, match="is committed"):
             open_run(RunConfig(), tmp_path, resume=run_id)
     assert champion.current(store) == run_id

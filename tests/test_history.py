@@ -56,7 +56,7 @@ def test_any_keras_history_comes_back_exactly(frequency):
 
 
 def test_every_column_is_described():
-    for schema in (*schemas.FIXED.values(), schemas.predictions(3)):
+    for schema in (*schemas.STATIC_SCHEMAS.values(), schemas.predictions(3)):
         for field in schema:
             assert field.metadata[b"description"]
 
@@ -64,7 +64,7 @@ def test_every_column_is_described():
 def test_the_writer_refuses_any_deviation():
     row = {"epoch": 1, "metric": "loss", "value": 0.5, "logged_at": AT}
     good = schemas.table_of(schemas.HISTORY, [row])
-    assert schemas.conforming(good, schemas.HISTORY) is good
+    assert schemas.validate(good, schemas.HISTORY) is good
     for bad in (
         {**row, "more": 1},
         {"epoch": 1},
@@ -80,7 +80,7 @@ def test_the_writer_refuses_any_deviation():
         good.replace_schema_metadata({}),
     ):
         with pytest.raises(StoreError):
-            schemas.conforming(other, schemas.HISTORY)
+            schemas.validate(other, schemas.HISTORY)
 
 
 def test_a_table_that_is_replaced_while_it_is_read_is_the_one_or_the_other(tmp_path):

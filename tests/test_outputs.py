@@ -42,7 +42,7 @@ def shared(tmp_path_factory, trained):
 
 def commands(shared, path):
     store, source = shared
-    (run_id,) = store.committed()
+    (run_id,) = store.run_ids()
     return {
         "sql": ["sql", "select run_id from runs", "--parquet", path],
         "trends": ["trends", "--html", path],
@@ -311,11 +311,11 @@ def test_an_output_in_a_remote_store_is_refused(s3_store):
     bucket = s3_store.rpartition("/")[0]
     for given in (s3_store, f"{s3_store}/tables/x", f"{bucket}/other/../store/x", bucket):
         with pytest.raises(NnbuildError, match="in the store"):
-            store.require_outside(open_root(given))
+            store.ensure_outside(open_root(given))
     for given in (f"{s3_store}-scores", f"{bucket}/scores", "s3://another/store/x"):
-        store.require_outside(open_root(given))
+        store.ensure_outside(open_root(given))
     with pytest.raises(NnbuildError, match="in the store"):
-        store.require_outside(store.workshop / "staging" / "x")
+        store.ensure_outside(store.local_root / "staging" / "x")
 
 
 def test_an_output_folder_appears_complete(tmp_path):

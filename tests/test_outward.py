@@ -167,7 +167,7 @@ def test_hook_tells_everybody_that_can_be_told(monkeypatch, tmp_path):
 @pytest.mark.parametrize("error", FAULTS, ids=lambda each: type(each).__name__)
 def test_mlflow_that_fails_is_a_warning(store, monkeypatch, capsys, error):
     monkeypatch.setattr(mlflow, "log_run", raising(error, [], "log_run"))
-    assert logged(store, store.committed()[0], "sqlite:///x.db", PlainConsole(stderr=True)) is None
+    assert logged(store, store.run_ids()[0], "sqlite:///x.db", PlainConsole(stderr=True)) is None
     err = capsys.readouterr().err
     assert err.startswith("MLflow failed: ")
     assert "5ecre7" not in err

@@ -48,4 +48,4 @@ def test_of_the_runs_that_were_missed_one_is_made(tmp_path, small_config, prefec
         assert all("has begun since" in each.state.message for each in others)
         assert begun(due(20, overtaken="run")).state.name == "Completed"
         assert begun(due(0)).state.name == "Completed"  # nothing has begun since: it is in its time
-    assert len(store.committed()) == 3
+    assert len(store.run_ids()) == 3

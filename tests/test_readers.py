@@ -85,13 +85,13 @@ def test_readers_see_whole_runs_while_another_is_being_committed(
             for name in schemas.TABLES:
                 ids = Counter(read(reader, store, name)[key_of(name)].to_pylist())
                 seen.append((point, reader, name, ids))
-        committed = {"run_id": set(store.committed()), "score_id": set(store.scored())}
+        committed = {"run_id": set(store.run_ids()), "score_id": set(store.score_ids())}
         for at, reader, name, ids in seen[-len(READERS) * len(schemas.TABLES) :]:
             assert ids.keys() >= committed[key_of(name)], (at, reader, name)
             if name in {"runs", "score_runs"}:
                 assert ids.keys() == committed[key_of(name)], (at, reader, name)
 
-    monkeypatch.setattr(fault_injection, "point", look)
+    monkeypatch.setattr(fault_injection, "failpoint", look)
     retrain(run_config(small_folder, seed=2), store.root)
     scored(store, input=parquet(tmp_path / "input.parquet", group=30))
     monkeypatch.undo()

@@ -35,7 +35,7 @@ def test_the_commands_the_code_and_the_query_work(capfd, tmp_path, monkeypatch, 
         assert outcome.code == 0, outcome
     for program in blocks("python"):
         exec(compile(program, "README.md", "exec"), {})  # noqa: S102
-    assert len(Store(tmp_path / "nnbuild-store").committed()) == 2
+    assert len(Store(tmp_path / "nnbuild-store").run_ids()) == 2
     for query in blocks("sql"):
         assert len(duckdb.sql(query).fetchall()) == 2
 

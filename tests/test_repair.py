@@ -10,7 +10,7 @@ from command_line import call, tree_digest
 
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline.repair import repair
-from nnbuild.pipeline.run import open_run, retrain, working_on
+from nnbuild.pipeline.run import open_run, retrain, run_context
 from nnbuild.store import Store
 from nnbuild.store.ids import temporary_name
 
@@ -49,9 +49,9 @@ def test_a_lost_row_is_written_again_to_the_byte(store):
     found, run_id = store
     before = tree_digest(found.root)
     shutil.rmtree(found.partition("runs", run_id))
-    assert found.committed() == []
+    assert found.run_ids() == []
     assert actions(repair(found, NOW)) == {f"runs/{run_id}": "rebuild"}
-    assert found.committed() == [run_id]
+    assert found.run_ids() == [run_id]
     assert tree_digest(found.root) == before
     assert found.read_table("runs")["run_id"].to_pylist() == [run_id]
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_not_whole_gets_no_row(store, harm):
     else:
         (found.root / "runs" / run_id / "manifest.json").write_text("{")
     assert actions(repair(found, NOW)) == {f"runs/{run_id}": "lost"}
-    assert found.committed() == []
+    assert found.run_ids() == []
 
 
 def test_what_can_be_resumed_stays_until_it_is_given_up(store, small_config):
@@ -76,7 +76,7 @@ def test_what_can_be_resumed_stays_until_it_is_given_up(store, small_config):
     waiting = open_run(small_config, found.root)
     assert actions(repair(found, NOW)) == {f"staging/{waiting.run_id}": "keep"}
     assert waiting.folder.is_dir()
-    with working_on(waiting):
+    with run_context(waiting):
         assert actions(repair(found, NOW)) == {f"staging/{waiting.run_id}": "keep"}
         with pytest.raises(LockedError):
             repair(found, NOW, discard=[waiting.run_id])
@@ -209,7 +209,7 @@ def test_a_dry_run_lists_the_same_and_changes_nothing(capfd, store, small_config
     assert {each["action"] for each in dry_json["findings"]} == {"clear", "keep", "rebuild"}
     assert listing(found.root) == before
     assert call(capfd, *given).out == dry.out
-    assert found.committed() == [run_id]
+    assert found.run_ids() == [run_id]
     assert [each.action for each in repair(found, NOW)] == ["keep"]
 
 
@@ -239,19 +239,19 @@ def test_a_repair_that_fails_says_what_was_made(capfd, store, small_config, monk
 def test_repair_of_a_workshop_keeps_the_users_files(s3_store, small_config):
     run = open_run(small_config, s3_store)
     found = Store(s3_store)
-    with_users_files(found.workshop)
+    with_users_files(found.local_root)
     leftover = run.folder / temporary_name("run.json")
     leftover.write_text("half")
     os.utime(leftover, (0, 0))
-    copy = found.workshop / "datasets" / "digits" / temporary_name("digest")
+    copy = found.local_root / "datasets" / "digits" / temporary_name("digest")
     copy.mkdir(parents=True)
     os.utime(copy, (0, 0))
-    before = listing(found.workshop)
+    before = listing(found.local_root)
     done = {each.path for each in repair(found, NOW) if each.action == "clear"}
     left = {name: each for name, each in before.items() if not name.startswith(tuple(done))}
     assert {f"staging/{run.run_id}/{leftover.name}", f"datasets/digits/{copy.name}"} <= done
     assert all(Path(each).name.startswith(".nnbuild-") for each in done)
-    assert listing(found.workshop) == left
+    assert listing(found.local_root) == left
 
 
 def test_the_command(capfd, store):

@@ -92,7 +92,7 @@ def test_the_command_says_where_it_is(store, capsys):
 
 def test_what_cannot_be_rebuilt_is_one_clear_line(store):
     store, run_id = store
-    failed = next(each for each in store.committed() if each != run_id)
+    failed = next(each for each in store.run_ids() if each != run_id)
     before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
     for wanted, message in (
         ("20200101T000000000Z-abcdef", "no committed run"),

@@ -65,12 +65,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(finished):
 
 def test_a_run_leaves_every_table_and_nothing_in_staging(finished):
     store, run_ids = finished
-    assert store.committed() == sorted(run_ids)
-    assert store.unfinished() == []
+    assert store.run_ids() == sorted(run_ids)
+    assert store.unfinished_runs() == []
     assert list((store.root / "staging").iterdir()) == []
     assert {path.name for path in (store.root / "tables").iterdir()} == TABLES
     for name in TABLES:
-        schema = schemas.predictions(3) if name == "predictions" else schemas.FIXED[name]
+        schema = schemas.predictions(3) if name == "predictions" else schemas.STATIC_SCHEMAS[name]
         for run_id in run_ids:
             table = store.read_table(name, run_id)
             assert table.column_names == ["run_id", *schema.names]
@@ -184,7 +184,7 @@ def test_data_that_is_not_fit_is_a_failed_run_with_the_numbers(tmp_path, small_c
 
 def test_every_step_recalls_what_it_has_done(tmp_path, small_config, monkeypatch):
     run = nnbuild.open_run(small_config, tmp_path, now=datetime(2026, 1, 1, tzinfo=UTC))
-    with nnbuild.working_on(run):
+    with nnbuild.run_context(run):
         data = pipeline.load_data(run)
         built = pipeline.build_model(run, data)
         monkeypatch.setattr("nnbuild.models.build", lambda *_: pytest.fail("built again"))
@@ -198,10 +198,10 @@ def test_every_step_recalls_what_it_has_done(tmp_path, small_config, monkeypatch
 def test_a_run_that_is_held_cannot_be_resumed(tmp_path, small_config):
     run = nnbuild.open_run(small_config, tmp_path)
     with locks.held(run.folder):
-        assert Store(tmp_path).unfinished()[0].held
+        assert Store(tmp_path).unfinished_runs()[0].held
         with pytest.raises(LockedError, match=r"held by process \d+ on "):
             nnbuild.retrain(store=tmp_path, resume=run.run_id)
-    assert not Store(tmp_path).unfinished()[0].held
+    assert not Store(tmp_path).unfinished_runs()[0].held
     assert nnbuild.retrain(store=tmp_path, resume=run.run_id).run_id == run.run_id
 
 
@@ -222,7 +222,7 @@ def test_trouble_with_the_disk_leaves_the_run_to_be_resumed(tmp_path, small_conf
     with pytest.raises(StoreError, match="No space left on device; free some space") as caught:
         nnbuild.retrain(small_config, tmp_path)
     monkeypatch.undo()
-    run_id = Store(tmp_path).unfinished()[0].run_id
+    run_id = Store(tmp_path).unfinished_runs()[0].run_id
     assert f"--resume {run_id}" in caught.value.__notes__[0]
     assert nnbuild.retrain(store=tmp_path, resume=run_id).status == "succeeded"
 
@@ -245,7 +245,7 @@ def test_a_store_can_be_moved(tmp_path, small_config):
     (tmp_path / "one").rename(tmp_path / "two")
     assert Store(tmp_path / "two").read_table("predictions", committed.run_id).equals(before)
     again = nnbuild.retrain(small_config, tmp_path / "two")
-    assert Store(tmp_path / "two").committed() == [committed.run_id, again.run_id]
+    assert Store(tmp_path / "two").run_ids() == [committed.run_id, again.run_id]
 
 
 def test_reading_changes_nothing(finished):
@@ -282,7 +282,7 @@ def test_several_runs_on_one_store_at_once_all_commit(tmp_path, small_folder):
     store = Store(tmp_path / "store")
     rows = store.read_table("runs").to_pylist()
     assert sorted(row["seed"] for row in rows) == [0, 1, 2]
-    assert store.unfinished() == []
+    assert store.unfinished_runs() == []
     promoted = [row["run_id"] for row in rows if row["promoted"]]
     changes = [each.run_id for each in champion.history(store)]
     assert sorted(promoted) == sorted(changes)

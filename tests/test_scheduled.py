@@ -156,7 +156,7 @@ def test_stopped_run_of_a_changed_network_is_left(tmp_path, small_config, monkey
 
 def test_run_that_is_worked_on_is_left(tmp_path, small_config):
     run = stopped(small_config, tmp_path)
-    with nnbuild.working_on(run):
+    with nnbuild.run_context(run):
         assert resumable(Store(tmp_path), small_config) == (None, [])
 
 
@@ -179,7 +179,7 @@ def test_cancelled_run_waits_for_a_person(tmp_path, small_config, prefect_server
     assert waiting(store, small_config) is None
     assert store.unfinished_run(run.run_id).was_cancelled
     assert nnbuild.open_run(small_config, tmp_path, resume=run.run_id).run_id == run.run_id
-    store.unfinished_run(run.run_id).taken_up(another)
+    store.unfinished_run(run.run_id).attach_flow_run(another)
     assert waiting(store, small_config) == run.run_id
 
 
@@ -203,7 +203,7 @@ def test_server_remembers_a_cancel(tmp_path, small_config, prefect_server):
         client.set_flow_run_state(crashed.id, Crashed(), force=True)
     run = nnbuild.open_run(small_config, tmp_path, flow_run_id=str(mine.id))
     assert waiting(store, small_config) is None
-    run.taken_up(str(crashed.id))
+    run.attach_flow_run(str(crashed.id))
     assert waiting(store, small_config) == run.run_id
 
 
@@ -281,7 +281,7 @@ def test_late_runs_take_the_settings_of_today(tmp_path, small_config, prefect_se
         deployed.start(waits).state.name == "Skipped"
     )  # overtaken, by what has the same settings now
     assert deployed.start(by_hand).parameters["config"]["seed"] == 3  # it was asked for so
-    seeds = [store.manifest(each)["config"]["seed"] for each in store.committed()]
+    seeds = [store.manifest(each)["config"]["seed"] for each in store.run_ids()]
     assert seeds == [2, 3]
 
 
@@ -297,8 +297,8 @@ def test_retry_does_not_resume_on_fixed_data(tmp_path, own_data, prefect_server)
     pipeline.load_data(before)
     write_other(source)
     assert deployed.start(run).state.name == "Completed"
-    assert [each.run_id for each in store.unfinished()] == [before.run_id]
-    (committed,) = store.committed()
+    assert [each.run_id for each in store.unfinished_runs()] == [before.run_id]
+    (committed,) = store.run_ids()
     assert store.manifest(committed)["flow_run_id"] == str(run.id)
     assert store.unfinished_run(before.run_id).record["flow_run_id"] is None
 
@@ -322,7 +322,7 @@ def test_scheduled_scoring_scores_the_local_day(store, tmp_path, prefect_server)
     done = deployed.start(late)
     assert done.state.name == "Completed", done.state.message
     assert done.parameters["config"]["input"].startswith(f"{tmp_path}/new")
-    (score_id,) = store.scored()
+    (score_id,) = store.score_ids()
     scored = store.read_table("score_runs", score_id).to_pylist()[0]["input"]
     assert scored == f"{tmp_path}/new/{day}.parquet"
     deployed.register([], **current, timezone=zone)
@@ -331,7 +331,7 @@ def test_scheduled_scoring_scores_the_local_day(store, tmp_path, prefect_server)
             deployed.id, state=Scheduled(scheduled_time=late.expected_start_time)
         )
     assert deployed.start(manual).state.name == "Completed"
-    assert store.scored() == [score_id]
+    assert store.score_ids() == [score_id]
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,8 @@ def test_values_that_do_not_fit_are_refused_at_the_commit(store, tmp_path):
     job(store, tmp_path, cust=[1.5] * ROWS)
     with pytest.raises(StoreError, match=r"cust.* int64 here and double .*discard"):
         job(store, tmp_path, cust=[2**53 + 1] * ROWS)
-    assert len(store.scored()) == 1
-    assert job(store, tmp_path, other=[2**60] * ROWS) in store.scored()
+    assert len(store.score_ids()) == 1
+    assert job(store, tmp_path, other=[2**60] * ROWS) in store.score_ids()
     assert store.read_table("scores")["cust"].type == pa.float64()
 
 
@@ -249,7 +249,7 @@ def test_the_command_refuses_names_that_are_taken(store, tmp_path, capfd):
         outcome = call(capfd, "score", "--input", path, "--keep", name, "--store", store.root)
         assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
         assert "rename" in outcome.err
-    assert store.scored() == []
+    assert store.score_ids() == []
 
 
 def test_a_kept_key_of_an_older_store_is_hidden(store, tmp_path):

@@ -218,15 +218,15 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
     for number in range(1, 100):
         passed = 0
         job = opening.open_job(ScoreConfig.model_validate(options), store.root)
-        monkeypatch.setattr(fault_injection, "point", killing_at(number))
+        monkeypatch.setattr(fault_injection, "failpoint", killing_at(number))
         try:
             with jobs.working_on(job):
                 commit_job(job, jobs.score_input(job))
             break
         except _Killed:
             kills += 1
-        monkeypatch.setattr(fault_injection, "point", lambda _: None)
-        if job.score_id not in store.scored():
+        monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
+        if job.score_id not in store.score_ids():
             assert (
                 store.read_table("score_runs")
                 .filter(pa.compute.field("score_id") == job.score_id)
@@ -251,10 +251,10 @@ def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeyp
         if name == "shard:done":
             raise _Killed
 
-    monkeypatch.setattr(fault_injection, "point", dying)
+    monkeypatch.setattr(fault_injection, "failpoint", dying)
     with pytest.raises(_Killed):
         nnbuild.score(ScoreConfig(**options), store.root)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     (waiting,) = (store.root / "staging").glob("score-*")
     (waiting / "rows" / ".half.part-00003.parquet").write_bytes(b"of a process that was killed")
     before = (waiting / "rows" / "part-00000.parquet").stat().st_ino
@@ -289,7 +289,7 @@ def test_a_signal_stops_after_a_batch_and_the_same_job_goes_on(store, tmp_path):
 
 
 def test_the_readers(store, tmp_path):
-    run_id = store.committed()[0]
+    run_id = store.run_ids()[0]
     path = parquet(tmp_path / "in.parquet")
     first, second = (scored(store, input=path) for _ in range(2))
     assert nnbuild.read_table(store.root, "predictions", run_id=run_id).num_rows == 45
@@ -317,7 +317,7 @@ def test_an_output_folder_of_ones_own(store, tmp_path):
     assert done.output == str(tmp_path / "out")
     assert pq.read_table(tmp_path / "out").equals(in_store)
     assert (tmp_path / "out" / "_manifest.json").exists()
-    assert done.score_id in store.scored()
+    assert done.score_id in store.score_ids()
     before = tree_digest(tmp_path)
     with pytest.raises(ConfigError, match="holds something already"):
         scored(store, input=path, output=str(tmp_path / "out"))

@@ -61,7 +61,7 @@ def test_each_day_is_scored_once_by_a_model(store, days):
     again = backfill(config(days), FIRST, LAST, store.root)
     assert statuses(again) == ["skipped", "skipped", "skipped", "missing", "skipped"]
     assert [each.score_id for each in again] == [each.score_id for each in parts]
-    assert len(store.scored()) == 4
+    assert len(store.score_ids()) == 4
 
 
 def test_what_changed_or_is_asked_for_otherwise_is_scored_again(store, days, tmp_path):
@@ -119,11 +119,11 @@ def test_a_signal_stops_and_the_same_call_goes_on(store, days):
     with pytest.raises(Interrupted, match="the same command goes on") as stopped:
         backfill(config(days), FIRST, LAST, store.root, at_once=1, told=told)
     assert stopped.value.exit_code == 143
-    done = len(store.scored())
+    done = len(store.score_ids())
     assert 1 <= done < 4
     parts = backfill(config(days), FIRST, LAST, store.root, at_once=1)
     assert statuses(parts).count("skipped") == done
-    assert len(store.scored()) == 4
+    assert len(store.score_ids()) == 4
     assert not list((store.root / "staging").glob("score-*"))
 
 

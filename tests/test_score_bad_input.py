@@ -296,7 +296,7 @@ def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
     import shutil
 
     store = Store(shutil.copytree(trained, tmp_path / "store"))
-    path = store.root / "runs" / store.committed()[0] / "model.onnx"
+    path = store.root / "runs" / store.run_ids()[0] / "model.onnx"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)

@@ -71,10 +71,10 @@ def killed_at(monkeypatch, point, job):
         if name == point:
             raise _Killed
 
-    monkeypatch.setattr(fault_injection, "point", dying)
+    monkeypatch.setattr(fault_injection, "failpoint", dying)
     with pytest.raises(_Killed), jobs.working_on(job):
         finish(job)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
 
 
 @pytest.mark.parametrize("spelling", ["out", "out/", "./x/../out", "link/out", "absolute"])
@@ -143,10 +143,10 @@ def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypa
         elif name == "score:shards":
             output.write_text("theirs")
 
-    monkeypatch.setattr(fault_injection, "point", meanwhile)
+    monkeypatch.setattr(fault_injection, "failpoint", meanwhile)
     given = ["--input", inputs / "a.parquet", "--output", output]
     outcome = call(capfd, "score", *given, "--store", store.root)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     assert outcome.code == 2
     assert "holds something that was not there when the job began" in outcome.err
     assert len(outcome.err.splitlines()) == 1
@@ -170,14 +170,14 @@ def test_job_killed_while_it_publishes_ends_the_same(store, inputs, monkeypatch,
         if (folder == inputs) == (at == "the rename"):
             raise _Killed
 
-    monkeypatch.setattr(outputs, "sync_folder", dying)
+    monkeypatch.setattr(outputs, "fsync_dir", dying)
     with pytest.raises(_Killed):
         nnbuild.score(given, store.root)
     monkeypatch.undo()
     assert (inputs / "o2").exists() == (at == "the rename")
     again = nnbuild.score(given, store.root)
     assert again.rows == straight.rows
-    assert len(store.scored()) == 2
+    assert len(store.score_ids()) == 2
     for path in (inputs / "o1").glob("*.parquet"):
         assert (inputs / "o2" / path.name).read_bytes() == path.read_bytes()
     assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
@@ -224,7 +224,7 @@ def test_job_begun_in_the_same_instant_is_refused(store, inputs):
             pass
         finish(first)
     assert not list((store.root / "staging").iterdir())
-    assert len(store.scored()) == 1
+    assert len(store.score_ids()) == 1
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
     else:
         assert (part.status, part.rows) == ("scored", 90)
     assert store.read_table("scores").num_rows == 90
-    assert len(store.scored()) == 1
+    assert len(store.score_ids()) == 1
 
 
 @pytest.mark.usefixtures("impatient")
@@ -287,7 +287,7 @@ def test_two_backfills_at_once_score_a_day_once(store, tmp_path):
         assert sorted([one.status, other.status]) == ["scored", "skipped"]
         assert one.score_id == other.score_id
     assert store.read_table("scores").num_rows == 240
-    assert len(store.scored()) == 4
+    assert len(store.score_ids()) == 4
 
 
 @pytest.mark.parametrize("output", [None, "out/{date}"])
@@ -307,7 +307,7 @@ def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypat
     monkeypatch.setattr(days, "scored_before", late)
     (part,) = backfill(given, DAY, DAY, store.root)
     assert (part.status, part.score_id) == ("skipped", others[0].score_id)
-    assert store.scored() == [part.score_id]
+    assert store.score_ids() == [part.score_id]
 
 
 def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
@@ -324,7 +324,7 @@ def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
     with pytest.raises(AlreadyScoredError) as refused, jobs.working_on(ours):
         late()
     assert refused.value.score_id == theirs.score_id
-    assert store.scored() == [theirs.score_id]
+    assert store.score_ids() == [theirs.score_id]
     assert store.read_table("scores").num_rows == 90
     assert not list((store.root / "staging").iterdir())
 
@@ -355,9 +355,9 @@ def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_pat
         if name == "score:shards":
             parquet(path, images(91))
 
-    monkeypatch.setattr(fault_injection, "point", changing)
+    monkeypatch.setattr(fault_injection, "failpoint", changing)
     backfill(config(dated), DAY, DAY, store.root)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     (part,) = backfill(config(dated), DAY, DAY, store.root)
     assert (part.status, part.rows) == ("scored", 91)
 
@@ -386,11 +386,11 @@ def test_remote_output_taken_meanwhile_keeps_the_rows(store, inputs, tmp_path, m
         if name == "score:shards":
             theirs.write_bytes(b"theirs")
 
-    monkeypatch.setattr(fault_injection, "point", meanwhile)
+    monkeypatch.setattr(fault_injection, "failpoint", meanwhile)
     given = config(inputs / "a.parquet", output=f"memory://{tmp_path.name}/out")
     with pytest.raises(StoreError, match="was not there when the job began"):
         nnbuild.score(given, store.root)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     assert [each.name for each in output.iterdir()] == ["theirs.parquet"]
     theirs.unlink()
     assert nnbuild.score(given, store.root).rows == ROWS

@@ -23,12 +23,12 @@ from nnbuild.training.shuffling import split_rows
 
 
 def reference(store):
-    return json.loads((store.root / "runs" / store.committed()[0] / REFERENCE).read_text())
+    return json.loads((store.root / "runs" / store.run_ids()[0] / REFERENCE).read_text())
 
 
 def validation(store):
     """The images that the reference was made of."""
-    manifest = store.manifest(store.committed()[0])
+    manifest = store.manifest(store.run_ids()[0])
     data = manifest["steps"]["load_data"]
     table = pq.read_table(store.dataset_folder(data["name"], data["digest"]) / "train.parquet")
     pixels = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8).reshape(-1, 8, 8, 1)
@@ -46,9 +46,9 @@ def drift(store, done):
 
 def strip(store):
     """Make the run one of before references were kept."""
-    path = store.root / "runs" / store.committed()[0] / "manifest.json"
+    path = store.root / "runs" / store.run_ids()[0] / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["files"][f"runs/{store.committed()[0]}/{REFERENCE}"]
+    del manifest["files"][f"runs/{store.run_ids()[0]}/{REFERENCE}"]
     path.write_text(json.dumps(manifest))
 
 
@@ -97,7 +97,7 @@ def test_rows_that_are_not_written_are_counted_too_and_a_folder_of_ones_own_chan
 
 
 def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd, store, tmp_path):
-    path, run_id = parquet(tmp_path / "in.parquet"), store.committed()[0]
+    path, run_id = parquet(tmp_path / "in.parquet"), store.run_ids()[0]
     model = store.root / "runs" / run_id / "model.onnx"
     digest = store.manifest(run_id)["files"][f"runs/{run_id}/model.onnx"]["sha256"]
     of_file = call(
@@ -137,7 +137,7 @@ def test_the_command_line_says_what_drifted(capfd, store, tmp_path):
 
 def test_a_reference_that_was_changed_is_refused(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
-    (store.root / "runs" / store.committed()[0] / REFERENCE).write_text("{}")
+    (store.root / "runs" / store.run_ids()[0] / REFERENCE).write_text("{}")
     before = tree_digest(store.root)
     with pytest.raises(ContractError, match="it was changed"):
         scored(store, input=path)
@@ -154,7 +154,7 @@ def test_the_largest_index_is_among_the_trends(store, tmp_path):
 
 
 def test_the_report_and_the_trends_show_every_job(capfd, store, tmp_path):
-    (run_id,) = store.committed()
+    (run_id,) = store.run_ids()
     page = store.root / "runs" / run_id / "report.html"
     before = rebuild(store, run_id).read_bytes()
     assert drift_by_job(store) == []

@@ -56,10 +56,10 @@ def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server
 
 
 def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_server):
-    before = store.scored()
+    before = store.score_ids()
     with pytest.raises(DataError, match="row group 0, row 3"):
         score(config(bad_parquet(tmp_path / "bad.parquet")), str(store.root))
-    assert store.scored() == before
+    assert store.score_ids() == before
     assert not list((store.root / "staging").glob("score-*"))
 
 
@@ -77,7 +77,7 @@ def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, pref
         commit_job(job, jobs.score_input(job))
     with pytest.raises(AlreadyScoredError):
         score(config(path, output=output), str(store.root), once=True)
-    assert store.scored() == [job.score_id]
+    assert store.score_ids() == [job.score_id]
     assert not list((store.root / "staging").glob("score-*"))
 
 

@@ -86,16 +86,16 @@ def test_a_store_on_s3_and_a_service_that_throttles(
         if name == "score:manifest":
             raise Killed
 
-    monkeypatch.setattr(fault_injection, "point", dying)
+    monkeypatch.setattr(fault_injection, "failpoint", dying)
     with pytest.raises(Killed):
         nnbuild.score(config, s3_store)
-    assert Store(s3_store).scored() == [
+    assert Store(s3_store).score_ids() == [
         done.score_id
     ]  # the rows are there, and nobody is told of them
     assert nnbuild.read_table(s3_store, "scores").equals(table)
-    monkeypatch.setattr(fault_injection, "point", lambda _: None)
+    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip  # noqa: E501
     assert outcome.code == 0, outcome.err
     again = nnbuild.read_table(s3_store, "scores", score_id=outcome.json["score_id"])
     assert again.drop_columns("score_id").equals(table.drop_columns("score_id"))
-    assert len(list(Store(s3_store).workshop.glob("staging/score-*"))) == 0
+    assert len(list(Store(s3_store).local_root.glob("staging/score-*"))) == 0

@@ -60,7 +60,7 @@ def fitting(store, *others):
     return next(
         (
             each.run_id
-            for each in store.unfinished()
+            for each in store.unfinished_runs()
             if each.run_id not in others and store.staged_history(each.run_id)
         ),
         None,
@@ -108,7 +108,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
             if each["parameters"]["overtaken"] == "run"
         ]
         until(answers, 60, "retraining that answers the drift")
-    assert len(store.scored()) == 1
+    assert len(store.score_ids()) == 1
     assert store.read_table("drift")["exceeded"].to_pylist().count(True) > 1
     runs = real_prefect.flow_runs(name)
     begun = sorted(
@@ -118,11 +118,11 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
     completed = [each for each in ended if each["state"]["name"] == "Completed"]
     # The stop may come between a commit and its run's end.
     torn = [each for each in ended[-1:] if each["state"]["type"] != "COMPLETED"]
-    assert len(completed) <= len(store.committed()) <= len(completed) + len(torn)
+    assert len(completed) <= len(store.run_ids()) <= len(completed) + len(torn)
     for one, next_one in itertools.pairwise(ended):
         assert when(one["end_time"]) <= when(next_one["start_time"]) + timedelta(milliseconds=50)
     assert not [each for each in runs if each["state"]["type"] in {"RUNNING", "PENDING"}]
-    assert champion.current(store) in store.committed()
+    assert champion.current(store) in store.run_ids()
 
 
 def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_folder):
@@ -138,7 +138,7 @@ def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_f
         cancelling = {"type": "CANCELLING", "name": "Cancelling"}
         real_prefect.ask(f"/flow_runs/{running['id']}/set_state", state=cancelling, force=False)
         until(
-            lambda: not any(each.held for each in store.unfinished()),
+            lambda: not any(each.held for each in store.unfinished_runs()),
             30,
             "end of the cancelled fit",
         )
@@ -150,10 +150,10 @@ def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_f
         epochs = store.staged_history(run_id)
         next_id = until(lambda: fitting(store, run_id), 120, "next run in its fit")
         assert store.staged_history(run_id) == epochs
-        assert [each.held for each in store.unfinished()] == [False, True]
+        assert [each.held for each in store.unfinished_runs()] == [False, True]
         serving.terminate()
         until(
-            lambda: not any(each.held for each in store.unfinished()),
+            lambda: not any(each.held for each in store.unfinished_runs()),
             30,
             "end of the fit after SIGTERM",
         )
@@ -182,7 +182,7 @@ def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
         children = psutil.Process(serving.pid).children(recursive=True)
         (process,) = [each for each in children if "prefect.engine" in each.cmdline()]
         process.kill()
-        until(lambda: run_id in store.committed(), 180, "end of the run that was killed")
+        until(lambda: run_id in store.run_ids(), 180, "end of the run that was killed")
         names = lambda: {each["state"]["name"] for each in real_prefect.flow_runs(name)}  # noqa: E731
         until(
             lambda: {"Crashed", "Completed"} <= names(), 30, "row of the run that went on with it"
@@ -366,7 +366,7 @@ def test_only_a_run_of_the_same_config_is_taken_up(tmp_path, small_config):
     other = RunConfig.model_validate(small_config.model_dump() | {"seed": 8})
     assert waiting(store, small_config) == run.run_id
     assert waiting(store, other) is None
-    with nnbuild.working_on(run):
+    with nnbuild.run_context(run):
         assert waiting(store, small_config) is None
 
 
@@ -402,7 +402,7 @@ def looked_at(real_prefect, tmp_path_factory, small_folder):
         capture_output=True,
     )
     return Store(root), [
-        Store(root).manifest(each)["flow_run_id"] for each in Store(root).committed()
+        Store(root).manifest(each)["flow_run_id"] for each in Store(root).run_ids()
     ]
 
 
@@ -416,8 +416,8 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
     keys = {
         each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)
     }
-    history = store.read_table("history", store.committed()[1]).to_pylist()
-    decision = store.read_table("decisions", store.committed()[1]).to_pylist()[0]
+    history = store.read_table("history", store.run_ids()[1]).to_pylist()
+    decision = store.read_table("decisions", store.run_ids()[1]).to_pylist()[0]
     ui = real_prefect.url.removesuffix("/api") + "/v2"
     cells = "[...document.querySelectorAll('table tbody tr')].map(row => [...row.cells].map(each => each.innerText))"
     loaded = "each.src.startsWith('data:image/svg') && each.complete && each.naturalWidth"
@@ -428,7 +428,7 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
             "/Completed/.test(document.body.innerText) && document.body.innerText",
         )
         assert "model:lab" in text
-        assert f"lab-{store.manifest(store.committed()[1])['row']['dataset']}-" in text
+        assert f"lab-{store.manifest(store.run_ids()[1])['row']['dataset']}-" in text
 
         def table(key):
             return page.show(f"{ui}/artifacts/artifact/{keys[key]}", f"({cells}).length && {cells}")
@@ -438,7 +438,7 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
         assert [row[0] for row in epochs] == ["1", "2", "3"]
         assert [float(row[1]) for row in epochs] == pytest.approx(losses, rel=1e-4)
         decided = dict(table("nnbuild-decision"))
-        assert decided["champion"] == store.committed()[0] == decision["champion"]
+        assert decided["champion"] == store.run_ids()[0] == decision["champion"]
         assert decided["reason"] == decision["reason"]
         assert decided["decision"] == ("promoted" if decision["promoted"] else "not promoted")
         assert float(decided["p_worse"]) == pytest.approx(decision["p_worse"], rel=1e-4)

@@ -16,7 +16,7 @@ from nnbuild.config.loading import flattened
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import Interrupted
 from nnbuild.pipeline.run import retrain
-from nnbuild.runtime.signals import caught
+from nnbuild.runtime.signals import deferred_signals
 from nnbuild.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
     before = signal.getsignal(
         signal.SIGINT
     )  # a shell that runs this in the background has it ignored
-    with caught() as stop:
+    with deferred_signals() as stop:
         assert stop() is None
         os.kill(os.getpid(), number)
         assert stop() == number
@@ -68,7 +68,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
         last = [line for line in lines if not line.startswith("epoch")][-1]
         assert program.wait(60) == 128 + number
     run_id = re.search(r"--resume (\S+)", last)[1]
-    assert Store(tmp_path / "store").unfinished()[0].run_id == run_id
+    assert Store(tmp_path / "store").unfinished_runs()[0].run_id == run_id
     (listed,) = call(capfd, "runs", "--store", tmp_path / "store", "--json").json["runs"]
     assert (listed["run_id"], listed["status"]) == (run_id, "unfinished")
     assert 3 <= listed["epochs"] < 150
@@ -99,7 +99,7 @@ def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is before
     assert caught_error.value.exit_code == 128 + number
-    run_id = Store(tmp_path / "store").unfinished()[0].run_id
+    run_id = Store(tmp_path / "store").unfinished_runs()[0].run_id
     assert f"--resume {run_id}" in caught_error.value.__notes__[0]
     retrain(store=tmp_path / "store", resume=run_id)
     assert values(Store(tmp_path / "store"), run_id) == values(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nnbuild.runtime.lazy_imports import importing
+from nnbuild.runtime.lazy_imports import gc_paused
 
 STARTED = """
 import contextlib, sys
@@ -24,7 +24,7 @@ def test_an_import_leaves_the_search_for_cycles_as_it_was(searching):
     before = gc.isenabled()
     (gc.enable if searching else gc.disable)()
     try:
-        with importing():
+        with gc_paused():
             assert not gc.isenabled()
             kept = [[]]
         assert gc.isenabled() == searching

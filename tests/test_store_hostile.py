@@ -46,7 +46,7 @@ def sound(tmp_path_factory, trained, small_folder) -> Path:
 
 def waiting(root):
     store = Store(root)
-    return store.unfinished_run(store.unfinished()[0].run_id)
+    return store.unfinished_run(store.unfinished_runs()[0].run_id)
 
 
 def newest_checkpoint(path):
@@ -153,7 +153,7 @@ def test_no_name_leads_out_of_the_store(sound, name):
 
 def test_a_model_whose_digest_is_not_the_manifests_is_not_read(sound):
     store = Store(sound)
-    record = sound / "runs" / store.committed()[0]
+    record = sound / "runs" / store.run_ids()[0]
     digest = store.manifest(record.name)["files"][f"runs/{record.name}/model.keras"]["sha256"]
     assert digest == file_digest(record / "model.keras")
     with scratch() as folder:

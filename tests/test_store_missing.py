@@ -155,7 +155,7 @@ def test_an_empty_folder_of_the_user_is_kept(tmp_path, small_config):
 def test_a_store_that_another_run_uses_is_kept(tmp_path, small_config):
     first, second = (nnbuild.open_run(small_config, tmp_path / "store") for _ in range(2))
     Store(tmp_path / "store").discard(first)
-    assert Store.open(tmp_path / "store").unfinished()[0].run_id == second.run_id
+    assert Store.open(tmp_path / "store").unfinished_runs()[0].run_id == second.run_id
 
 
 def test_a_store_keeps_its_id_and_old_ones_have_none(tmp_path):

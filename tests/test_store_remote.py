@@ -18,8 +18,8 @@ def test_a_run_on_s3_is_the_run_in_a_folder(s3_store, tmp_path, small_config):
     here = retrain(small_config, tmp_path / "store")
     assert values(Store(s3_store), there.run_id) == values(Store(tmp_path / "store"), here.run_id)
     store = Store(s3_store)
-    assert store.committed() == [there.run_id]
-    assert store.unfinished() == []
+    assert store.run_ids() == [there.run_id]
+    assert store.unfinished_runs() == []
     assert store.manifest(there.run_id)["row"]["status"] == "succeeded"
     history = store.root / "tables" / "history"
     table = ds.dataset(
@@ -67,17 +67,17 @@ def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config)
             assert run_id is None or run_id in " ".join(error.__notes__)  # noqa: PT017
             refusals += 1
         store = Store(s3_store)
-        if store.committed():  # all that is left is to point to it
+        if store.run_ids():  # all that is left is to point to it
             assert champion.current(store) is None
             s3_service.answer = lambda method, path: None  # noqa: ARG005
             with pytest.raises(StoreError, match="is committed, there is nothing to resume"):
                 retrain(small_config, s3_store, resume=run_id)
             break
         assert store.read_table("history").num_rows == 0
-        run_id = max((each.run_id for each in store.unfinished()), default=None)
+        run_id = max((each.run_id for each in store.unfinished_runs()), default=None)
     assert refusals > 5
     store = Store(s3_store)
-    assert store.committed() == [run_id]
+    assert store.run_ids() == [run_id]
     assert champion.current(store) == run_id
     assert store.read_table("history", run_id).num_rows > 0
     assert (store.root / "runs" / run_id / "model.keras").exists()
@@ -96,7 +96,7 @@ def test_a_throttled_service_is_asked_again(s3_store, s3_service, small_config):
 
     s3_service.answer = slow_down
     run = retrain(small_config, s3_store)
-    assert Store(s3_store).committed() == [run.run_id]
+    assert Store(s3_store).run_ids() == [run.run_id]
     assert all(asked.count(each) == 2 for each in asked if each[0] == "PUT")
 
 

@@ -8,10 +8,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import ConfigError, Interrupted, PrunedError
 from nnbuild.store import Store, champion
-from nnbuild.sweep import TrialResult, make_sweep, open_sweep, sweep_config, working_on
+from nnbuild.sweep import TrialResult, make_sweep, open_sweep, sweep_config, sweep_context
 from nnbuild.sweep.space import Dimension, dimension, grid_values, points
 from nnbuild.sweep.study import Study
-from nnbuild.sweep.trial import Watching
+from nnbuild.sweep.trial import ObjectiveReporter
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_the_best_by_validation_alone_goes_to_the_gate(tmp_path, base):
     assert "loss became" in failed[0].error
     runs = runs_of(store)
     assert set(runs) == {run for trial in swept.trials for run in trial.runs}
-    assert store.unfinished() == []
+    assert store.unfinished_runs() == []
     values = [trial.value for trial in finished]
     assert values == sorted(values, reverse=True)
     for trial in finished:
@@ -138,11 +138,11 @@ def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
         return [(trial.number, trial.values, trial.state, trial.value) for trial in swept.trials]
 
     assert told(again) == told(through)
-    assert len(Store(tmp_path / "stopped").committed()) == 2
+    assert len(Store(tmp_path / "stopped").run_ids()) == 2
     # More trials of the same search are added to it.
     more = make_sweep(config.model_copy(update={"trials": 3}), tmp_path / "stopped")
     assert {trial.number for trial in more.trials} == {0, 1, 2}
-    assert len(Store(tmp_path / "stopped").committed()) == 3
+    assert len(Store(tmp_path / "stopped").run_ids()) == 3
 
 
 def test_a_trial_below_the_median_is_given_up(tmp_path, base):
@@ -150,7 +150,7 @@ def test_a_trial_below_the_median_is_given_up(tmp_path, base):
         {"search": {"training.learning_rate": "log:1e-4..1e-1"}, "trials": 9}, base
     )
     sweep = open_sweep(config, tmp_path / "store")
-    with working_on(sweep):
+    with sweep_context(sweep):
         study = Study(sweep)
         for accuracy in (
             0.5,
@@ -165,7 +165,7 @@ def test_a_trial_below_the_median_is_given_up(tmp_path, base):
             study.tell(ended(trial, "finished", accuracy))
         good, bad = study.ask(), study.ask()
         assert not study.reporter(good.number)(1, 0.95)
-        watching = Watching(None, "val_accuracy", study.reporter(bad.number))
+        watching = ObjectiveReporter(None, "val_accuracy", study.reporter(bad.number))
         watching.epoch(1, 1, {"val_accuracy": 0.1}, 0.0)  # nothing would be left to give up
         with pytest.raises(PrunedError, match=r"gave up at epoch 2 of 3: val_accuracy 0\.1"):
             watching.epoch(2, 3, {"val_accuracy": 0.1}, 0.0)
@@ -237,7 +237,7 @@ def test_the_command_tells_every_trial_and_goes_on_by_its_id(
     again = call(capfd, "sweep", "--id", "rates", "--store", tmp_path / "store")
     assert again.code == 0, again.err
     assert f"best by val_accuracy: {told['best']}, promoted" in again.out
-    assert len(Store(tmp_path / "store").committed()) == 2
+    assert len(Store(tmp_path / "store").run_ids()) == 2
     other = call(capfd, *arguments, "--id", "rates", "--grid", "training.learning_rate=0.1,0.2")
     assert other.code == 2
     assert "begun with other settings" in other.err
@@ -272,7 +272,7 @@ def test_a_sweep_of_a_store_on_s3(s3_store, base):
     config = sweep_config({"search": {"training.learning_rate": "0.001,0.01"}, "trials": 2}, base)
     swept = make_sweep(config, s3_store)
     store = Store(s3_store)
-    assert set(store.committed()) == {run for trial in swept.trials for run in trial.runs}
+    assert set(store.run_ids()) == {run for trial in swept.trials for run in trial.runs}
     assert champion.current(store) == swept.best
     assert make_sweep(None, s3_store, sweep_id=swept.sweep_id) == swept
 

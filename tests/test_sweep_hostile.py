@@ -10,7 +10,7 @@ from nnbuild.config.schema import PRESETS, RunConfig, resolve
 from nnbuild.config.sections import WITH_BETAS, TrialTag
 from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.store import Store
-from nnbuild.sweep import make_sweep, open_sweep, sweep_config, working_on
+from nnbuild.sweep import make_sweep, open_sweep, sweep_config, sweep_context
 from nnbuild.sweep.study import Study, require_possible
 
 RATES = {"training.learning_rate": [0.001, 0.01]}
@@ -24,11 +24,11 @@ def base(small_config) -> RunConfig:
 
 def test_who_does_not_get_a_sweep_leaves_it_alone(tmp_path, base):
     store = tmp_path / "store"
-    with working_on(open_sweep(sweep_config({"grid": RATES}, base), store, "mine")):
+    with sweep_context(open_sweep(sweep_config({"grid": RATES}, base), store, "mine")):
         before = tree_digest(store)
         with (
             pytest.raises(LockedError, match="sweep mine is held"),
-            working_on(open_sweep(None, store, "mine")),
+            sweep_context(open_sweep(None, store, "mine")),
         ):
             pass
         assert tree_digest(store) == before
@@ -81,7 +81,7 @@ def test_a_trial_that_cannot_begin_is_told_wherever_it_comes(tmp_path, base, net
         "lab": "finished",
         networks: "failed",
     }
-    assert Store(tmp_path / "store").committed() == [swept.best]
+    assert Store(tmp_path / "store").run_ids() == [swept.best]
 
 
 def test_if_no_trial_can_begin_the_store_is_as_it_was(tmp_path, base, networks):
@@ -101,10 +101,10 @@ def test_a_store_that_cannot_be_written_is_named(base):
 def test_a_search_that_is_killed_while_it_draws_draws_the_same(tmp_path, base, drawn):
     search = {"training.learning_rate": "log:1e-4..1e-1", "model.dropout": "0.0..0.5"}
     config = sweep_config({"search": search, "trials": 2}, base)
-    with working_on(whole := open_sweep(config, tmp_path / "whole", "drawn")):
+    with sweep_context(whole := open_sweep(config, tmp_path / "whole", "drawn")):
         study = Study(whole)
         expected = [study.ask(), study.ask()]
-    with working_on(killed := open_sweep(config, tmp_path / "killed", "drawn")):
+    with sweep_context(killed := open_sweep(config, tmp_path / "killed", "drawn")):
         study = Study(killed)
         study._dimensions = dict([*study._dimensions.items()][:drawn])
         study.ask()

@@ -114,7 +114,7 @@ def test_a_violated_check_is_an_event_and_its_run_says_what_to_do(
         patch.setenv(webhook.VARIABLE, url)
         with pytest.raises(CheckError):
             retrain(nnbuild.RunConfig.model_validate(settings), str(tmp_path / "store"))
-    (run_id,) = Store(tmp_path / "store").committed()
+    (run_id,) = Store(tmp_path / "store").run_ids()
     with get_client(sync_client=True) as client:
         (event,) = events_named(client, "nnbuild.data.check-failed", run_id)
     assert "duplicate" in event["payload"]["reason"]

@@ -59,7 +59,7 @@ def test_ctrl_c_at_start_exits_at_once(tmp_path, small_folder, environment, seco
         program.wait_for("starting Prefect")
         program.read_for(seconds)  # into the imports, and the start of the server
         stopped(program, "nnbuild: stopped")
-    assert not Store(tmp_path / "s").unfinished() or seconds > 0
+    assert not Store(tmp_path / "s").unfinished_runs() or seconds > 0
 
 
 @pytest.mark.parametrize("mark", ["training and", "epoch 1/", "epoch 20/"])
@@ -67,7 +67,7 @@ def test_ctrl_c_in_a_run_says_how_to_resume(tmp_path, small_folder, environment,
     with terminal(*endless(small_folder, tmp_path / "s"), environment=environment) as program:
         program.wait_for(mark)
         screen = stopped(program, "nnbuild run --resume")
-    (waiting,) = Store(tmp_path / "s").unfinished()
+    (waiting,) = Store(tmp_path / "s").unfinished_runs()
     assert f"--resume {waiting.run_id}" in screen
 
 

@@ -68,4 +68,4 @@ def test_the_option_is_checked_before_a_run_begins(capfd, tmp_path):
     assert (outcome.code, outcome.out) == (2, "")
     assert "neither a database nor a server" in outcome.err
     assert not (tmp_path / "store").exists()
-    assert Store(tmp_path / "store").committed() == []
+    assert Store(tmp_path / "store").run_ids() == []

@@ -15,7 +15,7 @@ from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.data.dataset import Split
 from nnbuild.errors import DivergedError, Interrupted, StoreError
 from nnbuild.runtime.tensorflow import keras, tf
-from nnbuild.training import Checkpoints, Surroundings, fit
+from nnbuild.training import Checkpoints, FitContext, fit
 from nnbuild.training.checkpoint import model_arrays
 from nnbuild.training.shuffling import split_rows
 
@@ -60,7 +60,7 @@ def run_through(config, split, folder=None, validation=None, **around):
         else None
     )
     model = compiled(config, split)
-    surroundings = Surroundings(checkpoints=checkpoints, **around)
+    surroundings = FitContext(checkpoints=checkpoints, **around)
     fitted = fit(model, split, config, CLASSES, surroundings, validation=validation)
     return model, fitted
 
@@ -102,7 +102,9 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
 ):
     split, config = small_split(), config_of(model, **training)
     straight, expected = run_through(config, split)
-    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)  # one step a look
+    monkeypatch.setattr(
+        "nnbuild.training.trainer.StepsPerCall.learn", lambda *_: None
+    )  # one step a look
     for looks in (1, 3, 6):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, stop=StopAfter(looks))
@@ -119,7 +121,7 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
 def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
     split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
     straight, expected = run_through(config, split, validation=own)
-    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)
+    monkeypatch.setattr("nnbuild.training.trainer.StepsPerCall.learn", lambda *_: None)
     for looks in (2, 5):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, own, stop=StopAfter(looks))
@@ -148,10 +150,10 @@ def test_the_seed_decides_the_weights_and_the_order():
 
 def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
     split, config = small_split(), config_of(augment="affine")
-    monkeypatch.setattr("nnbuild.training.trainer.Pace.learn", lambda *_: None)
+    monkeypatch.setattr("nnbuild.training.trainer.StepsPerCall.learn", lambda *_: None)
     single, _ = run_through(config, split)
     monkeypatch.setattr(
-        "nnbuild.training.trainer.Pace.__init__", lambda self: setattr(self, "steps", 1000)
+        "nnbuild.training.trainer.StepsPerCall.__init__", lambda self: setattr(self, "steps", 1000)
     )
     many, _ = run_through(config, split)
     assert same(single, many)
@@ -306,14 +308,14 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, what):
             split,
             config,
             CLASSES,
-            Surroundings(checkpoints=Checkpoints(tmp_path, identity)),
+            FitContext(checkpoints=Checkpoints(tmp_path, identity)),
         )
 
 
 def test_other_threads_are_remarked_on(tmp_path: Path):
     split, config = small_split(), config_of()
     identity = {"config": config.digest(), "dataset": "d", "code": "c", "threads": 1}
-    around = Surroundings(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
+    around = FitContext(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
     with pytest.raises(Interrupted):
         fit(compiled(config, split), split, config, CLASSES, around)
     later = replace(

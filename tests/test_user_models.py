@@ -271,8 +271,8 @@ def test_an_unfit_model_is_refused_before_the_fit(module, case, small_folder, tm
         runs.retrain(run_config(small_folder, model={"name": "mine:build"}), tmp_path / "store")
     assert "\n" not in str(caught.value)
     store = Store(tmp_path / "store")
-    assert store.committed() == []
-    assert not store.unfinished()
+    assert store.run_ids() == []
+    assert not store.unfinished_runs()
 
 
 def test_what_a_model_raises_in_the_fit_is_a_failed_run(module, small_folder, tmp_path):
@@ -300,7 +300,7 @@ def test_what_a_model_raises_in_the_fit_is_a_failed_run(module, small_folder, tm
     with pytest.raises(RunError, match="'mine:build' failed in training: InvalidArgumentError"):
         runs.retrain(config, tmp_path / "store")
     store = Store(tmp_path / "store")
-    (run_id,) = store.committed()
+    (run_id,) = store.run_ids()
     assert store.manifest(run_id)["row"]["status"] == "failed"
 
 
@@ -352,7 +352,7 @@ def test_a_run_that_keras_scores_says_so_everywhere(
     why = "Keras; not exported to ONNX: ONNX has no operation for BesselI0e"
     assert f"scoring        {why}" in outcome.out
     store = Store(root)
-    (run_id,) = store.committed()
+    (run_id,) = store.run_ids()
     assert not list(root.rglob("*.onnx"))
     manifest = store.manifest(run_id)
     assert manifest["steps"]["export_model"]["remark"] == "ONNX has no operation for BesselI0e"

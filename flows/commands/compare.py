@@ -16,7 +16,7 @@ def compare(run_ids: list[str], root: str | None, *, html: Path | None, as_json:
     rows = compared(store, run_ids)
     if html is not None:
         histories = {run_id: store.read_table("history", run_id) for run_id in run_ids}
-        write_output(store.require_outside(html), comparison_page(rows, histories).encode())
+        write_output(store.ensure_outside(html), comparison_page(rows, histories).encode())
     if as_json:
         print_json({"store": str(store.root), "runs": [jsonable(row) for row in rows]})
         return

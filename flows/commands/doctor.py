@@ -113,8 +113,8 @@ def _store(root: str | None) -> Iterator[Finding]:
         )
         return
     runs, waiting = (
-        len(store.committed()),
-        [each.run_id for each in store.unfinished() if not each.held],
+        len(store.run_ids()),
+        [each.run_id for each in store.unfinished_runs() if not each.held],
     )
     enough = "ok" if room > _ENOUGH_BYTES else "fails"
     held = f"{runs} runs" if store.exists() else "no store there yet"
@@ -137,7 +137,7 @@ def _room_behind_a_url(store: Store) -> int:
     probe = store.root / f"probe-{os.getpid()}"
     write_bytes(probe, b"")
     probe.unlink()
-    return _room(store.workshop)
+    return _room(store.local_root)
 
 
 def _reason(error: Exception) -> str:

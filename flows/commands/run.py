@@ -15,7 +15,7 @@ from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.engines import describe_engine, engine_of_run
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 from nnbuild.report import mlflow as tracking
-from nnbuild.runtime.lazy_imports import importing
+from nnbuild.runtime.lazy_imports import gc_paused
 from nnbuild.runtime.outward import outward
 from nnbuild.runtime.signals import exiting_at_once
 from nnbuild.store import Store
@@ -103,7 +103,7 @@ def start(console: PlainConsole) -> None:
     with (
         _leaving_at_once(console),
         display_for(console).waiting("starting Prefect and TensorFlow"),
-        importing(),
+        gc_paused(),
         EmbeddedServer(),
     ):
         import flows.retrain  # noqa: F401  (while the server boots)
@@ -190,7 +190,7 @@ def _given(options: Settings) -> Settings:
 
 def last_run(store: Store) -> str | None:
     """The id of the run that was committed last, succeeded or failed."""
-    return max(store.committed(), default=None)
+    return max(store.run_ids(), default=None)
 
 
 def summarise(store: Store, run_id: str, whole: float) -> Settings:

@@ -10,7 +10,7 @@ from flows.commands import run as single
 from flows.printing import PlainConsole, print_json, print_line, print_table
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import ConfigError, InputError, Interrupted
-from nnbuild.evaluation.significance import spread
+from nnbuild.evaluation.significance import mean_confidence_interval
 from nnbuild.store import Store
 
 Settings = dict[str, Any]
@@ -81,13 +81,13 @@ def _without_gate(config: RunConfig) -> RunConfig:
 
 def _made(config: RunConfig, place: Store, console: PlainConsole, mlflow: str | None) -> Settings:
     """One run, as a row; a failure for good is a row too."""
-    before, began = set(place.committed()), time.perf_counter()
+    before, began = set(place.run_ids()), time.perf_counter()
     try:
         run_id = single.retrained(config, place, console)
     except (InputError, Interrupted):
         raise
     except Exception as error:  # noqa: BLE001  (it is recorded, and the other seeds go on)
-        failed = max(set(place.committed()) - before, default=None)
+        failed = max(set(place.run_ids()) - before, default=None)
         told = " ".join(str(error).split())
         console.print_line(f"seed {config.seed} failed: {told}")
         return {"seed": config.seed, "run_id": failed, "status": "failed", "error": told}
@@ -106,7 +106,10 @@ def _tell(rows: list[Settings], place: Store, *, as_json: bool) -> None:
     ]
     finished = [row for row in flat if row["status"] == "succeeded"]
     spreads = (
-        {name: spread([row[name] for row in finished])._asdict() for name in _FIGURES}
+        {
+            name: mean_confidence_interval([row[name] for row in finished])._asdict()
+            for name in _FIGURES
+        }
         if finished
         else {}
     )

@@ -15,7 +15,7 @@ from flows import jsonvalues
 from flows.printing import for_output, print_line, print_table
 from nnbuild.errors import ConfigError, NnbuildError
 from nnbuild.runtime.cgroups import memory_growth_limited
-from nnbuild.runtime.signals import interrupted, tearing
+from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.store import Store
 from nnbuild.store.outputs import is_stdout
 from nnbuild.store.query import Answer, Limits
@@ -50,7 +50,7 @@ def sql(statement: str, root: str | None, form: Form, limits: Limits) -> None:
     if form.csv + form.as_json + (form.parquet is not None) > 1:
         raise ConfigError("--csv, --parquet and --json exclude each other; give one of them")
     store = Store.open(root)
-    target = form.parquet and store.require_outside(form.parquet)
+    target = form.parquet and store.ensure_outside(form.parquet)
     answer = Answer(store, statement, limits)
     growth = memory_growth_limited(limits.memory_bytes + _BESIDE_DUCKDB)
     with _ending(answer, limits), growth, answer:
@@ -69,7 +69,7 @@ def sql(statement: str, root: str | None, form: Form, limits: Limits) -> None:
 def _ending(answer: Answer, limits: Limits) -> Iterator[None]:
     """Turn signals and a want of memory into errors, and end the process if the query goes on."""
     try:
-        with tearing():
+        with sigterm_as_exception():
             yield
     except (KeyboardInterrupt, MemoryError, NnbuildError) as error:
         known = _known(error, limits)

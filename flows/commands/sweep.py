@@ -11,7 +11,14 @@ from flows.commands.score import require_runner
 from flows.display import display_for
 from flows.printing import PlainConsole, jsonable, print_json, print_line, print_table
 from nnbuild.errors import ConfigError
-from nnbuild.sweep import Sweep, SweepConfig, Swept, open_sweep, require_possible, sweep_config
+from nnbuild.sweep import (
+    Sweep,
+    SweepConfig,
+    SweepResult,
+    open_sweep,
+    require_possible,
+    sweep_config,
+)
 from nnbuild.sweep.dask import workers_of
 from nnbuild.sweep.space import options_of, split_file
 
@@ -91,7 +98,7 @@ def _named(base: Settings) -> bool:
     return any(each is not None for each in given)
 
 
-def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConsole) -> Swept:
+def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConsole) -> SweepResult:
     from flows.sweep import sweep as flow
     from tasks.watching import shown_on
 
@@ -107,7 +114,7 @@ def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConso
         display.close()
 
 
-def _object(swept: Swept, opened: Sweep, seconds: float) -> Settings:
+def _object(swept: SweepResult, opened: Sweep, seconds: float) -> Settings:
     return {
         "sweep_id": swept.sweep_id,
         "status": "succeeded" if swept.best else "failed",
@@ -123,7 +130,7 @@ def _object(swept: Swept, opened: Sweep, seconds: float) -> Settings:
     }
 
 
-def _show(swept: Swept) -> None:
+def _show(swept: SweepResult) -> None:
     from flows.sweep import rows_of
 
     rows = rows_of(swept)

@@ -27,7 +27,7 @@ def runs(root: str | None, *, as_json: bool) -> None:
     """List committed runs and, below them, those in staging with the epochs so far."""
     store = Store.open(root)
     committed = store.read_table("runs").to_pylist()
-    waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished()]
+    waiting = [_unfinished(store, each.run_id, held=each.held) for each in store.unfinished_runs()]
     if as_json:
         print_json(
             {"store": str(store.root), "runs": [jsonable(row) for row in [*committed, *waiting]]}
@@ -59,7 +59,7 @@ def history(run_ids: list[str], root: str | None, *, wide: bool, csv: bool, as_j
     if run_ids:
         table = pa.concat_tables([_history_of(store, run_id) for run_id in run_ids])
     else:
-        waiting = [store.staged_history(each.run_id) for each in store.unfinished()]
+        waiting = [store.staged_history(each.run_id) for each in store.unfinished_runs()]
         table = pa.concat_tables(
             [store.read_table("history"), *(part for part in waiting if part is not None)]
         )

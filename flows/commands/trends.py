@@ -34,7 +34,7 @@ def trends(root: str | None, *, html: Path | None, as_json: bool) -> None:
     store = Store.open(root)
     rows, jobs = over_time(store), drift_by_job(store)
     if html is not None:
-        write_output(store.require_outside(html), trends_page(rows, jobs).encode())
+        write_output(store.ensure_outside(html), trends_page(rows, jobs).encode())
     if as_json:
         shown = {
             "runs": [jsonable(row) for row in rows],

@@ -23,7 +23,7 @@ class Preset:
     takes: tuple[str, ...] = ("dropout",)
 
 
-_PLAIN: dict[str, object] = {
+_BASE_DEFAULTS: dict[str, object] = {
     "optimizer": "adam",
     "schedule": "constant",
     "augment": "none",
@@ -32,17 +32,17 @@ _PLAIN: dict[str, object] = {
 }
 # What was chosen with the last 10,000 training images held out is trained on nearly all of them: a sixtieth is left for
 # the temperature, and to watch.
-_ALL_BUT_A_SIXTIETH = 1 / 60
-_THOROUGH: dict[str, object] = {
-    **_PLAIN,
+VALIDATION_FRACTION = 1 / 60
+_AUGMENTED_DEFAULTS: dict[str, object] = {
+    **_BASE_DEFAULTS,
     "batch_size": 128,
     "schedule": "one-cycle",
     "augment": "affine",
     "ema": 0.998,
     "precision": "mixed_bfloat16",
-    "validation_fraction": _ALL_BUT_A_SIXTIETH,
+    "validation_fraction": VALIDATION_FRACTION,
 }
-_NOTHING_DROPPED: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
+_NO_REGULARIZATION: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
 
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
 """What `dataset.name` may name; anything else is a path."""
@@ -56,25 +56,25 @@ MONITORS = tuple(f"{subset}{name}" for name in ("loss", *METRICS) for subset in 
 PRESETS: dict[str, Preset] = {
     "lab": Preset(
         "the guide's lab: 25 and 15 relu units; Adam 1e-3, batch 32",
-        {**_PLAIN, "epochs": 40, "batch_size": 32, "learning_rate": 1e-3},
-        _NOTHING_DROPPED,
+        {**_BASE_DEFAULTS, "epochs": 40, "batch_size": 32, "learning_rate": 1e-3},
+        _NO_REGULARIZATION,
         takes=("l2", "dropout"),
     ),
     "regularized": Preset(
         "120 and 40 relu units with an L2 penalty; Adam 1e-2",
-        {**_PLAIN, "epochs": 20, "batch_size": 128, "learning_rate": 1e-2},
+        {**_BASE_DEFAULTS, "epochs": 20, "batch_size": 128, "learning_rate": 1e-2},
         {"l2": 1e-5, "dropout": 0.0},
         takes=("l2", "dropout"),
     ),
     "convnet": Preset(
         "keras.io's MNIST convnet, 34,826 parameters, with a logits head; Adam 1e-3, batch 128",
-        {**_PLAIN, "epochs": 12, "batch_size": 128, "learning_rate": 1e-3},
+        {**_BASE_DEFAULTS, "epochs": 12, "batch_size": 128, "learning_rate": 1e-3},
         {"l2": 0.0, "dropout": 0.5},
     ),
     "fast": Preset(
         "small convolutions and a one-cycle learning rate, in bfloat16: 99 % in seconds",
         {
-            **_PLAIN,
+            **_BASE_DEFAULTS,
             "epochs": 2,
             "batch_size": 256,
             "learning_rate": 1.4e-2,
@@ -82,27 +82,33 @@ PRESETS: dict[str, Preset] = {
             "beta_2": 0.9,
             "schedule": "one-cycle",
             "precision": "mixed_bfloat16",
-            "validation_fraction": _ALL_BUT_A_SIXTIETH,
+            "validation_fraction": VALIDATION_FRACTION,
         },
-        _NOTHING_DROPPED,
+        _NO_REGULARIZATION,
     ),
     "accurate": Preset(
         "three unlike columns of convolutions, four views at scoring, affine maps, Muon, in bfloat16: the highest",
-        {**_THOROUGH, "epochs": 33, "batch_size": 384, "learning_rate": 6e-3, "optimizer": "muon"},
-        _NOTHING_DROPPED,
+        {
+            **_AUGMENTED_DEFAULTS,
+            "epochs": 33,
+            "batch_size": 384,
+            "learning_rate": 6e-3,
+            "optimizer": "muon",
+        },
+        _NO_REGULARIZATION,
         columns=3,
     ),
     "tiny": Preset(
         "fewer than 8,000 weights, batch norm and random affine maps, in bfloat16: 99.4 % where memory is scarce",
-        {**_THOROUGH, "epochs": 30, "learning_rate": 1e-2},
-        _NOTHING_DROPPED,
+        {**_AUGMENTED_DEFAULTS, "epochs": 30, "learning_rate": 1e-2},
+        _NO_REGULARIZATION,
     ),
 }
 
 USER_MODEL = Preset(
     "a function of your own that returns an uncompiled Keras model",
-    {**_PLAIN, "epochs": 10, "batch_size": 128, "learning_rate": 1e-3},
-    _NOTHING_DROPPED,
+    {**_BASE_DEFAULTS, "epochs": 10, "batch_size": 128, "learning_rate": 1e-3},
+    _NO_REGULARIZATION,
     takes=(),
 )
 

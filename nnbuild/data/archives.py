@@ -40,7 +40,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def translated(where: object) -> Iterator[None]:
+def read_errors_as_data_errors(where: object) -> Iterator[None]:
     """Turn what the standard library raises on a damaged file into a `DataError` that names it."""
     try:
         yield
@@ -66,7 +66,7 @@ def require_regular(path: Path) -> int:
     Raises:
         DataError: The path does not lead to an ordinary file.
     """
-    with translated(path):
+    with read_errors_as_data_errors(path):
         status = path.stat()
     _require_ordinary(path, status.st_mode)
     return status.st_size
@@ -87,7 +87,7 @@ def open_regular(path: Path) -> IO[bytes]:
     """
     if require_regular(path) == 0:
         return io.BytesIO()  # files of /proc and /sys claim to be empty, and some of them block
-    with translated(path):
+    with read_errors_as_data_errors(path):
         # A pipe may have taken the file's place since: without O_NONBLOCK, opening it would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
@@ -105,7 +105,7 @@ def first_bytes(path: Path, count: int) -> bytes:
     Raises:
         DataError: As for `open_regular`.
     """
-    with open_regular(path) as file, translated(path):
+    with open_regular(path) as file, read_errors_as_data_errors(path):
         return file.read(count)
 
 
@@ -120,7 +120,7 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         DataError: the file is missing, unreadable, or turns out to be damaged while it is read.
     """
     size = require_regular(path)
-    with open_regular(path) as raw, translated(path):
+    with open_regular(path) as raw, read_errors_as_data_errors(path):
         packed = raw.read(2) == _GZIP_MAGIC
         raw.seek(0)
         if packed:

@@ -70,7 +70,7 @@ def read(file: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: Not an ordinary file, or as for `decode`.
     """
-    with archives.open_regular(file) as stream, archives.translated(file):
+    with archives.open_regular(file) as stream, archives.read_errors_as_data_errors(file):
         payload = stream.read()
     return decode(payload, file)
 

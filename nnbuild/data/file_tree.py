@@ -76,7 +76,7 @@ def subfolders(folder: Path) -> list[str]:
     Raises:
         DataError: As for `files_below`.
     """
-    with archives.translated(folder), os.scandir(folder) as entries:
+    with archives.read_errors_as_data_errors(folder), os.scandir(folder) as entries:
         visible = sorted(entry.name for entry in entries if not is_ignored(entry.name))
     return [name for name in visible if _is_folder(folder / name)]
 
@@ -85,7 +85,7 @@ def _local_files(folder: Path) -> Iterator[File]:
     waiting: list[tuple[Path, str, tuple[Any, ...]]] = [(folder, "", (_identity(folder),))]
     while waiting:
         current, above, entered = waiting.pop()
-        with archives.translated(current), os.scandir(current) as listing:
+        with archives.read_errors_as_data_errors(current), os.scandir(current) as listing:
             names = [entry.name for entry in listing if not is_ignored(entry.name)]
         for name in names:
             path = current / name
@@ -104,7 +104,7 @@ def _is_folder(path: Path) -> bool:
             raise DataError(
                 f"{path}: a link that leads nowhere; remove it, or restore what it links to"
             ) from error
-        with archives.translated(path):
+        with archives.read_errors_as_data_errors(path):
             raise
     kind = irregular(mode)
     if kind not in {None, "a folder"}:
@@ -113,7 +113,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    with archives.translated(folder):
+    with archives.read_errors_as_data_errors(folder):
         status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -187,7 +187,7 @@ def _folders_below(folder: Any) -> Iterator[Any]:
 def _listed(folder: Any) -> list[str]:
     if not folder.is_dir():
         return []
-    with archives.translated(folder):
+    with archives.read_errors_as_data_errors(folder):
         return sorted(entry.name for entry in folder.iterdir() if entry.name)
 
 

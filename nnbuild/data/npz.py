@@ -114,7 +114,7 @@ def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
-        with archives.translated(path):
+        with archives.read_errors_as_data_errors(path):
             yield
     except (*_BAD_ZIP, *_BAD_HEADER) as error:
         reason = archives.reason_of(error)

@@ -146,7 +146,7 @@ def _payload_digest(array: NDArray[Any]) -> str:
 
 
 def _verify_packed(digest: str, path: Path) -> None:
-    with archives.open_regular(path) as file, archives.translated(path):
+    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         given = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
     if given != digest:
         raise DataError(f"{path}: sha256 {given}, published is {digest}")

@@ -242,7 +242,7 @@ def _read_description(path: Path) -> _Description:
         raise DataError(
             f"{path}: larger than {_MOST_JSON} bytes; it is no description of a dataset"
         )
-    with archives.open_regular(path) as file, archives.translated(path):
+    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         text = file.read()
     try:
         description = _Description.model_validate(json.loads(text))
@@ -272,7 +272,7 @@ def _read_split(path: Path, expected: _File) -> Split:
         raise DataError(
             f"{path}: {size} bytes, {DESCRIPTION} says {expected.bytes}; ingest the data again"
         )
-    with archives.open_regular(path) as file, archives.translated(path):
+    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         payload = file.read()
     if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
         raise DataError(

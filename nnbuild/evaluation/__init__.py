@@ -3,22 +3,22 @@
 from nnbuild.evaluation.calibration import fit_temperature
 from nnbuild.evaluation.metrics import (
     Bin,
-    Figure,
+    MetricValue,
     calibration_bins,
     calibration_error,
     confusion_counts,
     evaluate,
 )
-from nnbuild.evaluation.significance import Spread, spread
+from nnbuild.evaluation.significance import Spread, mean_confidence_interval
 
 __all__ = [
     "Bin",
-    "Figure",
+    "MetricValue",
     "Spread",
     "calibration_bins",
     "calibration_error",
     "confusion_counts",
     "evaluate",
     "fit_temperature",
-    "spread",
+    "mean_confidence_interval",
 ]

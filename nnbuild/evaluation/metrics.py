@@ -12,7 +12,7 @@ BINS = 15  # of the reliability diagram, as in Guo et al. 2017 (arXiv 1706.04599
 Labels = NDArray[np.int16]
 
 
-class Figure(NamedTuple):
+class MetricValue(NamedTuple):
     """One row of the evaluation table.
 
     Attributes:
@@ -26,7 +26,7 @@ class Figure(NamedTuple):
     value: float
 
 
-def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[Figure]:
+def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[MetricValue]:
     """All metrics of a set of examples.
 
     A class that is never predicted has precision 0, and one without examples recall 0; neither is NaN.
@@ -69,9 +69,9 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[Figure]
     for name in ("precision", "recall", "f1"):
         overall[f"macro_{name}"] = float(np.mean(by_class[name]))
     return [
-        *(Figure(name, None, value) for name, value in overall.items()),
+        *(MetricValue(name, None, value) for name, value in overall.items()),
         *(
-            Figure(name, label, float(value))
+            MetricValue(name, label, float(value))
             for name, values in by_class.items()
             for label, value in enumerate(values)
         ),

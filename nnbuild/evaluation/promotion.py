@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.config.sections import GateConfig
-from nnbuild.evaluation.significance import Paired, compare
+from nnbuild.evaluation.significance import McNemarResult, mcnemar_test
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Decision:
 
     promote: bool
     reason: str
-    paired: Paired | None = None
+    paired: McNemarResult | None = None
     recall_drop: float | None = None
     recall_label: int | None = None
 
@@ -69,7 +69,7 @@ def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig
         if config.on_other_data == "promote":
             return Decision(not refused, refused or f"{told}, and such a challenger is promoted")
         return Decision(promote=False, reason=refused or f"{told}; nnbuild promote decides by hand")
-    paired = compare(champion.right, challenger.right)
+    paired = mcnemar_test(champion.right, challenger.right)
     label, drop = _largest_drop(challenger, champion)
     reason = refused or _too_much_worse(drop, label, config) or _by_the_test(paired, config)
     return Decision(reason is None, reason or _in_favour(paired, config), paired, drop, label)
@@ -101,7 +101,7 @@ def _too_much_worse(drop: float, label: int, config: GateConfig) -> str:
     return f"its recall of class {label} is {drop:.4f} below the champion's, and {config.max_recall_drop:g} is allowed"
 
 
-def _by_the_test(paired: Paired, config: GateConfig) -> str | None:
+def _by_the_test(paired: McNemarResult, config: GateConfig) -> str | None:
     if config.rule == "not-worse" and paired.p_worse < config.significance:
         return f"it is significantly worse (p = {paired.p_worse:.2g}, below {config.significance:g}); {_counts(paired)}"
     if config.rule == "better" and paired.p_better >= config.significance:
@@ -109,13 +109,13 @@ def _by_the_test(paired: Paired, config: GateConfig) -> str | None:
     return None
 
 
-def _in_favour(paired: Paired, config: GateConfig) -> str:
+def _in_favour(paired: McNemarResult, config: GateConfig) -> str:
     if config.rule == "better":
         return f"it is significantly better (p = {paired.p_better:.2g}); {_counts(paired)}"
     return f"it is not significantly worse (p = {paired.p_worse:.2g}); {_counts(paired)}"
 
 
-def _counts(paired: Paired) -> str:
+def _counts(paired: McNemarResult) -> str:
     return (
         f"of {paired.examples:,} test images {paired.only_challenger:,} are right by it alone, "
         f"{paired.only_champion:,} by the champion alone"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 _Z = 1.96  # of a 95 % interval
 
 
-class Paired(NamedTuple):
+class McNemarResult(NamedTuple):
     """A comparison of a challenger with a champion on the same examples.
 
     Attributes:
@@ -35,7 +35,7 @@ class Paired(NamedTuple):
     high: float
 
 
-def compare(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> Paired:
+def mcnemar_test(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> McNemarResult:
     """The exact one-sided McNemar tests, and Wald's interval of the difference of two paired shares.
 
     Sources: McNemar 1947 (doi 10.1007/BF02295996); the exact form is a binomial test with probability one half on
@@ -57,7 +57,7 @@ def compare(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> Paire
     difference = (won - lost) / examples
     spread = _Z * math.sqrt(max(differing - (won - lost) ** 2 / examples, 0.0)) / examples
     low, high = max(difference - spread, -1.0), min(difference + spread, 1.0)
-    return Paired(examples, lost, won, at_least(lost), at_least(won), difference, low, high)
+    return McNemarResult(examples, lost, won, at_least(lost), at_least(won), difference, low, high)
 
 
 _CONFIDENCE = 0.95
@@ -81,7 +81,7 @@ class Spread(NamedTuple):
     high: float | None
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_confidence_interval(values: Sequence[float]) -> Spread:
     """Mean, standard deviation, and the 95 % confidence interval of the mean by Student's t.
 
     Source: Student, "The Probable Error of a Mean", 1908 (doi 10.1093/biomet/6.1.1): mean ± t · s / √n with n - 1

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nnbuild.config.sections import ModelConfig
-from nnbuild.models.multi_column import Column, columns
+from nnbuild.models.multi_column import Column, multi_column
 from nnbuild.runtime.tensorflow import keras
 
 layers = keras.layers
@@ -92,7 +92,7 @@ def accurate(pixels: Any, config: ModelConfig, seed: int) -> Any:
         )
 
     makers = [column(3, "hard_silu"), column(5, "hard_silu"), column(7, "silu")]
-    return _dropped(columns(pixels, makers), config, seed)
+    return _dropped(multi_column(pixels, makers), config, seed)
 
 
 def tiny(pixels: Any, config: ModelConfig, seed: int) -> Any:

@@ -22,7 +22,7 @@ _VIEWS = (
 
 
 @keras.saving.register_keras_serializable("nnbuild")
-class Views(keras.layers.Layer):  # type: ignore[misc]
+class TestTimeAugmentation(keras.layers.Layer):  # type: ignore[misc]
     """Images as they are while training; otherwise each moved by a pixel to the four sides, one view behind the other.
 
     What moves in is zero. The image itself is not among the views: with it they were no better (docs/benchmarks.md).
@@ -44,7 +44,7 @@ class Views(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("nnbuild")
-class Share(keras.layers.Layer):  # type: ignore[misc]
+class BatchShard(keras.layers.Layer):  # type: ignore[misc]
     """A column's share of the batch while training, and all of the batch otherwise.
 
     Shares are as equal as can be, and none is empty, which batch norm could not bear: a column for which nothing is
@@ -79,7 +79,7 @@ class Share(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable("nnbuild")
-class Joined(keras.layers.Layer):  # type: ignore[misc]
+class MergeColumns(keras.layers.Layer):  # type: ignore[misc]
     """The columns' features: while training one behind the other, so that each row has its label; else an image's mean.
 
     An image's rows are as many as it has views, times the columns.
@@ -98,7 +98,7 @@ class Joined(keras.layers.Layer):  # type: ignore[misc]
         return keras.KerasTensor(batch_and_columns[1].shape, batch_and_columns[1].dtype)
 
 
-def columns(images: Any, makers: Sequence[Column]) -> Any:
+def multi_column(images: Any, makers: Sequence[Column]) -> Any:
     """Several columns on a batch of images.
 
     Args:
@@ -109,9 +109,9 @@ def columns(images: Any, makers: Sequence[Column]) -> Any:
     Returns:
         Keras tensor of features.
     """
-    views = Views(name="views")(images)
+    views = TestTimeAugmentation(name="views")(images)
     features = []
     for place, make in enumerate(makers):
-        share = Share(place, len(makers), name=f"share_{place + 1}")(views)
+        share = BatchShard(place, len(makers), name=f"share_{place + 1}")(views)
         features.append(make(share, f"column_{place + 1}_"))
-    return Joined(name="joined")([images, *features])
+    return MergeColumns(name="joined")([images, *features])

@@ -23,7 +23,7 @@ from nnbuild.models import archive_limits
 from nnbuild.models.custom import current_folder_importable, import_factory
 from nnbuild.runtime.regular_files import read_regular
 from nnbuild.runtime.tensorflow import keras
-from nnbuild.store.filesystem import file_digest, written
+from nnbuild.store.filesystem import atomic_write, file_digest
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def save_model(model: Any, path: Path) -> str:
     Returns:
         sha256 of the file.
     """
-    with written(path) as aside:
+    with atomic_write(path) as aside:
         model.save(aside)
         _make_canonical(aside)
     return file_digest(path)

@@ -8,8 +8,14 @@ imported when they are first asked for: loading and committing do without.
 from typing import TYPE_CHECKING, Any
 
 from nnbuild.pipeline.data import check_data, load_data, read_data, staged_dataset
-from nnbuild.pipeline.promotion import answered, decide, still_holds, withdraw
-from nnbuild.pipeline.step import epochs_on_disk, has_checkpoints, is_fitted, once, staged_table
+from nnbuild.pipeline.promotion import decide, is_current, record_approval, revoke_decision
+from nnbuild.pipeline.step import (
+    cached_step,
+    epochs_on_disk,
+    has_checkpoints,
+    is_fitted,
+    staged_table,
+)
 
 if TYPE_CHECKING:
     from nnbuild.pipeline.evaluation import calibrate_model, evaluate_model, score_test_set
@@ -18,8 +24,8 @@ if TYPE_CHECKING:
     from nnbuild.pipeline.training import build_model, compile_model, fit_model, persist_history
 
 __all__ = [
-    "answered",
     "build_model",
+    "cached_step",
     "calibrate_model",
     "check_data",
     "compile_model",
@@ -31,16 +37,16 @@ __all__ = [
     "export_model",
     "fit_model",
     "has_checkpoints",
+    "is_current",
     "is_fitted",
     "load_data",
-    "once",
     "persist_history",
     "read_data",
+    "record_approval",
+    "revoke_decision",
     "score_test_set",
     "staged_dataset",
     "staged_table",
-    "still_holds",
-    "withdraw",
 ]
 
 

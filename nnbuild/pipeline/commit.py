@@ -32,7 +32,7 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
     return committed
 
 
-def finish_committed(store: Store) -> list[str]:
+def complete_interrupted_commits(store: Store) -> list[str]:
     """Finish what was killed behind the row that makes a run exist: its promotion, and its folder in staging.
 
     Returns:
@@ -42,7 +42,7 @@ def finish_committed(store: Store) -> list[str]:
     for run in store.committed_in_staging():
         try:
             with locks.held(run.folder), champion.locked(store):
-                _promote(store, run, run.recall("decide", Decided), None)
+                _promote(store, run, run.load_result("decide", Decided), None)
                 run.clear()
         except LockedError:  # it is just being committed
             continue
@@ -58,12 +58,12 @@ def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | No
 
 def _decided(run: Run) -> Decided | None:
     """What the gate said; it is asked again if the champion is another by now, unless the run is laid out already."""
-    decided, data = run.recall("decide", Decided), run.recall("load_data", LoadedData)
-    if decided is None or data is None or decided.passed_over or pipeline.still_holds(run, decided):
+    decided, data = run.load_result("decide", Decided), run.load_result("load_data", LoadedData)
+    if decided is None or data is None or decided.passed_over or pipeline.is_current(run, decided):
         return decided
     if commit.is_ready(run):
         return decided
-    pipeline.withdraw(run)
+    pipeline.revoke_decision(run)
     decided = pipeline.decide(run, data)
     write_report(run, data)
     return decided
@@ -71,7 +71,7 @@ def _decided(run: Run) -> Decided | None:
 
 def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -> Committed:
     """Commit a run that failed for good: its `runs` row with the reason, and the history that it has."""
-    pipeline.withdraw(run)
+    pipeline.revoke_decision(run)
     told = str(error) if isinstance(error, NnbuildError) else f"{type(error).__name__}: {error}"
     committed = _commit(run, mask_credentials(join_lines(told)), now)
     run.clear()
@@ -90,7 +90,9 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
     store = Store(run.store)
     store.require_same(run)
-    commit.publish(run, store.root, _dataset_move(run, store, run.recall("load_data", LoadedData)))
+    commit.publish(
+        run, store.root, _dataset_move(run, store, run.load_result("load_data", LoadedData))
+    )
     record = f"runs/{run.run_id}"
     return Committed(
         run_id=run.run_id,
@@ -116,7 +118,7 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     }
     if not failed:
         wanted["model.keras"] = run.folder / "model" / "model.keras"
-        exported = run.recall("export_model", ExportedModel)
+        exported = run.load_result("export_model", ExportedModel)
         if exported is not None and exported.path is not None:  # nothing that was not proven
             wanted["model.onnx"] = run.folder / "model" / "model.onnx"
         wanted[REFERENCE] = run.folder / REFERENCE

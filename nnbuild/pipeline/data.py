@@ -8,8 +8,8 @@ from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.sources import default_cache, load
-from nnbuild.pipeline.step import once
-from nnbuild.store.filesystem import make_folder
+from nnbuild.pipeline.step import cached_step
+from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Check, CheckedData, LoadedData
 from nnbuild.store.store import Store
@@ -22,7 +22,7 @@ def staged_dataset(run: Run) -> Path:
     return run.folder / "dataset"
 
 
-@once(LoadedData)
+@cached_step(LoadedData)
 def load_data(
     run: Run, *, cache: Path | None = None, progress: Progress | None = None
 ) -> LoadedData:
@@ -44,7 +44,7 @@ def load_data(
     if not store.has_dataset(dataset.name, dataset.digest):
         folder = staged_dataset(run)
         place = run.relative(folder)
-        make_folder(folder)  # which refuses to bring back a store that disappeared
+        make_durable_dir(folder)  # which refuses to bring back a store that disappeared
         tables.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return LoadedData(
@@ -109,7 +109,7 @@ def read_data(run: Run, data: LoadedData) -> Dataset:
     return tables.read_dataset(folder)
 
 
-@once(CheckedData)
+@cached_step(CheckedData)
 def check_data(run: Run, data: LoadedData) -> CheckedData:
     """Look at the data before a second is spent on training.
 

@@ -12,17 +12,17 @@ from nnbuild.evaluation.drift import REFERENCE, Summary, summarise
 from nnbuild.logits import predict, softmax
 from nnbuild.models.custom import failing_user_model
 from nnbuild.pipeline.data import read_data
-from nnbuild.pipeline.step import once, staged_table
+from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.pipeline.training import read_model
 from nnbuild.store import schemas
-from nnbuild.store.filesystem import make_folder, write_json
+from nnbuild.store.filesystem import make_durable_dir, write_json
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Calibrated, Evaluated, FittedModel, LoadedData, Scored
 from nnbuild.store.tables import write_table
 from nnbuild.training.shuffling import validation_split
 
 
-@once(Evaluated)
+@cached_step(Evaluated)
 def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
     """Evaluate on the test set: the metrics and the confusion counts, each a table.
 
@@ -47,8 +47,8 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
     for name, found in rows.items():
         write_table(
             staged_table(run, name),
-            schemas.table_of(schemas.FIXED[name], found),
-            schemas.FIXED[name],
+            schemas.table_of(schemas.STATIC_SCHEMAS[name], found),
+            schemas.STATIC_SCHEMAS[name],
         )
     metrics = {figure.metric: figure.value for figure in figures if figure.label is None}
     return Evaluated(
@@ -59,7 +59,7 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
     )
 
 
-@once(Scored)
+@cached_step(Scored)
 def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
     """Apply softmax to the logits of the test set and write the probability table.
 
@@ -70,7 +70,7 @@ def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
     path = staged_table(run, "predictions")
     began = time.perf_counter()
     test = read_data(run, data).test
-    make_folder(path.parent)
+    make_durable_dir(path.parent)
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "scoring"):
         rows = scoring.write_predictions(path, engine, test, data.classes, batch)
@@ -108,7 +108,7 @@ def _summary(split: Split, logits: Logits, temperature: float) -> Summary:
 _KEPT = ("accuracy", "loss")
 
 
-@once(Calibrated)
+@cached_step(Calibrated)
 def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
     """Fit the temperature on the validation examples; the reliability of both subsets, before and after, is a table.
 

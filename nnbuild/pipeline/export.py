@@ -11,9 +11,9 @@ from nnbuild.engines import Pixels
 from nnbuild.errors import ContractError, StoreError, raised
 from nnbuild.models.onnx_export import export_onnx
 from nnbuild.pipeline.data import read_data
-from nnbuild.pipeline.step import once
+from nnbuild.pipeline.step import cached_step
 from nnbuild.pipeline.training import read_model
-from nnbuild.store.filesystem import sync_folder
+from nnbuild.store.filesystem import fsync_dir
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import ExportedModel, FittedModel, LoadedData
 
@@ -22,7 +22,7 @@ _FEW = (slice(0, 1), slice(3, 6))  # scoring cuts its batches as it likes
 _MOST_DIFFERENCE = 1e-4
 
 
-@once(ExportedModel)
+@cached_step(ExportedModel)
 def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedModel:
     """Export the network to ONNX, and hold it against Keras's logits on some test images and some of noise.
 
@@ -36,7 +36,7 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
         export_onnx(model, unproven, data.image_shape)
         compared = _compared(model, unproven, probe)
         unproven.replace(path)
-        sync_folder(path.parent)
+        fsync_dir(path.parent)
     except (StoreError, OSError):  # a disk in trouble says nothing about the network
         raise
     except Exception as error:  # noqa: BLE001  (the converter raises whatever it meets)

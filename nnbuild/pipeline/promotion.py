@@ -9,11 +9,11 @@ import numpy as np
 
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
-from nnbuild.evaluation.significance import Paired
+from nnbuild.evaluation.significance import McNemarResult
 from nnbuild.pipeline.data import staged_dataset
-from nnbuild.pipeline.step import once, staged_table
+from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
-from nnbuild.store.filesystem import explained
+from nnbuild.store.filesystem import os_errors_as_store_errors
 from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData
@@ -23,7 +23,7 @@ from nnbuild.store.tables import read_table, write_table
 _WAITS = "a person has to say yes, by nnbuild promote {}"
 
 
-@once(Decided)
+@cached_step(Decided)
 def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Decided:
     """Hold the run against the champion, on the same test examples; the decision is a row of `decisions`.
 
@@ -47,7 +47,7 @@ def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Dec
         decision = replace(
             decision, promote=False, reason=f"{decision.reason}; {_WAITS.format(run.run_id)}"
         )
-    paired = decision.paired._asdict() if decision.paired else dict.fromkeys(Paired._fields)
+    paired = decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)
     row = {
         "champion": standing,
         "rule": config.rule,
@@ -77,7 +77,7 @@ def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Dec
     )
 
 
-def answered(run: Run, *, promote: bool, comment: str = "") -> Decided:
+def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
     """What a person said of a challenger that waits for it; kept in the place of the gate's decision.
 
     Args:
@@ -88,7 +88,7 @@ def answered(run: Run, *, promote: bool, comment: str = "") -> Decided:
     Raises:
         StoreError: no decision waits.
     """
-    decided = run.recall("decide", Decided)
+    decided = run.load_result("decide", Decided)
     if decided is None or not decided.waits:
         raise StoreError(
             f"run {run.run_id} has no decision that waits for a person; see `nnbuild champion`"
@@ -113,21 +113,21 @@ def answered(run: Run, *, promote: bool, comment: str = "") -> Decided:
             "figures": decided.figures | {"promoted": promote},
         }
     )
-    run.keep("decide", result, run.seconds().get("decide", 0.0))
+    run.save_result("decide", result, run.seconds().get("decide", 0.0))
     return result
 
 
-def withdraw(run: Run) -> None:
+def revoke_decision(run: Run) -> None:
     """Take back what was decided on a run that is not committed after all: resumed, it is decided on again.
 
     A run that is laid out already keeps its decision, since its commit is finished and not undone.
     """
     if not commit.is_ready(run):
-        run.forget("decide", "write_report")
+        run.invalidate("decide", "write_report")
         staged_table(run, "decisions").unlink(missing_ok=True)
 
 
-def still_holds(run: Run, decided: Decided) -> bool:
+def is_current(run: Run, decided: Decided) -> bool:
     """Whether the champion is still the one that a decision was made against."""
     return champion.current(Store(run.store)) == decided.champion
 
@@ -165,6 +165,6 @@ def _candidate(run_id: str, folder: Any, evaluation: Any, predictions: Any) -> p
 
 
 def _test_set(folder: Path) -> str | None:
-    with explained(f"read {folder}"):
+    with os_errors_as_store_errors(f"read {folder}"):
         path = folder / "dataset.json"
         return read_text(path, "test", "sha256") if path.exists() else None

@@ -15,7 +15,7 @@ from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import commit
 from nnbuild.store import Run, Store, locks, schemas
 from nnbuild.store.commit import PART
-from nnbuild.store.filesystem import explained, file_digest, move_folder
+from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_run_id, is_temporary_name
 from nnbuild.store.manifests import read_manifest, runs_table
 from nnbuild.store.tables import write_table
@@ -77,7 +77,7 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
         raise StoreError(
             f"{', '.join(missing)}: not in staging, there is nothing to discard; see `nnbuild runs`"
         )
-    with explained(f"look through {store.workshop}"):
+    with os_errors_as_store_errors(f"look through {store.local_root}"):
         return [
             *_committed_runs(store),
             *_staged_runs(store, discard),
@@ -98,14 +98,14 @@ def apply(repairs: Sequence[Repair]) -> None:
         what = (
             f"{each.finding.action} {each.finding.path} ({done} of {len(todo)} repairs were made)"
         )
-        with explained(what):
+        with os_errors_as_store_errors(what):
             if each.apply is not None:
                 each.apply()
 
 
 def _staging(store: Store) -> list[Path]:
     """Return the folders of staging; links are not followed."""
-    return _subfolders(store.workshop / "staging")
+    return _subfolders(store.local_root / "staging")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -120,18 +120,18 @@ def _committed_runs(store: Store) -> Iterator[Repair]:
             finding = Finding(
                 f"staging/{run.run_id}", "finish", "is committed, but for its last steps"
             )
-            yield Repair(finding, lambda: commit.finish_committed(store))
+            yield Repair(finding, lambda: commit.complete_interrupted_commits(store))
 
 
 def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
-    known = {*store.committed(), *(each.run_id for each in store.unfinished())}
+    known = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}
     for path in _staging(store):
         if is_run_id(path.name) and path.name not in known and not locks.is_held(path):
             finding = Finding(
                 f"staging/{path.name}", "clear", "had not begun when its process died"
             )
             yield Repair(finding, _clearing(path))
-    for waiting in store.unfinished():
+    for waiting in store.unfinished_runs():
         run = store.unfinished_run(waiting.run_id)
         place = f"staging/{waiting.run_id}"
         if run.folder.is_symlink():
@@ -178,7 +178,7 @@ def _is_readable(run: Run) -> bool:
 
 
 def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
-    done = store.scored()
+    done = store.score_ids()
     for path in _staging(store):
         score_id, place = path.name.removeprefix(_SCORE), f"staging/{path.name}"
         if not path.name.startswith(_SCORE) or not is_run_id(score_id):
@@ -201,14 +201,14 @@ def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
     for path in sorted(_temporary_in(store)):
         written_at = datetime.fromtimestamp(path.lstat().st_mtime, now.tzinfo)
         if now - written_at > _OLD:
-            place = path.relative_to(store.workshop).as_posix()
+            place = path.relative_to(store.local_root).as_posix()
             remove = (lambda path=path: shutil.rmtree(path)) if path.is_dir() else path.unlink
             yield Repair(Finding(place, "clear", "was left half written"), remove)
 
 
 def _temporary_in(store: Store) -> Iterator[Path]:
     """Yield the temporary files, and of a remote store the copies of datasets, where nnbuild writes them."""
-    root = store.workshop
+    root = store.local_root
     if not root.is_dir():
         return
     yield from _files_of_ours(root, (each.name for each in root.iterdir()))
@@ -231,7 +231,7 @@ def _files_of_ours(folder: Path, names: Iterable[str]) -> Iterator[Path]:
 
 def _lost_rows(store: Store) -> Iterator[Repair]:
     """Yield the runs that have everything but their row in `runs`."""
-    known = {*store.committed(), *(each.run_id for each in store.unfinished())}
+    known = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}
     for path in _subfolders(store.root / "runs"):
         if not is_run_id(path.name) or path.name in known:
             continue
@@ -252,9 +252,9 @@ def _rebuilding(store: Store, run_id: str, row: Any) -> Callable[[], object]:
     """Return what writes the row of a run again."""
 
     def rebuild() -> None:
-        part = store.workshop / "staging" / f"{_REPAIR}{run_id}" / PART
+        part = store.local_root / "staging" / f"{_REPAIR}{run_id}" / PART
         write_table(part, row, schemas.RUNS)
-        move_folder(part.parent, store.partition("runs", run_id))
+        publish_dir(part.parent, store.partition("runs", run_id))
 
     return rebuild
 

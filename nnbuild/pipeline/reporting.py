@@ -4,14 +4,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nnbuild.pipeline.data import read_data
-from nnbuild.pipeline.step import epochs_on_disk, once, staged_table
+from nnbuild.pipeline.step import cached_step, epochs_on_disk, staged_table
 from nnbuild.report import artifacts, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
 from nnbuild.store.manifests import STEPS
 from nnbuild.store.run import Run
-from nnbuild.store.schemas import FIXED, predictions
+from nnbuild.store.schemas import STATIC_SCHEMAS, predictions
 from nnbuild.store.step_results import FittedModel, LoadedData, Reported, StepResult
 from nnbuild.store.tables import read_table
 
@@ -27,7 +27,7 @@ def _records(run: Run) -> dict[str, StepResult]:
     return {
         name: record
         for name, kind in STEPS.items()
-        if (record := run.recall(name, kind)) is not None
+        if (record := run.load_result(name, kind)) is not None
     }
 
 
@@ -76,10 +76,10 @@ def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) ->
 _SHOWN = ("history", "evaluation", "confusion", "calibration")
 
 
-@once(Reported)
+@cached_step(Reported)
 def write_report(run: Run, data: LoadedData) -> Reported:
     """Write `report.html` from what the run has by now."""
-    tables = {name: read_table(staged_table(run, name), FIXED[name]) for name in _SHOWN}
+    tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _SHOWN}
     tables["predictions"] = read_table(staged_table(run, "predictions"), predictions(data.classes))
     page = render(manifest_of(run), tables, read_data(run, data).test.images)
     path = run.folder / "report.html"
@@ -89,13 +89,13 @@ def write_report(run: Run, data: LoadedData) -> Reported:
 
 def curve_picture(run: Run, metric: str) -> str | None:
     """A metric by epoch, as an SVG that stands alone; None if the run has no such metric."""
-    fitted = run.recall("fit_model", FittedModel)
-    history = read_table(staged_table(run, "history"), FIXED["history"])
+    fitted = run.load_result("fit_model", FittedModel)
+    history = read_table(staged_table(run, "history"), STATIC_SCHEMAS["history"])
     return artifacts.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
 
 
 def confusion_picture(run: Run, data: LoadedData) -> str:
     """The confusion matrix on the test images, as an SVG that stands alone."""
     return artifacts.confusion_picture(
-        read_table(staged_table(run, "confusion"), FIXED["confusion"]), data.class_names
+        read_table(staged_table(run, "confusion"), STATIC_SCHEMAS["confusion"]), data.class_names
     )

@@ -15,7 +15,7 @@ from nnbuild.pipeline import commit
 from nnbuild.pipeline.data import source_digest
 from nnbuild.pipeline.reporting import write_report
 from nnbuild.runtime import environment
-from nnbuild.runtime.signals import interrupted, tearing
+from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.runtime.text import sanitize_lines
 from nnbuild.store import Run, Store, locks, presence
 from nnbuild.store.filesystem import as_store_error
@@ -43,7 +43,7 @@ def open_run(
         StoreError: the store cannot be used, or the run that is to be resumed does not wait there.
     """
     store = Store(root)
-    commit.finish_committed(store)
+    commit.complete_interrupted_commits(store)
     if resume is not None:
         return waiting_run(store, resume, of=config)
     if flow_run_id is not None and (waiting := store.run_of_flow(flow_run_id)) is not None:
@@ -66,7 +66,7 @@ def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
     run = store.unfinished_run(run_id)
     tag = run.config.trial
     if tag is not None and tag != of.trial:
-        raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_how_to_resume(run)}")
+        raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_resume_hint(run)}")
     return run
 
 
@@ -89,7 +89,7 @@ def resumable(
     wanted = resolve(config)
     digest = functools.cache(lambda: _source_digest(wanted))
     remarks: list[str] = []
-    for each in reversed(store.unfinished()):
+    for each in reversed(store.unfinished_runs()):
         try:
             run = store.unfinished_run(each.run_id)
             if each.held or not _is_same(run, wanted):
@@ -99,9 +99,7 @@ def resumable(
             continue
         if reason is None:
             return run, remarks
-        remarks.append(
-            f"run {run.run_id} waits and is not resumed: {reason}; {_how_to_resume(run)}"
-        )
+        remarks.append(f"run {run.run_id} waits and is not resumed: {reason}; {_resume_hint(run)}")
     return None, remarks
 
 
@@ -115,7 +113,7 @@ def _is_same(run: Run, wanted: RunConfig) -> bool:
 
 def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
     """Return what has changed under a run since it was begun, or None."""
-    loaded = run.recall("load_data", LoadedData)
+    loaded = run.load_result("load_data", LoadedData)
     if loaded is not None and loaded.digest != digest():
         return "its data have changed since, or cannot be read now"
     if is_factory(run.config.model.name):
@@ -134,7 +132,7 @@ def _source_digest(config: RunConfig) -> str | None:
 
 
 @contextmanager
-def working_on(run: Run) -> Iterator[None]:
+def run_context(run: Run) -> Iterator[None]:
     """Hold a run while its steps are made, and see to its end.
 
     Bad input leaves the store as it was. A signal, trouble with the disk, or a store that disappeared leaves the run
@@ -143,17 +141,17 @@ def working_on(run: Run) -> Iterator[None]:
     Raises:
         LockedError: another process holds the run.
     """
-    with locks.held(run.folder), tearing():
+    with locks.held(run.folder), sigterm_as_exception():
         _ = run.config  # read while it is there: the advice on how to resume depends on it
         try:
             yield
         except KeyboardInterrupt as error:
-            raise _as_stopped(run, error) from error
+            raise _to_interrupted(run, error) from error
         except Exception as error:
             if _is_committed(run):  # whatever failed after that, the run itself is complete
                 raise
-            told = presence.gone(run.folder) or _as_told(run, error)
-            _see_to_the_end(run, told)
+            told = presence.gone(run.folder) or _to_user_error(run, error)
+            _finalize_failure(run, told)
             if told is error:
                 raise
             raise told from error
@@ -164,20 +162,20 @@ def _is_committed(run: Run) -> bool:
     if run.folder.is_dir():
         return False
     try:
-        return run.run_id in Store(run.store).committed()
+        return run.run_id in Store(run.store).run_ids()
     except StoreError:
         return False
 
 
-def _as_stopped(run: Run, error: KeyboardInterrupt) -> Interrupted:
+def _to_interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
     """What Ctrl-C or SIGTERM is outside the fit, or a second Ctrl-C anywhere."""
     stopped = interrupted(error)
     if run.folder.is_dir():  # otherwise the run was committed just before
-        stopped.add_note(_how_to_resume(run))
+        stopped.add_note(_resume_hint(run))
     return stopped
 
 
-def _as_told(run: Run, error: Exception) -> Exception:
+def _to_user_error(run: Run, error: Exception) -> Exception:
     """What the user is told of an error: of the operating system's, what was tried and how to mend it."""
     if not isinstance(error, OSError):
         return error
@@ -188,11 +186,11 @@ def _as_told(run: Run, error: Exception) -> Exception:
     return as_store_error(f"work in {error.filename or run.folder}", error)
 
 
-def _see_to_the_end(run: Run, error: Exception) -> None:
+def _finalize_failure(run: Run, error: Exception) -> None:
     if isinstance(error, (StoreError, Interrupted)):
-        error.add_note(_how_to_resume(run))
+        error.add_note(_resume_hint(run))
     elif isinstance(error, InputError):
-        _end_of_bad_input(run, error)
+        _discard_or_keep(run, error)
     else:
         lines = sanitize_lines("".join(traceback.format_exception(error)))
         (run.folder / "traceback.txt").write_text(f"{lines}\n", encoding="utf-8")
@@ -201,16 +199,16 @@ def _see_to_the_end(run: Run, error: Exception) -> None:
             error.add_note(f"its traceback is {run.store}/runs/{run.run_id}/traceback.txt")
 
 
-def _end_of_bad_input(run: Run, error: InputError) -> None:
+def _discard_or_keep(run: Run, error: InputError) -> None:
     if pipeline.is_fitted(run):
         commit.commit_failure(run, error)
     elif isinstance(error, ContractError) and pipeline.has_checkpoints(run):
-        error.add_note(_how_to_resume(run))
+        error.add_note(_resume_hint(run))
     else:
         Store(run.store).discard(run)
 
 
-def _how_to_resume(run: Run) -> str:
+def _resume_hint(run: Run) -> str:
     if run.config.trial is not None:
         return f"go on with the sweep by: nnbuild sweep --id {run.config.trial.sweep} --store {run.store}"
     return f"resume it by: nnbuild run --resume {run.run_id} --store {run.store}"
@@ -231,20 +229,20 @@ def retrain(
         config: the run's; the defaults if not given.
         store: its root.
         resume: id of a run that waits.
-        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
 
     Raises:
         InputError: something that was given cannot be used; the store is as it was.
         RunError: the run failed, and is recorded as failed.
     """
     run = open_run(config or RunConfig(), store, resume=resume)
-    with working_on(run):
-        up_to_the_gate(run, watch)
-        return through_the_gate(run)
+    with run_context(run):
+        train_and_evaluate(run, watch)
+        return decide_and_commit(run)
 
 
-def up_to_the_gate(run: Run, watch: Any = None) -> None:
-    """Every step of a run but the last three, for a caller within `working_on`.
+def train_and_evaluate(run: Run, watch: Any = None) -> None:
+    """Every step of a run but the last three, for a caller within `run_context`.
 
     Args:
         run: in staging.
@@ -261,8 +259,8 @@ def up_to_the_gate(run: Run, watch: Any = None) -> None:
     pipeline.score_test_set(run, data, fitted)
 
 
-def through_the_gate(run: Run, *, passed_over: str | None = None) -> Committed:
-    """Decide, report and commit: what is left of a run behind `up_to_the_gate`, for a caller within `working_on`.
+def decide_and_commit(run: Run, *, passed_over: str | None = None) -> Committed:
+    """Decide, report and commit: what is left of a run behind `train_and_evaluate`, for a caller within `run_context`.
 
     Args:
         run: in staging.

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=StepResult)
 
 
-def once(
+def cached_step(
     kind: type[R],
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Callable[Concatenate[Run, P], R]]:
     """A decorator for the steps of a run.
@@ -33,14 +33,14 @@ def once(
 
         @functools.wraps(step)
         def recalled_or_made(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
-            known = run.recall(name, kind)
+            known = run.load_result(name, kind)
             if known is not None:
                 return known
-            fault_injection.point(f"{name}:begin")
+            fault_injection.failpoint(f"{name}:begin")
             began = time.perf_counter()
             result = step(run, *args, **kwargs)
-            run.keep(name, result, time.perf_counter() - began)
-            fault_injection.point(f"{name}:end")
+            run.save_result(name, result, time.perf_counter() - began)
+            fault_injection.failpoint(f"{name}:end")
             return result
 
         return cast("Callable[Concatenate[Run, P], R]", recalled_or_made)
@@ -61,7 +61,7 @@ def epochs_on_disk(run: Run) -> int:
 
 def is_fitted(run: Run) -> bool:
     """Whether the fit is over."""
-    return run.recall("fit_model", FittedModel) is not None
+    return run.load_result("fit_model", FittedModel) is not None
 
 
 def has_checkpoints(run: Run) -> bool:

@@ -14,9 +14,9 @@ from nnbuild.errors import ContractError, DivergedError, Interrupted, StoreError
 from nnbuild.models.custom import factory_digest, failing_user_model, refusing_user_model
 from nnbuild.models.ensemble import combine, member_seed
 from nnbuild.pipeline.data import read_data
-from nnbuild.pipeline.step import once, staged_table
+from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime import environment
-from nnbuild.runtime.signals import caught
+from nnbuild.runtime.signals import deferred_signals
 from nnbuild.runtime.tensorflow import pin_threads
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import file_digest, read_json, write_json
@@ -33,7 +33,7 @@ from nnbuild.training import history
 from nnbuild.training.shuffling import training_rows
 
 
-class Member(NamedTuple):
+class MemberResult(NamedTuple):
     """One network that was fitted.
 
     Attributes:
@@ -49,7 +49,7 @@ class Member(NamedTuple):
     remarks: tuple[str, ...]
 
 
-class Fits:
+class EnsembleTrainer:
     """The fits of a run; each is gone on with where it was stopped, and its network is kept once it is over.
 
     Args:
@@ -58,7 +58,7 @@ class Fits:
         dataset: Its training examples and, if it has one, its validation split are used.
         identity: what the checkpoints belong to.
         stop: the number of the signal that asks to stop, or None.
-        watch: is told of steps and epochs, see `nnbuild.training.Watch`; epochs are counted on from member to member.
+        watch: Callback for the progress of steps and epochs; epochs are counted over all members.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Fits:
         self._stop, self._watch = stop, watch
         self._count = run.config.model.members
 
-    def fit(self, first: Callable[[], Any], steps: int) -> tuple[Any, list[Member]]:
+    def fit(self, first: Callable[[], Any], steps: int) -> tuple[Any, list[MemberResult]]:
         """Fit what is not fitted yet.
 
         Args:
@@ -88,7 +88,7 @@ class Fits:
         if self._count == 1:
             model, member = self._fitted(0, first(), self._run.config, 0)
             return model, [member]
-        members: list[Member] = []
+        members: list[MemberResult] = []
         for number in range(self._count):
             config = self._run.config.model_copy(
                 update={"seed": member_seed(self._run.config.seed, number)}
@@ -112,11 +112,11 @@ class Fits:
 
     def _fitted(
         self, number: int, model: Any, config: RunConfig, before: int
-    ) -> tuple[Any, Member]:
+    ) -> tuple[Any, MemberResult]:
         folder = self._run.folder / "checkpoints"
         logs = self._run.folder / "tensorboard"
-        around = training.Surroundings(
-            watch=self._watch and _CountingOn(self._watch, before, self._count),
+        around = training.FitContext(
+            watch=self._watch and _MemberProgress(self._watch, before, self._count),
             checkpoints=training.Checkpoints(
                 folder if number == 0 else folder / f"{number}", self._identity
             ),
@@ -142,7 +142,9 @@ class Fits:
                 error.add_note(f"its epochs are those of member {number + 1} of {self._count}")
             raise
         plain = models.build_float32(model, config, self._data.image_shape, self._data.classes)
-        return plain, Member(None, len(fitted.history.epoch), fitted.weights_epoch, fitted.remarks)
+        return plain, MemberResult(
+            None, len(fitted.history.epoch), fitted.weights_epoch, fitted.remarks
+        )
 
     def _writer(self, before: int) -> Callable[[Any], None]:
         """Writes the history so far behind that of the members before."""
@@ -168,23 +170,23 @@ class Fits:
     def _file(self, number: int) -> Path:
         return self._run.folder / "model" / f"member-{number}.keras"
 
-    def _kept(self, number: int, model: Any, member: Member) -> Member:
+    def _kept(self, number: int, model: Any, member: MemberResult) -> MemberResult:
         member = member._replace(digest=models.save_model(model, self._file(number)))
         write_json(self._file(number).with_suffix(".json"), member._asdict())
         return member
 
-    def _recalled(self, number: int) -> Member | None:
+    def _recalled(self, number: int) -> MemberResult | None:
         path = self._file(number).with_suffix(".json")
         if not path.exists():
             return None
         try:
-            known = TypeAdapter(Member).validate_python(read_json(path))
+            known = TypeAdapter(MemberResult).validate_python(read_json(path))
             whole = file_digest(self._file(number)) == known.digest
         except (ValidationError, OSError, StoreError):
             return None
         return known if whole else None
 
-    def _read(self, members: list[Member]) -> Iterator[Any]:
+    def _read(self, members: list[MemberResult]) -> Iterator[Any]:
         config = self._run.config
         for number, member in enumerate(members):
             yield models.load_model(
@@ -196,7 +198,7 @@ class Fits:
             )
 
 
-class _CountingOn:
+class _MemberProgress:
     """Tells of a member's epochs as those of the whole run."""
 
     def __init__(self, watch: Any, before: int, members: int) -> None:
@@ -211,7 +213,7 @@ class _CountingOn:
         self._watch.epoch(self._before + epoch, self._members * epochs, metrics, seconds)
 
 
-@once(BuiltModel)
+@cached_step(BuiltModel)
 def build_model(run: Run, data: LoadedData) -> BuiltModel:
     """Build the network with the run's seed, hold it to the logits contract, and save it uncompiled.
 
@@ -246,7 +248,7 @@ def _factory(run: Run) -> str | None:
 
 def has_other_source(run: Run) -> bool:
     """Say whether the user's function that built the network of a run has changed since."""
-    built = run.recall("build_model", BuiltModel)
+    built = run.load_result("build_model", BuiltModel)
     return built is not None and built.factory != _factory(run)
 
 
@@ -270,7 +272,7 @@ def _require_same_again(run: Run, model: Any, data: LoadedData) -> None:
         )
 
 
-@once(CompiledModel)
+@cached_step(CompiledModel)
 def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledModel:
     """Compile the network for a loss on logits, and save it.
 
@@ -299,7 +301,7 @@ def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> An
     return models.load_model(path, digest, model_name=run.config.model.name, seed=run.config.seed)
 
 
-@once(FittedModel)
+@cached_step(FittedModel)
 def fit_model(
     run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None
 ) -> FittedModel:
@@ -311,7 +313,7 @@ def fit_model(
         run: in staging.
         data: what `load_data` returned.
         compiled: what `compile_model` returned.
-        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
 
     Raises:
         ContractError: The network's own training or test step cannot be used.
@@ -330,8 +332,10 @@ def fit_model(
         "processor": environment.processor(),
     }
     began = time.perf_counter()
-    with caught() as stop, failing_user_model(run.config.model.name, "training"):
-        fits = Fits(run, data, read_data(run, data), identity=identity, stop=stop, watch=watch)
+    with deferred_signals() as stop, failing_user_model(run.config.model.name, "training"):
+        fits = EnsembleTrainer(
+            run, data, read_data(run, data), identity=identity, stop=stop, watch=watch
+        )
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
         model, members = fits.fit(lambda: read_model(run, compiled), steps)
     with failing_user_model(run.config.model.name, "training"):
@@ -349,7 +353,7 @@ def fit_model(
     )
 
 
-@once(HistoryTable)
+@cached_step(HistoryTable)
 def persist_history(run: Run, fitted: FittedModel) -> HistoryTable:
     """Hold the history to its schema and to the number of epochs, once the fit is over.
 

@@ -6,7 +6,7 @@ import signal
 _VARIABLE = "NNBUILD_FAULT"
 
 
-def point(name: str) -> None:
+def failpoint(name: str) -> None:
     """Die here by SIGKILL if `$NNBUILD_FAULT` names this place. Only tests set it."""
     if os.environ.get(_VARIABLE) == name:
         os.kill(os.getpid(), signal.SIGKILL)

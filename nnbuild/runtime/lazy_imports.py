@@ -25,7 +25,7 @@ def find(name: str, places: Mapping[str, tuple[str, ...]], package: str) -> Any:
 
 
 @contextmanager
-def importing() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Import something large. Python's search for cycles rests meanwhile, and leaves alone what was made from then on.
 
     The imports make half a million objects that stay. Looking through them again and again took 0.8 of the 3 s of

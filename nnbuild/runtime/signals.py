@@ -12,7 +12,7 @@ from nnbuild.errors import Interrupted
 _HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
-class Terminated(KeyboardInterrupt):
+class SigtermReceived(KeyboardInterrupt):
     """SIGTERM, which tears out of a block as Ctrl-C does, through every `except Exception`."""
 
 
@@ -30,26 +30,26 @@ def _handled_by(handler: Callable[[int, FrameType | None], None], *numbers: int)
 
 def interrupted(error: KeyboardInterrupt) -> Interrupted:
     """Return what a command raises after Ctrl-C or SIGTERM has interrupted its work."""
-    number = int(signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    number = int(signal.SIGTERM if isinstance(error, SigtermReceived) else signal.SIGINT)
     return Interrupted(f"stopped by signal {number}", number)
 
 
 @contextmanager
-def tearing() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in this block. Outside the main thread, where Python hears no signals, nothing."""
+def sigterm_as_exception() -> Iterator[None]:
+    """Let SIGTERM raise `SigtermReceived` in this block; outside the main thread, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def tear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise Terminated
+        raise SigtermReceived
 
     with _handled_by(tear, signal.SIGTERM):
         yield
 
 
 @contextmanager
-def caught() -> Iterator[Callable[[], int | None]]:
+def deferred_signals() -> Iterator[Callable[[], int | None]]:
     """Hold the signals that ask to stop for as long as the block runs.
 
     Yields:
@@ -118,7 +118,7 @@ GRACE = 30.0
 
 
 @contextmanager
-def ended_after(seconds: float | None, *, grace: float = GRACE) -> Iterator[None]:
+def hard_timeout(seconds: float | None, *, grace: float = GRACE) -> Iterator[None]:
     """Ask the process to stop after a time, and let the kernel kill it if it has not stopped a while later.
 
     The request is SIGTERM, which a fit answers with a checkpoint. The end is SIGALRM with its default action: the

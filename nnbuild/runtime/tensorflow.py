@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from nnbuild.runtime.environment import OPERATIONS_AT_ONCE
-from nnbuild.runtime.lazy_imports import importing
+from nnbuild.runtime.lazy_imports import gc_paused
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-with quiet(), importing():
+with quiet(), gc_paused():
     import keras
     import tensorflow as tf
 

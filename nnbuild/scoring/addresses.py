@@ -7,7 +7,7 @@ from nnbuild.data import archives, file_tree
 from nnbuild.data.file_tree import File
 from nnbuild.data.parquet import has_ending, is_parquet, parquet_below, starts_as_parquet
 from nnbuild.errors import DataError
-from nnbuild.store.filesystem import explained, is_remote, is_url, open_root
+from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
 
 _SHARDS = "-of-"
 
@@ -45,7 +45,7 @@ def _files_at(address: str) -> list[Any]:
     if is_url(address):
         stem, star, pattern = address.partition("*")
         above, _, beginning = stem.rpartition("/") if star else (address, "", "")
-        with explained(f"look into {address}"):
+        with os_errors_as_store_errors(f"look into {address}"):
             root = open_root(above)
             return _matching(root, beginning + star + pattern) if star else _at(root)
     if file_tree.has_wildcard(address):

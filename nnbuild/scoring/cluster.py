@@ -16,12 +16,12 @@ from typing import Any
 
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
-from nnbuild.runtime.signals import caught
+from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
 from nnbuild.store import Store, presence
-from nnbuild.store.filesystem import make_folder
+from nnbuild.store.filesystem import make_durable_dir
 
 _SECONDS_TO_CONNECT = 10
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -47,9 +47,9 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
     (job.folder / _STOP).unlink(missing_ok=True)
     done, todo = progress_of(job)
     total, began = job.total, time.perf_counter()
-    make_folder(job.folder / "rows")
-    make_folder(job.folder / "quarantine")
-    with connect(address) as client, caught() as stop:
+    make_durable_dir(job.folder / "rows")
+    make_durable_dir(job.folder / "quarantine")
+    with connect(address) as client, deferred_signals() as stop:
         waiting = [
             client.submit(make_shard, str(job.store.root), job.score_id, number, pure=False)
             for number, _ in todo
@@ -71,7 +71,7 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
             client.cancel(waiting)
     if not any((job.folder / "quarantine").iterdir()):
         (job.folder / "quarantine").rmdir()
-    fault_injection.point("score:shards")
+    fault_injection.failpoint("score:shards")
     return sorted(done, key=lambda each: each.name)
 
 

@@ -14,7 +14,7 @@ from nnbuild.scoring.jobs import Job
 from nnbuild.scoring.kept_columns import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import schemas
-from nnbuild.store.filesystem import move_folder, read_json, write_json
+from nnbuild.store.filesystem import publish_dir, read_json, write_json
 from nnbuild.store.tables import write_table
 
 
@@ -80,15 +80,15 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         schemas.DRIFT,
         drift_rows(job, drift, datetime.fromisoformat(manifest["row"]["finished_at"])),
     )
-    fault_injection.point("score:rows")
+    fault_injection.failpoint("score:rows")
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
-    fault_injection.point("score:manifest")
+    fault_injection.failpoint("score:manifest")
     values = dict(manifest["row"])
     for name in ("started_at", "finished_at"):
         values[name] = datetime.fromisoformat(values[name])
     _put(job, "score_runs", schemas.SCORE_RUNS, [values])
-    fault_injection.point("score:row")
+    fault_injection.failpoint("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {
         name: sum(getattr(each, name) for each in shards)
@@ -161,4 +161,4 @@ def _put(job: Job, name: str, schema: Any, rows: list[dict[str, Any]]) -> None:
 
 def _move(source: Path, target: Any) -> None:
     if source.is_dir():
-        move_folder(source, target)
+        publish_dir(source, target)

@@ -19,7 +19,7 @@ from nnbuild.errors import (
     NnbuildError,
 )
 from nnbuild.runtime.environment import processors
-from nnbuild.runtime.signals import caught
+from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring import claims
 from nnbuild.scoring.addresses import is_there
 from nnbuild.scoring.config import ScoreConfig
@@ -118,7 +118,7 @@ def backfill(
 
 
 def _made(work: "_Work", there: list[Partition], at_once: int) -> Any:
-    with caught() as stop, ThreadPoolExecutor(at_once, "nnbuild-backfill") as pool:
+    with deferred_signals() as stop, ThreadPoolExecutor(at_once, "nnbuild-backfill") as pool:
         waiting: set[Future[Part]] = {pool.submit(work.part, each) for each in there}
         try:
             while waiting:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from nnbuild.errors import BeingScoredError, InputError, Interrupted, LockedError, StoreError
 from nnbuild.runtime import fault_injection
-from nnbuild.runtime.signals import interrupted, tearing
+from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.scoring import claims
 from nnbuild.scoring.columns import score_schema
 from nnbuild.scoring.config import ScoreConfig
@@ -22,7 +22,7 @@ from nnbuild.scoring.rows import Unit
 from nnbuild.scoring.shards import Shard, Work, finished, make_shards, plan
 from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
-from nnbuild.store.filesystem import as_store_error, make_folder
+from nnbuild.store.filesystem import as_store_error, make_durable_dir
 from nnbuild.store.ids import require_score_id
 
 
@@ -87,7 +87,7 @@ class Job:
 
 def staging(store: Store, score_id: str) -> Path:
     """The folder of a job in progress."""
-    return store.workshop / "staging" / f"score-{require_score_id(score_id)}"
+    return store.local_root / "staging" / f"score-{require_score_id(score_id)}"
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def working_on(job: Job) -> Iterator[None]:
     Bad input leaves the store as it was, and so does a new job whose input or output is in use.
     Anything else leaves the job to be resumed.
     """
-    with _held(job), tearing():
+    with _held(job), sigterm_as_exception():
         try:
             with claims.claimed(job):
                 yield
@@ -178,12 +178,12 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
         job.total,
         time.perf_counter(),
     )
-    make_folder(job.folder / "rows")
+    make_durable_dir(job.folder / "rows")
     for made in make_shards(work, todo, job.folder):
         if isinstance(made, Shard):
             done.append(made)
         else:
             rows += made
             watch.scored(rows, total, time.perf_counter() - began)
-    fault_injection.point("score:shards")
+    fault_injection.failpoint("score:shards")
     return sorted(done, key=lambda each: each.name)

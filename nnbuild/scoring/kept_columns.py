@@ -113,7 +113,7 @@ def _differences(store: Store, files: Sequence[File], names: Sequence[str]) -> I
 
 def _earlier(store: Store) -> Iterator[tuple[str, list[File]]]:
     """Yield the files of each earlier job that wrote to `scores`, the newest first."""
-    ids = store.scored()[-_LOOK_BACK:]
+    ids = store.score_ids()[-_LOOK_BACK:]
     parts = views.committed_parts(store, "scores", ids) if ids else []
     for score_id, found in groupby(reversed(parts), key=lambda part: part.value):
         with suppress(StoreError):  # a damaged file is no reason to refuse a new job

@@ -15,7 +15,7 @@ from nnbuild.runtime.environment import processors
 from nnbuild.runtime.regular_files import irregular, read_regular
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
-from nnbuild.store.filesystem import explained, is_remote
+from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id
 
 CHAMPION = "champion"
@@ -127,7 +127,7 @@ def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     name = f"model {path}"
-    with explained(f"read {name}"):
+    with os_errors_as_store_errors(f"read {name}"):
         try:
             kind = irregular(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -156,7 +156,7 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
 
 
 def _read(path: Any) -> bytes:
-    with explained(f"read model {path}"):
+    with os_errors_as_store_errors(f"read model {path}"):
         if is_remote(path):
             content: bytes = path.read_bytes()
             return content

@@ -20,7 +20,13 @@ from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.scoring.rows import Columns
 from nnbuild.scoring.where import parse
 from nnbuild.store import Store, locks
-from nnbuild.store.filesystem import explained, is_url, open_root, read_json, write_json
+from nnbuild.store.filesystem import (
+    is_url,
+    open_root,
+    os_errors_as_store_errors,
+    read_json,
+    write_json,
+)
 from nnbuild.store.ids import is_run_id, new_run_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
@@ -54,7 +60,7 @@ def open_job(
     )
     job = Job(
         store,
-        new_run_id(started, max(store.scored(), default=None)),
+        new_run_id(started, max(store.score_ids(), default=None)),
         config,
         started,
         model,
@@ -85,14 +91,14 @@ def _waiting(job: Job) -> str | None:
     folder, wanted = job.folder.parent, _record(job)
     if not folder.is_dir():
         return None
-    with explained(f"list {folder}"):
+    with os_errors_as_store_errors(f"list {folder}"):
         names = (
             path.name.removeprefix("score-")
             for path in folder.iterdir()
             if path.name.startswith("score-")
         )
         ids = sorted((name for name in names if is_run_id(name)), reverse=True)
-    done = set(job.store.scored())
+    done = set(job.store.score_ids())
     for score_id in (each for each in ids if each not in done):
         waiting = staging(job.store, score_id)
         try:
@@ -141,7 +147,7 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
     """
     store = Store.open(root)
     path = staging(store, score_id) / "job.json"
-    if score_id in store.scored():
+    if score_id in store.score_ids():
         raise StoreError(f"scoring job {score_id} is committed, there is nothing to resume")
     if not path.exists():
         raise StoreError(f"no scoring job {score_id} waits in {store.root}; begin a new one")
@@ -220,4 +226,4 @@ def require_outside(store: Store, output: str) -> Path:
     Raises:
         StoreError: The folder is in the store, or holds it.
     """
-    return store.require_outside(open_root(output) if is_url(output) else Path(output).absolute())
+    return store.ensure_outside(open_root(output) if is_url(output) else Path(output).absolute())

@@ -9,15 +9,15 @@ from typing import Any
 
 from nnbuild.errors import StoreError
 from nnbuild.store.filesystem import (
-    explained,
+    fsync_dir,
+    fsync_file,
     is_remote,
     is_url,
-    move_folder,
+    local_root,
     open_root,
+    os_errors_as_store_errors,
+    publish_dir,
     read_json,
-    sync_file,
-    sync_folder,
-    workshop,
     write_json,
 )
 
@@ -49,7 +49,7 @@ def lock_file(output: Any) -> Path:
     """
     if is_remote(output):
         path = re.sub("/+", "/", output.path).strip("/")
-        return workshop(f"{output.protocol}://{path}").with_suffix(".lock")
+        return local_root(f"{output.protocol}://{path}").with_suffix(".lock")
     return Path(output.with_name(f".{output.name}.nnbuild.lock"))
 
 
@@ -60,7 +60,7 @@ def is_taken(output: Any, score_id: str) -> bool:
         output: As returned by `location`.
         score_id: The job that is about to write there.
     """
-    with explained(f"look into --output {output}"):
+    with os_errors_as_store_errors(f"look into --output {output}"):
         if not output.exists():
             return False
         if not output.is_dir():
@@ -76,7 +76,7 @@ def _names(output: Any) -> set[str]:
 def _is_of(output: Any, score_id: str) -> bool:
     for name in (_MANIFEST, _CLAIM):
         path = output / name
-        with explained(f"read {path}"):
+        with os_errors_as_store_errors(f"read {path}"):
             there = path.is_file()
         if there:
             try:
@@ -111,21 +111,21 @@ def publish(rows: Path, output: Any, score_id: str, manifest: dict[str, Any]) ->
         else:
             _place(rows, output, score_id)
     if is_remote(output):
-        with explained(f"write --output {output}"):
+        with os_errors_as_store_errors(f"write --output {output}"):
             (output / _CLAIM).unlink(missing_ok=True)
 
 
 def _place(rows: Path, output: Path, score_id: str) -> None:
     """Copy the rows next to their output, which can be on another disk, and rename the copy."""
     aside = output.with_name(f".{score_id}")
-    with explained(f"write --output {output}"):
+    with os_errors_as_store_errors(f"write --output {output}"):
         if not _is_of(output, score_id):
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(rows, aside)
             for path in aside.iterdir():
-                sync_file(path)
-            sync_folder(aside)
+                fsync_file(path)
+            fsync_dir(aside)
             try:
                 aside.rename(output)  # the system replaces an empty folder, and nothing else
             except OSError as error:
@@ -133,17 +133,17 @@ def _place(rows: Path, output: Path, score_id: str) -> None:
                 if output.exists():
                     raise _taken(output) from error
                 raise
-            sync_folder(output.parent)
+            fsync_dir(output.parent)
         shutil.rmtree(rows, ignore_errors=True)
 
 
 def _upload(rows: Path, output: Any, score_id: str) -> None:
     """Upload the rows behind a claim, an object that only one of several jobs can create."""
-    with explained(f"write --output {output}"):
+    with os_errors_as_store_errors(f"write --output {output}"):
         if _has_claimed(output, score_id) and _names(output) != {_CLAIM}:
             (output / _CLAIM).unlink()
             raise _taken(output)
-    move_folder(rows, output)
+    publish_dir(rows, output)
 
 
 def _has_claimed(output: Any, score_id: str) -> bool:

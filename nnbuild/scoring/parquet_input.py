@@ -16,7 +16,7 @@ from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
-from nnbuild.store.filesystem import explained, is_remote
+from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
 _MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _ROOM = 2**30  # bytes that the pictures of one batch may expand to
@@ -103,7 +103,7 @@ class ParquetInput:
 
     def identity(self) -> list[list[Any]]:
         """Name, size and time of change of each file; of an object the ETag instead of the time."""
-        with explained(f"look into {self._address}"):
+        with os_errors_as_store_errors(f"look into {self._address}"):
             return [[str(path), *_version(path)] for path in self._files]
 
     def scales(self) -> list[float]:

@@ -13,7 +13,7 @@ from nnbuild.data.dataset import Split
 from nnbuild.engines import Engine, Logits
 from nnbuild.logits import check_logits, predict
 from nnbuild.store import schemas
-from nnbuild.store.filesystem import written
+from nnbuild.store.filesystem import atomic_write
 
 
 def batches(examples: int, batch_size: int) -> Iterator[slice]:
@@ -101,9 +101,9 @@ def write_predictions(
         ContractError: what comes out of the engine is no logits, or not finite.
     """
     schema = schemas.predictions(classes)
-    with written(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+    with atomic_write(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
         for rows in batches(len(split), batch_size):
             logits = check_logits(engine.logits(split.images[rows]), classes, first_row=rows.start)
             table = probability_table(logits, split.labels[rows], first_row=rows.start)
-            writer.write_table(schemas.conforming(table, schema))
+            writer.write_table(schemas.validate(table, schema))
     return len(split)

@@ -17,7 +17,13 @@ from nnbuild.scoring.inputs import Input
 from nnbuild.scoring.rows import Reject, Unit
 from nnbuild.scoring.stages import ahead
 from nnbuild.scoring.writing import RowWriter, parquet_writer
-from nnbuild.store.filesystem import file_digest, make_folder, read_json, write_json, written
+from nnbuild.store.filesystem import (
+    atomic_write,
+    file_digest,
+    make_durable_dir,
+    read_json,
+    write_json,
+)
 
 _MANY, _EVERY = 1024, 8  # of so large a batch, each eighth image is looked at for drift
 REJECTS = pa.schema(
@@ -190,7 +196,7 @@ def _write(
     name = shard_name(number)
     path = folder / "rows" / name
     rejects: list[Reject] = []
-    with written(path) as aside, parquet_writer(aside, work.schema) as file:
+    with atomic_write(path) as aside, parquet_writer(aside, work.schema) as file:
         rows = RowWriter(file, work.config, work.schema, work.temperature, work.where)
         for piece in pieces:
             if isinstance(piece, Reject):
@@ -201,12 +207,12 @@ def _write(
                 yield len(piece[1])
         rows.finish()
     if rejects:
-        make_folder(folder / "quarantine")
-        with written(folder / "quarantine" / name) as aside:
+        make_durable_dir(folder / "quarantine")
+        with atomic_write(folder / "quarantine" / name) as aside:
             pq.write_table(
                 pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS), aside
             )
-    fault_injection.point("shard:written")
+    fault_injection.failpoint("shard:written")
     quarantined = sum(each.rows for each in rejects)
     shard = Shard(
         name=name,
@@ -218,7 +224,7 @@ def _write(
         summary=rows.summary.as_json() if rows.summary else {},
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
-    fault_injection.point("shard:done")
+    fault_injection.failpoint("shard:done")
     made.append(shard)
 
 

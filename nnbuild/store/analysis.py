@@ -8,8 +8,8 @@ import numpy as np
 
 from nnbuild.config.loading import flattened
 from nnbuild.errors import ConfigError, StoreError
-from nnbuild.evaluation.significance import compare as paired_test
-from nnbuild.store.schemas import OF_JOBS
+from nnbuild.evaluation.significance import mcnemar_test as paired_test
+from nnbuild.store.schemas import JOB_TABLES
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
@@ -206,10 +206,10 @@ def read_table(
         StoreError: no store, an unknown table, run, job or column, or a file of another schema version.
     """
     place = store if isinstance(store, Store) else Store.open(store)
-    if name not in OF_JOBS:
+    if name not in JOB_TABLES:
         if score_id is not None:
             raise StoreError(
-                f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(OF_JOBS)}"
+                f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(JOB_TABLES)}"
             )
         return place.read_table(name, run_id, columns)
     if run_id is None:

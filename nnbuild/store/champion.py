@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from nnbuild.errors import StoreError
 from nnbuild.runtime import fault_injection
-from nnbuild.store.filesystem import explained, make_folder, write_json
+from nnbuild.store.filesystem import make_durable_dir, os_errors_as_store_errors, write_json
 from nnbuild.store.ids import is_run_id
 from nnbuild.store.json_models import read_model
 from nnbuild.store.store import Store
@@ -70,7 +70,7 @@ def history(store: Store) -> list[Change]:
         StoreError: `champion.json` is damaged.
     """
     path = store.root / FILE
-    with explained(f"look for {path}"):
+    with os_errors_as_store_errors(f"look for {path}"):
         if not path.exists():
             return []
     return read_model(path, _Changes, "a history of champions").changes
@@ -147,7 +147,7 @@ def change_locked(
     write_json(
         store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]}
     )
-    fault_injection.point("champion:changed")
+    fault_injection.failpoint("champion:changed")
     return made
 
 
@@ -188,9 +188,9 @@ def locked(store: Store) -> Iterator[None]:
     """
     store.require()
     if store.is_remote:
-        make_folder(store.workshop)
-    path = store.workshop / ".champion.lock"
-    with explained(f"lock {path}"):
+        make_durable_dir(store.local_root)
+    path = store.local_root / ".champion.lock"
+    with os_errors_as_store_errors(f"lock {path}"):
         file = path.open("a")
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -13,7 +13,13 @@ from pydantic import BaseModel
 
 from nnbuild.runtime import fault_injection
 from nnbuild.store import presence, schemas
-from nnbuild.store.filesystem import explained, file_digest, make_folder, move_folder, write_json
+from nnbuild.store.filesystem import (
+    file_digest,
+    make_durable_dir,
+    os_errors_as_store_errors,
+    publish_dir,
+    write_json,
+)
 from nnbuild.store.json_models import read_model
 from nnbuild.store.manifests import Row, require_manifest, runs_table
 from nnbuild.store.run import Run
@@ -45,16 +51,16 @@ def make_ready(
         tables: one Parquet file for each table, by the table's name.
     """
     layout = run.folder / "commit"
-    with explained(f"make run {run.run_id} ready"):
+    with os_errors_as_store_errors(f"make run {run.run_id} ready"):
         shutil.rmtree(layout, ignore_errors=True)
         record = layout / "runs" / run.run_id
-        make_folder(record)
+        make_durable_dir(record)
         for name, path in files.items():
             _link(path, record / name)
         parts = {name: layout / "tables" / name / f"run_id={run.run_id}" / PART for name in tables}
         for name, path in tables.items():
             _link(path, parts[name])
-        fault_injection.point("commit:linked")
+        fault_injection.failpoint("commit:linked")
         runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
         write_table(runs_part, runs_table(manifest), schemas.RUNS)
         kept = [*(record / name for name in files), *parts.values(), runs_part]
@@ -67,7 +73,7 @@ def make_ready(
         }
         require_manifest(manifest, f"what run {run.run_id} has to commit")
         write_json(record / "manifest.json", manifest)
-        fault_injection.point("commit:laid-out")
+        fault_injection.failpoint("commit:laid-out")
         write_json(layout / "ready.json", {"row": manifest["row"]})
 
 
@@ -81,8 +87,8 @@ def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> N
     """
     for source, target in _moves(run, root, dataset):
         if source.exists():
-            move_folder(source, target)
-            fault_injection.point(f"commit:{target.parent.name}")
+            publish_dir(source, target)
+            fault_injection.failpoint(f"commit:{target.parent.name}")
     # What is not in staging was moved before; unless the store disappeared, and everything with it.
     presence.require(run.folder)
 
@@ -106,7 +112,7 @@ def _moves(run: Run, root: Path, dataset: tuple[Path, Path] | None) -> Iterator[
 
 def _link(source: Path, target: Path) -> None:
     """The same file under a second name: the first stays for a resume until the run is committed."""
-    make_folder(target.parent)
+    make_durable_dir(target.parent)
     try:
         target.hardlink_to(source)
     except OSError:

@@ -71,7 +71,7 @@ def overlap(path: Any, root: Any) -> bool:
     )
 
 
-def workshop(url: str) -> Path:
+def local_root(url: str) -> Path:
     """Where runs of the store behind a URL are made, on this machine: below `$NNBUILD_WORKSHOP`, or the cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     above = Path(os.environ.get("NNBUILD_WORKSHOP") or Path(cache) / "nnbuild" / "stores")
@@ -136,7 +136,7 @@ def _is_temporary(path: str) -> bool:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def os_errors_as_store_errors(what: str) -> Iterator[None]:
     """Turn an operating system's or a service's error into one that says what was tried and how to mend it."""
     try:
         yield
@@ -146,7 +146,7 @@ def explained(what: str) -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Flush a folder's entries to the disk, so that a rename outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -155,7 +155,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sync_file(path: Path) -> None:
+def fsync_file(path: Path) -> None:
     """Flush a file that some library wrote to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -164,7 +164,7 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
+def make_durable_dir(folder: Path) -> None:
     """Create a folder and its missing parents, and flush each to the disk.
 
     Raises:
@@ -175,7 +175,7 @@ def make_folder(folder: Path) -> None:
     presence.require(folder)
     for parent in reversed(missing):
         parent.mkdir(exist_ok=True)
-        sync_folder(parent.parent)
+        fsync_dir(parent.parent)
 
 
 def create_beside(path: Path) -> Path:
@@ -186,19 +186,19 @@ def create_beside(path: Path) -> Path:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends well and vanishes when it does not.
 
     The path keeps the file's ending, for the libraries that go by it.
     """
-    with explained(f"write {path}"):
-        make_folder(path.parent)
+    with os_errors_as_store_errors(f"write {path}"):
+        make_durable_dir(path.parent)
         aside = create_beside(path)
         try:
             yield aside
-            sync_file(aside)
+            fsync_file(aside)
             aside.replace(path)
-            sync_folder(path.parent)
+            fsync_dir(path.parent)
         finally:
             aside.unlink(missing_ok=True)
 
@@ -206,10 +206,10 @@ def written(path: Path) -> Iterator[Path]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or a whole object of a remote store, or nothing."""
     if is_remote(path):
-        with explained(f"write {path}"):
+        with os_errors_as_store_errors(f"write {path}"):
             path.write_bytes(content)
         return
-    with written(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(content)
 
 
@@ -228,7 +228,7 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
     Raises:
         StoreError: it cannot be read, is larger, or is no JSON.
     """
-    with explained(f"read {path}"):
+    with os_errors_as_store_errors(f"read {path}"):
         if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
             raise StoreError(f"{path} is not a regular file; restore it from a copy")
         with path.open("rb") as file:
@@ -249,7 +249,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def move_folder(source: Path, target: Path, *, before: Callable[[], None] = lambda: None) -> bool:
+def publish_dir(source: Path, target: Path, *, before: Callable[[], None] = lambda: None) -> bool:
     """Move a folder into a store: in one step, unless the target is there; object by object to a remote store.
 
     Args:
@@ -260,7 +260,7 @@ def move_folder(source: Path, target: Path, *, before: Callable[[], None] = lamb
     Returns:
         Whether it was moved now. A target that stands already is left, and the source removed.
     """
-    with explained(f"move {source} to {target}"):
+    with os_errors_as_store_errors(f"move {source} to {target}"):
         if is_remote(target):
             before()
             upload_folder(source, target)
@@ -270,10 +270,10 @@ def move_folder(source: Path, target: Path, *, before: Callable[[], None] = lamb
             shutil.rmtree(source, ignore_errors=True)
             return False
         for path in source.rglob("*"):
-            (sync_folder if path.is_dir() else sync_file)(path)
-        sync_folder(source)
-        make_folder(target.parent)
+            (fsync_dir if path.is_dir() else fsync_file)(path)
+        fsync_dir(source)
+        make_durable_dir(target.parent)
         before()
         source.rename(target)
-        sync_folder(target.parent)
+        fsync_dir(target.parent)
         return True

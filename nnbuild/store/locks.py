@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from nnbuild.errors import LockedError
 from nnbuild.store import presence
-from nnbuild.store.filesystem import explained
+from nnbuild.store.filesystem import os_errors_as_store_errors
 
 _HELD = "lock"
 # A look at a lock takes it for an instant, so a claim that finds it taken tries again.
@@ -73,7 +73,7 @@ def held(folder: Path) -> Iterator[None]:
         LockedError: a living process holds it; the message names its pid and host.
     """
     path = folder / _HELD
-    with explained(f"lock {path}"):
+    with os_errors_as_store_errors(f"lock {path}"):
         file = path.open("a+b")
     with file:
         try:
@@ -119,7 +119,7 @@ def claimed(
         LockedError: A living process holds the lock.
         StoreError: The lock file cannot be written.
     """
-    with explained(f"lock {path}"):
+    with os_errors_as_store_errors(f"lock {path}"):
         file, made = _locked_file(path)
     if file is None:
         raise refusal(_holder(path))

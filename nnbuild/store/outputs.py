@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nnbuild.errors import OutputError
-from nnbuild.store.filesystem import create_beside, move_folder, sync_file, sync_folder
+from nnbuild.store.filesystem import create_beside, fsync_dir, fsync_file, publish_dir
 from nnbuild.store.ids import temporary_name
 
 _REMEDIES = {
@@ -61,9 +61,9 @@ def output_file(path: Path) -> Iterator[Path]:
             yield temporary
             if before is not None:
                 _keep_owner_and_mode(temporary, before)
-            sync_file(temporary)
+            fsync_file(temporary)
             temporary.replace(target)
-            sync_folder(target.parent)
+            fsync_dir(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -118,7 +118,7 @@ def output_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            if not move_folder(temporary, target):
+            if not publish_dir(temporary, target):
                 raise OutputError(f"{path} exists already; give a new path")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

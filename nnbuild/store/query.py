@@ -16,7 +16,7 @@ import pyarrow as pa
 from nnbuild.errors import ConfigError, InputError, StoreError, one_line
 from nnbuild.runtime import environment
 from nnbuild.runtime.cgroups import total_memory
-from nnbuild.runtime.signals import caught
+from nnbuild.runtime.signals import deferred_signals
 from nnbuild.store import schemas, views
 from nnbuild.store.store import Store
 
@@ -136,7 +136,7 @@ class Answer:
 
     def __exit__(self, *_: object) -> None:
         """Stop the query. A signal that comes now is too late to matter."""
-        with caught():
+        with deferred_signals():
             self.close()
 
     @cached_property
@@ -273,7 +273,7 @@ def _register(connection: Any, store: Store, name: str) -> None:
     """Let statements see the committed rows of a table, read as far as a statement needs them."""
     parts = views.committed_parts(store, name)
     if not parts:
-        schema = schemas.FIXED.get(name, schemas.predictions(2))
+        schema = schemas.STATIC_SCHEMAS.get(name, schemas.predictions(2))
         key = views.partition_key(name)
         connection.register(name, views.keyed(key, "", schema.empty_table()))
         return

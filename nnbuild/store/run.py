@@ -75,7 +75,7 @@ class Run:
                 "resume it with the version that began it"
             ) from error
 
-    def taken_up(self, flow_run_id: str) -> None:
+    def attach_flow_run(self, flow_run_id: str) -> None:
         """Write down which flow run of Prefect's goes on with it: the rest of it is shown there.
 
         A cancellation of the flow run before is over with that.
@@ -128,14 +128,14 @@ class Run:
         """A path as it is written into tables and results: relative to the root."""
         return path.relative_to(self.root).as_posix()
 
-    def keep(self, step: str, result: StepResult, seconds: float) -> None:
+    def save_result(self, step: str, result: StepResult, seconds: float) -> None:
         """Write down that a step is done. Its files must be on the disk by now."""
         write_json(
             self.folder / "steps" / f"{step}.json",
             {"seconds": seconds, "result": result.model_dump(mode="json")},
         )
 
-    def recall(self, step: str, kind: type[R]) -> R | None:
+    def load_result(self, step: str, kind: type[R]) -> R | None:
         """What a step said, if it is done and its files still are what they were."""
         path = self.folder / "steps" / f"{step}.json"
         if not path.exists():
@@ -150,7 +150,7 @@ class Run:
         )
         return result if whole else None
 
-    def forget(self, *steps: str) -> None:
+    def invalidate(self, *steps: str) -> None:
         """Let steps be made again."""
         for step in steps:
             (self.folder / "steps" / f"{step}.json").unlink(missing_ok=True)

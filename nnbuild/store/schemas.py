@@ -182,7 +182,7 @@ def predictions(classes: int) -> Any:
     )
 
 
-FIXED = {
+STATIC_SCHEMAS = {
     "runs": RUNS,
     "history": HISTORY,
     "evaluation": EVALUATION,
@@ -192,8 +192,8 @@ FIXED = {
     "score_runs": SCORE_RUNS,
     "drift": DRIFT,
 }
-TABLES = (*FIXED, "predictions", "scores")
-OF_JOBS = ("scores", "score_runs", "drift")
+TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
+JOB_TABLES = ("scores", "score_runs", "drift")
 """The tables that are partitioned by `score_id`."""
 
 
@@ -210,14 +210,14 @@ def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:
                 f"row has columns {given}, the schema has {expected}; change nnbuild.store.schemas first"
             )
     try:
-        return conforming(pa.Table.from_pylist(list(rows), schema=schema), schema)
+        return validate(pa.Table.from_pylist(list(rows), schema=schema), schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise StoreError(
             f"a value does not fit its column: {error}; change nnbuild.store.schemas first"
         ) from error
 
 
-def conforming(table: Any, schema: Any) -> Any:
+def validate(table: Any, schema: Any) -> Any:
     """The table, if it keeps the schema to the letter.
 
     Raises:
@@ -265,8 +265,8 @@ def expected_columns(name: str, schema: Any) -> Any:
         name: Name of the table.
         schema: Schema of a file, which shows the number of classes.
     """
-    if name in FIXED:
-        return FIXED[name]
+    if name in STATIC_SCHEMAS:
+        return STATIC_SCHEMAS[name]
     if name not in TABLES:
         return pa.schema([])
     classes = next(each for each in count() if f"prob_{each}" not in schema.names)

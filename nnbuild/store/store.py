@@ -12,7 +12,13 @@ from typing import Any
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError, StoreGoneError, one_line
 from nnbuild.store import filesystem, locks, presence, schemas, views
-from nnbuild.store.filesystem import explained, make_folder, read_json, write_bytes, write_json
+from nnbuild.store.filesystem import (
+    make_durable_dir,
+    os_errors_as_store_errors,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from nnbuild.store.ids import is_run_id, new_run_id, require_name, require_run_id
 from nnbuild.store.manifests import read_manifest
 from nnbuild.store.run import Run, create
@@ -50,13 +56,13 @@ class Store:
         given = str(root or default_root())
         if "\0" in given:
             raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
-        with explained(f"open store {given}"):
+        with os_errors_as_store_errors(f"open store {given}"):
             self.root = (
                 filesystem.open_root(given)
                 if filesystem.is_url(given)
                 else Path(given).expanduser().resolve()
             )
-            self.workshop = filesystem.workshop(given) if self.is_remote else self.root
+            self.local_root = filesystem.local_root(given) if self.is_remote else self.root
             if not self.is_remote:
                 above = next(each for each in (self.root, *self.root.parents) if each.exists())
                 if not above.is_dir():
@@ -98,7 +104,7 @@ class Store:
 
     def exists(self) -> bool:
         """Return whether there is a store at the root: its `store.json` says so."""
-        with explained(f"look for store {self.root}"):
+        with os_errors_as_store_errors(f"look for store {self.root}"):
             return self._marker.exists()
 
     def require(self) -> None:
@@ -150,10 +156,10 @@ class Store:
             StoreError: The store cannot be written.
         """
         created: list[str] = []
-        with explained(f"write to store {self.root}"):
+        with os_errors_as_store_errors(f"write to store {self.root}"):
             if not self.is_remote and not self.root.exists():
                 created.append(".")
-            make_folder(self.workshop / "staging")
+            make_durable_dir(self.local_root / "staging")
             if not self._marker.exists():
                 created.append(self._marker.name)
                 marker = {"schema_version": schemas.SCHEMA_VERSION, "id": uuid.uuid4().hex}
@@ -172,9 +178,9 @@ class Store:
             StoreError: the store cannot be written.
         """
         created = self.create()
-        with explained(f"write to store {self.root}"):
+        with os_errors_as_store_errors(f"write to store {self.root}"):
             newest = max(
-                [*self.committed(), *(run.run_id for run in self.unfinished())], default=None
+                [*self.run_ids(), *(run.run_id for run in self.unfinished_runs())], default=None
             )
             return create(
                 self._run(new_run_id(now, newest)),
@@ -189,7 +195,7 @@ class Store:
             )
 
     def _run(self, run_id: str) -> Run:
-        return Run(self.workshop, run_id, str(self.root) if self.is_remote else None)
+        return Run(self.local_root, run_id, str(self.root) if self.is_remote else None)
 
     def unfinished_run(self, run_id: str) -> Run:
         """A run that waits in staging.
@@ -198,7 +204,7 @@ class Store:
             StoreError: there is none of that id, or it is committed already.
         """
         require_run_id(run_id)
-        if run_id in self.committed():
+        if run_id in self.run_ids():
             raise StoreError(
                 f"run {run_id} is committed, there is nothing to resume; begin a new run"
             )
@@ -209,7 +215,7 @@ class Store:
 
     def run_of_flow(self, flow_run_id: str) -> Run | None:
         """The run in staging that a flow run of Prefect began, if there is one."""
-        for waiting in reversed(self.unfinished()):
+        for waiting in reversed(self.unfinished_runs()):
             run = self._run(waiting.run_id)
             try:
                 if run.record.get("flow_run_id") == flow_run_id:
@@ -232,7 +238,7 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         if self._marker.name not in created or not self.root.exists():
             return
-        if self.committed() or self.scored():
+        if self.run_ids() or self.score_ids():
             return
         try:
             folder.parent.rmdir()
@@ -245,21 +251,21 @@ class Store:
         except OSError:  # another run is in progress, or the user keeps files here
             return
 
-    def committed(self) -> list[str]:
+    def run_ids(self) -> list[str]:
         """The ids of all runs that exist for readers, oldest first."""
         return views.partitions(self.root / "tables" / "runs", "run_id")
 
-    def scored(self) -> list[str]:
+    def score_ids(self) -> list[str]:
         """The ids of all scoring jobs that exist for readers, oldest first."""
         return views.partitions(self.root / "tables" / "score_runs", "score_id")
 
-    def unfinished(self) -> list[UnfinishedRun]:
+    def unfinished_runs(self) -> list[UnfinishedRun]:
         """The runs in staging, oldest first."""
-        folder = self.workshop / "staging"
+        folder = self.local_root / "staging"
         if not folder.is_dir():
             return []
-        done = set(self.committed())
-        with explained(f"list {folder}"):
+        done = set(self.run_ids())
+        with os_errors_as_store_errors(f"list {folder}"):
             # Without its record a run has not begun: its process died before that, or is just beginning.
             begun = (
                 path
@@ -273,7 +279,7 @@ class Store:
 
     def committed_in_staging(self) -> list[Run]:
         """Committed runs whose folder is still in staging: they were killed behind their row."""
-        done = self.committed()
+        done = self.run_ids()
         return [run for run in map(self._run, done) if run.folder.is_dir()]
 
     def partition(self, table: str, run_id: str) -> Path:
@@ -290,19 +296,19 @@ class Store:
 
     def has_dataset(self, name: str, digest: str) -> bool:
         """Whether the store holds a dataset."""
-        with explained(f"list {self.root}"):
+        with os_errors_as_store_errors(f"list {self.root}"):
             return (self.dataset_folder(name, digest) / "dataset.json").exists()
 
     def local_dataset(self, name: str, digest: str) -> Path:
         """A folder on this machine with an ingested dataset: the store's own, or a copy of a remote store's."""
-        folder = self.workshop / self.dataset_name(name, digest)
+        folder = self.local_root / self.dataset_name(name, digest)
         if self.is_remote and not folder.is_dir():
-            with explained(f"fetch dataset {name} from {self.root}"):
-                make_folder(folder.parent)
+            with os_errors_as_store_errors(f"fetch dataset {name} from {self.root}"):
+                make_durable_dir(folder.parent)
                 filesystem.fetch_folder(self.dataset_folder(name, digest), folder)
         return folder
 
-    def require_outside(self, path: Path) -> Path:
+    def ensure_outside(self, path: Path) -> Path:
         """Refuse to write a user's file or folder into the store, by whatever way its path leads there.
 
         Args:
@@ -320,7 +326,7 @@ class Store:
             if "\0" in str(path):
                 raise StoreError(f"{str(path)!r} holds a NUL character, expected a path")
             path = Path(os.path.expanduser(path))  # noqa: PTH111  (it leaves an unknown ~user alone)
-            overlaps = _overlap(path, self.workshop)  # the root, or what of a remote one is here
+            overlaps = _overlap(path, self.local_root)  # the root, or what of a remote one is here
         if overlaps:
             raise StoreError(
                 f"{path} is in the store {self.root} or holds it; give a path outside the store"
@@ -333,13 +339,13 @@ class Store:
         Raises:
             StoreError: there is no such run, or its manifest is damaged.
         """
-        if require_run_id(run_id) not in self.committed():
+        if require_run_id(run_id) not in self.run_ids():
             raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
         return read_manifest(self.root / "runs" / run_id / "manifest.json")
 
     def staged_history(self, run_id: str) -> Any | None:
         """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
-        path = self.workshop / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
+        path = self.local_root / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
         return (
             views.keyed("run_id", run_id, read_table(path, schemas.HISTORY))
             if path.exists()

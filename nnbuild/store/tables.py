@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from nnbuild.errors import StoreError, one_line
 from nnbuild.store import schemas
-from nnbuild.store.filesystem import explained, written
+from nnbuild.store.filesystem import atomic_write, os_errors_as_store_errors
 
 
 def write_table(path: Path, table: Any, schema: Any) -> None:
@@ -17,8 +17,8 @@ def write_table(path: Path, table: Any, schema: Any) -> None:
     Raises:
         StoreError: the table is not of the schema, or cannot be written.
     """
-    with written(path) as aside:
-        pq.write_table(schemas.conforming(table, schema), aside, compression="zstd")
+    with atomic_write(path) as aside:
+        pq.write_table(schemas.validate(table, schema), aside, compression="zstd")
 
 
 def read_table(path: Path, schema: Any) -> Any:
@@ -27,7 +27,7 @@ def read_table(path: Path, schema: Any) -> Any:
     Raises:
         StoreError: the file is missing or damaged, or not of the schema.
     """
-    with explained(f"read {path}"):
+    with os_errors_as_store_errors(f"read {path}"):
         try:
             with path.open("rb") as file:  # once: it may be replaced while it is read
                 table = pq.ParquetFile(file).read()
@@ -36,4 +36,4 @@ def read_table(path: Path, schema: Any) -> Any:
                 f"cannot read {path}: {one_line(error)}; restore it from a copy"
             ) from error
     schemas.require_version(table.schema, str(path))
-    return schemas.conforming(table, schema)
+    return schemas.validate(table, schema)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
-from nnbuild.store.filesystem import explained, is_remote
+from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id, require_name, require_run_id, require_score_id
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def partitions(folder: Any, key: str) -> list[str]:
     """The ids that have a partition in a table's folder, in order."""
-    with explained(f"list {folder}"):
+    with os_errors_as_store_errors(f"list {folder}"):
         if not folder.is_dir():
             return []
         names = (path.name.removeprefix(f"{key}=") for path in folder.iterdir())
@@ -30,7 +30,7 @@ def partitions(folder: Any, key: str) -> list[str]:
 
 def partition_key(name: str) -> str:
     """Return the name of the column that a table is partitioned by."""
-    return "score_id" if name in schemas.OF_JOBS else "run_id"
+    return "score_id" if name in schemas.JOB_TABLES else "run_id"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _address(path: Any) -> tuple[str, Any]:
 @contextmanager
 def reading_errors(path: Any) -> Iterator[None]:
     """Turn what Arrow says of a file that it cannot read into an error that names the file."""
-    with explained(f"read {path}"):
+    with os_errors_as_store_errors(f"read {path}"):
         try:
             yield
         except pa.ArrowException as error:
@@ -111,10 +111,10 @@ def committed_parts(
     Raises:
         StoreError: Nothing of such an id is committed.
     """
-    of_jobs = require_name(name) in schemas.OF_JOBS
+    of_jobs = require_name(name) in schemas.JOB_TABLES
     require = require_score_id if of_jobs else require_run_id
     # The list of what is committed is taken first: whatever it names was complete before its row was written.
-    ids = store.scored() if of_jobs else store.committed()
+    ids = store.score_ids() if of_jobs else store.run_ids()
     for each in [wanted] if isinstance(wanted, str) else wanted or ():
         if require(each) not in ids:
             what = "scoring job" if of_jobs else "run"
@@ -124,7 +124,7 @@ def committed_parts(
     folders = [
         (each, store.root / "tables" / name / f"{partition_key(name)}={each}") for each in ids
     ]
-    with explained(f"list the files of table {name}"):
+    with os_errors_as_store_errors(f"list the files of table {name}"):
         return [
             Part(name, each, path)
             for each, folder in folders
@@ -246,13 +246,13 @@ def committed_rows(
     parts = committed_parts(store, name, wanted)
     if parts:
         return TableView(name, parts).read(columns)
-    if name in schemas.FIXED:
-        return keyed(partition_key(name), "", schemas.FIXED[name].empty_table())
+    if name in schemas.STATIC_SCHEMAS:
+        return keyed(partition_key(name), "", schemas.STATIC_SCHEMAS[name].empty_table())
     if name in schemas.TABLES:
         if wanted is not None:
             why = (
                 "its rows are where its --output says"
-                if name in schemas.OF_JOBS
+                if name in schemas.JOB_TABLES
                 else "it failed before it had any"
             )
             named = wanted if isinstance(wanted, str) else ", ".join(wanted)

@@ -1,16 +1,16 @@
 """Sweeps: many runs over a grid or a search space, and the best of them by validation."""
 
-from nnbuild.sweep.runner import Plan, Swept, make_sweep
+from nnbuild.sweep.runner import SweepResult, SweepRunner, make_sweep
 from nnbuild.sweep.space import SweepConfig, sweep_config
 from nnbuild.sweep.study import require_possible
-from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, working_on
+from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, sweep_context
 from nnbuild.sweep.trial import make_trial
 
 __all__ = [
-    "Plan",
     "Sweep",
     "SweepConfig",
-    "Swept",
+    "SweepResult",
+    "SweepRunner",
     "Trial",
     "TrialResult",
     "make_sweep",
@@ -18,5 +18,5 @@ __all__ = [
     "open_sweep",
     "require_possible",
     "sweep_config",
-    "working_on",
+    "sweep_context",
 ]

@@ -7,15 +7,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError
-from nnbuild.pipeline.run import through_the_gate
-from nnbuild.pipeline.run import working_on as working_on_run
+from nnbuild.pipeline.run import decide_and_commit
+from nnbuild.pipeline.run import run_context as working_on_run
 from nnbuild.sweep.space import SweepConfig, points
 from nnbuild.sweep.study import Study, require_possible
-from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, working_on
-from nnbuild.sweep.trial import make_trial, settle
+from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, sweep_context
+from nnbuild.sweep.trial import commit_without_gate, make_trial
 
 
-class Swept(BaseModel):
+class SweepResult(BaseModel):
     """How a sweep ended.
 
     Attributes:
@@ -32,11 +32,11 @@ class Swept(BaseModel):
     promoted: bool
 
 
-class Plan:
+class SweepRunner:
     """The trials of a sweep: those that were begun first, then new ones. Modifies the store by `tell`.
 
     Args:
-        sweep: held by `nnbuild.sweep.working_on`.
+        sweep: held by `nnbuild.sweep.sweep_context`.
 
     Attributes:
         results: what was told so far.
@@ -71,7 +71,7 @@ class Plan:
         best = self.best
         for each in (result, before):
             if each is not None and each is not best:
-                settle(self._sweep, each)
+                commit_without_gate(self._sweep, each)
 
     @property
     def best(self) -> TrialResult | None:
@@ -88,7 +88,7 @@ class Plan:
 
         return sorted(self.results, key=place)
 
-    def swept(self) -> Swept:
+    def result(self) -> SweepResult:
         """What the sweep came to, once its best run is committed.
 
         Raises:
@@ -98,7 +98,7 @@ class Plan:
             raise ConfigError(f"no trial could begin; the first one: {self.results[0].error}")
         best = self.best.runs[0] if self.best else None
         row = self._sweep.store.manifest(best)["row"] if best else {}
-        return Swept(
+        return SweepResult(
             sweep_id=self._sweep.sweep_id,
             objective=self._sweep.config.objective,
             trials=tuple(self.ranked()),
@@ -113,14 +113,14 @@ def make_sweep(
     *,
     sweep_id: str | None = None,
     watch: Any = None,
-) -> Swept:
+) -> SweepResult:
     """The whole sweep in one call, without Prefect; the same call again makes what is missing.
 
     Args:
         config: what it goes over, from `nnbuild.sweep.sweep_config`; None to go on with a sweep by its id.
         store: its root.
         sweep_id: its name; made of the config's digest if not given.
-        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
 
     Raises:
         InputError: something that was given cannot be used.
@@ -128,12 +128,12 @@ def make_sweep(
     """
     sweep = open_sweep(config, store, sweep_id)
     require_possible(sweep)
-    with working_on(sweep):
-        plan = Plan(sweep)
+    with sweep_context(sweep):
+        plan = SweepRunner(sweep)
         while (trial := plan.next()) is not None:
             plan.tell(make_trial(sweep, trial, watch=watch))
         run = sweep.waiting(plan.best.runs[0]) if plan.best else None
         if run is not None:
             with working_on_run(run):
-                through_the_gate(run)
-        return plan.swept()
+                decide_and_commit(run)
+        return plan.result()

@@ -75,7 +75,7 @@ class Study:
     """A study of Optuna, opened for a sweep; made if it is not there.
 
     Args:
-        sweep: held by `nnbuild.sweep.working_on`.
+        sweep: held by `nnbuild.sweep.sweep_context`.
 
     Raises:
         StoreError: the storage cannot be opened.

@@ -15,7 +15,12 @@ from nnbuild.config.sections import SWEEP_ID
 from nnbuild.errors import ConfigError, InputError, StoreError, StoreGoneError
 from nnbuild.pipeline import commit
 from nnbuild.store import Run, Store, locks
-from nnbuild.store.filesystem import explained, make_folder, read_json, write_json
+from nnbuild.store.filesystem import (
+    make_durable_dir,
+    os_errors_as_store_errors,
+    read_json,
+    write_json,
+)
 from nnbuild.store.json_models import problem
 from nnbuild.sweep.space import SweepConfig
 
@@ -59,7 +64,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the sweep keeps its record and, of a search, its study."""
-        return self.store.workshop / "staging" / f"sweep-{self.sweep_id}"
+        return self.store.local_root / "staging" / f"sweep-{self.sweep_id}"
 
     @property
     def storage(self) -> str:
@@ -72,15 +77,17 @@ class Sweep:
         if not self.store.root.exists():
             return found
         committed = (
-            self.store.read_table("runs", columns=["config"]) if self.store.committed() else None
+            self.store.read_table("runs", columns=["config"]) if self.store.run_ids() else None
         )
         for row in committed.to_pylist() if committed is not None else ():
             with suppress(ValueError):  # another's, that cannot be read
                 self._note(found, row["run_id"], json.loads(row["config"]))
-        for waiting in self.store.unfinished():
+        for waiting in self.store.unfinished_runs():
             with suppress(StoreError):  # another's, that cannot be read
                 self._note(
-                    found, waiting.run_id, Run(self.store.workshop, waiting.run_id).record["config"]
+                    found,
+                    waiting.run_id,
+                    Run(self.store.local_root, waiting.run_id).record["config"],
                 )
         return found
 
@@ -95,13 +102,13 @@ class Sweep:
 
     def waiting(self, run_id: str) -> Run | None:
         """A run of the sweep that is in staging; None if it is committed."""
-        return None if run_id in self.store.committed() else self.store.unfinished_run(run_id)
+        return None if run_id in self.store.run_ids() else self.store.unfinished_run(run_id)
 
 
 def open_sweep(
     config: SweepConfig | None, root: Path | str | None = None, sweep_id: str | None = None
 ) -> Sweep:
-    """Find a sweep, or say what it will be; nothing is written before `working_on`.
+    """Find a sweep, or say what it will be; nothing is written before `run_context`.
 
     Args:
         config: what it goes over; None to go on with a sweep by its id.
@@ -122,7 +129,7 @@ def open_sweep(
             "nothing varies; give --grid KEY=A,B or --search KEY=LOW..HIGH, or --id of a sweep"
         )
     name = sweep_id or (config.digest()[:_ID_DIGITS] if config else "")
-    path = store.workshop / "staging" / f"sweep-{name}" / _RECORD
+    path = store.local_root / "staging" / f"sweep-{name}" / _RECORD
     known = _recorded(path) if path.exists() else None
     chosen = config or known
     if chosen is None:
@@ -145,7 +152,7 @@ def _recorded(path: Path) -> SweepConfig:
 
 
 @contextmanager
-def working_on(sweep: Sweep) -> Iterator[None]:
+def sweep_context(sweep: Sweep) -> Iterator[None]:
     """Hold a sweep while its trials are made.
 
     Bad input with which no run could begin leaves the store as it was. Whatever else happens, the sweep can be gone
@@ -154,10 +161,10 @@ def working_on(sweep: Sweep) -> Iterator[None]:
     Raises:
         LockedError: another process holds the sweep.
     """
-    commit.finish_committed(sweep.store)
+    commit.complete_interrupted_commits(sweep.store)
     created = sweep.store.create()
-    with explained(f"write to store {sweep.root}"):
-        make_folder(sweep.folder)
+    with os_errors_as_store_errors(f"write to store {sweep.root}"):
+        make_durable_dir(sweep.folder)
     with locks.held(sweep.folder):  # whoever does not get it must leave the folder alone
         try:
             write_json(sweep.folder / _RECORD, sweep.config.model_dump(mode="json"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from nnbuild.config.sections import TrialTag
 from nnbuild.errors import DataError, Interrupted, NnbuildError, PrunedError, StoreError
-from nnbuild.pipeline.run import open_run, through_the_gate, up_to_the_gate, working_on
+from nnbuild.pipeline.run import decide_and_commit, open_run, run_context, train_and_evaluate
 from nnbuild.store.step_results import Calibrated
 from nnbuild.sweep.study import Study
 from nnbuild.sweep.sweep import Report, Sweep, Trial, TrialResult
@@ -24,9 +24,9 @@ def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
     others are committed.
 
     Args:
-        sweep: held by `nnbuild.sweep.working_on`.
+        sweep: held by `nnbuild.sweep.sweep_context`.
         trial: what is tried.
-        watch: is told of steps and epochs, see `nnbuild.training.Watch`.
+        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
 
     Raises:
         DataError: the data cannot be used, before any run of the sweep has succeeded or failed.
@@ -37,7 +37,7 @@ def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
     values: list[float] = []
     report = _reporter(sweep, trial)
     for seed in range(sweep.config.seeds):
-        watching = Watching(watch, sweep.config.objective, report if seed == 0 else None)
+        watching = ObjectiveReporter(watch, sweep.config.objective, report if seed == 0 else None)
         try:
             run_id = _make_run(sweep, trial, seed, watching)
         except (StoreError, Interrupted):
@@ -65,7 +65,7 @@ def _reporter(sweep: Sweep, trial: Trial) -> Report | None:
     return Study(sweep).reporter(trial.number)
 
 
-def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "Watching") -> str:
+def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "ObjectiveReporter") -> str:
     config = sweep.config.config_of(
         trial.values, seed=seed, tag=TrialTag(sweep=sweep.sweep_id, number=trial.number)
     )
@@ -74,27 +74,27 @@ def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "Watching") -> str:
         return known
     sweep.store.require()  # on a worker, a new run would bring back a store that disappeared
     run = open_run(config, sweep.root, resume=known)
-    with working_on(run):
-        up_to_the_gate(run, watch)
+    with run_context(run):
+        train_and_evaluate(run, watch)
         if seed > 0:
-            through_the_gate(run, passed_over=passed_over(sweep))
+            decide_and_commit(run, passed_over=gate_skip_reason(sweep))
     return run.run_id
 
 
-def passed_over(sweep: Sweep) -> str:
+def gate_skip_reason(sweep: Sweep) -> str:
     """Why a run of a sweep is kept from the gate."""
     return (
         f"a trial of sweep {sweep.sweep_id}, of which only the best by validation goes to the gate"
     )
 
 
-def settle(sweep: Sweep, result: TrialResult) -> None:
+def commit_without_gate(sweep: Sweep, result: TrialResult) -> None:
     """Commit what a trial has left in front of the gate, without the gate."""
     for run_id in result.runs[:1]:
         run = sweep.waiting(run_id)
         if run is not None:
-            with working_on(run):
-                through_the_gate(run, passed_over=passed_over(sweep))
+            with run_context(run):
+                decide_and_commit(run, passed_over=gate_skip_reason(sweep))
 
 
 def _failure(sweep: Sweep, run_id: str) -> str | None:
@@ -125,7 +125,7 @@ def value_of(sweep: Sweep, run_id: str) -> float:
     if run is None:
         told = sweep.store.manifest(run_id)["steps"]["calibrate_model"].get("validation", {})
     else:
-        calibrated = run.recall("calibrate_model", Calibrated)
+        calibrated = run.load_result("calibrate_model", Calibrated)
         told = calibrated.validation if calibrated else {}
     name = sweep.config.objective.removeprefix("val_")
     if name not in told:
@@ -135,7 +135,7 @@ def value_of(sweep: Sweep, run_id: str) -> float:
     return float(told[name])
 
 
-class Watching:
+class ObjectiveReporter:
     """Passes on what a fit says, and stops it where a report asks for that.
 
     Args:

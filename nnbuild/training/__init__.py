@@ -1,6 +1,6 @@
 """Training: the order of examples, the compiled steps, the checkpoints, and the fit that ties them together."""
 
 from nnbuild.training.checkpoint import Checkpoint, Checkpoints
-from nnbuild.training.trainer import Fitted, Surroundings, Watch, fit
+from nnbuild.training.trainer import FitContext, Fitted, ProgressCallback, fit
 
-__all__ = ["Checkpoint", "Checkpoints", "Fitted", "Surroundings", "Watch", "fit"]
+__all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "ProgressCallback", "fit"]

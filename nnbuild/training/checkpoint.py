@@ -70,9 +70,9 @@ class Checkpoints:
         name = f"{max(numbers, default=0) + 1:08d}"
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **checkpoint.arrays)
-        fault_injection.point("checkpoint:begin")
+        fault_injection.failpoint("checkpoint:begin")
         write_bytes(self._folder / f"{name}.npz", buffer.getvalue())
-        fault_injection.point("checkpoint:arrays")
+        fault_injection.failpoint("checkpoint:arrays")
         rest = {key: value for key, value in vars(checkpoint).items() if key != "arrays"}
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
         # As text within the JSON, so that NaN in a history survives and the digest covers every byte.
@@ -85,7 +85,7 @@ class Checkpoints:
                 "rest_digest": hashlib.sha256(text.encode()).hexdigest(),
             },
         )
-        fault_injection.point("checkpoint:end")
+        fault_injection.failpoint("checkpoint:end")
         for old in numbers[: 1 - _KEPT]:
             for ending in ("json", "npz"):
                 (self._folder / f"{old:08d}.{ending}").unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from nnbuild.training.augmentation import AUGMENTATIONS
 from nnbuild.training.step_logs import StepLogs
 
 
-class Steps:
+class CompiledLoop:
     """The steps of one model on one set of images.
 
     Args:

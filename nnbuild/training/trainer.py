@@ -22,7 +22,7 @@ from nnbuild.training import callbacks as keras_callbacks
 from nnbuild.training import history as tables
 from nnbuild.training.callbacks import averaged
 from nnbuild.training.checkpoint import Checkpoint, Checkpoints, model_arrays, restore_model
-from nnbuild.training.loop import Steps
+from nnbuild.training.loop import CompiledLoop
 from nnbuild.training.shuffling import epoch_order, validation_split
 from nnbuild.training.step_logs import LOSS
 
@@ -30,19 +30,19 @@ _LOOK_UP_SECONDS = 0.25
 
 
 @dataclass
-class Pace:
+class StepsPerCall:
     """Learns how long a step takes; its answers change when the run looks up, never what it computes."""
 
     steps: int = 1
 
-    def learn(self, steps: int, seconds: float) -> None:
+    def update(self, steps: int, seconds: float) -> None:
         """Take note of how long so many steps took."""
         wanted = int(steps * _LOOK_UP_SECONDS / max(seconds, 1e-6))
         # Growing tenfold at the most: the first call also traces the function, and the second does not.
         self.steps = max(1, min(wanted, steps * 10))
 
 
-class Watch(Protocol):
+class ProgressCallback(Protocol):
     """Who is told how the fit goes. Each call should be quick."""
 
     def step(
@@ -54,7 +54,7 @@ class Watch(Protocol):
         """An epoch (from 1) is done."""
 
 
-class Nobody:
+class NullProgress:
     """Is told, and does nothing."""
 
     def step(self, *_: Any, **__: Any) -> None:
@@ -65,7 +65,7 @@ class Nobody:
 
 
 @dataclass
-class Surroundings:
+class FitContext:
     """What a fit touches beside the model; all of it may be left out.
 
     Attributes:
@@ -79,7 +79,7 @@ class Surroundings:
         callbacks: Keras callbacks of the caller's own.
     """
 
-    watch: Watch | None = None
+    watch: ProgressCallback | None = None
     checkpoints: Checkpoints | None = None
     checkpoint_seconds: float = 30.0
     on_history: Callable[[Any], None] = lambda _: None
@@ -114,7 +114,7 @@ def fit(
     split: Split,
     config: RunConfig,
     classes: int,
-    around: Surroundings | None = None,
+    around: FitContext | None = None,
     *,
     seed: int | None = None,
     validation: Split | None = None,
@@ -143,7 +143,7 @@ def fit(
         split,
         config,
         classes,
-        around or Surroundings(),
+        around or FitContext(),
         seed=config.seed if seed is None else seed,
         validation=validation,
     ).run()
@@ -156,20 +156,20 @@ class _Fit:
         split: Split,
         config: RunConfig,
         classes: int,
-        around: Surroundings,
+        around: FitContext,
         *,
         seed: int,
         validation: Split | None,
     ) -> None:
         training = config.training
         self.model, self.seed, self.training, self.around = model, seed, training, around
-        self.watch = around.watch or Nobody()
+        self.watch = around.watch or NullProgress()
         self.epochs = int(training.epochs or 1)
         self.rows, validated = validation_split(split, validation, config)
         self.validation_rows = len(validated)
         one_hot = training.target_form == "one-hot"
         batch = int(training.batch_size or 1)
-        self.trainer = Steps(
+        self.trainer = CompiledLoop(
             model,
             split,
             classes=classes,
@@ -179,7 +179,7 @@ class _Fit:
             one_hot=one_hot,
         )
         self.steps = self.trainer.count(len(self.rows))
-        self.validator = Steps(
+        self.validator = CompiledLoop(
             model,
             validated,
             classes=classes,
@@ -200,7 +200,7 @@ class _Fit:
             steps=self.steps,
         )
         self.table_rows: list[dict[str, Any]] = []
-        self.pace = Pace()
+        self.pace = StepsPerCall()
 
     def _traced(self) -> list[Any]:
         """Compile the steps, refuse monitors that they do not report, and return the variables they use."""
@@ -263,7 +263,7 @@ class _Fit:
             called = time.perf_counter()
             metrics = self.trainer.train(order, epoch, first, step)
             now = time.perf_counter()
-            self.pace.learn(step - first, now - called)
+            self.pace.update(step - first, now - called)
             _require_finite(metrics, epoch, first, step)
             self.callbacks.on_train_batch_end(step - 1, metrics)
             self.watch.step(epoch + 1, self.epochs, step, self.steps, metrics)
