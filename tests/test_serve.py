@@ -18,9 +18,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 from real_server import ROOT, until
 from score_data import images, parquet
+from socket_server import sending, server
 
 import nnbuild
-from flows import automations
+from flows import automations, deployments
 from flows.commands.serve import deployment_name
 from flows.scheduled import scheduled_retrain, waiting
 from flows.scheduled_score import scheduled_score
@@ -357,6 +358,27 @@ def test_what_cannot_be_served_is_one_line(capfd, tmp_path, arguments, says, mon
     assert says in told.err
     assert told.err.count("\n") == 1
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds", "says"),
+    [
+        (lambda _, stopped: stopped.wait(60), 1, "no answer within 1 s"),
+        (sending(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"), 60, "401"),
+        (sending(b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"), 4, "504"),
+    ],
+    ids=["silent", "refuses", "proxy"],
+)
+def test_serve_without_usable_server_gives_up(capfd, tmp_path, monkeypatch, answer, seconds, says):
+    monkeypatch.setattr(deployments, "SECONDS_FOR_SERVER", seconds)
+    with server(answer) as (url, requests), temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+        printed = call(capfd, "serve", "--interval", "60", "--store", tmp_path / "store")
+    assert printed.code == 2
+    assert f"the Prefect server at {url}/api cannot be used (" in printed.err
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+    # What is behind a proxy may be just starting.
+    assert (len(requests) > 1) == (says == "504")
 
 
 def test_only_a_run_of_the_same_config_is_taken_up(tmp_path, small_config):
