@@ -15,6 +15,7 @@ from nnbuild.errors import (
 from nnbuild.scoring import outputs, repeats
 from nnbuild.store import locks
 from nnbuild.store.locks import Holder
+from nnbuild.store.names import input_lock_name
 
 if TYPE_CHECKING:
     from nnbuild.scoring.jobs import Job
@@ -92,8 +93,7 @@ def in_use(output: str, holder: Holder) -> LockedError:
 
 def _input_lock(job: "Job") -> Path:
     """Return the lock file that jobs share if they would write the same rows to the same store."""
-    name = f".scoring-{repeats.fingerprint(job)[:32]}.lock"
-    return job.folder.with_name(name)
+    return job.folder.with_name(input_lock_name(repeats.fingerprint(job)))
 
 
 def _being_scored(holder: Holder) -> BeingScoredError:
