@@ -28,6 +28,8 @@ BASE = {
     "promote": ["nowhere"],
     "doctor": ["--repair", "--dry-run"],
 }
+# Any text is a path, so that each value that is taken is a whole run: a few kinds of files are enough.
+PATHS = {"--data-dir"}
 OUTPUTS = {"--html", "--output", "--parquet"}  # tests/test_outputs.py has those
 NUMBERS = ["nan", "-1", "0", "1e400", str(2**70), "9" * 5000]
 
@@ -50,10 +52,17 @@ def world(tmp_path_factory, trained):
     return root
 
 
-def values(root):
+def special(root):
+    """Files that are no folders, or cannot be opened at all."""
+    return sorted(str(each) for each in root.iterdir() if each.name not in {"store", "empty"})
+
+
+def values(root, option=""):
     """Texts, numbers, paths and special files that hardly any option expects."""
-    special = sorted(str(each) for each in root.iterdir() if each.name not in {"store", "empty"})
-    return [*HOSTILE[:8], *NUMBERS, *special, str(root / "empty"), "x" * 300, "s3://", "a\0b", ""]
+    if option in PATHS:
+        return [*special(root), "a\0b", ""]
+    texts = [*HOSTILE[:8], *NUMBERS, *special(root), str(root / "empty")]
+    return [*texts, "x" * 300, "s3://", "a\0b", ""]
 
 
 def snapshot(root):
@@ -88,7 +97,7 @@ def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, worl
         for option in parameter.opts[:1]
         if option.startswith("--") and option not in OUTPUTS | {"--store"}
     ]
-    attempts = [[*base, option, value] for option in options for value in values(world)]
+    attempts = [[*base, option, value] for option in options for value in values(world, option)]
     attempts += (
         [[value] for value in values(world)] if command not in {"doctor", "run", "serve"} else []
     )
