@@ -1,5 +1,6 @@
 """Every option of every command, given what nobody should give: one line, and nothing is changed."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.signatures import load_app
 
 COMMANDS = typer.main.get_command(load_app()).commands
-# What a command needs so that only the value under test is wrong; no run or server is started.
+# What a command needs so that only the value under test is wrong.
 BASE = {
     "run": ["--dataset", "nowhere/at all"],
     "sweep": ["--dataset", "nowhere/at all", "--grid", "seed=1,2"],
@@ -84,10 +85,16 @@ def is_clean(found):
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"version"}))
-def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, world, command):
+def test_hostile_values_are_one_line_and_change_nothing(
+    capfd, monkeypatch, request, world, command
+):
     monkeypatch.chdir(world)
-    # Without a server `serve` stops before it serves, and `run` starts one of its own.
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    if command == "run":  # what it takes is a run, each on the same server
+        request.getfixturevalue("prefect_server")
+        server = contextlib.nullcontext()
+    else:  # without a server `serve` stops before it serves
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        server = temporary_settings(restore_defaults={PREFECT_API_URL})
     before = snapshot(world)
     base = [*BASE.get(command, [])]
     options = [
@@ -101,7 +108,7 @@ def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, worl
     attempts += (
         [[value] for value in values(world)] if command not in {"doctor", "run", "serve"} else []
     )
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+    with server:
         answers = {
             tuple(arguments): call(capfd, command, *arguments, "--store", world / "store")
             for arguments in attempts
