@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -58,8 +57,8 @@ def serve_until_stopped(
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
     require_api_url_without_credentials()
+    _require_answer(str(url))
     with get_client(sync_client=True) as client:
-        _wait_for(client, str(url))
         retrained = "Retrains and decides on the champion; one run of the store at a time."
         served = [_deployment(scheduled_retrain, name, retraining, collision, retrained)]
         if scoring is not None:
@@ -166,17 +165,18 @@ def _schedule(given: dict[str, Any]) -> Schedule:
     )
 
 
-def _wait_for(client: Any, url: str) -> None:
-    """Wait until the server answers: one that was started with this process takes a while.
+def _require_answer(url: str) -> None:
+    """Wait until the server answers: one that was started together with this process takes a while.
 
     Raises:
-        ConfigError: it does not answer in time.
+        ConfigError: It does not answer in time, or refuses us.
     """
-    end = time.monotonic() + SECONDS_FOR_SERVER
-    while (trouble := client.api_healthcheck()) is not None:
-        if time.monotonic() > end:
-            raise ConfigError(f"the Prefect server at {url} does not answer: {trouble}; start it")
-        time.sleep(1)
+    trouble = trouble_with_server(SECONDS_FOR_SERVER, starting=True)
+    if trouble is not None:
+        raise ConfigError(
+            f"the Prefect server at {url} cannot be used ({trouble}); "
+            "start it, or correct PREFECT_API_URL"
+        )
 
 
 def _close(name: str) -> None:

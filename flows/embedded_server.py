@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr
+from contextvars import copy_context
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Any, Self
@@ -48,6 +49,7 @@ SECONDS_TO_ANSWER = 10.0
 """How long a configured server may take to answer a request; one that refuses may be starting."""
 SECONDS_TO_STOP = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
+_STATUSES_OF_PROXIES = frozenset({502, 503, 504})  # while there is nothing behind them
 
 
 class EmbeddedServer:
@@ -348,13 +350,18 @@ def trouble_with_server(seconds: float, *, starting: bool = False) -> str | None
     Args:
         seconds: How long it may take to answer. Several attempts hide behind each request of the
             client, so that its own timeouts bound nothing.
-        starting: Whether it may refuse connections at first, because it is just starting.
+        starting: Whether it may be just starting, and refuse connections at first.
     """
     if embedded_server_is_lost():
         return "the embedded server has ended"
     found: list[str | None] = []
     patience = seconds if starting else 0.0
-    asking = threading.Thread(target=lambda: found.append(_trouble(seconds, patience)), daemon=True)
+
+    def ask() -> None:
+        found.append(_trouble(seconds, patience))
+
+    # With the caller's context, which can have Prefect's settings.
+    asking = threading.Thread(target=copy_context().run, args=(ask,), daemon=True)
     asking.start()
     asking.join(seconds)
     return found[0] if found else f"no answer within {seconds:g} s"
@@ -374,14 +381,17 @@ def _trouble(seconds: float, patience: float) -> str | None:
             ):
                 client.read_flows(limit=1)
         except Exception as error:  # noqa: BLE001  (whatever it is, the server cannot be used)
-            if time.monotonic() > end or not _is_refused(error):
+            if time.monotonic() > end or not _may_be_starting(error):
                 return one_line(error) or type(error).__name__
             time.sleep(_SECONDS_BETWEEN_TRIES)
         else:
             return None
 
 
-def _is_refused(error: Exception) -> bool:
+def _may_be_starting(error: Exception) -> bool:
+    """Return whether a server that starts answers like this, or a proxy in front of one."""
     import httpx
 
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _STATUSES_OF_PROXIES
     return isinstance(error, httpx.ConnectError)

@@ -1,13 +1,17 @@
 """How far the work is, told beside it: a thread speaks to the server, and the work waits for no answer."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from tasks.prefect_side import outward, within_a_run
+from tasks.prefect_side import outward, warn, within_a_run
+
+SECONDS_TO_CONCLUDE = 10.0
+"""How long the work waits at its end for a server that accepts requests and does not answer."""
 
 
 class Aside:
@@ -15,23 +19,45 @@ class Aside:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
+        self._gave_up = False
 
     def say(self, telling: Callable[[], object]) -> None:
         """Say something from a thread, unless what was said before is not heard yet; nothing where no flow runs."""
-        if not within_a_run() or (self._thread is not None and self._thread.is_alive()):
+        if within_a_run() and not self._is_busy():
+            self._start(telling)
+
+    def conclude(self, telling: Callable[[], object]) -> None:
+        """Report for the last time, after what was reported before, and wait for the server.
+
+        The wait ends after `SECONDS_TO_CONCLUDE`, which is logged; later reports are left out.
+        """
+        if not within_a_run() or self._gave_up:
             return
+        end = time.monotonic() + SECONDS_TO_CONCLUDE
+        self._wait_until(end)
+        if not self._is_busy():
+            self._start(telling)
+            self._wait_until(end)
+        if self._is_busy():
+            self._gave_up = True
+            warn(
+                f"the server did not take the progress report within {SECONDS_TO_CONCLUDE:g} s; "
+                "the run is not affected"
+            )
+
+    def _is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _start(self, telling: Callable[[], object]) -> None:
         arguments = (_without_harm, telling)
         self._thread = threading.Thread(
             target=copy_context().run, args=arguments, name="telling", daemon=True
         )
         self._thread.start()
 
-    def conclude(self, telling: Callable[[], object]) -> None:
-        """Say the last thing, in its place behind the others."""
+    def _wait_until(self, end: float) -> None:
         if self._thread is not None:
-            self._thread.join()
-        if within_a_run():
-            _without_harm(telling)
+            self._thread.join(max(0.0, end - time.monotonic()))
 
 
 def _without_harm(telling: Callable[[], object]) -> None:

@@ -5,7 +5,11 @@ import threading
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from real_server import until
+from socket_server import server
 
+from tasks import aside
 from tasks.aside import Aside, ProgressBar
 
 
@@ -57,6 +61,30 @@ def test_a_bar_is_drawn_from_the_thread_and_moved(prefect_server):
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-test"]))
         )
     assert drawn.data == 100
+
+
+def test_silent_server_holds_up_no_conclusion(prefect_server, caplog, monkeypatch):
+    """It accepts a report and never answers: the last reports are left out."""
+    monkeypatch.setattr(aside, "SECONDS_TO_CONCLUDE", 0.2)
+    heard = []
+
+    @flow
+    def work():
+        reporter = Aside()
+        with server(lambda _, stopped: stopped.wait(60)) as (url, requests):
+            with temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+                reporter.say(ask)
+            until(lambda: requests, 60, "request")
+            reporter.conclude(lambda: heard.append("last"))
+            reporter.conclude(lambda: heard.append("very last"))
+
+    def ask():
+        with get_client({"timeout": 60}, sync_client=True) as client:
+            client.read_flows(limit=1)
+
+    work()
+    assert heard == []
+    assert caplog.text.count("did not take the progress report within 0.2 s") == 1
 
 
 def test_outside_a_run_nothing_is_told():

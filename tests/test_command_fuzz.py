@@ -1,5 +1,6 @@
 """Every option of every command, given what nobody should give: one line, and nothing is changed."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.signatures import load_app
 
 COMMANDS = typer.main.get_command(load_app()).commands
-# What a command needs so that only the value under test is wrong; no run or server is started.
+# What a command needs so that only the value under test is wrong.
 BASE = {
     "run": ["--dataset", "nowhere/at all"],
     "sweep": ["--dataset", "nowhere/at all", "--grid", "seed=1,2"],
@@ -28,6 +29,8 @@ BASE = {
     "promote": ["nowhere"],
     "doctor": ["--repair", "--dry-run"],
 }
+# Any text is a path, so that each value that is taken is a whole run: a few kinds of files are enough.
+PATHS = {"--data-dir"}
 OUTPUTS = {"--html", "--output", "--parquet"}  # tests/test_outputs.py has those
 NUMBERS = ["nan", "-1", "0", "1e400", str(2**70), "9" * 5000]
 
@@ -50,10 +53,17 @@ def world(tmp_path_factory, trained):
     return root
 
 
-def values(root):
+def special(root):
+    """Files that are no folders, or cannot be opened at all."""
+    return sorted(str(each) for each in root.iterdir() if each.name not in {"store", "empty"})
+
+
+def values(root, option=""):
     """Texts, numbers, paths and special files that hardly any option expects."""
-    special = sorted(str(each) for each in root.iterdir() if each.name not in {"store", "empty"})
-    return [*HOSTILE[:8], *NUMBERS, *special, str(root / "empty"), "x" * 300, "s3://", "a\0b", ""]
+    if option in PATHS:
+        return [*special(root), "a\0b", ""]
+    texts = [*HOSTILE[:8], *NUMBERS, *special(root), str(root / "empty")]
+    return [*texts, "x" * 300, "s3://", "a\0b", ""]
 
 
 def snapshot(root):
@@ -75,10 +85,16 @@ def is_clean(found):
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"version"}))
-def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, world, command):
+def test_hostile_values_are_one_line_and_change_nothing(
+    capfd, monkeypatch, request, world, command
+):
     monkeypatch.chdir(world)
-    # Without a server `serve` stops before it serves, and `run` starts one of its own.
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    if command == "run":  # what it takes is a run, each on the same server
+        request.getfixturevalue("prefect_server")
+        server = contextlib.nullcontext()
+    else:  # without a server `serve` stops before it serves
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        server = temporary_settings(restore_defaults={PREFECT_API_URL})
     before = snapshot(world)
     base = [*BASE.get(command, [])]
     options = [
@@ -88,11 +104,11 @@ def test_hostile_values_are_one_line_and_change_nothing(capfd, monkeypatch, worl
         for option in parameter.opts[:1]
         if option.startswith("--") and option not in OUTPUTS | {"--store"}
     ]
-    attempts = [[*base, option, value] for option in options for value in values(world)]
+    attempts = [[*base, option, value] for option in options for value in values(world, option)]
     attempts += (
         [[value] for value in values(world)] if command not in {"doctor", "run", "serve"} else []
     )
-    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+    with server:
         answers = {
             tuple(arguments): call(capfd, command, *arguments, "--store", world / "store")
             for arguments in attempts

@@ -75,6 +75,26 @@ def test_claim_ends_with_a_process_that_is_killed(tmp_path, other):
     assert not path.exists()
 
 
+def test_removed_lock_is_made_again_by_a_claim(tmp_path, monkeypatch):
+    """The claim has opened the file that is removed before it can lock it."""
+    path, opened = tmp_path / "lock", locks._opened
+    path.touch()
+
+    def open_then_lose(path):
+        file = opened(path)
+        monkeypatch.setattr(locks, "_opened", opened)
+        assert locks.remove_if_free(path)
+        return file
+
+    monkeypatch.setattr(locks, "_opened", open_then_lose)
+    with claim(path):
+        assert locks.holder(path).record["score_id"] == "mine"
+        assert not locks.remove_if_free(path)
+        with pytest.raises(LockedError), claim(path):
+            pass
+    assert not locks.remove_if_free(path)
+
+
 def test_look_at_a_lock_does_not_refuse_a_claim(tmp_path, monkeypatch):
     """A look holds the lock for an instant."""
     import fcntl

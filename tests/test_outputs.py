@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from command_line import call, tree_digest
-from score_data import parquet
+from score_data import ROWS, parquet
 
 from nnbuild.errors import NnbuildError, OutputError
 from nnbuild.store import Store
@@ -146,6 +146,32 @@ def test_an_output_takes_the_longest_name(tmp_path):
     write_output(path, CONTENT)
     write_output(tmp_path / ("é" * 127), CONTENT)
     assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("letter", ["a", "é"])
+def test_scores_take_the_longest_name(capfd, tmp_path, store, shared, letter):
+    path = tmp_path / "new" / ((letter * 255).encode()[:255].decode(errors="ignore"))
+    given = ["score", "--input", shared[1], "--output", path, "--store", store.root]
+    assert call(capfd, *given).code == 0
+    assert pq.read_table(path).num_rows == ROWS
+    assert names(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    "place", ["x" * 256, "new/" + "x" * 256, "x" * 256 + "/new", "new/" * 1000, "new/" * 1500]
+)
+def test_name_too_long_for_scores_is_refused_early(
+    capfd, tmp_path, monkeypatch, store, shared, place
+):
+    monkeypatch.chdir(tmp_path)
+    before = tree_digest(store.root)
+    given = ["score", "--input", shared[1], "--output", place, "--store", store.root]
+    outcome = call(capfd, *given)
+    assert outcome.code == 2
+    assert outcome.err.endswith("File name too long; give a shorter name\n")
+    assert len(outcome.err.splitlines()) == 1
+    assert tree_digest(store.root) == before
+    assert names(tmp_path) == ["store"]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])

@@ -9,10 +9,10 @@ import pytest
 from command_line import call, tree_digest
 
 from nnbuild.errors import LockedError, StoreError
-from nnbuild.pipeline.repair import repair
+from nnbuild.pipeline.repair import apply, plan, repair
 from nnbuild.pipeline.run import open_run, retrain, run_context
-from nnbuild.store import Store
-from nnbuild.store.ids import temporary_name
+from nnbuild.store import Store, locks
+from nnbuild.store.ids import input_lock_name, temporary_name
 
 NOW = datetime.now(UTC)
 
@@ -116,6 +116,10 @@ USERS_FILES = (
     ".nnbuild-0123456789AB.txt",
     ".abcdefgh.champion.json",
     "notes.tmp",
+    ".scoring-notes.lock",
+    f".scoring-{'0' * 31}.lock",
+    f".scoring-{'A' * 32}.lock",
+    f"scoring-{'0' * 32}.lock",
 )
 PLACES = (".", "src", "staging", "tables", "tables/runs", "runs", "datasets/mine", "src/staging")
 
@@ -133,9 +137,14 @@ def with_users_files(root):
         (folder / "score-card").mkdir()
         (folder / temporary_name("link")).symlink_to(root / ".env.production")
         os.mkfifo(folder / temporary_name("pipe"))
+        (folder / input_lock_name("a" * 64)).symlink_to(root / ".env.production")
+        os.mkfifo(folder / input_lock_name("b" * 64))
+        (folder / input_lock_name("c" * 64)).mkdir()
         (folder / ".nnbuild-0123456789ab.folder").mkdir()
         (folder / ".nnbuild-0123456789ab.folder" / "mine").write_text("mine")
-    (root / "src" / temporary_name("x")).write_text("mine")  # a folder that nnbuild never writes in
+    # Folders in which nnbuild never writes such files.
+    (root / "src" / temporary_name("x")).write_text("mine")
+    (root / "runs" / input_lock_name("d" * 64)).write_text("mine")
     for path in root.rglob("*"):
         os.utime(path, (old, old), follow_symlinks=False)
 
@@ -149,6 +158,40 @@ def listing(root):
         )
         for path in root.rglob("*")
     }
+
+
+def claim(path):
+    return locks.claimed(path, {"score_id": "mine"}, lambda holder: LockedError(holder.process))
+
+
+def test_repair_clears_locks_that_nobody_holds(capfd, store):
+    root = store[0].root
+    stale, held = (root / "staging" / input_lock_name(digit * 64) for digit in "ab")
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_text('{"pid": "1"}')
+    given = ("doctor", "--repair", "--store", root)
+    with claim(held):
+        dry = call(capfd, *given, "--dry-run")
+        assert stale.name in dry.out
+        assert held.name not in dry.out
+        assert stale.exists()
+        assert call(capfd, *given).out == dry.out
+        assert not stale.exists()
+        with pytest.raises(LockedError), claim(held):
+            pass
+    assert repair(store[0], NOW) == []
+
+
+def test_repair_keeps_a_lock_taken_since_the_plan(store):
+    path = store[0].root / "staging" / input_lock_name("a" * 64)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    planned = plan(store[0], NOW)
+    assert [each.finding.action for each in planned] == ["clear"]
+    with claim(path):
+        apply(planned)
+        assert path.exists()
+    apply(planned)  # the claim has removed its file by now
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])

@@ -14,13 +14,7 @@ import nnbuild
 from flows.overtaking import SKIPPED
 from flows.scheduled_score import scheduled_score
 from flows.score import score
-from nnbuild.errors import (
-    AlreadyScoredError,
-    BeingScoredError,
-    ConfigError,
-    DataError,
-    LockedError,
-)
+from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError, DataError, LockedError
 from nnbuild.scoring import ScoreConfig, jobs, opening
 from nnbuild.scoring.commit import commit_job
 

@@ -4,23 +4,20 @@ import itertools
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
-import numpy as np
 import psutil
 import pytest
-from browser import CHROMIUM, browser
 from command_line import call
-from PIL import Image
 from prefect import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 from real_server import ROOT, until
 from score_data import images, parquet
+from socket_server import sending, server
 
 import nnbuild
-from flows import automations
+from flows import automations, deployments
 from flows.commands.serve import deployment_name
 from flows.scheduled import scheduled_retrain, waiting
 from flows.scheduled_score import scheduled_score
@@ -176,7 +173,7 @@ def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
 ):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-    given = options(small_folder, store.root, epochs=150, interval=30)
+    given = options(small_folder, store.root, epochs=150, interval=20)
     with real_prefect.serving(*given) as serving:
         run_id = until(lambda: fitting(store), 180, "run in its fit")
         children = psutil.Process(serving.pid).children(recursive=True)
@@ -359,6 +356,27 @@ def test_what_cannot_be_served_is_one_line(capfd, tmp_path, arguments, says, mon
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize(
+    ("answer", "seconds", "says"),
+    [
+        (lambda _, stopped: stopped.wait(60), 1, "no answer within 1 s"),
+        (sending(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"), 60, "401"),
+        (sending(b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"), 4, "504"),
+    ],
+    ids=["silent", "refuses", "proxy"],
+)
+def test_serve_without_usable_server_gives_up(capfd, tmp_path, monkeypatch, answer, seconds, says):
+    monkeypatch.setattr(deployments, "SECONDS_FOR_SERVER", seconds)
+    with server(answer) as (url, requests), temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+        printed = call(capfd, "serve", "--interval", "60", "--store", tmp_path / "store")
+    assert printed.code == 2
+    assert f"the Prefect server at {url}/api cannot be used (" in printed.err
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+    # What is behind a proxy may be just starting.
+    assert (len(requests) > 1) == (says == "504")
+
+
 def test_only_a_run_of_the_same_config_is_taken_up(tmp_path, small_config):
     store = Store(tmp_path)
     assert waiting(store, small_config) is None
@@ -380,87 +398,3 @@ def test_a_hang_that_hears_no_signal_is_ended_by_the_kernel():
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=30, check=False)
     assert ended.returncode == -14
-
-
-@pytest.fixture(scope="module")
-def looked_at(real_prefect, tmp_path_factory, small_folder):
-    """Two finished runs of one store: their ids of flow runs."""
-    settings = {
-        "dataset": {"name": str(small_folder)},
-        "model": {"name": "lab"},
-        "training": {"epochs": 3},
-        "seed": 7,
-    }
-    root = tmp_path_factory.mktemp("looked-at") / "store"
-    # In a process of its own: what a process tells a server of its tasks, it tells the first server that it knew.
-    program = f"from flows.retrain import *\nfor _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
-    subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=real_prefect.environment,
-        check=True,
-        capture_output=True,
-    )
-    return Store(root), [
-        Store(root).manifest(each)["flow_run_id"] for each in Store(root).run_ids()
-    ]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
-def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
-    real_prefect, looked_at, tmp_path
-):
-    """In a browser, since an artifact that is stored well can still break its page."""
-    store, flow_runs = looked_at
-    wanted = {"flow_run_id": {"any_": [flow_runs[1]]}}
-    keys = {
-        each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)
-    }
-    history = store.read_table("history", store.run_ids()[1]).to_pylist()
-    decision = store.read_table("decisions", store.run_ids()[1]).to_pylist()[0]
-    ui = real_prefect.url.removesuffix("/api") + "/v2"
-    cells = "[...document.querySelectorAll('table tbody tr')].map(row => [...row.cells].map(each => each.innerText))"
-    loaded = "each.src.startsWith('data:image/svg') && each.complete && each.naturalWidth"
-    place = f"[...document.images].filter(each => {loaded}).map(each => each.getBoundingClientRect().toJSON())[0]"
-    with browser(tmp_path / "profile") as page:
-        text = page.show(
-            f"{ui}/runs/flow-run/{flow_runs[1]}",
-            "/Completed/.test(document.body.innerText) && document.body.innerText",
-        )
-        assert "model:lab" in text
-        assert f"lab-{store.manifest(store.run_ids()[1])['row']['dataset']}-" in text
-
-        def table(key):
-            return page.show(f"{ui}/artifacts/artifact/{keys[key]}", f"({cells}).length && {cells}")
-
-        epochs = table("nnbuild-epochs")
-        losses = [each["value"] for each in history if each["metric"] == "loss"]
-        assert [row[0] for row in epochs] == ["1", "2", "3"]
-        assert [float(row[1]) for row in epochs] == pytest.approx(losses, rel=1e-4)
-        decided = dict(table("nnbuild-decision"))
-        assert decided["champion"] == store.run_ids()[0] == decision["champion"]
-        assert decided["reason"] == decision["reason"]
-        assert decided["decision"] == ("promoted" if decision["promoted"] else "not promoted")
-        assert float(decided["p_worse"]) == pytest.approx(decision["p_worse"], rel=1e-4)
-        for key in ("nnbuild-loss", "nnbuild-confusion"):
-            at = page.show(f"{ui}/artifacts/artifact/{keys[key]}", place)
-            assert at["width"] > 300
-            taken = page.picture(
-                tmp_path / f"{key}.png", at["width"], at["height"], x=at["x"], y=at["y"]
-            )
-            pixels = np.asarray(Image.open(taken).convert("RGB"), int)
-            assert (
-                (pixels.max(axis=2) - pixels.min(axis=2)) > 60
-            ).mean() > 0.002  # lines or squares of a colour
-        shown = page.show(
-            f"{ui}/artifacts/artifact/{keys['nnbuild-report']}",
-            "/of the test images right/.test(document.body.innerText) && document.body.innerText",
-        )
-        assert "report.html" in shown
-        strangers = {
-            each
-            for each in page.fetched
-            if not each.startswith((ui.removesuffix("/v2"), "data:", "blob:"))
-        }
-    # Prefect's page asks for what its analytics are to do, in vain where no name is resolved; ours asks for nothing.
-    assert all(urlsplit(each).hostname.endswith(".amplitude.com") for each in strangers), strangers

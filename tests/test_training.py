@@ -91,7 +91,7 @@ EVERYTHING = {
         ("convnet", {"augment": "shift"}),
         ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
         ("accurate", {}),
-        ("accurate", {"optimizer": "rmsprop"}),
+        ("lab", {"optimizer": "rmsprop"}),
         ("tiny", {"precision": "mixed_bfloat16"}),
         ("lab", {"precision": "mixed_float16", "ema": 0.9}),
         ("lab", EVERYTHING | {"ema": 0.9}),

@@ -17,12 +17,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from nnbuild.config.presets import (
-    METRICS,
-    PRESETS,
-    USER_MODEL,
-    Preset,
-)
+from nnbuild.config.presets import METRICS, PRESETS, USER_MODEL, Preset
 from nnbuild.config.sections import (
     DATA_DIR,
     WITH_BETAS,

@@ -16,13 +16,7 @@ from pydantic import (
 )
 
 from nnbuild.config.names import role_of
-from nnbuild.config.presets import (
-    DATASETS,
-    METRICS,
-    MONITORS,
-    PRESETS,
-    with_preset_values,
-)
+from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, with_preset_values
 from nnbuild.runtime.credentials import require_no_credentials
 
 S = TypeVar("S", bound="Section")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from nnbuild.pipeline import commit
 from nnbuild.store import Run, Store, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
-from nnbuild.store.ids import is_run_id, is_temporary_name
+from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
 from nnbuild.store.manifests import read_manifest, runs_table
 from nnbuild.store.tables import write_table
 
@@ -82,6 +83,7 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
             *_committed_runs(store),
             *_staged_runs(store, discard),
             *_staged_jobs(store, discard),
+            *_stale_locks(store),
             *_temporary(store, now),
             *([] if store.is_remote else _lost_rows(store)),
         ]
@@ -194,6 +196,21 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
         else:
             detail = f"can be resumed: nnbuild score --resume {score_id}; or discarded by --discard"
             yield Repair(Finding(place, "keep", detail))
+
+
+def _stale_locks(store: Store) -> Iterator[Repair]:
+    """Yield the locks on the inputs of scoring jobs whose processes were killed."""
+    staging = store.local_root / "staging"
+    if staging.is_symlink() or not staging.is_dir():
+        return
+    ours = (each for each in sorted(staging.iterdir()) if is_input_lock_name(each.name))
+    for path in ours:
+        regular = path.is_file() and not path.is_symlink()
+        if regular and locks.holder(path) is None:
+            finding = Finding(
+                f"staging/{path.name}", "clear", "is a lock of a scoring job that has ended"
+            )
+            yield Repair(finding, partial(locks.remove_if_free, path))
 
 
 def _temporary(store: Store, now: datetime) -> Iterator[Repair]:

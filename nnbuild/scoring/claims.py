@@ -14,6 +14,7 @@ from nnbuild.errors import (
 )
 from nnbuild.scoring import outputs, repeats
 from nnbuild.store import locks
+from nnbuild.store.ids import input_lock_name
 from nnbuild.store.locks import Holder
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def in_use(output: str, holder: Holder) -> LockedError:
 
 def _input_lock(job: "Job") -> Path:
     """Return the lock file that jobs share if they would write the same rows to the same store."""
-    name = f".scoring-{repeats.fingerprint(job)[:32]}.lock"
-    return job.folder.with_name(name)
+    return job.folder.with_name(input_lock_name(repeats.fingerprint(job)))
 
 
 def _being_scored(holder: Holder) -> BeingScoredError:

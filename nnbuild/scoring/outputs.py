@@ -1,5 +1,6 @@
 """The folder or URL that a scoring job writes to instead of the store's table."""
 
+import hashlib
 import json
 import os
 import re
@@ -50,7 +51,9 @@ def lock_file(output: Any) -> Path:
     if is_remote(output):
         path = re.sub("/+", "/", output.path).strip("/")
         return local_root(f"{output.protocol}://{path}").with_suffix(".lock")
-    return Path(output.with_name(f".{output.name}.nnbuild.lock"))
+    # Of one length, since the name of the output can be as long as a name can be.
+    digest = hashlib.sha256(os.fsencode(output.name)).hexdigest()
+    return Path(output.with_name(f".nnbuild-output-{digest[:16]}.lock"))
 
 
 def is_taken(output: Any, score_id: str) -> bool:

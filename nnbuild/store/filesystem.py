@@ -109,6 +109,7 @@ _MENDS = {
     errno.EROFS: "mount the store writable, or give another --store",
     errno.EACCES: "grant this user write access, or give another --store",
     errno.EPERM: "grant this user write access, or give another --store",
+    errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOENT: "bring the store back, or give another --store",
 }
 

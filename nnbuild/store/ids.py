@@ -8,6 +8,7 @@ from nnbuild.errors import StoreError
 
 _RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
 _TEMPORARY = re.compile(r"\.nnbuild-[0-9a-f]{12}\..+", re.ASCII | re.DOTALL)
+_INPUT_LOCK = re.compile(r"\.scoring-[0-9a-f]{32}\.lock", re.ASCII)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -82,3 +83,17 @@ def temporary_name(name: str) -> str:
 def is_temporary_name(name: str) -> bool:
     """Return whether `temporary_name` made the name."""
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def input_lock_name(fingerprint: str) -> str:
+    """Return the name of the lock file that is shared by the jobs that would write the same rows.
+
+    Args:
+        fingerprint: At least 32 hexadecimal digits that are equal for such jobs.
+    """
+    return f".scoring-{fingerprint[:32]}.lock"
+
+
+def is_input_lock_name(name: str) -> bool:
+    """Return whether `input_lock_name` made the name."""
+    return _INPUT_LOCK.fullmatch(name) is not None

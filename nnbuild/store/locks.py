@@ -136,6 +136,34 @@ def claimed(
                     folder.rmdir()
 
 
+def remove_if_free(path: Path) -> bool:
+    """Remove a lock file that a killed process left behind, unless a living process holds it.
+
+    It is removed as its holder removes it: locked. A claim that has opened it meanwhile finds that
+    its file is no longer at this path, and tries again.
+
+    Returns:
+        Whether it was removed.
+    """
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if _is_at(path, file):
+            path.unlink()
+            return True
+    return False
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Return whether an open file is the one at a path, and not one that was there before."""
+    try:
+        return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
 def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
     """Open and lock a file; return None in its place if it is locked, and the folders made for it."""
     made: list[Path] = []
@@ -159,9 +187,8 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
         except OSError:
             file.close()
             raise
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file, made
+        if _is_at(path, file):
+            return file, made
         file.close()  # its last holder has removed it in this moment
 
 

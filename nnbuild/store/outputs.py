@@ -30,6 +30,7 @@ _REMEDIES = {
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.ASCII)  # `Path` has made one slash of two
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 _MOST_LINKS = 40  # as the kernel has it
+_LONGEST_NAME_OF_OURS = 64  # of a file in a folder that we fill
 
 
 @contextmanager
@@ -97,8 +98,19 @@ def require_new_folder(path: Path) -> None:
             raise OutputError(f"{path} holds something already; give a new folder")
         target = _target_of_link(path)
         nearest = next(each for each in (target, *target.parents) if each.exists())
+        _require_short_names(nearest, target)
         if not os.access(nearest, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def _require_short_names(nearest: Path, folder: Path) -> None:
+    """Raise the system's error for a name or a path that is too long for a file in a folder.
+
+    The system looks at no name below a folder that is missing, so each is looked up by itself.
+    """
+    for name in folder.relative_to(nearest).parts:
+        _stat(nearest / name)
+    _stat(folder / ("x" * _LONGEST_NAME_OF_OURS))
 
 
 @contextmanager

@@ -1,0 +1,97 @@
+"""The pages of Prefect's UI about a finished run, in a browser."""
+
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, browser
+from PIL import Image
+from real_server import ROOT
+
+from nnbuild.store import Store
+
+
+@pytest.fixture(scope="module")
+def looked_at(real_prefect, tmp_path_factory, small_folder):
+    """Two finished runs of one store: their ids of flow runs."""
+    settings = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 3},
+        "seed": 7,
+    }
+    root = tmp_path_factory.mktemp("looked-at") / "store"
+    # In a process of its own: what a process tells a server of its tasks, it tells the first server that it knew.
+    program = f"from flows.retrain import *\nfor _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=real_prefect.environment,
+        check=True,
+        capture_output=True,
+    )
+    return Store(root), [
+        Store(root).manifest(each)["flow_run_id"] for each in Store(root).run_ids()
+    ]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
+    real_prefect, looked_at, tmp_path
+):
+    """In a browser, since an artifact that is stored well can still break its page."""
+    store, flow_runs = looked_at
+    wanted = {"flow_run_id": {"any_": [flow_runs[1]]}}
+    keys = {
+        each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)
+    }
+    history = store.read_table("history", store.run_ids()[1]).to_pylist()
+    decision = store.read_table("decisions", store.run_ids()[1]).to_pylist()[0]
+    ui = real_prefect.url.removesuffix("/api") + "/v2"
+    cells = "[...document.querySelectorAll('table tbody tr')].map(row => [...row.cells].map(each => each.innerText))"
+    loaded = "each.src.startsWith('data:image/svg') && each.complete && each.naturalWidth"
+    place = f"[...document.images].filter(each => {loaded}).map(each => each.getBoundingClientRect().toJSON())[0]"
+    with browser(tmp_path / "profile") as page:
+        text = page.show(
+            f"{ui}/runs/flow-run/{flow_runs[1]}",
+            "/Completed/.test(document.body.innerText) && document.body.innerText",
+        )
+        assert "model:lab" in text
+        assert f"lab-{store.manifest(store.run_ids()[1])['row']['dataset']}-" in text
+
+        def table(key):
+            return page.show(f"{ui}/artifacts/artifact/{keys[key]}", f"({cells}).length && {cells}")
+
+        epochs = table("nnbuild-epochs")
+        losses = [each["value"] for each in history if each["metric"] == "loss"]
+        assert [row[0] for row in epochs] == ["1", "2", "3"]
+        assert [float(row[1]) for row in epochs] == pytest.approx(losses, rel=1e-4)
+        decided = dict(table("nnbuild-decision"))
+        assert decided["champion"] == store.run_ids()[0] == decision["champion"]
+        assert decided["reason"] == decision["reason"]
+        assert decided["decision"] == ("promoted" if decision["promoted"] else "not promoted")
+        assert float(decided["p_worse"]) == pytest.approx(decision["p_worse"], rel=1e-4)
+        for key in ("nnbuild-loss", "nnbuild-confusion"):
+            at = page.show(f"{ui}/artifacts/artifact/{keys[key]}", place)
+            assert at["width"] > 300
+            taken = page.picture(
+                tmp_path / f"{key}.png", at["width"], at["height"], x=at["x"], y=at["y"]
+            )
+            pixels = np.asarray(Image.open(taken).convert("RGB"), int)
+            assert (
+                (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+            ).mean() > 0.002  # lines or squares of a colour
+        shown = page.show(
+            f"{ui}/artifacts/artifact/{keys['nnbuild-report']}",
+            "/of the test images right/.test(document.body.innerText) && document.body.innerText",
+        )
+        assert "report.html" in shown
+        strangers = {
+            each
+            for each in page.fetched
+            if not each.startswith((ui.removesuffix("/v2"), "data:", "blob:"))
+        }
+    # Prefect's page asks for what its analytics are to do, in vain where no name is resolved; ours asks for nothing.
+    assert all(urlsplit(each).hostname.endswith(".amplitude.com") for each in strangers), strangers
