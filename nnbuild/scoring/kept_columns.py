@@ -30,14 +30,16 @@ def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str 
     Raises:
         ConfigError: Two names are the same but for case, or for how Unicode spells them.
     """
-    keys = [_KEY] if output is None else [*_keys_of(output), _KEY]
+    keys = [] if output is None else list(_keys_of(output))
     taken = {_folded(name): f"their own {name!r}" for name in own}
-    taken |= {_folded(key): f"the folder {key}=… that the rows are in" for key in keys}
+    taken |= {_folded(key): f"the folder {key}=… that the rows are in" for key in (*keys, _KEY)}
+    folders = {_folded(key) for key in keys}
     for name in kept:
         if (reason := taken.get(_folded(name))) is not None:
+            remedy = " or give another --output" if _folded(name) in folders else ""
             raise ConfigError(
                 f"--keep {name}: the scores have a column of that name already, {reason} "
-                "(many readers ignore case); rename the input's"
+                f"(many readers ignore case); rename the input's{remedy}"
             )
         taken[_folded(name)] = f"{name!r} of the input"
 
