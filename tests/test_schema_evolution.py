@@ -223,6 +223,10 @@ def test_types_that_duckdb_lacks_are_read_as_others(store, tmp_path):
         (["a", "A"], None),
         (["straße", "STRASSE"], None),
         (["é", "e\u0301"], None),
+        (["TOP_1"], None),
+        (["top_3_prob"], None),
+        (["logit_0"], None),
+        (["prob_10"], None),
         (["Day"], "out/day=2026-11-26"),
         (["day"], "s3://bucket/day=2026-11-26/out"),
     ],
@@ -236,6 +240,8 @@ def test_other_names_are_taken(store, tmp_path):
     require_distinct_names(
         ["labels", "day", "prob", "score", "a b", "Ä"], ["label", "prob_0"], "out"
     )
+    require_distinct_names(["top_1", "logit_0"], ["label", "prob_0"], "out")
+    require_distinct_names(["top", "top_1_name", "prob_x", "logit"], ["label"], None)
     job(store, tmp_path, **{"run_id": [1] * ROWS, "a.b": [1] * ROWS, 'q"': [1] * ROWS})
     found = query(store, 'select run_id, "a.b", "q""" from scores limit 1').to_pylist()
     assert found == [{"run_id": 1, "a.b": 1, 'q"': 1}]

@@ -37,6 +37,15 @@ def _is_wide_space(character: str) -> bool:
     return character.isspace() and character > "\x9f" and character not in "\u2028\u2029"
 
 
+def encodable(text: str) -> str:
+    r"""Return a text that UTF-8 can encode: a file name's byte that is not UTF-8 becomes `\udce9`.
+
+    Args:
+        text: Any text, such as a path; one that can be encoded stays as it is.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def sanitize(text: str) -> str:
     """Mask the credentials in a text and escape its control characters, for one line."""
     return printable(mask_credentials(text))

@@ -18,7 +18,7 @@ from nnbuild.engines import Pixels
 from nnbuild.errors import DataError
 from nnbuild.scoring.addresses import parquet_files
 from nnbuild.scoring.parquet_input import ParquetInput
-from nnbuild.scoring.picture_input import PictureInput
+from nnbuild.scoring.picture_input import PICTURE_COLUMNS, PictureInput
 from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
 from nnbuild.store.filesystem import is_url
 
@@ -64,7 +64,8 @@ def open_input(
     Args:
         address: A Parquet file, a folder or a glob of them, or a URL of either; a file of IDX
             images; an .npz with `images` or `x_test`; a folder of pictures.
-        columns: Which of its columns are wanted; Parquet alone has any.
+        columns: Which of its columns are wanted; a folder of pictures has `path` alone, which is
+            always carried through, and arrays have none.
         shape: Height, width and channels that the network takes.
         pixel_max: The pixel value that is white; type and content say it if None.
         scales: What `Input.scales` returned when the job was begun.
@@ -84,16 +85,26 @@ def open_input(
             scales=scales,
             class_names=class_names,
         )
-    if columns.keep or columns.example_id:
-        wanted = ", ".join([*columns.keep, *([columns.example_id] if columns.example_id else [])])
-        raise DataError(
-            f"{address}: only Parquet has columns, and {wanted} cannot be read; leave --keep and --id away"
-        )
     if path_exists(address) and Path(address).is_dir():
+        known = PICTURE_COLUMNS.names
+        _require_columns(
+            columns, known, f"{address}: a folder of pictures has the column path alone"
+        )
         return PictureInput(address, shape, pictures_only=pictures_only)
+    _require_columns(columns, (), f"{address}: only Parquet has columns")
     images = _images(Path(address), address)
     white = pixel_scale.white_of(images, address, pixel_max)
     return _Arrays(address, pixel_scale.to_uint8(images, white, address), white, shape)
+
+
+def _require_columns(columns: Columns, known: Sequence[str], fact: str) -> None:
+    """Refuse columns that an input other than Parquet does not have, and any column of ids."""
+    missing = [name for name in columns.keep if name not in known]
+    missing += [columns.example_id] if columns.example_id else []
+    if missing:
+        raise DataError(
+            f"{fact}, and {', '.join(missing)} cannot be read; remove it from --keep or --id"
+        )
 
 
 def _alone(files: list[Any], address: str) -> list[Any]:

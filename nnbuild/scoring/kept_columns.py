@@ -1,5 +1,6 @@
 """The columns that users carry through to `scores`: names and types that every reader can tell apart."""
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,12 +16,15 @@ from nnbuild.store.schema_evolution import File, common_type, fits
 
 _LOOK_BACK = 100  # scoring jobs, the newest first
 _KEY = "score_id"
+# Columns that only some jobs write: by --logits, by --top-k, by models of more classes.
+_OPTIONAL = re.compile(r"(?:prob|logit)_[0-9]+|top_[0-9]+(?:_prob)?")
 
 
 def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str | None) -> None:
     """Refuse columns whose names some reader takes for that of another column.
 
-    SQL ignores case, and a folder named `key=value` above a file is a column to most readers.
+    SQL ignores case, and a folder named `key=value` above a file is a column to most readers. In
+    the table `scores` the columns of other jobs count as well, such as those of `--top-k`.
 
     Args:
         kept: Columns of the input to carry through.
@@ -30,14 +34,19 @@ def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str 
     Raises:
         ConfigError: Two names are the same but for case, or for how Unicode spells them.
     """
-    keys = [_KEY] if output is None else [*_keys_of(output), _KEY]
+    keys = [] if output is None else list(_keys_of(output))
     taken = {_folded(name): f"their own {name!r}" for name in own}
-    taken |= {_folded(key): f"the folder {key}=… that the rows are in" for key in keys}
+    taken |= {_folded(key): f"the folder {key}=… that the rows are in" for key in (*keys, _KEY)}
+    folders = {_folded(key) for key in keys}
     for name in kept:
-        if (reason := taken.get(_folded(name))) is not None:
+        reason = taken.get(_folded(name))
+        if reason is None and output is None and _OPTIONAL.fullmatch(_folded(name)):
+            reason = "nnbuild's own in jobs with other options"
+        if reason is not None:
+            remedy = " or give another --output" if _folded(name) in folders else ""
             raise ConfigError(
                 f"--keep {name}: the scores have a column of that name already, {reason} "
-                "(many readers ignore case); rename the input's"
+                f"(many readers ignore case); rename the input's{remedy}"
             )
         taken[_folded(name)] = f"{name!r} of the input"
 

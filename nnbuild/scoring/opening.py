@@ -55,8 +55,8 @@ def open_job(
     """
     store, started = Store(root), now or datetime.now(UTC)
     model, source = _opened(store, config)
-    config = config.model_copy(
-        update={"model": model.run_id or config.model, "engine": model.engine}
+    config = _resolved(config, model, source).model_copy(
+        update={"model": model.run_id or config.model}
     )
     job = Job(
         store,
@@ -135,8 +135,14 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     if not repeats.candidates(store, config):
         return None
     model, source = _opened(store, config)
-    chosen = config.model_copy(update={"engine": model.engine})
-    return repeats.scored_as(store, chosen, model.digest, source.identity())
+    resolved = _resolved(config, model, source)
+    return repeats.scored_as(store, resolved, model.digest, source.identity())
+
+
+def _resolved(config: ScoreConfig, model: ScoringModel, source: Input) -> ScoreConfig:
+    """Return the settings with what only model and input tell: the engine, the carried columns."""
+    keep = tuple(source.schema().names)  # of pictures `path`, whether or not it was asked for
+    return config.model_copy(update={"engine": model.engine, "keep": keep})
 
 
 def resume_job(score_id: str, root: Path | str | None = None) -> Job:

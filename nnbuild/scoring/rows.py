@@ -67,6 +67,7 @@ class Reject(NamedTuple):
         row: the first one's number in the file; -1 for all of the row group.
         rows: how many.
         reason: on one line.
+        path: POSIX path of a picture below the folder that is scored; None for other inputs.
     """
 
     file: str
@@ -74,3 +75,4 @@ class Reject(NamedTuple):
     row: int
     rows: int
     reason: str
+    path: str | None = None

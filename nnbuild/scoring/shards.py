@@ -45,6 +45,11 @@ REJECTS = pa.schema(
             nullable=False,
             metadata={"description": "Why they were not scored"},
         ),
+        pa.field(
+            "path",
+            pa.string(),
+            metadata={"description": "Of a picture, below the input; null for other inputs"},
+        ),
     ]
 )
 

@@ -1,0 +1,160 @@
+"""Scored pictures say which file they are: the column `path`, in the scores and the quarantine."""
+
+import json
+import os
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from bad_inputs import png
+from command_line import call
+from score_data import bad_parquet, images, parquet, rows, scored
+
+import nnbuild
+from nnbuild.errors import ConfigError, DataError, Interrupted
+from nnbuild.scoring import ScoreConfig, picture_input
+
+NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
+
+
+def write(folder, names=NAMES):
+    for name, image in zip(names, images(len(names)), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(image[..., 0]))
+    return folder
+
+
+def quarantined(store, score_id):
+    folder = store.root / "quarantine" / f"score_id={score_id}"
+    return ds.dataset(folder, partitioning=None).to_table().to_pylist()
+
+
+@pytest.mark.parametrize("keep", [(), ("path",)])
+def test_scored_pictures_carry_their_path(store, tmp_path, keep):
+    folder = write(tmp_path / "pictures")
+    table = rows(store, scored(store, input=folder, keep=keep))
+    assert table.column_names.count("path") == 1
+    by_path = dict(zip(table["path"].to_pylist(), table["predicted"].to_pylist(), strict=True))
+    assert list(by_path) == sorted(NAMES)
+    alone = rows(store, scored(store, input=write(tmp_path / "other", NAMES[:3])))
+    assert {name: by_path[name] for name in NAMES[:3]} == dict(
+        zip(alone["path"].to_pylist(), alone["predicted"].to_pylist(), strict=True)
+    )
+
+
+def test_rejected_pictures_keep_paths_in_step(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(picture_input, "_PER_UNIT", 4)
+    names = [f"{number}.png" for number in range(11)]
+    folder = write(tmp_path / "pictures", names)
+    bad = ["0.png", "4.png", "5.png", "notes.txt"]
+    for name in bad:
+        (folder / name).write_bytes(b"no picture")
+    done = scored(store, input=folder, on_error="quarantine", batch_size=3, shard_rows=4)
+    table = rows(store, done)
+    order = sorted({*names, *bad})
+    assert table["path"].to_pylist() == [name for name in order if name not in bad]
+    assert [order[each] for each in table["example_id"].to_pylist()] == table["path"].to_pylist()
+    found = quarantined(store, done.score_id)
+    assert sorted(each["path"] for each in found) == bad
+    assert all(each["file"] == str(folder / each["path"]) for each in found)
+
+
+def test_quarantined_parquet_rows_have_no_path(store, tmp_path):
+    path = bad_parquet(tmp_path / "in.parquet")
+    done = scored(store, input=path, on_error="quarantine")
+    assert [each["path"] for each in quarantined(store, done.score_id)] == [None] * 3
+
+
+def test_path_is_null_beside_other_inputs(store, tmp_path, capfd):
+    scored(store, input=parquet(tmp_path / "in.parquet", images(2)))
+    scored(store, input=write(tmp_path / "pictures"))
+    table = nnbuild.read_table(str(store.root), "scores")
+    assert sorted(filter(None, table["path"].to_pylist())) == sorted(NAMES)
+    assert table["path"].null_count == 2
+    query = "select path, count(*) as n from scores group by path order by path nulls last"
+    outcome = call(capfd, "sql", "--json", "--store", store.root, query)
+    expected = [{"path": name, "n": 1} for name in sorted(NAMES)] + [{"path": None, "n": 2}]
+    assert outcome.json["rows"] == expected
+
+
+def test_own_path_column_is_kept_on_request(store, tmp_path):
+    path = parquet(tmp_path / "in.parquet", images(2))
+    pq.write_table(pq.read_table(path).append_column("path", pa.array(["p", "q"])), path)
+    assert "path" not in rows(store, scored(store, input=path)).column_names
+    scored(store, input=path, keep=["path"])
+    scored(store, input=write(tmp_path / "pictures", NAMES[:1]))
+    paths = nnbuild.read_table(str(store.root), "scores")["path"].to_pylist()
+    assert sorted(filter(None, paths)) == [NAMES[0], "p", "q"]
+
+
+@pytest.mark.parametrize(
+    "columns", [{"keep": ["path", "customer"]}, {"id_column": "customer"}, {"keep": ["Path"]}]
+)
+def test_other_columns_of_pictures_are_refused(store, tmp_path, columns):
+    folder = write(tmp_path / "pictures", NAMES[:1])
+    with pytest.raises(DataError, match=r"has the column path alone, and (customer|Path) cannot"):
+        scored(store, input=folder, **columns)
+
+
+def test_output_named_path_is_refused(store, tmp_path):
+    folder = write(tmp_path / "pictures", NAMES[:1])
+    with pytest.raises(ConfigError, match=r"the folder path=….* or give another --output"):
+        scored(store, input=folder, output=str(tmp_path / "path=1" / "out"))
+
+
+def test_path_selects_rows(store, tmp_path):
+    folder = write(tmp_path / "pictures")
+    done = scored(store, input=folder, where="path == 'a/x.png'")
+    assert rows(store, done)["path"].to_pylist() == ["a/x.png"]
+
+
+def test_names_that_are_not_utf8_are_escaped(store, tmp_path):
+    folder = write(tmp_path / "pictures", ["a.png", "z.png"])
+    (folder / "a.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no picture")
+    done = scored(store, input=folder, on_error="quarantine")
+    assert rows(store, done)["path"].to_pylist() == [r"caf\udce9.png", "z.png"]
+    assert [each["path"] for each in quarantined(store, done.score_id)] == [r"bad\udce9.png"]
+
+
+class _StopAtFirst:
+    def scored(self, *_):
+        raise Interrupted("stopped", 15)
+
+
+def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(picture_input, "_PER_UNIT", 2)
+    config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
+    with pytest.raises(Interrupted):
+        nnbuild.score(config, store.root, watch=_StopAtFirst())
+    (waiting,) = (store.root / "staging").glob("score-*")
+    same = config.model_copy(update={"keep": ()})  # writes the same rows: it is the same job
+    done = nnbuild.score(same, store.root)
+    assert f"score-{done.score_id}" == waiting.name
+    assert rows(store, done)["path"].to_pylist() == sorted(NAMES)
+
+
+def test_backfilled_days_carry_paths_once(store, tmp_path):
+    for day in (1, 2):
+        write(tmp_path / f"2026-11-0{day}", [f"{day}.png"])
+    config = ScoreConfig(input=str(tmp_path / "{date}"))
+    days = date(2026, 11, 1), date(2026, 11, 2)
+    first = nnbuild.backfill(config, *days, store.root)
+    assert [each.status for each in first] == ["scored", "scored"]
+    table = nnbuild.read_table(str(store.root), "scores")
+    assert sorted(table["path"].to_pylist()) == ["1.png", "2.png"]
+    again = config.model_copy(update={"keep": ("path",)})
+    found = nnbuild.backfill(again, *days, store.root)
+    assert [(each.status, each.score_id) for each in found] == [
+        ("skipped", each.score_id) for each in first
+    ]
+
+
+def test_manifest_names_the_carried_path(store, tmp_path):
+    done = scored(store, input=write(tmp_path / "pictures", NAMES[:1]))
+    manifest = json.loads((store.root / "scores" / done.score_id / "manifest.json").read_text())
+    assert manifest["config"]["keep"] == ["path"]
+    (part,) = (store.root / "tables" / "scores" / f"score_id={done.score_id}").iterdir()
+    assert pq.read_schema(part).names[-1] == "path"
