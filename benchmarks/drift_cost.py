@@ -14,12 +14,12 @@ from pathlib import Path
 from scoring import write_input
 
 import nnbuild
-from nnbuild.scoring import writing
+from nnbuild.scoring import shards
 
 
 def seconds(source: Path, root: Path, *, with_counts: bool) -> float:
     """Of the processors, for one job; what else the machine does counts less than in the seconds of a clock."""
-    real = writing.counted
+    real = shards.counted
     if not with_counts:
         first: list[object] = []
 
@@ -27,13 +27,13 @@ def seconds(source: Path, root: Path, *, with_counts: bool) -> float:
             first.extend([] if first else [real(read, table, classes)])
             return first[0]
 
-        writing.counted = once
+        shards.counted = once
     try:
         began = time.process_time()
         nnbuild.score(nnbuild.ScoreConfig(input=str(source)), root)
         return time.process_time() - began
     finally:
-        writing.counted = real
+        shards.counted = real
 
 
 def main() -> None:

@@ -21,9 +21,8 @@ import pyarrow as pa
 from nnbuild.engines import OnnxEngine
 from nnbuild.logits import check_logits
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.probabilities import probability_table
-from nnbuild.scoring.rows import Columns, Rows
-from nnbuild.scoring.writing import ROW_GROUP, counted, parquet_writer
+from nnbuild.scoring.shards import ROW_GROUP, counted, parquet_writer
+from nnbuild.scoring.table import Columns, Rows, probability_table
 from nnbuild.store.filesystem import file_digest, fsync_file
 
 BATCH, EVERY, CLASSES, SHAPE = 4096, 8, 10, (28, 28, 1)

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
-from tasks.telling import DRIFTED, STOPPED, STORE
+from tasks.events import DRIFTED, STOPPED, STORE
 
 FLOWS = ["scheduled-retrain", "scheduled-score"]  # whose runs are watched
 NAME = "nnbuild: end runs that give no sign of life"

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _is_inside_a_library() -> bool:
     """Return whether a stage of scoring goes on, which the interpreter's end would wait for."""
-    from nnbuild.scoring.stages import STAGE
+    from nnbuild.scoring.prefetch import STAGE
 
     return any(each.name == STAGE for each in threading.enumerate())
 

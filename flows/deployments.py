@@ -19,13 +19,11 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
 
 from flows import automations
-from flows.api_url import require_api_url_without_credentials
-from flows.embedded_server import trouble_with_server
+from flows.embedded_server import require_api_url_without_credentials, trouble_with_server
 from flows.hooks import record_cancellation
 from flows.outage import SECONDS_TO_ANSWER
 from flows.printing import print_line
-from flows.scheduled import scheduled_retrain
-from flows.scheduled_score import scheduled_score
+from flows.scheduled import scheduled_retrain, scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment

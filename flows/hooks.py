@@ -10,8 +10,8 @@ from nnbuild.errors import NnbuildError
 from nnbuild.pipeline import commit
 from nnbuild.runtime.text import join_lines, sanitize
 from nnbuild.store import Run, Store
-from tasks.prefect_side import outward
-from tasks.telling import STOPPED, emit, notify
+from tasks.artifacts import outward
+from tasks.events import STOPPED, emit, notify
 
 
 def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:

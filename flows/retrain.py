@@ -5,31 +5,67 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_client
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.transactions import transaction
+from pydantic import Field
 
 from flows.hooks import on_bad_end, record_cancellation
 from flows.outage import prompt_stop
+from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import open_run, run_context
-from nnbuild.runtime.text import sanitize
+from nnbuild.runtime.text import markdown_text, sanitize
 from nnbuild.store import Run
-from nnbuild.store.step_results import Committed
-from tasks.approve import approve
-from tasks.build import build
-from tasks.calibrate import calibrate
-from tasks.check import check
-from tasks.commit import commit
-from tasks.compile import compile_network
-from tasks.decide import decide
-from tasks.evaluate import evaluate
-from tasks.export import export
-from tasks.fit import fit
-from tasks.load import load
-from tasks.persist_history import persist_history
-from tasks.prefect_side import outward
-from tasks.report import report
-from tasks.score import score
+from nnbuild.store.step_results import Committed, Decided
+from tasks.artifacts import logger, outward
+from tasks.retrain import (
+    build,
+    calibrate,
+    check,
+    commit,
+    compile_network,
+    decide,
+    evaluate,
+    export,
+    fit,
+    load,
+    persist_history,
+    report,
+    score,
+)
+
+
+class Answer(RunInput):
+    """What a person says about a challenger; Prefect's UI shows it as a form."""
+
+    promote: bool = Field(default=False, description="Make it the champion")
+    comment: str = Field(
+        default="", max_length=500, description="Why; it is kept with the decision"
+    )
+
+
+def approve(run: Run, decided: Decided) -> Decided:
+    """Pause until a person has answered, if the gate's yes needs one; no answer in time is a no.
+
+    No task, since only a flow can be paused.
+    """
+    if not decided.waits:
+        return decided
+    seconds = run.config.gate.approval_seconds
+    logger().info("%s: a person decides within %d s, by the Resume button", decided.reason, seconds)
+    form = Answer.with_initial_data(
+        description=markdown_text(f"Run {run.run_id}: {decided.reason}. Make it the champion?")
+    )
+    try:
+        answer = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=1)
+    except FlowPauseTimeout:
+        return pipeline.record_approval(
+            run, promote=False, comment=f"nobody answered within {seconds} s"
+        )
+    return pipeline.record_approval(run, promote=answer.promote, comment=answer.comment)
 
 
 def _name() -> str:

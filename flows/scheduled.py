@@ -1,24 +1,134 @@
 """Scheduled retraining: superseded runs are skipped, stopped ones resumed, hanging ones ended."""
 
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
 
 from prefect import flow, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Completed
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from flows.hooks import on_bad_end, record_cancellation
-from flows.overtaking import SKIPPED, adopt, origin, overtaken_at
+from flows.hooks import on_bad_end, on_bad_scores, record_cancellation
 from flows.retrain import retrain
+from flows.schedules import require_timezone, timezones
+from flows.score import score
 from nnbuild.config.schema import RunConfig, ScheduledConfig
+from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
 from nnbuild.pipeline.run import resumable
 from nnbuild.runtime import environment
 from nnbuild.runtime.signals import hard_timeout
 from nnbuild.runtime.text import sanitize
+from nnbuild.scoring import ScoreConfig
+from nnbuild.scoring.days import is_dated
+from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
-from tasks.prefect_side import logger
+from tasks.artifacts import logger
+from tasks.score import score_days
+
+SKIPPED = "Skipped"
+_MADE = [
+    "RUNNING",
+    "COMPLETED",
+    "FAILED",
+]  # one that was cancelled or killed is not: the next goes on with it
+
+
+class Origin(NamedTuple):
+    """Where the current run comes from, and what its deployment says today.
+
+    Attributes:
+        withdrawn: Whether the schedule that planned the run is no longer there.
+        parameters: Parameters that the deployment has for that schedule today, if the run has
+            others; else None.
+        timezone: Timezone of the schedule; None for a run that no schedule planned.
+    """
+
+    withdrawn: bool = False
+    parameters: dict[str, Any] | None = None
+    timezone: str | None = None
+
+
+def origin() -> Origin:
+    """Compare the current run with its deployment.
+
+    A run that a person or an automation has started keeps its parameters: they were meant for it.
+    """
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(flow_run.id)
+        if run.deployment_id is None or not run.auto_scheduled:
+            return Origin()
+        try:
+            deployment = client.read_deployment(run.deployment_id)
+        except ObjectNotFound:
+            return Origin(withdrawn=True)
+    schedule = _schedule_of(run, deployment.schedules)
+    if schedule is None:
+        return Origin(withdrawn=True)
+    current = {**deployment.parameters, **schedule.parameters}
+    return Origin(
+        parameters=None if current == run.parameters else current,
+        timezone=getattr(schedule.schedule, "timezone", None) or "UTC",
+    )
+
+
+def _schedule_of(run: Any, schedules: list[Any]) -> Any | None:
+    """Return the schedule that planned a run.
+
+    Registering a deployment again gives its schedules new ids; then the name counts that the run
+    shows as its creator's. A schedule without a slug goes by the name of its class.
+    """
+    if run.created_by is None:
+        return None
+    same = [each for each in schedules if each.id == run.created_by.id]
+    named = [
+        each
+        for each in schedules
+        if (each.slug or type(each.schedule).__name__) == run.created_by.display_value
+    ]
+    if same:
+        return same[0]
+    return named[0] if len(named) == 1 else None
+
+
+def adopt(parameters: Mapping[str, Any], name: str) -> None:
+    """Give the current run other parameters, and the name that fits them, on the server."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, parameters=dict(parameters), name=name)
+
+
+def overtaken_at() -> datetime | None:
+    """When the run began that does what this one is for; None if there is none, and this one has to be made.
+
+    After a downtime the first of the missed runs is made and the others are skipped. And however slow runs are to
+    start, one is always made: a run is skipped for one that has begun, never for one that is only due.
+    """
+    with get_client(sync_client=True) as client:
+        mine = client.read_flow_run(flow_run.id)
+        if mine.deployment_id is None or mine.expected_start_time is None:
+            return None
+        wanted = {
+            "deployment_id": {"any_": [mine.deployment_id]},
+            "state": {"type": {"any_": _MADE}},
+            "start_time": {"after_": mine.expected_start_time},
+        }
+        begun = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(wanted),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        )
+    others = (each for each in begun if each.id != mine.id and each.state_name != SKIPPED)
+    times = [each.start_time for each in others if _settings(each) == _settings(mine)]
+    return max((time for time in times if time is not None), default=None)
+
+
+def _settings(run: Any) -> tuple[Any, Any]:
+    return run.parameters.get("config"), run.parameters.get("store")
+
 
 WITHDRAWN = "The schedule that planned this run is no longer part of the deployment."
 CHANGED = "The settings of the deployment were changed since this run was planned; it takes them."
@@ -123,3 +233,95 @@ def _was_cancelled(run: Run) -> bool:
         except ObjectNotFound:
             return False
     return any(each.is_cancelling() or each.is_cancelled() for each in states)
+
+
+def _known(name: str) -> str:
+    try:
+        return require_timezone(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+Timezone = Annotated[
+    str, AfterValidator(_known), Field(json_schema_extra={"enum": sorted(timezones())})
+]
+
+
+def _scoring_run_name() -> str:
+    return _scoring_run_name_of(flow_run.parameters)
+
+
+def _scoring_run_name_of(parameters: dict[str, Any]) -> str:
+    config = ScoreConfig.model_validate(parameters["config"])
+    return sanitize(f"score-{config.model}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}")
+
+
+@flow(
+    name="scheduled-score",
+    version=environment.code_version(),
+    flow_run_name=_scoring_run_name,
+    on_failure=[on_bad_scores],
+    on_crashed=[on_bad_scores],
+    on_cancellation=[on_bad_scores],
+)
+def scheduled_score(
+    config: ScoreConfig,
+    store: str | None = None,
+    days: Annotated[int, Field(ge=1, le=366)] = 7,
+    timezone: Timezone = "UTC",
+    timeout_seconds: Annotated[float, Field(ge=1)] | None = None,
+) -> Any:
+    """Score on a schedule, with the champion of the day.
+
+    Args:
+        config: What is scored and how; `{date}` in its input stands for each of the last days that
+            is not scored yet.
+        store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
+        days: Number of days, of which the day on which the run was due is the last.
+        timezone: Timezone that tells which day that is, for a run that no schedule has planned; one
+            that a schedule has planned takes the schedule's.
+        timeout_seconds: Seconds after which the run is asked to stop; half a minute later it is
+            killed. No limit if not given.
+    """
+    due = origin()
+    if due.withdrawn:
+        return Completed(name=SKIPPED, message=WITHDRAWN)
+    if due.parameters is None:
+        return _score_due(config, store, days, due.timezone or timezone, timeout_seconds)
+    logger().warning(CHANGED)
+    adopt(due.parameters, _scoring_run_name_of(due.parameters))
+    current = scheduled_score.validate_parameters(due.parameters)
+    return _score_due(**current | {"timezone": due.timezone})
+
+
+def _score_due(
+    config: ScoreConfig,
+    store: str | None = None,
+    days: int = 7,
+    timezone: str = "UTC",
+    timeout_seconds: float | None = None,
+) -> Any:
+    """Score what is new; the parameters are those of the flow."""
+    with hard_timeout(timeout_seconds):
+        if is_dated(config.input):
+            last = day_of(flow_run.scheduled_start_time, timezone)
+            return score_days(config, last - timedelta(days=days - 1), last, store)
+        if (before := scored_before(Store(store), config)) is not None:
+            return Completed(
+                name=SKIPPED,
+                message=f"Scoring job {before} has scored this input by this model already.",
+            )
+        try:
+            return score.fn(config, store, once=True)
+        except (BeingScoredError, AlreadyScoredError) as error:
+            return Completed(name=SKIPPED, message=str(error))
+
+
+def day_of(moment: datetime, timezone: str) -> date:
+    """Return the day that a moment is on in a timezone.
+
+    Args:
+        moment: Aware time.
+        timezone: IANA name.
+    """
+    return moment.astimezone(ZoneInfo(timezone)).date()

@@ -8,10 +8,8 @@ from prefect.runtime import flow_run
 from flows.outage import prompt_stop
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.jobs import working_on
-from tasks.commit_scores import commit_scores
-from tasks.open_scoring import open_scoring
-from tasks.score_shards import score_shards
+from nnbuild.scoring.job import working_on
+from tasks.score import commit_scores, open_scoring, score_shards
 
 
 def _name() -> str:

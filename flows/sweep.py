@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.retrain import approve
 from nnbuild import sweep as sweeping
 from nnbuild.pipeline.run import run_context as working_on_run
 from nnbuild.store import Run
@@ -18,12 +19,9 @@ from nnbuild.store.step_results import (
     Scored,
 )
 from nnbuild.sweep import Sweep, SweepConfig, SweepResult, SweepRunner
-from tasks.approve import approve
-from tasks.commit import commit
-from tasks.decide import decide
-from tasks.prefect_side import show_table
-from tasks.report import report
-from tasks.trial import make_trial
+from tasks.artifacts import show_table
+from tasks.retrain import commit, decide, report
+from tasks.sweep import make_trial
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _DONE = {

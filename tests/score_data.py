@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 
 from nnbuild.data.dataset import Split
 from nnbuild.data.tables import split_table
-from nnbuild.scoring import jobs, opening
+from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 
@@ -31,7 +31,7 @@ def scored(store, **config):
     config = {"batch_size": 32, "shard_rows": 100} | {
         name: each for name, each in config.items() if each is not None
     }
-    job = opening.open_job(
+    job = jobs.open_job(
         ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root
     )
     with jobs.working_on(job):

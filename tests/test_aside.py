@@ -9,8 +9,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from real_server import until
 from socket_server import server
 
-from tasks import aside
-from tasks.aside import Aside, ProgressBar
+from tasks import progress
+from tasks.progress import Aside, ProgressBar
 
 
 def test_the_work_waits_for_nobody_and_the_last_thing_comes_last(prefect_server):
@@ -65,7 +65,7 @@ def test_a_bar_is_drawn_from_the_thread_and_moved(prefect_server):
 
 def test_silent_server_holds_up_no_conclusion(prefect_server, caplog, monkeypatch):
     """It accepts a report and never answers: the last reports are left out."""
-    monkeypatch.setattr(aside, "SECONDS_TO_CONCLUDE", 0.2)
+    monkeypatch.setattr(progress, "SECONDS_TO_CONCLUDE", 0.2)
     heard = []
 
     @flow

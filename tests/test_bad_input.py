@@ -34,7 +34,7 @@ def no_data_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.delenv("NNBUILD_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("nnbuild.data.download._opener", _offline)
-    monkeypatch.setattr("tasks.load.load.retries", 0)
+    monkeypatch.setattr("tasks.retrain.load.retries", 0)
 
 
 def _offline():

@@ -22,20 +22,22 @@ from nnbuild.errors import DataError, DivergedError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import Decided, Scored
-from tasks.build import build
-from tasks.calibrate import calibrate
-from tasks.check import check
-from tasks.commit import commit
-from tasks.compile import compile_network
-from tasks.decide import decide
-from tasks.evaluate import evaluate
-from tasks.export import export
-from tasks.fit import fit
-from tasks.load import load
-from tasks.persist_history import persist_history
-from tasks.prefect_side import plain
-from tasks.report import report
-from tasks.score import score
+from tasks.artifacts import plain
+from tasks.retrain import (
+    build,
+    calibrate,
+    check,
+    commit,
+    compile_network,
+    decide,
+    evaluate,
+    export,
+    fit,
+    load,
+    persist_history,
+    report,
+    score,
+)
 
 STEPS = [
     "load",

@@ -15,7 +15,7 @@ from nnbuild.data.options import ReadOptions
 from nnbuild.errors import ConfigError, DataError, InputError
 from nnbuild.scoring.addresses import is_there, parquet_files
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.rows import Columns, Reject
+from nnbuild.scoring.table import Columns, Reject
 
 SHAPE = (6, 6, 1)
 

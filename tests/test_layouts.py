@@ -19,7 +19,7 @@ from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, InputError
 from nnbuild.pipeline.run import retrain
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.rows import Columns, Reject
+from nnbuild.scoring.table import Columns, Reject
 from nnbuild.store import Store
 
 SHAPE = (6, 6, 1)

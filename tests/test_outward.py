@@ -36,8 +36,9 @@ from nnbuild.runtime import webhook
 from nnbuild.runtime.outward import Harmless, outward
 from nnbuild.runtime.text import printable
 from nnbuild.store import Store, champion
-from tasks import aside, prefect_side, telling
-from tasks.watching import shown_on
+from tasks import artifacts as task_artifacts
+from tasks import events, progress
+from tasks.progress import shown_on
 
 URL = "https://user:5ecre7@host.example/x"
 FAULTS = [
@@ -117,11 +118,11 @@ class FailingDisplay:
 
 
 EVERYTHING = [  # each place that says something beyond the run's own files
-    (prefect_side, "create_table_artifact"),
-    (prefect_side, "create_markdown_artifact"),
-    (prefect_side, "create_image_artifact"),
-    (aside, "create_progress_artifact"),
-    (telling, "emit_event"),
+    (task_artifacts, "create_table_artifact"),
+    (task_artifacts, "create_markdown_artifact"),
+    (task_artifacts, "create_image_artifact"),
+    (progress, "create_progress_artifact"),
+    (events, "emit_event"),
     (webhook, "post"),
     (retraining, "get_client"),
 ]
@@ -151,7 +152,7 @@ def test_run_is_committed_and_promoted_whatever_fails(
 def test_hook_tells_everybody_that_can_be_told(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(hooks, "flow_run_logger", raising(RuntimeError(URL), calls, "log"))
-    monkeypatch.setattr(telling, "emit_event", raising(RuntimeError(URL), calls, "event"))
+    monkeypatch.setattr(events, "emit_event", raising(RuntimeError(URL), calls, "event"))
     monkeypatch.setattr(webhook, "post", lambda _, message, **__: calls.append(message["text"]))
     monkeypatch.setenv(webhook.VARIABLE, "http://127.0.0.1:9/x")
     run = SimpleNamespace(id="1", name="n", parameters={"store": str(tmp_path)})

@@ -18,10 +18,10 @@ from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixel_scale import white_of
 from nnbuild.errors import CheckError, DataError
-from nnbuild.scoring import jobs, opening
+from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.rows import Columns, Reject
+from nnbuild.scoring.table import Columns, Reject
 
 SHAPE = (6, 6, 1)
 KINDS = {
@@ -258,14 +258,14 @@ def test_scale_is_recorded_and_recalled(store, tmp_path, monkeypatch):
     values = images().astype(np.float32)
     path = write_numbers(tmp_path / "a.parquet", values, np.zeros(len(values), int), "list")
     config = ScoreConfig(input=str(path), batch_size=32)
-    job = opening.open_job(config, store.root)
+    job = jobs.open_job(config, store.root)
     from nnbuild.data import pixel_scale
 
     def looked(*_):
         raise AssertionError("the scale was looked for again")
 
     monkeypatch.setattr(pixel_scale, "white_of_floats", looked)
-    resumed = opening.resume_job(job.score_id, store.root)
+    resumed = jobs.resume_job(job.score_id, store.root)
     assert resumed.source.scales() == job.source.scales() == [255.0]
     assert jobs.score_input(resumed)
 

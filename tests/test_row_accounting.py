@@ -14,7 +14,7 @@ from score_data import ROWS, SHAPE, images, parquet, rows, scored
 
 from nnbuild.errors import DataError
 from nnbuild.scoring.parquet_input import ParquetInput
-from nnbuild.scoring.rows import Columns, Reject
+from nnbuild.scoring.table import Columns, Reject
 
 FIRST_TOO_LARGE = 2**63
 

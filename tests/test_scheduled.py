@@ -19,14 +19,13 @@ import nnbuild
 from flows import hooks
 from flows.deployments import _last_state, replace_schedules
 from flows.retrain import retrain
-from flows.scheduled import scheduled_retrain, waiting
-from flows.scheduled_score import scheduled_score
+from flows.scheduled import scheduled_retrain, scheduled_score, waiting
 from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import ConfigError
 from nnbuild.pipeline.run import resumable
 from nnbuild.scoring import ScoreConfig
-from nnbuild.scoring.opening import open_job
+from nnbuild.scoring.job import open_job
 from nnbuild.store import Store
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flows.commands import serve as serving
 from flows.commands.serve_scores import Scoring
-from flows.scheduled_score import day_of
+from flows.scheduled import day_of
 from flows.schedules import cron_schedule, interval_schedule, require_timezone, timezones
 from nnbuild.errors import ConfigError
 

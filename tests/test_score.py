@@ -21,11 +21,11 @@ from score_data import ROWS, bad_parquet, drift, files, images, parquet, rows, s
 import nnbuild
 from nnbuild.errors import ConfigError, ContractError, DataError, Interrupted, StoreError
 from nnbuild.runtime import fault_injection
-from nnbuild.scoring import jobs, opening
+from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.stages import ahead
-from nnbuild.scoring.where import parse
+from nnbuild.scoring.filters import parse
+from nnbuild.scoring.prefetch import ahead
 from nnbuild.store import champion
 from nnbuild.store.filesystem import read_json, write_json
 
@@ -49,13 +49,13 @@ def test_a_file_that_was_left_without_proof_is_not_used(store, tmp_path):
 def test_the_engine_is_chosen_once(store, tmp_path):
     """A job asked for by `auto` is recorded and found again by what it ran with."""
     config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), batch_size=32, shard_rows=100)
-    job = opening.open_job(config, store.root)
+    job = jobs.open_job(config, store.root)
     assert job.config.engine == "onnx"
-    assert opening.open_job(config, store.root).score_id == job.score_id
+    assert jobs.open_job(config, store.root).score_id == job.score_id
     with jobs.working_on(job):
         done = commit_job(job, jobs.score_input(job))
-    assert opening.scored_before(store, config) == done.score_id
-    assert opening.scored_before(store, config.model_copy(update={"engine": "keras"})) is None
+    assert jobs.scored_before(store, config) == done.score_id
+    assert jobs.scored_before(store, config.model_copy(update={"engine": "keras"})) is None
 
 
 def test_the_rows_are_those_of_the_keras_engine(store, tmp_path):
@@ -217,7 +217,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
     kills = 0
     for number in range(1, 100):
         passed = 0
-        job = opening.open_job(ScoreConfig.model_validate(options), store.root)
+        job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
         monkeypatch.setattr(fault_injection, "failpoint", killing_at(number))
         try:
             with jobs.working_on(job):
@@ -233,7 +233,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
                 .num_rows
                 == 0
             )
-            job = opening.resume_job(job.score_id, store.root)
+            job = jobs.resume_job(job.score_id, store.root)
             with jobs.working_on(job):
                 commit_job(job, jobs.score_input(job))
         assert files(store, job.score_id) == files(store, straight.score_id)
@@ -377,10 +377,10 @@ def test_a_corrupt_row_group_is_named_or_quarantined(store, tmp_path):
 
 def test_a_job_of_another_input_cannot_be_resumed(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
-    job = opening.open_job(ScoreConfig(input=str(path)), store.root)
+    job = jobs.open_job(ScoreConfig(input=str(path)), store.root)
     parquet(path, images(ROWS + 1))
     with pytest.raises(StoreError, match="its input changed since"):
-        opening.resume_job(job.score_id, store.root)
+        jobs.resume_job(job.score_id, store.root)
 
 
 def test_the_command_line(capfd, store, tmp_path):

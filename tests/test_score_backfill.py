@@ -13,7 +13,7 @@ from score_data import images, parquet
 import nnbuild
 from nnbuild.errors import ConfigError, Interrupted
 from nnbuild.scoring import ScoreConfig, backfill
-from nnbuild.scoring.partitions import partitions
+from nnbuild.scoring.days import partitions
 
 FIRST, LAST = date(2026, 11, 1), date(2026, 11, 5)
 ROWS = 90

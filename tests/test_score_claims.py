@@ -20,9 +20,10 @@ from nnbuild.errors import (
     StoreError,
 )
 from nnbuild.runtime import fault_injection
-from nnbuild.scoring import ScoreConfig, backfill, days, jobs, opening, outputs
+from nnbuild.scoring import ScoreConfig, backfill, days, outputs
+from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
-from nnbuild.scoring.partitions import partitions
+from nnbuild.scoring.days import partitions
 
 DAY = date(2026, 11, 1)
 
@@ -40,7 +41,7 @@ def finish(job):
 @contextmanager
 def running(store, **options):
     """A job that has begun and not ended."""
-    job = opening.open_job(config(**options), store.root)
+    job = jobs.open_job(config(**options), store.root)
     with jobs.working_on(job):
         yield job
 
@@ -112,7 +113,7 @@ def test_output_of_a_job_that_failed_is_free(store, inputs):
 
 def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
-    job = opening.open_job(config(**options), store.root)
+    job = jobs.open_job(config(**options), store.root)
     killed_at(monkeypatch, "score:shards", job)
     done = nnbuild.score(resume=job.score_id, store=store.root)
     assert done.score_id == job.score_id
@@ -121,7 +122,7 @@ def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
 
 def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
     output = str(inputs / "out")
-    job = opening.open_job(config(inputs / "a.parquet", output=output), store.root)
+    job = jobs.open_job(config(inputs / "a.parquet", output=output), store.root)
     killed_at(monkeypatch, "score:shards", job)
     nnbuild.score(config(inputs / "b.parquet", output=output), store.root)
     with pytest.raises(StoreError, match="was taken since") as refused:
@@ -214,9 +215,9 @@ def test_same_job_twice_at_once_is_refused(capfd, store, inputs):
 def test_job_begun_in_the_same_instant_is_refused(store, inputs):
     """Both were opened before either began."""
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
-    first = opening.open_job(config(**options), store.root)
-    second = opening.open_job(config(**options, top_k=1), store.root)
-    third = opening.open_job(config(**options, batch_size=16), store.root)
+    first = jobs.open_job(config(**options), store.root)
+    second = jobs.open_job(config(**options, top_k=1), store.root)
+    third = jobs.open_job(config(**options, batch_size=16), store.root)
     with jobs.working_on(first):
         with pytest.raises(LockedError, match="is writing there"), jobs.working_on(second):
             pass
@@ -246,7 +247,7 @@ def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
         results.extend(backfill(config(dated), DAY, DAY, store.root, told=report))
 
     thread = threading.Thread(target=second)
-    job = opening.open_job(config(dated.format(date=DAY), threads=1), store.root)
+    job = jobs.open_job(config(dated.format(date=DAY), threads=1), store.root)
     with suppress(DataError, _Killed), jobs.working_on(job):
         thread.start()
         assert waits.wait(60)
@@ -313,8 +314,8 @@ def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypat
 def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
     """A machine that shares the store and not its locks commits before this one."""
     given = config(dated.format(date=DAY))
-    ours = opening.open_job(given, store.root, once=True)
-    theirs = opening.open_job(given.model_copy(update={"batch_size": 16}), store.root)
+    ours = jobs.open_job(given, store.root, once=True)
+    theirs = jobs.open_job(given.model_copy(update={"batch_size": 16}), store.root)
 
     def late():
         shards = jobs.score_input(ours)

@@ -11,7 +11,7 @@ from score_data import ROWS, bad_parquet, files, images, parquet
 import nnbuild
 from nnbuild.errors import DataError, Interrupted, StoreError
 from nnbuild.scoring import ScoreConfig
-from nnbuild.scoring.cluster import make_shard
+from nnbuild.scoring.dask import make_shard
 
 distributed = pytest.importorskip("distributed")
 
@@ -125,7 +125,7 @@ def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):
     ],
 )
 def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, options, says):
-    from nnbuild.scoring import cluster as module
+    from nnbuild.scoring import dask as module
 
     monkeypatch.setattr(module, "_SECONDS_TO_CONNECT", 1)
     path = parquet(tmp_path / "in.parquet")

@@ -11,11 +11,11 @@ from prefect.client.schemas.filters import (
 from score_data import ROWS, bad_parquet, files, parquet
 
 import nnbuild
-from flows.overtaking import SKIPPED
-from flows.scheduled_score import scheduled_score
+from flows.scheduled import SKIPPED, scheduled_score
 from flows.score import score
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError, DataError, LockedError
-from nnbuild.scoring import ScoreConfig, jobs, opening
+from nnbuild.scoring import ScoreConfig
+from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 
 
@@ -60,7 +60,7 @@ def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_ser
 def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, prefect_server):
     path = parquet(tmp_path / "in.parquet")
     output = str(tmp_path / "out")
-    job = opening.open_job(config(path, output=output), store.root)
+    job = jobs.open_job(config(path, output=output), store.root)
     with jobs.working_on(job):
         with pytest.raises(BeingScoredError, match=job.score_id):
             score(config(path, output=output), str(store.root))

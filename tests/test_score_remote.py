@@ -42,7 +42,7 @@ def test_input_and_output_behind_urls(store, tmp_path, bucket):
 
 
 def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
-    from nnbuild.scoring.opening import open_job, resume_job
+    from nnbuild.scoring.job import open_job, resume_job
 
     url, s3 = bucket
     s3.put_file(str(parquet(tmp_path / "in.parquet")), f"{url}/in.parquet")

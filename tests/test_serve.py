@@ -19,8 +19,7 @@ from socket_server import sending, server
 import nnbuild
 from flows import automations, deployments
 from flows.commands.serve import deployment_name
-from flows.scheduled import scheduled_retrain, waiting
-from flows.scheduled_score import scheduled_score
+from flows.scheduled import scheduled_retrain, scheduled_score, waiting
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.store import Store, champion

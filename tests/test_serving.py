@@ -12,8 +12,8 @@ from nnbuild.errors import ConfigError
 from nnbuild.logits import softmax
 from nnbuild.runtime.tensorflow import tf
 from nnbuild.scoring import ScoreConfig
+from nnbuild.scoring.export import export_run
 from nnbuild.scoring.models import resolve_model
-from nnbuild.serving import export_run
 
 
 def answers(path, kind):
@@ -86,9 +86,9 @@ def test_the_command(capfd, store, tmp_path, monkeypatch):
 def test_a_run_without_a_temperature_is_not_calibrated(store, tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from nnbuild import serving
+    from nnbuild.scoring import export
 
     found = replace(resolve_model(store, ScoreConfig(input="-")), temperature=None)
-    monkeypatch.setattr(serving, "resolve_model", lambda *_: found)
+    monkeypatch.setattr(export, "resolve_model", lambda *_: found)
     with pytest.raises(ConfigError, match="has no temperature"):
         export_run(store, "champion", tmp_path / "x.onnx", "onnx", calibrated=True)

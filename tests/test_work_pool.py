@@ -16,7 +16,7 @@ from flows import automations
 from nnbuild.config.schema import RunConfig
 from nnbuild.runtime import environment as machine
 from nnbuild.store import Store, champion
-from tasks import telling
+from tasks import events
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,11 @@ def test_the_example_automations_are_taken_by_the_server(real_prefect, pool):
     examples = [AutomationCore.model_validate(each) for each in yaml.safe_load(text)]
     told = {event for each in examples for event in each.trigger.expect}
     assert told == {
-        telling.COMMITTED,
-        telling.PROMOTED,
-        telling.REJECTED,
-        telling.CHECK_FAILED,
-        telling.DRIFTED,
+        events.COMMITTED,
+        events.PROMOTED,
+        events.REJECTED,
+        events.CHECK_FAILED,
+        events.DRIFTED,
     }
     with (
         temporary_settings({PREFECT_API_URL: real_prefect.url}),

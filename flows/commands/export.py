@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from flows.printing import print_json, print_line
-from nnbuild.serving import export_run
+from nnbuild.scoring.export import export_run
 from nnbuild.store import Store
 
 

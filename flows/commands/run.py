@@ -138,7 +138,7 @@ def retrained(
     from flows.embedded_server import embedded_server_is_lost
     from flows.outage import exit_without_server
     from flows.retrain import retrain
-    from tasks.watching import shown_on
+    from tasks.progress import shown_on
 
     display = display_for(console)
 

@@ -12,7 +12,7 @@ from nnbuild.errors import ConfigError
 from nnbuild.runtime.outward import Harmless
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring import score as score_input
-from nnbuild.scoring.partitions import is_dated
+from nnbuild.scoring.days import is_dated
 from nnbuild.store import Store
 
 

@@ -100,7 +100,7 @@ def _named(base: Settings) -> bool:
 
 def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConsole) -> SweepResult:
     from flows.sweep import sweep as flow
-    from tasks.watching import shown_on
+    from tasks.progress import shown_on
 
     if address is not None:
         from prefect_dask import DaskTaskRunner

@@ -5,13 +5,13 @@ inputs → stages → shards → commit
 
 from typing import TYPE_CHECKING, Any
 
-from nnbuild.scoring.probabilities import batches, logits_of, probability_table, write_predictions
+from nnbuild.scoring.table import batches, logits_of, probability_table, write_predictions
 
 if TYPE_CHECKING:
     from nnbuild.scoring.commit import ScoredJob
     from nnbuild.scoring.config import ScoreConfig
     from nnbuild.scoring.days import backfill
-    from nnbuild.scoring.whole import score
+    from nnbuild.scoring.scorer import score
 
 __all__ = [
     "ScoreConfig",
@@ -32,6 +32,6 @@ def __getattr__(name: str) -> Any:
         "nnbuild.scoring.days": ("backfill",),
         "nnbuild.scoring.config": ("ScoreConfig",),
         "nnbuild.scoring.commit": ("ScoredJob",),
-        "nnbuild.scoring.whole": ("score",),
+        "nnbuild.scoring.scorer": ("score",),
     }
     return find(name, places, __name__)

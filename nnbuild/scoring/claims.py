@@ -18,7 +18,7 @@ from nnbuild.store.ids import input_lock_name
 from nnbuild.store.locks import Holder
 
 if TYPE_CHECKING:
-    from nnbuild.scoring.jobs import Job
+    from nnbuild.scoring.job import Job
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
-from nnbuild.scoring.rows import Columns, Reject, Rows, Unit
+from nnbuild.scoring.table import Columns, Reject, Rows, Unit
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
 _MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max

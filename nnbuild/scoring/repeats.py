@@ -11,7 +11,7 @@ from nnbuild.store import Store
 from nnbuild.store.json_models import read_model
 
 if TYPE_CHECKING:
-    from nnbuild.scoring.jobs import Job
+    from nnbuild.scoring.job import Job
 
 _SAME_ROWS = (
     "input",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nnbuild.errors import ConfigError
-from nnbuild.scoring.cluster import connect
+from nnbuild.scoring.dask import connect
 from nnbuild.sweep.sweep import Sweep
 
 

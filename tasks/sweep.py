@@ -4,8 +4,8 @@ from prefect import task
 
 from nnbuild import sweep as sweeping
 from nnbuild.sweep import Sweep, Trial, TrialResult
-from tasks.prefect_side import STEP, logger
-from tasks.watching import displays
+from tasks.artifacts import STEP, logger
+from tasks.progress import displays
 
 
 class _Watch:

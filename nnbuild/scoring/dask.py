@@ -17,7 +17,7 @@ from typing import Any
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.jobs import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
+from nnbuild.scoring.job import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
 from nnbuild.store import Store, presence
@@ -30,7 +30,7 @@ _STOP = "stop"  # a file beside the job: shards that have not begun do not begin
 
 
 def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list[Shard]:
-    """Make every shard that is not there yet, on the workers of a cluster; see `nnbuild.scoring.jobs.score_input`.
+    """Make every shard that is not there yet, on the workers of a cluster; see `nnbuild.scoring.job.score_input`.
 
     Args:
         job: whose folder the workers see under the same path.
@@ -115,7 +115,7 @@ def _opened(root: str, score_id: str, thread: int) -> tuple[Job, Work]:  # noqa:
     """The job as this thread of a worker sees it, with its engine warm from one shard to the next."""
     from distributed import get_worker
 
-    from nnbuild.scoring.opening import resume_job
+    from nnbuild.scoring.job import resume_job
 
     job = resume_job(score_id, root)
     work = work_of(job)

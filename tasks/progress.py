@@ -2,13 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable
-from contextvars import copy_context
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import Any, Protocol, cast
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from tasks.prefect_side import outward, warn, within_a_run
+from nnbuild.runtime.outward import Harmless
+from nnbuild.training import ProgressCallback
+from tasks.artifacts import logger, outward, warn, within_a_run
 
 SECONDS_TO_CONCLUDE = 10.0
 """How long the work waits at its end for a server that accepts requests and does not answer."""
@@ -85,3 +88,38 @@ class ProgressBar:
             )
         else:
             update_progress_artifact(self._artifact, percent)
+
+
+class Display(ProgressCallback, Protocol):
+    """Shows a run to a person."""
+
+    def begin(self, step: str) -> None:
+        """A step of the recipe begins."""
+
+    def note(self, text: str) -> None:
+        """Something to know about the run."""
+
+    def download(self, file: str, done: int, total: int | None) -> None:
+        """Bytes of a download are there."""
+
+    def committed(self, run_id: str) -> None:
+        """Take note that a run is committed, whatever becomes of its flow run."""
+
+
+_displays: ContextVar[tuple[Display, ...]] = ContextVar("displays", default=())
+
+
+@contextmanager
+def shown_on(*displays: Display) -> Iterator[None]:
+    """Let displays watch the runs in this block. One that fails is not shown anything more."""
+    harmless = [Harmless(each, lambda text: logger().warning("%s", text)) for each in displays]
+    token = _displays.set(cast("tuple[Display, ...]", tuple(harmless)))
+    try:
+        yield
+    finally:
+        _displays.reset(token)
+
+
+def displays() -> tuple[Display, ...]:
+    """The displays that watch now."""
+    return _displays.get()

@@ -6,11 +6,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError
-from nnbuild.scoring.cluster import score_on_cluster
 from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.jobs import Job, Watch, score_input, working_on
-from nnbuild.scoring.opening import open_job, resume_job
+from nnbuild.scoring.dask import score_on_cluster
+from nnbuild.scoring.job import Job, Watch, open_job, resume_job, score_input, working_on
 from nnbuild.scoring.shards import Shard
 
 

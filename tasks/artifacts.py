@@ -38,7 +38,7 @@ def logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 def warn(message: str) -> None:
     """Log a warning, and show it on the displays."""
-    from tasks.watching import displays  # it logs by this module
+    from tasks.progress import displays  # it logs by this module
 
     logger().warning("%s", message)
     for display in displays():

@@ -7,8 +7,8 @@ from prefect.events import emit_event
 
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
-from nnbuild.scoring.drifting import Compared
-from tasks.prefect_side import logger, outward, plain, rounded, show_table, within_a_run
+from nnbuild.scoring.commit import Compared
+from tasks.artifacts import logger, outward, plain, rounded, show_table, within_a_run
 
 COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
