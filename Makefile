@@ -7,8 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := nnbuild tasks flows tests benchmarks
 # What other projects' releases have broken: Keras's steps and files, ONNX, Arrow, DuckDB, Prefect's flows,
 # its scheduler and its embedded server.
-SHORT_SUITE := tests/test_runs.py tests/test_model_files.py tests/test_exporting.py tests/test_scoring.py \
-	tests/test_readers.py tests/test_flows.py tests/test_work_pool.py tests/test_starting.py
+SHORT_SUITE := tests/pipeline/test_run.py tests/models/test_serialization.py tests/models/test_onnx_export.py tests/scoring/test_table.py \
+	tests/store/test_readers.py tests/flows/test_retrain.py tests/e2e/test_work_pool.py tests/runtime/test_starting.py
 
 .PHONY: run test test-newest lint docs format lock bench soak clean
 
@@ -45,7 +45,7 @@ bench: $(VENV)/installed-test  ## What a run costs beside a bare script, and wit
 	$(BIN)/python benchmarks/prefect_cost.py
 
 soak: $(VENV)/installed-test  ## Kill real runs everywhere, resume and compare; KILLS=100
-	$(BIN)/python benchmarks/soak.py --kills $(or $(KILLS),100)
+	$(BIN)/python benchmarks/crash_recovery.py --kills $(or $(KILLS),100)
 
 lock:  ## Choose the newest versions that fit pyproject.toml, for Python 3.11 to 3.13
 	$(PYTHON) -m venv $(VENV)-lock

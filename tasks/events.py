@@ -16,7 +16,7 @@ REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
 STORE = "nnbuild.store"
 """The label of an event's resource that says which store it is about, where that is of use."""
-DRIFTED = "nnbuild.evaluation.drift.exceeded"
+DRIFTED = "nnbuild.drift.exceeded"
 STOPPED = "nnbuild.run.stopped"
 
 

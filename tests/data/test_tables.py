@@ -1,0 +1,201 @@
+"""The store's form of a dataset: written and read it is the same, changed it is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_files import tiny
+
+from nnbuild.data import tables
+from nnbuild.data.dataset import Dataset, Split
+from nnbuild.errors import DataError
+
+
+def dataset(shape=(6, 6, 1), **options) -> Dataset:
+    arrays = tiny(shape=shape, **options)
+    return Dataset(
+        "tiny",
+        Split(arrays.train_images, arrays.train_labels.astype(np.int16)),
+        Split(arrays.test_images, arrays.test_labels.astype(np.int16)),
+        ("a", "b", "ü", "d/e"),
+        "made up",
+    )
+
+
+@pytest.fixture
+def stored(tmp_path):
+    tables.write_dataset(dataset(), tmp_path / "stored")
+    return tmp_path / "stored"
+
+
+def refused(folder) -> str:
+    with pytest.raises(DataError) as caught:
+        tables.read_dataset(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 1), (5, 7, 3), (1, 1, 1)])
+@pytest.mark.parametrize("train", [4, 40, 40_000])
+def test_write_then_read_is_the_identity(tmp_path, shape, train):
+    written = dataset(shape, train=train)
+    tables.write_dataset(written, tmp_path)
+    read = tables.read_dataset(tmp_path)
+    assert read.digest == written.digest
+    assert (read.name, read.class_names, read.source) == (
+        written.name,
+        written.class_names,
+        written.source,
+    )
+    for given, found in ((written.train, read.train), (written.test, read.test)):
+        np.testing.assert_array_equal(given.images, found.images)
+        np.testing.assert_array_equal(given.labels, found.labels)
+        assert found.labels.dtype == np.int16
+
+
+def test_a_table_keeps_its_split_and_its_slices():
+    split = dataset((5, 7, 3)).train
+    table = tables.split_table(split)
+    assert table.schema.field("image").type == pa.binary(105)
+    assert table.schema.field("label").type == pa.int16()
+    np.testing.assert_array_equal(tables.split_from_table(table).images, split.images)
+    part = tables.split_from_table(table.slice(7, 11))
+    np.testing.assert_array_equal(part.images, split.images[7:18])
+    np.testing.assert_array_equal(part.labels, split.labels[7:18])
+    twice = tables.split_from_table(pa.concat_tables([table.slice(30), table.slice(0, 5)]))
+    np.testing.assert_array_equal(
+        twice.images, np.concatenate([split.images[30:], split.images[:5]])
+    )
+    assert len(tables.split_from_table(table.slice(0, 0))) == 0
+
+
+def test_the_files_are_the_same_bytes_each_time(tmp_path, stored):
+    tables.write_dataset(dataset(), tmp_path / "again")
+    for file in stored.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_what_is_written_is_described(stored):
+    description = json.loads((stored / "dataset.json").read_text())
+    assert description["digest"] == dataset().digest
+    assert description["class_names"] == ["a", "b", "ü", "d/e"]
+    assert (description["train"]["rows"], description["test"]["rows"]) == (40, 20)
+    metadata = pq.read_schema(stored / "train.parquet").metadata
+    assert metadata[b"height"] == b"6"
+    assert b"nnbuild.schema_version" in metadata
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "test.parquet", "dataset.json"])
+def test_a_missing_truncated_or_changed_file_is_refused(stored, name):
+    content = (stored / name).read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 3] ^= 1
+    for broken in (content[:-2], content[: len(content) // 2], b"", content + b"x", bytes(flipped)):
+        (stored / name).write_bytes(broken)
+        if name == "dataset.json" and broken == bytes(flipped):
+            continue  # a changed name is still a name; the digest of the store's path tells
+        assert name in refused(stored)
+    (stored / name).unlink()
+    assert "no such file" in refused(stored)
+
+
+def test_swapped_splits_are_refused(stored):
+    train, test = stored / "train.parquet", stored / "test.parquet"
+    content = train.read_bytes(), test.read_bytes()
+    train.write_bytes(content[1])
+    test.write_bytes(content[0])
+    refused(stored)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"schema_version": "0"},
+        {"name": "../evil"},
+        {"digest": "short"},
+        {"height": 0},
+        {"height": 7},
+        {"width": "wide"},
+        {"class_names": ["a"]},
+        {"train": None},
+        {"train": {"rows": 1}},
+        {"extra": 1},
+    ],
+)
+def test_a_description_of_another_kind_is_refused(stored, changed):
+    path = stored / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    refused(stored)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{", "[" * 100_000, '"\\ud800"', "9" * 5000, "\udcff"]
+)
+def test_what_is_no_description_is_refused(stored, text):
+    (stored / "dataset.json").write_bytes(text.encode(errors="surrogateescape"))
+    refused(stored)
+
+
+def test_other_tables_are_refused():
+    table = tables.split_table(dataset().train)
+    metadata = table.schema.metadata
+    for other in (
+        table.replace_schema_metadata(None),
+        table.replace_schema_metadata(metadata | {b"nnbuild.schema_version": b"99"}),
+        table.replace_schema_metadata(metadata | {b"height": b"7"}),
+        table.replace_schema_metadata(metadata | {b"width": b"-6"}),
+        table.drop(["label"]),
+        table.append_column("more", pa.array(range(40))),
+        table.set_column(1, "label", pa.array(range(40), pa.int64())),
+        table.set_column(1, "label", pa.array([None] * 40, pa.int16())),
+    ):
+        with pytest.raises(DataError):
+            tables.split_from_table(other)
+
+
+def test_writing_and_reading_do_not_import_pandas(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from nnbuild.data import checks, tables
+from nnbuild.data.dataset import Dataset, Split
+split = Split(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1], np.int16))
+tables.write_dataset(Dataset("a", split, split, ("0", "1"), ""), Path({str(tmp_path)!r}))
+checks.check(tables.read_dataset(Path({str(tmp_path)!r})))
+raise SystemExit("pandas" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def calls_of(function, *arguments):
+    """How many calls of functions, of Python's and of C's, it takes."""
+    count = 0
+
+    def seen(frame, event, _):
+        nonlocal count
+        count += event in {"call", "c_call"}
+
+    sys.setprofile(seen)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_reading_makes_no_loop_over_rows(tmp_path):
+    folders = []
+    for rows in (1_000, 20_000):
+        folders.append(tmp_path / f"{rows}")
+        tables.write_dataset(dataset((28, 28, 1), train=rows), folders[-1])
+        tables.read_dataset(
+            folders[-1]
+        )  # what is imported at the first call is none of the rows' business
+    few, many = (calls_of(tables.read_dataset, folder) for folder in folders)
+    assert many < few + 1_000

@@ -1,0 +1,54 @@
+"""The scoring flow under a real Prefect server: the same bytes as the command, with a bar and a table in the UI."""
+
+import pytest
+from score_data import ROWS, bad_parquet, files, parquet
+from score_flow import artifacts, config
+
+import nnbuild
+from flows.scheduled import SKIPPED, scheduled_score
+from flows.score import score
+from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError, DataError, LockedError
+from nnbuild.scoring import job as jobs
+from nnbuild.scoring.commit import commit_job
+
+
+def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server):
+    path = parquet(tmp_path / "flow.parquet")
+    here = nnbuild.score(config(path), store.root)
+    done = score(config(path), str(store.root))
+    assert files(store, done.score_id) == files(store, here.score_id)
+    found, tasks = artifacts("score-champion-flow.parquet")
+    assert found["nnbuild-scoring"] == 100
+    assert str(ROWS) in str(found["nnbuild-scores"])
+    assert tasks == [f"commit {done.score_id}", "open scoring", f"score {ROWS} rows"]
+
+
+def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_server):
+    before = store.score_ids()
+    with pytest.raises(DataError, match="row group 0, row 3"):
+        score(config(bad_parquet(tmp_path / "bad.parquet")), str(store.root))
+    assert store.score_ids() == before
+    assert not list((store.root / "staging").glob("score-*"))
+
+
+def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, prefect_server):
+    path = parquet(tmp_path / "in.parquet")
+    output = str(tmp_path / "out")
+    job = jobs.open_job(config(path, output=output), store.root)
+    with jobs.working_on(job):
+        with pytest.raises(BeingScoredError, match=job.score_id):
+            score(config(path, output=output), str(store.root))
+        with pytest.raises(LockedError, match="is writing there"):
+            score(config(path, output=output, top_k=1), str(store.root))
+        skipped = scheduled_score(config(path, output=output), str(store.root), return_state=True)
+        assert (skipped.name, job.score_id in skipped.message) == (SKIPPED, True)
+        commit_job(job, jobs.score_input(job))
+    with pytest.raises(AlreadyScoredError):
+        score(config(path, output=output), str(store.root), once=True)
+    assert store.score_ids() == [job.score_id]
+    assert not list((store.root / "staging").glob("score-*"))
+
+
+def test_a_job_is_either_new_or_resumed(store):
+    with pytest.raises(ConfigError, match="not both"):
+        nnbuild.score(None, store.root)

@@ -1,0 +1,135 @@
+"""A real Prefect server on loopback with a database of its own, and `nnbuild serve` against it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+QUICK = {
+    "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+    "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
+}
+"""Settings of a server and its clients that wait less than Prefect's own."""
+
+
+def until(found: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value that a function gives, which is asked a few times a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise TimeoutError(f"no {what} within {seconds} s")
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where it answers, its process, and the environment of a process that uses it."""
+
+    url: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    def ask(self, path: str, **body: Any) -> Any:
+        """POST to the API, again while its database is locked; a busy machine can take a minute over an answer."""
+
+        def answer() -> httpx.Response | None:
+            response = httpx.post(f"{self.url}{path}", json=body, timeout=90)
+            return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
+
+        return until(answer, 120, f"answer to {path}").raise_for_status().json()
+
+    def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
+        """The flow runs of a deployment, in the order in which they were due."""
+        of_flow = {"name": {"any_": [flow]}}
+        runs = self.ask(
+            "/flow_runs/filter", deployments={"name": {"any_": [deployment]}}, flows=of_flow
+        )
+        return sorted(runs, key=lambda each: each["expected_start_time"])
+
+    @contextmanager
+    def serving(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+        """`nnbuild serve` with these arguments; at the end it is asked to stop."""
+        command = [sys.executable, "-m", "flows.cli", "serve", *map(str, arguments)]
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                assert process.stdout.readline().startswith("serving "), process.poll()
+                yield process
+            finally:
+                process.send_signal(signal.SIGTERM)
+                _ended(process)
+
+
+@contextmanager
+def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Server]:
+    """Start a server, and stop it.
+
+    Args:
+        home: its folder, with the database; one that is there already is gone on with.
+        settings: Prefect's, for the server and for whoever uses its environment.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    } | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PYTHONPATH": str(ROOT),
+        **settings,
+    }
+    program = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    log = (home / "server.log").open("a")
+    with log, subprocess.Popen(program, env=environment, stdout=log, stderr=log) as process:
+        try:
+            until(lambda: _healthy(environment["PREFECT_API_URL"]), 120, "Prefect server")
+            yield Server(environment["PREFECT_API_URL"], environment, process)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _ended(process: subprocess.Popen[str]) -> None:
+    """Wait until it has ended, and kill it if it does not: leaving Popen's own block would wait for ever."""
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False

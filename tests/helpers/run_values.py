@@ -1,0 +1,21 @@
+"""What a run leaves that its seed decides."""
+
+from nnbuild.store import Store
+from nnbuild.store.filesystem import file_digest
+
+TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predictions", "decisions"}
+
+
+def values(store: Store, run_id: str) -> dict:
+    """Everything of a run that the seed decides."""
+    history = [
+        (row["epoch"], row["metric"], row["value"])
+        for row in store.read_table("history", run_id).to_pylist()
+        if row["metric"] != "epoch_seconds"
+    ]
+    tables = {
+        name: store.read_table(name, run_id).drop_columns(["run_id"])
+        for name in TABLES - {"runs", "history", "decisions"}
+    }
+    model = file_digest(store.root / "runs" / run_id / "model.keras")
+    return {"history": history, "model": model, **tables}

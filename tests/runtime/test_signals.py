@@ -1,0 +1,139 @@
+"""Ctrl-C and SIGTERM on the real program: it stops with a checkpoint, says how to go on, and goes on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import call
+from run_values import values
+
+from nnbuild.config.loading import flattened
+from nnbuild.config.schema import RunConfig
+from nnbuild.errors import Interrupted
+from nnbuild.pipeline.run import retrain
+from nnbuild.runtime.signals import deferred_signals
+from nnbuild.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
+    before = signal.getsignal(
+        signal.SIGINT
+    )  # a shell that runs this in the background has it ignored
+    with deferred_signals() as stop:
+        assert stop() is None
+        os.kill(os.getpid(), number)
+        assert stop() == number
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_folder, number):
+    settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "seed": 3}
+    settings["training"] = {"epochs": 150, "batch_size": 4, "threads": 2}
+    straight = retrain(RunConfig.model_validate(settings), tmp_path / "straight")
+    command = [
+        "run",
+        "--dataset",
+        str(small_folder),
+        "--model",
+        "lab",
+        "--seed",
+        "3",
+        "--epochs",
+        "150",
+        "--batch-size",
+        "4",
+    ]
+    command += ["--set", "training.threads=2", "--store", str(tmp_path / "store")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as program:
+        lines = iter(program.stderr.readline, "")
+        assert any(line.startswith("epoch 3/") for line in lines)
+        program.send_signal(number)
+        last = [line for line in lines if not line.startswith("epoch")][-1]
+        assert program.wait(60) == 128 + number
+    run_id = re.search(r"--resume (\S+)", last)[1]
+    assert Store(tmp_path / "store").unfinished_runs()[0].run_id == run_id
+    (listed,) = call(capfd, "runs", "--store", tmp_path / "store", "--json").json["runs"]
+    assert (listed["run_id"], listed["status"]) == (run_id, "unfinished")
+    assert 3 <= listed["epochs"] < 150
+    nested = flattened({"training": {"early_stopping": {"patience": 3}}, "seed": 1})
+    assert nested == {"training.early_stopping.patience": 3, "seed": 1}
+    other = call(capfd, "run", "--resume", run_id, "--epochs", 151, "--store", tmp_path / "store")
+    assert other.code == 2
+    assert "begun with training.epochs 150, not 151" in other.err
+    retrain(store=tmp_path / "store", resume=run_id)
+    assert values(Store(tmp_path / "store"), run_id) == values(
+        Store(tmp_path / "straight"), straight.run_id
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(
+    tmp_path, small_config, monkeypatch, number
+):
+    straight = retrain(small_config, tmp_path / "straight")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: os.kill(os.getpid(), number))
+    interrupting = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted) as caught_error:
+            retrain(small_config, tmp_path / "store")
+    finally:
+        signal.signal(signal.SIGINT, interrupting)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert caught_error.value.exit_code == 128 + number
+    run_id = Store(tmp_path / "store").unfinished_runs()[0].run_id
+    assert f"--resume {run_id}" in caught_error.value.__notes__[0]
+    retrain(store=tmp_path / "store", resume=run_id)
+    assert values(Store(tmp_path / "store"), run_id) == values(
+        Store(tmp_path / "straight"), straight.run_id
+    )
+
+
+def test_the_embedded_server_ends_with_a_program_that_is_killed(tmp_path, small_folder):
+    command = [
+        "run",
+        "--dataset",
+        str(small_folder),
+        "--model",
+        "lab",
+        "--epochs",
+        "5000",
+        "--store",
+        str(tmp_path),
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as program:
+        assert any(line.startswith("epoch 3/") for line in iter(program.stderr.readline, ""))
+        servers = [
+            each
+            for each in psutil.Process(program.pid).children(recursive=True)
+            if any("server_process" in word for word in each.cmdline())
+        ]
+        assert servers
+        program.kill()
+        _, alive = psutil.wait_procs(servers, timeout=30)
+        assert alive == []

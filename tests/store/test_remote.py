@@ -1,0 +1,127 @@
+"""A store on S3: the same runs as in a folder, from a server that speaks the protocol on loopback."""
+
+import pyarrow.dataset as ds
+import pytest
+from command_line import call
+from run_values import values
+
+from nnbuild.errors import StoreError
+from nnbuild.pipeline.run import open_run, retrain
+from nnbuild.store import Store, champion
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+
+
+def test_a_run_on_s3_is_the_run_in_a_folder(s3_store, tmp_path, small_config):
+    there = retrain(small_config, s3_store)
+    here = retrain(small_config, tmp_path / "store")
+    assert values(Store(s3_store), there.run_id) == values(Store(tmp_path / "store"), here.run_id)
+    store = Store(s3_store)
+    assert store.run_ids() == [there.run_id]
+    assert store.unfinished_runs() == []
+    assert store.manifest(there.run_id)["row"]["status"] == "succeeded"
+    history = store.root / "tables" / "history"
+    table = ds.dataset(
+        history.path, filesystem=history.fs, format="parquet", partitioning="hive"
+    ).to_table()
+    assert table.num_rows == store.read_table("history").num_rows > 0
+
+
+def test_the_dataset_is_uploaded_once_and_read_from_there(
+    s3_store, small_config, monkeypatch, tmp_path
+):
+    first = retrain(small_config, s3_store)
+    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "another machine"))
+    second = retrain(small_config, s3_store)
+    store = Store(s3_store)
+    assert values(store, first.run_id) == values(store, second.run_id)
+    data = store.manifest(second.run_id)["steps"]["load_data"]
+    assert data["folder"] == store.dataset_name(data["name"], data["digest"])
+
+
+def refuses_after(allowed):
+    """Take so many objects and no more; one that was taken is taken again, as when its answer came too late."""
+    taken = set()
+
+    def answer(method, path):
+        if method != "PUT" or path in taken:
+            return None
+        if len(taken) == allowed:
+            return "403 Forbidden", "AccessDenied"
+        taken.add(path)
+        return None
+
+    return answer
+
+
+def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config):
+    """Every upload after the first few is refused: a reader sees no run before its last object, and all of it then."""
+    run_id, refusals = None, 0
+    for allowed in range(100):
+        s3_service.answer = refuses_after(allowed)
+        try:
+            retrain(small_config, s3_store, resume=run_id)
+            break
+        except StoreError as error:
+            assert run_id is None or run_id in " ".join(error.__notes__)  # noqa: PT017
+            refusals += 1
+        store = Store(s3_store)
+        if store.run_ids():  # all that is left is to point to it
+            assert champion.current(store) is None
+            s3_service.answer = lambda method, path: None  # noqa: ARG005
+            with pytest.raises(StoreError, match="is committed, there is nothing to resume"):
+                retrain(small_config, s3_store, resume=run_id)
+            break
+        assert store.read_table("history").num_rows == 0
+        run_id = max((each.run_id for each in store.unfinished_runs()), default=None)
+    assert refusals > 5
+    store = Store(s3_store)
+    assert store.run_ids() == [run_id]
+    assert champion.current(store) == run_id
+    assert store.read_table("history", run_id).num_rows > 0
+    assert (store.root / "runs" / run_id / "model.keras").exists()
+
+
+def test_a_throttled_service_is_asked_again(s3_store, s3_service, small_config):
+    asked = []
+
+    def slow_down(method, path):
+        asked.append((method, path))
+        return (
+            ("503 Slow Down", "SlowDown")
+            if method == "PUT" and asked.count((method, path)) == 1
+            else None
+        )
+
+    s3_service.answer = slow_down
+    run = retrain(small_config, s3_store)
+    assert Store(s3_store).run_ids() == [run.run_id]
+    assert all(asked.count(each) == 2 for each in asked if each[0] == "PUT")
+
+
+def test_the_command_line_on_s3(capfd, s3_store, small_config):
+    run = retrain(small_config, s3_store)
+    assert (
+        call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == run.run_id
+    )
+    told = call(capfd, "report", run.run_id, "--store", s3_store, "--json").json
+    assert told["report"] == f"{s3_store}/runs/{run.run_id}/report.html"
+    assert call(capfd, "doctor", "--store", s3_store, "--json").json["ok"]
+
+
+def test_bad_input_leaves_nothing_on_s3(s3_store, small_config):
+    run = open_run(small_config, s3_store)
+    Store(s3_store).discard(run)
+    assert not run.folder.exists()
+    assert not Store(s3_store).root.exists()
+
+
+@pytest.mark.parametrize("url", ["nonsense://bucket/store", "s3://no-such-bucket-here/store"])
+def test_a_url_that_leads_nowhere_is_refused_in_one_line(capfd, s3_store, small_folder, url):
+    outcome = call(
+        capfd, "run", "--dataset", small_folder, "--model", "lab", "--epochs", 1, "--store", url
+    )
+    assert outcome.code == 2
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert url.partition("://")[2].split("/")[0] in outcome.err or "nonsense" in outcome.err

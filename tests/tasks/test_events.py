@@ -1,0 +1,172 @@
+"""What a run tells beyond its tables: tags, pictures, events, a webhook, and a person's answer."""
+
+import base64
+import threading
+import time
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect_events import events_named
+from small_data import small_arrays
+
+import nnbuild
+from flows.retrain import retrain
+from nnbuild.errors import CheckError, StoreError
+from nnbuild.runtime import webhook
+from nnbuild.store import Store, champion
+
+
+@pytest.fixture(scope="module")
+def told(request, tmp_path_factory, small_folder, listener):
+    """Two flow runs of one store, the second refused, and what the server then knows."""
+    request.getfixturevalue("_prefect_harness")
+    url, received = listener
+    config = {
+        "dataset": {"name": str(small_folder)},
+        "model": {"name": "lab"},
+        "training": {"epochs": 3, "threads": 2},
+    }
+    root = tmp_path_factory.mktemp("told") / "store"
+    received.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(webhook.VARIABLE, url)
+        first = retrain(nnbuild.RunConfig.model_validate(config), str(root))
+        strict = nnbuild.RunConfig.model_validate(config | {"gate": {"rule": "better"}})
+        second = retrain(strict, str(root))
+    return Store(root), first.run_id, second.run_id, list(received)
+
+
+def test_tags_stand_on_the_flow_run(told):
+    store, first, *_ = told
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(store.manifest(first)["flow_run_id"])
+    assert {"nnbuild", "model:lab"} < set(flow_run.tags)
+
+
+def test_the_pictures_are_inside_their_artifacts(told):
+    store, first, *_ = told
+    by_run = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first)["flow_run_id"]])
+    )
+    with get_client(sync_client=True) as client:
+        data = {each.key: each.data for each in client.read_artifacts(artifact_filter=by_run)}
+    for key in ("nnbuild-loss", "nnbuild-accuracy", "nnbuild-confusion"):
+        kind, picture = data[key].split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        root = ET.fromstring(base64.b64decode(picture))  # noqa: S314  (our own)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--a)" not in root.attrib.values()
+        assert "--a: #" in base64.b64decode(picture).decode()
+
+
+def test_the_events_carry_the_run_and_its_figures(told):
+    store, first, second, _ = told
+    with get_client(sync_client=True) as client:
+        (committed,) = events_named(client, "nnbuild.run.committed", first)
+        (promoted,) = events_named(client, "nnbuild.champion.promoted", first)
+        (rejected,) = events_named(client, "nnbuild.champion.rejected", second)
+    assert committed["payload"]["test_accuracy"] == store.manifest(first)["row"]["test_accuracy"]
+    assert promoted["payload"]["reason"] == "there was no champion"
+    assert rejected["payload"]["p_better"] == 1.0
+    assert rejected["payload"]["champion"] == first
+
+
+def test_a_promotion_is_told_to_the_webhook_and_a_rejection_is_not(told):
+    _, first, _, received = told
+    assert [(each["event"], each["run_id"]) for each in received] == [
+        ("nnbuild.champion.promoted", first)
+    ]
+    assert "test accuracy" in received[0]["text"]
+
+
+def test_a_violated_check_is_an_event_and_its_run_says_what_to_do(
+    tmp_path, small_config, prefect_server, listener
+):
+    settings = small_config.model_dump() | {"dataset": small_config.dataset.model_dump()}
+    settings["dataset"]["checks"] |= {
+        "imbalance": 1.0,
+        "strict": True,
+        "leaked_share": 0.0,
+        "duplicate_share": 0.0,
+    }
+    settings["dataset"]["name"] = str(repeated(tmp_path))
+    url, received = listener
+    received.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(webhook.VARIABLE, url)
+        with pytest.raises(CheckError):
+            retrain(nnbuild.RunConfig.model_validate(settings), str(tmp_path / "store"))
+    (run_id,) = Store(tmp_path / "store").run_ids()
+    with get_client(sync_client=True) as client:
+        (event,) = events_named(client, "nnbuild.data.check-failed", run_id)
+    assert "duplicate" in event["payload"]["reason"]
+    assert received[0]["state"] == "Failed"
+    assert "Nothing waits to be resumed" in received[0]["text"]
+
+
+def repeated(folder):
+    """A dataset whose training images are one and the same."""
+    arrays = small_arrays(classes=3, shape=(8, 8, 1), train=60, test=30)
+    arrays["x_train"][:] = arrays["x_train"][np.arange(60) % 3]
+    np.savez(folder / "repeated.npz", **arrays)
+    return folder / "repeated.npz"
+
+
+def answer_when_paused(flow_runs_before, run_input):
+    """Press Resume in the UI's stead, as soon as a flow run is paused."""
+    with get_client(sync_client=True) as client:
+        for _ in range(600):
+            for each in client.read_flow_runs():
+                if each.id not in flow_runs_before and each.state and each.state.is_paused():
+                    client.resume_flow_run(each.id, run_input=run_input)
+                    return
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_person_has_the_last_word(tmp_path, small_config, prefect_server, said):
+    config = nnbuild.RunConfig.model_validate(
+        small_config.model_dump() | {"gate": {"approval": "manual"}}
+    )
+    with get_client(sync_client=True) as client:
+        before = {each.id for each in client.read_flow_runs()}
+    person = threading.Thread(
+        target=answer_when_paused, args=(before, {"promote": said, "comment": "seen"})
+    )
+    person.start()
+    committed = retrain(config, str(tmp_path))
+    person.join()
+    store = Store(tmp_path)
+    (decision,) = store.read_table("decisions", committed.run_id).to_pylist()
+    assert decision["promoted"] is said
+    assert decision["reason"].endswith("by a person: seen")
+    assert champion.current(store) == (committed.run_id if said else None)
+
+
+def test_nobody_who_answers_is_a_no(tmp_path, small_config, prefect_server):
+    gate = {"approval": "manual", "approval_seconds": 1}
+    retrain(
+        nnbuild.RunConfig.model_validate(small_config.model_dump() | {"gate": gate}), str(tmp_path)
+    )
+    store = Store(tmp_path)
+    assert champion.current(store) is None
+    assert "nobody answered" in store.read_table("decisions").to_pylist()[0]["reason"]
+
+
+def test_without_prefect_a_manual_gate_waits_for_promote(tmp_path, small_config):
+    config = nnbuild.RunConfig.model_validate(
+        small_config.model_dump() | {"gate": {"approval": "manual"}}
+    )
+    committed = nnbuild.retrain(config, tmp_path)
+    store = Store(tmp_path)
+    assert (
+        f"nnbuild promote {committed.run_id}"
+        in store.read_table("decisions").to_pylist()[0]["reason"]
+    )
+    assert champion.current(store) is None
+    run = nnbuild.open_run(config, tmp_path)
+    with pytest.raises(StoreError, match="no decision that waits"):
+        nnbuild.steps.answered(run, promote=True)

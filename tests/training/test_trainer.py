@@ -1,0 +1,301 @@
+"""The fit: it learns, it is repeatable, and stopped anywhere it goes on to the same bytes."""
+
+import gc
+import random
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_fit import CLASSES, StopAfter, compiled, config_of, run_through, same, small_split
+
+from nnbuild import models
+from nnbuild.errors import DivergedError, Interrupted, StoreError
+from nnbuild.runtime.tensorflow import keras, tf
+from nnbuild.training import Checkpoints, FitContext, fit
+from nnbuild.training.shuffling import split_rows
+
+EVERYTHING = {
+    "early_stopping": {"monitor": "val_loss", "patience": 1, "min_delta": 0.001},
+    "reduce_on_plateau": {"monitor": "val_loss", "patience": 0, "factor": 0.5},
+    "best_weights": "val_accuracy",
+    "augment": "affine",
+    "metrics": ("accuracy", "top_2_accuracy", "crossentropy"),
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "training"),
+    [
+        ("lab", {}),
+        ("lab", EVERYTHING),
+        ("lab", {"target_form": "one-hot", "optimizer": "sgd", "validation_freq": 2}),
+        ("regularized", {"schedule": "one-cycle"}),
+        ("convnet", {"augment": "shift"}),
+        ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
+        ("accurate", {}),
+        ("lab", {"optimizer": "rmsprop"}),
+        ("tiny", {"precision": "mixed_bfloat16"}),
+        ("lab", {"precision": "mixed_float16", "ema": 0.9}),
+        ("lab", EVERYTHING | {"ema": 0.9}),
+    ],
+)
+def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
+    tmp_path: Path, monkeypatch, model, training
+):
+    split, config = small_split(), config_of(model, **training)
+    straight, expected = run_through(config, split)
+    monkeypatch.setattr(
+        "nnbuild.training.trainer.StepsPerCall.update", lambda *_: None
+    )  # one step a look
+    for looks in (1, 3, 6):
+        with pytest.raises(Interrupted):
+            run_through(config, split, tmp_path, stop=StopAfter(looks))
+    resumed, found = run_through(config, split, tmp_path)
+    assert any(remark.startswith("resumed at epoch") for remark in found.remarks)
+    assert same(straight, resumed)
+    assert found.history.history == expected.history.history
+    assert found.weights_epoch == expected.weights_epoch
+    kept = [row for row in found.table.to_pylist() if row["metric"] != "epoch_seconds"]
+    wanted = [row for row in expected.table.to_pylist() if row["metric"] != "epoch_seconds"]
+    assert [replace_time(row) for row in kept] == [replace_time(row) for row in wanted]
+
+
+def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
+    split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
+    straight, expected = run_through(config, split, validation=own)
+    monkeypatch.setattr("nnbuild.training.trainer.StepsPerCall.update", lambda *_: None)
+    for looks in (2, 5):
+        with pytest.raises(Interrupted):
+            run_through(config, split, tmp_path, own, stop=StopAfter(looks))
+    resumed, found = run_through(config, split, tmp_path, own)
+    assert same(straight, resumed)
+    assert found.history.history == expected.history.history
+    drawn, others = run_through(config, split)
+    assert others.history.history["val_loss"] != found.history.history["val_loss"]
+    assert not same(straight, drawn)  # which was trained on fewer images
+
+
+def replace_time(row):
+    return {name: value for name, value in row.items() if name != "logged_at"}
+
+
+def test_the_seed_decides_the_weights_and_the_order():
+    split = small_split()
+    one, first = run_through(config_of(), split)
+    again, second = run_through(config_of(), split)
+    other, third = run_through(config_of(seed=4), split)
+    assert same(one, again)
+    assert first.history.history == second.history.history
+    assert not same(one, other)
+    assert first.history.history != third.history.history
+
+
+def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
+    split, config = small_split(), config_of(augment="affine")
+    monkeypatch.setattr("nnbuild.training.trainer.StepsPerCall.update", lambda *_: None)
+    single, _ = run_through(config, split)
+    monkeypatch.setattr(
+        "nnbuild.training.trainer.StepsPerCall.__init__", lambda self: setattr(self, "steps", 1000)
+    )
+    many, _ = run_through(config, split)
+    assert same(single, many)
+
+
+@pytest.mark.parametrize(("steps", "momentum"), [(1, 0.0), (24, 1 - 10 / 24), (100_000, 0.998)])
+def test_the_average_of_the_weights_looks_back_over_a_tenth_of_the_fit_at_most(steps, momentum):
+    model = models.build(config_of(), (8, 8, 1), CLASSES)
+    models.compile_model(model, config_of(ema=0.998).training, steps=steps)
+    assert model.optimizer.ema_momentum == pytest.approx(momentum)
+
+
+def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
+    """The same batches in the same order through `model.fit`: the same loss, metric and weights to rounding."""
+    split, config = small_split(), config_of(epochs=1)
+    monkeypatch.setattr("nnbuild.training.trainer.epoch_order", lambda rows, *_: rows)
+    ours, fitted = run_through(config, split)
+    theirs = compiled(config, split)
+    rows, held_out = split_rows(len(split), config.training.validation_fraction, config.seed)
+    history = theirs.fit(
+        split.images[rows],
+        split.labels[rows].astype(np.int32),
+        batch_size=16,
+        epochs=1,
+        shuffle=False,
+        verbose=0,
+        validation_data=(split.images[held_out], split.labels[held_out].astype(np.int32)),
+    )
+    for name, values in history.history.items():
+        assert fitted.history.history[name] == pytest.approx(values, rel=1e-5)
+    for one, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns():
+    _model, fitted = run_through(config_of(epochs=15, learning_rate=0.01), small_split())
+    assert fitted.history.history["val_accuracy"][-1] == 1.0
+
+
+def test_a_loss_that_is_no_number_stops_the_fit():
+    with pytest.raises(DivergedError, match=r"loss became (nan|inf) in epoch \d, between steps"):
+        run_through(
+            config_of("regularized", l2=10, optimizer="sgd", learning_rate=100, epochs=50),
+            small_split(),
+        )
+
+
+def test_early_stopping_and_best_weights_do_what_they_say():
+    config = config_of(
+        epochs=60,
+        learning_rate=0.05,
+        early_stopping={"monitor": "val_loss", "patience": 2},
+        best_weights="val_loss",
+    )
+    split = small_split()
+    _model, fitted = run_through(config, split)
+    losses = fitted.history.history["val_loss"]
+    assert len(losses) < 60
+    assert fitted.weights_epoch == int(np.argmin(losses)) + 1
+
+
+def evaluated(model, split, config):
+    """Loss on the validation images by the weights that a model has now."""
+    rows = split_rows(len(split), config.training.validation_fraction, config.seed)[1]
+    labels = split.labels[rows].astype(np.int32)
+    return model.evaluate(split.images[rows], labels, verbose=0, return_dict=True)["loss"]
+
+
+AVERAGED = {"epochs": 6, "learning_rate": 0.05, "ema": 0.8}
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("best", [None, "val_loss", "loss"])
+def test_averaged_weights_are_validated_and_kept(precision, best):
+    split, config = small_split(), config_of(precision=precision, best_weights=best, **AVERAGED)
+    model, fitted = run_through(config, split)
+    losses = fitted.history.history["val_loss"]
+    kept = losses[fitted.weights_epoch - 1]
+    assert evaluated(model, split, config) == pytest.approx(kept, rel=1e-5)
+    if best == "val_loss":
+        assert fitted.weights_epoch == int(np.argmin(losses)) + 1
+
+
+def test_an_average_of_the_weights_changes_no_step():
+    split = small_split()
+    _, plain = run_through(config_of(**AVERAGED | {"ema": None, "best_weights": "val_loss"}), split)
+    _, averaged = run_through(config_of(**AVERAGED, best_weights="val_loss"), split)
+    assert plain.history.history["loss"] == averaged.history.history["loss"]
+    assert plain.history.history["val_loss"] != averaged.history.history["val_loss"]
+
+
+def test_callbacks_of_the_users_own_see_averaged_weights():
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, *_):
+            seen.append(self.model.get_weights())
+
+    model, _ = run_through(config_of(**AVERAGED), small_split(), callbacks=[Look()])
+    assert all(np.array_equal(*pair) for pair in zip(seen[-1], model.get_weights(), strict=True))
+
+
+def test_callbacks_of_the_users_own_are_called():
+    seen = []
+
+    class Count(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((epoch, logs["loss"]))
+
+    _, fitted = run_through(config_of(), small_split(), callbacks=[Count()])
+    assert seen == list(enumerate(fitted.history.history["loss"]))
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path):
+    split, config = small_split(), config_of()
+    straight, _ = run_through(config, split)
+    with pytest.raises(Interrupted):
+        run_through(config, split, tmp_path, stop=StopAfter(5))
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    damage(max(tmp_path.glob("*.npz")))
+    resumed, fitted = run_through(config, split, tmp_path)
+    assert any("damaged" in remark for remark in fitted.remarks)
+    assert same(straight, resumed)
+
+
+def test_damaged_checkpoints_begin_again(tmp_path: Path):
+    split, config = small_split(), config_of()
+    straight, _ = run_through(config, split)
+    with pytest.raises(Interrupted):
+        run_through(config, split, tmp_path, stop=StopAfter(5))
+    for path in tmp_path.glob("*.json"):
+        damage(path)
+    resumed, _ = run_through(config, split, tmp_path)
+    assert same(straight, resumed)
+
+
+@pytest.mark.parametrize("what", ["config", "dataset", "code"])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, what):
+    split, config = small_split(), config_of()
+    with pytest.raises(Interrupted):
+        run_through(config, split, tmp_path, stop=StopAfter(5))
+    identity = {"config": config.digest(), "dataset": "d", "code": "c"} | {what: "another"}
+    with pytest.raises(StoreError, match=f"another {what}"):
+        fit(
+            compiled(config, split),
+            split,
+            config,
+            CLASSES,
+            FitContext(checkpoints=Checkpoints(tmp_path, identity)),
+        )
+
+
+def test_other_threads_are_remarked_on(tmp_path: Path):
+    split, config = small_split(), config_of()
+    identity = {"config": config.digest(), "dataset": "d", "code": "c", "threads": 1}
+    around = FitContext(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
+    with pytest.raises(Interrupted):
+        fit(compiled(config, split), split, config, CLASSES, around)
+    later = replace(
+        around, checkpoints=Checkpoints(tmp_path, identity | {"threads": 2}), stop=lambda: None
+    )
+    fitted = fit(compiled(config, split), split, config, CLASSES, later)
+    assert any("threads was 1 and is 2" in remark for remark in fitted.remarks)
+
+
+@pytest.mark.parametrize("model", ["lab", "convnet"])
+def test_what_other_threads_draw_changes_no_weights(model):
+    """Prefect's threads draw from Python's global generator while a model is built."""
+    expected = models.build(config_of(model), (8, 8, 1), CLASSES).get_weights()
+    done = threading.Event()
+
+    def draw():
+        while not done.is_set():
+            random.random()  # noqa: S311
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        found = models.build(config_of(model), (8, 8, 1), CLASSES).get_weights()
+    finally:
+        done.set()
+        thread.join()
+    for one, other in zip(expected, found, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_fit_leaves_no_graph_behind(precision):
+    split, config = small_split(), config_of(precision=precision, epochs=1)
+    kept = []
+    for _ in range(3):
+        run_through(config, split)
+        gc.collect()
+        kept.append(sum(isinstance(each, tf.Graph) for each in gc.get_objects()))
+    assert kept[1] == kept[2]
