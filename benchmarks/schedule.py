@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 from real_server import Server, real_server, until
 
 from flows.commands.serve import deployment_name

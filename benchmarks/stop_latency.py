@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from schedule import A_WHILE, FINAL, Watched, epochs_of, run_process
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 from real_server import Server, real_server, until
 
 MOST = 5.0
