@@ -19,7 +19,8 @@ from nnbuild.runs import retrain
 from nnbuild.store import Store
 from nnbuild.store.query import query
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "analytics.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parent.parent / "docs" / "guide" / "analytics.md"
+DOCUMENT = PAGE.read_text(encoding="utf-8")
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 
