@@ -52,11 +52,10 @@ def commands() -> dict[str, Any]:
 
 
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    """Return a Markdown table; a vertical bar in a cell is escaped."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(
-        "|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in escaped
+        "|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines
     )
 
 
@@ -83,11 +82,24 @@ def _has_option(command: Any, option: str) -> bool:
 
 
 def _option(parameter: Any) -> str:
-    """Return an option with its value, or the name of an argument."""
+    """Return an option with its value, or the name of an argument.
+
+    Alternatives are written with commas and `or`: a bar within code ends the cell of a table in
+    some Markdown processors, and an escaped one shows its backslash in others.
+    """
     if parameter.param_type_name == "argument":
-        return f"`{parameter.metavar or parameter.name.upper()}`"
-    names = "/".join([*parameter.opts, *parameter.secondary_opts])
-    return f"`{names} {parameter.metavar}`" if parameter.metavar else f"`{names}`"
+        return _alternatives(parameter.metavar or parameter.name.upper())
+    name = "/".join([*parameter.opts, *parameter.secondary_opts])
+    if not parameter.metavar:
+        return f"`{name}`"
+    if "|" in parameter.metavar:
+        return f"`{name}` {_alternatives(parameter.metavar)}"
+    return f"`{name} {parameter.metavar}`"
+
+
+def _alternatives(metavar: str) -> str:
+    *first, last = (f"`{each}`" for each in metavar.split("|"))
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _default(parameter: Any) -> str:

@@ -121,13 +121,13 @@ def test_generated_sections_are_complete(generator):
     assert pages.count("<!-- end -->") == len(found)
 
 
-def test_generate_escapes_bars_and_keeps_text(generator):
+def test_generate_replaces_the_section_only(generator):
     page = "before\n<!-- generated: command serve -->\nold\n<!-- end -->\nafter\n"
     new = generator.generate(page)
     assert new.startswith("before\n<!-- generated: command serve -->\n\n")
     assert new.endswith("\n\n<!-- end -->\nafter\n")
     assert "old" not in new
-    assert "`--score-input PATH\\|GLOB\\|URL`" in new
+    assert "| `--score-input` `PATH`, `GLOB` or `URL` |" in new
     assert generator.generate(new) == new
 
 
