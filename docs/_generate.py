@@ -15,8 +15,9 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel
@@ -62,12 +63,11 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def command_section(name: str) -> str:
     """Return the summary, the options and the example of a command."""
     command = commands()[name]
-    options = [each for each in command.params if not set(each.opts) & set(_COMMON)]
     summary = command.help.strip().splitlines()[0]
     parts = [textwrap.fill(summary, _WIDTH, break_on_hyphens=False)]
-    if options:
-        rows = ([_option(each), each.help or "", _default(each)] for each in options)
-        parts.append(table(["option", "description", "default"], rows))
+    rows = list(option_rows(command))
+    if rows:
+        parts.append(table(["option", "description", "default"], iter(rows)))
     shared = [f"`{each}`" for each in _COMMON if _has_option(command, each)]
     if shared:
         parts.append(f"Also {', '.join(shared)}.")
@@ -75,6 +75,13 @@ def command_section(name: str) -> str:
     if example:
         parts.append(f"```text\n{example}\n```")
     return "\n\n".join(parts)
+
+
+def option_rows(command: Any) -> Iterator[Sequence[str]]:
+    """Yield each option and argument of a command with its description and default."""
+    for each in command.params:
+        if not set(each.opts) & set(_COMMON):
+            yield [_option(each), each.help or "", _default(each)]
 
 
 def _has_option(command: Any, option: str) -> bool:
@@ -90,11 +97,19 @@ def _option(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return _alternatives(parameter.metavar or parameter.name.upper())
     name = "/".join([*parameter.opts, *parameter.secondary_opts])
-    if not parameter.metavar:
+    value = parameter.metavar or "|".join(_choices(parameter.type_descriptor.annotation))
+    if not value:
         return f"`{name}`"
-    if "|" in parameter.metavar:
-        return f"`{name}` {_alternatives(parameter.metavar)}"
-    return f"`{name} {parameter.metavar}`"
+    if "|" in value:
+        return f"`{name}` {_alternatives(value)}"
+    return f"`{name} {value}`"
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the values of an option that is annotated as an enumeration or a literal."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return [str(each.value) for each in annotation]
+    return [str(each) for each in get_args(annotation) if isinstance(each, str)]
 
 
 def _alternatives(metavar: str) -> str:
@@ -103,9 +118,15 @@ def _alternatives(metavar: str) -> str:
 
 
 def _default(parameter: Any) -> str:
-    if parameter.required or parameter.default is None or parameter.default is False:
+    """Return the default as help shows it: the value, or what the command says that it is."""
+    default = parameter.default
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    if parameter.secondary_opts:
+        return f"`{(parameter.opts if default else parameter.secondary_opts)[0]}`"
+    if parameter.required or default is None or default is False:
         return ""
-    return f"`{parameter.default}`"
+    return f"`{default.value if isinstance(default, Enum) else default}`"
 
 
 def settings_section(name: str) -> str:

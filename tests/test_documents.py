@@ -5,10 +5,13 @@ import os
 import re
 import shlex
 import sys
+from enum import Enum
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+import typer
 import yaml
 from command_line import call
 
@@ -129,6 +132,32 @@ def test_generate_replaces_the_section_only(generator):
     assert "old" not in new
     assert "| `--score-input` `PATH`, `GLOB` or `URL` |" in new
     assert generator.generate(new) == new
+
+
+class Kind(Enum):
+    ROW = "row"
+    FILE = "file"
+
+
+def test_option_rows_show_choices_and_defaults(generator):
+    app = typer.Typer()
+
+    @app.command()
+    def one(
+        kind: Annotated[Kind, typer.Option(help="What.")] = Kind.ROW,
+        order: Annotated[Literal["up", "down"], typer.Option(help="How.")] = "up",
+        late: Annotated[bool, typer.Option("--late/--no-late", help="When.")] = False,  # noqa: FBT002
+        model: Annotated[str | None, typer.Option(metavar="ID", show_default="champion")] = None,
+    ) -> None:
+        """Do one thing."""
+
+    rows = generator.option_rows(typer.main.get_command(app))
+    assert list(rows)[:4] == [
+        ["`--kind` `row` or `file`", "What.", "`row`"],
+        ["`--order` `up` or `down`", "How.", "`up`"],
+        ["`--late/--no-late`", "When.", "`--no-late`"],
+        ["`--model ID`", "", "champion"],
+    ]
 
 
 @pytest.mark.parametrize("name", schemas.TABLES)
