@@ -42,7 +42,7 @@ _SETTINGS: dict[str, type[BaseModel]] = {
 _COMMON = ("--store", "--json", "--help")
 _YOUR_OWN = "your own"
 _WIDTH = 100
-_KINDS = {"string": "text", "boolean": "`true`, `false`", "object": "table", None: "any"}
+_OBVIOUS = {"string", "boolean", "object", None}  # the default and the description show it
 _TYPES = {"float": "float32", "double": "float64"}  # Arrow's names of C types
 
 
@@ -130,11 +130,11 @@ def _default(parameter: Any) -> str:
 
 
 def settings_section(name: str) -> str:
-    """Return the settings of a configuration: values, default and description."""
+    """Return the settings of a configuration: default, description and values."""
     model = _SETTINGS[name]
     schema = model.model_json_schema()
     rows = _settings(model, schema, schema.get("$defs", {}), "")
-    return table(["setting", "values", "default", "description"], rows)
+    return table(["setting", "default", "description and values"], rows)
 
 
 def _settings(
@@ -145,10 +145,10 @@ def _settings(
         nested = _model_of(field.annotation)
         if nested is RunConfig:  # of a sweep: the settings of the run have a table of their own
             continue
-        values = "section" if nested else _values(described)
         default = "" if nested else _setting_default(prefix, name, field)
-        text = re.sub(r"\s+", " ", field.description or "").strip()
-        yield [f"`{prefix}{name}`", values, default, text]
+        values = "" if nested else _values(described)
+        texts = ((field.description or "").rstrip("."), values[:1].upper() + values[1:])
+        yield [f"`{prefix}{name}`", default, " ".join(f"{each}." for each in texts if each)]
         if nested:
             yield from _settings(nested, shared[nested.__name__], shared, f"{prefix}{name}.")
 
@@ -173,21 +173,22 @@ def _setting_default(prefix: str, name: str, field: Any) -> str:
 
 
 def _values(described: dict[str, Any]) -> str:
-    """Return which values a setting takes, from its JSON schema."""
+    """Return which values a setting takes, from its JSON schema; empty if that is obvious."""
     if "anyOf" in described:
         kinds = [each for each in described["anyOf"] if each.get("type") != "null"]
         return " or ".join(dict.fromkeys(_values(each) for each in kinds))
     if "enum" in described:
-        return ", ".join(f"`{each}`" for each in described["enum"])
+        return f"one of {', '.join(f'`{each}`' for each in described['enum'])}"
     if "const" in described:
         return f"`{described['const']}`"
     if described.get("type") == "array":
-        return f"list of {_values(described.get('items', {})) or 'values'}"
+        values = _values(described.get("items", {}))
+        return f"a list with {values}" if values else "a list"
     if "title" in described and "description" not in described and "minLength" in described:
         title = described["title"]  # one of two alternatives, which Prefect's form labels like this
-        return f"`{title}`" if ":" in title else f"{title[0].lower()}{title[1:]}"
+        return f"`{title}`" if ":" in title else f"a {title[0].lower()}{title[1:]}"
     kind = described.get("type")
-    return f"{_KINDS.get(kind, kind)}{_bounds(described)}"
+    return "" if kind in _OBVIOUS else f"{kind}{_bounds(described)}"
 
 
 def _bounds(described: dict[str, Any]) -> str:
