@@ -182,8 +182,8 @@ def _values(described: dict[str, Any]) -> str:
     if "const" in described:
         return f"`{described['const']}`"
     if described.get("type") == "array":
-        values = _values(described.get("items", {}))
-        return f"a list with {values}" if values else "a list"
+        values = _values(described.get("items", {})).removeprefix("one of ")
+        return f"a list of {values}" if values else "a list"
     if "title" in described and "description" not in described and "minLength" in described:
         title = described["title"]  # one of two alternatives, which Prefect's form labels like this
         return f"`{title}`" if ":" in title else f"a {title[0].lower()}{title[1:]}"
