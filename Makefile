@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := nnbuild tasks flows tests benchmarks
+SOURCES := nnbuild tasks flows tests benchmarks docs
 # What other projects' releases have broken: Keras's steps and files, ONNX, Arrow, DuckDB, Prefect's flows,
 # its scheduler and its embedded server.
 SHORT_SUITE := tests/pipeline/test_run.py tests/models/test_serialization.py tests/models/test_onnx_export.py tests/scoring/test_table.py \
 	tests/store/test_readers.py tests/flows/test_retrain.py tests/e2e/test_work_pool.py tests/runtime/test_starting.py
 
-.PHONY: run test test-newest lint docs format lock bench soak clean
+.PHONY: run test test-newest lint docs reference format lock bench soak clean
 
 run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had), score, report
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
@@ -35,6 +35,9 @@ lint: $(VENV)/installed-lint  ## Linters and type checks
 
 docs: $(VENV)/installed-docs  ## The pages of docs/ and the API, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+reference: $(VENV)/installed  ## The generated parts of docs/reference/: options, settings, tables
+	$(BIN)/python docs/_generate.py
 
 format: $(VENV)/installed-lint  ## Lay out the code
 	$(BIN)/ruff format $(SOURCES)

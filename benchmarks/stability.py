@@ -1,6 +1,6 @@
 """What it costs to put softmax inside the model: loss and gradient, training steps, and the three silent mistakes.
 
-Writes three Parquet tables and a figure, and prints the tables of docs/stability.md.
+Writes three Parquet tables and a figure, and prints the tables of docs/development/experiments/softmax-placement.md.
 
     python benchmarks/stability.py --data-dir DIR [--out stability] [--steps 1875] [--epochs 5]
 """

@@ -36,7 +36,7 @@ def read_toml(path: Path) -> Settings:
         return tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
         raise ConfigError(
-            f"config {path} is not valid TOML: {error}; see docs/configuration.md"
+            f"config {path} is not valid TOML: {error}; see docs/reference/settings.md"
         ) from error
 
 

@@ -89,7 +89,7 @@ class Section(BaseModel):
             isinstance(value, bool)
             and cls.model_fields[str(field.field_name)].annotation is not bool
         ):
-            raise ValueError("which this setting cannot be; see docs/configuration.md")
+            raise ValueError("which this setting cannot be; see docs/reference/settings.md")
         return value
 
 

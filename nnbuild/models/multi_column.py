@@ -25,7 +25,7 @@ _VIEWS = (
 class TestTimeAugmentation(keras.layers.Layer):  # type: ignore[misc]
     """Images as they are while training; otherwise each moved by a pixel to the four sides, one view behind the other.
 
-    What moves in is zero. The image itself is not among the views: with it they were no better (docs/benchmarks.md).
+    What moves in is zero. The image itself is not among the views: with it they were no better (docs/development/experiments/accuracy.md).
     """
 
     def call(self, images: Any, training: bool = False) -> Any:  # noqa: FBT001, FBT002  (Keras passes it)

@@ -63,7 +63,7 @@ def require_no_credentials(url: str, what: str) -> None:
         raise ConfigError(
             f"{what} is a URL with credentials, which would be stored and shown; "
             f"remove them and {_alternative(url.partition(':')[0].lower())} "
-            "(docs/operations.md, Credentials)"
+            "(docs/guide/deployment.md, Credentials)"
         )
 
 

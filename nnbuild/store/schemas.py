@@ -284,3 +284,115 @@ def require_version(schema: Any, where: str) -> None:
         raise StoreError(
             f"{where} has schema version {one_line(version)}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it"
         )
+
+
+# The data dictionary of docs/reference/tables.md. It stands beside the schemas and not in them: the
+# short descriptions of the fields are stored in every file, and longer ones would change the files.
+DESCRIPTIONS: dict[str, dict[str, str]] = {
+    "runs": {
+        "status": "`succeeded` or `failed`.",
+        "error": "Reason for the failure; null if the run succeeded.",
+        "started_at": "Start of the run.",
+        "finished_at": "Time of the commit.",
+        "dataset": "Name of the dataset that was trained on, after a fallback if there was one.",
+        "dataset_digest": "SHA-256 digest of the dataset's content.",
+        "model": "Name of the network, or `package.module:function`.",
+        "seed": "Seed of the split, the initial weights and the order of the examples.",
+        "epochs": "Number of completed epochs.",
+        "test_accuracy": "Fraction of test images that were classified correctly.",
+        "test_loss": "Mean cross-entropy on the test images, in nats.",
+        "promoted": "Whether the run became the champion.",
+        "flow_run_id": "ID of the Prefect flow run; null for a run without Prefect.",
+        "code_version": "Version of nnbuild and digest of its source, with the commit if known.",
+        "config": "Resolved configuration as JSON; nothing is left open.",
+    },
+    "history": {
+        "epoch": "Epoch, counted from 1.",
+        "metric": "Keras's key (`loss`, `val_accuracy`, …), `learning_rate` or `epoch_seconds`.",
+        "value": "Value of the metric at the end of the epoch.",
+        "logged_at": "End of the epoch.",
+    },
+    "evaluation": {
+        "subset": "`test` or `validation`.",
+        "metric": "Name of the metric; see the list below.",
+        "label": "Class that a per-class metric is about; null for a metric over all classes.",
+        "value": "Value of the metric.",
+    },
+    "confusion": {
+        "subset": "`test` or `validation`.",
+        "label": "True class.",
+        "predicted": "Predicted class: the one with the largest logit.",
+        "count": "Number of examples with this pair of classes.",
+    },
+    "calibration": {
+        "subset": "`test` or `validation`.",
+        "temperature": "Divisor of the logits; 1 is the plain softmax.",
+        "expected_calibration_error": "Error over the whole subset at this temperature.",
+        "bin_lower": "Lower bound of the confidence bin, exclusive.",
+        "bin_upper": "Upper bound of the confidence bin, inclusive.",
+        "count": "Number of examples in the bin.",
+        "mean_confidence": "Mean of the largest probability in the bin; null if it is empty.",
+        "accuracy": "Fraction of correct predictions in the bin; null if it is empty.",
+    },
+    "decisions": {
+        "champion": "Champion that the run was compared with; null if there was none.",
+        "rule": "`not-worse` or `better`.",
+        "promoted": "Outcome of the decision.",
+        "reason": "Reason in one sentence.",
+        "accuracy": "Accuracy of the challenger on the test images.",
+        "champion_accuracy": "Accuracy of the champion; null if there was none.",
+        "examples": "Number of test images compared; null if there was no comparison.",
+        "only_champion": "Number of images that only the champion classifies correctly.",
+        "only_challenger": "Number of images that only the challenger classifies correctly.",
+        "p_worse": "One-sided p-value of the exact McNemar test; small if the challenger is worse.",
+        "p_better": "The same in the other direction; small if the challenger is better.",
+        "difference": "Accuracy of the challenger minus accuracy of the champion.",
+        "low": "Lower end of the 95 % confidence interval of the difference.",
+        "high": "Upper end of the 95 % confidence interval of the difference.",
+        "recall_drop": "Largest drop in the recall of a class.",
+        "recall_label": "Class with that drop.",
+        "decided_at": "Time of the decision.",
+    },
+    "score_runs": {
+        "run_id": "Run whose model scored; null for a model file.",
+        "model_digest": "SHA-256 digest of the model file.",
+        "input": "Input as it was given.",
+        "output": "Output folder; null if the rows are in the table `scores`.",
+        "rows": "Number of scored rows.",
+        "written": "Number of rows written, after `--where`.",
+        "quarantined": "Number of rows that could not be scored.",
+        "engine": "`onnx` or `keras`.",
+        "temperature": "Divisor of the logits; 1 is the plain softmax.",
+        "started_at": "Start of the job.",
+        "finished_at": "Time of the commit.",
+    },
+    "drift": {
+        "run_id": "Run whose model scored, and whose reference the rows are compared with.",
+        "measure": "`predicted`, `confidence`, `brightness` or `ink`.",
+        "statistic": "`psi` (population stability index) or `ks` (Kolmogorov–Smirnov distance).",
+        "value": "Value of the statistic.",
+        "threshold": "Threshold as set, or the level that chance reaches with so few rows.",
+        "exceeded": "Whether the value is above the threshold.",
+        "rows": "Number of scored rows that were compared.",
+        "reference_rows": "Number of validation images in the reference.",
+        "measured_at": "Time of the commit.",
+    },
+    "predictions": {
+        "example_id": "Row of the image in its split or input, from 0, or the column of `--id`.",
+        "label": "True class; null if unknown.",
+        "predicted": "Predicted class: the one with the largest logit.",
+        "confidence": "Probability of the predicted class.",
+        "log_prob": "Natural logarithm of that probability, from log-softmax; always finite.",
+        "prob_*": "Probability of each class: `prob_0`, `prob_1`, …",
+    },
+}
+"""Description of every column, by table; `predictions` describes the columns of `scores` too."""
+
+
+def describe(name: str) -> dict[str, str]:
+    """Return the description of each column of a table, in the order of its schema.
+
+    Args:
+        name: Name of the table, one of `TABLES`.
+    """
+    return DESCRIPTIONS["predictions" if name == "scores" else name]

@@ -246,7 +246,7 @@ def split_file(path: Path | None) -> tuple[Values, Values]:
     told = loading.read_toml(path) if path else {}
     sweep = told.pop("sweep", {})
     if not isinstance(sweep, dict):
-        raise ConfigError(f"{path}: sweep is {sweep!r}, expected a table; see docs/sweep.md")
+        raise ConfigError(f"{path}: sweep is {sweep!r}, expected a table; see docs/guide/sweeps.md")
     return told, sweep
 
 
@@ -255,7 +255,7 @@ def _table(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     table = given.get(name) or {}
     if not isinstance(table, Mapping):
         raise ConfigError(
-            f"sweep.{name} is {table!r}, expected a table of settings; see docs/sweep.md"
+            f"sweep.{name} is {table!r}, expected a table of settings; see docs/guide/sweeps.md"
         )
     flat: dict[str, Any] = {}
     for key, value in table.items():

@@ -18,7 +18,8 @@ from nnbuild.pipeline.run import retrain
 from nnbuild.store import Store, analysis, schemas
 from nnbuild.store.query import query
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "analytics.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "analytics.md"
+DOCUMENT = PAGE.read_text(encoding="utf-8")
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 

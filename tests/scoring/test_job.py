@@ -441,7 +441,10 @@ def test_where_suggests_the_nearest_column():
 
 
 def test_what_the_guide_says_can_be_done(store, tmp_path, monkeypatch):
-    guide = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text(encoding="utf-8")
+    folder = Path(__file__).parents[2] / "docs" / "guide"
+    guide, drift = (
+        (folder / name).read_text(encoding="utf-8") for name in ("scoring.md", "drift.md")
+    )
     shutil.copytree(store.root, tmp_path / "nnbuild-store")
     parquet(tmp_path / "images.parquet")
     monkeypatch.chdir(tmp_path)
@@ -450,7 +453,11 @@ def test_what_the_guide_says_can_be_done(store, tmp_path, monkeypatch):
     assert len(programs) == 3
     for program in programs:
         exec(compile(program, "scoring.md", "exec"), {})  # noqa: S102
-    of_drift, query = re.findall(r"^```sql\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    of_drift, query = (
+        query
+        for page in (drift, guide)
+        for query in re.findall(r"^```sql\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    )
     assert all(largest >= 0 for _, largest in duckdb.sql(of_drift).fetchall())
     assert sum(count for _, count in duckdb.sql(query).fetchall()) >= ROWS
     (query,) = re.findall(r"^spark\..*$", guide, re.MULTILINE)

@@ -151,7 +151,9 @@ def test_every_command_has_help_with_an_example(capfd, command):
 
 
 def test_every_flag_is_documented():
-    text = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "command-line.md").read_text(
+        encoding="utf-8"
+    )
     for name, command in typer.main.get_command(load_app()).commands.items():
         assert f"## nnbuild {name}" in text
         for parameter in command.params:
