@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from placements import (
+from softmax_placement import (
     CLASSES,
     PLACEMENTS,
     Rows,

@@ -211,12 +211,6 @@ def test_example_automations_use_documented_events(example):
     )
 
 
-MOVED = pytest.mark.skipif(
-    not (ROOT / "nnbuild" / "pipeline").is_dir(), reason="the modules have not moved yet"
-)
-
-
-@MOVED
 def test_architecture_page_has_every_package():
     page = text("development/architecture.md")
     for path in (ROOT / "nnbuild").iterdir():
@@ -226,7 +220,6 @@ def test_architecture_page_has_every_package():
         assert (ROOT / name).exists(), name
 
 
-@MOVED
 def test_pages_named_in_code_exist():
     for folder in ("nnbuild", "tasks", "flows", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
