@@ -13,6 +13,7 @@ from nnbuild.errors import CheckError
 from nnbuild.pipeline import commit as committing
 from nnbuild.pipeline.reporting import write_report
 from nnbuild.report.metadata import facts
+from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import (
@@ -273,7 +274,7 @@ _SECONDS_BETWEEN_TABLES = 10.0
 _SECONDS_BETWEEN_UPDATES = 2.0
 
 
-class _Watch:
+class _Watch(NullProgress):
     """Passes on what the fit says: to the displays at once, to the server's database only so often."""
 
     def __init__(self) -> None:
@@ -323,7 +324,7 @@ def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
     for display in displays():
         display.note(told(run, data))
     watch = _Watch()
-    fitted = pipeline.fit_model(run, data, compiled, watch=watch)
+    fitted = pipeline.fit_model(run, data, compiled, progress=watch)
     watch.end()
     for remark in fitted.remarks:
         logger().warning(remark)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig, is_factory, resolve
@@ -15,6 +14,7 @@ from nnbuild.pipeline import commit
 from nnbuild.pipeline.data import source_digest
 from nnbuild.pipeline.reporting import write_report
 from nnbuild.runtime import environment
+from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.runtime.text import sanitize_lines
 from nnbuild.store import Run, Store, locks, presence
@@ -219,7 +219,7 @@ def retrain(
     store: Path | str | None = None,
     *,
     resume: str | None = None,
-    watch: Any = None,
+    progress: ProgressCallback | None = None,
 ) -> Committed:
     """The whole recipe in one call, without Prefect.
 
@@ -229,7 +229,7 @@ def retrain(
         config: the run's; the defaults if not given.
         store: its root.
         resume: id of a run that waits.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        progress: Callback for finished steps and epochs.
 
     Raises:
         InputError: something that was given cannot be used; the store is as it was.
@@ -237,21 +237,21 @@ def retrain(
     """
     run = open_run(config or RunConfig(), store, resume=resume)
     with run_context(run):
-        train_and_evaluate(run, watch)
+        train_and_evaluate(run, progress)
         return decide_and_commit(run)
 
 
-def train_and_evaluate(run: Run, watch: Any = None) -> None:
+def train_and_evaluate(run: Run, progress: ProgressCallback | None = None) -> None:
     """Every step of a run but the last three, for a caller within `run_context`.
 
     Args:
         run: in staging.
-        watch: as for `retrain`.
+        progress: Callback for finished steps and epochs.
     """
     data = pipeline.load_data(run)
     pipeline.check_data(run, data)
     compiled = pipeline.compile_model(run, data, pipeline.build_model(run, data))
-    fitted = pipeline.fit_model(run, data, compiled, watch=watch)
+    fitted = pipeline.fit_model(run, data, compiled, progress=progress)
     pipeline.persist_history(run, fitted)
     pipeline.export_model(run, data, fitted)
     pipeline.evaluate_model(run, data, fitted)

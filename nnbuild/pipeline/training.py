@@ -16,6 +16,7 @@ from nnbuild.models.ensemble import combine, member_seed
 from nnbuild.pipeline.data import read_data
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime import environment
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.runtime.tensorflow import pin_threads
 from nnbuild.store import schemas
@@ -58,7 +59,7 @@ class EnsembleTrainer:
         dataset: Its training examples and, if it has one, its validation split are used.
         identity: what the checkpoints belong to.
         stop: the number of the signal that asks to stop, or None.
-        watch: Callback for the progress of steps and epochs; epochs are counted over all members.
+        progress: Callback for finished steps and epochs; epochs are counted over all members.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class EnsembleTrainer:
         *,
         identity: dict[str, Any],
         stop: Callable[[], int | None],
-        watch: Any,
+        progress: ProgressCallback | None,
     ) -> None:
         self._run, self._data, self._dataset, self._identity = run, data, dataset, identity
-        self._stop, self._watch = stop, watch
+        self._stop, self._progress = stop, progress
         self._count = run.config.model.members
 
     def fit(self, first: Callable[[], Any], steps: int) -> tuple[Any, list[MemberResult]]:
@@ -116,7 +117,7 @@ class EnsembleTrainer:
         folder = self._run.folder / "checkpoints"
         logs = self._run.folder / "tensorboard"
         around = training.FitContext(
-            watch=self._watch and _MemberProgress(self._watch, before, self._count),
+            progress=self._progress and _MemberProgress(self._progress, before, self._count),
             checkpoints=training.Checkpoints(
                 folder if number == 0 else folder / f"{number}", self._identity
             ),
@@ -198,19 +199,19 @@ class EnsembleTrainer:
             )
 
 
-class _MemberProgress:
-    """Tells of a member's epochs as those of the whole run."""
+class _MemberProgress(NullProgress):
+    """Progress callback that counts a member's epochs as those of the whole run."""
 
-    def __init__(self, watch: Any, before: int, members: int) -> None:
-        self._watch, self._before, self._members = watch, before, members
+    def __init__(self, progress: ProgressCallback, before: int, members: int) -> None:
+        self._progress, self._before, self._members = progress, before, members
 
     def step(
         self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
     ) -> None:
-        self._watch.step(self._before + epoch, self._members * epochs, done, steps, metrics)
+        self._progress.step(self._before + epoch, self._members * epochs, done, steps, metrics)
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        self._watch.epoch(self._before + epoch, self._members * epochs, metrics, seconds)
+        self._progress.epoch(self._before + epoch, self._members * epochs, metrics, seconds)
 
 
 @cached_step(BuiltModel)
@@ -303,7 +304,7 @@ def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> An
 
 @cached_step(FittedModel)
 def fit_model(
-    run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None
+    run: Run, data: LoadedData, compiled: CompiledModel, *, progress: ProgressCallback | None = None
 ) -> FittedModel:
     """Fit the network, or the members of an ensemble one after another; the history is on the disk after every epoch.
 
@@ -313,7 +314,7 @@ def fit_model(
         run: in staging.
         data: what `load_data` returned.
         compiled: what `compile_model` returned.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        progress: Callback for finished steps and epochs.
 
     Raises:
         ContractError: The network's own training or test step cannot be used.
@@ -334,7 +335,7 @@ def fit_model(
     began = time.perf_counter()
     with deferred_signals() as stop, failing_user_model(run.config.model.name, "training"):
         fits = EnsembleTrainer(
-            run, data, read_data(run, data), identity=identity, stop=stop, watch=watch
+            run, data, read_data(run, data), identity=identity, stop=stop, progress=progress
         )
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
         model, members = fits.fit(lambda: read_model(run, compiled), steps)

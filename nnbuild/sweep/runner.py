@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError
 from nnbuild.pipeline.run import decide_and_commit
 from nnbuild.pipeline.run import run_context as working_on_run
+from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.sweep.space import SweepConfig, points
 from nnbuild.sweep.study import Study, require_possible
 from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, sweep_context
@@ -112,7 +112,7 @@ def make_sweep(
     store: Path | str | None = None,
     *,
     sweep_id: str | None = None,
-    watch: Any = None,
+    progress: ProgressCallback | None = None,
 ) -> SweepResult:
     """The whole sweep in one call, without Prefect; the same call again makes what is missing.
 
@@ -120,7 +120,7 @@ def make_sweep(
         config: what it goes over, from `nnbuild.sweep.sweep_config`; None to go on with a sweep by its id.
         store: its root.
         sweep_id: its name; made of the config's digest if not given.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        progress: Callback for finished steps and epochs.
 
     Raises:
         InputError: something that was given cannot be used.
@@ -131,7 +131,7 @@ def make_sweep(
     with sweep_context(sweep):
         plan = SweepRunner(sweep)
         while (trial := plan.next()) is not None:
-            plan.tell(make_trial(sweep, trial, watch=watch))
+            plan.tell(make_trial(sweep, trial, progress=progress))
         run = sweep.waiting(plan.best.runs[0]) if plan.best else None
         if run is not None:
             with working_on_run(run):

@@ -4,12 +4,12 @@ A trial can be made again: what is there is recalled.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from nnbuild.config.sections import TrialTag
 from nnbuild.errors import DataError, Interrupted, NnbuildError, PrunedError, StoreError
 from nnbuild.pipeline.run import decide_and_commit, open_run, run_context, train_and_evaluate
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.store.step_results import Calibrated
 from nnbuild.sweep.study import Study
 from nnbuild.sweep.sweep import Report, Sweep, Trial, TrialResult
@@ -17,7 +17,9 @@ from nnbuild.sweep.sweep import Report, Sweep, Trial, TrialResult
 _PRUNED = "gave up at epoch"
 
 
-def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
+def make_trial(
+    sweep: Sweep, trial: Trial, *, progress: ProgressCallback | None = None
+) -> TrialResult:
     """Make the runs of a trial that are not there yet.
 
     The first seed's run is left in front of the gate, in staging: it may be the one that the sweep sends there. The
@@ -26,7 +28,7 @@ def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
     Args:
         sweep: held by `nnbuild.sweep.sweep_context`.
         trial: what is tried.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        progress: Callback for finished steps and epochs.
 
     Raises:
         DataError: the data cannot be used, before any run of the sweep has succeeded or failed.
@@ -37,9 +39,11 @@ def make_trial(sweep: Sweep, trial: Trial, *, watch: Any = None) -> TrialResult:
     values: list[float] = []
     report = _reporter(sweep, trial)
     for seed in range(sweep.config.seeds):
-        watching = ObjectiveReporter(watch, sweep.config.objective, report if seed == 0 else None)
+        reporter = ObjectiveReporter(
+            progress, sweep.config.objective, report if seed == 0 else None
+        )
         try:
-            run_id = _make_run(sweep, trial, seed, watching)
+            run_id = _make_run(sweep, trial, seed, reporter)
         except (StoreError, Interrupted):
             raise
         except Exception as error:
@@ -65,7 +69,7 @@ def _reporter(sweep: Sweep, trial: Trial) -> Report | None:
     return Study(sweep).reporter(trial.number)
 
 
-def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "ObjectiveReporter") -> str:
+def _make_run(sweep: Sweep, trial: Trial, seed: int, progress: "ObjectiveReporter") -> str:
     config = sweep.config.config_of(
         trial.values, seed=seed, tag=TrialTag(sweep=sweep.sweep_id, number=trial.number)
     )
@@ -75,7 +79,7 @@ def _make_run(sweep: Sweep, trial: Trial, seed: int, watch: "ObjectiveReporter")
     sweep.store.require()  # on a worker, a new run would bring back a store that disappeared
     run = open_run(config, sweep.root, resume=known)
     with run_context(run):
-        train_and_evaluate(run, watch)
+        train_and_evaluate(run, progress)
         if seed > 0:
             decide_and_commit(run, passed_over=gate_skip_reason(sweep))
     return run.run_id
@@ -135,33 +139,35 @@ def value_of(sweep: Sweep, run_id: str) -> float:
     return float(told[name])
 
 
-class ObjectiveReporter:
+class ObjectiveReporter(NullProgress):
     """Passes on what a fit says, and stops it where a report asks for that.
 
     Args:
-        watch: who else is told, if anyone.
+        progress: Callback to pass the calls on to, if any.
         objective: which metric is reported.
         report: is given epoch and objective, and says whether to give up.
     """
 
-    def __init__(self, watch: Any, objective: str, report: Report | None) -> None:
-        self._watch, self._objective, self._report = watch, objective, report
+    def __init__(
+        self, progress: ProgressCallback | None, objective: str, report: Report | None
+    ) -> None:
+        self._progress, self._objective, self._report = progress, objective, report
 
     def step(
         self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
     ) -> None:
         """Passes on."""
-        if self._watch is not None:
-            self._watch.step(epoch, epochs, done, steps, metrics)
+        if self._progress is not None:
+            self._progress.step(epoch, epochs, done, steps, metrics)
 
-    def epoch(self, epoch: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> None:
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
         """Passes on, and reports.
 
         Raises:
             PrunedError: the report says so, and there are epochs left.
         """
-        if self._watch is not None:
-            self._watch.epoch(epoch, epochs, metrics, seconds)
+        if self._progress is not None:
+            self._progress.epoch(epoch, epochs, metrics, seconds)
         value = metrics.get(self._objective)
         if self._report is None or value is None:
             return

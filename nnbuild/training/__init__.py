@@ -1,6 +1,6 @@
 """Training: the order of examples, the compiled steps, the checkpoints, and the fit that ties them together."""
 
 from nnbuild.training.checkpoint import Checkpoint, Checkpoints
-from nnbuild.training.trainer import FitContext, Fitted, ProgressCallback, fit
+from nnbuild.training.trainer import FitContext, Fitted, fit
 
-__all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "ProgressCallback", "fit"]
+__all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "fit"]

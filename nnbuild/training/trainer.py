@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import TrainingConfig
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted, suggestion
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training import callbacks as keras_callbacks
 from nnbuild.training import history as tables
@@ -42,34 +43,12 @@ class StepsPerCall:
         self.steps = max(1, min(wanted, steps * 10))
 
 
-class ProgressCallback(Protocol):
-    """Who is told how the fit goes. Each call should be quick."""
-
-    def step(
-        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
-    ) -> None:
-        """Some steps of an epoch (from 1) are done; the metrics are those of the epoch so far."""
-
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        """An epoch (from 1) is done."""
-
-
-class NullProgress:
-    """Is told, and does nothing."""
-
-    def step(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-    def epoch(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-
 @dataclass
 class FitContext:
     """What a fit touches beside the model; all of it may be left out.
 
     Attributes:
-        watch: is told of steps and epochs.
+        progress: Callback for finished steps and epochs.
         checkpoints: where the state is kept, and found again.
         checkpoint_seconds: a checkpoint within an epoch at every so many seconds.
         on_history: is given the history table after every epoch.
@@ -79,7 +58,7 @@ class FitContext:
         callbacks: Keras callbacks of the caller's own.
     """
 
-    watch: ProgressCallback | None = None
+    progress: ProgressCallback | None = None
     checkpoints: Checkpoints | None = None
     checkpoint_seconds: float = 30.0
     on_history: Callable[[Any], None] = lambda _: None
@@ -163,7 +142,7 @@ class _Fit:
     ) -> None:
         training = config.training
         self.model, self.seed, self.training, self.around = model, seed, training, around
-        self.watch = around.watch or NullProgress()
+        self.progress = around.progress or NullProgress()
         self.epochs = int(training.epochs or 1)
         self.rows, validated = validation_split(split, validation, config)
         self.validation_rows = len(validated)
@@ -249,7 +228,7 @@ class _Fit:
         seconds = time.perf_counter() - began
         self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.around.now())
         self.around.on_history(tables.table(self.table_rows))
-        self.watch.epoch(epoch + 1, self.epochs, metrics, seconds)
+        self.progress.epoch(epoch + 1, self.epochs, metrics, seconds)
 
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
         order = tf.constant(epoch_order(self.rows, self.seed, epoch))
@@ -266,7 +245,7 @@ class _Fit:
             self.pace.update(step - first, now - called)
             _require_finite(metrics, epoch, first, step)
             self.callbacks.on_train_batch_end(step - 1, metrics)
-            self.watch.step(epoch + 1, self.epochs, step, self.steps, metrics)
+            self.progress.step(epoch + 1, self.epochs, step, self.steps, metrics)
             signal_number = self.around.stop()
             if signal_number or (now - kept > self.around.checkpoint_seconds and step < self.steps):
                 self._save(epoch, step, now - began)

@@ -130,7 +130,7 @@ def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
     config = sweep_config({"search": search, "trials": 2}, base)
     through = make_sweep(config, tmp_path / "through")
     with pytest.raises(Interrupted) as stopped:
-        make_sweep(config, tmp_path / "stopped", watch=StopsIn(2))
+        make_sweep(config, tmp_path / "stopped", progress=StopsIn(2))
     assert any("nnbuild sweep --id" in note for note in stopped.value.__notes__)
     again = make_sweep(config, tmp_path / "stopped")
 
