@@ -19,6 +19,7 @@ from nnbuild.runtime.lazy_imports import gc_paused
 from nnbuild.runtime.outward import outward
 from nnbuild.runtime.signals import exiting_at_once
 from nnbuild.store import Store
+from nnbuild.store.step_results import FittedModel, Scored
 
 Settings = dict[str, Any]
 
@@ -210,8 +211,8 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
         "test_loss": row["test_loss"],
         "promoted": row["promoted"],
         "seconds": {
-            "fit": round(seconds["fit_model"], 3),
-            "score": round(seconds["score_test_set"], 3),
+            "fit": round(seconds[FittedModel.step], 3),
+            "score": round(seconds[Scored.step], 3),
             "whole": round(whole, 3),
         },
         "history": str(store.partition("history", run_id)),

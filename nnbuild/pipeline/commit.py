@@ -3,10 +3,12 @@
 from datetime import datetime
 from pathlib import Path
 
-from nnbuild import pipeline
 from nnbuild.errors import LockedError, NnbuildError
 from nnbuild.evaluation.drift import REFERENCE
+from nnbuild.pipeline.data import staged_dataset
+from nnbuild.pipeline.promotion import decide, is_current, revoke_decision
 from nnbuild.pipeline.reporting import manifest_of, write_report
+from nnbuild.pipeline.step import staged_table
 from nnbuild.runtime.credentials import mask_credentials
 from nnbuild.runtime.text import join_lines
 from nnbuild.store import champion, commit, locks, schemas
@@ -42,7 +44,7 @@ def complete_interrupted_commits(store: Store) -> list[str]:
     for run in store.committed_in_staging():
         try:
             with locks.held(run.folder), champion.locked(store):
-                _promote(store, run, run.load_result("decide", Decided), None)
+                _promote(store, run, run.load_result(Decided), None)
                 run.clear()
         except LockedError:  # it is just being committed
             continue
@@ -58,20 +60,20 @@ def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | No
 
 def _decided(run: Run) -> Decided | None:
     """What the gate said; it is asked again if the champion is another by now, unless the run is laid out already."""
-    decided, data = run.load_result("decide", Decided), run.load_result("load_data", LoadedData)
-    if decided is None or data is None or decided.passed_over or pipeline.is_current(run, decided):
+    decided, data = run.load_result(Decided), run.load_result(LoadedData)
+    if decided is None or data is None or decided.passed_over or is_current(run, decided):
         return decided
     if commit.is_ready(run):
         return decided
-    pipeline.revoke_decision(run)
-    decided = pipeline.decide(run, data)
+    revoke_decision(run)
+    decided = decide(run, data)
     write_report(run, data)
     return decided
 
 
 def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -> Committed:
     """Commit a run that failed for good: its `runs` row with the reason, and the history that it has."""
-    pipeline.revoke_decision(run)
+    revoke_decision(run)
     told = str(error) if isinstance(error, NnbuildError) else f"{type(error).__name__}: {error}"
     committed = _commit(run, mask_credentials(join_lines(told)), now)
     run.clear()
@@ -90,9 +92,7 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
     store = Store(run.store)
     store.require_same(run)
-    commit.publish(
-        run, store.root, _dataset_move(run, store, run.load_result("load_data", LoadedData))
-    )
+    commit.publish(run, store.root, _dataset_move(run, store, run.load_result(LoadedData)))
     record = f"runs/{run.run_id}"
     return Committed(
         run_id=run.run_id,
@@ -107,7 +107,7 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
 def _dataset_move(run: Run, store: Store, data: StepResult | None) -> tuple[Path, Path] | None:
     if not isinstance(data, LoadedData):
         return None
-    return pipeline.staged_dataset(run), store.dataset_folder(data.name, data.digest)
+    return staged_dataset(run), store.dataset_folder(data.name, data.digest)
 
 
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:
@@ -118,7 +118,7 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
     }
     if not failed:
         wanted["model.keras"] = run.folder / "model" / "model.keras"
-        exported = run.load_result("export_model", ExportedModel)
+        exported = run.load_result(ExportedModel)
         if exported is not None and exported.path is not None:  # nothing that was not proven
             wanted["model.onnx"] = run.folder / "model" / "model.onnx"
         wanted[REFERENCE] = run.folder / REFERENCE
@@ -130,5 +130,5 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
 
 
 def _tables(run: Run) -> dict[str, Path]:
-    staged = {name: pipeline.staged_table(run, name) for name in schemas.TABLES}
+    staged = {name: staged_table(run, name) for name in schemas.TABLES}
     return {name: path for name, path in staged.items() if path.exists()}

@@ -16,7 +16,7 @@ from nnbuild.store import champion, commit, schemas
 from nnbuild.store.filesystem import os_errors_as_store_errors
 from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import Decided, LoadedData
+from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table, write_table
 
@@ -88,7 +88,7 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
     Raises:
         StoreError: no decision waits.
     """
-    decided = run.load_result("decide", Decided)
+    decided = run.load_result(Decided)
     if decided is None or not decided.waits:
         raise StoreError(
             f"run {run.run_id} has no decision that waits for a person; see `nnbuild champion`"
@@ -113,7 +113,7 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
             "figures": decided.figures | {"promoted": promote},
         }
     )
-    run.save_result("decide", result, run.seconds().get("decide", 0.0))
+    run.save_result(result, run.seconds().get(Decided.step, 0.0))
     return result
 
 
@@ -123,7 +123,7 @@ def revoke_decision(run: Run) -> None:
     A run that is laid out already keeps its decision, since its commit is finished and not undone.
     """
     if not commit.is_ready(run):
-        run.invalidate("decide", "write_report")
+        run.invalidate(Decided, Reported)
         staged_table(run, "decisions").unlink(missing_ok=True)
 
 
@@ -141,7 +141,7 @@ def _of_run(run: Run, data: LoadedData) -> promotion.Candidate:
 
 
 def _of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate | None:
-    data = store.manifest(run_id)["steps"]["load_data"]
+    data = store.manifest(run_id)["steps"][LoadedData.step]
     folder = store.dataset_folder(data["name"], data["digest"])
     evaluation = store.read_table("evaluation", run_id)
     predictions = store.read_table("predictions", run_id)

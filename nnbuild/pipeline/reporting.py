@@ -9,10 +9,17 @@ from nnbuild.report import artifacts, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
-from nnbuild.store.manifests import STEPS
 from nnbuild.store.run import Run
 from nnbuild.store.schemas import STATIC_SCHEMAS, predictions
-from nnbuild.store.step_results import FittedModel, LoadedData, Reported, StepResult
+from nnbuild.store.step_results import (
+    MANIFEST_STEPS,
+    Decided,
+    Evaluated,
+    FittedModel,
+    LoadedData,
+    Reported,
+    StepResult,
+)
 from nnbuild.store.tables import read_table
 
 
@@ -26,8 +33,8 @@ def manifest_of(
 def _records(run: Run) -> dict[str, StepResult]:
     return {
         name: record
-        for name, kind in STEPS.items()
-        if (record := run.load_result(name, kind)) is not None
+        for name, kind in MANIFEST_STEPS.items()
+        if (record := run.load_result(kind)) is not None
     }
 
 
@@ -50,8 +57,8 @@ def _manifest(
 
 
 def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
-    data, fitted, evaluated = (
-        records.get(name) for name in ("load_data", "fit_model", "evaluate_model")
+    data, fitted, evaluated, decided = (
+        records.get(kind.step) for kind in (LoadedData, FittedModel, Evaluated, Decided)
     )
     return {
         "status": "succeeded" if error is None else "failed",
@@ -66,7 +73,7 @@ def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) ->
         "epochs": fitted.epochs if fitted else epochs_on_disk(run),
         "test_accuracy": evaluated.test_accuracy if evaluated else None,
         "test_loss": evaluated.test_loss if evaluated else None,
-        "promoted": records["decide"].promote if error is None and "decide" in records else False,
+        "promoted": bool(decided and decided.promote and error is None),
         "flow_run_id": run.record.get("flow_run_id"),
         "code_version": run.record["code_version"],
         "config": run.config.model_dump_json(),
@@ -89,7 +96,7 @@ def write_report(run: Run, data: LoadedData) -> Reported:
 
 def curve_picture(run: Run, metric: str) -> str | None:
     """A metric by epoch, as an SVG that stands alone; None if the run has no such metric."""
-    fitted = run.load_result("fit_model", FittedModel)
+    fitted = run.load_result(FittedModel)
     history = read_table(staged_table(run, "history"), STATIC_SCHEMAS["history"])
     return artifacts.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
 

@@ -2,24 +2,25 @@
 
 import functools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig, is_factory, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.pipeline import commit
-from nnbuild.pipeline.data import source_digest
-from nnbuild.pipeline.reporting import write_report
+from nnbuild.pipeline.data import load_data, source_digest
+from nnbuild.pipeline.registry import DECISION_STEPS, TRAINING_STEPS, Step
+from nnbuild.pipeline.step import has_checkpoints, is_fitted
 from nnbuild.runtime import environment
 from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.runtime.text import sanitize_lines
 from nnbuild.store import Run, Store, locks, presence
 from nnbuild.store.filesystem import as_store_error
-from nnbuild.store.step_results import Committed, LoadedData
+from nnbuild.store.step_results import Committed, Decided, FittedModel, LoadedData, StepResult
 
 
 def open_run(
@@ -113,7 +114,7 @@ def _is_same(run: Run, wanted: RunConfig) -> bool:
 
 def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
     """Return what has changed under a run since it was begun, or None."""
-    loaded = run.load_result("load_data", LoadedData)
+    loaded = run.load_result(LoadedData)
     if loaded is not None and loaded.digest != digest():
         return "its data have changed since, or cannot be read now"
     if is_factory(run.config.model.name):
@@ -200,9 +201,9 @@ def _finalize_failure(run: Run, error: Exception) -> None:
 
 
 def _discard_or_keep(run: Run, error: InputError) -> None:
-    if pipeline.is_fitted(run):
+    if is_fitted(run):
         commit.commit_failure(run, error)
-    elif isinstance(error, ContractError) and pipeline.has_checkpoints(run):
+    elif isinstance(error, ContractError) and has_checkpoints(run):
         error.add_note(_resume_hint(run))
     else:
         Store(run.store).discard(run)
@@ -242,31 +243,42 @@ def retrain(
 
 
 def train_and_evaluate(run: Run, progress: ProgressCallback | None = None) -> None:
-    """Every step of a run but the last three, for a caller within `run_context`.
+    """Run the steps before the promotion decision; to be called within `run_context`.
 
     Args:
-        run: in staging.
+        run: Run in staging.
         progress: Callback for finished steps and epochs.
     """
-    data = pipeline.load_data(run)
-    pipeline.check_data(run, data)
-    compiled = pipeline.compile_model(run, data, pipeline.build_model(run, data))
-    fitted = pipeline.fit_model(run, data, compiled, progress=progress)
-    pipeline.persist_history(run, fitted)
-    pipeline.export_model(run, data, fitted)
-    pipeline.evaluate_model(run, data, fitted)
-    pipeline.calibrate_model(run, data, fitted)
-    pipeline.score_test_set(run, data, fitted)
+    _run_steps(run, TRAINING_STEPS, {}, {FittedModel: {"progress": progress}})
 
 
 def decide_and_commit(run: Run, *, passed_over: str | None = None) -> Committed:
-    """Decide, report and commit: what is left of a run behind `train_and_evaluate`, for a caller within `run_context`.
+    """Decide, report and commit, after `train_and_evaluate`; to be called within `run_context`.
 
     Args:
-        run: in staging.
-        passed_over: why the run is kept from the gate, if it is.
+        run: Run in staging.
+        passed_over: Reason to skip the promotion gate, if it is to be skipped.
     """
-    data = pipeline.load_data(run)
-    pipeline.decide(run, data, passed_over=passed_over)
-    write_report(run, data)
+    loaded: dict[type[StepResult], StepResult] = {LoadedData: load_data(run)}
+    _run_steps(run, DECISION_STEPS, loaded, {Decided: {"passed_over": passed_over}})
     return commit.commit_run(run)
+
+
+def _run_steps(
+    run: Run,
+    steps: Iterable[Step],
+    earlier: Mapping[type[StepResult], StepResult],
+    options: Mapping[type[StepResult], Mapping[str, Any]],
+) -> None:
+    """Run steps in order.
+
+    Args:
+        run: Run in staging.
+        steps: Steps to run.
+        earlier: Results of earlier steps, by their type.
+        options: Further arguments of the steps, by the type of their results.
+    """
+    results = dict(earlier)
+    for step in steps:
+        arguments = [results[kind] for kind in step.arguments]
+        results[step.result] = step.function()(run, *arguments, **options.get(step.result, {}))

@@ -29,17 +29,17 @@ def cached_step(
     """
 
     def decorate(step: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
-        name = step.__name__
+        name = kind.step
 
         @functools.wraps(step)
         def recalled_or_made(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
-            known = run.load_result(name, kind)
+            known = run.load_result(kind)
             if known is not None:
                 return known
             fault_injection.failpoint(f"{name}:begin")
             began = time.perf_counter()
             result = step(run, *args, **kwargs)
-            run.save_result(name, result, time.perf_counter() - began)
+            run.save_result(result, time.perf_counter() - began)
             fault_injection.failpoint(f"{name}:end")
             return result
 
@@ -61,7 +61,7 @@ def epochs_on_disk(run: Run) -> int:
 
 def is_fitted(run: Run) -> bool:
     """Whether the fit is over."""
-    return run.load_result("fit_model", FittedModel) is not None
+    return run.load_result(FittedModel) is not None
 
 
 def has_checkpoints(run: Run) -> bool:

@@ -249,7 +249,7 @@ def _factory(run: Run) -> str | None:
 
 def has_other_source(run: Run) -> bool:
     """Say whether the user's function that built the network of a run has changed since."""
-    built = run.load_result("build_model", BuiltModel)
+    built = run.load_result(BuiltModel)
     return built is not None and built.factory != _factory(run)
 
 

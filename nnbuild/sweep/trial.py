@@ -127,9 +127,9 @@ def value_of(sweep: Sweep, run_id: str) -> float:
     """
     run = sweep.waiting(run_id)
     if run is None:
-        told = sweep.store.manifest(run_id)["steps"]["calibrate_model"].get("validation", {})
+        told = sweep.store.manifest(run_id)["steps"][Calibrated.step].get("validation", {})
     else:
-        calibrated = run.load_result("calibrate_model", Calibrated)
+        calibrated = run.load_result(Calibrated)
         told = calibrated.validation if calibrated else {}
     name = sweep.config.objective.removeprefix("val_")
     if name not in told:
