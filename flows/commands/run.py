@@ -70,7 +70,7 @@ def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
     """Refuse settings that the run which is resumed does not have: it keeps its own."""
     from nnbuild.pipeline.run import waiting_run
 
-    begun = loading.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
+    begun = loading.flattened(waiting_run(place, run_id, config).config.model_dump(mode="json"))
     for key, value in loading.flattened(config.model_dump(mode="json", exclude_unset=True)).items():
         if key != "dataset.data_dir" and value != begun.get(key):
             raise ConfigError(

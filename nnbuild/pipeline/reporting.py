@@ -1,5 +1,6 @@
-"""Write the page that a run ends in."""
+"""The step that writes the report, and the manifest that the report shows."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,32 +23,33 @@ from nnbuild.store.step_results import (
 )
 from nnbuild.store.tables import read_table
 
+_TABLES = ("history", "evaluation", "confusion", "calibration")
+
 
 def manifest_of(
-    run: Run, *, error: str | None = None, now: datetime | None = None
+    run: Run,
+    *,
+    error: str | None = None,
+    error_type: str | None = None,
+    now: datetime | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a run as it stands now, without the digests of the files that a commit adds."""
-    return _manifest(run, _records(run), error, now or datetime.now(UTC))
+    """Return the manifest of a run so far, without the files, whose digests the commit adds.
 
-
-def _records(run: Run) -> dict[str, StepResult]:
-    return {
-        name: record
-        for name, kind in MANIFEST_STEPS.items()
-        if (record := run.load_result(kind)) is not None
-    }
-
-
-def _manifest(
-    run: Run, records: dict[str, Any], error: str | None, now: datetime
-) -> dict[str, Any]:
+    Args:
+        run: Run in staging.
+        error: Reason why the run failed; None if it succeeded.
+        error_type: Name of the class of the exception that ended the run, if it failed.
+        now: Aware time of the end of the run; the current time if None.
+    """
+    results = _results(run)
     return {
         "schema_version": schemas.SCHEMA_VERSION,
         "run_id": run.run_id,
-        "row": _row(run, records, error, now),
+        "row": _row(run, results, error, now or datetime.now(UTC)),
+        "error_type": error_type,
         "config": run.config.model_dump(mode="json"),
         "config_digest": run.config.digest(),
-        "steps": {name: record.model_dump(mode="json") for name, record in records.items()},
+        "steps": {name: result.model_dump(mode="json") for name, result in results.items()},
         "seconds": run.seconds(),
         "code_version": run.record["code_version"],
         "packages": environment.packages(),
@@ -56,9 +58,18 @@ def _manifest(
     }
 
 
-def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
+def _results(run: Run) -> dict[str, StepResult]:
+    """Return the results of the steps that are done, by the step's name."""
+    return {
+        name: result
+        for name, kind in MANIFEST_STEPS.items()
+        if (result := run.load_result(kind)) is not None
+    }
+
+
+def _row(run: Run, results: Mapping[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
     data, fitted, evaluated, decided = (
-        records.get(kind.step) for kind in (LoadedData, FittedModel, Evaluated, Decided)
+        results.get(kind.step) for kind in (LoadedData, FittedModel, Evaluated, Decided)
     )
     return {
         "status": "succeeded" if error is None else "failed",
@@ -80,13 +91,10 @@ def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) ->
     }
 
 
-_SHOWN = ("history", "evaluation", "confusion", "calibration")
-
-
 @cached_step(Reported)
 def write_report(run: Run, data: LoadedData) -> Reported:
-    """Write `report.html` from what the run has by now."""
-    tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _SHOWN}
+    """Write `report.html` from the results and tables of the run so far."""
+    tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _TABLES}
     tables["predictions"] = read_table(staged_table(run, "predictions"), predictions(data.classes))
     page = render(manifest_of(run), tables, read_data(run, data).test.images)
     path = run.folder / "report.html"
@@ -95,14 +103,14 @@ def write_report(run: Run, data: LoadedData) -> Reported:
 
 
 def curve_picture(run: Run, metric: str) -> str | None:
-    """A metric by epoch, as an SVG that stands alone; None if the run has no such metric."""
+    """Return a metric by epoch as a self-contained SVG; None if the run has no such metric."""
     fitted = run.load_result(FittedModel)
     history = read_table(staged_table(run, "history"), STATIC_SCHEMAS["history"])
     return artifacts.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
 
 
 def confusion_picture(run: Run, data: LoadedData) -> str:
-    """The confusion matrix on the test images, as an SVG that stands alone."""
+    """Return the confusion matrix on the test images as a self-contained SVG."""
     return artifacts.confusion_picture(
         read_table(staged_table(run, "confusion"), STATIC_SCHEMAS["confusion"]), data.class_names
     )

@@ -101,6 +101,7 @@ class Manifest(_Recorded):
 
     Attributes:
         row: The run's row in the table `runs`.
+        error_type: Name of the class of the exception that ended a failed run.
         seconds: How long each step took, by its name.
         files: Every file of the run, by its path below the store's root.
         flow_run_id: Id of the Prefect flow run; None outside Prefect.
@@ -117,6 +118,7 @@ class Manifest(_Recorded):
     packages: dict[str, str | None]
     machine: _Machine
     flow_run_id: str | None
+    error_type: str | None = None
 
     @validator(mode="after")
     def _has_what_success_means(self) -> Self:

@@ -177,6 +177,7 @@ class Decided(StepResult):
         figures: the numbers of the decision, as in the `decisions` table.
         waits: whether the gate says yes, and a person has to say it too.
         passed_over: whether the run was kept from the gate.
+        gate_reason: Reason of the gate alone, without what a person said or has to say.
     """
 
     step = "decide"
@@ -187,6 +188,7 @@ class Decided(StepResult):
     figures: dict[str, float]
     waits: bool = False
     passed_over: bool = False
+    gate_reason: str = ""
 
 
 class Reported(StepResult):

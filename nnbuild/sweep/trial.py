@@ -81,7 +81,7 @@ def _make_run(sweep: Sweep, trial: Trial, seed: int, progress: "ObjectiveReporte
     with run_context(run):
         train_and_evaluate(run, progress)
         if seed > 0:
-            decide_and_commit(run, passed_over=gate_skip_reason(sweep))
+            decide_and_commit(run, gate_skip_reason=gate_skip_reason(sweep))
     return run.run_id
 
 
@@ -98,7 +98,7 @@ def commit_without_gate(sweep: Sweep, result: TrialResult) -> None:
         run = sweep.waiting(run_id)
         if run is not None:
             with run_context(run):
-                decide_and_commit(run, passed_over=gate_skip_reason(sweep))
+                decide_and_commit(run, gate_skip_reason=gate_skip_reason(sweep))
 
 
 def _failure(sweep: Sweep, run_id: str) -> str | None:
