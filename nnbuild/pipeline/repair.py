@@ -83,8 +83,10 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
     store.require()
     staged = {path.name.removeprefix(_SCORE) for path in _staging(store)}
     if missing := sorted(set(discard) - {each for each in staged if is_run_id(each)}):
-        raise StoreError(f"{', '.join(missing)}: not in staging, so there is nothing to discard; "
-            "see `nnbuild runs`")
+        raise StoreError(
+            f"{', '.join(missing)}: not in staging, so there is nothing to discard; "
+            "see `nnbuild runs`"
+        )
     with os_errors_as_store_errors(f"look through {store.local_root}"):
         return [
             *_committed_runs(store),
