@@ -55,8 +55,8 @@ def sweep(
             _submit(plan, opened, workers)
         else:
             while (trial := plan.next()) is not None:
-                plan.tell(make_trial(opened, trial))
-        best = opened.waiting(plan.best.runs[0]) if plan.best else None
+                plan.record(make_trial(opened, trial))
+        best = opened.unfinished_run(plan.best.runs[0]) if plan.best else None
         if best is not None:
             with working_on_run(best):
                 _through_the_gate(best)
@@ -79,7 +79,7 @@ def _submit(plan: SweepRunner, opened: Sweep, workers: int) -> None:
             return
         done = [future for future in waiting if future.wrapped_future.done()]
         for future in done:
-            plan.tell(future.result())
+            plan.record(future.result())
         waiting = [future for future in waiting if future not in done]
         if not done:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
