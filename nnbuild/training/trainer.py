@@ -127,14 +127,14 @@ class _Fit:
         self.steps_per_call = StepsPerCall()
 
     def _trace(self) -> list[tf.Variable]:
-        """Compile the steps, refuse monitors that they do not report, and return their variables."""
+        """Compile the steps, refuse unknown monitors, and return the variables of the steps."""
         trained, used = self.training_loop.trace_train(len(self.rows))
         tested, used_by_tests = self.validation_loop.trace_test(self.validation_rows)
         if LOSS not in trained:
             raise ContractError(
                 f"model {self.model.name!r} cannot be trained: its train_step reports "
-                f"{', '.join(sorted(trained)) or 'nothing'}, expected 'loss' too, which is checked for "
-                "NaN; return the minimised loss under that key"
+                f"{', '.join(sorted(trained)) or 'nothing'}, expected 'loss' too, which is checked "
+                "for NaN; return the minimised loss under that key"
             )
         _require_monitors(self.training, trained | {f"val_{name}" for name in tested})
         return [*used, *used_by_tests]
@@ -242,7 +242,7 @@ class _Fit:
 
 
 def _has_own_test_step(model: keras.Model) -> bool:
-    """Return whether a model overrides its test step, whose results may depend on the batch size."""
+    """Return whether a model has its own test step, which may depend on the batch size."""
     return any(
         getattr(type(model), name) is not getattr(keras.Model, name)
         for name in ("test_step", "compute_loss", "compute_metrics")
