@@ -39,7 +39,7 @@ def seconds(split: Split, config: RunConfig, folder: Path | None) -> float:
         split,
         config,
         10,
-        FitContext(watch=Watch(), checkpoints=Checkpoints(folder, {}) if folder else None),
+        FitContext(progress=Watch(), checkpoints=Checkpoints(folder, {}) if folder else None),
     )
     return time.perf_counter() - began[0]
 

@@ -27,26 +27,13 @@ from typing import Any
 import numpy as np
 
 from nnbuild.errors import StoreError
+from nnbuild.pipeline.registry import STEPS
 from nnbuild.store import Store
 from nnbuild.store.filesystem import file_digest
 
-STEPS = (
-    "load_data",
-    "check_data",
-    "build_model",
-    "compile_model",
-    "fit_model",
-    "persist_history",
-    "export_model",
-    "evaluate_model",
-    "calibrate_model",
-    "score_test_set",
-    "decide",
-    "write_report",
-)
 TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
 POINTS = (
-    *(f"{step}:{end}" for step in STEPS for end in ("begin", "end")),
+    *(f"{step.name}:{end}" for step in STEPS for end in ("begin", "end")),
     *(f"checkpoint:{part}" for part in ("begin", "arrays", "end")),
     *(f"commit:{part}" for part in ("linked", "laid-out", "runs", *TABLES, "decisions")),
     "champion:changed",

@@ -24,14 +24,7 @@ from tasks.retrain import commit, decide, report
 from tasks.sweep import make_trial
 
 _SECONDS_BETWEEN_LOOKS = 0.2
-_DONE = {
-    "load_data": LoadedData,
-    "persist_history": HistoryTable,
-    "export_model": ExportedModel,
-    "evaluate_model": Evaluated,
-    "calibrate_model": Calibrated,
-    "score_test_set": Scored,
-}
+_DONE = (LoadedData, HistoryTable, ExportedModel, Evaluated, Calibrated, Scored)
 
 
 def _name() -> str:
@@ -62,8 +55,8 @@ def sweep(
             _submit(plan, opened, workers)
         else:
             while (trial := plan.next()) is not None:
-                plan.tell(make_trial(opened, trial))
-        best = opened.waiting(plan.best.runs[0]) if plan.best else None
+                plan.record(make_trial(opened, trial))
+        best = opened.unfinished_run(plan.best.runs[0]) if plan.best else None
         if best is not None:
             with working_on_run(best):
                 _through_the_gate(best)
@@ -86,7 +79,7 @@ def _submit(plan: SweepRunner, opened: Sweep, workers: int) -> None:
             return
         done = [future for future in waiting if future.wrapped_future.done()]
         for future in done:
-            plan.tell(future.result())
+            plan.record(future.result())
         waiting = [future for future in waiting if future not in done]
         if not done:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -95,7 +88,7 @@ def _submit(plan: SweepRunner, opened: Sweep, workers: int) -> None:
 def _through_the_gate(run: Run) -> None:
     """The last steps of `flows.retrain`, as its tasks."""
     data, history, exported, evaluated, calibrated, scored = (
-        run.load_result(step, kind) for step, kind in _DONE.items()
+        run.load_result(kind) for kind in _DONE
     )
     decided = approve(run, decide(run, data, evaluated, scored))
     reported = report(run, data, calibrated, decided)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from nnbuild.runtime.outward import Harmless
-from nnbuild.training import ProgressCallback
+from nnbuild.runtime.progress import ProgressCallback
 from tasks.artifacts import logger, outward, warn, within_a_run
 
 SECONDS_TO_CONCLUDE = 10.0

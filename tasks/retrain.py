@@ -11,8 +11,10 @@ from prefect.transactions import Transaction
 from nnbuild import pipeline
 from nnbuild.errors import CheckError
 from nnbuild.pipeline import commit as committing
-from nnbuild.pipeline.reporting import write_report
+from nnbuild.pipeline.promotion import revoke_decision
+from nnbuild.pipeline.reporting import confusion_picture, curve_picture, write_report
 from nnbuild.report.metadata import facts
+from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import (
@@ -162,7 +164,7 @@ def commit(
 
 def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
     """Say what was committed, and what the gate made of it."""
-    row, decided = manifest["row"], manifest["steps"].get("decide")
+    row, decided = manifest["row"], manifest["steps"].get(Decided.step)
     figures = {
         name: row[name]
         for name in ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")
@@ -185,8 +187,8 @@ def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
 
 def headline(run: Run, manifest: Mapping[str, Any]) -> str:
     """The head of the report as Markdown: the figures, the decision, how the run was made, and where the page is."""
-    row, metrics = manifest["row"], manifest["steps"]["evaluate_model"]["metrics"]
-    decided = manifest["steps"].get("decide")
+    row, metrics = manifest["row"], manifest["steps"][Evaluated.step]["metrics"]
+    decided = manifest["steps"].get(Decided.step)
     of_run = [
         (name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics
     ]
@@ -240,8 +242,8 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
 
 @decide.on_rollback
 def withdraw(publication: Transaction) -> None:
-    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.revoke_decision`."""
-    pipeline.revoke_decision(publication.get("run"))
+    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.promotion.revoke_decision`."""
+    revoke_decision(publication.get("run"))
 
 
 @task(name="evaluate", task_run_name=run_name("evaluate on {data.name}"), **STEP)
@@ -273,7 +275,7 @@ _SECONDS_BETWEEN_TABLES = 10.0
 _SECONDS_BETWEEN_UPDATES = 2.0
 
 
-class _Watch:
+class _Watch(NullProgress):
     """Passes on what the fit says: to the displays at once, to the server's database only so often."""
 
     def __init__(self) -> None:
@@ -323,7 +325,7 @@ def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
     for display in displays():
         display.note(told(run, data))
     watch = _Watch()
-    fitted = pipeline.fit_model(run, data, compiled, watch=watch)
+    fitted = pipeline.fit_model(run, data, compiled, progress=watch)
     watch.end()
     for remark in fitted.remarks:
         logger().warning(remark)
@@ -352,10 +354,10 @@ def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided)
 
 def _show_pictures(run: Run, data: LoadedData) -> None:
     for metric in ("loss", "accuracy"):
-        if (curve := pipeline.curve_picture(run, metric)) is not None:
+        if (curve := curve_picture(run, metric)) is not None:
             told = f"{metric.capitalize()} by epoch; the ring is the best, the dashes the kept one"
             show_picture(f"nnbuild-{metric}", curve, told)
-    confusion = pipeline.confusion_picture(run, data)
+    confusion = confusion_picture(run, data)
     show_picture("nnbuild-confusion", confusion, "Confusion matrix on the test images")
 
 

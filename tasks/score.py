@@ -7,6 +7,7 @@ from functools import partial
 from prefect import task
 
 from nnbuild.errors import RunError
+from nnbuild.runtime.progress import NullProgress
 from nnbuild.scoring import ScoreConfig, ScoredJob, backfill
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.days import Part
@@ -73,7 +74,7 @@ _SECONDS_BETWEEN_UPDATES = 2.0
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Watch:
+class _Watch(NullProgress):
     """Passes on how far the job is: to the server's database and to the log only so often."""
 
     def __init__(self) -> None:

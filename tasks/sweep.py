@@ -3,12 +3,13 @@
 from prefect import task
 
 from nnbuild import sweep as sweeping
+from nnbuild.runtime.progress import NullProgress
 from nnbuild.sweep import Sweep, Trial, TrialResult
 from tasks.artifacts import STEP, logger
 from tasks.progress import displays
 
 
-class _Watch:
+class _Watch(NullProgress):
     """Passes on what the fits say to whoever looks, behind a line that says which trial it is."""
 
     def __init__(self, told: str) -> None:
@@ -38,7 +39,7 @@ def make_trial(sweep: Sweep, trial: Trial) -> TrialResult:
     told = f"trial {trial.number}: " + ", ".join(
         f"{key}={value}" for key, value in trial.values.items()
     )
-    result = sweeping.make_trial(sweep, trial, watch=_Watch(told))
+    result = sweeping.make_trial(sweep, trial, progress=_Watch(told))
     came = (
         f"{sweep.config.objective} {result.value:.4g}" if result.value is not None else result.error
     )

@@ -1,7 +1,7 @@
 """`nnbuild score`: a scoring job in this process, without Prefect and, with ONNX Runtime, without TensorFlow."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -10,6 +10,7 @@ from flows.printing import PlainConsole, print_json, print_values
 from nnbuild.engines import describe_engine
 from nnbuild.errors import ConfigError
 from nnbuild.runtime.outward import Harmless
+from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring import score as score_input
 from nnbuild.scoring.days import is_dated
@@ -35,9 +36,9 @@ def score(
     require_runner(runner, address)
     console = PlainConsole(stderr=True)
     display = display_for(console)
-    watch = Harmless(display, console.print_line)
+    progress = cast("ProgressCallback", Harmless(display, console.print_line))
     try:
-        scored = score_input(config, store, resume=resume, address=address, watch=watch)
+        scored = score_input(config, store, resume=resume, address=address, progress=progress)
     finally:
         display.close()
     seconds = round(time.perf_counter() - began, 3)

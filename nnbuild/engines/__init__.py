@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.store.step_results import ExportedModel
+
 if TYPE_CHECKING:
     from nnbuild.engines.keras import KerasEngine
     from nnbuild.engines.onnx import OnnxEngine
@@ -56,7 +58,7 @@ def engine_of_run(manifest: Mapping[str, Any]) -> tuple[str, str]:
     Returns:
         `onnx` and an empty text, or `keras` and the reason that the export gave.
     """
-    exported = manifest["steps"].get("export_model")
+    exported = manifest["steps"].get(ExportedModel.step)
     if exported is None:
         return "keras", "it was never exported"
     # Before 0.2 a file that was not proven could be left beside the manifest: the result decides.

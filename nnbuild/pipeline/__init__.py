@@ -1,70 +1,34 @@
-"""The steps of a run, in the order of the recipe. Each can be called again: what it has done, it recalls.
+"""The pipeline: the steps of a run, the promotion decision, the commit, and repairs.
 
-A step takes the run and what earlier steps returned, leaves its files in the run's staging folder, and
-returns small values. Nothing reaches a reader before `nnbuild.pipeline.commit`. The steps that need TensorFlow are
-imported when they are first asked for: loading and committing do without.
+The package offers the functions of the steps, such as `nnbuild.pipeline.fit_model`, listed in
+`nnbuild.pipeline.registry`. A step takes the run and the results of earlier steps, writes its files
+to the run's staging folder, and returns a small result. It can be called again: what the run has
+already is loaded. Readers see nothing of it before `nnbuild.pipeline.commit`.
+
+Each function is imported when it is first used: loading and committing do not need TensorFlow.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from nnbuild.pipeline.data import check_data, load_data, read_data, staged_dataset
-from nnbuild.pipeline.promotion import decide, is_current, record_approval, revoke_decision
-from nnbuild.pipeline.step import (
-    cached_step,
-    epochs_on_disk,
-    has_checkpoints,
-    is_fitted,
-    staged_table,
-)
+from nnbuild.pipeline import registry
 
 if TYPE_CHECKING:
-    from nnbuild.pipeline.evaluation import calibrate_model, evaluate_model, score_test_set
-    from nnbuild.pipeline.export import export_model
-    from nnbuild.pipeline.reporting import confusion_picture, curve_picture
-    from nnbuild.pipeline.training import build_model, compile_model, fit_model, persist_history
-
-__all__ = [
-    "build_model",
-    "cached_step",
-    "calibrate_model",
-    "check_data",
-    "compile_model",
-    "confusion_picture",
-    "curve_picture",
-    "decide",
-    "epochs_on_disk",
-    "evaluate_model",
-    "export_model",
-    "fit_model",
-    "has_checkpoints",
-    "is_current",
-    "is_fitted",
-    "load_data",
-    "persist_history",
-    "read_data",
-    "record_approval",
-    "revoke_decision",
-    "score_test_set",
-    "staged_dataset",
-    "staged_table",
-]
+    from nnbuild.pipeline.data import check_data as check_data
+    from nnbuild.pipeline.data import load_data as load_data
+    from nnbuild.pipeline.evaluation import calibrate_model as calibrate_model
+    from nnbuild.pipeline.evaluation import evaluate_model as evaluate_model
+    from nnbuild.pipeline.evaluation import score_test_set as score_test_set
+    from nnbuild.pipeline.export import export_model as export_model
+    from nnbuild.pipeline.promotion import decide as decide
+    from nnbuild.pipeline.reporting import write_report as write_report
+    from nnbuild.pipeline.training import build_model as build_model
+    from nnbuild.pipeline.training import compile_model as compile_model
+    from nnbuild.pipeline.training import fit_model as fit_model
+    from nnbuild.pipeline.training import persist_history as persist_history
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.runtime.lazy_imports import find
-
-    return find(
-        name,
-        {
-            "nnbuild.pipeline.training": (
-                "build_model",
-                "compile_model",
-                "fit_model",
-                "persist_history",
-            ),
-            "nnbuild.pipeline.export": ("export_model",),
-            "nnbuild.pipeline.reporting": ("confusion_picture", "curve_picture"),
-            "nnbuild.pipeline.evaluation": ("calibrate_model", "evaluate_model", "score_test_set"),
-        },
-        __name__,
-    )
+    for step in registry.STEPS:
+        if step.name == name:
+            return step.function()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

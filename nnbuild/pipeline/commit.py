@@ -1,31 +1,39 @@
-"""The end of a run: everything that it leaves is laid out and moved at once, whether it succeeded or failed."""
+"""Commit a run: stage all of its outputs, and publish them in one move.
+
+A run that failed is committed as well, with its error and with what it has.
+"""
 
 from datetime import datetime
 from pathlib import Path
 
-from nnbuild import pipeline
 from nnbuild.errors import LockedError, NnbuildError
 from nnbuild.evaluation.drift import REFERENCE
+from nnbuild.pipeline.data import staged_dataset
+from nnbuild.pipeline.promotion import decide, is_current, revoke_decision
 from nnbuild.pipeline.reporting import manifest_of, write_report
+from nnbuild.pipeline.step import staged_table
 from nnbuild.runtime.credentials import mask_credentials
 from nnbuild.runtime.text import join_lines
 from nnbuild.store import champion, commit, locks, schemas
 from nnbuild.store.filesystem import write_json
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import Committed, Decided, ExportedModel, LoadedData, StepResult
+from nnbuild.store.step_results import Committed, Decided, ExportedModel, LoadedData
 from nnbuild.store.store import Store
 
 
 def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
-    """Commit a run whose steps are done. What was begun by a commit that was killed is finished.
+    """Commit a run whose steps are done, or finish a commit whose process was killed.
 
     Args:
-        run: in staging.
-        now: aware time of the end; the clock's if not given.
+        run: Run in staging.
+        now: Aware time of the end of the run; the current time if None.
+
+    Returns:
+        Paths of the run's outputs.
     """
     store = Store(run.store)
     with champion.locked(store):
-        decided = _decided(run)
+        decided = _current_decision(run)
         committed = _commit(run, None, now)
         _promote(store, run, decided, now)
     run.clear()
@@ -33,56 +41,77 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
 
 
 def complete_interrupted_commits(store: Store) -> list[str]:
-    """Finish what was killed behind the row that makes a run exist: its promotion, and its folder in staging.
+    """Finish the commits that were killed after the run became visible.
+
+    What is missing then is the promotion, and the removal of the run's staging folder.
+
+    Args:
+        store: Store to look through.
 
     Returns:
-        The runs that were finished.
+        IDs of the runs whose commit was finished.
     """
     finished = []
     for run in store.committed_in_staging():
         try:
             with locks.held(run.folder), champion.locked(store):
-                _promote(store, run, run.load_result("decide", Decided), None)
+                _promote(store, run, run.load_result(Decided), None)
                 run.clear()
-        except LockedError:  # it is just being committed
+        except LockedError:  # its own process is committing it now
             continue
         finished.append(run.run_id)
     return finished
 
 
 def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | None) -> None:
-    """Point to the run, unless the champion is no longer the one that the decision was made against."""
+    """Make the run the champion, unless the champion has changed since the decision."""
     if decided is not None and decided.promote and champion.current(store) == decided.champion:
         champion.change_locked(store, run.run_id, expected=decided.champion, by="gate", now=now)
 
 
-def _decided(run: Run) -> Decided | None:
-    """What the gate said; it is asked again if the champion is another by now, unless the run is laid out already."""
-    decided, data = run.load_result("decide", Decided), run.load_result("load_data", LoadedData)
-    if decided is None or data is None or decided.passed_over or pipeline.is_current(run, decided):
+def _current_decision(run: Run) -> Decided | None:
+    """Return the decision of the gate, made again if the champion has changed since.
+
+    A run that is ready to be published keeps its decision: its commit is finished, not repeated.
+    """
+    decided, data = run.load_result(Decided), run.load_result(LoadedData)
+    if decided is None or data is None or decided.passed_over or is_current(run, decided):
         return decided
     if commit.is_ready(run):
         return decided
-    pipeline.revoke_decision(run)
-    decided = pipeline.decide(run, data)
+    revoke_decision(run)
+    decided = decide(run, data)
     write_report(run, data)
     return decided
 
 
 def commit_failure(run: Run, error: Exception, *, now: datetime | None = None) -> Committed:
-    """Commit a run that failed for good: its `runs` row with the reason, and the history that it has."""
-    pipeline.revoke_decision(run)
-    told = str(error) if isinstance(error, NnbuildError) else f"{type(error).__name__}: {error}"
-    committed = _commit(run, mask_credentials(join_lines(told)), now)
+    """Commit a run that failed for good: its row in `runs` with the error, and its history.
+
+    Args:
+        run: Run in staging.
+        error: Reason of the failure.
+        now: Aware time of the end of the run; the current time if None.
+
+    Returns:
+        Paths of the run's outputs.
+    """
+    revoke_decision(run)
+    committed = _commit(run, error, now)
     run.clear()
     return committed
 
 
-def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
+def _commit(run: Run, error: Exception | None, now: datetime | None) -> Committed:
     if not commit.is_ready(run):
         commit.make_ready(
             run,
-            manifest_of(run, error=error, now=now),
+            manifest_of(
+                run,
+                error=None if error is None else _message(error),
+                error_type=None if error is None else type(error).__name__,
+                now=now,
+            ),
             _files(run, failed=error is not None),
             _tables(run),
         )
@@ -90,9 +119,7 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     tables = sorted(path.name for path in (run.folder / "commit" / "tables").iterdir())
     store = Store(run.store)
     store.require_same(run)
-    commit.publish(
-        run, store.root, _dataset_move(run, store, run.load_result("load_data", LoadedData))
-    )
+    commit.publish(run, store.root, _dataset_move(run, store, run.load_result(LoadedData)))
     record = f"runs/{run.run_id}"
     return Committed(
         run_id=run.run_id,
@@ -104,31 +131,40 @@ def _commit(run: Run, error: str | None, now: datetime | None) -> Committed:
     )
 
 
-def _dataset_move(run: Run, store: Store, data: StepResult | None) -> tuple[Path, Path] | None:
-    if not isinstance(data, LoadedData):
+def _message(error: Exception) -> str:
+    """Return an error as the store records it: on one line, without credentials."""
+    expected = isinstance(error, NnbuildError)
+    message = str(error) if expected else f"{type(error).__name__}: {error}"
+    return mask_credentials(join_lines(message))
+
+
+def _dataset_move(run: Run, store: Store, data: LoadedData | None) -> tuple[Path, Path] | None:
+    """Return where the dataset is staged and where it goes; None if it was not loaded."""
+    if data is None:
         return None
-    return pipeline.staged_dataset(run), store.dataset_folder(data.name, data.digest)
+    return staged_dataset(run), store.dataset_folder(data.name, data.digest)
 
 
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:
+    """Return the files to publish by their name in the run's folder of the store."""
     config = run.folder / "config.json"
     write_json(config, run.config.model_dump(mode="json"))
-    wanted = {"config.json": config} | {
+    files = {"config.json": config} | {
         name: run.folder / name for name in ("report.html", "traceback.txt")
     }
     if not failed:
-        wanted["model.keras"] = run.folder / "model" / "model.keras"
-        exported = run.load_result("export_model", ExportedModel)
-        if exported is not None and exported.path is not None:  # nothing that was not proven
-            wanted["model.onnx"] = run.folder / "model" / "model.onnx"
-        wanted[REFERENCE] = run.folder / REFERENCE
+        files["model.keras"] = run.folder / "model" / "model.keras"
+        exported = run.load_result(ExportedModel)
+        if exported is not None and exported.path is not None:  # an unverified file stays behind
+            files["model.onnx"] = run.folder / "model" / "model.onnx"
+        files[REFERENCE] = run.folder / REFERENCE
     logs = run.folder / "tensorboard"
-    wanted |= {
+    files |= {
         path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()
     }
-    return {name: path for name, path in wanted.items() if path.exists()}
+    return {name: path for name, path in files.items() if path.exists()}
 
 
 def _tables(run: Run) -> dict[str, Path]:
-    staged = {name: pipeline.staged_table(run, name) for name in schemas.TABLES}
+    staged = {name: staged_table(run, name) for name in schemas.TABLES}
     return {name: path for name, path in staged.items() if path.exists()}

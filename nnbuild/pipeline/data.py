@@ -1,4 +1,4 @@
-"""Load and check: the data, before a second is spent on training."""
+"""The steps that load and check the dataset, before training begins."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,44 +14,48 @@ from nnbuild.store.run import Run
 from nnbuild.store.step_results import Check, CheckedData, LoadedData
 from nnbuild.store.store import Store
 
-Progress = Callable[[str, int, int | None], None]
+DownloadProgress = Callable[[str, int, int | None], None]
+"""Callback for a download: name of the file, bytes so far, and total bytes if known."""
 
 
 def staged_dataset(run: Run) -> Path:
-    """Where the run keeps a dataset that the store does not hold yet."""
+    """Return the folder for a dataset that the store does not have yet."""
     return run.folder / "dataset"
 
 
 @cached_step(LoadedData)
 def load_data(
-    run: Run, *, cache: Path | None = None, progress: Progress | None = None
+    run: Run, *, cache: Path | None = None, progress: DownloadProgress | None = None
 ) -> LoadedData:
-    """Read the dataset, and ingest it as Parquet unless the store has it.
+    """Read the dataset, and write it to staging as Parquet unless the store has it.
 
     Args:
-        run: in staging.
-        cache: where downloads are kept.
-        progress: is told of a download: file, bytes done, bytes in all if known.
+        run: Run in staging.
+        cache: Folder for downloads; a folder of the user's cache if None.
+        progress: Callback for the progress of downloads.
+
+    Returns:
+        Size, classes and location of the dataset.
 
     Raises:
-        DataError: the source is missing, damaged, or not what it claims to be.
-        ConfigError: the dataset's name is not known.
+        DataError: The source is missing, damaged, or not what it claims to be.
+        ConfigError: The name of the dataset is unknown.
     """
     dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
     store = Store(run.store)
-    place = store.dataset_name(dataset.name, dataset.digest)
+    location = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
     if not store.has_dataset(dataset.name, dataset.digest):
         folder = staged_dataset(run)
-        place = run.relative(folder)
-        make_durable_dir(folder)  # which refuses to bring back a store that disappeared
+        location = run.relative(folder)
+        make_durable_dir(folder)  # it refuses to create a store that disappeared again
         tables.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return LoadedData(
         name=dataset.name,
         digest=dataset.digest,
         source=dataset.source,
-        folder=place,
+        folder=location,
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         class_names=dataset.class_names,
@@ -64,32 +68,32 @@ def load_data(
 
 
 def _read_source(
-    wanted: DatasetConfig, *, cache: Path | None = None, progress: Progress | None = None
+    config: DatasetConfig, *, cache: Path | None = None, progress: DownloadProgress | None = None
 ) -> Dataset:
     return load(
-        wanted.name,
-        data_dir=wanted.data_dir,
+        config.name,
+        data_dir=config.data_dir,
         cache=cache or default_cache(),
-        fallback=wanted.fallback,
+        fallback=config.fallback,
         progress=progress,
-        options=_options(wanted),
+        options=_options(config),
     )
 
 
-def source_digest(wanted: DatasetConfig) -> str:
-    """Return the digest of the dataset as its source has it now, which is read whole.
+def source_digest(config: DatasetConfig) -> str:
+    """Return the digest of the dataset as it is at its source now.
 
-    Sizes and times of files would be cheaper, and the same for a file that was fixed and copied
-    with its old time.
+    The source is read completely. Sizes and modification times would be cheaper, but miss a file
+    that was fixed and copied with its old time.
 
     Raises:
         NnbuildError: The source cannot be read.
     """
-    return _read_source(wanted).digest
+    return _read_source(config).digest
 
 
 def _options(config: DatasetConfig) -> ReadOptions:
-    """Return the settings that say how files are to be read."""
+    """Return the settings for reading files."""
     return ReadOptions(
         image_column=config.image_column,
         label_column=config.label_column,
@@ -100,21 +104,20 @@ def _options(config: DatasetConfig) -> ReadOptions:
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
-    """The dataset of a run, from the store or, before it is committed, from staging."""
+    """Read the dataset of a run, from staging or, once it is committed, from the store."""
     folder = run.root / data.folder
-    if (
-        not folder.is_dir()
-    ):  # another run of the same dataset was committed, or this one was; or the store is remote
+    if not folder.is_dir():
+        # The store is remote, or a run with this dataset was committed since, perhaps this one.
         folder = Store(run.store).local_dataset(data.name, data.digest)
     return tables.read_dataset(folder)
 
 
 @cached_step(CheckedData)
 def check_data(run: Run, data: LoadedData) -> CheckedData:
-    """Look at the data before a second is spent on training.
+    """Check the dataset before training begins.
 
     Raises:
-        CheckError: a hard check is violated; the message has the numbers.
+        CheckError: A hard check failed; the message has the measured values.
     """
     results = checks.check(read_data(run, data), run.config.dataset.checks)
     checks.require(results)
@@ -122,7 +125,7 @@ def check_data(run: Run, data: LoadedData) -> CheckedData:
 
 
 def as_check(result: checks.CheckResult) -> Check:
-    """A check's result, every value as text."""
+    """Return the result of a check with every value as text."""
     return Check(
         name=result.name,
         passed=result.passed,

@@ -1,6 +1,7 @@
-"""Evaluate the network, and score the test set into the probability table."""
+"""The steps that evaluate, calibrate and score with the fitted network, each writing tables."""
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,50 +22,146 @@ from nnbuild.store.step_results import Calibrated, Evaluated, FittedModel, Loade
 from nnbuild.store.tables import write_table
 from nnbuild.training.shuffling import validation_split
 
+_VALIDATION_METRICS = ("accuracy", "loss")
+
 
 @cached_step(Evaluated)
 def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
-    """Evaluate on the test set: the metrics and the confusion counts, each a table.
+    """Evaluate on the test set: tables of the metrics and of the confusion counts.
 
     Raises:
-        ContractError: what comes out of the model is no logits, or not finite.
+        ContractError: The model's outputs are not logits, or not finite.
     """
     batch = run.config.scoring.batch_size
     test = read_data(run, data).test
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "evaluation"):
         logits = scoring.logits_of(engine, test, data.classes, batch)
-    figures = evaluation.evaluate(logits, test.labels, data.classes)
+    values = evaluation.evaluate(logits, test.labels, data.classes)
     counts = evaluation.confusion_counts(test.labels, logits.argmax(axis=1), data.classes)
-    of_test = {"subset": "test"}
-    rows = {
-        "evaluation": [of_test | figure._asdict() for figure in figures],
-        "confusion": [
-            of_test | {"label": label, "predicted": predicted, "count": int(count)}
+    subset = {"subset": "test"}
+    _write_rows(run, "evaluation", (subset | value._asdict() for value in values))
+    _write_rows(
+        run,
+        "confusion",
+        (
+            subset | {"label": label, "predicted": predicted, "count": int(count)}
             for (label, predicted), count in np.ndenumerate(counts)
-        ],
-    }
-    for name, found in rows.items():
-        write_table(
-            staged_table(run, name),
-            schemas.table_of(schemas.STATIC_SCHEMAS[name], found),
-            schemas.STATIC_SCHEMAS[name],
-        )
-    metrics = {figure.metric: figure.value for figure in figures if figure.label is None}
+        ),
+    )
+    metrics = {value.metric: value.value for value in values if value.label is None}
     return Evaluated(
         test_accuracy=metrics["accuracy"],
         test_loss=metrics["loss"],
         metrics=metrics,
-        files=run.digests(*(f"tables/{name}.parquet" for name in rows)),
+        files=run.digests("tables/evaluation.parquet", "tables/confusion.parquet"),
     )
+
+
+def _write_rows(run: Run, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows to a table of the run."""
+    schema = schemas.STATIC_SCHEMAS[name]
+    write_table(staged_table(run, name), schemas.table_of(schema, list(rows)), schema)
+
+
+@cached_step(Calibrated)
+def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
+    """Fit the temperature on the validation examples.
+
+    The reliability of the validation and test predictions, at temperature 1 and at the fitted one,
+    is written as a table. A summary of the validation images is written as the reference for drift,
+    since their logits are available here.
+
+    Raises:
+        ContractError: The model's outputs are not logits, or not finite.
+    """
+    batch = run.config.scoring.batch_size
+    dataset = read_data(run, data)
+    _, validation = validation_split(dataset.train, dataset.validation, run.config)
+    subsets = {"validation": validation, "test": dataset.test}
+    engine = engines.KerasEngine(read_model(run, fitted), batch)
+    with failing_user_model(run.config.model.name, "calibration"):
+        logits = {
+            name: scoring.logits_of(engine, split, data.classes, batch)
+            for name, split in subsets.items()
+        }
+    temperature = evaluation.fit_temperature(logits["validation"], validation.labels)
+    before, rows_before = _reliability(logits, subsets, 1.0)
+    after, rows_after = _reliability(logits, subsets, temperature)
+    _write_rows(run, "calibration", rows_before + rows_after)
+    _write_reference(run, validation, logits["validation"], temperature)
+    values = evaluation.evaluate(logits["validation"], validation.labels, data.classes)
+    return Calibrated(
+        temperature=temperature,
+        before=before,
+        after=after,
+        validation={
+            value.metric: value.value
+            for value in values
+            if value.label is None and value.metric in _VALIDATION_METRICS
+        },
+        files=run.digests("tables/calibration.parquet", REFERENCE),
+    )
+
+
+def _reliability(
+    logits: Mapping[str, Logits], subsets: Mapping[str, Split], temperature: float
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Measure how reliable the probabilities are at a temperature.
+
+    Args:
+        logits: float32 logits of shape (n, classes) by subset.
+        subsets: Examples by subset.
+        temperature: Divisor of the logits.
+
+    Returns:
+        Expected calibration error by subset, and the rows of the table `calibration`.
+    """
+    errors: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    for name, split in subsets.items():
+        probabilities = softmax(logits[name], temperature=temperature)
+        errors[name] = evaluation.calibration_error(probabilities, split.labels)
+        shared = {
+            "subset": name,
+            "temperature": temperature,
+            "expected_calibration_error": errors[name],
+        }
+        bins = evaluation.calibration_bins(probabilities, split.labels)
+        rows += [shared | each._asdict() for each in bins]
+    return errors, rows
+
+
+def _write_reference(run: Run, split: Split, logits: Logits, temperature: float) -> None:
+    """Write the summary of the validation images that drift is measured against.
+
+    Args:
+        run: Run in staging.
+        split: Validation examples.
+        logits: Their float32 logits, shape (n, classes).
+        temperature: Temperature that was fitted on them.
+    """
+    record = {
+        "subset": "validation",
+        "rows": len(split),
+        "temperature": temperature,
+        "plain": _summary(split, logits, 1.0).as_json(),
+        "calibrated": _summary(split, logits, temperature).as_json(),
+    }
+    write_json(run.folder / REFERENCE, record)
+
+
+def _summary(split: Split, logits: Logits, temperature: float) -> Summary:
+    probabilities, predicted, _ = predict(logits, temperature=temperature)
+    return summarise(split.images, predicted, probabilities.max(axis=0), logits.shape[1])
 
 
 @cached_step(Scored)
 def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
-    """Apply softmax to the logits of the test set and write the probability table.
+    """Apply softmax to the logits of the test set, and write the table of probabilities.
 
     Raises:
-        ContractError: what comes out of the model is no logits, or not finite.
+        ContractError: The model's outputs are not logits, or not finite.
     """
     batch = run.config.scoring.batch_size
     path = staged_table(run, "predictions")
@@ -79,84 +176,4 @@ def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
         rows=rows,
         seconds=time.perf_counter() - began,
         files=run.digests("tables/predictions.parquet"),
-    )
-
-
-def write_reference(run: Run, split: Split, logits: Logits, temperature: float) -> None:
-    """Keep what validation images look like to the network, as plain softmax has it and as calibrated.
-
-    Args:
-        run: in staging.
-        split: the validation images.
-        logits: float32, shape (n, classes), of these.
-        temperature: that was fitted on them.
-    """
-    of = {"plain": _summary(split, logits, 1.0), "calibrated": _summary(split, logits, temperature)}
-    record: dict[str, Any] = {
-        "subset": "validation",
-        "rows": len(split),
-        "temperature": temperature,
-    }
-    write_json(run.folder / REFERENCE, record | {name: each.as_json() for name, each in of.items()})
-
-
-def _summary(split: Split, logits: Logits, temperature: float) -> Summary:
-    probabilities, predicted, _ = predict(logits, temperature=temperature)
-    return summarise(split.images, predicted, probabilities.max(axis=0), logits.shape[1])
-
-
-_KEPT = ("accuracy", "loss")
-
-
-@cached_step(Calibrated)
-def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrated:
-    """Fit the temperature on the validation examples; the reliability of both subsets, before and after, is a table.
-
-    What the validation images look like is kept beside it, as the reference for drift: their logits are at hand here.
-
-    Raises:
-        ContractError: what comes out of the model is no logits, or not finite.
-    """
-    batch = run.config.scoring.batch_size
-    dataset = read_data(run, data)
-    _, validation = validation_split(dataset.train, dataset.validation, run.config)
-    subsets = {"validation": validation, "test": dataset.test}
-    engine = engines.KerasEngine(read_model(run, fitted), batch)
-    with failing_user_model(run.config.model.name, "calibration"):
-        logits = {
-            name: scoring.logits_of(engine, split, data.classes, batch)
-            for name, split in subsets.items()
-        }
-    temperature = evaluation.fit_temperature(logits["validation"], subsets["validation"].labels)
-    table: list[dict[str, Any]] = []
-    errors: list[dict[str, float]] = []
-    for divisor in (1.0, temperature):
-        errors.append({})
-        for name, split in subsets.items():
-            probabilities = softmax(logits[name], temperature=divisor)
-            errors[-1][name] = evaluation.calibration_error(probabilities, split.labels)
-            about = {
-                "subset": name,
-                "temperature": divisor,
-                "expected_calibration_error": errors[-1][name],
-            }
-            table += [
-                about | each._asdict()
-                for each in evaluation.calibration_bins(probabilities, split.labels)
-            ]
-    schema = schemas.CALIBRATION
-    write_table(staged_table(run, "calibration"), schemas.table_of(schema, table), schema)
-    write_reference(run, subsets["validation"], logits["validation"], temperature)
-    before, after = errors
-    figures = evaluation.evaluate(logits["validation"], subsets["validation"].labels, data.classes)
-    return Calibrated(
-        temperature=temperature,
-        before=before,
-        after=after,
-        validation={
-            each.metric: each.value
-            for each in figures
-            if each.label is None and each.metric in _KEPT
-        },
-        files=run.digests("tables/calibration.parquet", REFERENCE),
     )

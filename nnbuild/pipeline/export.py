@@ -1,4 +1,4 @@
-"""Export the network, so that scoring does without TensorFlow."""
+"""The step that exports the network to ONNX, so that scoring does not need TensorFlow."""
 
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ from nnbuild.store.run import Run
 from nnbuild.store.step_results import ExportedModel, FittedModel, LoadedData
 
 _PROBE = 128
-_FEW = (slice(0, 1), slice(3, 6))  # scoring cuts its batches as it likes
-_MOST_DIFFERENCE = 1e-4
+_SMALL_BATCHES = (slice(0, 1), slice(3, 6))  # scoring uses batches of any size
+_MAX_DIFFERENCE = 1e-4
 
 
 @cached_step(ExportedModel)
 def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedModel:
-    """Export the network to ONNX, and hold it against Keras's logits on some test images and some of noise.
+    """Export the network to ONNX, and verify its logits on test images and on noise.
 
-    A network that ONNX cannot express, or that gives other logits there, is not exported; the result says why.
+    If ONNX cannot express the network, or its logits differ from Keras's, there is no export; the
+    result says why.
     """
     probe = _probe(read_data(run, data).test)
     model = read_model(run, fitted)
@@ -34,61 +35,62 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
     path.unlink(missing_ok=True)
     try:
         export_onnx(model, unproven, data.image_shape)
-        compared = _compared(model, unproven, probe)
+        difference = _largest_difference(model, unproven, probe)
         unproven.replace(path)
         fsync_dir(path.parent)
-    except (StoreError, OSError):  # a disk in trouble says nothing about the network
+    except (StoreError, OSError):  # a failing disk says nothing about the network
         raise
-    except Exception as error:  # noqa: BLE001  (the converter raises whatever it meets)
+    except Exception as error:  # noqa: BLE001  (the converter raises anything)
         return _not_exported(str(error) if isinstance(error, ContractError) else raised(error))
     finally:
         unproven.unlink(missing_ok=True)
     return ExportedModel(
         path=run.relative(path),
         remark="",
-        largest_difference=compared,
+        largest_difference=difference,
         same_predictions=True,
         probe=len(probe),
         files=run.digests("model/model.onnx"),
     )
 
 
-def _compared(model: Any, path: Path, probe: Pixels) -> float:
-    """Compare an exported file with its model.
+def _largest_difference(model: Any, path: Path, probe: Pixels) -> float:
+    """Compare the logits of an exported file with those of its model.
 
     Returns:
-        The largest difference of a logit from Keras's, relative to the largest logit of its row.
+        Largest difference of a logit from Keras's, relative to the largest logit of its row.
 
     Raises:
-        ContractError: The two do not agree, or not for a batch of another size.
+        ContractError: The logits differ, or do so for a batch of another size.
     """
     engine = engines.OnnxEngine(path.read_bytes(), threads=1)
     expected = engines.KerasEngine(model, len(probe)).logits(probe)
     scale = np.maximum(np.abs(expected).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     differences = []
-    for rows in (slice(None), *(each for each in _FEW if len(probe[each]))):
-        found = engine.logits(probe[rows])
-        if found.shape != expected[rows].shape:
+    for rows in (slice(None), *(each for each in _SMALL_BATCHES if len(probe[each]))):
+        logits = engine.logits(probe[rows])
+        if logits.shape != expected[rows].shape:
             raise ContractError(
-                f"it gives logits of shape {found.shape} for {len(probe[rows])} images"
+                f"it returns logits of shape {logits.shape} for {len(probe[rows])} images"
             )
-        differences.append(float((np.abs(found - expected[rows]) / scale[rows]).max()))
-        if not differences[-1] <= _MOST_DIFFERENCE:  # nor if it is no number
+        differences.append(float((np.abs(logits - expected[rows]) / scale[rows]).max()))
+        if not differences[-1] <= _MAX_DIFFERENCE:  # true for NaN too
             raise ContractError(
                 f"its logits differ from Keras's by {differences[-1]:.2g} of the row's largest"
             )
-        if (found.argmax(axis=1) != expected[rows].argmax(axis=1)).any():
+        if (logits.argmax(axis=1) != expected[rows].argmax(axis=1)).any():
             raise ContractError("it predicts another class than Keras for some images")
     return max(differences)
 
 
 def _probe(split: Split) -> Pixels:
-    """The first images of a split, and as many of noise, which no network has seen."""
-    some = split.images[:_PROBE]
-    return np.concatenate([some, np.random.default_rng(0).integers(0, 256, some.shape, np.uint8)])
+    """Return the first images of a split, and as many of noise, which no network has seen."""
+    images = split.images[:_PROBE]
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    return np.concatenate([images, noise])
 
 
-def _not_exported(why: str) -> ExportedModel:
+def _not_exported(remark: str) -> ExportedModel:
     return ExportedModel(
-        path=None, remark=why, largest_difference=None, same_predictions=None, probe=0
+        path=None, remark=remark, largest_difference=None, same_predictions=None, probe=0
     )

@@ -1,11 +1,13 @@
-"""Decide: does the run become the champion?"""
+"""The step that decides whether the run becomes the champion, and a person's answer to it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
@@ -16,94 +18,97 @@ from nnbuild.store import champion, commit, schemas
 from nnbuild.store.filesystem import os_errors_as_store_errors
 from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import Decided, LoadedData
+from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table, write_table
 
-_WAITS = "a person has to say yes, by nnbuild promote {}"
+_GATE_OFF = "the gate is off"
 
 
 @cached_step(Decided)
-def decide(run: Run, data: LoadedData, *, passed_over: str | None = None) -> Decided:
-    """Hold the run against the champion, on the same test examples; the decision is a row of `decisions`.
+def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -> Decided:
+    """Compare the run with the champion on the same test examples, and write `decisions`.
 
     Args:
-        run: in staging, evaluated and scored.
-        data: what `load_data` returned.
-        passed_over: why the run is kept from the gate, if it is.
+        run: Run in staging, evaluated and scored.
+        data: Result of `load_data`.
+        gate_skip_reason: Reason to skip the gate, if it is to be skipped.
 
     Raises:
-        StoreError: the champion's tables cannot be read.
+        StoreError: The champion's tables cannot be read.
     """
     config, store = run.config.gate, Store(run.store)
-    standing = champion.current(store)
-    challenger = _of_run(run, data)
-    looks = config.enabled and passed_over is None
-    other = _of_champion(store, standing, data.classes) if standing is not None and looks else None
-    off = promotion.Decision(promote=False, reason=passed_over or "the gate is off")
-    decision = promotion.decide(challenger, other, config) if looks else off
+    champion_id = champion.current(store)
+    challenger = _candidate_of_run(run, data)
+    other: promotion.Candidate | None = None
+    if config.enabled and gate_skip_reason is None:
+        if champion_id is not None:
+            other = _candidate_of_champion(store, champion_id, data.classes)
+        decision = promotion.decide(challenger, other, config)
+    else:
+        decision = promotion.Decision(promote=False, reason=gate_skip_reason or _GATE_OFF)
     waits = decision.promote and config.approval == "manual"
-    if waits:
-        decision = replace(
-            decision, promote=False, reason=f"{decision.reason}; {_WAITS.format(run.run_id)}"
-        )
-    paired = decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)
     row = {
-        "champion": standing,
+        "champion": champion_id,
         "rule": config.rule,
-        "promoted": decision.promote,
-        "reason": decision.reason,
+        "promoted": decision.promote and not waits,
+        "reason": f"{decision.reason}; {_approval_hint(run)}" if waits else decision.reason,
         "accuracy": challenger.metrics["accuracy"],
         "champion_accuracy": other.metrics["accuracy"] if other else None,
-        **paired,
+        **(decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)),
         "recall_drop": decision.recall_drop,
         "recall_label": decision.recall_label,
         "decided_at": datetime.now(UTC),
     }
-    write_table(
-        staged_table(run, "decisions"),
-        schemas.table_of(schemas.DECISIONS, [row]),
-        schemas.DECISIONS,
-    )
+    _write_decision(run, row)
     return Decided(
-        champion=standing,
-        promote=decision.promote,
-        reason=decision.reason,
+        champion=champion_id,
+        promote=row["promoted"],
+        reason=row["reason"],
         champion_metrics=dict(other.metrics) if other else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
         waits=waits,
-        passed_over=passed_over is not None,
+        passed_over=gate_skip_reason is not None,
+        gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
 
 
+def _approval_hint(run: Run) -> str:
+    return f"a person has to approve it: nnbuild promote {run.run_id}"
+
+
+def _write_decision(run: Run, row: Mapping[str, Any]) -> None:
+    """Write the only row of the run's table `decisions`."""
+    table = schemas.table_of(schemas.DECISIONS, [dict(row)])
+    write_table(staged_table(run, "decisions"), table, schemas.DECISIONS)
+
+
 def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
-    """What a person said of a challenger that waits for it; kept in the place of the gate's decision.
+    """Replace the pending decision of the gate by a person's answer.
 
     Args:
-        run: whose decision waits.
-        promote: what was said.
-        comment: why, in the person's words.
+        run: Run whose decision waits for a person.
+        promote: Whether the person promotes the run.
+        comment: Reason in the person's words.
+
+    Returns:
+        The final decision.
 
     Raises:
-        StoreError: no decision waits.
+        StoreError: No decision waits.
     """
-    decided = run.load_result("decide", Decided)
+    decided = run.load_result(Decided)
     if decided is None or not decided.waits:
         raise StoreError(
             f"run {run.run_id} has no decision that waits for a person; see `nnbuild champion`"
         )
-    said = f"{'approved' if promote else 'not approved'} by a person" + (
-        f": {comment}" if comment else ""
-    )
-    reason = f"{decided.reason.removesuffix('; ' + _WAITS.format(run.run_id))}; {said}"
-    path = staged_table(run, "decisions")
-    row = read_table(path, schemas.DECISIONS).to_pylist()[0] | {
-        "promoted": promote,
-        "reason": reason,
-    }
-    # Whatever is killed between these two lines is asked again: the step's files are no longer what they were.
-    write_table(path, schemas.table_of(schemas.DECISIONS, [row]), schemas.DECISIONS)
+    answer = "approved by a person" if promote else "not approved by a person"
+    reason = f"{decided.gate_reason}; {answer}" + (f": {comment}" if comment else "")
+    row = read_table(staged_table(run, "decisions"), schemas.DECISIONS).to_pylist()[0]
+    # If the process is killed between these two writes, the file no longer has the digest of the
+    # step's result: the step runs again, and the person is asked again.
+    _write_decision(run, row | {"promoted": promote, "reason": reason})
     result = decided.model_copy(
         update={
             "promote": promote,
@@ -113,26 +118,26 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
             "figures": decided.figures | {"promoted": promote},
         }
     )
-    run.save_result("decide", result, run.seconds().get("decide", 0.0))
+    run.save_result(result, run.seconds().get(Decided.step, 0.0))
     return result
 
 
 def revoke_decision(run: Run) -> None:
-    """Take back what was decided on a run that is not committed after all: resumed, it is decided on again.
+    """Remove the decision of a run whose commit failed, so that a resumed run decides again.
 
-    A run that is laid out already keeps its decision, since its commit is finished and not undone.
+    A run that is ready to be published keeps its decision: its commit is finished, not undone.
     """
     if not commit.is_ready(run):
-        run.invalidate("decide", "write_report")
+        run.invalidate(Decided, Reported)
         staged_table(run, "decisions").unlink(missing_ok=True)
 
 
 def is_current(run: Run, decided: Decided) -> bool:
-    """Whether the champion is still the one that a decision was made against."""
+    """Return whether the champion is still the one that the run was compared with."""
     return champion.current(Store(run.store)) == decided.champion
 
 
-def _of_run(run: Run, data: LoadedData) -> promotion.Candidate:
+def _candidate_of_run(run: Run, data: LoadedData) -> promotion.Candidate:
     staged = staged_dataset(run)
     folder = staged if staged.is_dir() else Store(run.store).dataset_folder(data.name, data.digest)
     evaluation = read_table(staged_table(run, "evaluation"), schemas.EVALUATION)
@@ -140,31 +145,32 @@ def _of_run(run: Run, data: LoadedData) -> promotion.Candidate:
     return _candidate(run.run_id, folder, evaluation, predictions)
 
 
-def _of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate | None:
-    data = store.manifest(run_id)["steps"]["load_data"]
+def _candidate_of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate:
+    data = store.manifest(run_id)["steps"][LoadedData.step]
     folder = store.dataset_folder(data["name"], data["digest"])
     evaluation = store.read_table("evaluation", run_id)
     predictions = store.read_table("predictions", run_id)
-    found = _candidate(run_id, folder, evaluation, predictions)
-    if data["classes"] == classes:
-        return found
-    return promotion.Candidate(run_id, None, found.right, found.metrics, found.recalls)
+    candidate = _candidate(run_id, folder, evaluation, predictions)
+    # With other classes the test sets differ, whatever their digests say.
+    return candidate if data["classes"] == classes else replace(candidate, test_set=None)
 
 
-def _candidate(run_id: str, folder: Any, evaluation: Any, predictions: Any) -> promotion.Candidate:
+def _candidate(
+    run_id: str, folder: Path, evaluation: pa.Table, predictions: pa.Table
+) -> promotion.Candidate:
     rows = [row for row in evaluation.to_pylist() if row["subset"] == "test"]
     ordered = predictions.sort_by("example_id")
     right = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
     return promotion.Candidate(
         run_id=run_id,
-        test_set=_test_set(folder),
+        test_set=_test_set_digest(folder),
         right=right,
         metrics={row["metric"]: row["value"] for row in rows if row["label"] is None},
         recalls={row["label"]: row["value"] for row in rows if row["metric"] == "recall"},
     )
 
 
-def _test_set(folder: Path) -> str | None:
+def _test_set_digest(folder: Path) -> str | None:
     with os_errors_as_store_errors(f"read {folder}"):
         path = folder / "dataset.json"
         return read_text(path, "test", "sha256") if path.exists() else None

@@ -1,7 +1,7 @@
-"""Put a store in order after accidents: finish or clear what was begun, and write a lost row again.
+"""Repair a store after crashes: finish commits, remove leftovers, and restore lost rows.
 
-The repairs are planned first, and the plan changes nothing. Nothing that can still become a run is removed, unless
-it is named; and of the files in a store only those that nnbuild wrote.
+The repairs are planned first, and planning changes nothing. Runs and jobs that can be resumed are
+kept unless they are to be discarded, and only files that nnbuild wrote are removed.
 """
 
 import os
@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import pyarrow as pa
+
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import commit
 from nnbuild.store import Run, Store, locks, schemas
@@ -21,19 +23,21 @@ from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
 from nnbuild.store.manifests import read_manifest, runs_table
 from nnbuild.store.tables import write_table
 
-_OLD = timedelta(hours=1)
+_MIN_AGE = timedelta(hours=1)
 _SCORE, _REPAIR = "score-", "repair-"
-# Where in a root nnbuild writes files beside those that they replace.
+# The folders of a store in which nnbuild writes temporary files next to those that they replace.
 _FOLDERS = ("datasets", "quarantine", "runs", "scores", "staging", "tables")
+_DISCARDED = "to be discarded"
+_HELD = "a process is working on it"
 
 
 class Finding(NamedTuple):
-    """One thing that was out of order.
+    """Something in the store that is not in order.
 
     Attributes:
-        path: Relative to the store, or to its workshop.
-        action: What is done about it; `keep` is nothing, `lost` cannot be repaired.
-        detail: What it is, and what a person can do.
+        path: Path relative to the store, or to the local folder of a remote store.
+        action: Planned action; `keep` is none, `lost` cannot be repaired.
+        detail: Description, and what a person can do.
     """
 
     path: str
@@ -42,11 +46,11 @@ class Finding(NamedTuple):
 
 
 class Repair(NamedTuple):
-    """A finding, and what repairs it.
+    """A finding with its repair.
 
     Attributes:
-        finding: What was out of order.
-        apply: Repairs it; nothing if there is nothing to do.
+        finding: What is not in order.
+        apply: Function that repairs it; None if there is nothing to do.
     """
 
     finding: Finding
@@ -61,22 +65,27 @@ def repair(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[
 
 
 def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Repair]:
-    """List everything that is out of order, and change nothing.
+    """List everything that is not in order, and change nothing.
 
     Args:
-        store: The store; of a remote one, its workshop on this machine is looked at.
-        now: Aware time; a temporary file of an hour before was left by a process that died.
-        discard: Runs and scoring jobs in staging that are given up.
+        store: Store to look through; of a remote store, its local folder.
+        now: Aware current time; temporary files that are an hour old were left by dead processes.
+        discard: IDs of runs and scoring jobs in staging to discard.
+
+    Returns:
+        Findings with their repairs, in the order in which to make them.
 
     Raises:
-        StoreError: There is no store, something cannot be read, or what is to be discarded is not in staging.
-        LockedError: What is to be discarded is being worked on.
+        StoreError: There is no store, a file cannot be read, or staging does not have a run or job
+            to discard.
+        LockedError: A process is working on a run or job to discard.
     """
     store.require()
     staged = {path.name.removeprefix(_SCORE) for path in _staging(store)}
     if missing := sorted(set(discard) - {each for each in staged if is_run_id(each)}):
         raise StoreError(
-            f"{', '.join(missing)}: not in staging, there is nothing to discard; see `nnbuild runs`"
+            f"{', '.join(missing)}: not in staging, so there is nothing to discard; "
+            "see `nnbuild runs`"
         )
     with os_errors_as_store_errors(f"look through {store.local_root}"):
         return [
@@ -92,21 +101,21 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
 def apply(repairs: Sequence[Repair]) -> None:
     """Make planned repairs, in order.
 
+    Args:
+        repairs: Result of `plan`.
+
     Raises:
-        StoreError: One of them failed; the message says which, and that those before it were made.
+        StoreError: A repair failed; the message says which one, and how many were made before.
     """
-    todo = [each for each in repairs if each.apply is not None]
-    for done, each in enumerate(todo):
-        what = (
-            f"{each.finding.action} {each.finding.path} ({done} of {len(todo)} repairs were made)"
-        )
+    pending = [(each.finding, each.apply) for each in repairs if each.apply is not None]
+    for done, (finding, apply_repair) in enumerate(pending):
+        what = f"{finding.action} {finding.path} ({done} of {len(pending)} repairs were made)"
         with os_errors_as_store_errors(what):
-            if each.apply is not None:
-                each.apply()
+            apply_repair()
 
 
 def _staging(store: Store) -> list[Path]:
-    """Return the folders of staging; links are not followed."""
+    """Return the folders in staging; links are not followed."""
     return _subfolders(store.local_root / "staging")
 
 
@@ -119,9 +128,8 @@ def _subfolders(folder: Path) -> list[Path]:
 def _committed_runs(store: Store) -> Iterator[Repair]:
     for run in store.committed_in_staging():
         if not locks.is_held(run.folder):
-            finding = Finding(
-                f"staging/{run.run_id}", "finish", "is committed, but for its last steps"
-            )
+            detail = "the commit was interrupted; its last steps are missing"
+            finding = Finding(f"staging/{run.run_id}", "finish", detail)
             yield Repair(finding, lambda: commit.complete_interrupted_commits(store))
 
 
@@ -129,44 +137,42 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
     known = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}
     for path in _staging(store):
         if is_run_id(path.name) and path.name not in known and not locks.is_held(path):
-            finding = Finding(
-                f"staging/{path.name}", "clear", "had not begun when its process died"
-            )
-            yield Repair(finding, _clearing(path))
+            detail = "the run had not begun when its process died"
+            yield Repair(Finding(f"staging/{path.name}", "clear", detail), _removal(path))
     for waiting in store.unfinished_runs():
         run = store.unfinished_run(waiting.run_id)
-        place = f"staging/{waiting.run_id}"
+        name = f"staging/{waiting.run_id}"
         if run.folder.is_symlink():
             continue
         if waiting.run_id in discard:
             _require_free(run.folder, f"run {run.run_id}")
-            yield Repair(Finding(place, "clear", "is given up"), _clearing(run.folder))
+            yield Repair(Finding(name, "clear", _DISCARDED), _removal(run.folder))
         elif waiting.held:
-            yield Repair(Finding(place, "keep", "a living process works on it"))
+            yield Repair(Finding(name, "keep", _HELD))
         elif not _is_readable(run):
-            detail = "has no readable record, so nothing could resume it"
-            yield Repair(Finding(place, "clear", detail), _clearing(run.folder))
+            detail = "its record cannot be read, so it cannot be resumed"
+            yield Repair(Finding(name, "clear", detail), _removal(run.folder))
         else:
-            detail = f"can be resumed: {_command(run)}; or discarded by --discard"
-            yield Repair(Finding(place, "keep", detail))
+            detail = f"can be resumed with `{_resume_command(run)}` or discarded with `--discard`"
+            yield Repair(Finding(name, "keep", detail))
 
 
 def _require_free(folder: Path, what: str) -> None:
     if locks.is_held(folder):
-        raise LockedError(f"{what} is being worked on; stop it first")
+        raise LockedError(f"a process is working on {what}; stop it before discarding its work")
 
 
-def _clearing(folder: Path) -> Callable[[], object]:
-    """Return what removes a folder of staging, unless a process has begun to work on it since."""
+def _removal(folder: Path) -> Callable[[], object]:
+    """Return a function that removes a folder of staging, if no process holds it by then."""
 
-    def clear() -> None:
+    def remove() -> None:
         with locks.held(folder):
             shutil.rmtree(folder)
 
-    return clear
+    return remove
 
 
-def _command(run: Run) -> str:
+def _resume_command(run: Run) -> str:
     if run.config.trial is not None:
         return f"nnbuild sweep --id {run.config.trial.sweep}"
     return f"nnbuild run --resume {run.run_id}"
@@ -182,91 +188,91 @@ def _is_readable(run: Run) -> bool:
 def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
     done = store.score_ids()
     for path in _staging(store):
-        score_id, place = path.name.removeprefix(_SCORE), f"staging/{path.name}"
+        score_id, name = path.name.removeprefix(_SCORE), f"staging/{path.name}"
         if not path.name.startswith(_SCORE) or not is_run_id(score_id):
             continue
         if score_id in discard:
             _require_free(path, f"scoring job {score_id}")
-            yield Repair(Finding(place, "clear", "is given up"), _clearing(path))
+            yield Repair(Finding(name, "clear", _DISCARDED), _removal(path))
         elif locks.is_held(path):
-            yield Repair(Finding(place, "keep", "a living process works on it"))
+            yield Repair(Finding(name, "keep", _HELD))
         elif score_id in done or not (path / "job.json").exists():
-            detail = "is committed" if score_id in done else "had not begun"
-            yield Repair(Finding(place, "clear", detail), _clearing(path))
+            detail = "the job is committed" if score_id in done else "the job had not begun"
+            yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
-            detail = f"can be resumed: nnbuild score --resume {score_id}; or discarded by --discard"
-            yield Repair(Finding(place, "keep", detail))
+            command = f"nnbuild score --resume {score_id}"
+            detail = f"can be resumed with `{command}` or discarded with `--discard`"
+            yield Repair(Finding(name, "keep", detail))
 
 
 def _stale_locks(store: Store) -> Iterator[Repair]:
-    """Yield the locks on the inputs of scoring jobs whose processes were killed."""
+    """Yield the locks on inputs of scoring jobs that killed processes left behind."""
     staging = store.local_root / "staging"
     if staging.is_symlink() or not staging.is_dir():
         return
-    ours = (each for each in sorted(staging.iterdir()) if is_input_lock_name(each.name))
-    for path in ours:
+    for path in sorted(each for each in staging.iterdir() if is_input_lock_name(each.name)):
         regular = path.is_file() and not path.is_symlink()
         if regular and locks.holder(path) is None:
-            finding = Finding(
-                f"staging/{path.name}", "clear", "is a lock of a scoring job that has ended"
-            )
+            detail = "the scoring job that held this lock has ended"
+            finding = Finding(f"staging/{path.name}", "clear", detail)
             yield Repair(finding, partial(locks.remove_if_free, path))
 
 
 def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
-    """Yield what a process was writing when it died: it has a name that only nnbuild gives."""
-    for path in sorted(_temporary_in(store)):
+    """Yield what processes were writing when they died, under names that only nnbuild uses."""
+    for path in sorted(_temporary_paths(store)):
         written_at = datetime.fromtimestamp(path.lstat().st_mtime, now.tzinfo)
-        if now - written_at > _OLD:
-            place = path.relative_to(store.local_root).as_posix()
+        if now - written_at > _MIN_AGE:
+            name = path.relative_to(store.local_root).as_posix()
             remove = (lambda path=path: shutil.rmtree(path)) if path.is_dir() else path.unlink
-            yield Repair(Finding(place, "clear", "was left half written"), remove)
+            detail = "a temporary file or folder that was not completely written"
+            yield Repair(Finding(name, "clear", detail), remove)
 
 
-def _temporary_in(store: Store) -> Iterator[Path]:
-    """Yield the temporary files, and of a remote store the copies of datasets, where nnbuild writes them."""
+def _temporary_paths(store: Store) -> Iterator[Path]:
+    """Yield the temporary files, and the incomplete local copies of a remote store's datasets."""
     root = store.local_root
     if not root.is_dir():
         return
-    yield from _files_of_ours(root, (each.name for each in root.iterdir()))
+    yield from _temporary_files(root, (each.name for each in root.iterdir()))
     for name in _FOLDERS:
         if (root / name).is_symlink():
             continue
-        for folder, folders, files in os.walk(root / name):  # it follows no links
-            yield from _files_of_ours(Path(folder), files)
+        for folder, folders, files in os.walk(root / name):  # links are not followed
+            yield from _temporary_files(Path(folder), files)
             if name == "datasets" and store.is_remote:
-                ours = [each for each in folders if is_temporary_name(each)]
-                yield from (Path(folder) / each for each in ours)
-                folders[:] = [each for each in folders if each not in ours]
+                temporary = [each for each in folders if is_temporary_name(each)]
+                yield from (Path(folder) / each for each in temporary)
+                folders[:] = [each for each in folders if each not in temporary]
 
 
-def _files_of_ours(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+def _temporary_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     for path in (folder / name for name in names if is_temporary_name(name)):
         if path.is_file() and not path.is_symlink():
             yield path
 
 
 def _lost_rows(store: Store) -> Iterator[Repair]:
-    """Yield the runs that have everything but their row in `runs`."""
+    """Yield the runs that are complete but for their row in `runs`."""
     known = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}
     for path in _subfolders(store.root / "runs"):
         if not is_run_id(path.name) or path.name in known:
             continue
-        place = f"runs/{path.name}"
+        name = f"runs/{path.name}"
         try:
             manifest = read_manifest(path / "manifest.json")
-            _require_whole(store, manifest)
+            _require_intact(store, manifest)
             row = runs_table(manifest)
         except (StoreError, KeyError, TypeError, AttributeError) as error:
-            detail = f"has no row in runs, and it cannot be written again: {error}"
-            yield Repair(Finding(place, "lost", detail))
+            detail = f"its row in `runs` is missing and cannot be rebuilt: {error}"
+            yield Repair(Finding(name, "lost", detail))
             continue
-        detail = "its row in runs was lost, and the manifest has what it takes to write it again"
-        yield Repair(Finding(place, "rebuild", detail), _rebuilding(store, path.name, row))
+        detail = "its row in `runs` is missing and can be rebuilt from the manifest"
+        yield Repair(Finding(name, "rebuild", detail), _row_rebuild(store, path.name, row))
 
 
-def _rebuilding(store: Store, run_id: str, row: Any) -> Callable[[], object]:
-    """Return what writes the row of a run again."""
+def _row_rebuild(store: Store, run_id: str, row: pa.Table) -> Callable[[], object]:
+    """Return a function that writes the row of a run again."""
 
     def rebuild() -> None:
         part = store.local_root / "staging" / f"{_REPAIR}{run_id}" / PART
@@ -276,7 +282,8 @@ def _rebuilding(store: Store, run_id: str, row: Any) -> Callable[[], object]:
     return rebuild
 
 
-def _require_whole(store: Store, manifest: dict[str, Any]) -> None:
+def _require_intact(store: Store, manifest: dict[str, Any]) -> None:
+    """Refuse a run whose files are not those of its manifest."""
     for name, about in manifest["files"].items():
         path = store.root / name
         if name.startswith("tables/runs/"):
@@ -286,4 +293,4 @@ def _require_whole(store: Store, manifest: dict[str, Any]) -> None:
             or not path.is_file()
             or file_digest(path) != about["sha256"]
         ):
-            raise StoreError(f"{name} is missing or was changed")
+            raise StoreError(f"{name} is missing or has changed")

@@ -1,5 +1,6 @@
-"""Write the page that a run ends in."""
+"""The step that writes the report, and the manifest that the report shows."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,38 +10,46 @@ from nnbuild.report import artifacts, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
-from nnbuild.store.manifests import STEPS
 from nnbuild.store.run import Run
 from nnbuild.store.schemas import STATIC_SCHEMAS, predictions
-from nnbuild.store.step_results import FittedModel, LoadedData, Reported, StepResult
+from nnbuild.store.step_results import (
+    MANIFEST_STEPS,
+    Decided,
+    Evaluated,
+    FittedModel,
+    LoadedData,
+    Reported,
+    StepResult,
+)
 from nnbuild.store.tables import read_table
+
+_TABLES = ("history", "evaluation", "confusion", "calibration")
 
 
 def manifest_of(
-    run: Run, *, error: str | None = None, now: datetime | None = None
+    run: Run,
+    *,
+    error: str | None = None,
+    error_type: str | None = None,
+    now: datetime | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a run as it stands now, without the digests of the files that a commit adds."""
-    return _manifest(run, _records(run), error, now or datetime.now(UTC))
+    """Return the manifest of a run so far, without the files, whose digests the commit adds.
 
-
-def _records(run: Run) -> dict[str, StepResult]:
-    return {
-        name: record
-        for name, kind in STEPS.items()
-        if (record := run.load_result(name, kind)) is not None
-    }
-
-
-def _manifest(
-    run: Run, records: dict[str, Any], error: str | None, now: datetime
-) -> dict[str, Any]:
+    Args:
+        run: Run in staging.
+        error: Reason why the run failed; None if it succeeded.
+        error_type: Name of the class of the exception that ended the run, if it failed.
+        now: Aware time of the end of the run; the current time if None.
+    """
+    results = _results(run)
     return {
         "schema_version": schemas.SCHEMA_VERSION,
         "run_id": run.run_id,
-        "row": _row(run, records, error, now),
+        "row": _row(run, results, error, now or datetime.now(UTC)),
+        "error_type": error_type,
         "config": run.config.model_dump(mode="json"),
         "config_digest": run.config.digest(),
-        "steps": {name: record.model_dump(mode="json") for name, record in records.items()},
+        "steps": {name: result.model_dump(mode="json") for name, result in results.items()},
         "seconds": run.seconds(),
         "code_version": run.record["code_version"],
         "packages": environment.packages(),
@@ -49,9 +58,18 @@ def _manifest(
     }
 
 
-def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
-    data, fitted, evaluated = (
-        records.get(name) for name in ("load_data", "fit_model", "evaluate_model")
+def _results(run: Run) -> dict[str, StepResult]:
+    """Return the results of the steps that are done, by the step's name."""
+    return {
+        name: result
+        for name, kind in MANIFEST_STEPS.items()
+        if (result := run.load_result(kind)) is not None
+    }
+
+
+def _row(run: Run, results: Mapping[str, Any], error: str | None, now: datetime) -> dict[str, Any]:
+    data, fitted, evaluated, decided = (
+        results.get(kind.step) for kind in (LoadedData, FittedModel, Evaluated, Decided)
     )
     return {
         "status": "succeeded" if error is None else "failed",
@@ -66,20 +84,17 @@ def _row(run: Run, records: dict[str, Any], error: str | None, now: datetime) ->
         "epochs": fitted.epochs if fitted else epochs_on_disk(run),
         "test_accuracy": evaluated.test_accuracy if evaluated else None,
         "test_loss": evaluated.test_loss if evaluated else None,
-        "promoted": records["decide"].promote if error is None and "decide" in records else False,
+        "promoted": bool(decided and decided.promote and error is None),
         "flow_run_id": run.record.get("flow_run_id"),
         "code_version": run.record["code_version"],
         "config": run.config.model_dump_json(),
     }
 
 
-_SHOWN = ("history", "evaluation", "confusion", "calibration")
-
-
 @cached_step(Reported)
 def write_report(run: Run, data: LoadedData) -> Reported:
-    """Write `report.html` from what the run has by now."""
-    tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _SHOWN}
+    """Write `report.html` from the results and tables of the run so far."""
+    tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _TABLES}
     tables["predictions"] = read_table(staged_table(run, "predictions"), predictions(data.classes))
     page = render(manifest_of(run), tables, read_data(run, data).test.images)
     path = run.folder / "report.html"
@@ -88,14 +103,14 @@ def write_report(run: Run, data: LoadedData) -> Reported:
 
 
 def curve_picture(run: Run, metric: str) -> str | None:
-    """A metric by epoch, as an SVG that stands alone; None if the run has no such metric."""
-    fitted = run.load_result("fit_model", FittedModel)
+    """Return a metric by epoch as a self-contained SVG; None if the run has no such metric."""
+    fitted = run.load_result(FittedModel)
     history = read_table(staged_table(run, "history"), STATIC_SCHEMAS["history"])
     return artifacts.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
 
 
 def confusion_picture(run: Run, data: LoadedData) -> str:
-    """The confusion matrix on the test images, as an SVG that stands alone."""
+    """Return the confusion matrix on the test images as a self-contained SVG."""
     return artifacts.confusion_picture(
         read_table(staged_table(run, "confusion"), STATIC_SCHEMAS["confusion"]), data.class_names
     )

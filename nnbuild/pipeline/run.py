@@ -1,25 +1,26 @@
-"""A run from its opening to its end, whatever that end is."""
+"""The life of a run: begin or resume it, run its steps, and end it, however it ends."""
 
 import functools
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig, is_factory, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.pipeline import commit
-from nnbuild.pipeline.data import source_digest
-from nnbuild.pipeline.reporting import write_report
+from nnbuild.pipeline.data import load_data, source_digest
+from nnbuild.pipeline.registry import DECISION_STEPS, TRAINING_STEPS, Step
+from nnbuild.pipeline.step import has_checkpoints, is_fitted
 from nnbuild.runtime import environment
+from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.runtime.text import sanitize_lines
 from nnbuild.store import Run, Store, locks, presence
 from nnbuild.store.filesystem import as_store_error
-from nnbuild.store.step_results import Committed, LoadedData
+from nnbuild.store.step_results import Committed, Decided, FittedModel, LoadedData, StepResult
 
 
 def open_run(
@@ -30,94 +31,99 @@ def open_run(
     flow_run_id: str | None = None,
     now: datetime | None = None,
 ) -> Run:
-    """Begin a run, or find one that waits.
+    """Begin a run, or open one that was stopped.
 
     Args:
-        config: of a new run; what it leaves open is filled in.
-        root: of the store.
-        resume: id of a run that waits; its own config holds.
-        flow_run_id: Prefect's. A run that this flow run has left waiting is taken up again.
-        now: aware time of the start; the clock's if not given.
+        config: Configuration of a new run; what it leaves open is filled in.
+        root: Root of the store.
+        resume: ID of a run to resume, with the configuration that it was begun with.
+        flow_run_id: ID of the Prefect flow run, if there is one. A run that this flow run began
+            before, and did not finish, is resumed.
+        now: Aware time of the start; the current time if None.
+
+    Returns:
+        The run, in staging.
 
     Raises:
-        StoreError: the store cannot be used, or the run that is to be resumed does not wait there.
+        StoreError: The store cannot be used, or has no unfinished run with the ID to resume.
     """
     store = Store(root)
     commit.complete_interrupted_commits(store)
     if resume is not None:
-        return waiting_run(store, resume, of=config)
+        return waiting_run(store, resume, config)
     if flow_run_id is not None and (waiting := store.run_of_flow(flow_run_id)) is not None:
         return waiting
     return store.begin(resolve(config), now=now or datetime.now(UTC), flow_run_id=flow_run_id)
 
 
-def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
-    """A run that waits.
+def waiting_run(store: Store, run_id: str, config: RunConfig) -> Run:
+    """Return a run that was stopped and can be resumed.
 
     Args:
-        store: where.
-        run_id: its id.
-        of: who asks. A sweep asks for its own trials, which nobody else may send to the gate.
+        store: Store with the run.
+        run_id: ID of the run.
+        config: Configuration of the caller. A trial of a sweep is resumed by its sweep only, which
+            decides on what goes to the gate.
 
     Raises:
-        StoreError: no run of that id waits there, or a sweep's, and the config is none of that sweep.
+        StoreError: The store has no unfinished run with this ID, or it belongs to a sweep.
     """
     store.require()
     run = store.unfinished_run(run_id)
     tag = run.config.trial
-    if tag is not None and tag != of.trial:
+    if tag is not None and tag != config.trial:
         raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_resume_hint(run)}")
     return run
 
 
 def resumable(
-    store: Store, config: RunConfig, refused: Callable[[Run], str | None] = lambda _: None
+    store: Store, config: RunConfig, refusal: Callable[[Run], str | None] = lambda _: None
 ) -> tuple[Run | None, list[str]]:
-    """Find the newest stopped run that ends as a new run would.
+    """Find the newest unfinished run that would end as a new run would.
 
-    Its settings (the gate's too), its code, its network's source and its data have to be those that
-    a new run has now: a folder that was fixed since is read again, not trained on as it was.
+    Its settings (the gate's too), its code, its network's source and its data have to be those of
+    a new run: data that were fixed since are read again.
 
     Args:
-        store: Where runs wait.
-        config: Settings of the new run.
-        refused: Function that returns why the caller does not resume a run, or None.
+        store: Store with the unfinished runs.
+        config: Configuration of the new run.
+        refusal: Function that returns why the caller does not resume a run, or None.
 
     Returns:
-        The run, or None; and a sentence on each run of the same settings that is not resumed.
+        The run, or None; and a remark on each run with the same settings that is not resumed.
     """
-    wanted = resolve(config)
-    digest = functools.cache(lambda: _source_digest(wanted))
+    resolved = resolve(config)
+    digest = functools.cache(lambda: _source_digest(resolved))
     remarks: list[str] = []
     for each in reversed(store.unfinished_runs()):
         try:
             run = store.unfinished_run(each.run_id)
-            if each.held or not _is_same(run, wanted):
+            if each.held or not _is_same(run, resolved):
                 continue
-            reason = refused(run) or _outdated(run, digest)
-        except StoreError:  # committed meanwhile; or its record is damaged, or of another version
+            reason = refusal(run) or _outdated(run, digest)
+        except StoreError:  # committed meanwhile, damaged, or of another version of nnbuild
             continue
         if reason is None:
             return run, remarks
-        remarks.append(f"run {run.run_id} waits and is not resumed: {reason}; {_resume_hint(run)}")
+        remarks.append(f"unfinished run {run.run_id} is not resumed: {reason}; {_resume_hint(run)}")
     return None, remarks
 
 
-def _is_same(run: Run, wanted: RunConfig) -> bool:
-    """Whether a run has these settings, wherever its data lie, and this code."""
-    begun, now = (
-        each.model_dump(exclude={"dataset": {"data_dir"}}) for each in (run.config, wanted)
+def _is_same(run: Run, config: RunConfig) -> bool:
+    """Return whether a run has these settings, wherever its data are, and this code."""
+    settings, others = (
+        each.model_dump(exclude={"dataset": {"data_dir"}}) for each in (run.config, config)
     )
-    return begun == now and run.record["code_version"] == environment.code_version()
+    return settings == others and run.record["code_version"] == environment.code_version()
 
 
 def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
-    """Return what has changed under a run since it was begun, or None."""
-    loaded = run.load_result("load_data", LoadedData)
+    """Return what has changed since a run was begun, or None."""
+    loaded = run.load_result(LoadedData)
     if loaded is not None and loaded.digest != digest():
         return "its data have changed since, or cannot be read now"
     if is_factory(run.config.model.name):
-        from nnbuild.pipeline.training import has_other_source  # with TensorFlow
+        from nnbuild.pipeline.training import has_other_source  # imports TensorFlow
 
         if has_other_source(run):
             return "the source of its network has changed since"
@@ -127,34 +133,38 @@ def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
 def _source_digest(config: RunConfig) -> str | None:
     try:
         return source_digest(config.dataset)
-    except NnbuildError:  # the new run says what is wrong with it
+    except NnbuildError:  # the new run reports what is wrong with the source
         return None
 
 
 @contextmanager
 def run_context(run: Run) -> Iterator[None]:
-    """Hold a run while its steps are made, and see to its end.
+    """Lock a run while its steps run, and finalize it if they fail.
 
-    Bad input leaves the store as it was. A signal, trouble with the disk, or a store that disappeared leaves the run
-    in staging, to be resumed. Anything else is a failure for good: the run is committed as failed, with what it has.
+    Bad input discards the run: the store is as it was. A signal, a failing disk or a store that
+    disappeared leave the run in staging, to be resumed. After any other error the run is committed
+    as failed, with what it has.
+
+    Args:
+        run: Run in staging.
 
     Raises:
-        LockedError: another process holds the run.
+        LockedError: Another process holds the run.
     """
     with locks.held(run.folder), sigterm_as_exception():
-        _ = run.config  # read while it is there: the advice on how to resume depends on it
+        _ = run.config  # read before the store can disappear: the resume hint needs it
         try:
             yield
         except KeyboardInterrupt as error:
             raise _to_interrupted(run, error) from error
         except Exception as error:
-            if _is_committed(run):  # whatever failed after that, the run itself is complete
+            if _is_committed(run):  # whatever failed since, the run itself is complete
                 raise
-            told = presence.gone(run.folder) or _to_user_error(run, error)
-            _finalize_failure(run, told)
-            if told is error:
+            user_error = presence.gone(run.folder) or _to_user_error(run, error)
+            _finalize_failure(run, user_error)
+            if user_error is error:
                 raise
-            raise told from error
+            raise user_error from error
 
 
 def _is_committed(run: Run) -> bool:
@@ -168,7 +178,7 @@ def _is_committed(run: Run) -> bool:
 
 
 def _to_interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
-    """What Ctrl-C or SIGTERM is outside the fit, or a second Ctrl-C anywhere."""
+    """Convert Ctrl-C or SIGTERM outside the fit, or a second Ctrl-C anywhere."""
     stopped = interrupted(error)
     if run.folder.is_dir():  # otherwise the run was committed just before
         stopped.add_note(_resume_hint(run))
@@ -176,17 +186,18 @@ def _to_interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
 
 
 def _to_user_error(run: Run, error: Exception) -> Exception:
-    """What the user is told of an error: of the operating system's, what was tried and how to mend it."""
+    """Convert an error of the operating system into one that says what to do; keep others."""
     if not isinstance(error, OSError):
         return error
     if error.filename and not Path(error.filename).is_relative_to(run.root):
         return StoreError(
-            f"cannot write {error.filename}: {error.strerror}; mend it, or set $TMPDIR"
+            f"cannot write {error.filename}: {error.strerror}; fix it, or set $TMPDIR"
         )
     return as_store_error(f"work in {error.filename or run.folder}", error)
 
 
 def _finalize_failure(run: Run, error: Exception) -> None:
+    """Keep, discard or commit a run that ended in an error, and add to the error what to do."""
     if isinstance(error, (StoreError, Interrupted)):
         error.add_note(_resume_hint(run))
     elif isinstance(error, InputError):
@@ -200,9 +211,10 @@ def _finalize_failure(run: Run, error: Exception) -> None:
 
 
 def _discard_or_keep(run: Run, error: InputError) -> None:
-    if pipeline.is_fitted(run):
+    """End a run that ended in bad input: nothing that took long to compute is discarded."""
+    if is_fitted(run):
         commit.commit_failure(run, error)
-    elif isinstance(error, ContractError) and pipeline.has_checkpoints(run):
+    elif isinstance(error, ContractError) and has_checkpoints(run):
         error.add_note(_resume_hint(run))
     else:
         Store(run.store).discard(run)
@@ -210,8 +222,9 @@ def _discard_or_keep(run: Run, error: InputError) -> None:
 
 def _resume_hint(run: Run) -> str:
     if run.config.trial is not None:
-        return f"go on with the sweep by: nnbuild sweep --id {run.config.trial.sweep} --store {run.store}"
-    return f"resume it by: nnbuild run --resume {run.run_id} --store {run.store}"
+        sweep_id = run.config.trial.sweep
+        return f"resume the sweep with: nnbuild sweep --id {sweep_id} --store {run.store}"
+    return f"resume it with: nnbuild run --resume {run.run_id} --store {run.store}"
 
 
 def retrain(
@@ -219,54 +232,69 @@ def retrain(
     store: Path | str | None = None,
     *,
     resume: str | None = None,
-    watch: Any = None,
+    progress: ProgressCallback | None = None,
 ) -> Committed:
-    """The whole recipe in one call, without Prefect.
+    """Run the whole pipeline without Prefect.
 
     Load, check, build, compile, fit, export, evaluate, calibrate, score, decide, report, commit.
 
     Args:
-        config: the run's; the defaults if not given.
-        store: its root.
-        resume: id of a run that waits.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        config: Configuration of the run; the defaults if None.
+        store: Root of the store; `$NNBUILD_STORE` or `./nnbuild-store` if None.
+        resume: ID of a stopped run to resume, with the configuration that it was begun with.
+        progress: Callback for finished steps and epochs.
+
+    Returns:
+        Paths of the run's outputs.
 
     Raises:
-        InputError: something that was given cannot be used; the store is as it was.
-        RunError: the run failed, and is recorded as failed.
+        InputError: An argument, the data or the model cannot be used; the store is as it was.
+        RunError: The run failed, and is committed as failed.
+        Interrupted: A signal stopped the run; it can be resumed.
     """
     run = open_run(config or RunConfig(), store, resume=resume)
     with run_context(run):
-        train_and_evaluate(run, watch)
+        train_and_evaluate(run, progress)
         return decide_and_commit(run)
 
 
-def train_and_evaluate(run: Run, watch: Any = None) -> None:
-    """Every step of a run but the last three, for a caller within `run_context`.
+def train_and_evaluate(run: Run, progress: ProgressCallback | None = None) -> None:
+    """Run the steps before the promotion decision; to be called within `run_context`.
 
     Args:
-        run: in staging.
-        watch: as for `retrain`.
+        run: Run in staging.
+        progress: Callback for finished steps and epochs.
     """
-    data = pipeline.load_data(run)
-    pipeline.check_data(run, data)
-    compiled = pipeline.compile_model(run, data, pipeline.build_model(run, data))
-    fitted = pipeline.fit_model(run, data, compiled, watch=watch)
-    pipeline.persist_history(run, fitted)
-    pipeline.export_model(run, data, fitted)
-    pipeline.evaluate_model(run, data, fitted)
-    pipeline.calibrate_model(run, data, fitted)
-    pipeline.score_test_set(run, data, fitted)
+    _run_steps(run, TRAINING_STEPS, {}, {FittedModel: {"progress": progress}})
 
 
-def decide_and_commit(run: Run, *, passed_over: str | None = None) -> Committed:
-    """Decide, report and commit: what is left of a run behind `train_and_evaluate`, for a caller within `run_context`.
+def decide_and_commit(run: Run, *, gate_skip_reason: str | None = None) -> Committed:
+    """Decide, report and commit, after `train_and_evaluate`; to be called within `run_context`.
 
     Args:
-        run: in staging.
-        passed_over: why the run is kept from the gate, if it is.
+        run: Run in staging.
+        gate_skip_reason: Reason to skip the promotion gate, if it is to be skipped.
     """
-    data = pipeline.load_data(run)
-    pipeline.decide(run, data, passed_over=passed_over)
-    write_report(run, data)
+    loaded: dict[type[StepResult], StepResult] = {LoadedData: load_data(run)}
+    _run_steps(run, DECISION_STEPS, loaded, {Decided: {"gate_skip_reason": gate_skip_reason}})
     return commit.commit_run(run)
+
+
+def _run_steps(
+    run: Run,
+    steps: Iterable[Step],
+    earlier: Mapping[type[StepResult], StepResult],
+    options: Mapping[type[StepResult], Mapping[str, Any]],
+) -> None:
+    """Run steps in order.
+
+    Args:
+        run: Run in staging.
+        steps: Steps to run.
+        earlier: Results of earlier steps, by their type.
+        options: Further arguments of the steps, by the type of their results.
+    """
+    results = dict(earlier)
+    for step in steps:
+        arguments = [results[kind] for kind in step.arguments]
+        results[step.result] = step.function()(run, *arguments, **options.get(step.result, {}))

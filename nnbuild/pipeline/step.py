@@ -1,4 +1,4 @@
-"""A step that can be called again: what a run has done, it recalls."""
+"""The decorator of the steps, and what a run has in staging."""
 
 import functools
 import time
@@ -19,51 +19,49 @@ R = TypeVar("R", bound=StepResult)
 def cached_step(
     kind: type[R],
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Callable[Concatenate[Run, P], R]]:
-    """A decorator for the steps of a run.
+    """Return a decorator for the function of a step.
 
-    A step whose result the run has already, with its files unchanged, is not made again; else its result is kept
-    once its files are on the disk.
+    If the run has the step's result already and its files are unchanged, the function is not
+    called. Otherwise the result is saved once its files are on the disk.
 
     Args:
-        kind: of the step's result.
+        kind: Type of the step's result.
     """
 
-    def decorate(step: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
-        name = step.__name__
-
-        @functools.wraps(step)
-        def recalled_or_made(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
-            known = run.load_result(name, kind)
+    def decorate(function: Callable[Concatenate[Run, P], R]) -> Callable[Concatenate[Run, P], R]:
+        @functools.wraps(function)
+        def load_or_run(run: Run, *args: P.args, **kwargs: P.kwargs) -> R:
+            known = run.load_result(kind)
             if known is not None:
                 return known
-            fault_injection.failpoint(f"{name}:begin")
+            fault_injection.failpoint(f"{kind.step}:begin")
             began = time.perf_counter()
-            result = step(run, *args, **kwargs)
-            run.save_result(name, result, time.perf_counter() - began)
-            fault_injection.failpoint(f"{name}:end")
+            result = function(run, *args, **kwargs)
+            run.save_result(result, time.perf_counter() - began)
+            fault_injection.failpoint(f"{kind.step}:end")
             return result
 
-        return cast("Callable[Concatenate[Run, P], R]", recalled_or_made)
+        return cast("Callable[Concatenate[Run, P], R]", load_or_run)
 
     return decorate
 
 
 def staged_table(run: Run, name: str) -> Path:
-    """Where a run keeps a table until it is committed."""
+    """Return the path of a table of the run until it is committed."""
     return run.folder / "tables" / f"{name}.parquet"
 
 
 def epochs_on_disk(run: Run) -> int:
-    """How many epochs the history on the disk has, of a run that did not finish its fit."""
+    """Return the number of epochs in the history of a run, whether or not its fit is done."""
     path = staged_table(run, "history")
     return len(read_table(path, schemas.HISTORY)["epoch"].unique()) if path.exists() else 0
 
 
 def is_fitted(run: Run) -> bool:
-    """Whether the fit is over."""
-    return run.load_result("fit_model", FittedModel) is not None
+    """Return whether the fit is done."""
+    return run.load_result(FittedModel) is not None
 
 
 def has_checkpoints(run: Run) -> bool:
-    """Whether the fit has begun and can be gone on with."""
+    """Return whether the fit has begun and can be resumed."""
     return any((run.folder / "checkpoints").glob("*.json"))

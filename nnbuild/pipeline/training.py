@@ -1,10 +1,11 @@
-"""Build, compile and fit the network, and persist its history."""
+"""The steps that build, compile and fit the network, and the fit of an ensemble's members."""
 
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from nnbuild import logits, models, training
@@ -16,8 +17,9 @@ from nnbuild.models.ensemble import combine, member_seed
 from nnbuild.pipeline.data import read_data
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime import environment
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.runtime.tensorflow import pin_threads
+from nnbuild.runtime.tensorflow import keras, pin_threads
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import file_digest, read_json, write_json
 from nnbuild.store.run import Run
@@ -33,197 +35,15 @@ from nnbuild.training import history
 from nnbuild.training.shuffling import training_rows
 
 
-class MemberResult(NamedTuple):
-    """One network that was fitted.
-
-    Attributes:
-        digest: sha256 of its file; None if it is the run's only network, which is still in memory.
-        epochs: that were finished.
-        weights_epoch: the epoch, from 1, whose weights it has.
-        remarks: what a resume had to say.
-    """
-
-    digest: str | None
-    epochs: int
-    weights_epoch: int
-    remarks: tuple[str, ...]
-
-
-class EnsembleTrainer:
-    """The fits of a run; each is gone on with where it was stopped, and its network is kept once it is over.
-
-    Args:
-        run: in staging.
-        data: what `load_data` returned.
-        dataset: Its training examples and, if it has one, its validation split are used.
-        identity: what the checkpoints belong to.
-        stop: the number of the signal that asks to stop, or None.
-        watch: Callback for the progress of steps and epochs; epochs are counted over all members.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        data: LoadedData,
-        dataset: Dataset,
-        *,
-        identity: dict[str, Any],
-        stop: Callable[[], int | None],
-        watch: Any,
-    ) -> None:
-        self._run, self._data, self._dataset, self._identity = run, data, dataset, identity
-        self._stop, self._watch = stop, watch
-        self._count = run.config.model.members
-
-    def fit(self, first: Callable[[], Any], steps: int) -> tuple[Any, list[MemberResult]]:
-        """Fit what is not fitted yet.
-
-        Args:
-            first: gives the first network, compiled.
-            steps: of a whole fit, for the schedules of the others.
-
-        Returns:
-            The network, or the ensemble, computing in float32 and compiled; and how each fit went.
-        """
-        if self._count == 1:
-            model, member = self._fitted(0, first(), self._run.config, 0)
-            return model, [member]
-        members: list[MemberResult] = []
-        for number in range(self._count):
-            config = self._run.config.model_copy(
-                update={"seed": member_seed(self._run.config.seed, number)}
-            )
-            known = self._recalled(number)
-            if known is None:
-                model = first() if number == 0 else self._compiled(config, steps)
-                known = self._kept(
-                    number,
-                    *self._fitted(number, model, config, sum(each.epochs for each in members)),
-                )
-            members.append(known)
-        return combine(
-            list(self._read(members)), self._run.config.training, self._data.image_shape
-        ), members
-
-    def _compiled(self, config: RunConfig, steps: int) -> Any:
-        model = models.build(config, self._data.image_shape, self._data.classes)
-        models.compile_model(model, config.training, steps=steps)
-        return model
-
-    def _fitted(
-        self, number: int, model: Any, config: RunConfig, before: int
-    ) -> tuple[Any, MemberResult]:
-        folder = self._run.folder / "checkpoints"
-        logs = self._run.folder / "tensorboard"
-        around = training.FitContext(
-            watch=self._watch and _MemberProgress(self._watch, before, self._count),
-            checkpoints=training.Checkpoints(
-                folder if number == 0 else folder / f"{number}", self._identity
-            ),
-            on_history=self._writer(before),
-            stop=self._stop,
-            tensorboard=str(logs / f"{number}" if number else logs)
-            if config.training.tensorboard
-            else None,
-        )
-        # All members hold out the run's validation images: the ensemble is calibrated on them.
-        try:
-            fitted = training.fit(
-                model,
-                self._dataset.train,
-                self._run.config,
-                self._data.classes,
-                around,
-                seed=config.seed,
-                validation=self._dataset.validation,
-            )
-        except (DivergedError, Interrupted) as error:
-            if self._count > 1:
-                error.add_note(f"its epochs are those of member {number + 1} of {self._count}")
-            raise
-        plain = models.build_float32(model, config, self._data.image_shape, self._data.classes)
-        return plain, MemberResult(
-            None, len(fitted.history.epoch), fitted.weights_epoch, fitted.remarks
-        )
-
-    def _writer(self, before: int) -> Callable[[Any], None]:
-        """Writes the history so far behind that of the members before."""
-        path = staged_table(self._run, "history")
-        earlier: list[dict[str, Any]] = []
-        if before:
-            earlier = [
-                row
-                for row in read_table(path, schemas.HISTORY).to_pylist()
-                if row["epoch"] <= before
-            ]
-
-        def write(table: Any) -> None:
-            later = (
-                [row | {"epoch": row["epoch"] + before} for row in table.to_pylist()]
-                if before
-                else []
-            )
-            write_table(path, history.table(earlier + later) if before else table, schemas.HISTORY)
-
-        return write
-
-    def _file(self, number: int) -> Path:
-        return self._run.folder / "model" / f"member-{number}.keras"
-
-    def _kept(self, number: int, model: Any, member: MemberResult) -> MemberResult:
-        member = member._replace(digest=models.save_model(model, self._file(number)))
-        write_json(self._file(number).with_suffix(".json"), member._asdict())
-        return member
-
-    def _recalled(self, number: int) -> MemberResult | None:
-        path = self._file(number).with_suffix(".json")
-        if not path.exists():
-            return None
-        try:
-            known = TypeAdapter(MemberResult).validate_python(read_json(path))
-            whole = file_digest(self._file(number)) == known.digest
-        except (ValidationError, OSError, StoreError):
-            return None
-        return known if whole else None
-
-    def _read(self, members: list[MemberResult]) -> Iterator[Any]:
-        config = self._run.config
-        for number, member in enumerate(members):
-            yield models.load_model(
-                self._file(number),
-                str(member.digest),
-                model_name=config.model.name,
-                seed=member_seed(config.seed, number),
-                compiled=False,
-            )
-
-
-class _MemberProgress:
-    """Tells of a member's epochs as those of the whole run."""
-
-    def __init__(self, watch: Any, before: int, members: int) -> None:
-        self._watch, self._before, self._members = watch, before, members
-
-    def step(
-        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
-    ) -> None:
-        self._watch.step(self._before + epoch, self._members * epochs, done, steps, metrics)
-
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        self._watch.epoch(self._before + epoch, self._members * epochs, metrics, seconds)
-
-
 @cached_step(BuiltModel)
 def build_model(run: Run, data: LoadedData) -> BuiltModel:
-    """Build the network with the run's seed, hold it to the logits contract, and save it uncompiled.
+    """Build the network with the run's seed, check the logits contract, and save it uncompiled.
 
     Raises:
-        ConfigError: the model's name is not known or cannot be imported.
-        ContractError: the network does not end in one linear layer with a logit for each class.
+        ConfigError: The model's name is unknown, or its function cannot be imported.
+        ContractError: The network does not end in one linear layer with a logit for each class.
     """
-    pin_threads(
-        int(run.config.training.threads or 1)
-    )  # before TensorFlow's first operation, or not at all
+    pin_threads(int(run.config.training.threads or 1))  # has no effect after the first operation
     model = models.build(run.config, data.image_shape, data.classes)
     with refusing_user_model(run.config.model.name, "used"):
         logits.check_model(model, data.classes, data.image_shape)
@@ -235,30 +55,18 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
     return BuiltModel(
         path=run.relative(path),
         parameters=parameters * run.config.model.members,
-        factory=_factory(run),
+        factory=_factory_digest(run),
         files=run.digests("model/uncompiled.keras"),
     )
 
 
-def _factory(run: Run) -> str | None:
-    """Return the digest of the user's function that builds the network, as its source is now."""
-    name = run.config.model.name
-    return factory_digest(name) if is_factory(name) else None
-
-
-def has_other_source(run: Run) -> bool:
-    """Say whether the user's function that built the network of a run has changed since."""
-    built = run.load_result("build_model", BuiltModel)
-    return built is not None and built.factory != _factory(run)
-
-
-def _require_same_again(run: Run, model: Any, data: LoadedData) -> None:
+def _require_same_again(run: Run, model: keras.Model, data: LoadedData) -> None:
     """Refuse a user's function that builds another network when it is called again.
 
-    After a fit in half precision the weights are put into a network that computes in float32.
+    After a fit in half precision, the weights are copied to a network that computes in float32.
 
     Raises:
-        ContractError: The weights of the two differ in shape.
+        ContractError: The weights of the two networks differ in shape.
     """
     config = run.config
     if not is_factory(config.model.name) or config.training.precision in {None, "float32"}:
@@ -267,25 +75,38 @@ def _require_same_again(run: Run, model: Any, data: LoadedData) -> None:
     shapes = [[tuple(weight.shape) for weight in each.weights] for each in (model, again)]
     if shapes[0] != shapes[1]:
         raise ContractError(
-            f"model {config.model.name!r} builds another network when it is called again, which precision "
-            f"{config.training.precision!r} needs; let it depend on its arguments alone, or use float32"
+            f"model {config.model.name!r} builds another network when it is called again, which "
+            f"precision {config.training.precision!r} requires; let the function depend on its "
+            "arguments alone, or use float32"
         )
+
+
+def _factory_digest(run: Run) -> str | None:
+    """Return the digest of the source of the user's function that builds the network, if any."""
+    name = run.config.model.name
+    return factory_digest(name) if is_factory(name) else None
+
+
+def has_other_source(run: Run) -> bool:
+    """Return whether the source of the user's function has changed since it built the network."""
+    built = run.load_result(BuiltModel)
+    return built is not None and built.factory != _factory_digest(run)
 
 
 @cached_step(CompiledModel)
 def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledModel:
-    """Compile the network for a loss on logits, and save it.
+    """Compile the network with a loss on logits, and save it.
 
     Raises:
-        ConfigError: a metric, a monitor or the validation split cannot be used.
+        ConfigError: A metric, a monitor or the validation split cannot be used.
     """
-    wanted = run.config.training
+    settings = run.config.training
     rows = training_rows(data.train, data.validation, run.config)
-    steps = -(-len(rows) // int(wanted.batch_size or 1))
+    steps = -(-len(rows) // int(settings.batch_size or 1))
     model = read_model(run, built)
     path = run.folder / "model" / "compiled.keras"
     with refusing_user_model(run.config.model.name, "compiled"):
-        models.compile_model(model, wanted, steps=steps * int(wanted.epochs or 1))
+        models.compile_model(model, settings, steps=steps * int(settings.epochs or 1))
         logits.check_model(model, data.classes, data.image_shape)
         models.save_model(model, path)
     return CompiledModel(
@@ -293,8 +114,8 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
     )
 
 
-def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> Any:
-    """The Keras model that a step has left, verified by its digest."""
+def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> keras.Model:
+    """Read the model that a step has saved, verified by its digest."""
     pin_threads(int(run.config.training.threads or 1))
     path = run.root / result.path
     digest = result.files[path.relative_to(run.folder).as_posix()]
@@ -303,41 +124,44 @@ def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> An
 
 @cached_step(FittedModel)
 def fit_model(
-    run: Run, data: LoadedData, compiled: CompiledModel, *, watch: Any = None
+    run: Run, data: LoadedData, compiled: CompiledModel, *, progress: ProgressCallback | None = None
 ) -> FittedModel:
-    """Fit the network, or the members of an ensemble one after another; the history is on the disk after every epoch.
+    """Fit the network, or the members of an ensemble one after another.
 
-    A fit that was stopped is gone on with.
+    The history is written after every epoch. A fit that was stopped is resumed.
 
     Args:
-        run: in staging.
-        data: what `load_data` returned.
-        compiled: what `compile_model` returned.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        run: Run in staging.
+        data: Result of `load_data`.
+        compiled: Result of `compile_model`.
+        progress: Callback for finished steps and epochs.
+
+    Returns:
+        Path of the model, and how the fit went.
 
     Raises:
         ContractError: The network's own training or test step cannot be used.
-        DivergedError: the loss became infinite or not a number.
-        RunError: The user's own network raised something while it was trained.
+        DivergedError: The loss became infinite or NaN.
+        RunError: The user's own network raised an error during training.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-        StoreError: the checkpoint belongs to another config, dataset or code.
+        StoreError: The checkpoint belongs to another configuration, dataset or code.
     """
     threads = int(run.config.training.threads or 1)
     identity = {
         "config": run.config.digest(),
         "dataset": data.digest,
         "code": environment.code_version(),
-        "model": _factory(run) or "named",
+        "model": _factory_digest(run) or "named",
         "threads": threads if pin_threads(threads) else "not pinned",
         "processor": environment.processor(),
     }
     began = time.perf_counter()
     with deferred_signals() as stop, failing_user_model(run.config.model.name, "training"):
-        fits = EnsembleTrainer(
-            run, data, read_data(run, data), identity=identity, stop=stop, watch=watch
+        trainer = EnsembleTrainer(
+            run, data, read_data(run, data), identity=identity, stop=stop, progress=progress
         )
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
-        model, members = fits.fit(lambda: read_model(run, compiled), steps)
+        model, members = trainer.fit(lambda: read_model(run, compiled), steps)
     with failing_user_model(run.config.model.name, "training"):
         logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
@@ -355,18 +179,209 @@ def fit_model(
 
 @cached_step(HistoryTable)
 def persist_history(run: Run, fitted: FittedModel) -> HistoryTable:
-    """Hold the history to its schema and to the number of epochs, once the fit is over.
+    """Check the history's schema and number of epochs, once the fit is done.
 
     Raises:
-        StoreError: the table on the disk is not the history of this fit.
+        StoreError: The table on the disk is not the history of this fit.
     """
     path = staged_table(run, "history")
     table = read_table(path, schemas.HISTORY)
     epochs = len(table["epoch"].unique())
     if epochs != fitted.epochs:
         raise StoreError(
-            f"{path} holds {epochs} epochs, the fit finished {fitted.epochs}; restore it from a copy"
+            f"{path} has {epochs} epochs, expected {fitted.epochs}; restore it from a copy"
         )
     return HistoryTable(
         path=run.relative(path), rows=len(table), files=run.digests("tables/history.parquet")
     )
+
+
+class MemberResult(NamedTuple):
+    """Result of the fit of one network.
+
+    Attributes:
+        digest: SHA-256 of its file; None for the run's only network, which is still in memory.
+        epochs: Number of finished epochs.
+        weights_epoch: Epoch, from 1, whose weights the network has.
+        remarks: Remarks on how a fit was resumed.
+    """
+
+    digest: str | None
+    epochs: int
+    weights_epoch: int
+    remarks: tuple[str, ...]
+
+
+class EnsembleTrainer:
+    """Trainer of a run's network, or of the members of its ensemble one after another.
+
+    A fit that was stopped is resumed; the network of a fit that is done is saved and read again.
+
+    Args:
+        run: Run in staging.
+        data: Result of `load_data`.
+        dataset: Dataset with the training and, if it has one, the validation split.
+        identity: Everything that a checkpoint must have in common with this fit.
+        stop: Function that returns the number of the signal that asks to stop, or None.
+        progress: Callback for finished steps and epochs; epochs are counted over all members.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        data: LoadedData,
+        dataset: Dataset,
+        *,
+        identity: dict[str, Any],
+        stop: Callable[[], int | None],
+        progress: ProgressCallback | None,
+    ) -> None:
+        self._run, self._data, self._dataset, self._identity = run, data, dataset, identity
+        self._stop, self._progress = stop, progress
+        self._count = run.config.model.members
+
+    def fit(
+        self, first: Callable[[], keras.Model], steps: int
+    ) -> tuple[keras.Model, list[MemberResult]]:
+        """Fit the members that are not fitted yet.
+
+        Args:
+            first: Function that returns the first network, compiled.
+            steps: Number of steps of a whole fit, for the learning rate schedules of the others.
+
+        Returns:
+            The network or the ensemble, compiled and computing in float32, and the results of the
+            fits.
+        """
+        if self._count == 1:
+            model, member = self._fit_member(0, first(), self._run.config, 0)
+            return model, [member]
+        members: list[MemberResult] = []
+        for number in range(self._count):
+            config = self._run.config.model_copy(
+                update={"seed": member_seed(self._run.config.seed, number)}
+            )
+            done = self._load_result(number)
+            if done is None:
+                model = first() if number == 0 else self._compile(config, steps)
+                earlier_epochs = sum(each.epochs for each in members)
+                done = self._save(number, *self._fit_member(number, model, config, earlier_epochs))
+            members.append(done)
+        networks = list(self._read_networks(members))
+        ensemble = combine(networks, self._run.config.training, self._data.image_shape)
+        return ensemble, members
+
+    def _compile(self, config: RunConfig, steps: int) -> keras.Model:
+        model = models.build(config, self._data.image_shape, self._data.classes)
+        models.compile_model(model, config.training, steps=steps)
+        return model
+
+    def _fit_member(
+        self, number: int, model: keras.Model, config: RunConfig, earlier_epochs: int
+    ) -> tuple[keras.Model, MemberResult]:
+        folder = self._run.folder / "checkpoints"
+        logs = self._run.folder / "tensorboard"
+        context = training.FitContext(
+            progress=self._progress
+            and _MemberProgress(self._progress, earlier_epochs, self._count),
+            checkpoints=training.Checkpoints(
+                folder if number == 0 else folder / f"{number}", self._identity
+            ),
+            on_history=self._history_writer(earlier_epochs),
+            stop=self._stop,
+            tensorboard=str(logs / f"{number}" if number else logs)
+            if config.training.tensorboard
+            else None,
+        )
+        # All members hold out the run's validation images: the ensemble is calibrated on them.
+        try:
+            fitted = training.fit(
+                model,
+                self._dataset.train,
+                self._run.config,
+                self._data.classes,
+                context,
+                seed=config.seed,
+                validation=self._dataset.validation,
+            )
+        except (DivergedError, Interrupted) as error:
+            if self._count > 1:
+                error.add_note(f"its epochs are those of member {number + 1} of {self._count}")
+            raise
+        network = models.build_float32(model, config, self._data.image_shape, self._data.classes)
+        return network, MemberResult(
+            None, len(fitted.history.epoch), fitted.weights_epoch, fitted.remarks
+        )
+
+    def _history_writer(self, earlier_epochs: int) -> Callable[[pa.Table], None]:
+        """Return a function that writes a member's history after that of the members before."""
+        path = staged_table(self._run, "history")
+        earlier: list[dict[str, Any]] = []
+        if earlier_epochs:
+            earlier = [
+                row
+                for row in read_table(path, schemas.HISTORY).to_pylist()
+                if row["epoch"] <= earlier_epochs
+            ]
+
+        def write(table: pa.Table) -> None:
+            if earlier_epochs:
+                later = [
+                    row | {"epoch": row["epoch"] + earlier_epochs} for row in table.to_pylist()
+                ]
+                table = history.table(earlier + later)
+            write_table(path, table, schemas.HISTORY)
+
+        return write
+
+    def _path(self, number: int) -> Path:
+        return self._run.folder / "model" / f"member-{number}.keras"
+
+    def _save(self, number: int, model: keras.Model, member: MemberResult) -> MemberResult:
+        member = member._replace(digest=models.save_model(model, self._path(number)))
+        write_json(self._path(number).with_suffix(".json"), member._asdict())
+        return member
+
+    def _load_result(self, number: int) -> MemberResult | None:
+        """Return the result of a member whose network is saved and intact, or None."""
+        path = self._path(number).with_suffix(".json")
+        if not path.exists():
+            return None
+        try:
+            member = TypeAdapter(MemberResult).validate_python(read_json(path))
+            is_intact = file_digest(self._path(number)) == member.digest
+        except (ValidationError, OSError, StoreError):
+            return None
+        return member if is_intact else None
+
+    def _read_networks(self, members: list[MemberResult]) -> Iterator[keras.Model]:
+        config = self._run.config
+        for number, member in enumerate(members):
+            yield models.load_model(
+                self._path(number),
+                str(member.digest),
+                model_name=config.model.name,
+                seed=member_seed(config.seed, number),
+                compiled=False,
+            )
+
+
+class _MemberProgress(NullProgress):
+    """Progress callback that counts a member's epochs as those of the whole run.
+
+    Args:
+        progress: Callback of the run.
+        earlier_epochs: Number of epochs of the members before.
+        members: Number of members.
+    """
+
+    def __init__(self, progress: ProgressCallback, earlier_epochs: int, members: int) -> None:
+        self._progress, self._earlier, self._members = progress, earlier_epochs, members
+
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
+        self._progress.step(self._earlier + epoch, self._members * epochs, done, steps, metrics)
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
+        self._progress.epoch(self._earlier + epoch, self._members * epochs, metrics, seconds)

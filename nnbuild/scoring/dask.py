@@ -16,8 +16,9 @@ from typing import Any
 
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.job import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
+from nnbuild.scoring.job import Job, progress_of, shards_of, staging, work_of
 from nnbuild.scoring.models import engine_of
 from nnbuild.scoring.shards import Shard, Work, make_shards
 from nnbuild.store import Store, presence
@@ -29,13 +30,15 @@ _SECONDS_FOR_A_SHARD = 60
 _STOP = "stop"  # a file beside the job: shards that have not begun do not begin any more
 
 
-def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list[Shard]:
+def score_on_cluster(
+    job: Job, address: str, progress: ProgressCallback | None = None
+) -> list[Shard]:
     """Make every shard that is not there yet, on the workers of a cluster; see `nnbuild.scoring.job.score_input`.
 
     Args:
         job: whose folder the workers see under the same path.
         address: of the scheduler, such as `tcp://127.0.0.1:8786`.
-        watch: is told of rows, a shard at a time.
+        progress: Callback for the number of scored rows, called after each shard.
 
     Raises:
         ConfigError: nobody answers there, or Dask is not installed.
@@ -43,7 +46,7 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
         RunError: a shard has taken down several workers.
         Interrupted: a signal asked to stop; whole shards are kept.
     """
-    watch = watch or Nobody()
+    progress = progress or NullProgress()
     (job.folder / _STOP).unlink(missing_ok=True)
     done, todo = progress_of(job)
     total, began = job.total, time.perf_counter()
@@ -62,7 +65,7 @@ def score_on_cluster(job: Job, address: str, watch: Watch | None = None) -> list
                 made = _made(_next(ready, stop))
                 done.append(made)
                 rows = sum(each.rows + each.quarantined for each in done)
-                watch.scored(rows, total, time.perf_counter() - began)
+                progress.scored(rows, total, time.perf_counter() - began)
         except BaseException:
             (job.folder / _STOP).touch()
             _drain(waiting)

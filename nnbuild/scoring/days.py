@@ -21,6 +21,7 @@ from nnbuild.errors import (
     NnbuildError,
 )
 from nnbuild.runtime.environment import processors
+from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring import claims
 from nnbuild.scoring.addresses import is_there
@@ -223,7 +224,7 @@ def _require_outputs(store: Store, days: list[Partition]) -> None:
             raise claims.in_use(output, holder)
 
 
-class _Work:
+class _Work(NullProgress):
     """What the threads share; each job in them stops when it is told to."""
 
     def __init__(self, store: Store, fixed: dict[str, Any]) -> None:
@@ -256,7 +257,7 @@ class _Work:
             try:
                 if (before := scored_before(self._store, config)) is not None:
                     return Part(**about, status="skipped", score_id=before)
-                done = score(config, str(self._store.root), watch=self, once=True)
+                done = score(config, str(self._store.root), progress=self, once=True)
             except AlreadyScoredError as error:
                 return Part(**about, status="skipped", score_id=error.score_id)
             except BeingScoredError as error:

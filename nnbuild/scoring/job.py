@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,7 @@ from nnbuild.errors import (
     StoreError,
 )
 from nnbuild.runtime import environment, fault_injection
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.scoring import claims, repeats
 from nnbuild.scoring.config import ScoreConfig
@@ -44,20 +45,6 @@ from nnbuild.store.filesystem import (
 from nnbuild.store.ids import is_run_id, new_run_id, require_score_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
-
-
-class Watch(Protocol):
-    """Who is told how the job goes. Each call should be quick."""
-
-    def scored(self, done: int, total: int, seconds: float) -> None:
-        """So many of the input's rows are done, in so many seconds of this process."""
-
-
-class Nobody:
-    """Who is told nothing."""
-
-    def scored(self, done: int, total: int, seconds: float) -> None:
-        """Nothing comes of it."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +171,14 @@ def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[Unit]]]]:
     return [shard for shard in made.values() if shard is not None], todo
 
 
-def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
+def score_input(job: Job, progress: ProgressCallback | None = None) -> list[Shard]:
     """Make every shard that is not there yet.
 
     Raises:
         DataError: a row cannot be scored, and the job is to stop there.
         ContractError: what comes out of the model is no logits, or not finite.
     """
-    watch, work = watch or Nobody(), work_of(job)
+    progress, work = progress or NullProgress(), work_of(job)
     done, todo = progress_of(job)
     rows, total, began = (
         sum(each.rows + each.quarantined for each in done),
@@ -204,7 +191,7 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
             done.append(made)
         else:
             rows += made
-            watch.scored(rows, total, time.perf_counter() - began)
+            progress.scored(rows, total, time.perf_counter() - began)
     fault_injection.failpoint("score:shards")
     return sorted(done, key=lambda each: each.name)
 

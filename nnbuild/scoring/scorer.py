@@ -6,10 +6,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError
+from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
-from nnbuild.scoring.job import Job, Watch, open_job, resume_job, score_input, working_on
+from nnbuild.scoring.job import Job, open_job, resume_job, score_input, working_on
 from nnbuild.scoring.shards import Shard
 
 
@@ -54,9 +55,13 @@ def opened(
     )
 
 
-def make_shards(job: Job, address: str | None, watch: Watch | None = None) -> list[Shard]:
+def make_shards(
+    job: Job, address: str | None, progress: ProgressCallback | None = None
+) -> list[Shard]:
     """Make the shards that are not there yet, here or on the cluster at an address; see `score`."""
-    return score_input(job, watch) if address is None else score_on_cluster(job, address, watch)
+    return (
+        score_input(job, progress) if address is None else score_on_cluster(job, address, progress)
+    )
 
 
 def _open(
@@ -75,7 +80,7 @@ def score(
     *,
     resume: str | None = None,
     address: str | None = None,
-    watch: Watch | None = None,
+    progress: ProgressCallback | None = None,
     once: bool = False,
 ) -> ScoredJob:
     """Score an input of any size into the `scores` table, or into a folder.
@@ -85,7 +90,7 @@ def score(
         store: The root of the store.
         resume: Id of a job that was stopped.
         address: Address of a Dask scheduler, `tcp://…`; this process scores if not given.
-        watch: Gets the number of scored rows.
+        progress: Callback for the number of scored rows.
         once: Whether to give up if another job has scored the same input with the same model and
             options. Without it an input is scored again each time.
 
@@ -97,4 +102,4 @@ def score(
     """
     job = _open(config, store, resume, once=once)
     with working_on(job):
-        return commit_job(job, make_shards(job, address, watch))
+        return commit_job(job, make_shards(job, address, progress))

@@ -10,6 +10,7 @@ from nnbuild.config.loading import flattened
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.significance import mcnemar_test as paired_test
 from nnbuild.store.schemas import JOB_TABLES
+from nnbuild.store.step_results import Calibrated, FittedModel, Scored
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
@@ -30,7 +31,7 @@ _METRICS = (
     "macro_f1",
 )
 _OF_PAIR = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
-_SECONDS = ("fit_model", "score_test_set")
+_SECONDS = (FittedModel.step, Scored.step)
 
 
 def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def _told(value: Any) -> Any:
 def _figures(store: Store, manifest: dict[str, Any], differing: dict[str, Any]) -> dict[str, Any]:
     row, run_id = manifest["row"], manifest["run_id"]
     metrics = _metrics(store, run_id)
-    temperature = manifest["steps"].get("calibrate_model", {}).get("temperature")
+    temperature = manifest["steps"].get(Calibrated.step, {}).get("temperature")
     return {
         "run_id": run_id,
         **{name: row[name] for name in _OF_RUN},

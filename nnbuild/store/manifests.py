@@ -14,36 +14,22 @@ from nnbuild.store import schemas
 from nnbuild.store.filesystem import read_json
 from nnbuild.store.json_models import Moment, lacks, problem, validated
 from nnbuild.store.step_results import (
+    MANIFEST_STEPS,
     BuiltModel,
-    Calibrated,
     CheckedData,
-    CompiledModel,
-    Decided,
     Evaluated,
-    ExportedModel,
     FittedModel,
-    HistoryTable,
     LoadedData,
-    Scored,
     StepResult,
 )
 
-STEPS: dict[str, type[StepResult]] = {
-    "load_data": LoadedData,
-    "check_data": CheckedData,
-    "build_model": BuiltModel,
-    "compile_model": CompiledModel,
-    "fit_model": FittedModel,
-    "persist_history": HistoryTable,
-    "export_model": ExportedModel,
-    "evaluate_model": Evaluated,
-    "calibrate_model": Calibrated,
-    "score_test_set": Scored,
-    "decide": Decided,
-}
-"""The steps whose results a manifest holds, in the order of the recipe."""
-
-_OF_SUCCESS = ("load_data", "check_data", "build_model", "fit_model", "evaluate_model")
+_OF_SUCCESS: tuple[type[StepResult], ...] = (
+    LoadedData,
+    CheckedData,
+    BuiltModel,
+    FittedModel,
+    Evaluated,
+)
 
 
 def _inside(name: str) -> str:
@@ -111,10 +97,11 @@ class FileEntry(_Recorded):
 
 
 class Manifest(_Recorded):
-    """Everything that explains a run, but for the results of its steps, which are `STEPS`.
+    """Everything that explains a run, but for the results of its steps, which are `MANIFEST_STEPS`.
 
     Attributes:
         row: The run's row in the table `runs`.
+        error_type: Name of the class of the exception that ended a failed run.
         seconds: How long each step took, by its name.
         files: Every file of the run, by its path below the store's root.
         flow_run_id: Id of the Prefect flow run; None outside Prefect.
@@ -131,6 +118,7 @@ class Manifest(_Recorded):
     packages: dict[str, str | None]
     machine: _Machine
     flow_run_id: str | None
+    error_type: str | None = None
 
     @validator(mode="after")
     def _has_what_success_means(self) -> Self:
@@ -177,9 +165,9 @@ def _problem(manifest: Mapping[str, Any]) -> str | None:
         found = validated(Manifest, manifest)
     except ValidationError as error:
         return problem(error)
-    for name, kind in STEPS.items():
+    for name, kind in MANIFEST_STEPS.items():
         if name not in found.steps:
-            if found.row.status == "succeeded" and name in _OF_SUCCESS:
+            if found.row.status == "succeeded" and kind in _OF_SUCCESS:
                 return lacks("steps", name)
             continue
         known = {key: each for key, each in found.steps[name].items() if key in kind.model_fields}

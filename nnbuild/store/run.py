@@ -128,16 +128,28 @@ class Run:
         """A path as it is written into tables and results: relative to the root."""
         return path.relative_to(self.root).as_posix()
 
-    def save_result(self, step: str, result: StepResult, seconds: float) -> None:
-        """Write down that a step is done. Its files must be on the disk by now."""
+    def save_result(self, result: StepResult, seconds: float) -> None:
+        """Record that a step is done; its files must be on the disk by now.
+
+        Args:
+            result: Result of the step.
+            seconds: Duration of the step.
+        """
         write_json(
-            self.folder / "steps" / f"{step}.json",
+            self._result_path(type(result)),
             {"seconds": seconds, "result": result.model_dump(mode="json")},
         )
 
-    def load_result(self, step: str, kind: type[R]) -> R | None:
-        """What a step said, if it is done and its files still are what they were."""
-        path = self.folder / "steps" / f"{step}.json"
+    def load_result(self, kind: type[R]) -> R | None:
+        """Return the result of the step that returns this type.
+
+        Args:
+            kind: Type of the step's result.
+
+        Returns:
+            The result, or None if the step is not done or its files have changed since.
+        """
+        path = self._result_path(kind)
         if not path.exists():
             return None
         try:
@@ -150,10 +162,17 @@ class Run:
         )
         return result if whole else None
 
-    def invalidate(self, *steps: str) -> None:
-        """Let steps be made again."""
-        for step in steps:
-            (self.folder / "steps" / f"{step}.json").unlink(missing_ok=True)
+    def invalidate(self, *kinds: type[StepResult]) -> None:
+        """Remove the results of steps, so that they run again.
+
+        Args:
+            kinds: Types of the steps' results.
+        """
+        for kind in kinds:
+            self._result_path(kind).unlink(missing_ok=True)
+
+    def _result_path(self, kind: type[StepResult]) -> Path:
+        return self.folder / "steps" / f"{kind.step}.json"
 
     def clear(self) -> None:
         """Remove the run from staging."""

@@ -3,19 +3,21 @@
 Paths are relative to the store's root. Each is kept as JSON beside the run, so that a resumed run recalls it.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
 
 class StepResult(BaseModel):
-    """The result of a step, kept as JSON with the run, so that a resumed run recalls it.
+    """Result of a step, stored as JSON with the run, so that a resumed run can load it.
 
     Attributes:
-        files: SHA-256 of every file that the step left in the run's staging folder, by its path there.
+        step: Name of the step, which is the name of its function in `nnbuild.pipeline`.
+        files: SHA-256 of every file that the step wrote, by its path in the run's staging folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    step: ClassVar[str]
     files: dict[str, str] = {}
 
 
@@ -27,6 +29,7 @@ class LoadedData(StepResult):
         pixel_scales: How the pixels of each split were read, by its name.
     """
 
+    step = "load_data"
     name: str
     digest: str
     source: str
@@ -55,6 +58,7 @@ class Check(BaseModel):
 class CheckedData(StepResult):
     """The checks on the data, all of them passed or only soft."""
 
+    step = "check_data"
     checks: tuple[Check, ...]
 
 
@@ -66,6 +70,7 @@ class BuiltModel(StepResult):
             network.
     """
 
+    step = "build_model"
     path: str
     parameters: int
     factory: str | None = None
@@ -74,6 +79,7 @@ class BuiltModel(StepResult):
 class CompiledModel(StepResult):
     """A compiled model, not yet fitted."""
 
+    step = "compile_model"
     path: str
     steps_per_epoch: int
 
@@ -89,6 +95,7 @@ class FittedModel(StepResult):
         identity: config, dataset, code, threads and processor that the fit ran with.
     """
 
+    step = "fit_model"
     path: str
     epochs: int
     weights_epoch: int
@@ -100,6 +107,7 @@ class FittedModel(StepResult):
 class HistoryTable(StepResult):
     """The History as a table."""
 
+    step = "persist_history"
     path: str
     rows: int
 
@@ -107,6 +115,7 @@ class HistoryTable(StepResult):
 class Evaluated(StepResult):
     """The figures on the test set that are about all classes."""
 
+    step = "evaluate_model"
     test_accuracy: float
     test_loss: float
     metrics: dict[str, float]
@@ -123,6 +132,7 @@ class ExportedModel(StepResult):
         probe: how many images were compared.
     """
 
+    step = "export_model"
     path: str | None
     remark: str
     largest_difference: float | None
@@ -140,6 +150,7 @@ class Calibrated(StepResult):
         validation: accuracy and loss (cross-entropy, in nats) of the kept network on the validation examples.
     """
 
+    step = "calibrate_model"
     temperature: float
     before: dict[str, float]
     after: dict[str, float]
@@ -149,6 +160,7 @@ class Calibrated(StepResult):
 class Scored(StepResult):
     """The probability table of the test set."""
 
+    step = "score_test_set"
     path: str
     rows: int
     seconds: float
@@ -165,8 +177,10 @@ class Decided(StepResult):
         figures: the numbers of the decision, as in the `decisions` table.
         waits: whether the gate says yes, and a person has to say it too.
         passed_over: whether the run was kept from the gate.
+        gate_reason: Reason of the gate alone, without what a person said or has to say.
     """
 
+    step = "decide"
     champion: str | None
     promote: bool
     reason: str
@@ -174,11 +188,13 @@ class Decided(StepResult):
     figures: dict[str, float]
     waits: bool = False
     passed_over: bool = False
+    gate_reason: str = ""
 
 
 class Reported(StepResult):
     """The page that a person looks at."""
 
+    step = "write_report"
     path: str
 
 
@@ -191,3 +207,25 @@ class Committed(StepResult):
     manifest: str
     tables: dict[str, str]
     model: str | None
+
+
+MANIFEST_STEPS: dict[str, type[StepResult]] = {
+    kind.step: kind
+    for kind in (
+        LoadedData,
+        CheckedData,
+        BuiltModel,
+        CompiledModel,
+        FittedModel,
+        HistoryTable,
+        ExportedModel,
+        Evaluated,
+        Calibrated,
+        Scored,
+        Decided,
+    )
+}
+"""The steps whose results a manifest holds, by name, in the order of the pipeline.
+
+The report is missing: it shows the manifest, so it is written after it.
+"""

@@ -1,14 +1,13 @@
-"""Which trial is next, what they came to, and which of them goes to the gate."""
+"""Run a sweep: the next trial, the results so far, and the best run, which goes to the gate."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import ConfigError
-from nnbuild.pipeline.run import decide_and_commit
-from nnbuild.pipeline.run import run_context as working_on_run
+from nnbuild.pipeline.run import decide_and_commit, run_context
+from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.sweep.space import SweepConfig, points
 from nnbuild.sweep.study import Study, require_possible
 from nnbuild.sweep.sweep import Sweep, Trial, TrialResult, open_sweep, sweep_context
@@ -16,12 +15,13 @@ from nnbuild.sweep.trial import commit_without_gate, make_trial
 
 
 class SweepResult(BaseModel):
-    """How a sweep ended.
+    """Result of a sweep.
 
     Attributes:
-        trials: the best first, by validation; those without a value last.
-        best: the run that went to the gate: the best trial's first seed; None if no trial finished.
-        promoted: whether that run became the champion.
+        trials: Results of the trials, the best by validation first, those without a value last.
+        best: ID of the run that went to the gate, which is the best trial's first seed; None if no
+            trial finished.
+        promoted: Whether that run became the champion.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,41 +33,41 @@ class SweepResult(BaseModel):
 
 
 class SweepRunner:
-    """The trials of a sweep: those that were begun first, then new ones. Modifies the store by `tell`.
+    """The trials of a sweep, first those that were begun before, then new ones, and their results.
 
     Args:
-        sweep: held by `nnbuild.sweep.sweep_context`.
+        sweep: Sweep, locked by `nnbuild.sweep.sweep_context`.
 
     Attributes:
-        results: what was told so far.
+        results: Results that were recorded so far.
     """
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._study = Study(sweep) if sweep.config.search else None
-        self._trials = self._asked(self._study) if self._study else self._grid()
+        self._trials = self._search_trials(self._study) if self._study else self._grid_trials()
         self.results: list[TrialResult] = []
 
     def next(self) -> Trial | None:
-        """The next trial; None if there are no more."""
+        """Return the next trial, or None if there are no more."""
         return next(self._trials, None)
 
-    def _grid(self) -> Iterator[Trial]:
+    def _grid_trials(self) -> Iterator[Trial]:
         for number, values in enumerate(points(self._sweep.config.grid)):
             yield Trial(number=number, values=values)
 
-    def _asked(self, study: Study) -> Iterator[Trial]:
+    def _search_trials(self, study: Study) -> Iterator[Trial]:
         begun = study.begun()
         yield from begun
         for _ in range(len(begun), int(self._sweep.config.trials or 0)):
             yield study.ask()
 
-    def tell(self, result: TrialResult) -> None:
-        """Note what came of a trial. Whichever run cannot be the best any more is committed, without the gate."""
+    def record(self, result: TrialResult) -> None:
+        """Record the result of a trial, and commit each run that cannot be the best any more."""
         before = self.best
         self.results.append(result)
         if self._study is not None:
-            self._study.tell(result)
+            self._study.record(result)
         best = self.best
         for each in (result, before):
             if each is not None and each is not best:
@@ -75,27 +75,27 @@ class SweepRunner:
 
     @property
     def best(self) -> TrialResult | None:
-        """The best by validation so far; of equals, the first."""
+        """Return the best result by validation so far; of equal ones, the first."""
         ranked = self.ranked()
         return ranked[0] if ranked and ranked[0].value is not None else None
 
     def ranked(self) -> list[TrialResult]:
-        """The results, the best first."""
+        """Return the results so far, the best first."""
         sign = -1 if self._sweep.config.objective == "val_accuracy" else 1
 
-        def place(result: TrialResult) -> tuple[bool, float, int]:
+        def rank(result: TrialResult) -> tuple[bool, float, int]:
             return result.value is None, sign * (result.value or 0.0), result.number
 
-        return sorted(self.results, key=place)
+        return sorted(self.results, key=rank)
 
     def result(self) -> SweepResult:
-        """What the sweep came to, once its best run is committed.
+        """Return the result of the sweep, once its best run is committed.
 
         Raises:
-            ConfigError: not one trial could begin.
+            ConfigError: No trial could begin.
         """
         if self.results and not self._sweep.runs():
-            raise ConfigError(f"no trial could begin; the first one: {self.results[0].error}")
+            raise ConfigError(f"no trial could begin; the first error: {self.results[0].error}")
         best = self.best.runs[0] if self.best else None
         row = self._sweep.store.manifest(best)["row"] if best else {}
         return SweepResult(
@@ -112,28 +112,31 @@ def make_sweep(
     store: Path | str | None = None,
     *,
     sweep_id: str | None = None,
-    watch: Any = None,
+    progress: ProgressCallback | None = None,
 ) -> SweepResult:
-    """The whole sweep in one call, without Prefect; the same call again makes what is missing.
+    """Run a whole sweep without Prefect; the same call again makes what is missing.
 
     Args:
-        config: what it goes over, from `nnbuild.sweep.sweep_config`; None to go on with a sweep by its id.
-        store: its root.
-        sweep_id: its name; made of the config's digest if not given.
-        watch: is told of steps and epochs, see `nnbuild.training.ProgressCallback`.
+        config: Configuration from `nnbuild.sweep.sweep_config`; None to resume a sweep by its ID.
+        store: Root of the store; `$NNBUILD_STORE` or `./nnbuild-store` if None.
+        sweep_id: ID of the sweep; made from the configuration's digest if None.
+        progress: Callback for finished steps and epochs.
+
+    Returns:
+        The trials, the best first, and what became of the best run.
 
     Raises:
-        InputError: something that was given cannot be used.
-        Interrupted: a signal; the same call goes on.
+        InputError: An argument, the data or the model cannot be used.
+        Interrupted: A signal stopped the sweep; the same call resumes it.
     """
     sweep = open_sweep(config, store, sweep_id)
     require_possible(sweep)
     with sweep_context(sweep):
-        plan = SweepRunner(sweep)
-        while (trial := plan.next()) is not None:
-            plan.tell(make_trial(sweep, trial, watch=watch))
-        run = sweep.waiting(plan.best.runs[0]) if plan.best else None
+        runner = SweepRunner(sweep)
+        while (trial := runner.next()) is not None:
+            runner.record(make_trial(sweep, trial, progress=progress))
+        run = sweep.unfinished_run(runner.best.runs[0]) if runner.best else None
         if run is not None:
-            with working_on_run(run):
+            with run_context(run):
                 decide_and_commit(run)
-        return plan.result()
+        return runner.result()

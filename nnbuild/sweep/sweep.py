@@ -1,4 +1,4 @@
-"""A sweep in the store: its record in staging, and the runs that carry its id."""
+"""A sweep in the store: its record in staging, its trials, and its runs."""
 
 import json
 import re
@@ -29,14 +29,14 @@ _ID_DIGITS = 12
 
 
 class _Tag(BaseModel):
-    """Which trial of which sweep a run is, as any version of nnbuild has written it."""
+    """Trial and sweep of a run, as any version of nnbuild wrote them."""
 
     sweep: str
     number: int
 
 
 class _Tagged(BaseModel):
-    """What a run's config says of its sweep."""
+    """The part of a run's configuration that identifies its trial."""
 
     seed: int
     trial: _Tag | None = None
@@ -44,12 +44,12 @@ class _Tagged(BaseModel):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A handle that is small enough to pass between tasks.
+    """A sweep; the handle is small enough to pass between tasks.
 
     Attributes:
-        root: address of the store.
-        sweep_id: the sweep's id, by which its runs are found.
-        config: what it goes over.
+        root: Root of the store.
+        sweep_id: ID of the sweep, which its runs carry.
+        config: Configuration of the sweep.
     """
 
     root: str
@@ -58,86 +58,84 @@ class Sweep:
 
     @cached_property
     def store(self) -> Store:
-        """The store."""
+        """Return the store."""
         return Store(self.root)
 
     @property
     def folder(self) -> Path:
-        """Where the sweep keeps its record and, of a search, its study."""
+        """Return the folder with the record of the sweep and the study of a search."""
         return self.store.local_root / "staging" / f"sweep-{self.sweep_id}"
 
     @property
     def storage(self) -> str:
-        """The URL of Optuna's storage."""
+        """Return the URL of Optuna's storage."""
         return self.config.storage or f"sqlite:///{self.folder / 'study.db'}"
 
     def runs(self) -> dict[tuple[int, int], str]:
-        """The ids of the sweep's runs, committed or waiting, by the trial's number and the run's seed."""
-        found: dict[tuple[int, int], str] = {}
+        """Return the IDs of the sweep's runs, committed or not, by number of the trial and seed."""
+        runs: dict[tuple[int, int], str] = {}
         if not self.store.root.exists():
-            return found
-        committed = (
-            self.store.read_table("runs", columns=["config"]) if self.store.run_ids() else None
-        )
-        for row in committed.to_pylist() if committed is not None else ():
-            with suppress(ValueError):  # another's, that cannot be read
-                self._note(found, row["run_id"], json.loads(row["config"]))
-        for waiting in self.store.unfinished_runs():
-            with suppress(StoreError):  # another's, that cannot be read
-                self._note(
-                    found,
-                    waiting.run_id,
-                    Run(self.store.local_root, waiting.run_id).record["config"],
-                )
-        return found
+            return runs
+        for run_id, config in self._configs():
+            # Runs of other sweeps and other versions of nnbuild may have a config of any form.
+            with suppress(ValidationError):
+                known = _Tagged.model_validate(config)
+                if known.trial is not None and known.trial.sweep == self.sweep_id:
+                    runs[known.trial.number, known.seed] = run_id
+        return runs
 
-    def _note(self, found: dict[tuple[int, int], str], run_id: str, config: Any) -> None:
-        """Configs are taken as they were written: a store may hold those of another version."""
-        try:
-            known = _Tagged.model_validate(config)
-        except ValidationError:
-            return
-        if known.trial is not None and known.trial.sweep == self.sweep_id:
-            found[known.trial.number, known.seed] = run_id
+    def _configs(self) -> Iterator[tuple[str, Any]]:
+        """Yield ID and config of each run in the store, as the run has recorded it."""
+        if self.store.run_ids():
+            for row in self.store.read_table("runs", columns=["config"]).to_pylist():
+                with suppress(ValueError):  # not JSON
+                    yield row["run_id"], json.loads(row["config"])
+        for unfinished in self.store.unfinished_runs():
+            run = Run(self.store.local_root, unfinished.run_id)
+            with suppress(StoreError):  # a damaged record
+                yield unfinished.run_id, run.record["config"]
 
-    def waiting(self, run_id: str) -> Run | None:
-        """A run of the sweep that is in staging; None if it is committed."""
+    def unfinished_run(self, run_id: str) -> Run | None:
+        """Return a run of the sweep that is in staging; None if it is committed."""
         return None if run_id in self.store.run_ids() else self.store.unfinished_run(run_id)
 
 
 def open_sweep(
     config: SweepConfig | None, root: Path | str | None = None, sweep_id: str | None = None
 ) -> Sweep:
-    """Find a sweep, or say what it will be; nothing is written before `run_context`.
+    """Return a new sweep, or one to resume; nothing is written before `sweep_context`.
 
     Args:
-        config: what it goes over; None to go on with a sweep by its id.
-        root: of the store.
-        sweep_id: a name for it; made of the config's digest if not given, so that the same config is the same sweep.
+        config: Configuration; None to resume a sweep by its ID.
+        root: Root of the store; `$NNBUILD_STORE` or `./nnbuild-store` if None.
+        sweep_id: ID of the sweep; made from the configuration's digest if None, so that the same
+            configuration is the same sweep.
 
     Raises:
-        ConfigError: the id is none, or names a sweep with another config.
-        StoreError: the store cannot be used, or has no sweep of that id to go on with.
+        ConfigError: The ID is invalid, or names a sweep with another configuration.
+        StoreError: The store cannot be used, or has no sweep with this ID to resume.
     """
     store = Store(root)
     if sweep_id is not None and not re.fullmatch(SWEEP_ID, sweep_id):
         raise ConfigError(
-            f"--id {sweep_id!r}: expected lower-case letters, digits, dashes and underscores, 64 at the most"
+            f"invalid sweep ID {sweep_id!r}, expected at most 64 lower-case letters, digits, "
+            "dashes and underscores"
         )
     if sweep_id is None and config is None:
-        raise ConfigError(
-            "nothing varies; give --grid KEY=A,B or --search KEY=LOW..HIGH, or --id of a sweep"
-        )
+        raise ConfigError("nothing varies; give a grid or a search, or the ID of a sweep to resume")
     name = sweep_id or (config.digest()[:_ID_DIGITS] if config else "")
     path = store.local_root / "staging" / f"sweep-{name}" / _RECORD
     known = _recorded(path) if path.exists() else None
     chosen = config or known
     if chosen is None:
         store.require()
-        raise StoreError(f"no sweep {name} in {store.root}; give --grid or --search to begin it")
+        raise StoreError(
+            f"there is no sweep {name} in {store.root}; give a grid or a search to begin it"
+        )
     if config is not None and known is not None and known.digest() != config.digest():
         raise ConfigError(
-            f"sweep {name} was begun with other settings; give another --id, or --id alone to go on"
+            f"sweep {name} was begun with other settings; give another ID, or the ID alone to "
+            "resume it"
         )
     return Sweep(str(store.root), name, chosen)
 
@@ -147,25 +145,28 @@ def _recorded(path: Path) -> SweepConfig:
         return SweepConfig.model_validate(read_json(path))
     except ValidationError as error:
         raise StoreError(
-            f"{path} is not a record of a sweep: {problem(error)}; give another --id"
+            f"{path} is not a valid record of a sweep: {problem(error)}; give another ID"
         ) from error
 
 
 @contextmanager
 def sweep_context(sweep: Sweep) -> Iterator[None]:
-    """Hold a sweep while its trials are made.
+    """Lock a sweep while its trials run.
 
-    Bad input with which no run could begin leaves the store as it was. Whatever else happens, the sweep can be gone
-    on with.
+    If bad input lets no run begin, the store is left as it was. In any other case the sweep can be
+    resumed.
+
+    Args:
+        sweep: Sweep from `open_sweep`.
 
     Raises:
-        LockedError: another process holds the sweep.
+        LockedError: Another process holds the sweep.
     """
     commit.complete_interrupted_commits(sweep.store)
     created = sweep.store.create()
     with os_errors_as_store_errors(f"write to store {sweep.root}"):
         make_durable_dir(sweep.folder)
-    with locks.held(sweep.folder):  # whoever does not get it must leave the folder alone
+    with locks.held(sweep.folder):  # without the lock, the folder is another process's
         try:
             write_json(sweep.folder / _RECORD, sweep.config.model_dump(mode="json"))
             yield
@@ -177,16 +178,16 @@ def sweep_context(sweep: Sweep) -> Iterator[None]:
             raise
 
 
-Report = Callable[[int, float], bool]
-"""Given an epoch (from 1) and the objective, whether to give up."""
+ShouldPrune = Callable[[int, float], bool]
+"""Function that gets an epoch, from 1, and its objective, and returns whether to prune the run."""
 
 
 class Trial(BaseModel):
-    """What is tried.
+    """One combination of values.
 
     Attributes:
-        number: from 0.
-        values: of the settings that vary, by dotted key.
+        number: Number of the trial, from 0.
+        values: Values of the settings that vary, by dotted key.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -195,13 +196,16 @@ class Trial(BaseModel):
 
 
 class TrialResult(BaseModel):
-    """What came of a trial.
+    """Result of a trial.
 
     Attributes:
-        state: `finished` if each of its runs succeeded; `pruned` or `failed` at the first that did not.
-        value: mean over its runs of the objective of the network that was kept; None unless finished.
-        runs: ids of its runs, by seed.
-        error: why it is not finished.
+        number: Number of the trial, from 0.
+        values: Values of the settings that vary, by dotted key.
+        state: `finished` if all of its runs succeeded, else `pruned` or `failed` like the first
+            that did not.
+        value: Mean objective of the final networks over its runs; None unless finished.
+        runs: IDs of its runs by seed.
+        error: Reason why it is not finished.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,6 +1,7 @@
-"""Training: the order of examples, the compiled steps, the checkpoints, and the fit that ties them together."""
+"""Training: the order of the examples, compiled steps, checkpoints, and the fit that uses them."""
 
 from nnbuild.training.checkpoint import Checkpoint, Checkpoints
-from nnbuild.training.trainer import FitContext, Fitted, ProgressCallback, fit
+from nnbuild.training.context import FitContext, Fitted
+from nnbuild.training.trainer import fit
 
-__all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "ProgressCallback", "fit"]
+__all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "fit"]

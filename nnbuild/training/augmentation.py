@@ -1,26 +1,29 @@
-"""Random changes of a batch of training images. The draw depends on seed, epoch and step, and on nothing else."""
+"""Random augmentation of training images, which depends on seed, epoch and step alone."""
 
 from collections.abc import Callable
-from typing import Any
 
 from nnbuild.runtime.tensorflow import tf
 
-Augment = Callable[[Any, Any], Any]
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""Function of images, shape (n, height, width, channels), and an int64 seed of shape (2,)."""
 
 
-def shift(images: Any, seed: Any) -> Any:
-    """Move each image by up to two pixels up, down, left or right; what comes in is 0."""
+def shift(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Shift each image by up to two pixels vertically and horizontally; the margin is 0."""
     count = tf.shape(images)[0]
     moves = tf.random.stateless_uniform((count, 2), seed, -2, 3, tf.int32)
     zeros, ones = tf.zeros(count), tf.ones(count)
     across, down = tf.cast(moves[:, 0], tf.float32), tf.cast(moves[:, 1], tf.float32)
-    return _moved(
+    return _transform(
         images, tf.stack([ones, zeros, across, zeros, ones, down, zeros, zeros], axis=1), "NEAREST"
     )
 
 
-def affine(images: Any, seed: Any) -> Any:
-    """Turn by up to 12°, scale by up to 12 %, shear by up to 0.15 and move by up to a tenth of the size, each image."""
+def affine(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Rotate, scale, shear and shift each image.
+
+    By up to 12°, 12 %, 0.15 and a tenth of the size; the margin is 0.
+    """
     shape = tf.shape(images)
     height, width = tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
     draws = tf.random.stateless_uniform((shape[0], 5), seed, -1.0, 1.0)
@@ -31,10 +34,12 @@ def affine(images: Any, seed: Any) -> Any:
     across = middle_x - a * middle_x - b * middle_y + 0.1 * width * draws[:, 3]
     down = middle_y - c * middle_x - d * middle_y + 0.1 * height * draws[:, 4]
     zeros = tf.zeros_like(a)
-    return _moved(images, tf.stack([a, b, across, c, d, down, zeros, zeros], axis=1), "BILINEAR")
+    return _transform(
+        images, tf.stack([a, b, across, c, d, down, zeros, zeros], axis=1), "BILINEAR"
+    )
 
 
-def _moved(images: Any, transforms: Any, interpolation: str) -> Any:
+def _transform(images: tf.Tensor, transforms: tf.Tensor, interpolation: str) -> tf.Tensor:
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=transforms,
@@ -46,8 +51,8 @@ def _moved(images: Any, transforms: Any, interpolation: str) -> Any:
     return tf.ensure_shape(moved, images.shape)
 
 
-def none(images: Any, seed: Any) -> Any:  # noqa: ARG001  (every augmentation is called alike)
-    """Leave the images as they are."""
+def none(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:  # noqa: ARG001  (an `Augment`)
+    """Return the images unchanged."""
     return images
 
 

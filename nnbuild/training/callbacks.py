@@ -1,4 +1,4 @@
-"""Keras's callbacks for a config, and what of them must be kept for a run to be resumed exactly."""
+"""Keras callbacks of a configuration, and their state for exact resumption."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +12,18 @@ from nnbuild.errors import ConfigError
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.store import presence
 
-# What Keras's own callbacks change while they watch. The rest of them follows from the config.
+# The state of Keras's callbacks; their other attributes follow from the configuration.
 _SCALARS = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
 _WEIGHTS = "best_weights"
-
-
 _DIRECTIONS = {"up": "max", "down": "min"}
 
 
-def _direction(monitor: str, model: Any) -> str:
-    """Whether a larger value is better: by the name, or by what the model's own metric says of itself."""
+def _direction(monitor: str, model: keras.Model) -> str:
+    """Return whether a monitor should rise or fall: by its name, or as the model's metric says.
+
+    Raises:
+        ConfigError: Neither tells.
+    """
     name = monitor.removeprefix("val_")
     if name.endswith("accuracy"):
         return "max"
@@ -32,25 +34,25 @@ def _direction(monitor: str, model: Any) -> str:
             if each.name == name and (known := getattr(each, "_direction", None)) in _DIRECTIONS:
                 return _DIRECTIONS[known]
     raise ConfigError(
-        f"monitor {monitor!r}: whether it should rise or fall is not known; watch a name that ends in "
+        f"monitor {monitor!r}: whether it should rise or fall is not known; use a name that ends in "
         "accuracy, loss, entropy, error or penalty, or one of Keras's metrics"
     )
 
 
 def configured(
-    training: TrainingConfig, model: Any, *, tensorboard: str | None = None
-) -> list[Any]:
-    """Return the callbacks that the config asks for.
+    training: TrainingConfig, model: keras.Model, *, tensorboard: str | None = None
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks of a configuration.
 
     Args:
-        training: resolved.
-        model: Compiled model, which may know whether its metrics should rise or fall.
-        tensorboard: folder for TensorBoard's logs, if they are wanted.
+        training: Resolved settings.
+        model: Compiled model, whose metrics may say whether they should rise or fall.
+        tensorboard: Folder for TensorBoard's logs; None for no logs.
 
     Raises:
-        ConfigError: Nothing says whether a monitor should rise or fall.
+        ConfigError: It is not known whether a monitor should rise or fall.
     """
-    callbacks: list[Any] = []
+    callbacks: list[keras.callbacks.Callback] = []
     if (stopping := training.early_stopping) is not None:
         callbacks.append(
             keras.callbacks.EarlyStopping(
@@ -71,7 +73,7 @@ def configured(
             )
         )
     if training.best_weights is not None:
-        # It never stops the fit: its patience is longer than the fit. It keeps the best epoch's weights.
+        # Its patience is longer than the fit: it only restores the best epoch's weights.
         callbacks.append(
             keras.callbacks.EarlyStopping(
                 training.best_weights,
@@ -86,7 +88,7 @@ def configured(
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
-    """TensorBoard's logs, in a folder that TensorFlow does not create again once it is gone."""
+    """TensorBoard callback that does not create the folder of a store again that disappeared."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch's metrics, unless the store disappeared."""
@@ -94,22 +96,24 @@ class _TensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
         super().on_epoch_end(epoch, logs)
 
 
-def best_epoch(callbacks: list[Any]) -> int | None:
-    """The epoch, from 1, whose weights were put back at the end; None if the last epoch's stayed."""
+def best_epoch(callbacks: list[keras.callbacks.Callback]) -> int | None:
+    """Return the epoch, from 1, whose weights are restored at the end; None for the last epoch."""
     for callback in callbacks:
         if getattr(callback, "restore_best_weights", False) and callback.best_weights is not None:
             return int(callback.best_epoch) + 1
     return None
 
 
-def state_of(callbacks: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What the callbacks have seen so far: their numbers, and their weights as named arrays."""
+def state_of(
+    callbacks: list[keras.callbacks.Callback],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the state of callbacks: numbers for each of them, and weights as named arrays."""
     numbers: list[dict[str, Any]] = []
     arrays: dict[str, Any] = {}
     for position, callback in enumerate(callbacks):
-        seen = {name: getattr(callback, name) for name in _SCALARS if hasattr(callback, name)}
+        state = {name: getattr(callback, name) for name in _SCALARS if hasattr(callback, name)}
         numbers.append(
-            {name: None if value is None else float(value) for name, value in seen.items()}
+            {name: None if value is None else float(value) for name, value in state.items()}
         )
         for index, weight in enumerate(getattr(callback, _WEIGHTS, None) or ()):
             arrays[f"callback/{position}/{index}"] = np.asarray(weight)
@@ -117,13 +121,15 @@ def state_of(callbacks: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]
 
 
 def restore_state(
-    callbacks: list[Any], numbers: list[dict[str, Any]], arrays: dict[str, Any]
+    callbacks: list[keras.callbacks.Callback],
+    numbers: list[dict[str, Any]],
+    arrays: dict[str, Any],
 ) -> None:
-    """Put back what `state_of` told; modifies the callbacks in place."""
-    for position, (callback, seen) in enumerate(zip(callbacks, numbers, strict=True)):
-        for name, value in seen.items():
-            counts = value is not None and name != "best"
-            setattr(callback, name, int(value) if counts else value)
+    """Restore the state of callbacks in place; the arguments are the results of `state_of`."""
+    for position, (callback, state) in enumerate(zip(callbacks, numbers, strict=True)):
+        for name, value in state.items():
+            is_count = value is not None and name != "best"
+            setattr(callback, name, int(value) if is_count else value)
         weights = [arrays[key] for key in _numbered(arrays, f"callback/{position}/")]
         if weights:
             setattr(callback, _WEIGHTS, weights)
@@ -137,27 +143,26 @@ def _numbered(arrays: dict[str, Any], prefix: str) -> list[str]:
 
 
 @contextmanager
-def averaged(model: Any) -> Iterator[None]:
-    """Give a model the average of its weights for the length of a block, if its optimizer keeps one.
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Set a model to the average of its weights within a block, if its optimizer has one.
 
-    What is validated and restored within the block is then what the fit would end with. Afterwards the
-    weights are the same again to the last bit, which Keras's own `SwapEMAWeights` does not promise: it
-    swaps by adding and subtracting.
+    Validation and callbacks then see the weights that the fit would end with. Afterwards the
+    weights are the same to the last bit; Keras's own `SwapEMAWeights` swaps by adding and
+    subtracting.
 
     Args:
-        model: Compiled model; it is changed in place.
+        model: Compiled model, modified in place.
     """
-    optimizer = getattr(
-        model.optimizer, "inner_optimizer", model.optimizer
-    )  # a loss scale has one inside
+    # An optimizer that scales the loss has another one inside.
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not optimizer.use_ema:
         yield
         return
     weights = model.trainable_variables
-    kept = [tf.identity(weight) for weight in weights]
+    saved = [tf.identity(weight) for weight in weights]
     optimizer.finalize_variable_values(weights)
     try:
         yield
     finally:
-        for weight, value in zip(weights, kept, strict=True):
+        for weight, value in zip(weights, saved, strict=True):
             weight.assign(value)

@@ -1,15 +1,19 @@
-"""Keras History ⇄ table, without loss: one row for each epoch and metric."""
+"""Convert Keras's History to a table with a row for each epoch and metric, and back."""
 
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from nnbuild.errors import DataError
 from nnbuild.store import schemas
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SECONDS = "epoch_seconds"
 Row = dict[str, Any]
@@ -23,8 +27,8 @@ def rows(epoch: int, metrics: Mapping[str, Any], seconds: float | None, at: date
         epoch: Number of the epoch, from 1.
         metrics: Values at the end of the epoch, by Keras's keys. An array of several values, such
             as an F1 score by class, has a row for each: `f1_score[0]`, `f1_score[1]`.
-        seconds: How long the epoch took, if that is known.
-        at: Aware time of its end.
+        seconds: Duration of the epoch, if it is known.
+        at: Aware time of the end of the epoch.
 
     Raises:
         DataError: A value is not a number.
@@ -51,39 +55,38 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield f"{name}[{','.join(map(str, index))}]", float(number)
 
 
-def table(rows: Sequence[Row]) -> Any:
-    """Rows as an Arrow table with the `history` schema."""
+def table(rows: Sequence[Row]) -> pa.Table:
+    """Return rows as an Arrow table with the schema of `history`."""
     return schemas.table_of(schemas.HISTORY, rows)
 
 
 def table_of_history(
     history: Any, at: datetime, *, validation_freq: int | Collection[int] = 1
-) -> Any:
-    """Return the table of a Keras History, also of a plain `model.fit`.
+) -> pa.Table:
+    """Return the table of a Keras History, also that of a plain `model.fit`.
 
     Args:
-        history: What `fit` returned.
-        at: Aware time to be written into `logged_at`.
-        validation_freq: What `fit` was given: the `val_` metrics have a value at every so many
-            epochs, or at the epochs listed.
+        history: Keras's History, as `fit` returns it.
+        at: Aware time for the column `logged_at`.
+        validation_freq: Argument of `fit`: the number of epochs between validations, or the
+            validated epochs.
 
     Raises:
-        DataError: A key has values at some epochs only, and History does not say which; or a
+        DataError: A key has values for some epochs only, and it is not known for which; or a
             value is not a number.
     """
-    found: list[Row] = []
+    all_rows: list[Row] = []
     for name, values in history.history.items():
-        for epoch, value in zip(
-            _epochs_of(name, len(values), history.epoch, validation_freq), values, strict=True
-        ):
-            found += rows(epoch, {name: value}, None, at)
-    return table(sorted(found, key=lambda row: int(row["epoch"])))
+        epochs = _epochs_of(name, len(values), history.epoch, validation_freq)
+        for epoch, value in zip(epochs, values, strict=True):
+            all_rows += rows(epoch, {name: value}, None, at)
+    return table(sorted(all_rows, key=lambda row: int(row["epoch"])))
 
 
 def _epochs_of(
     name: str, count: int, epochs: Sequence[int], validation_freq: int | Collection[int]
 ) -> list[int]:
-    """Return the epochs, from 1, that a key has its values at."""
+    """Return the epochs, from 1, for which a key has values."""
     every = [epoch + 1 for epoch in epochs]
     if count == len(every):
         return every
@@ -95,15 +98,17 @@ def _epochs_of(
         if count == len(validated):
             return validated
     raise DataError(
-        f"History has {count} values of {name!r} in {len(every)} epochs, and does not say at which; "
-        "pass the validation_freq that fit was given, or remove the key"
+        f"History has {count} values of {name!r} for {len(every)} epochs, and does not say which; "
+        "pass the validation_freq of fit, or remove the key"
     )
 
 
-def history_of_table(table: Any) -> dict[str, list[Any]]:
-    """Return `History.history` again: the metrics' values in the order of the epochs.
+def history_of_table(table: pa.Table) -> dict[str, list[Any]]:
+    """Return `History.history`: the values of each metric in the order of the epochs.
 
-    The seconds, which the clock measured and not Keras, are left out.
+    Args:
+        table: Table of one run with the schema of `history`. Its rows of the epochs' durations,
+            which are not Keras's, are left out.
     """
     ordered = table.sort_by("epoch")
     history: dict[str, list[float]] = {}
@@ -116,27 +121,27 @@ def history_of_table(table: Any) -> dict[str, list[Any]]:
 
 
 def _with_arrays(history: Mapping[str, list[float]]) -> dict[str, list[Any]]:
-    """Put values together that `rows` took apart."""
+    """Join the values of arrays that `rows` split."""
     elements: dict[str, dict[tuple[int, ...], list[float]]] = {}
     for name, values in history.items():
-        if (found := _ELEMENT.fullmatch(name)) is not None:
-            index = tuple(map(int, found["index"].split(",")))
-            elements.setdefault(found["name"], {})[index] = values
+        if (match := _ELEMENT.fullmatch(name)) is not None:
+            index = tuple(map(int, match["index"].split(",")))
+            elements.setdefault(match["name"], {})[index] = values
     arrays = {
         name: array for name, each in elements.items() if (array := _arrays(each)) is not None
     }
     joined: dict[str, list[Any]] = {}
     for name, values in history.items():
-        found = _ELEMENT.fullmatch(name)
-        if found is not None and found["name"] in arrays and found["name"] not in history:
-            joined[found["name"]] = arrays[found["name"]]
+        match = _ELEMENT.fullmatch(name)
+        if match is not None and match["name"] in arrays and match["name"] not in history:
+            joined[match["name"]] = arrays[match["name"]]
         else:
             joined[name] = values
     return joined
 
 
 def _arrays(elements: Mapping[tuple[int, ...], list[float]]) -> list[Any] | None:
-    """Return an array for each epoch; None if the elements do not make one."""
+    """Return an array for each epoch; None if elements are missing."""
     lengths = {len(index) for index in elements}
     epochs = {len(values) for values in elements.values()}
     shape = tuple(max(places) + 1 for places in zip(*elements, strict=False))
@@ -146,23 +151,23 @@ def _arrays(elements: Mapping[tuple[int, ...], list[float]]) -> list[Any] | None
     return list(stacked.T.reshape(-1, *shape))
 
 
-def wide(table: Any) -> Any:
-    """Return a pandas DataFrame with a row for each run and epoch and a column for each metric."""
+def wide(table: pa.Table) -> "pd.DataFrame":
+    """Return a table with a row for each run and epoch, and a column for each metric."""
     frame = table.to_pandas()
     index = [name for name in ("run_id", "epoch") if name in frame.columns]
     order = list(dict.fromkeys(frame["metric"]))
-    # Not `pivot_table`, which drops a metric that is NaN throughout, as a diverged loss can be.
-    values = frame.groupby([*index, "metric"])["value"].mean().unstack("metric")
+    # `pivot_table` would drop a metric that is always NaN, as a diverged loss can be.
+    values = frame.groupby([*index, "metric"])["value"].mean().unstack("metric")  # noqa: PD010
     return values[order].reset_index()
 
 
 def as_json(rows: Sequence[Row]) -> list[Row]:
-    """Rows with their times as text."""
+    """Return rows with their times as text."""
     return [{**row, "logged_at": row["logged_at"].isoformat()} for row in rows]
 
 
 def from_json(rows: Sequence[Row]) -> list[Row]:
-    """What `as_json` was given."""
+    """Return the rows of which `as_json` returned the text."""
     return [
         {**row, "logged_at": datetime.fromisoformat(row["logged_at"]).astimezone(UTC)}
         for row in rows

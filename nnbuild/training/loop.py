@@ -1,14 +1,15 @@
-"""Many steps in one compiled call, over images that already lie in TensorFlow's memory.
+"""Run many training or test steps in one compiled call, on images in TensorFlow's memory.
 
-A small dense network spends most of its time between the steps, in Python and in the input pipeline. Here
-the images are tensors, a step takes its rows by index, and one call of a `tf.function` makes as many steps as
-it is told. Each step is Keras's own `train_step` or `test_step`, so losses, metrics, optimizers and a model's
-overrides are what they are under `fit`, and so is what the steps report. How many steps share a call changes
-nothing in the result.
+A small dense network spends most of its time between the steps, in Python and in the input
+pipeline. Here the images are tensors, a step takes its rows by index, and one call of a
+`tf.function` runs many steps. Each step is Keras's own `train_step` or `test_step`, so losses,
+metrics, optimizers and a model's overrides work as in `fit`, and report the same. The number of
+steps per call does not change the result.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,27 +17,51 @@ from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ContractError, NnbuildError, raised
-from nnbuild.runtime.tensorflow import tf
+from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training.augmentation import AUGMENTATIONS
 from nnbuild.training.step_logs import StepLogs
 
+_SECONDS_PER_CALL = 0.25
+
+
+@dataclass
+class StepsPerCall:
+    """Adaptive number of steps per compiled call: large to be fast, small to react to signals.
+
+    Attributes:
+        steps: Number of steps for the next call.
+    """
+
+    steps: int = 1
+
+    def update(self, steps: int, seconds: float) -> None:
+        """Adapt to the duration of a call.
+
+        Args:
+            steps: Number of steps of the call.
+            seconds: Duration of the call.
+        """
+        target = int(steps * _SECONDS_PER_CALL / max(seconds, 1e-6))
+        # At most tenfold growth: the first call also traces the function, the second does not.
+        self.steps = max(1, min(target, steps * 10))
+
 
 class CompiledLoop:
-    """The steps of one model on one set of images.
+    """Compiled training and test steps of a model on a set of images.
 
     Args:
-        model: compiled.
-        split: the images and labels.
-        classes: how many there are, for one-hot targets.
-        batch_size: images per step; an epoch's last step takes what is left.
-        seed: of the augmentation.
-        augment: a name of `AUGMENTATIONS`.
-        one_hot: whether the loss takes one-hot rows.
+        model: Compiled model.
+        split: Images and labels.
+        classes: Number of classes, for one-hot targets.
+        batch_size: Images per step; an epoch's last step takes the remaining ones.
+        seed: Seed of the augmentation.
+        augment: Name in `AUGMENTATIONS`.
+        one_hot: Whether the loss takes one-hot targets.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: keras.Model,
         split: Split,
         *,
         classes: int,
@@ -60,14 +85,14 @@ class CompiledLoop:
             self._train_logs = StepLogs(model, "train_step", watch_loss=True)
             self._test_logs = StepLogs(model, "test_step", watch_loss=False)
 
-    def trace_train(self, examples: int) -> tuple[set[str], list[Any]]:
-        """Compile the training steps, without making one.
+    def trace_train(self, examples: int) -> tuple[set[str], list[tf.Variable]]:
+        """Compile the training steps, without running one.
 
         Args:
-            examples: Rows of an epoch.
+            examples: Number of examples of an epoch.
 
         Returns:
-            The names of what a step reports, and the variables that the steps use.
+            Names of the metrics that a step reports, and the variables that the steps use.
 
         Raises:
             ContractError: The model cannot be trained.
@@ -78,71 +103,72 @@ class CompiledLoop:
             traced = self._train.get_concrete_function(rows, epoch, scalar, scalar)
         return set(traced.structured_outputs), _captured_variables(traced)
 
-    def trace_test(self, examples: int) -> tuple[set[str], list[Any]]:
-        """Compile the test steps, without making one; as `trace_train`."""
+    def trace_test(self, examples: int) -> tuple[set[str], list[tf.Variable]]:
+        """Compile the test steps, without running one; see `trace_train`."""
         with self._users_code("its test_step"):
             traced = self._test.get_concrete_function(tf.TensorSpec((examples,), tf.int32))
         return set(traced.structured_outputs), _captured_variables(traced)
 
-    def train(self, order: Any, epoch: int, first: int, last: int) -> dict[str, float]:
-        """Make the steps first to last - 1 of an epoch; modifies the model in place.
+    def train(self, order: tf.Tensor, epoch: int, first: int, last: int) -> dict[str, float]:
+        """Run the steps `first` to `last - 1` of an epoch; modifies the model in place.
 
         Args:
-            order: int32 tensor, the epoch's rows in order.
-            epoch: from 0, for the augmentation.
-            first: the first step.
-            last: the step after the last.
+            order: int32 tensor of shape (n,) with the rows of the epoch in order.
+            epoch: Number of the epoch, from 0, for the augmentation.
+            first: First step.
+            last: Step after the last one.
 
         Returns:
-            What the steps report so far in this epoch.
+            Metrics of the epoch so far.
         """
         return _floats(
             self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
         )
 
     def metrics(self) -> dict[str, float]:
-        """Return what the training steps report so far."""
+        """Return the metrics of the training steps so far."""
         return _floats(self._train_logs.result())
 
-    def test(self, rows: NDArray[np.int32]) -> dict[str, float]:
-        """Return what the test steps report of some rows; resets the model's metrics first.
+    def test(self, rows: NDArray[np.int32] | tf.Tensor) -> dict[str, float]:
+        """Return the metrics of the test steps on some rows; resets the model's metrics first.
 
         Args:
-            rows: int32, shape (n,), of the images.
+            rows: int32 numbers of the examples, shape (n,).
         """
         self.model.reset_metrics()
         return _floats(self._test(tf.constant(rows)))
 
     def count(self, examples: int) -> int:
-        """How many steps it takes to go through so many examples."""
+        """Return the number of steps for a number of examples."""
         return -(-examples // self._batch_size)
 
-    def _batch(self, rows: Any, step: Any) -> tuple[Any, Any]:
+    def _batch(self, rows: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         chosen = rows[step * self._batch_size : (step + 1) * self._batch_size]
         return tf.gather(self._images, chosen), tf.gather(self._targets, chosen)
 
-    def _train_steps(self, order: Any, epoch: Any, first: Any, last: Any) -> Any:
-        def make(step: Any) -> None:
+    def _train_steps(
+        self, order: tf.Tensor, epoch: tf.Tensor, first: tf.Tensor, last: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        def run(step: tf.Tensor) -> None:
             images, targets = self._batch(order, step)
             high = tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64))
             seed = tf.stack([self._seed, high + tf.cast(step, tf.int64)])
             self._train_logs.record(self.model.train_step((self._augment(images, seed), targets)))
 
-        _repeat(make, first, last)
+        _repeat(run, first, last)
         return self._train_logs.result()
 
-    def _test_steps(self, rows: Any) -> Any:
-        def make(step: Any) -> None:
+    def _test_steps(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        def run(step: tf.Tensor) -> None:
             self._test_logs.record(self.model.test_step(self._batch(rows, step)))
 
-        _repeat(make, tf.constant(0), -(-tf.size(rows) // self._batch_size))
+        _repeat(run, tf.constant(0), -(-tf.size(rows) // self._batch_size))
         return self._test_logs.result()
 
     def _create_variables(self) -> None:
-        """Let the optimizer and the metrics make their variables now: a compiled function must not.
+        """Create the variables of the optimizer and the metrics; a compiled function cannot.
 
-        Nothing else changes: what a layer updates at a call, as batch norm does where a layer before
-        it is in training mode, is put back.
+        Nothing else changes: variables that a layer updates when it is called are restored.
         """
         images, targets = self._images[:1], self._targets[:1]
         before = [(variable, tf.identity(variable)) for variable in self.model.variables]
@@ -152,12 +178,12 @@ class CompiledLoop:
         self.model.reset_metrics()
         for variable, value in before:
             variable.assign(value)
-        if not self.model.optimizer.built:  # a loss scale would be made twice
+        if not self.model.optimizer.built:  # a loss scale would be created twice
             self.model.optimizer.build(self.model.trainable_variables)
 
     @contextmanager
     def _users_code(self, what: str) -> Iterator[None]:
-        """Report what a model's own methods raise as a model that cannot be trained."""
+        """Convert errors that the model's own methods raise."""
         try:
             yield
         except (NnbuildError, MemoryError, tf.errors.ResourceExhaustedError):
@@ -168,32 +194,30 @@ class CompiledLoop:
             ) from error
 
 
-def _keep_to_one_replica(optimizer: Any) -> None:
-    """Let an optimizer take its gradients as they are, since there is one replica; modifies it in place.
+def _keep_to_one_replica(optimizer: keras.optimizers.Optimizer) -> None:
+    """Skip the sum of gradients over replicas, since there is one; modifies the optimizer in place.
 
-    Keras sums them over all replicas, by an operation whose gradient TensorFlow keeps for the life of the process, and
-    with it the whole graph of the training step: 4 MiB of each run of a process that makes many. The sum is the same.
+    Keras sums them with an operation whose gradient TensorFlow keeps for the life of the process,
+    and with it the whole graph of the training step: 4 MiB for each run in the process.
     """
-    for each in (
-        optimizer,
-        getattr(optimizer, "inner_optimizer", None),
-    ):  # a loss scale has one inside
+    # An optimizer that scales the loss has another one inside.
+    for each in (optimizer, getattr(optimizer, "inner_optimizer", None)):
         if each is not None:
             each._all_reduce_sum_gradients = list  # noqa: SLF001  (Keras has no public way)
 
 
-def _repeat(make: Callable[[Any], None], first: Any, last: Any) -> None:
-    """The loop, as an operation of the graph: no rewriting of Python source has to work for it."""
+def _repeat(run: Callable[[tf.Tensor], None], first: tf.Tensor, last: tf.Tensor) -> None:
+    """Run steps in a loop of the graph, which does not rely on AutoGraph."""
 
-    def body(step: Any) -> Any:
-        make(step)
+    def body(step: tf.Tensor) -> tuple[tf.Tensor]:
+        run(step)
         return (step + 1,)
 
     tf.while_loop(lambda step: step < last, body, (first,), parallel_iterations=1)
 
 
-def _captured_variables(traced: Any) -> list[Any]:
-    """The variables that a traced function uses, in the order of their first use."""
+def _captured_variables(traced: Any) -> list[tf.Variable]:
+    """Return the variables that a traced function uses, in the order of their first use."""
     handles = {id(variable.handle): variable for variable in traced.variables}
     used = [handles[id(each)] for each in traced.captured_inputs if id(each) in handles]
     return list({id(variable): variable for variable in used}.values())

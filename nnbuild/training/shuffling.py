@@ -1,7 +1,7 @@
-"""Who is trained on, who is validated on, and in what order: all of it from the seed alone.
+"""Split the examples into training and validation, and shuffle each epoch, by the seed alone.
 
-Keras's own shuffling repeats one order at each epoch once a seed is set; here every epoch has an order of
-its own, and any epoch's order can be told without going through the ones before.
+With a seed, Keras's own shuffling repeats the same order in every epoch. Here every epoch has its
+own order, which does not depend on the epochs before, so that a fit can be resumed anywhere.
 """
 
 import numpy as np
@@ -20,21 +20,22 @@ def split_rows(
     """Draw the validation examples.
 
     Args:
-        examples: how many there are.
-        fraction: share to hold out, more than 0 and less than 1.
-        seed: of the draw.
+        examples: Number of examples.
+        fraction: Fraction to hold out, between 0 and 1, exclusive.
+        seed: Seed of the draw.
 
     Returns:
-        Rows to train on and rows to validate on: int32, shapes (n,) and (m,), each in ascending order, together all.
+        Rows to train on and rows to validate on: int32 of shapes (n,) and (m,), both in ascending
+        order.
 
     Raises:
-        ConfigError: one of the two would be empty.
+        ConfigError: One of the two would be empty.
     """
     held_out = round(examples * fraction)
     if not 0 < held_out < examples:
         raise ConfigError(
-            f"validation_fraction {fraction} of {examples} examples leaves {examples - held_out} to train on and "
-            f"{held_out} to validate on; give a fraction that leaves some of both"
+            f"validation_fraction {fraction} of {examples} examples leaves {examples - held_out} to "
+            f"train on and {held_out} to validate on; give a fraction that leaves some of both"
         )
     drawn = np.random.default_rng([_SPLIT, seed]).permutation(examples).astype(np.int32)
     return np.sort(drawn[held_out:]), np.sort(drawn[:held_out])
@@ -46,7 +47,10 @@ def training_rows(train: int, validation: int, config: RunConfig) -> NDArray[np.
     Args:
         train: Number of training examples.
         validation: Number of examples of the validation split; 0 if there is none.
-        config: Resolved; its fraction and seed draw the examples to hold out otherwise.
+        config: Resolved configuration, with the fraction to hold out otherwise, and the seed.
+
+    Returns:
+        int32 numbers of the training examples, shape (n,), in ascending order.
 
     Raises:
         ConfigError: Nothing would be left to train or validate on.
@@ -63,8 +67,11 @@ def validation_split(
 
     Args:
         train: All training examples.
-        validation: The dataset's own validation split; None to draw one from the training examples.
-        config: Resolved.
+        validation: Validation split of the dataset; None to draw one from the training examples.
+        config: Resolved configuration, with the fraction to draw, and the seed.
+
+    Returns:
+        int32 numbers of the training examples, shape (n,), and the validation examples.
 
     Raises:
         ConfigError: Nothing would be left to train or validate on.
@@ -77,14 +84,14 @@ def validation_split(
 
 
 def epoch_order(rows: NDArray[np.int32], seed: int, epoch: int) -> NDArray[np.int32]:
-    """The order in which an epoch goes through the training examples.
+    """Shuffle the training examples for an epoch.
 
     Args:
-        rows: int32, shape (n,), the rows to train on.
-        seed: of the run.
-        epoch: from 0.
+        rows: int32 numbers of the training examples, shape (n,).
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
 
     Returns:
-        int32, shape (n,), the same rows in another order.
+        The same rows in another order.
     """
     return np.random.default_rng([_ORDER, seed, epoch]).permutation(rows)

@@ -1,120 +1,40 @@
-"""Fit: epochs over compiled steps, a history that grows by the epoch, and a state that can be picked up again.
+"""Fit a model: epochs of compiled steps, callbacks, checkpoints, and exact resumption.
 
-What comes out is the same, bit for bit, whether the fit ran through or was stopped anywhere and resumed: the
-state holds the weights, the optimizer, the seed generators, the running metrics, the callbacks and the history,
-and the order of examples follows from the seed and the epoch.
+The result is the same to the last bit whether the fit ran through or was stopped anywhere and
+resumed: a checkpoint has the weights, the optimizer, the seed generators, the running metrics, the
+callbacks and the history, and the order of the examples follows from seed and epoch.
 """
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import TrainingConfig
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted, suggestion
+from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training import callbacks as keras_callbacks
 from nnbuild.training import history as tables
 from nnbuild.training.callbacks import averaged
-from nnbuild.training.checkpoint import Checkpoint, Checkpoints, model_arrays, restore_model
-from nnbuild.training.loop import CompiledLoop
+from nnbuild.training.checkpoint import Checkpoint, model_arrays, restore_model
+from nnbuild.training.context import FitContext, Fitted
+from nnbuild.training.loop import CompiledLoop, StepsPerCall
 from nnbuild.training.shuffling import epoch_order, validation_split
 from nnbuild.training.step_logs import LOSS
-
-_LOOK_UP_SECONDS = 0.25
-
-
-@dataclass
-class StepsPerCall:
-    """Learns how long a step takes; its answers change when the run looks up, never what it computes."""
-
-    steps: int = 1
-
-    def update(self, steps: int, seconds: float) -> None:
-        """Take note of how long so many steps took."""
-        wanted = int(steps * _LOOK_UP_SECONDS / max(seconds, 1e-6))
-        # Growing tenfold at the most: the first call also traces the function, and the second does not.
-        self.steps = max(1, min(wanted, steps * 10))
-
-
-class ProgressCallback(Protocol):
-    """Who is told how the fit goes. Each call should be quick."""
-
-    def step(
-        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
-    ) -> None:
-        """Some steps of an epoch (from 1) are done; the metrics are those of the epoch so far."""
-
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        """An epoch (from 1) is done."""
-
-
-class NullProgress:
-    """Is told, and does nothing."""
-
-    def step(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-    def epoch(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-
-@dataclass
-class FitContext:
-    """What a fit touches beside the model; all of it may be left out.
-
-    Attributes:
-        watch: is told of steps and epochs.
-        checkpoints: where the state is kept, and found again.
-        checkpoint_seconds: a checkpoint within an epoch at every so many seconds.
-        on_history: is given the history table after every epoch.
-        stop: the number of the signal that asks to stop, or None; asked between calls.
-        now: the time, aware.
-        tensorboard: folder for TensorBoard's logs.
-        callbacks: Keras callbacks of the caller's own.
-    """
-
-    watch: ProgressCallback | None = None
-    checkpoints: Checkpoints | None = None
-    checkpoint_seconds: float = 30.0
-    on_history: Callable[[Any], None] = lambda _: None
-    stop: Callable[[], int | None] = lambda: None
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    tensorboard: str | None = None
-    callbacks: Sequence[Any] = ()
-
 
 _VALIDATION_BATCH = 1024
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """How a fit went.
-
-    Attributes:
-        history: Keras's History: `history.history` has one list for each metric.
-        table: the same as a table.
-        weights_epoch: the epoch, from 1, whose weights the model has now.
-        remarks: what a resume had to say.
-    """
-
-    history: Any
-    table: Any
-    weights_epoch: int
-    remarks: tuple[str, ...]
-
-
 def fit(
-    model: Any,
+    model: keras.Model,
     split: Split,
     config: RunConfig,
     classes: int,
-    around: FitContext | None = None,
+    context: FitContext | None = None,
     *,
     seed: int | None = None,
     validation: Split | None = None,
@@ -122,54 +42,58 @@ def fit(
     """Fit a compiled model; modifies `model` in place.
 
     Args:
-        model: compiled by `nnbuild.models.compile_model`.
-        split: All training examples; without `validation`, some are drawn from them by the seed.
-        config: resolved.
-        classes: how many there are.
-        around: what else is touched.
-        seed: of the order of examples and of the augmentation; the config's, which draws the validation examples, if
-            not given.
-        validation: Examples to validate on, if the dataset has such a split.
+        model: Model compiled by `nnbuild.models.compile_model`.
+        split: All training examples; without `validation`, some are drawn for it by the seed.
+        config: Resolved configuration; its seed draws the validation examples.
+        classes: Number of classes.
+        context: Progress, checkpoints and other surroundings.
+        seed: Seed of the order of examples and of the augmentation; that of `config` if None.
+        validation: Validation examples, if the dataset has such a split.
+
+    Returns:
+        History of the fit, and the epoch whose weights the model has.
 
     Raises:
         ContractError: The model's own training or test step cannot be used.
-        ConfigError: A monitor is nothing that the model reports.
-        DivergedError: the loss became infinite or not a number.
-        Interrupted: a signal asked to stop; the state is kept if there are checkpoints.
-        StoreError: the checkpoint that was found belongs to something else.
+        ConfigError: The model does not report a metric that is monitored.
+        DivergedError: The loss became infinite or NaN.
+        Interrupted: A signal asked to stop; the state is saved if there are checkpoints.
+        StoreError: The checkpoint belongs to another configuration, dataset or code.
     """
     return _Fit(
         model,
         split,
         config,
         classes,
-        around or FitContext(),
+        context or FitContext(),
         seed=config.seed if seed is None else seed,
         validation=validation,
     ).run()
 
 
 class _Fit:
+    """A fit in progress; the arguments are those of `fit`."""
+
     def __init__(
         self,
-        model: Any,
+        model: keras.Model,
         split: Split,
         config: RunConfig,
         classes: int,
-        around: FitContext,
+        context: FitContext,
         *,
         seed: int,
         validation: Split | None,
     ) -> None:
         training = config.training
-        self.model, self.seed, self.training, self.around = model, seed, training, around
-        self.watch = around.watch or NullProgress()
+        self.model, self.seed, self.training, self.context = model, seed, training, context
+        self.progress = context.progress or NullProgress()
         self.epochs = int(training.epochs or 1)
-        self.rows, validated = validation_split(split, validation, config)
-        self.validation_rows = len(validated)
+        self.rows, held_out = validation_split(split, validation, config)
+        self.validation_rows = len(held_out)
         one_hot = training.target_form == "one-hot"
         batch = int(training.batch_size or 1)
-        self.trainer = CompiledLoop(
+        self.training_loop = CompiledLoop(
             model,
             split,
             classes=classes,
@@ -178,21 +102,21 @@ class _Fit:
             augment=training.augment or "none",
             one_hot=one_hot,
         )
-        self.steps = self.trainer.count(len(self.rows))
-        self.validator = CompiledLoop(
+        self.steps = self.training_loop.count(len(self.rows))
+        self.validation_loop = CompiledLoop(
             model,
-            validated,
+            held_out,
             classes=classes,
-            batch_size=batch if _tests_in_its_own_way(model) else max(batch, _VALIDATION_BATCH),
+            batch_size=batch if _has_own_test_step(model) else max(batch, _VALIDATION_BATCH),
             one_hot=one_hot,
         )
-        self.state = self._traced()
-        self.watchers = [
-            *keras_callbacks.configured(training, model, tensorboard=around.tensorboard),
-            *around.callbacks,
+        self.variables = self._trace()
+        self.callbacks = [
+            *keras_callbacks.configured(training, model, tensorboard=context.tensorboard),
+            *context.callbacks,
         ]
-        self.callbacks = keras.callbacks.CallbackList(
-            self.watchers,
+        self.callback_list = keras.callbacks.CallbackList(
+            self.callbacks,
             add_history=True,
             model=model,
             verbose=0,
@@ -200,32 +124,33 @@ class _Fit:
             steps=self.steps,
         )
         self.table_rows: list[dict[str, Any]] = []
-        self.pace = StepsPerCall()
+        self.steps_per_call = StepsPerCall()
 
-    def _traced(self) -> list[Any]:
-        """Compile the steps, refuse monitors that they do not report, and return the variables they use."""
-        trained, used = self.trainer.trace_train(len(self.rows))
-        tested, used_by_tests = self.validator.trace_test(self.validation_rows)
+    def _trace(self) -> list[tf.Variable]:
+        """Compile the steps, refuse unknown monitors, and return the variables of the steps."""
+        trained, used = self.training_loop.trace_train(len(self.rows))
+        tested, used_by_tests = self.validation_loop.trace_test(self.validation_rows)
         if LOSS not in trained:
             raise ContractError(
                 f"model {self.model.name!r} cannot be trained: its train_step reports "
-                f"{', '.join(sorted(trained)) or 'nothing'}, expected 'loss' among it, which is watched "
-                "for NaN; return the loss that is minimised under that key"
+                f"{', '.join(sorted(trained)) or 'nothing'}, expected 'loss' too, which is checked "
+                "for NaN; return the minimised loss under that key"
             )
         _require_monitors(self.training, trained | {f"val_{name}" for name in tested})
         return [*used, *used_by_tests]
 
     def run(self) -> Fitted:
+        """Run the fit from its start or its newest checkpoint to its end."""
         self.model.stop_training = False
-        self.callbacks.on_train_begin()
+        self.callback_list.on_train_begin()
         epoch, step, seconds, remarks = self._resume()
         while epoch < self.epochs and not self.model.stop_training:
             self._run_epoch(epoch, step, seconds)
             epoch, step, seconds = epoch + 1, 0, 0.0
             self._save(epoch, step, seconds)
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        best = keras_callbacks.best_epoch(self.watchers)
-        self.callbacks.on_train_end()
+        best = keras_callbacks.best_epoch(self.callbacks)
+        self.callback_list.on_train_end()
         return Fitted(
             self.model.history, tables.table(self.table_rows), best or epoch, tuple(remarks)
         )
@@ -233,44 +158,44 @@ class _Fit:
     def _run_epoch(self, epoch: int, step: int, seconds: float) -> None:
         if step == 0:
             self.model.reset_metrics()
-        self.callbacks.on_epoch_begin(epoch)
+        self.callback_list.on_epoch_begin(epoch)
         began = time.perf_counter() - seconds
         metrics = self._train(epoch, step, began)
-        # What is validated is what the callbacks keep, and what the fit ends with.
+        # The averaged weights are validated, restored by callbacks, and final.
         with averaged(self.model):
             if (epoch + 1) % self.training.validation_freq == 0:
-                validated = self.validator.test(_all_rows(self.validation_rows))
-                metrics |= {f"val_{name}": value for name, value in validated.items()}
+                validation = self.validation_loop.test(tf.range(self.validation_rows))
+                metrics |= {f"val_{name}": value for name, value in validation.items()}
             metrics.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
             with warnings.catch_warnings():
-                # With validation at every so many epochs a monitor may have no value in this one. That is no news.
+                # An epoch without validation has no value of a monitor. That is as configured.
                 warnings.filterwarnings("ignore", r".*conditioned on metric", UserWarning)
-                self.callbacks.on_epoch_end(epoch, metrics)
+                self.callback_list.on_epoch_end(epoch, metrics)
         seconds = time.perf_counter() - began
-        self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.around.now())
-        self.around.on_history(tables.table(self.table_rows))
-        self.watch.epoch(epoch + 1, self.epochs, metrics, seconds)
+        self.table_rows += tables.rows(epoch + 1, metrics, seconds, self.context.now())
+        self.context.on_history(tables.table(self.table_rows))
+        self.progress.epoch(epoch + 1, self.epochs, metrics, seconds)
 
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
         order = tf.constant(epoch_order(self.rows, self.seed, epoch))
-        kept = time.perf_counter()
-        metrics = (
-            self.trainer.metrics()
-        )  # of a stop right behind the epoch's last step, nothing else is left
+        saved_at = time.perf_counter()
+        # A fit that was stopped right after the last step of an epoch has no more steps to report.
+        metrics = self.training_loop.metrics()
         while step < self.steps:
-            self.callbacks.on_train_batch_begin(step)
-            first, step = step, min(step + self.pace.steps, self.steps)
+            self.callback_list.on_train_batch_begin(step)
+            first, step = step, min(step + self.steps_per_call.steps, self.steps)
             called = time.perf_counter()
-            metrics = self.trainer.train(order, epoch, first, step)
+            metrics = self.training_loop.train(order, epoch, first, step)
             now = time.perf_counter()
-            self.pace.update(step - first, now - called)
+            self.steps_per_call.update(step - first, now - called)
             _require_finite(metrics, epoch, first, step)
-            self.callbacks.on_train_batch_end(step - 1, metrics)
-            self.watch.step(epoch + 1, self.epochs, step, self.steps, metrics)
-            signal_number = self.around.stop()
-            if signal_number or (now - kept > self.around.checkpoint_seconds and step < self.steps):
+            self.callback_list.on_train_batch_end(step - 1, metrics)
+            self.progress.step(epoch + 1, self.epochs, step, self.steps, metrics)
+            signal_number = self.context.stop()
+            is_due = now - saved_at > self.context.checkpoint_seconds and step < self.steps
+            if signal_number or is_due:
                 self._save(epoch, step, now - began)
-                kept = now
+                saved_at = now
             if signal_number:
                 raise Interrupted(
                     f"stopped by signal {signal_number} in epoch {epoch + 1}", signal_number
@@ -278,10 +203,10 @@ class _Fit:
         return metrics
 
     def _save(self, epoch: int, step: int, seconds: float) -> None:
-        if self.around.checkpoints is None:
+        if self.context.checkpoints is None:
             return
-        numbers, arrays = keras_callbacks.state_of(self.watchers)
-        self.around.checkpoints.save(
+        numbers, arrays = keras_callbacks.state_of(self.callbacks)
+        self.context.checkpoints.save(
             Checkpoint(
                 epoch=epoch,
                 step=step,
@@ -291,28 +216,33 @@ class _Fit:
                 epochs=self.model.history.epoch,
                 rows=tables.as_json(self.table_rows),
                 callbacks=numbers,
-                identity=self.around.checkpoints.identity,
-                arrays=model_arrays(self.model, self.state) | arrays,
+                identity=self.context.checkpoints.identity,
+                arrays=model_arrays(self.model, self.variables) | arrays,
             )
         )
 
     def _resume(self) -> tuple[int, int, float, list[str]]:
-        if self.around.checkpoints is None:
+        """Restore the newest checkpoint, if there is one.
+
+        Returns:
+            Epoch (from 0) and step to begin with, seconds spent on the epoch so far, and remarks.
+        """
+        if self.context.checkpoints is None:
             return 0, 0, 0.0, []
-        found, remarks = self.around.checkpoints.newest()
-        if found is None:
+        checkpoint, remarks = self.context.checkpoints.newest()
+        if checkpoint is None:
             return 0, 0, 0.0, remarks
-        restore_model(self.model, found.arrays, self.state)
-        keras_callbacks.restore_state(self.watchers, found.callbacks, found.arrays)
-        self.model.history.history, self.model.history.epoch = found.history, found.epochs
-        self.model.stop_training = found.stopping
-        self.table_rows = tables.from_json(found.rows)
-        remarks.append(f"resumed at epoch {found.epoch + 1}, step {found.step}")
-        return found.epoch, found.step, found.seconds, remarks
+        restore_model(self.model, checkpoint.arrays, self.variables)
+        keras_callbacks.restore_state(self.callbacks, checkpoint.callbacks, checkpoint.arrays)
+        self.model.history.history, self.model.history.epoch = checkpoint.history, checkpoint.epochs
+        self.model.stop_training = checkpoint.stopping
+        self.table_rows = tables.from_json(checkpoint.rows)
+        remarks.append(f"resumed at epoch {checkpoint.epoch + 1}, step {checkpoint.step}")
+        return checkpoint.epoch, checkpoint.step, checkpoint.seconds, remarks
 
 
-def _tests_in_its_own_way(model: Any) -> bool:
-    """Whether a model overrides what its test step reports, which may then depend on the size of a batch."""
+def _has_own_test_step(model: keras.Model) -> bool:
+    """Return whether a model has its own test step, which may depend on the batch size."""
     return any(
         getattr(type(model), name) is not getattr(keras.Model, name)
         for name in ("test_step", "compute_loss", "compute_metrics")
@@ -323,17 +253,14 @@ def _require_monitors(training: TrainingConfig, reported: Iterable[str]) -> None
     for name in training.monitors():
         if name not in reported:
             raise ConfigError(
-                f"monitor {name!r} is nothing that the model reports; {suggestion(name, reported)}"
+                f"monitor {name!r} is not a metric that the model reports; "
+                f"{suggestion(name, reported)}"
             )
-
-
-def _all_rows(count: int) -> Any:
-    return tf.range(count)
 
 
 def _require_finite(metrics: dict[str, float], epoch: int, first: int, last: int) -> None:
     if not math.isfinite(metrics[LOSS]):
         raise DivergedError(
-            f"the loss became {metrics['loss']} in epoch {epoch + 1}, between steps {first + 1} and {last}; "
-            "lower the learning rate, or look at the data"
+            f"the loss became {metrics[LOSS]} in epoch {epoch + 1}, between steps {first + 1} and "
+            f"{last}; lower the learning rate, or check the data"
         )

@@ -216,8 +216,8 @@ def test_a_commit_that_fails_takes_the_decision_back(
         "task that was rolled back",
     )
     assert states()["score"] == "Completed"
-    assert run.load_result("decide", Decided) is None
-    assert run.load_result("score_test_set", Scored) is not None
+    assert run.load_result(Decided) is None
+    assert run.load_result(Scored) is not None
     assert champion.current(store) is None
     monkeypatch.undo()
     other = nnbuild.retrain(small_config, tmp_path).run_id

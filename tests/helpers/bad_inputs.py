@@ -316,7 +316,7 @@ SWEEPS = [
     _sweep(
         "grid and search", "both a grid and a search", *RATES, "--search", "training.epochs=1..3"
     ),
-    _sweep("trials of a grid", "--trials belongs to a search", *RATES, "--trials", 3),
+    _sweep("trials of a grid", "applies to a search only", *RATES, "--trials", 3),
     _sweep("no trials", "trials is 0", *SEARCH, "--trials", 0),
     _sweep("no seeds", "seeds is 0", *RATES, "--seeds", 0),
     _sweep(
@@ -334,7 +334,7 @@ SWEEPS = [
         "--search",
         "training.learning_rate=0.1..0.01",
     ),
-    _sweep("search that ends in a word", "is no number", "--search", "training.epochs=1..many"),
+    _sweep("search that ends in a word", "is not a number", "--search", "training.epochs=1..many"),
     _sweep(
         "search past the bounds",
         "training.learning_rate is 1000",
@@ -347,7 +347,7 @@ SWEEPS = [
     _sweep(
         "objective without its metric", "needs the metric", *RATES, "--set", "training.metrics=[]"
     ),
-    _sweep("storage that is no URL", "is no database URL", *SEARCH, "--storage", "nonsense"),
+    _sweep("storage that is no URL", "is not a database URL", *SEARCH, "--storage", "nonsense"),
     _sweep(
         "storage of no folder",
         "there is no folder",
@@ -377,7 +377,7 @@ SWEEPS = [
         ],
         "cannot be opened",
     ),
-    _sweep("id that is none", "--id '../x'", *RATES, "--id", "../x"),
+    _sweep("id that is none", "sweep ID '../x'", *RATES, "--id", "../x"),
     _sweep("unknown runner", "expected local or dask", *RATES, "--runner", "spark"),
     _sweep("runner without an address", "go together", *RATES, "--runner", "dask"),
     Case("sweep: unknown id", lambda _: ["sweep", "--id", "none"], "no sweep none"),

@@ -105,7 +105,7 @@ def test_an_ensemble_that_is_stopped_in_each_member_ends_like_one_that_ran_throu
     run = open_run(config_of(small_folder), tmp_path)
     for epoch in (1, 3, 6):
         with pytest.raises(Interrupted) as stopped:
-            retrain(store=tmp_path, resume=run.run_id, watch=StopsAt(epoch))
+            retrain(store=tmp_path, resume=run.run_id, progress=StopsAt(epoch))
         member = 1 + (epoch - 1) // 2
         assert f"member {member} of {MEMBERS}" in stopped.value.__notes__[0]
     again = retrain(store=tmp_path, resume=run.run_id).run_id

@@ -163,7 +163,7 @@ def test_export_of_a_users_network_equals_keras(tmp_path, name):
             layer.moving_variance.assign(rng.uniform(0.5, 2, layer.moving_variance.shape))
     path = tmp_path / "model.onnx"
     export_onnx(model, path, SHAPE)
-    assert export._compared(model, path, PIXELS) <= 1e-4
+    assert export._largest_difference(model, path, PIXELS) <= 1e-4
     graph = onnx.load(path).graph
     assert [each.name for each in graph.input] == ["pixels"]
 
@@ -199,7 +199,7 @@ def test_a_network_that_onnx_does_not_equal_is_refused(tmp_path, kind):
 
     def export_and_compare():
         export_onnx(model, path, SHAPE)
-        export._compared(model, path, PIXELS)
+        export._largest_difference(model, path, PIXELS)
 
     with pytest.raises(ContractError, match=REFUSED[kind]):
         export_and_compare()

@@ -53,7 +53,7 @@ def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
         config(path, keep=["customer"]),
         store.root,
         address=cluster.scheduler_address,
-        watch=Watch(),
+        progress=Watch(),
     )
     assert there.rows == ROWS
     assert files(store, there.score_id) == files(store, here.score_id)
@@ -79,7 +79,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster
                 os.kill(pids[0], signal.SIGKILL)
 
     there = nnbuild.score(
-        config(path), store.root, address=cluster.scheduler_address, watch=Killing()
+        config(path), store.root, address=cluster.scheduler_address, progress=Killing()
     )
     assert killed
     assert files(store, there.score_id) == files(store, here.score_id)
@@ -95,7 +95,9 @@ def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        nnbuild.score(config(path), store.root, address=cluster.scheduler_address, watch=Stopping())
+        nnbuild.score(
+            config(path), store.root, address=cluster.scheduler_address, progress=Stopping()
+        )
     (waiting,) = (store.root / "staging").glob("score-*")
     again = nnbuild.score(config(path), store.root)
     assert waiting.name == f"score-{again.score_id}"

@@ -278,7 +278,7 @@ def test_a_signal_stops_after_a_batch_and_the_same_job_goes_on(store, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as stopped:
-        nnbuild.score(ScoreConfig(**options), store.root, watch=Stopping())
+        nnbuild.score(ScoreConfig(**options), store.root, progress=Stopping())
     assert stopped.value.exit_code == 143
     assert "nnbuild score --resume" in stopped.value.__notes__[0]
     (waiting,) = (store.root / "staging").glob("score-*")

@@ -128,7 +128,7 @@ def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "_PER_UNIT", 2)
     config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
     with pytest.raises(Interrupted):
-        nnbuild.score(config, store.root, watch=_StopAtFirst())
+        nnbuild.score(config, store.root, progress=_StopAtFirst())
     (waiting,) = (store.root / "staging").glob("score-*")
     same = config.model_copy(update={"keep": ()})  # writes the same rows: it is the same job
     done = nnbuild.score(same, store.root)

@@ -73,7 +73,7 @@ def test_a_store_that_vanishes_is_named(tmp_path, small_config, monkeypatch):
 
     from nnbuild import pipeline
 
-    real = pipeline.network.fit_model
+    real = pipeline.fit_model
 
     def vanishing(run, *arguments, **named):
         shutil.rmtree(run.root)

@@ -213,7 +213,7 @@ def test_tensorboard_does_not_create_the_store_again(tmp_path, small_config, mon
         def epoch(self, *_): ...
 
     with pytest.raises(StoreGoneError):
-        retrain(small_config.model_copy(update={"training": training}), root, watch=Watch())
+        retrain(small_config.model_copy(update={"training": training}), root, progress=Watch())
     assert list(tmp_path.iterdir()) == []
 
 

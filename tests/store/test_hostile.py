@@ -39,7 +39,9 @@ def sound(tmp_path_factory, trained, small_folder) -> Path:
     """A store with a champion and a run that waits with its checkpoints."""
     root = shutil.copytree(trained, tmp_path_factory.mktemp("hostile") / "store")
     with pytest.raises(Interrupted):
-        retrain(run_config(small_folder, training={"epochs": 3}), root, watch=StopsInTheLastEpoch())
+        retrain(
+            run_config(small_folder, training={"epochs": 3}), root, progress=StopsInTheLastEpoch()
+        )
     (root / "run.toml").write_text(TOML)
     return root
 

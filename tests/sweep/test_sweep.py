@@ -130,7 +130,7 @@ def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
     config = sweep_config({"search": search, "trials": 2}, base)
     through = make_sweep(config, tmp_path / "through")
     with pytest.raises(Interrupted) as stopped:
-        make_sweep(config, tmp_path / "stopped", watch=StopsIn(2))
+        make_sweep(config, tmp_path / "stopped", progress=StopsIn(2))
     assert any("nnbuild sweep --id" in note for note in stopped.value.__notes__)
     again = make_sweep(config, tmp_path / "stopped")
 
@@ -160,17 +160,17 @@ def test_a_trial_below_the_median_is_given_up(tmp_path, base):
             0.9,
         ):  # Optuna's median pruner lets the first five through
             trial = study.ask()
-            report = study.reporter(trial.number)
+            report = study.pruning(trial.number)
             assert not any(report(epoch, accuracy) for epoch in (1, 2, 3))
-            study.tell(ended(trial, "finished", accuracy))
+            study.record(ended(trial, "finished", accuracy))
         good, bad = study.ask(), study.ask()
-        assert not study.reporter(good.number)(1, 0.95)
-        watching = ObjectiveReporter(None, "val_accuracy", study.reporter(bad.number))
+        assert not study.pruning(good.number)(1, 0.95)
+        watching = ObjectiveReporter(None, "val_accuracy", study.pruning(bad.number))
         watching.epoch(1, 1, {"val_accuracy": 0.1}, 0.0)  # nothing would be left to give up
-        with pytest.raises(PrunedError, match=r"gave up at epoch 2 of 3: val_accuracy 0\.1"):
+        with pytest.raises(PrunedError, match=r"pruned at epoch 2 of 3: val_accuracy 0\.1"):
             watching.epoch(2, 3, {"val_accuracy": 0.1}, 0.0)
-        study.tell(ended(bad, "pruned", None))
-        assert study.reporter(bad.number) is None
+        study.record(ended(bad, "pruned", None))
+        assert study.pruning(bad.number) is None
         assert [trial.number for trial in study.begun()] == list(range(7))
         assert study.begun()[5] == good
 
@@ -181,7 +181,7 @@ def ended(trial, state, value):
 
 def test_a_pruned_trial_is_a_run_that_failed_and_the_sweep_goes_on(tmp_path, base, monkeypatch):
     monkeypatch.setattr(
-        Study, "reporter", lambda _, number: lambda epoch, _: number == 0 and epoch == 1
+        Study, "pruning", lambda _, number: lambda epoch, _: number == 0 and epoch == 1
     )
     longer = base.model_copy(update={"training": base.training.model_copy(update={"epochs": 2})})
     config = sweep_config({"search": {"training.learning_rate": "0.01,0.02"}, "trials": 2}, longer)
@@ -193,7 +193,7 @@ def test_a_pruned_trial_is_a_run_that_failed_and_the_sweep_goes_on(tmp_path, bas
     runs = runs_of(Store(tmp_path))
     (pruned,) = swept.trials[1].runs
     assert (runs[pruned]["status"], runs[pruned]["epochs"]) == ("failed", 1)
-    assert runs[pruned]["error"].startswith("gave up at epoch 1 of 2")
+    assert runs[pruned]["error"].startswith("pruned at epoch 1 of 2")
     assert make_sweep(config, tmp_path) == swept
 
 

@@ -231,7 +231,7 @@ def test_resume_of_a_custom_model_is_exact(kind, tmp_path, monkeypatch):
 
     straight, expected = run()
     monkeypatch.setattr(
-        "nnbuild.training.trainer.StepsPerCall.update", lambda *_: None
+        "nnbuild.training.loop.StepsPerCall.update", lambda *_: None
     )  # one step a look
     for looks in (2, 3, 4):  # the last of them right after an epoch's last step
         with pytest.raises(Interrupted):
@@ -314,7 +314,7 @@ class UsesNumpy(Custom):
 
 
 UNSOUND = {
-    NoLoss: r"train_step reports spread, expected 'loss' among it",
+    NoLoss: r"train_step reports spread, expected 'loss' too",
     ReturnsNothing: r"train_step returns NoneType, expected a dict",
     ReturnsList: r"train_step returns list, expected a dict",
     Vector: r"train_step returns 'by_class' of shape \(3,\), expected one number",
@@ -385,7 +385,7 @@ def test_callbacks_act_on_what_the_steps_return():
 @pytest.mark.parametrize(
     ("kind", "monitor", "says"),
     [
-        (NoTestLogs, "val_loss", "monitor 'val_loss' is nothing that the model reports"),
+        (NoTestLogs, "val_loss", "monitor 'val_loss' is not a metric that the model reports"),
         (Tracked, "val_accuracy", "monitor 'val_accuracy' is nothing"),
         (ExtraKeys, "spread", "monitor 'spread': whether it should rise or fall is not known"),
     ],

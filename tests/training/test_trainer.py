@@ -47,7 +47,7 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
     split, config = small_split(), config_of(model, **training)
     straight, expected = run_through(config, split)
     monkeypatch.setattr(
-        "nnbuild.training.trainer.StepsPerCall.update", lambda *_: None
+        "nnbuild.training.loop.StepsPerCall.update", lambda *_: None
     )  # one step a look
     for looks in (1, 3, 6):
         with pytest.raises(Interrupted):
@@ -65,7 +65,7 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
 def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
     split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
     straight, expected = run_through(config, split, validation=own)
-    monkeypatch.setattr("nnbuild.training.trainer.StepsPerCall.update", lambda *_: None)
+    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
     for looks in (2, 5):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, own, stop=StopAfter(looks))
@@ -94,10 +94,10 @@ def test_the_seed_decides_the_weights_and_the_order():
 
 def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
     split, config = small_split(), config_of(augment="affine")
-    monkeypatch.setattr("nnbuild.training.trainer.StepsPerCall.update", lambda *_: None)
+    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
     single, _ = run_through(config, split)
     monkeypatch.setattr(
-        "nnbuild.training.trainer.StepsPerCall.__init__", lambda self: setattr(self, "steps", 1000)
+        "nnbuild.training.loop.StepsPerCall.__init__", lambda self: setattr(self, "steps", 1000)
     )
     many, _ = run_through(config, split)
     assert same(single, many)

@@ -1,0 +1,40 @@
+"""The list of steps agrees with the functions of the steps, and with what their results say."""
+
+import inspect
+import typing
+
+import pytest
+
+from nnbuild import pipeline
+from nnbuild.pipeline.registry import STEPS
+from nnbuild.store.step_results import MANIFEST_STEPS, Reported
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_step_declares_its_function(step):
+    function = getattr(pipeline, step.name)
+    hints = typing.get_type_hints(inspect.unwrap(function))
+    positional = [
+        hints[name]
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    assert function.__name__ == step.name
+    assert hints["return"] is step.result
+    assert positional[1:] == list(step.arguments)  # the run comes first
+
+
+def test_steps_need_only_earlier_results():
+    earlier = set()
+    for step in STEPS:
+        assert {*step.arguments, *step.after} <= earlier, step.name
+        earlier.add(step.result)
+
+
+def test_manifest_holds_every_step_but_the_report():
+    assert [step.name for step in STEPS if step.result is not Reported] == list(MANIFEST_STEPS)
+
+
+def test_pipeline_has_no_other_attributes():
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        _ = pipeline.fit
