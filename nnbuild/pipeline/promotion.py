@@ -141,12 +141,12 @@ def _of_run(run: Run, data: LoadedData) -> promotion.Candidate:
 
 
 def _of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate | None:
-    data = store.manifest(run_id)["steps"]["load_data"]
-    folder = store.dataset_folder(data["name"], data["digest"])
+    data = store.manifest(run_id).steps.load_data
+    folder = store.dataset_folder(data.name, data.digest)
     evaluation = store.read_table("evaluation", run_id)
     predictions = store.read_table("predictions", run_id)
     found = _candidate(run_id, folder, evaluation, predictions)
-    if data["classes"] == classes:
+    if data.classes == classes:
         return found
     return promotion.Candidate(run_id, None, found.right, found.metrics, found.recalls)
 

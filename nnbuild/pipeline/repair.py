@@ -18,7 +18,7 @@ from nnbuild.store import Run, Store, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
-from nnbuild.store.manifests import read_manifest, runs_table
+from nnbuild.store.manifests import Manifest, read_manifest, runs_table
 from nnbuild.store.tables import write_table
 
 _OLD = timedelta(hours=1)
@@ -257,7 +257,7 @@ def _lost_rows(store: Store) -> Iterator[Repair]:
             manifest = read_manifest(path / "manifest.json")
             _require_whole(store, manifest)
             row = runs_table(manifest)
-        except (StoreError, KeyError, TypeError, AttributeError) as error:
+        except StoreError as error:
             detail = f"has no row in runs, and it cannot be written again: {error}"
             yield Repair(Finding(place, "lost", detail))
             continue
@@ -276,14 +276,14 @@ def _rebuilding(store: Store, run_id: str, row: Any) -> Callable[[], object]:
     return rebuild
 
 
-def _require_whole(store: Store, manifest: dict[str, Any]) -> None:
-    for name, about in manifest["files"].items():
+def _require_whole(store: Store, manifest: Manifest) -> None:
+    for name, about in manifest.files.items():
         path = store.root / name
         if name.startswith("tables/runs/"):
             continue
         if (
             not path.resolve().is_relative_to(store.root)
             or not path.is_file()
-            or file_digest(path) != about["sha256"]
+            or file_digest(path) != about.sha256
         ):
             raise StoreError(f"{name} is missing or was changed")

@@ -9,18 +9,17 @@ from nnbuild.report import artifacts, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
-from nnbuild.store.manifests import STEPS
+from nnbuild.store.manifests import STEPS, Manifest, parse_manifest
 from nnbuild.store.run import Run
 from nnbuild.store.schemas import STATIC_SCHEMAS, predictions
 from nnbuild.store.step_results import FittedModel, LoadedData, Reported, StepResult
 from nnbuild.store.tables import read_table
 
 
-def manifest_of(
-    run: Run, *, error: str | None = None, now: datetime | None = None
-) -> dict[str, Any]:
-    """The manifest of a run as it stands now, without the digests of the files that a commit adds."""
-    return _manifest(run, _records(run), error, now or datetime.now(UTC))
+def manifest_of(run: Run, *, error: str | None = None, now: datetime | None = None) -> Manifest:
+    """Return the manifest of a run in its present state, without the files that a commit adds."""
+    value = _manifest(run, _records(run), error, now or datetime.now(UTC))
+    return parse_manifest(value, f"what run {run.run_id} has to commit")
 
 
 def _records(run: Run) -> dict[str, StepResult]:
@@ -46,6 +45,7 @@ def _manifest(
         "packages": environment.packages(),
         "machine": environment.description(),
         "flow_run_id": run.record.get("flow_run_id"),
+        "files": {},
     }
 
 

@@ -15,7 +15,7 @@ class StepResult(BaseModel):
         files: SHA-256 of every file that the step left in the run's staging folder, by its path there.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
     files: dict[str, str] = {}
 
 
@@ -43,7 +43,7 @@ class LoadedData(StepResult):
 class Check(BaseModel):
     """One check of the data: what was measured, and the bound that it was held against."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
     name: str
     passed: bool
     hard: bool

@@ -101,8 +101,8 @@ def _failure(sweep: Sweep, run_id: str) -> str | None:
     """Why a run has failed; None if it has not."""
     if sweep.waiting(run_id) is not None:
         return None
-    row = sweep.store.manifest(run_id)["row"]
-    return str(row["error"]) if row["status"] == "failed" else None
+    row = sweep.store.manifest(run_id).row
+    return str(row.error) if row.status == "failed" else None
 
 
 def _ended(trial: Trial, runs: list[str], error: Exception | str) -> TrialResult:
@@ -123,10 +123,10 @@ def value_of(sweep: Sweep, run_id: str) -> float:
     """
     run = sweep.waiting(run_id)
     if run is None:
-        told = sweep.store.manifest(run_id)["steps"]["calibrate_model"].get("validation", {})
+        calibrated = sweep.store.manifest(run_id).steps.calibrate_model
     else:
         calibrated = run.load_result("calibrate_model", Calibrated)
-        told = calibrated.validation if calibrated else {}
+    told = calibrated.validation if calibrated else {}
     name = sweep.config.objective.removeprefix("val_")
     if name not in told:
         raise StoreError(
