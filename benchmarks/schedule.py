@@ -25,6 +25,7 @@ from real_server import Server, real_server, until
 from flows.commands.serve import deployment_name
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
+from nnbuild.store.manifests import Manifest
 
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 MINUTE = timedelta(minutes=1)
@@ -175,12 +176,12 @@ def clock(time_of_day: datetime | None) -> str:
     return f"{time_of_day:%H:%M:%S}" if time_of_day else ""
 
 
-def made(watched: Watched, run: dict[str, Any]) -> dict[str, Any] | None:
+def made(watched: Watched, run: dict[str, Any]) -> Manifest | None:
     """The manifest of what a flow run has made; None if it made nothing."""
     start, end = when(run, "start_time"), when(run, "end_time")
     for run_id in watched.store.run_ids() if start and end else ():
-        manifest: dict[str, Any] = watched.store.manifest(run_id)
-        if start <= datetime.fromisoformat(str(manifest["row"]["finished_at"])) <= end:
+        manifest = watched.store.manifest(run_id)
+        if start <= datetime.fromisoformat(str(manifest.row.finished_at)) <= end:
             return manifest
     return None
 
@@ -190,8 +191,8 @@ def told(watched: Watched, run: dict[str, Any]) -> str:
     manifest = made(watched, run)
     if manifest is None:
         return str(run["state"]["message"] or "")[:100]
-    began = datetime.fromisoformat(str(manifest["row"]["started_at"]))
-    return f"run {manifest['run_id'][-6:]}" + (
+    began = datetime.fromisoformat(str(manifest.row.started_at))
+    return f"run {manifest.run_id[-6:]}" + (
         f", begun at {clock(began)}" if began < when(run, "start_time") else ""
     )
 

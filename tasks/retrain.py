@@ -1,7 +1,7 @@
 """Load: the dataset, verified and as Parquet."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from nnbuild.report.metadata import facts
 from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
+from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import (
     BuiltModel,
     Calibrated,
@@ -162,41 +163,41 @@ def commit(
     return committed
 
 
-def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
+def _tell(run: Run, manifest: Manifest) -> None:
     """Say what was committed, and what the gate made of it."""
-    row, decided = manifest["row"], manifest["steps"].get(Decided.step)
+    row, decided = manifest.row, manifest.steps.decide
     figures = {
-        name: row[name]
+        name: getattr(row, name)
         for name in ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")
     }
     announce(COMMITTED, run.run_id, figures)
     if decided is None or not run.config.gate.enabled:
         return
-    about = {"reason": decided["reason"], "champion": decided["champion"], **decided["figures"]}
-    announce(PROMOTED if row["promoted"] else REJECTED, run.run_id, about)
-    if row["promoted"]:
+    about = {"reason": decided.reason, "champion": decided.champion, **decided.figures}
+    announce(PROMOTED if row.promoted else REJECTED, run.run_id, about)
+    if row.promoted:
         notify(
-            f"{row['model']} on {row['dataset']} is the new champion: test accuracy {row['test_accuracy']:.4f}; "
-            f"{decided['reason']}",
+            f"{row.model} on {row.dataset} is the new champion: test accuracy {row.test_accuracy:.4f}; "
+            f"{decided.reason}",
             event=PROMOTED,
             run_id=run.run_id,
             store=run.store,
-            test_accuracy=row["test_accuracy"],
+            test_accuracy=row.test_accuracy,
         )
 
 
-def headline(run: Run, manifest: Mapping[str, Any]) -> str:
+def headline(run: Run, manifest: Manifest) -> str:
     """The head of the report as Markdown: the figures, the decision, how the run was made, and where the page is."""
-    row, metrics = manifest["row"], manifest["steps"][Evaluated.step]["metrics"]
-    decided = manifest["steps"].get(Decided.step)
+    row, metrics = manifest.row, manifest.steps.evaluate_model.metrics
+    decided = manifest.steps.decide
     of_run = [
         (name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics
     ]
-    of_run += [("decision", decided["reason"])] if decided else []
+    of_run += [("decision", decided.reason)] if decided else []
     rows = [(name, markdown_text(value)) for name, value in [*of_run, *facts(manifest)]]
     rows.append(("report", markdown_code(f"{run.store}/runs/{run.run_id}/report.html")))
-    accuracy = f"{row['test_accuracy']:.2%} of the test images right"
-    title = f"{markdown_text(row['model'])} on {markdown_text(row['dataset'])}: {accuracy}"
+    accuracy = f"{row.test_accuracy:.2%} of the test images right"
+    title = f"{markdown_text(row.model)} on {markdown_text(row.dataset)}: {accuracy}"
     return f"## {title}\n\n| | |\n| --- | --- |\n{_table_rows(rows)}\n"
 
 

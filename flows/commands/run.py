@@ -198,18 +198,18 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
     """The object that `--json` prints: figures, seconds, and absolute paths."""
     record = store.root / "runs" / run_id
     manifest = store.manifest(run_id)
-    row, seconds = manifest["row"], manifest["seconds"]
+    row, seconds = manifest.row, manifest.seconds
     report = record / "report.html"
     engine, reason = engine_of_run(manifest)
     return {
         "run_id": run_id,
-        "status": row["status"],
-        "dataset": row["dataset"],
-        "model_name": row["model"],
-        "epochs": row["epochs"],
-        "test_accuracy": row["test_accuracy"],
-        "test_loss": row["test_loss"],
-        "promoted": row["promoted"],
+        "status": row.status,
+        "dataset": row.dataset,
+        "model_name": row.model,
+        "epochs": row.epochs,
+        "test_accuracy": row.test_accuracy,
+        "test_loss": row.test_loss,
+        "promoted": row.promoted,
         "seconds": {
             "fit": round(seconds[FittedModel.step], 3),
             "score": round(seconds[Scored.step], 3),

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nnbuild.store.step_results import ExportedModel
-
 if TYPE_CHECKING:
     from nnbuild.engines.keras import KerasEngine
     from nnbuild.engines.onnx import OnnxEngine
-from collections.abc import Mapping
+    from nnbuild.store.manifests import Manifest
 
 Logits = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -49,7 +47,7 @@ def __getattr__(name: str) -> Any:
     )
 
 
-def engine_of_run(manifest: Mapping[str, Any]) -> tuple[str, str]:
+def engine_of_run(manifest: "Manifest") -> tuple[str, str]:
     """Return the engine that scores by a run's model, and why it is not ONNX Runtime.
 
     Args:
@@ -58,11 +56,11 @@ def engine_of_run(manifest: Mapping[str, Any]) -> tuple[str, str]:
     Returns:
         `onnx` and an empty text, or `keras` and the reason that the export gave.
     """
-    exported = manifest["steps"].get(ExportedModel.step)
+    exported = manifest.steps.export_model
     if exported is None:
         return "keras", "it was never exported"
     # Before 0.2 a file that was not proven could be left beside the manifest: the result decides.
-    return ("onnx", "") if exported["path"] else ("keras", exported["remark"])
+    return ("onnx", "") if exported.path else ("keras", exported.remark)
 
 
 def describe_engine(engine: str, reason: str) -> str:

@@ -123,8 +123,8 @@ def _commit(run: Run, error: Exception | None, now: datetime | None) -> Committe
     record = f"runs/{run.run_id}"
     return Committed(
         run_id=run.run_id,
-        status=row["status"],
-        error=row["error"],
+        status=row.status,
+        error=row.error,
         manifest=f"{record}/manifest.json",
         tables={name: f"tables/{name}/run_id={run.run_id}" for name in tables},
         model=f"{record}/model.keras" if (store.root / record / "model.keras").exists() else None,

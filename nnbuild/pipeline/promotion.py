@@ -146,13 +146,13 @@ def _candidate_of_run(run: Run, data: LoadedData) -> promotion.Candidate:
 
 
 def _candidate_of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate:
-    data = store.manifest(run_id)["steps"][LoadedData.step]
-    folder = store.dataset_folder(data["name"], data["digest"])
+    data = store.manifest(run_id).steps.load_data
+    folder = store.dataset_folder(data.name, data.digest)
     evaluation = store.read_table("evaluation", run_id)
     predictions = store.read_table("predictions", run_id)
     candidate = _candidate(run_id, folder, evaluation, predictions)
     # With other classes the test sets differ, whatever their digests say.
-    return candidate if data["classes"] == classes else replace(candidate, test_set=None)
+    return candidate if data.classes == classes else replace(candidate, test_set=None)
 
 
 def _candidate(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -20,7 +20,7 @@ from nnbuild.store import Run, Store, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
-from nnbuild.store.manifests import read_manifest, runs_table
+from nnbuild.store.manifests import Manifest, read_manifest, runs_table
 from nnbuild.store.tables import write_table
 
 _MIN_AGE = timedelta(hours=1)
@@ -263,7 +263,7 @@ def _lost_rows(store: Store) -> Iterator[Repair]:
             manifest = read_manifest(path / "manifest.json")
             _require_intact(store, manifest)
             row = runs_table(manifest)
-        except (StoreError, KeyError, TypeError, AttributeError) as error:
+        except StoreError as error:
             detail = f"its row in `runs` is missing and cannot be rebuilt: {error}"
             yield Repair(Finding(name, "lost", detail))
             continue
@@ -282,15 +282,15 @@ def _row_rebuild(store: Store, run_id: str, row: pa.Table) -> Callable[[], objec
     return rebuild
 
 
-def _require_intact(store: Store, manifest: dict[str, Any]) -> None:
+def _require_intact(store: Store, manifest: Manifest) -> None:
     """Refuse a run whose files are not those of its manifest."""
-    for name, about in manifest["files"].items():
+    for name, about in manifest.files.items():
         path = store.root / name
         if name.startswith("tables/runs/"):
             continue
         if (
             not path.resolve().is_relative_to(store.root)
             or not path.is_file()
-            or file_digest(path) != about["sha256"]
+            or file_digest(path) != about.sha256
         ):
             raise StoreError(f"{name} is missing or has changed")

@@ -10,6 +10,7 @@ from nnbuild.report import artifacts, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
+from nnbuild.store.manifests import Manifest, parse_manifest
 from nnbuild.store.run import Run
 from nnbuild.store.schemas import STATIC_SCHEMAS, predictions
 from nnbuild.store.step_results import (
@@ -32,7 +33,7 @@ def manifest_of(
     error: str | None = None,
     error_type: str | None = None,
     now: datetime | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Return the manifest of a run so far, without the files, whose digests the commit adds.
 
     Args:
@@ -42,7 +43,7 @@ def manifest_of(
         now: Aware time of the end of the run; the current time if None.
     """
     results = _results(run)
-    return {
+    value = {
         "schema_version": schemas.SCHEMA_VERSION,
         "run_id": run.run_id,
         "row": _row(run, results, error, now or datetime.now(UTC)),
@@ -55,7 +56,9 @@ def manifest_of(
         "packages": environment.packages(),
         "machine": environment.description(),
         "flow_run_id": run.record.get("flow_run_id"),
+        "files": {},
     }
+    return parse_manifest(value, f"the manifest of run {run.run_id}")
 
 
 def _results(run: Run) -> dict[str, StepResult]:

@@ -1,14 +1,13 @@
 """How a run was made, from its manifest alone, and from nothing there that a commit adds or changes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from nnbuild.engines import describe_engine, engine_of_run
-from nnbuild.store.step_results import BuiltModel, FittedModel, LoadedData, Reported
+from nnbuild.store.manifests import Manifest
+from nnbuild.store.step_results import Reported
 
 _AFTER = Reported.step  # the page is written in this step, and cannot know how long it takes
-
-Manifest = Mapping[str, Any]
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
@@ -17,45 +16,41 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    steps, machine, training = (
-        manifest["steps"],
-        manifest["machine"],
-        manifest["config"]["training"],
-    )
-    data, fitted = steps[LoadedData.step], steps[FittedModel.step]
-    height, width, channels = data["image_shape"]
-    yield "run", manifest["run_id"]
-    yield "started", manifest["row"]["started_at"]
-    if manifest["flow_run_id"]:
-        yield "Prefect flow run", manifest["flow_run_id"]
-    yield "data from", data["source"]
+    steps, machine, settings = manifest.steps, manifest.machine, manifest.settings
+    data, fitted = steps.load_data, steps.fit_model
+    height, width, channels = data.image_shape
+    yield "run", manifest.run_id
+    yield "started", manifest.row.started_at
+    if manifest.flow_run_id:
+        yield "Prefect flow run", manifest.flow_run_id
+    yield "data from", data.source
     yield (
         "images",
-        f"{data['train']:,} to train on, {data['test']:,} to test on; {height} × {width} × {channels}",
+        f"{data.train:,} to train on, {data.test:,} to test on; {height} × {width} × {channels}",
     )
-    own = data.get("validation", 0)
-    drawn = f"{100 * training['validation_fraction']:g} % of the training images, drawn by the seed"
+    own = data.validation
+    drawn = f"{100 * settings.training.validation_fraction:g} % of the training images, drawn by the seed"
     yield "validation", f"{own:,} images of the data's own split" if own else drawn
-    yield "seed", str(manifest["config"]["seed"])
+    yield "seed", str(settings.seed)
     yield (
         "network",
-        f"{manifest['row']['model']}, {steps[BuiltModel.step]['parameters']:,} parameters",
+        f"{manifest.row.model}, {steps.build_model.parameters:,} parameters",
     )
-    yield "weights", f"of epoch {fitted['weights_epoch']} of {fitted['epochs']}"
+    yield "weights", f"of epoch {fitted.weights_epoch} of {fitted.epochs}"
     yield "scoring", describe_engine(*engine_of_run(manifest))
-    for remark in fitted["remarks"]:
+    for remark in fitted.remarks:
         yield "resumed", remark
-    yield "code", manifest["code_version"]
+    yield "code", manifest.code_version
     yield (
         "machine",
-        f"{machine['system']}, {machine['processors']} processors, Python {machine['python']}",
+        f"{machine.system}, {machine.processors} processors, Python {machine.python}",
     )
 
 
 def timings(manifest: Manifest) -> list[dict[str, Any]]:
     """Each step's seconds in the order of the recipe, and their share of the longest, 0 to 1."""
-    done = {name: seconds for name, seconds in manifest["seconds"].items() if name != _AFTER}
-    order = {name: place for place, name in enumerate(manifest["steps"])}
+    done = {name: seconds for name, seconds in manifest.seconds.items() if name != _AFTER}
+    order = {name: place for place, name in enumerate(manifest.steps.reached())}
     longest = max(done.values(), default=0.0) or 1.0
     return [
         {"name": name.replace("_", " "), "seconds": done[name], "share": done[name] / longest}
@@ -66,10 +61,10 @@ def timings(manifest: Manifest) -> list[dict[str, Any]]:
 def digests(manifest: Manifest) -> dict[str, str]:
     """sha256 by what it is of: the dataset, the config, and each file that a step made."""
     found = {
-        "dataset": manifest["steps"][LoadedData.step]["digest"],
-        "config": manifest["config_digest"],
+        "dataset": manifest.steps.load_data.digest,
+        "config": manifest.config_digest,
     }
-    for name, step in manifest["steps"].items():
+    for name, step in manifest.steps.reached().items():
         if name != _AFTER:
-            found |= step["files"]
+            found |= step.files
     return found

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nnbuild.config.loading import flattened
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.runtime.credentials import mask_credentials, split_credentials
 from nnbuild.runtime.outward import describe
+from nnbuild.store.manifests import Manifest
 from nnbuild.store.store import Store
 
 EXPERIMENT = "nnbuild"
@@ -112,18 +113,16 @@ def _experiment(client: Any, uri: str) -> str:
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
-def _log(
-    mlflow: Any, client: Any, experiment: str, store: Store, manifest: Mapping[str, Any]
-) -> str:
-    run_id, row = manifest["run_id"], manifest["row"]
-    began, ended = (_milliseconds(row[name]) for name in ("started_at", "finished_at"))
+def _log(mlflow: Any, client: Any, experiment: str, store: Store, manifest: Manifest) -> str:
+    run_id, row = manifest.run_id, manifest.row
+    began, ended = _milliseconds(row.started_at), _milliseconds(row.finished_at)
     names = ("dataset", "dataset_digest", "model", "code_version")
-    tags = {_RUN_ID: run_id, **{f"nnbuild.{name}": str(row[name]) for name in names}}
+    tags = {_RUN_ID: run_id, **{f"nnbuild.{name}": str(getattr(row, name)) for name in names}}
     target = client.create_run(experiment, start_time=began, tags=tags, run_name=run_id).info.run_id
     entities = mlflow.entities
     settings = [
         entities.Param(name, str(value)[:_LONGEST])
-        for name, value in flattened(manifest["config"]).items()
+        for name, value in flattened(manifest.config).items()
     ]
     for first in range(0, len(settings), 100):  # as many as one request may hold
         client.log_batch(target, params=settings[first : first + 100])
@@ -133,7 +132,7 @@ def _log(
     ]
     for first in range(0, len(metrics), _BATCH):
         client.log_batch(target, metrics=metrics[first : first + _BATCH])
-    for name in manifest["files"]:
+    for name in manifest.files:
         path = store.root / name
         if path.is_file():
             place = (

@@ -14,13 +14,12 @@ from nnbuild.data.tables import read_dataset
 from nnbuild.errors import DataError, StoreError, one_line
 from nnbuild.report import examples, sections, text
 from nnbuild.report.charts import shortened
-from nnbuild.report.metadata import Manifest
 from nnbuild.report.sections import Tables
 from nnbuild.runtime.text import sanitize
 from nnbuild.store.analysis import drift_by_job
 from nnbuild.store.filesystem import write_bytes, write_json
+from nnbuild.store.manifests import FileEntry, Manifest
 from nnbuild.store.outputs import write_output
-from nnbuild.store.step_results import LoadedData
 from nnbuild.store.store import Store
 
 
@@ -45,7 +44,7 @@ def render(
     Raises:
         DataError: the images are not those of the predictions.
     """
-    names = [str(name) for name in manifest["steps"][LoadedData.step]["class_names"]]
+    names = [str(name) for name in manifest.steps.load_data.class_names]
     if images is not None:
         examples.require_matching(images, tables["predictions"])
     return (
@@ -111,8 +110,8 @@ def rebuild(store: Store, run_id: str) -> Path:
     return path
 
 
-def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
-    status = manifest.get("row", {}).get("status")
+def _page(store: Store, manifest: Manifest, run_id: str) -> str:
+    status = manifest.row.status
     if status != "succeeded":
         raise StoreError(
             f"run {run_id} has status {status!r}, expected 'succeeded'; see `nnbuild history {run_id}`"
@@ -132,20 +131,20 @@ def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
         ) from error
 
 
-def _test_images(store: Store, manifest: dict[str, Any]) -> NDArray[np.uint8] | None:
-    data = manifest["steps"][LoadedData.step]
-    if not store.has_dataset(data["name"], data["digest"]):
+def _test_images(store: Store, manifest: Manifest) -> NDArray[np.uint8] | None:
+    data = manifest.steps.load_data
+    if not store.has_dataset(data.name, data.digest):
         return None
     try:
-        return read_dataset(store.local_dataset(data["name"], data["digest"])).test.images
+        return read_dataset(store.local_dataset(data.name, data.digest)).test.images
     except DataError as error:
         raise StoreError(f"cannot read the test images: {error}") from error
 
 
-def _record(manifest: dict[str, Any], path: Path, page: bytes) -> None:
+def _record(manifest: Manifest, path: Path, page: bytes) -> None:
     """The manifest vouches for every file of the run, for this one too."""
-    entry = {"sha256": hashlib.sha256(page).hexdigest(), "bytes": len(page)}
-    name = f"runs/{manifest['run_id']}/{path.name}"
-    if manifest["files"].get(name) != entry:
-        manifest["files"][name] = entry
-        write_json(path.parent / "manifest.json", manifest)
+    entry = FileEntry(sha256=hashlib.sha256(page).hexdigest(), bytes=len(page))
+    name = f"runs/{manifest.run_id}/{path.name}"
+    if manifest.files.get(name) != entry:
+        manifest.files[name] = entry
+        write_json(path.parent / "manifest.json", manifest.to_json())

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from nnbuild.config.loading import flattened
 from nnbuild.report import charts, data, examples, text
 from nnbuild.report.charts import heat_map
-from nnbuild.report.metadata import Manifest, digests, facts, timings
+from nnbuild.report.metadata import digests, facts, timings
 from nnbuild.report.text import percent, setting
-from nnbuild.store.step_results import CheckedData, Decided, FittedModel, LoadedData
+from nnbuild.store.manifests import Manifest
 
 _HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
     "accuracy": ("accuracy", True, True),
@@ -32,19 +32,19 @@ Context = dict[str, Any]
 
 def opening(manifest: Manifest, tables: Tables) -> Context:
     """What was trained on what, and how good it is."""
-    row, config = manifest["row"], manifest["config"]
-    images, wanted = len(tables["predictions"]), config["dataset"]["name"]
+    row, dataset = manifest.row, manifest.settings.dataset
+    images, wanted = len(tables["predictions"]), dataset.name
     accuracy = data.overall(tables["evaluation"]).get("accuracy")
-    begun = datetime.fromisoformat(row["started_at"])
+    begun = datetime.fromisoformat(row.started_at)
     return {
-        "run_id": manifest["run_id"],
-        "model": row["model"],
-        "dataset": row["dataset"],
+        "run_id": manifest.run_id,
+        "model": row.model,
+        "dataset": row.dataset,
         "wanted": wanted,
-        "fallback": config["dataset"]["fallback"] == row["dataset"] != wanted,
+        "fallback": dataset.fallback == row.dataset != wanted,
         "started": f"{begun.day} {begun:%B %Y, %H:%M} UTC",
-        "data": manifest["steps"][LoadedData.step],
-        "epochs": row["epochs"],
+        "data": manifest.steps.load_data,
+        "epochs": row.epochs,
         "images": images,
         "accuracy": accuracy,
         "interval": None if accuracy is None else text.interval(accuracy, images),
@@ -53,15 +53,18 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
 
 def gate(manifest: Manifest, tables: Tables) -> Context:
     """Is it better than the last one? The figures beside the champion's, and the paired test."""
-    decided = manifest["steps"].get(Decided.step) or {}
-    mine, theirs = data.overall(tables["evaluation"]), decided.get("champion_metrics", {})
-    champion, paired = decided.get("champion"), decided.get("figures", {})
-    counts = [paired.get(name) for name in ("only_challenger", "only_champion")]
-    tested = champion is not None and None not in counts
+    decided = manifest.steps.decide
+    mine = data.overall(tables["evaluation"])
+    theirs = decided.champion_metrics if decided else {}
+    champion = decided.champion if decided else None
+    paired = decided.figures if decided else {}
+    names = ("only_challenger", "only_champion")
+    tested = champion is not None and all(name in paired for name in names)
+    counts = [paired[name] for name in names] if tested else []
     return {
         "headline": [_figure(name, mine.get(name), theirs.get(name)) for name in _HEADLINE],
         "champion": champion,
-        "promoted": decided.get("promote"),
+        "promoted": decided.promote if decided else None,
         "verdict": text.verdict(decided) if decided else "",
         "champion_answer": text.on_champion(mine, theirs) if champion else "",
         "paired_answer": text.on_paired(paired) if tested else "",
@@ -94,7 +97,7 @@ def loss(manifest: Manifest, tables: Tables) -> Context:
     """Did the loss go down? A chart for each metric, the best epoch and the kept one marked."""
     curves, kept = (
         data.curves(tables["history"]),
-        manifest["steps"][FittedModel.step]["weights_epoch"],
+        manifest.steps.fit_model.weights_epoch,
     )
     pictures = []
     for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
@@ -211,13 +214,13 @@ def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
 
 def making(manifest: Manifest) -> Context:
     """Is the data sound, and how was it made?"""
-    checks = manifest["steps"][CheckedData.step]["checks"]
+    checks = manifest.steps.check_data.checks
     return {
         "checks": checks,
-        "checks_answer": text.on_checks([(each["passed"], each["hard"]) for each in checks]),
+        "checks_answer": text.on_checks([(each.passed, each.hard) for each in checks]),
         "facts": facts(manifest),
         "timings": timings(manifest),
-        "settings": {name: setting(value) for name, value in flattened(manifest["config"]).items()},
-        "packages": {name: version for name, version in manifest["packages"].items() if version},
+        "settings": {name: setting(value) for name, value in flattened(manifest.config).items()},
+        "packages": {name: version for name, version in manifest.packages.items() if version},
         "digests": digests(manifest),
     }

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from nnbuild.report.data import Diagram, Errors, Points
+from nnbuild.store.step_results import Decided
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -158,9 +159,9 @@ def on_champion(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
     return f"Its accuracy is {abs(gap):.2f} percentage points {'higher' if gap > 0 else 'lower'}."
 
 
-def verdict(decided: Mapping[str, Any]) -> str:
+def verdict(decided: Decided) -> str:
     """What the gate said of the run."""
-    return f"{'Promoted' if decided['promote'] else 'Not promoted'}: {decided['reason']}."
+    return f"{'Promoted' if decided.promote else 'Not promoted'}: {decided.reason}."
 
 
 def on_paired(figures: Mapping[str, float]) -> str:

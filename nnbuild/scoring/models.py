@@ -17,7 +17,7 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id
-from nnbuild.store.step_results import Calibrated, LoadedData
+from nnbuild.store.manifests import Manifest
 
 CHAMPION = "champion"
 _MOST_BYTES = 2**34  # of a model file
@@ -78,7 +78,7 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
 
 def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     manifest = store.manifest(run_id)
-    if manifest["row"]["status"] != "succeeded":
+    if manifest.row.status != "succeeded":
         raise StoreError(f"run {run_id} failed and has no model; see `nnbuild runs`")
     fitting, reason = engine_of_run(manifest)
     if engine == "onnx" and reason:
@@ -87,36 +87,36 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
         )
     engine = fitting if engine == "auto" else engine
     name = f"runs/{run_id}/model.{engine}"
-    if name not in manifest["files"]:
+    if name not in manifest.files:
         raise ContractError(f"run {run_id} has no model.{engine}; restore the run from a copy")
     content = _read(store.root / name)
-    digest = _verified(content, manifest["files"][name]["sha256"], f"model {name}")
-    data, calibrated = manifest["steps"][LoadedData.step], manifest["steps"].get(Calibrated.step)
-    height, width, channels = data["image_shape"]
-    temperature = calibrated["temperature"] if calibrated else None
-    factory = manifest["row"]["model"]
+    digest = _verified(content, manifest.files[name].sha256, f"model {name}")
+    data, calibrated = manifest.steps.load_data, manifest.steps.calibrate_model
+    height, width, channels = data.image_shape
+    temperature = calibrated.temperature if calibrated else None
+    factory = manifest.row.model
     shape, reference = (height, width, channels), _reference(store, manifest)
     return ScoringModel(
         run_id,
         content,
         digest,
         shape,
-        data["classes"],
+        data.classes,
         temperature,
         factory,
         reference,
         engine,
         reason,
-        tuple(data["class_names"]),
+        data.class_names,
     )
 
 
-def _reference(store: Store, manifest: Mapping[str, Any]) -> dict[str, Summary]:
-    name = f"runs/{manifest['run_id']}/{REFERENCE}"
-    if name not in manifest["files"]:
+def _reference(store: Store, manifest: Manifest) -> dict[str, Summary]:
+    name = f"runs/{manifest.run_id}/{REFERENCE}"
+    if name not in manifest.files:
         return {}
     content = _read(store.root / name)
-    _verified(content, manifest["files"][name]["sha256"], name)
+    _verified(content, manifest.files[name].sha256, name)
     try:
         kept = json.loads(content)
         return {kind: Summary.from_json(kept[kind]) for kind in ("plain", "calibrated")}

@@ -9,8 +9,9 @@ import numpy as np
 from nnbuild.config.loading import flattened
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.significance import mcnemar_test as paired_test
+from nnbuild.store.manifests import Manifest
 from nnbuild.store.schemas import JOB_TABLES
-from nnbuild.store.step_results import Calibrated, FittedModel, Scored
+from nnbuild.store.step_results import FittedModel, Scored
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
@@ -56,7 +57,7 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
             f"cannot compare {', '.join(run_ids) or 'no run'}; give two or more different runs, see `nnbuild runs`"
         )
     manifests = [_manifest(store, run_id) for run_id in run_ids]
-    differing = _differing([flattened(each["config"]) for each in manifests])
+    differing = _differing([flattened(each.config) for each in manifests])
     rows = [
         _figures(store, each, settings) for each, settings in zip(manifests, differing, strict=True)
     ]
@@ -67,9 +68,9 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _manifest(store: Store, run_id: str) -> dict[str, Any]:
+def _manifest(store: Store, run_id: str) -> Manifest:
     manifest = store.manifest(run_id)
-    if manifest["row"]["status"] != "succeeded":
+    if manifest.row.status != "succeeded":
         raise StoreError(f"run {run_id} failed and has no figures; see `nnbuild runs`")
     return manifest
 
@@ -89,17 +90,17 @@ def _told(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def _figures(store: Store, manifest: dict[str, Any], differing: dict[str, Any]) -> dict[str, Any]:
-    row, run_id = manifest["row"], manifest["run_id"]
+def _figures(store: Store, manifest: Manifest, differing: dict[str, Any]) -> dict[str, Any]:
+    row, run_id = manifest.row, manifest.run_id
     metrics = _metrics(store, run_id)
-    temperature = manifest["steps"].get(Calibrated.step, {}).get("temperature")
+    calibrated = manifest.steps.calibrate_model
     return {
         "run_id": run_id,
-        **{name: row[name] for name in _OF_RUN},
+        **{name: getattr(row, name) for name in _OF_RUN},
         **differing,
         **{name: metrics.get(name) for name in _METRICS},
-        "temperature": temperature,
-        **{f"seconds_{name.split('_')[0]}": manifest["seconds"].get(name) for name in _SECONDS},
+        "temperature": calibrated.temperature if calibrated else None,
+        **{f"seconds_{name.split('_')[0]}": manifest.seconds.get(name) for name in _SECONDS},
     }
 
 

@@ -135,7 +135,7 @@ def change_locked(
         ChampionChangedError: as `change`.
         StoreError: as `change`.
     """
-    if run_id is not None and store.manifest(run_id)["row"]["status"] != "succeeded":
+    if run_id is not None and store.manifest(run_id).row.status != "succeeded":
         raise StoreError(f"run {run_id} failed, expected one that succeeded; see `nnbuild runs`")
     changes = history(store)
     found = changes[-1].run_id if changes else None

@@ -7,7 +7,6 @@ more: a commit that is killed is finished by making the moves that are left.
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -21,7 +20,7 @@ from nnbuild.store.filesystem import (
     write_json,
 )
 from nnbuild.store.json_models import read_model
-from nnbuild.store.manifests import Row, require_manifest, runs_table
+from nnbuild.store.manifests import FileEntry, Manifest, Row, runs_table
 from nnbuild.store.run import Run
 from nnbuild.store.tables import write_table
 
@@ -40,13 +39,13 @@ def is_ready(run: Run) -> bool:
 
 
 def make_ready(
-    run: Run, manifest: dict[str, Any], files: Mapping[str, Path], tables: Mapping[str, Path]
+    run: Run, manifest: Manifest, files: Mapping[str, Path], tables: Mapping[str, Path]
 ) -> None:
     """Lay out everything that the run leaves in the store.
 
     Args:
         run: in staging.
-        manifest: with its `row`; the files' digests and sizes are added to it here.
+        manifest: Manifest without files; their digests and sizes are added here.
         files: what goes into `runs/<run_id>/`, by name there.
         tables: one Parquet file for each table, by the table's name.
     """
@@ -64,17 +63,16 @@ def make_ready(
         runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
         write_table(runs_part, runs_table(manifest), schemas.RUNS)
         kept = [*(record / name for name in files), *parts.values(), runs_part]
-        manifest["files"] = {
-            path.relative_to(layout).as_posix(): {
-                "sha256": file_digest(path),
-                "bytes": path.stat().st_size,
-            }
+        entries = {
+            path.relative_to(layout).as_posix(): FileEntry(
+                sha256=file_digest(path), bytes=path.stat().st_size
+            )
             for path in kept
         }
-        require_manifest(manifest, f"what run {run.run_id} has to commit")
-        write_json(record / "manifest.json", manifest)
+        complete = manifest.model_copy(update={"files": entries})
+        write_json(record / "manifest.json", complete.to_json())
         fault_injection.failpoint("commit:laid-out")
-        write_json(layout / "ready.json", {"row": manifest["row"]})
+        write_json(layout / "ready.json", {"row": manifest.row.model_dump()})
 
 
 def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> None:
@@ -93,10 +91,10 @@ def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> N
     presence.require(run.folder)
 
 
-def staged_row(run: Run) -> dict[str, Any]:
-    """The `runs` row of a run that is ready."""
+def staged_row(run: Run) -> Row:
+    """Return the `runs` row of a run that is ready."""
     path = run.folder / "commit" / "ready.json"
-    return read_model(path, _Ready, "the end of a run").row.model_dump()
+    return read_model(path, _Ready, "the end of a run").row
 
 
 def _moves(run: Run, root: Path, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, Path]]:

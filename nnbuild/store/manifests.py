@@ -1,38 +1,51 @@
-"""The manifest of a run: what a commit writes, and what every reader may rely on."""
+"""The manifest of a run: one model that a commit writes and every reader relies on."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
-from pydantic import model_validator as validator
+from pydantic import (
+    AfterValidator,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from nnbuild.errors import StoreError
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import read_json
 from nnbuild.store.json_models import Moment, lacks, problem, validated
 from nnbuild.store.step_results import (
-    MANIFEST_STEPS,
     BuiltModel,
+    Calibrated,
     CheckedData,
+    CompiledModel,
+    Decided,
     Evaluated,
+    ExportedModel,
     FittedModel,
+    HistoryTable,
     LoadedData,
+    Scored,
     StepResult,
 )
 
-_OF_SUCCESS: tuple[type[StepResult], ...] = (
+_REQUIRED: tuple[type[StepResult], ...] = (
     LoadedData,
     CheckedData,
     BuiltModel,
     FittedModel,
     Evaluated,
 )
+_NOT_REACHED: Any = None
 
 
-def _inside(name: str) -> str:
+def _below_root(name: str) -> str:
     """Refuse the path of a file that is not below the store's root."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
@@ -41,9 +54,9 @@ def _inside(name: str) -> str:
 
 
 class _Recorded(BaseModel):
-    """Part of a manifest; other versions of nnbuild may write more fields."""
+    """Part of a manifest; fields that other versions of nnbuild add are kept."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
 
 class Row(_Recorded):
@@ -66,133 +79,168 @@ class Row(_Recorded):
     config: str
 
 
-class _Dataset(_Recorded):
+class DatasetSettings(_Recorded):
+    """The settings of the dataset that readers rely on."""
+
     name: str
     fallback: str | None
 
 
-class _Training(_Recorded):
+class TrainingSettings(_Recorded):
+    """The settings of the training that readers rely on."""
+
     validation_fraction: FiniteFloat
 
 
-class _Config(_Recorded):
-    """What readers ask of a config; its other settings are those of the version that wrote it."""
+class Settings(_Recorded):
+    """The settings that readers rely on; the others are those of the version that wrote them."""
 
     seed: int
-    dataset: _Dataset
-    training: _Training
+    dataset: DatasetSettings
+    training: TrainingSettings
 
 
-class _Machine(_Recorded):
+class Steps(_Recorded):
+    """Results of the steps, in the order of the pipeline; None if the run did not reach a step.
+
+    In a run that succeeded the steps that are not optional here always have a result.
+    """
+
+    load_data: LoadedData = _NOT_REACHED
+    check_data: CheckedData = _NOT_REACHED
+    build_model: BuiltModel = _NOT_REACHED
+    compile_model: CompiledModel | None = None
+    fit_model: FittedModel = _NOT_REACHED
+    persist_history: HistoryTable | None = None
+    export_model: ExportedModel | None = None
+    evaluate_model: Evaluated = _NOT_REACHED
+    calibrate_model: Calibrated | None = None
+    score_test_set: Scored | None = None
+    decide: Decided | None = None
+
+    def reached(self) -> dict[str, StepResult]:
+        """Return the results that there are, by the name of the step."""
+        return {name: result for name, result in self if isinstance(result, StepResult)}
+
+
+class Machine(_Recorded):
+    """The machine that the run was committed on."""
+
     system: str
     python: str
+    host: str = ""
     processors: int | None
 
 
 class FileEntry(_Recorded):
-    """What a manifest says of a file."""
+    """Digest and size of a file."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
 class Manifest(_Recorded):
-    """Everything that explains a run, but for the results of its steps, which are `MANIFEST_STEPS`.
+    """Everything that explains a run.
 
     Attributes:
+        schema_version: Version of the store's schema that the run was written with.
+        run_id: ID of the run.
         row: The run's row in the table `runs`.
         error_type: Name of the class of the exception that ended a failed run.
-        seconds: How long each step took, by its name.
+        config: All settings of the run, as its version of nnbuild wrote them.
+        settings: The part of `config` that readers rely on, checked.
+        config_digest: SHA-256 of the settings that can change a result.
+        steps: Result of each step.
+        seconds: Duration of each step, by its name.
+        code_version: Version of nnbuild, with a digest of its code.
+        packages: Version of each package that a result depends on; None if not installed.
+        machine: The machine.
+        flow_run_id: ID of the Prefect flow run; None outside Prefect.
         files: Every file of the run, by its path below the store's root.
-        flow_run_id: Id of the Prefect flow run; None outside Prefect.
     """
 
-    row: Row
+    schema_version: str = schemas.SCHEMA_VERSION
     run_id: str
-    config: _Config
+    row: Row
+    config: dict[str, Any]
+    settings: Settings = Field(validation_alias=AliasPath("config"), exclude=True)
     config_digest: str
-    steps: dict[str, dict[str, Any]]
+    steps: Steps
     seconds: dict[str, FiniteFloat]
-    files: dict[Annotated[str, AfterValidator(_inside)], FileEntry]
     code_version: str
     packages: dict[str, str | None]
-    machine: _Machine
+    machine: Machine
     flow_run_id: str | None
     error_type: str | None = None
+    files: dict[Annotated[str, AfterValidator(_below_root)], FileEntry]
 
-    @validator(mode="after")
-    def _has_what_success_means(self) -> Self:
+    @model_validator(mode="after")
+    def _require_values_of_success(self) -> Self:
         if self.row.status == "succeeded":
             for name in ("dataset", "dataset_digest", "test_accuracy", "test_loss"):
                 if getattr(self.row, name) is None:
                     raise ValueError(f"a run that succeeded has a value in row.{name}")
         return self
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as the JSON value that its file holds."""
+        # Only what was read or set: rewriting a manifest adds no defaults to it.
+        return self.model_dump(mode="json", exclude_unset=True)
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest in a file, which has every field of `Manifest` and of the steps' results.
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a run.
 
     Raises:
-        StoreError: It cannot be read, or a field is missing or wrong; the message names it.
+        StoreError: The file cannot be read, is the manifest of another run, or a field is missing
+            or invalid; the message names the field.
     """
-    manifest = read_json(path)
-    found: dict[str, Any] = manifest if isinstance(manifest, dict) else {}
-    require_manifest(found, str(path))
-    if found["run_id"] != path.parent.name:
+    manifest = parse_manifest(read_json(path), str(path))
+    if manifest.run_id != path.parent.name:
         raise StoreError(
-            f"{path} is the manifest of run {found['run_id']}, expected {path.parent.name}; "
+            f"{path} is the manifest of run {manifest.run_id}, expected {path.parent.name}; "
             "restore it from a copy"
         )
-    return found
+    return manifest
 
 
-def require_manifest(manifest: Mapping[str, Any], where: str) -> None:
-    """Refuse a manifest that readers could not rely on.
+def parse_manifest(value: Any, source: str) -> Manifest:
+    """Validate a manifest.
 
     Args:
-        manifest: The JSON value.
-        where: What to call it.
+        value: The JSON value.
+        source: Where it comes from, for the message.
 
     Raises:
-        StoreError: A field is missing or wrong; the message names it.
+        StoreError: A field is missing or invalid; the message names it.
     """
-    if (wrong := _problem(manifest)) is not None:
-        raise StoreError(f"{where} is not a whole manifest: {wrong}; restore it from a copy")
-
-
-def _problem(manifest: Mapping[str, Any]) -> str | None:
     try:
-        found = validated(Manifest, manifest)
+        manifest = validated(Manifest, value if isinstance(value, dict) else {})
     except ValidationError as error:
-        return problem(error)
-    for name, kind in MANIFEST_STEPS.items():
-        if name not in found.steps:
-            if found.row.status == "succeeded" and kind in _OF_SUCCESS:
-                return lacks("steps", name)
-            continue
-        known = {key: each for key, each in found.steps[name].items() if key in kind.model_fields}
-        try:
-            result = validated(kind, known)
-        except ValidationError as error:
-            return problem(error, "steps", name)
-        if isinstance(result, LoadedData) and len(result.class_names) != result.classes:
-            return f"steps.{name}.class_names has not {result.classes} names, as many as classes"
-    return None
+        raise _invalid(source, problem(error)) from error
+    if manifest.row.status == "succeeded":
+        for kind in _REQUIRED:
+            if getattr(manifest.steps, kind.step) is None:
+                raise _invalid(source, lacks("steps", kind.step))
+    data = manifest.steps.load_data
+    if data is not None and len(data.class_names) != data.classes:
+        raise _invalid(
+            source,
+            f"steps.load_data.class_names has {len(data.class_names)} names, "
+            f"expected {data.classes}, one for each class",
+        )
+    return manifest
 
 
-def runs_table(manifest: Mapping[str, Any]) -> Any:
-    """Return the row of the `runs` table that a manifest stands for, as Arrow.
+def _invalid(source: str, reason: str) -> StoreError:
+    return StoreError(f"{source} is not a valid manifest: {reason}; restore it from a copy")
 
-    Raises:
-        StoreError: The manifest lacks what the row needs, or has something else there.
-    """
-    try:
-        row = validated(Row, manifest["row"]).model_dump()
-        for name in ("started_at", "finished_at"):
-            row[name] = datetime.fromisoformat(row[name]).astimezone(UTC)
-        return schemas.table_of(schemas.RUNS, [row])
-    except (ValidationError, KeyError, TypeError, pa.ArrowException) as error:
-        reason = problem(error, "row") if isinstance(error, ValidationError) else error
-        raise StoreError(
-            f"manifest has no row for the runs table ({reason}); restore it from a copy"
-        ) from error
+
+def runs_table(manifest: Manifest) -> pa.Table:
+    """Return the row of a manifest as a table with the schema of `runs`."""
+    row = manifest.row
+    times = {
+        name: datetime.fromisoformat(text).astimezone(UTC)
+        for name, text in (("started_at", row.started_at), ("finished_at", row.finished_at))
+    }
+    return schemas.table_of(schemas.RUNS, [row.model_dump(include=set(schemas.RUNS.names)) | times])

@@ -16,7 +16,7 @@ class StepResult(BaseModel):
         files: SHA-256 of every file that the step wrote, by its path in the run's staging folder.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
     step: ClassVar[str]
     files: dict[str, str] = {}
 
@@ -46,7 +46,7 @@ class LoadedData(StepResult):
 class Check(BaseModel):
     """One check of the data: what was measured, and the bound that it was held against."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="allow")
     name: str
     passed: bool
     hard: bool

@@ -20,7 +20,7 @@ from nnbuild.store.filesystem import (
     write_json,
 )
 from nnbuild.store.ids import is_run_id, new_run_id, require_name, require_run_id
-from nnbuild.store.manifests import read_manifest
+from nnbuild.store.manifests import Manifest, read_manifest
 from nnbuild.store.run import Run, create
 from nnbuild.store.tables import read_table
 
@@ -333,11 +333,11 @@ class Store:
             )
         return path
 
-    def manifest(self, run_id: str) -> dict[str, Any]:
-        """Everything that explains a committed run.
+    def manifest(self, run_id: str) -> Manifest:
+        """Read the manifest of a committed run.
 
         Raises:
-            StoreError: there is no such run, or its manifest is damaged.
+            StoreError: There is no such run, or its manifest is damaged.
         """
         if require_run_id(run_id) not in self.run_ids():
             raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")

@@ -97,13 +97,13 @@ class SweepRunner:
         if self.results and not self._sweep.runs():
             raise ConfigError(f"no trial could begin; the first error: {self.results[0].error}")
         best = self.best.runs[0] if self.best else None
-        row = self._sweep.store.manifest(best)["row"] if best else {}
+        row = self._sweep.store.manifest(best).row if best else None
         return SweepResult(
             sweep_id=self._sweep.sweep_id,
             objective=self._sweep.config.objective,
             trials=tuple(self.ranked()),
             best=best,
-            promoted=bool(row.get("promoted")),
+            promoted=row is not None and row.promoted,
         )
 
 

@@ -118,10 +118,9 @@ def _recorded_failure(sweep: Sweep, run_id: str) -> _Failure | None:
     if sweep.unfinished_run(run_id) is not None:
         return None
     manifest = sweep.store.manifest(run_id)
-    if manifest["row"]["status"] != "failed":
+    if manifest.row.status != "failed":
         return None
-    is_pruned = manifest.get("error_type") == PrunedError.__name__
-    return _Failure(str(manifest["row"]["error"]), is_pruned)
+    return _Failure(str(manifest.row.error), manifest.error_type == PrunedError.__name__)
 
 
 def _failure_of(error: Exception) -> _Failure:
@@ -152,11 +151,10 @@ def objective_of(sweep: Sweep, run_id: str) -> float:
     run = sweep.unfinished_run(run_id)
     metrics: dict[str, float]
     if run is None:
-        steps = sweep.store.manifest(run_id)["steps"]
-        metrics = steps[Calibrated.step].get("validation", {})
+        calibrated = sweep.store.manifest(run_id).steps.calibrate_model
     else:
         calibrated = run.load_result(Calibrated)
-        metrics = calibrated.validation if calibrated else {}
+    metrics = calibrated.validation if calibrated else {}
     name = sweep.config.objective.removeprefix("val_")
     if name not in metrics:
         raise StoreError(

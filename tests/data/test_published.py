@@ -373,10 +373,10 @@ def test_run_validates_on_the_datas_own_split(tmp_path):
     done = retrain(run_config(path), tmp_path / "store")
     store = Store(tmp_path / "store")
     manifest = store.manifest(done.run_id)
-    loaded = manifest["steps"]["load_data"]
-    assert (loaded["train"], loaded["validation"], loaded["test"]) == (120, 24, 40)
-    assert loaded["pixel_scales"]["validation"] == "uint8 from 0 to 255"
-    assert manifest["steps"]["compile_model"]["steps_per_epoch"] == -(-120 // 32)
+    loaded = manifest.steps.load_data
+    assert (loaded.train, loaded.validation, loaded.test) == (120, 24, 40)
+    assert loaded.pixel_scales["validation"] == "uint8 from 0 to 255"
+    assert manifest.steps.compile_model.steps_per_epoch == -(-120 // 32)
     bins = store.read_table("calibration", done.run_id).to_pylist()
     counted = sum(
         each["count"]

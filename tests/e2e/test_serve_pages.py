@@ -32,9 +32,7 @@ def looked_at(real_prefect, tmp_path_factory, small_folder):
         check=True,
         capture_output=True,
     )
-    return Store(root), [
-        Store(root).manifest(each)["flow_run_id"] for each in Store(root).run_ids()
-    ]
+    return Store(root), [Store(root).manifest(each).flow_run_id for each in Store(root).run_ids()]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
@@ -59,7 +57,7 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
             "/Completed/.test(document.body.innerText) && document.body.innerText",
         )
         assert "model:lab" in text
-        assert f"lab-{store.manifest(store.run_ids()[1])['row']['dataset']}-" in text
+        assert f"lab-{store.manifest(store.run_ids()[1]).row.dataset}-" in text
 
         def table(key):
             return page.show(f"{ui}/artifacts/artifact/{keys[key]}", f"({cells}).length && {cells}")

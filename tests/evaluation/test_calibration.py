@@ -61,17 +61,17 @@ def test_all_right_or_all_wrong_ends_at_a_bound(right):
 def test_a_run_keeps_its_temperature_and_both_reliabilities(tmp_path, small_config):
     committed = run.retrain(small_config, tmp_path)
     store = Store(tmp_path)
-    calibrated = store.manifest(committed.run_id)["steps"]["calibrate_model"]
+    calibrated = store.manifest(committed.run_id).steps.calibrate_model
     table = store.read_table("calibration", committed.run_id).to_pandas()
-    assert set(table.temperature) == {1.0, calibrated["temperature"]}
+    assert set(table.temperature) == {1.0, calibrated.temperature}
     assert set(table.subset) == {"validation", "test"}
     for (subset, temperature), bins in table.groupby(["subset", "temperature"]):
         gap = (bins["count"] * (bins.mean_confidence - bins.accuracy).abs()).sum() / bins[
             "count"
         ].sum()
-        told = calibrated["before" if temperature == 1 else "after"][subset]
+        told = (calibrated.before if temperature == 1 else calibrated.after)[subset]
         assert told == pytest.approx(gap) == pytest.approx(bins.expected_calibration_error.iloc[0])
-    evaluated = store.manifest(committed.run_id)["steps"]["evaluate_model"]["metrics"]
+    evaluated = store.manifest(committed.run_id).steps.evaluate_model.metrics
     assert evaluated["expected_calibration_error"] == pytest.approx(
-        calibrated["before"]["test"], abs=1e-5
+        calibrated.before["test"], abs=1e-5
     )

@@ -98,7 +98,7 @@ def finished(request, tmp_path_factory, small_folder):
     }
     root = tmp_path_factory.mktemp("flow") / "store"
     committed = retrain(nnbuild.RunConfig.model_validate(config), str(root))
-    flow_run_id = Store(root).manifest(committed.run_id)["flow_run_id"]
+    flow_run_id = Store(root).manifest(committed.run_id).flow_run_id
     by_flow = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     with get_client(sync_client=True) as client:
         return {
@@ -224,7 +224,7 @@ def test_a_commit_that_fails_takes_the_decision_back(
     assert champion.current(store) == other
     retrain(small_config, str(tmp_path), run.run_id)
     assert (
-        store.manifest(run.run_id)["flow_run_id"] != run.record["flow_run_id"]
+        store.manifest(run.run_id).flow_run_id != run.record["flow_run_id"]
     )  # the one that shows the rest
     assert store.read_table("decisions", run.run_id)["champion"].to_pylist() == [other]
 

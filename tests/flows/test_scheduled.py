@@ -280,7 +280,7 @@ def test_late_runs_take_the_settings_of_today(tmp_path, small_config, prefect_se
         deployed.start(waits).state.name == "Skipped"
     )  # overtaken, by what has the same settings now
     assert deployed.start(by_hand).parameters["config"]["seed"] == 3  # it was asked for so
-    seeds = [store.manifest(each)["config"]["seed"] for each in store.run_ids()]
+    seeds = [store.manifest(each).settings.seed for each in store.run_ids()]
     assert seeds == [2, 3]
 
 
@@ -298,7 +298,7 @@ def test_retry_does_not_resume_on_fixed_data(tmp_path, own_data, prefect_server)
     assert deployed.start(run).state.name == "Completed"
     assert [each.run_id for each in store.unfinished_runs()] == [before.run_id]
     (committed,) = store.run_ids()
-    assert store.manifest(committed)["flow_run_id"] == str(run.id)
+    assert store.manifest(committed).flow_run_id == str(run.id)
     assert store.unfinished_run(before.run_id).record["flow_run_id"] is None
 
 

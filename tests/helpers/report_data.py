@@ -7,6 +7,8 @@ import numpy as np
 from nnbuild import evaluation, scoring
 from nnbuild.logits import softmax
 from nnbuild.store import schemas
+from nnbuild.store.manifests import parse_manifest
+from nnbuild.store.step_results import Decided
 from nnbuild.training import history
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -84,15 +86,9 @@ def _bins(logits, labels, temperature):
 
 def _manifest(classes, shape, epochs, images, names):
     digest = "ab" * 32
-    return {
+    value = {
         "run_id": "20260101T000000000Z-abcdef",
-        "row": {
-            "status": "succeeded",
-            "started_at": AT.isoformat(),
-            "dataset": "mnist",
-            "model": "convnet",
-            "epochs": epochs,
-        },
+        "row": _row(epochs, digest),
         "config": {
             "dataset": {"name": "mnist", "fallback": "digits"},
             "training": {
@@ -110,9 +106,10 @@ def _manifest(classes, shape, epochs, images, names):
                 "name": "mnist",
                 "digest": digest,
                 "source": "/data",
+                "folder": "datasets/mnist",
                 "image_shape": list(shape),
                 "classes": classes,
-                "class_names": names,
+                "class_names": [str(each) for each in range(classes)],
                 "train": 4 * images,
                 "test": images,
             },
@@ -120,20 +117,54 @@ def _manifest(classes, shape, epochs, images, names):
                 "files": {},
                 "checks": [_check("counts", passed=True), _check("balance", passed=False)],
             },
-            "build_model": {"files": {}, "parameters": 34_826},
+            "build_model": {"files": {}, "path": "model/built.keras", "parameters": 34_826},
             "fit_model": {
                 "files": {"model/model.keras": digest},
+                "path": "model/model.keras",
+                "seconds": 8.0,
+                "identity": {},
                 "epochs": epochs,
                 "weights_epoch": epochs,
                 "remarks": ["resumed after epoch 1 on another processor"],
             },
+            "evaluate_model": {"test_accuracy": 0.9, "test_loss": 0.3, "metrics": {}},
         },
         "seconds": {"load_data": 0.5, "fit_model": 8.25},
         "code_version": "0.1.0+abc",
         "packages": {"keras": "3.15.1", "absent": None},
         "machine": {"system": "Linux", "processors": 2, "python": "3.11.7"},
         "flow_run_id": None,
+        "files": {},
     }
+    manifest = parse_manifest(value, "the test's manifest")
+    # Set afterwards: some tests use names that no JSON file can hold.
+    manifest.steps.load_data = changed(manifest.steps.load_data, class_names=tuple(names))
+    return manifest
+
+
+def _row(epochs, digest):
+    return {
+        "status": "succeeded",
+        "error": None,
+        "started_at": AT.isoformat(),
+        "finished_at": AT.isoformat(),
+        "dataset": "mnist",
+        "dataset_digest": digest,
+        "model": "convnet",
+        "seed": 17,
+        "epochs": epochs,
+        "test_accuracy": 0.9,
+        "test_loss": 0.3,
+        "promoted": False,
+        "flow_run_id": None,
+        "code_version": "0.1.0+abc",
+        "config": "{}",
+    }
+
+
+def changed(result, **values):
+    """Return a step's result with other values; results themselves are immutable."""
+    return result.model_copy(update=values)
 
 
 def decided(*, champion, reason, figures=None):
@@ -146,14 +177,13 @@ def decided(*, champion, reason, figures=None):
         "p_better": 0.03,
     }
     paired |= {"difference": 0.02, "low": -0.01, "high": 0.05}
-    return {
-        "files": {},
-        "champion": champion,
-        "promote": True,
-        "reason": reason,
-        "champion_metrics": {"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2} if champion else {},
-        "figures": paired if figures is None else figures,
-    }
+    return Decided(
+        champion=champion,
+        promote=True,
+        reason=reason,
+        champion_metrics={"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2} if champion else {},
+        figures=paired if figures is None else figures,
+    )
 
 
 def _check(name, *, passed):

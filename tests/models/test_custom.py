@@ -301,7 +301,7 @@ def test_what_a_model_raises_in_the_fit_is_a_failed_run(module, small_folder, tm
         runs.retrain(config, tmp_path / "store")
     store = Store(tmp_path / "store")
     (run_id,) = store.run_ids()
-    assert store.manifest(run_id)["row"]["status"] == "failed"
+    assert store.manifest(run_id).row.status == "failed"
 
 
 def test_a_function_that_builds_another_network_each_time(module, small_folder, tmp_path):
@@ -355,7 +355,7 @@ def test_a_run_that_keras_scores_says_so_everywhere(
     (run_id,) = store.run_ids()
     assert not list(root.rglob("*.onnx"))
     manifest = store.manifest(run_id)
-    assert manifest["steps"]["export_model"]["remark"] == "ONNX has no operation for BesselI0e"
+    assert manifest.steps.export_model.remark == "ONNX has no operation for BesselI0e"
     assert why in (root / "runs" / run_id / "report.html").read_text()
 
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)

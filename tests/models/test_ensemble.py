@@ -22,7 +22,7 @@ def config_of(folder, members=MEMBERS, **training):
 
 
 def model_of(store, run_id):
-    digest = store.manifest(run_id)["files"][f"runs/{run_id}/model.keras"]["sha256"]
+    digest = store.manifest(run_id).files[f"runs/{run_id}/model.keras"].sha256
     return load_model(store.root / "runs" / run_id / "model.keras", digest)
 
 
@@ -63,18 +63,14 @@ def test_the_first_member_is_the_run_with_the_same_seed(finished):
 def test_it_is_one_model_everywhere_else(finished):
     store, run_id, single = finished
     manifest = store.manifest(run_id)
-    assert manifest["steps"]["export_model"]["same_predictions"]
+    assert manifest.steps.export_model.same_predictions
     engine = engines.OnnxEngine(store.root / "runs" / run_id / "model.onnx", threads=1)
     assert (
         np.abs(engine.logits(pixels()) - np.asarray(model_of(store, run_id)(pixels()))).max() < 1e-4
     )
-    parameters = [
-        store.manifest(each)["steps"]["build_model"]["parameters"] for each in (run_id, single)
-    ]
+    parameters = [store.manifest(each).steps.build_model.parameters for each in (run_id, single)]
     assert parameters[0] == MEMBERS * parameters[1]
-    assert (
-        manifest["row"]["epochs"] == manifest["steps"]["fit_model"]["weights_epoch"] == 2 * MEMBERS
-    )
+    assert manifest.row.epochs == manifest.steps.fit_model.weights_epoch == 2 * MEMBERS
     history = store.read_table("history", run_id).to_pylist()
     epochs = [row["epoch"] for row in history if row["metric"] == "loss"]
     assert epochs == list(range(1, 2 * MEMBERS + 1))

@@ -70,11 +70,11 @@ def test_what_is_no_model_is_refused(tmp_path):
 def test_a_run_leaves_an_export_that_was_checked(tmp_path, small_config):
     committed = runs.retrain(small_config, tmp_path)
     manifest = Store(tmp_path).manifest(committed.run_id)
-    export = manifest["steps"]["export_model"]
-    assert export["same_predictions"]
-    assert export["largest_difference"] <= 1e-4
+    export = manifest.steps.export_model
+    assert export.same_predictions
+    assert export.largest_difference <= 1e-4
     path = tmp_path / "runs" / committed.run_id / "model.onnx"
-    assert manifest["files"][path.relative_to(tmp_path).as_posix()]["sha256"] == file_digest(path)
+    assert manifest.files[path.relative_to(tmp_path).as_posix()].sha256 == file_digest(path)
 
 
 def test_a_model_that_cannot_be_exported_is_committed_without(tmp_path, small_config, monkeypatch):
@@ -87,9 +87,9 @@ def test_a_model_that_cannot_be_exported_is_committed_without(tmp_path, small_co
     monkeypatch.setattr(exporting, "export_onnx", broken)
     committed = runs.retrain(small_config, tmp_path / "store")
     store = Store(tmp_path / "store")
-    export = store.manifest(committed.run_id)["steps"]["export_model"]
-    assert export["path"] is None
-    assert "no such operation" in export["remark"]
+    export = store.manifest(committed.run_id).steps.export_model
+    assert export.path is None
+    assert "no such operation" in export.remark
     assert not (store.root / "runs" / committed.run_id / "model.onnx").exists()
     assert values(store, committed.run_id) == values(Store(tmp_path / "whole"), whole.run_id)
 

@@ -55,9 +55,9 @@ def test_a_run_is_exported_and_learns(tmp_path, small_folder, precision):
     training = {"epochs": 12, "precision": precision, "learning_rate": 0.01}
     run_id = retrain(run_config(small_folder, training=training), tmp_path).run_id
     manifest = Store(tmp_path).manifest(run_id)
-    assert manifest["steps"]["export_model"]["same_predictions"]
-    assert manifest["row"]["test_accuracy"] > 0.8
-    assert manifest["config"]["training"]["precision"] == precision
+    assert manifest.steps.export_model.same_predictions
+    assert manifest.row.test_accuracy > 0.8
+    assert manifest.config["training"]["precision"] == precision
 
 
 def test_a_scaled_loss_makes_the_step_that_any_other_makes():

@@ -63,9 +63,9 @@ def test_a_run_leaves_every_table_and_nothing_in_staging(finished):
 def test_the_manifest_explains_the_run(finished):
     store, run_ids = finished
     manifest = store.manifest(run_ids[0])
-    for name, kept in manifest["files"].items():
+    for name, kept in manifest.files.items():
         path = store.root / name
-        assert (file_digest(path), path.stat().st_size) == (kept["sha256"], kept["bytes"])
+        assert (file_digest(path), path.stat().st_size) == (kept.sha256, kept.bytes)
     assert {
         "config",
         "steps",
@@ -74,10 +74,10 @@ def test_the_manifest_explains_the_run(finished):
         "packages",
         "machine",
         "row",
-    } <= manifest.keys()
-    data = manifest["steps"]["load_data"]
-    assert (store.root / "datasets" / data["name"] / data["digest"] / "train.parquet").exists()
-    assert manifest["steps"]["check_data"]["checks"]
+    } <= manifest.to_json().keys()
+    data = manifest.steps.load_data
+    assert (store.root / "datasets" / data.name / data.digest / "train.parquet").exists()
+    assert manifest.steps.check_data.checks
 
 
 def test_the_probability_table_agrees_with_the_evaluation(finished):
@@ -110,7 +110,7 @@ def test_colour_images_of_another_size_run_through_everything(tmp_path, small_co
     store = Store(tmp_path / "store")
     assert store.read_table("predictions").column_names[-1] == "prob_4"
     assert "in colour" not in committed.manifest
-    assert store.manifest(committed.run_id)["steps"]["load_data"]["image_shape"] == [9, 7, 3]
+    assert store.manifest(committed.run_id).steps.load_data.image_shape == (9, 7, 3)
 
 
 def test_one_hot_targets_and_every_option_run_through(tmp_path, small_config):

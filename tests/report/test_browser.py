@@ -164,7 +164,7 @@ def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
 )
 def test_nothing_sticks_out_on_a_phone_and_no_picture_is_broken(tmp_path, given):
     manifest, tables, images = made(**given)
-    manifest["steps"]["decide"] = decided(champion=RUNS[0], reason="it is better")
+    manifest.steps.decide = decided(champion=RUNS[0], reason="it is better")
     assert on_a_phone(tmp_path, report.render(manifest, tables, images, JOBS))["images"] >= 64
 
 

@@ -23,7 +23,7 @@ def test_a_run_is_logged_whole_and_once(gated_runs, tmp_path):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.data.params["model.name"] == "lab"
     assert run.data.params["training.epochs"] == str(
-        store.manifest(run_id)["config"]["training"]["epochs"]
+        store.manifest(run_id).config["training"]["epochs"]
     )
     row = store.read_table("runs", run_id).to_pylist()[0]
     assert run.data.metrics["test_accuracy"] == row["test_accuracy"]

@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_data import AT, decided, made
+from report_data import AT, changed, decided, made
 
 from nnbuild import report
 from nnbuild.errors import DataError
 from nnbuild.report.metadata import timings
+from nnbuild.store.step_results import ExportedModel
 
 MOST_BYTES = 3_000_000
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -189,12 +190,14 @@ def test_a_perfect_network_has_no_errors_to_show():
 
 def test_every_text_is_escaped():
     manifest, tables, images = made(classes=3, names=[NASTY, "b", "c" + NASTY])
-    manifest["row"]["model"] = manifest["row"]["dataset"] = NASTY
-    manifest["code_version"] = manifest["steps"]["load_data"]["source"] = NASTY
-    manifest["steps"]["fit_model"]["remarks"] = [NASTY]
-    manifest["steps"]["check_data"]["checks"][0]["measured"] = NASTY
-    manifest["config"]["training"][NASTY] = [NASTY, {NASTY: NASTY}]
-    manifest["steps"]["decide"] = decided(champion=NASTY, reason=NASTY)
+    steps = manifest.steps
+    manifest.row.model = manifest.row.dataset = manifest.code_version = NASTY
+    steps.load_data = changed(steps.load_data, source=NASTY)
+    steps.fit_model = changed(steps.fit_model, remarks=(NASTY,))
+    first, *others = steps.check_data.checks
+    steps.check_data = changed(steps.check_data, checks=(changed(first, measured=NASTY), *others))
+    manifest.config["training"][NASTY] = [NASTY, {NASTY: NASTY}]
+    manifest.steps.decide = decided(champion=NASTY, reason=NASTY)
     jobs = [
         {"score_id": NASTY, "measured_at": AT, "rows": 5, "psi": 0.1, "ks": 0.2, "exceeded": NASTY}
     ]
@@ -205,7 +208,7 @@ def test_every_text_is_escaped():
 def test_a_fallback_is_told_loudly():
     manifest, tables, images = made()
     assert 'role="alert"' not in report.render(manifest, tables, images)
-    manifest["row"]["dataset"] = "digits"
+    manifest.row.dataset = "digits"
     page = Page(report.render(manifest, tables, images))
     assert "Not trained on mnist" in page.text
     assert [each["class"] for each in page.all("p") if each.get("role") == "alert"] == ["loud"]
@@ -214,7 +217,7 @@ def test_a_fallback_is_told_loudly():
 def test_the_champion_stands_beside_the_figures():
     manifest, tables, images = made()
     assert "champion" not in Page(report.render(manifest, tables, images)).text
-    manifest["steps"]["decide"] = decided(champion="run-x", reason="because")
+    manifest.steps.decide = decided(champion="run-x", reason="because")
     page = require_whole(report.render(manifest, tables, images))
     for told in (
         "better than 10.00 %",
@@ -232,12 +235,12 @@ def test_the_champion_stands_beside_the_figures():
 
 def test_without_a_champion_or_a_comparison_the_page_says_so():
     manifest, tables, images = made()
-    manifest["steps"]["decide"] = decided(
+    manifest.steps.decide = decided(
         champion=None, reason="there was no champion", figures={"accuracy": 0.5}
     )
     text = require_whole(report.render(manifest, tables, images)).text
     assert "Promoted: there was no champion." in text
-    manifest["steps"]["decide"] = decided(
+    manifest.steps.decide = decided(
         champion="run-x", reason="other images", figures={"accuracy": 0.5}
     )
     text = require_whole(report.render(manifest, tables, images)).text
@@ -280,8 +283,11 @@ def test_drift_is_there_when_something_was_scored(exceeded, told):
 
 def test_the_seconds_stand_in_the_order_of_the_steps():
     manifest, _, _ = made()
-    manifest["steps"] = dict.fromkeys(("load_data", "fit_model", "export_model", "decide"))
-    manifest["seconds"] = {
+    manifest.steps.export_model = ExportedModel(
+        path=None, remark="", largest_difference=None, same_predictions=None, probe=0
+    )
+    manifest.steps.decide = decided(champion=None, reason="")
+    manifest.seconds = {
         "decide": 0.1,
         "export_model": 2.0,
         "fit_model": 8.0,
@@ -310,7 +316,7 @@ def test_everything_that_explains_the_run_is_there():
         "8.25",
         "Linux",
     ]
-    wanted += ["training.schedule", "at most 4", "1 of 2 checks wants a look", manifest["run_id"]]
+    wanted += ["training.schedule", "at most 4", "1 of 2 checks wants a look", manifest.run_id]
     assert [each for each in wanted if each not in text] == []
 
 

@@ -47,9 +47,9 @@ def page_of(store, run_id):
 
 
 def require_vouched(store, run_id):
-    kept = store.manifest(run_id)["files"][f"runs/{run_id}/report.html"]
+    kept = store.manifest(run_id).files[f"runs/{run_id}/report.html"]
     path = page_of(store, run_id)
-    assert (file_digest(path), path.stat().st_size) == (kept["sha256"], kept["bytes"])
+    assert (file_digest(path), path.stat().st_size) == (kept.sha256, kept.bytes)
 
 
 def test_it_is_the_committed_page_byte_for_byte(store):
@@ -140,7 +140,7 @@ def _a_row_of_nothing(store, run_id):
         (_no_predictions, "has no predictions"),
         (_damaged_table, "cannot read"),
         (_damaged_images, "cannot read the test images"),
-        (_no_manifest_at_all, "not a whole manifest: it has no row"),
+        (_no_manifest_at_all, "not a valid manifest: it has no run_id"),
         (_a_row_of_nothing, "its row has no status"),
         (_half_a_manifest, "its steps has no fit_model; restore"),
     ],

@@ -188,7 +188,7 @@ def told(request, tmp_path_factory):
         url, requests = hook
         patch.setenv(webhook.VARIABLE, url.replace("://", "://user:p4ssw0rd@") + "/5ecre7")
         state = retrain(run_config(data), str(root), return_state=True)
-    flow_run_id = Store(root).manifest(state.result().run_id)["flow_run_id"]
+    flow_run_id = Store(root).manifest(state.result().run_id).flow_run_id
     by_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     artifacts = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
     with get_client(sync_client=True) as client:

@@ -11,7 +11,7 @@ from hostile_text import ESCAPE, HOSTILE, controls
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from report_data import made
+from report_data import changed, made
 
 from flows import display, printing
 from nnbuild.report import render
@@ -169,10 +169,12 @@ def test_csv_is_verbatim_for_a_file_and_clean_for_a_terminal(monkeypatch):
 def test_page_has_each_text_as_one_node():
     names = [*HOSTILE, "x"]
     manifest, tables, images = made(classes=len(names), images=4 * len(names), names=names)
-    manifest["config"]["dataset"]["name"] = manifest["row"]["dataset"] = HOSTILE[0]
-    manifest["config"]["texts"] = dict.fromkeys(HOSTILE, 1)
-    manifest["steps"]["load_data"]["source"] = HOSTILE[0]
-    manifest["steps"]["fit_model"]["remarks"] = HOSTILE
+    manifest.settings.dataset.name = manifest.row.dataset = HOSTILE[0]
+    manifest.config["dataset"]["name"] = HOSTILE[0]
+    manifest.config["texts"] = dict.fromkeys(HOSTILE, 1)
+    steps = manifest.steps
+    steps.load_data = changed(steps.load_data, source=HOSTILE[0])
+    steps.fit_model = changed(steps.fit_model, remarks=tuple(HOSTILE))
     page = render(manifest, tables, images)
     found = Texts(page)
     assert not controls(page)

@@ -29,11 +29,11 @@ def reference(store):
 def validation(store):
     """The images that the reference was made of."""
     manifest = store.manifest(store.run_ids()[0])
-    data = manifest["steps"]["load_data"]
-    table = pq.read_table(store.dataset_folder(data["name"], data["digest"]) / "train.parquet")
+    data = manifest.steps.load_data
+    table = pq.read_table(store.dataset_folder(data.name, data.digest) / "train.parquet")
     pixels = np.frombuffer(b"".join(table["image"].to_pylist()), np.uint8).reshape(-1, 8, 8, 1)
-    fraction = manifest["config"]["training"]["validation_fraction"]
-    return pixels[split_rows(len(pixels), fraction, manifest["config"]["seed"])[1]]
+    fraction = manifest.settings.training.validation_fraction
+    return pixels[split_rows(len(pixels), fraction, manifest.settings.seed)[1]]
 
 
 def drift(store, done):
@@ -99,7 +99,7 @@ def test_rows_that_are_not_written_are_counted_too_and_a_folder_of_ones_own_chan
 def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd, store, tmp_path):
     path, run_id = parquet(tmp_path / "in.parquet"), store.run_ids()[0]
     model = store.root / "runs" / run_id / "model.onnx"
-    digest = store.manifest(run_id)["files"][f"runs/{run_id}/model.onnx"]["sha256"]
+    digest = store.manifest(run_id).files[f"runs/{run_id}/model.onnx"].sha256
     of_file = call(
         capfd, "score", "--input", path, "--model", model, "--digest", digest, "--store", store.root
     )
@@ -172,9 +172,7 @@ def test_the_report_and_the_trends_show_every_job(capfd, store, tmp_path):
         )
     assert b"new data" not in before
     assert b"in 1 of 2 scoring jobs" in rebuild(store, run_id).read_bytes()
-    assert (
-        file_digest(page) == store.manifest(run_id)["files"][f"runs/{run_id}/report.html"]["sha256"]
-    )
+    assert file_digest(page) == store.manifest(run_id).files[f"runs/{run_id}/report.html"].sha256
     told = call(
         capfd, "trends", "--json", "--store", store.root, "--html", tmp_path / "trends.html"
     ).json

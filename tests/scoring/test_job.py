@@ -179,9 +179,7 @@ def test_calibrated_probabilities_are_those_of_the_scaled_logits(store, tmp_path
     done = scored(store, input=path, calibrated=True, logits=True)
     table = rows(store, done)
     temperature = store.read_table("score_runs", done.score_id)["temperature"][0].as_py()
-    assert (
-        temperature == store.manifest(done.run_id)["steps"]["calibrate_model"]["temperature"] != 1
-    )
+    assert temperature == store.manifest(done.run_id).steps.calibrate_model.temperature != 1
     scaled = np.stack([table[f"logit_{label}"].to_numpy() for label in range(3)], axis=1).astype(
         np.float64
     )

@@ -94,7 +94,7 @@ def test_a_store_on_s3_and_a_service_that_throttles(
     ]  # the rows are there, and nobody is told of them
     assert nnbuild.read_table(s3_store, "scores").equals(table)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
-    outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip  # noqa: E501
+    outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip
     assert outcome.code == 0, outcome.err
     again = nnbuild.read_table(s3_store, "scores", score_id=outcome.json["score_id"])
     assert again.drop_columns("score_id").equals(table.drop_columns("score_id"))

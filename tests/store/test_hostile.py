@@ -156,7 +156,7 @@ def test_no_name_leads_out_of_the_store(sound, name):
 def test_a_model_whose_digest_is_not_the_manifests_is_not_read(sound):
     store = Store(sound)
     record = sound / "runs" / store.run_ids()[0]
-    digest = store.manifest(record.name)["files"][f"runs/{record.name}/model.keras"]["sha256"]
+    digest = store.manifest(record.name).files[f"runs/{record.name}/model.keras"].sha256
     assert digest == file_digest(record / "model.keras")
     with scratch() as folder:
         changed = folder / "model.keras"

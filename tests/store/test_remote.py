@@ -20,7 +20,7 @@ def test_a_run_on_s3_is_the_run_in_a_folder(s3_store, tmp_path, small_config):
     store = Store(s3_store)
     assert store.run_ids() == [there.run_id]
     assert store.unfinished_runs() == []
-    assert store.manifest(there.run_id)["row"]["status"] == "succeeded"
+    assert store.manifest(there.run_id).row.status == "succeeded"
     history = store.root / "tables" / "history"
     table = ds.dataset(
         history.path, filesystem=history.fs, format="parquet", partitioning="hive"
@@ -36,8 +36,8 @@ def test_the_dataset_is_uploaded_once_and_read_from_there(
     second = retrain(small_config, s3_store)
     store = Store(s3_store)
     assert values(store, first.run_id) == values(store, second.run_id)
-    data = store.manifest(second.run_id)["steps"]["load_data"]
-    assert data["folder"] == store.dataset_name(data["name"], data["digest"])
+    data = store.manifest(second.run_id).steps.load_data
+    assert data.folder == store.dataset_name(data.name, data.digest)
 
 
 def refuses_after(allowed):

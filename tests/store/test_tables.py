@@ -15,7 +15,8 @@ from score_data import parquet, scored
 
 from nnbuild.errors import StoreError
 from nnbuild.store import Store, champion, schemas
-from nnbuild.store.manifests import Row, read_manifest
+from nnbuild.store.filesystem import write_json
+from nnbuild.store.manifests import STEPS, Row, Steps, read_manifest
 
 TABLES = sorted(schemas.TABLES)
 
@@ -197,7 +198,20 @@ def test_what_other_versions_add_to_a_manifest_is_kept(gated_runs):
     for holder in (manifest, manifest["row"], manifest["steps"]["fit_model"], manifest["machine"]):
         holder["of_tomorrow"] = {"a": 1}
     path.write_text(json.dumps(manifest))
-    assert store.manifest(run_id) == manifest
+    assert store.manifest(run_id).to_json() == manifest
+
+
+def test_manifest_written_again_keeps_every_byte(gated_runs):
+    store, run_ids = gated_runs
+    for run_id in run_ids:
+        path = store.root / "runs" / run_id / "manifest.json"
+        before = path.read_bytes()
+        write_json(path, store.manifest(run_id).to_json())
+        assert path.read_bytes() == before
+
+
+def test_manifest_steps_are_those_of_the_pipeline():
+    assert list(Steps.model_fields) == list(STEPS)
 
 
 def test_a_manifests_row_is_the_tables():

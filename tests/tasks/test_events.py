@@ -42,14 +42,14 @@ def told(request, tmp_path_factory, small_folder, listener):
 def test_tags_stand_on_the_flow_run(told):
     store, first, *_ = told
     with get_client(sync_client=True) as client:
-        flow_run = client.read_flow_run(store.manifest(first)["flow_run_id"])
+        flow_run = client.read_flow_run(store.manifest(first).flow_run_id)
     assert {"nnbuild", "model:lab"} < set(flow_run.tags)
 
 
 def test_the_pictures_are_inside_their_artifacts(told):
     store, first, *_ = told
     by_run = ArtifactFilter(
-        flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first)["flow_run_id"]])
+        flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first).flow_run_id])
     )
     with get_client(sync_client=True) as client:
         data = {each.key: each.data for each in client.read_artifacts(artifact_filter=by_run)}
@@ -68,7 +68,7 @@ def test_the_events_carry_the_run_and_its_figures(told):
         (committed,) = events_named(client, "nnbuild.run.committed", first)
         (promoted,) = events_named(client, "nnbuild.champion.promoted", first)
         (rejected,) = events_named(client, "nnbuild.champion.rejected", second)
-    assert committed["payload"]["test_accuracy"] == store.manifest(first)["row"]["test_accuracy"]
+    assert committed["payload"]["test_accuracy"] == store.manifest(first).row.test_accuracy
     assert promoted["payload"]["reason"] == "there was no champion"
     assert rejected["payload"]["p_better"] == 1.0
     assert rejected["payload"]["champion"] == first
