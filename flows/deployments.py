@@ -12,6 +12,7 @@ from prefect import State, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Schedule
@@ -94,7 +95,7 @@ def _prepare_server(
 
 
 async def _serve(
-    deployments: Sequence[Any], pending_signal: Callable[[], int | None]
+    deployments: Sequence[RunnerDeployment], pending_signal: Callable[[], int | None]
 ) -> int | None:
     """Start due runs until Ctrl-C or SIGTERM cancels this task.
 
@@ -151,13 +152,15 @@ def replace_schedules(client: Any, deployment: Any) -> None:
         client.create_deployment_schedules(known.id, [(inactive, False)])
 
 
-def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
+def _deployment(
+    flow: Any, name: str, plan: Plan, collision: str, description: str
+) -> RunnerDeployment:
     strategy = (
         ConcurrencyLimitStrategy.ENQUEUE
         if collision == "enqueue"
         else ConcurrencyLimitStrategy.CANCEL_NEW
     )
-    return flow.to_deployment(
+    deployment: RunnerDeployment = flow.to_deployment(
         name,
         schedules=[_schedule(each) for each in plan.schedules],
         parameters=plan.parameters,
@@ -166,6 +169,7 @@ def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: s
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    return deployment
 
 
 def _schedule(keywords: dict[str, Any]) -> Schedule:

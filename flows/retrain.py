@@ -1,4 +1,4 @@
-"""Retrain an image classifier: load, check, build, compile, fit, export, evaluate, decide, commit.
+"""Retrain an image classifier: from the dataset to a committed run.
 
 Tasks pass each other paths, IDs and digests, never models or arrays.
 """
