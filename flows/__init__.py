@@ -1,1 +1,1 @@
-"""The flows, which read as recipes, and the command line beside them."""
+"""Prefect flows, their deployment, and the command line."""

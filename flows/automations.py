@@ -1,4 +1,7 @@
-"""Automations: two end runs whose process was killed, so that none stays as it is for ever; one retrains on drift."""
+"""Install automations on a Prefect server: end crashed runs, and retrain on drift.
+
+Two automations detect runs whose process was killed, so that none is shown as running forever.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,76 +21,96 @@ from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
 from tasks.events import DRIFTED, STOPPED, STORE
 
-FLOWS = ["scheduled-retrain", "scheduled-score"]  # whose runs are watched
-NAME = "nnbuild: end runs that give no sign of life"
-UNBEGUN = "nnbuild: end runs that do not begin"
+FLOWS = ["scheduled-retrain", "scheduled-score"]
+"""Flows whose runs are monitored."""
+SILENT = "nnbuild: end runs without a heartbeat"
+NOT_STARTED = "nnbuild: end runs that do not start"
 DRIFT = "nnbuild: retrain on drift"
-HEARTBEAT = 30  # seconds
-SILENCE = 90  # three missed heartbeats
-START = 300  # what the imports of a new process may take on a busy machine, with room
-BLOCK = "nnbuild-webhook"
-"""Where the server keeps the URL of the webhook, encrypted."""
-ROLL_CALL = "nnbuild.serve.roll-call"
-"""Who runs answers it by a heartbeat. For the runs of which the server was told nothing before it was killed too."""
+HEARTBEAT_SECONDS = 30
+SILENCE_SECONDS = 90
+"""Three missed heartbeats."""
+START_SECONDS = 300
+"""Generous time for the imports of a new process on a busy machine."""
+WEBHOOK_BLOCK = "nnbuild-webhook"
+"""Name of the block in which the server stores the URL of the webhook, encrypted."""
+HEARTBEAT_REQUEST = "nnbuild.serve.roll-call"
+"""Event that a live run answers by its next heartbeat. It starts the clock for runs about which the
+server received nothing before it was killed itself."""
 
-_ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
-_BEGUN, _SIGN, _TAKEN = (f"prefect.flow-run.{name}" for name in ("Running", "heartbeat", "Pending"))
-_PUT_OFF = {f"prefect.flow-run.{name}" for name in ("AwaitingConcurrencySlot", "Scheduled", "Late")}
+_FINAL = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+_RUNNING, _HEARTBEAT, _PENDING = (
+    f"prefect.flow-run.{name}" for name in ("Running", "heartbeat", "Pending")
+)
+_POSTPONED = {
+    f"prefect.flow-run.{name}" for name in ("AwaitingConcurrencySlot", "Scheduled", "Late")
+}
 
 
-def zombies(url: str | None = None) -> list[AutomationCore]:
-    """A flow run whose process is gone is set to Crashed, whether it had begun or was about to.
+def crash_detection(url: str | None = None) -> list[AutomationCore]:
+    """Return the automations that set a run to Crashed if its process has disappeared.
 
     Args:
-        url: of a webhook that the server is to tell of it, since nobody else is left to; kept by the server.
+        url: URL of a webhook that the server then calls, since the run's own hooks cannot. The
+            server stores it.
     """
-    block = _webhook_block(url) if url is not None else None
+    block = _save_webhook(url) if url is not None else None
 
-    def ended(why: str) -> list[Any]:
-        message = (
-            [CallWebhook(block_document_id=block, payload=_message(why))]
-            if block is not None
-            else []
-        )
-        return [ChangeFlowRunState(state=StateType.CRASHED, message=why), *message]
+    def actions(reason: str) -> list[Any]:
+        crash = ChangeFlowRunState(state=StateType.CRASHED, message=reason)
+        if block is None:
+            return [crash]
+        return [crash, CallWebhook(block_document_id=block, payload=_message(reason))]
 
-    told = " or ".join(FLOWS)
+    flows = " and ".join(FLOWS)
     return [
         AutomationCore(
-            name=NAME,
-            description=f"{told}: crashed after {SILENCE} s without a heartbeat; by nnbuild serve.",
+            name=SILENT,
+            description=f"Sets runs of {flows} to Crashed after {SILENCE_SECONDS} s without a "
+            "heartbeat. Installed by nnbuild serve.",
             trigger=_missing(
-                {_BEGUN, _SIGN, *_ENDS}, after={_BEGUN, _SIGN, ROLL_CALL}, within=SILENCE
+                {_RUNNING, _HEARTBEAT, *_FINAL},
+                after={_RUNNING, _HEARTBEAT, HEARTBEAT_REQUEST},
+                within=SILENCE_SECONDS,
             ),
-            actions=ended(f"No heartbeat for {SILENCE} s."),
+            actions=actions(f"No heartbeat for {SILENCE_SECONDS} s."),
         ),
         AutomationCore(
-            name=UNBEGUN,
-            description=f"{told}: crashed if it is taken up and has not begun after {START} s; by nnbuild serve.",
-            trigger=_missing({_BEGUN, *_PUT_OFF, *_ENDS}, after={_TAKEN}, within=START),
-            actions=ended(f"Not begun within {START} s."),
+            name=NOT_STARTED,
+            description=f"Sets runs of {flows} to Crashed if they are pending for "
+            f"{START_SECONDS} s. Installed by nnbuild serve.",
+            trigger=_missing(
+                {_RUNNING, *_POSTPONED, *_FINAL}, after={_PENDING}, within=START_SECONDS
+            ),
+            actions=actions(f"Not started within {START_SECONDS} s."),
         ),
     ]
 
 
-def _webhook_block(url: str) -> UUID:
-    """The block of the server that holds the URL; it is made, or changed."""
+def _save_webhook(url: str) -> UUID:
+    """Create or update the server's block with the URL; return its ID."""
     headers = SecretDict({"Content-Type": "application/json"})
-    return Webhook(url=SecretStr(url), headers=headers).save(BLOCK, overwrite=True)
+    block = Webhook(url=SecretStr(url), headers=headers)
+    return UUID(str(block.save(WEBHOOK_BLOCK, overwrite=True)))
 
 
-def _message(why: str) -> str:
-    """Return a template of the message that a run's own hook would send; Prefect fills in the run.
+def _message(reason: str) -> str:
+    """Return a template of the message that the run's own hook would send.
 
-    `tojson` quotes the run's name, which users choose by naming a dataset.
+    Prefect fills in the run. `tojson` quotes its name, which users choose by naming a dataset.
     """
-    advice = json.dumps(f": crashed: {why} What the run has waits in the store for the next one.")
+    text = json.dumps(f": crashed: {reason} The next run resumes from what is in the store.")
     rest = json.dumps({"event": STOPPED, "state": "Crashed", "flow_run_id": "{{ flow_run.id }}"})
-    return f'{{"text": {{{{ (flow_run.name ~ {advice}) | tojson }}}}, {rest[1:]}'
+    return f'{{"text": {{{{ (flow_run.name ~ {text}) | tojson }}}}, {rest[1:]}'
 
 
 def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
-    """Of a run of the flows, some event and then none of those that are expected."""
+    """Return a trigger for runs of the flows that go silent.
+
+    Args:
+        expect: Names of the events of which one is expected.
+        after: Names of the events after which it is expected.
+        within: Seconds in which it is expected.
+    """
     return EventTrigger(
         posture=Posture.Proactive,
         after=after,
@@ -102,41 +125,39 @@ def _missing(expect: set[str], *, after: set[str], within: int) -> EventTrigger:
     )
 
 
-def call_the_roll(runs: Iterable[Any], flow_names: Mapping[UUID, str]) -> None:
-    """Have the runs ended that do not answer.
+def request_heartbeats(runs: Iterable[Any], flow_names: Mapping[UUID, str]) -> None:
+    """Request a heartbeat from runs; those that do not answer are set to Crashed.
 
     Args:
-        runs: flow runs that should be running.
-        flow_names: by the flow's id.
+        runs: Flow runs that are marked as running.
+        flow_names: Names of their flows, by the flow's ID.
     """
     for each in runs:
         flow = {
             "prefect.resource.id": f"prefect.flow.{each.flow_id}",
             "prefect.resource.role": "flow",
+            "prefect.resource.name": flow_names[each.flow_id],
         }
-        emit_event(
-            ROLL_CALL,
-            {
-                "prefect.resource.id": f"prefect.flow-run.{each.id}",
-                "prefect.resource.name": each.name,
-            },
-            related=[flow | {"prefect.resource.name": flow_names[each.flow_id]}],
-        )
+        run = {
+            "prefect.resource.id": f"prefect.flow-run.{each.id}",
+            "prefect.resource.name": each.name,
+        }
+        emit_event(HEARTBEAT_REQUEST, run, related=[flow])
 
 
 def retrain_on_drift(
     deployment_id: UUID, store: str, *, at_most_every: timedelta = timedelta(days=1)
 ) -> AutomationCore:
-    """A drift that passes its threshold is answered by a run of a deployment.
+    """Return an automation that retrains when drift exceeds a threshold.
 
     Args:
-        deployment_id: of the retraining.
-        store: its root; drift of what other stores' models scored is not answered.
-        at_most_every: drift that comes again within this time is not answered again.
+        deployment_id: ID of the retraining deployment.
+        store: Root of the store. Drift that is measured in other stores is ignored.
+        at_most_every: Shortest time between two retrainings.
     """
     return AutomationCore(
         name=f"{DRIFT} of {sanitize(store)}",
-        description=f"{DRIFTED} is answered by retraining; nnbuild serve --retrain-on-drift installs it.",
+        description=f"Retrains on {DRIFTED}. Installed by nnbuild serve --retrain-on-drift.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
             expect={DRIFTED},
@@ -146,30 +167,30 @@ def retrain_on_drift(
             threshold=1,
             within=at_most_every,
         ),
-        actions=[RunDeployment(deployment_id=deployment_id, parameters={"overtaken": "run"})],
+        actions=[RunDeployment(deployment_id=deployment_id, parameters={"catch_up": True})],
     )
 
 
-def install_zombies(client: Any) -> None:
-    """Install what ends the runs of processes that are gone, and tells `$NNBUILD_WEBHOOK` of it."""
-    for each in zombies(webhook.configured()):
+def install_crash_detection(client: Any) -> None:
+    """Install the automations of `crash_detection`, which also notify `$NNBUILD_WEBHOOK`."""
+    for each in crash_detection(webhook.configured()):
         install(client, each)
 
 
-def install(client: Any, wanted: AutomationCore) -> None:
-    """Install an automation, in the place of one of the same name.
+def install(client: Any, automation: AutomationCore) -> None:
+    """Install an automation in place of the one of the same name.
 
-    One that is the same already is left: a new one would know nothing of the runs that the old one watches, and those
+    An identical one is kept. A new one would not know the runs that the old one watches, and those
     are the runs of the process that was killed before this one.
     """
-    known = client.read_automations_by_name(wanted.name)
-    if [AutomationCore.model_validate(each.model_dump()) for each in known] == [wanted]:
+    installed = client.read_automations_by_name(automation.name)
+    if [AutomationCore.model_validate(each.model_dump()) for each in installed] == [automation]:
         return
-    for each in known:
+    for each in installed:
         client.delete_automation(each.id)
-    client.create_automation(wanted)
+    client.create_automation(automation)
 
 
-if __name__ == "__main__":  # for work pools; serve does it itself
-    with get_client(sync_client=True) as client:
-        install_zombies(client)
+if __name__ == "__main__":  # for work pools; `nnbuild serve` does it itself
+    with get_client(sync_client=True) as prefect_client:
+        install_crash_detection(prefect_client)

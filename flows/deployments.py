@@ -1,27 +1,30 @@
-"""The deployments on a Prefect server: made, watched over, served, and left in order."""
+"""Register deployments on a Prefect server, serve them, and close their runs at the end."""
 
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
-from prefect import get_client
+from prefect import State, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import EntrypointType
 from prefect.runner import Runner
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
+from prefect.types.entrypoint import EntrypointType
 
 from flows import automations
-from flows.embedded_server import require_api_url_without_credentials, trouble_with_server
+from flows.embedded_server import server_problem
 from flows.hooks import record_cancellation
 from flows.outage import SECONDS_TO_ANSWER
+from flows.prefect_settings import require_api_url_without_credentials
 from flows.printing import print_line
 from flows.scheduled import scheduled_retrain, scheduled_score
 from flows.schedules import Plan
@@ -30,23 +33,23 @@ from nnbuild.runtime import environment
 from nnbuild.runtime.signals import children_spared_ctrl_c, deferred_signals
 
 SECONDS_FOR_SERVER = 60.0
-"""How long a server that is just starting is waited for."""
+"""Time to wait for a server that is just starting."""
 
 
 def serve_until_stopped(
     name: str, retraining: Plan, scoring: Plan | None, collision: str, *, drift_of: str | None
 ) -> None:
-    """Serve until a signal ends it.
+    """Serve the deployments until a signal arrives.
 
     Args:
-        name: of the deployments.
-        retraining: when and with what.
-        scoring: likewise; None scores nothing.
+        name: Name of the deployments.
+        retraining: Schedules and parameters of the retraining.
+        scoring: Schedules and parameters of the scoring; None to serve no scoring.
         collision: `enqueue` or `cancel-new`, for a run that is due while another one is running.
-        drift_of: the root of a store, drift of whose scores is answered by retraining; None answers none.
+        drift_of: Root of the store in which drift triggers a retraining; None for no store.
 
     Raises:
-        ConfigError: no server is configured, or it does not answer.
+        ConfigError: No server is configured, or it does not answer.
     """
     url = PREFECT_API_URL.value()
     if not url:
@@ -56,91 +59,108 @@ def serve_until_stopped(
         )
     require_api_url_without_credentials()
     _require_answer(str(url))
+    description = "Retrains and decides on the champion; one run of the store at a time."
+    deployments = [_deployment(scheduled_retrain, name, retraining, collision, description)]
+    if scoring is not None:
+        description = "Scores new inputs with the champion; one run at a time."
+        deployments.append(_deployment(scheduled_score, name, scoring, collision, description))
     with get_client(sync_client=True) as client:
-        retrained = "Retrains and decides on the champion; one run of the store at a time."
-        served = [_deployment(scheduled_retrain, name, retraining, collision, retrained)]
-        if scoring is not None:
-            scored = "Scores what is new by the champion; one run at a time."
-            served.append(_deployment(scheduled_score, name, scoring, collision, scored))
-        for each in served:
-            replace_schedules(client, each)
-        automations.install_zombies(client)
-        if drift_of is not None:
-            automations.install(client, automations.retrain_on_drift(served[0].apply(), drift_of))
-        left = _open_runs(client, name)
-        automations.call_the_roll(
-            left, {each.flow_id: client.read_flow(each.flow_id).name for each in left}
-        )
-    named = ", ".join(f"{each.flow_name}/{name}" for each in served)
+        _prepare_server(client, name, deployments, drift_of)
+    served = ", ".join(f"{each.flow_name}/{name}" for each in deployments)
     try:
-        # Until the event loop listens itself: an exception in the middle of making it is a traceback.
-        with deferred_signals() as arrived:
-            print_line(f"serving {named}; stop it by Ctrl-C")
-            asked = asyncio.run(_serve(served, arrived))
+        # Until the event loop handles signals itself: an exception while it is being created would
+        # be a traceback.
+        with deferred_signals() as pending_signal:
+            print_line(f"serving {served}; stop it by Ctrl-C")
+            received = asyncio.run(_serve(deployments, pending_signal))
     finally:
-        _close(name)
-    if asked == signal.SIGINT:
+        _close_runs(name)
+    if received == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-async def _serve(deployments: Sequence[Any], arrived: Callable[[], int | None]) -> int | None:
-    """Start what is due, until Ctrl-C or SIGTERM cancels this task.
+def _prepare_server(
+    client: Any, name: str, deployments: Sequence[Any], drift_of: str | None
+) -> None:
+    """Remove old schedules, install the automations, and detect runs that have crashed."""
+    for each in deployments:
+        replace_schedules(client, each)
+    automations.install_crash_detection(client)
+    if drift_of is not None:
+        automation = automations.retrain_on_drift(deployments[0].apply(), drift_of)
+        automations.install(client, automation)
+    runs = _open_runs(client, name)
+    flow_names = {each.flow_id: client.read_flow(each.flow_id).name for each in runs}
+    automations.request_heartbeats(runs, flow_names)
+
+
+async def _serve(
+    deployments: Sequence[RunnerDeployment], pending_signal: Callable[[], int | None]
+) -> int | None:
+    """Start due runs until Ctrl-C or SIGTERM cancels this task.
 
     Args:
         deployments: Deployments to serve.
-        arrived: Returns the number of a signal that came before this task could listen, or None.
+        pending_signal: Function that returns a signal that arrived before this task could handle
+            signals, or None.
 
     Returns:
-        The number of that signal.
+        The number of the signal.
     """
-    # Not paused meanwhile: what is due until the next start would be lost, and is late now.
-    runner = Runner(pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT)
-    loop, serving = asyncio.get_running_loop(), asyncio.current_task()
-    asked: list[int] = []
+    # Schedules are not paused at the end: runs that are due until the next start would be lost
+    # instead of late.
+    runner = Runner(
+        pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT_SECONDS
+    )
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    received: list[int] = []
 
-    def end(number: int, _frame: object = None) -> None:
-        if not asked:  # a second one would cancel what the first one began
-            asked.append(number)
-            loop.call_soon_threadsafe(serving.cancel)
+    def stop(number: int, _frame: FrameType | None = None) -> None:
+        if not received and task is not None:  # a second signal would cancel the clean-up
+            received.append(number)
+            loop.call_soon_threadsafe(task.cancel)
 
-    # Prefect's own raises SystemExit wherever it is. While a run is being started that is mostly inside of pydantic,
-    # which makes an error of its own of it: the run crashed, and the runner went on.
-    runner.handle_sigterm = end
-    loop.add_signal_handler(signal.SIGINT, end, signal.SIGINT)
-    signal.signal(signal.SIGTERM, end)
-    if (earlier := arrived()) is not None:
+    # Prefect's own handler raises SystemExit wherever the process is. While a run is being started
+    # that is mostly inside pydantic, which turns it into an error of its own: the run crashed, and
+    # the runner continued.
+    runner.handle_sigterm = stop  # type: ignore[method-assign]
+    loop.add_signal_handler(signal.SIGINT, stop, signal.SIGINT)
+    signal.signal(signal.SIGTERM, stop)
+    if (earlier := pending_signal()) is not None:
         return earlier
     with children_spared_ctrl_c(), suppress(asyncio.CancelledError):
         for each in deployments:
-            await runner.add_deployment(each)
+            await runner.aadd_deployment(each)
         await runner.start()
-    return asked[0] if asked else None
+    return received[0] if received else None
 
 
 def replace_schedules(client: Any, deployment: Any) -> None:
     """Make the next registration of a deployment remove the schedules that it no longer has.
 
-    Where all schedules have slugs, Prefect changes those of the same slug and keeps the others,
-    which would go on with the settings of before. It replaces all of them where one has no slug; so
-    one is added that never runs. Deleting them would be simpler, and would delete the late runs of
-    every schedule too.
+    If all schedules have slugs, Prefect updates those with the same slug and keeps the others,
+    which would continue with outdated settings. If one has no slug, Prefect replaces all of them.
+    So this adds an inactive schedule without a slug. Deleting schedules would be simpler, but it
+    would also delete the late runs of all of them.
     """
     try:
         known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
     except ObjectNotFound:
         return
     if {each.slug for each in known.schedules} - {each.slug for each in deployment.schedules}:
-        idle = CronSchedule(cron="0 0 1 1 *", timezone="UTC")
-        client.create_deployment_schedules(known.id, [(idle, False)])
+        inactive = CronSchedule(cron="0 0 1 1 *", timezone="UTC")
+        client.create_deployment_schedules(known.id, [(inactive, False)])
 
 
-def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: str) -> Any:
+def _deployment(
+    flow: Any, name: str, plan: Plan, collision: str, description: str
+) -> RunnerDeployment:
     strategy = (
         ConcurrencyLimitStrategy.ENQUEUE
         if collision == "enqueue"
         else ConcurrencyLimitStrategy.CANCEL_NEW
     )
-    return flow.to_deployment(
+    deployment: RunnerDeployment = flow.to_deployment(
         name,
         schedules=[_schedule(each) for each in plan.schedules],
         parameters=plan.parameters,
@@ -149,62 +169,57 @@ def _deployment(flow: Any, name: str, plan: Plan, collision: str, description: s
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    return deployment
 
 
-def _schedule(given: dict[str, Any]) -> Schedule:
-    interval, others = (
-        given.get("interval"),
-        {name: each for name, each in given.items() if name != "interval"},
-    )
-    return (
-        Schedule(interval=timedelta(seconds=interval), **others)
-        if interval is not None
-        else Schedule(**others)
-    )
+def _schedule(keywords: dict[str, Any]) -> Schedule:
+    if "interval" in keywords:
+        keywords = keywords | {"interval": timedelta(seconds=keywords["interval"])}
+    return Schedule(**keywords)
 
 
 def _require_answer(url: str) -> None:
-    """Wait until the server answers: one that was started together with this process takes a while.
+    """Wait until the server answers; one that was started together with this process takes a while.
 
     Raises:
-        ConfigError: It does not answer in time, or refuses us.
+        ConfigError: The server does not answer in time, or refuses the request.
     """
-    trouble = trouble_with_server(SECONDS_FOR_SERVER, starting=True)
-    if trouble is not None:
+    problem = server_problem(SECONDS_FOR_SERVER, starting=True)
+    if problem is not None:
         raise ConfigError(
-            f"the Prefect server at {url} cannot be used ({trouble}); "
+            f"the Prefect server at {url} cannot be used ({problem}); "
             "start it, or correct PREFECT_API_URL"
         )
 
 
-def _close(name: str) -> None:
-    """Give the rows of runs that this process ended a final state; Prefect's runner leaves them as they were.
+def _close_runs(name: str) -> None:
+    """Set a final state for the runs that this process stopped; Prefect's runner does not.
 
-    A second SIGTERM does not keep it from that: it is about to end anyway.
+    A second SIGTERM does not interrupt it: the process is about to exit anyway.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if trouble_with_server(SECONDS_TO_ANSWER) is not None:
-        return  # the automation that ends silent runs sees to the rows when the server is back
+    if server_problem(SECONDS_TO_ANSWER) is not None:
+        return  # when the server is back, its crash detection closes them
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):
-            client.set_flow_run_state(each.id, _last_state(each), force=True)
+            client.set_flow_run_state(each.id, _final_state(each), force=True)
 
 
-def _last_state(run: Any) -> Any:
-    """Return the state of a run that ends with `serve`: cancelled, if a person asked for that."""
+def _final_state(run: Any) -> State[Any]:
+    """Return the state of a run that `serve` stopped: cancelled, if a person asked for that."""
     if run.state.is_cancelling():
         record_cancellation(None, run, run.state)
         return Cancelled(message="The run was cancelled, and nnbuild serve was stopped.")
     return Crashed(
-        message="nnbuild serve was stopped; what the run has waits in the store for the next one."
+        message="nnbuild serve was stopped; the next run resumes from what is in the store."
     )
 
 
 def _open_runs(client: Any, name: str) -> list[Any]:
-    """The flow runs of a deployment that have been taken up, and have no final state."""
+    """Return the flow runs of a deployment that have started or are starting."""
     states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-    found: list[Any] = client.read_flow_runs(
+    runs: list[Any] = client.read_flow_runs(
         flow_run_filter=FlowRunFilter.model_validate(states),
         deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),
     )
-    return found
+    return runs

@@ -1,4 +1,9 @@
-"""What happens when a flow run ends badly: the store is put in order, and a person is told how to go on."""
+"""Clean up after a flow run that did not complete, and tell people how to resume it.
+
+Prefect calls hooks with arguments of the names `flow`, `flow_run` and `state`. The hooks of a
+cancelled run are called by the process that serves, after the run's own process has ended. So they
+rely on nothing but the store.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,76 +15,85 @@ from nnbuild.errors import NnbuildError
 from nnbuild.pipeline import commit
 from nnbuild.runtime.text import join_lines, sanitize
 from nnbuild.store import Run, Store
-from tasks.artifacts import outward
-from tasks.events import STOPPED, emit, notify
+from tasks.displays import outward
+from tasks.events import STOPPED, emit_event, send_webhook
 
 
-def on_bad_end(flow: Any, flow_run: Any, state: Any) -> None:
-    """Of a run that failed, crashed or was cancelled. Prefect calls it with arguments of these names.
+def on_run_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """Report a retraining run that failed, crashed or was cancelled."""
+    _report(flow, flow_run, state, resume_hint(flow_run, state))
 
-    A cancelled run's hook is called by the process that serves, after the run's own was ended; so it relies on
-    nothing but the store.
-    """
-    _report(flow, flow_run, state, advice(flow_run, state))
+
+def on_scoring_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """Report a scoring run that failed, crashed or was cancelled."""
+    hint = "Finished shards are kept; the next run, or the same `nnbuild score` command, resumes."
+    _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 
 
 def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001
-    """Record in a staged run that a person has cancelled it: no scheduled run resumes it.
+    """Record in a staged run that a person has cancelled it, so that no scheduled run resumes it.
 
-    Prefect calls it with arguments of these names. A signal to `serve`, a timeout and a crash do
-    not come here.
+    A signal to `serve`, a timeout and a crash do not call this hook.
     """
     try:
-        run = _waiting(Store(flow_run.parameters.get("store")), flow_run)
+        run = _staged_run(Store(flow_run.parameters.get("store")), flow_run)
         if run is not None:
             run.mark_cancelled(datetime.now(UTC))
     except (NnbuildError, OSError) as error:
-        get_logger("nnbuild").warning("the cancellation is not recorded: %s", error)
+        get_logger("nnbuild").warning("cannot record the cancellation: %s", error)
 
 
-def on_bad_scores(flow: Any, flow_run: Any, state: Any) -> None:
-    """Of a scoring that failed, crashed or was cancelled: what it has waits, and the next run goes on with it."""
-    text = (
-        f"{_end_of(state)} Parts that are whole are kept; the next run, or the same `nnbuild score` again, "
-        "goes on with them."
-    )
-    _report(flow, flow_run, state, text)
+RETRAINING_HOOKS: dict[str, Any] = {
+    "on_failure": [on_run_failure],
+    "on_crashed": [on_run_failure],
+    "on_cancellation": [record_cancellation, on_run_failure],
+}
+SCORING_HOOKS: dict[str, Any] = {
+    "on_failure": [on_scoring_failure],
+    "on_crashed": [on_scoring_failure],
+    "on_cancellation": [on_scoring_failure],
+}
 
 
 def _report(flow: Any, flow_run: Any, state: Any, text: str) -> None:
-    """Log a text, and send it as an event and to the webhook; each of them if the others fail too."""
+    """Log a text, emit it as an event and send it to the webhook, each even if another fails."""
     text = sanitize(text)
     with outward("the log of the flow run"):
         flow_run_logger(flow_run, flow).error("%s", text)
-    about = {"flow_run": flow_run.name, "state": state.name, "advice": text}
-    emit(STOPPED, str(flow_run.id), about)
-    notify(
-        f"{flow_run.name}: {text}", event=STOPPED, state=state.name, flow_run_id=str(flow_run.id)
-    )
+    values = {"flow_run": flow_run.name, "state": state.name, "advice": text}
+    emit_event(STOPPED, str(flow_run.id), values)
+    message = f"{flow_run.name}: {text}"
+    send_webhook(message, event=STOPPED, state=state.name, flow_run_id=str(flow_run.id))
 
 
-def _end_of(state: Any) -> str:
-    return f"{state.name.lower()}: {join_lines(str(state.message or ''))}"
+def resume_hint(flow_run: Any, state: Any) -> str:
+    """Complete interrupted commits in the store; describe how the run ended and how to resume it.
 
-
-def advice(flow_run: Any, state: Any) -> str:
-    """Put the store in order, and say in a line what became of the run and what to do."""
-    told = _end_of(state)
+    Args:
+        flow_run: Flow run that did not complete.
+        state: Its final state.
+    """
+    end = _describe(state)
     try:
         store = Store(flow_run.parameters.get("store"))
         if not store.exists():
-            return f"{told} There is no store at {store.root}."
+            return f"{end} There is no store at {store.root}."
         commit.complete_interrupted_commits(store)
-        run = _waiting(store, flow_run)
+        run = _staged_run(store, flow_run)
     except (NnbuildError, OSError) as error:
         get_logger("nnbuild").warning("%s", error)
-        return f"{told} The store cannot be looked at: {error}"
-    if run is not None:
-        return f"{told} It waits; go on with it by: nnbuild run --resume {run.run_id} --store {run.store}"
-    return f"{told} Nothing waits to be resumed; see `nnbuild runs --store {store.root}`."
+        return f"{end} The store cannot be read: {error}"
+    if run is None:
+        return f"{end} There is nothing to resume; see `nnbuild runs --store {store.root}`."
+    return f"{end} Resume it by: nnbuild run --resume {run.run_id} --store {run.store}"
 
 
-def _waiting(store: Store, flow_run: Any) -> Run | None:
+def _describe(state: Any) -> str:
+    return f"{state.name.lower()}: {join_lines(str(state.message or ''))}"
+
+
+def _staged_run(store: Store, flow_run: Any) -> Run | None:
+    """Return the unfinished run that a flow run was resuming or has begun."""
     resumed = flow_run.parameters.get("resume")
     if resumed in {each.run_id for each in store.unfinished_runs()}:
         return store.unfinished_run(str(resumed))

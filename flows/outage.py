@@ -1,4 +1,4 @@
-"""A stop does not wait for a Prefect server that is gone."""
+"""Stop promptly, even if the Prefect server is unreachable."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from flows.embedded_server import give_up_on_server, trouble_with_server
+from flows.embedded_server import give_up_on_server, server_problem
 from nnbuild.errors import Interrupted
 
 SECONDS_TO_ANSWER = 2.0
@@ -16,10 +16,10 @@ _report: ContextVar[Callable[[Interrupted], int] | None] = ContextVar("report", 
 
 @contextmanager
 def exit_without_server(report: Callable[[Interrupted], int]) -> Iterator[None]:
-    """Let a stop in this block end the process at once if Prefect's server is gone.
+    """End the process at once if a run is stopped in this block and the server is unreachable.
 
     Args:
-        report: Tell the user of the stop, and return the exit code.
+        report: Function that reports the stop to the user and returns the exit code.
     """
     token = _report.set(report)
     try:
@@ -30,15 +30,15 @@ def exit_without_server(report: Callable[[Interrupted], int]) -> Iterator[None]:
 
 @contextmanager
 def prompt_stop() -> Iterator[None]:
-    """Let a stop in this block end within seconds, whether or not Prefect's server answers.
+    """Let a stop in this block take seconds, whether or not the Prefect server answers.
 
-    Prefect reports the end of a run to its server. It tries each request again for minutes, and
-    waits at the interpreter's exit for what was not sent.
+    Prefect reports the end of a run to its server. It retries each request for minutes, and at the
+    interpreter's exit it waits for unsent log lines.
     """
     try:
         yield
     except Interrupted as stop:
-        if trouble_with_server(SECONDS_TO_ANSWER) is not None:
+        if server_problem(SECONDS_TO_ANSWER) is not None:
             if (report := _report.get()) is not None:
                 _exit(report(stop))
             give_up_on_server()

@@ -1,12 +1,16 @@
-"""Scheduled retraining: superseded runs are skipped, stopped ones resumed, hanging ones ended."""
+"""Retrain and score on a schedule.
+
+A process may start a run late, when the deployment has changed or another run has done the same
+work. So each run first compares itself with its deployment, then applies the catch-up policy
+(retraining) or looks up what was already scored (scoring), and only then starts to work.
+"""
 
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from prefect import flow, get_client
+from prefect import State, flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
@@ -14,7 +18,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
-from flows.hooks import on_bad_end, on_bad_scores, record_cancellation
+from flows.flow_runs import scheduled_retrain_name, scheduled_score_name
+from flows.hooks import RETRAINING_HOOKS, SCORING_HOOKS
 from flows.retrain import retrain
 from flows.schedules import require_timezone, timezones
 from flows.score import score
@@ -23,56 +28,60 @@ from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
 from nnbuild.pipeline.run import resumable
 from nnbuild.runtime import environment
 from nnbuild.runtime.signals import hard_timeout
-from nnbuild.runtime.text import sanitize
-from nnbuild.scoring import ScoreConfig
-from nnbuild.scoring.days import is_dated
+from nnbuild.scoring import ScoreConfig, ScoredJob
+from nnbuild.scoring.days import Part, is_dated
 from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
-from tasks.artifacts import logger
+from nnbuild.store.step_results import Committed
+from tasks.displays import logger
 from tasks.score import score_days
 
 SKIPPED = "Skipped"
-_MADE = [
-    "RUNNING",
-    "COMPLETED",
-    "FAILED",
-]  # one that was cancelled or killed is not: the next goes on with it
+"""Name of the final state of a run that had nothing to do."""
+
+Timeout = Annotated[float, Field(ge=1)]
 
 
-class Origin(NamedTuple):
-    """Where the current run comes from, and what its deployment says today.
+def _skipped(message: str) -> State[Any]:
+    return Completed(name=SKIPPED, message=message)
+
+
+# Comparison of a run with its deployment
+
+
+class DeploymentCheck(NamedTuple):
+    """Difference between the current run and its deployment today.
 
     Attributes:
-        withdrawn: Whether the schedule that planned the run is no longer there.
-        parameters: Parameters that the deployment has for that schedule today, if the run has
-            others; else None.
+        removed: Whether the schedule that planned the run was removed.
+        parameters: Current parameters of that schedule, if the run has others; else None.
         timezone: Timezone of the schedule; None for a run that no schedule planned.
     """
 
-    withdrawn: bool = False
+    removed: bool = False
     parameters: dict[str, Any] | None = None
     timezone: str | None = None
 
 
-def origin() -> Origin:
+def check_deployment() -> DeploymentCheck:
     """Compare the current run with its deployment.
 
-    A run that a person or an automation has started keeps its parameters: they were meant for it.
+    A run that a person or an automation started keeps its parameters: they were meant for it.
     """
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(flow_run.id)
         if run.deployment_id is None or not run.auto_scheduled:
-            return Origin()
+            return DeploymentCheck()
         try:
             deployment = client.read_deployment(run.deployment_id)
         except ObjectNotFound:
-            return Origin(withdrawn=True)
+            return DeploymentCheck(removed=True)
     schedule = _schedule_of(run, deployment.schedules)
     if schedule is None:
-        return Origin(withdrawn=True)
-    current = {**deployment.parameters, **schedule.parameters}
-    return Origin(
-        parameters=None if current == run.parameters else current,
+        return DeploymentCheck(removed=True)
+    parameters = {**deployment.parameters, **schedule.parameters}
+    return DeploymentCheck(
+        parameters=None if parameters == run.parameters else parameters,
         timezone=getattr(schedule.schedule, "timezone", None) or "UTC",
     )
 
@@ -80,49 +89,112 @@ def origin() -> Origin:
 def _schedule_of(run: Any, schedules: list[Any]) -> Any | None:
     """Return the schedule that planned a run.
 
-    Registering a deployment again gives its schedules new ids; then the name counts that the run
-    shows as its creator's. A schedule without a slug goes by the name of its class.
+    A deployment that is registered again gets schedules with new IDs. Then the schedule is found by
+    the name that the run shows as its creator's: its slug, or without one the name of its class.
     """
     if run.created_by is None:
         return None
-    same = [each for each in schedules if each.id == run.created_by.id]
-    named = [
+    by_id = [each for each in schedules if each.id == run.created_by.id]
+    by_name = [
         each
         for each in schedules
         if (each.slug or type(each.schedule).__name__) == run.created_by.display_value
     ]
-    if same:
-        return same[0]
-    return named[0] if len(named) == 1 else None
+    if by_id:
+        return by_id[0]
+    return by_name[0] if len(by_name) == 1 else None
 
 
-def adopt(parameters: Mapping[str, Any], name: str) -> None:
-    """Give the current run other parameters, and the name that fits them, on the server."""
+def _update_flow_run(parameters: Mapping[str, Any], name: str) -> None:
+    """Replace the parameters and the name of the current run on the server."""
+    logger().warning(
+        "The deployment's settings have changed since this run was planned; using the new ones."
+    )
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, parameters=dict(parameters), name=name)
 
 
-def overtaken_at() -> datetime | None:
-    """When the run began that does what this one is for; None if there is none, and this one has to be made.
+_REMOVED = "The schedule that planned this run is no longer part of the deployment."
 
-    After a downtime the first of the missed runs is made and the others are skipped. And however slow runs are to
-    start, one is always made: a run is skipped for one that has begun, never for one that is only due.
+
+# Scheduled retraining
+
+
+@flow(
+    name="scheduled-retrain",
+    version=environment.code_version(),
+    flow_run_name=scheduled_retrain_name,
+    **RETRAINING_HOOKS,
+)
+def scheduled_retrain(
+    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
+    store: str | None = None,
+    timeout_seconds: Timeout | None = None,
+    *,
+    catch_up: bool = False,
+) -> Committed | State[Any]:
+    """Retrain on a schedule.
+
+    Args:
+        config: Run configuration; a scheduled run never falls back to another dataset.
+        store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
+        timeout_seconds: Time in seconds after which the run is asked to stop with a checkpoint;
+            half a minute later it is killed. No limit if not given.
+        catch_up: Whether to run even if another run with the same settings has started since this
+            one was due.
+    """
+    check = check_deployment()
+    if check.removed:
+        return _skipped(_REMOVED)
+    if check.parameters is None:
+        return _retrain(config, store, timeout_seconds, catch_up=catch_up)
+    _update_flow_run(check.parameters, scheduled_retrain_name(check.parameters))
+    return _retrain(**scheduled_retrain.validate_parameters(check.parameters))
+
+
+def _retrain(
+    config: ScheduledConfig,
+    store: str | None,
+    timeout_seconds: float | None,
+    *,
+    catch_up: bool,
+) -> Committed | State[Any]:
+    settings = config.run_config()
+    if not catch_up and (started := superseded_at()):
+        return _skipped(
+            "Superseded: another run with the same settings has started since this one was due, "
+            f"at {started:%Y-%m-%d %H:%M:%S} UTC."
+        )
+    with hard_timeout(timeout_seconds):
+        return retrain.fn(settings, store, resume=run_to_resume(Store(store), settings))
+
+
+# A cancelled or crashed run supersedes nothing: the next one resumes it.
+_SUPERSEDING_STATES = ["RUNNING", "COMPLETED", "FAILED"]
+
+
+def superseded_at() -> datetime | None:
+    """Return when another run with the same settings started after this one was due, or None.
+
+    After a downtime the first of the missed runs does the work, and the others are skipped. However
+    slowly runs start, one always works: a run is superseded only by one that has started, never by
+    one that is merely due.
     """
     with get_client(sync_client=True) as client:
-        mine = client.read_flow_run(flow_run.id)
-        if mine.deployment_id is None or mine.expected_start_time is None:
+        own = client.read_flow_run(flow_run.id)
+        if own.deployment_id is None or own.expected_start_time is None:
             return None
-        wanted = {
-            "deployment_id": {"any_": [mine.deployment_id]},
-            "state": {"type": {"any_": _MADE}},
-            "start_time": {"after_": mine.expected_start_time},
+        criteria = {
+            "deployment_id": {"any_": [own.deployment_id]},
+            "state": {"type": {"any_": _SUPERSEDING_STATES}},
+            "start_time": {"after_": own.expected_start_time},
         }
-        begun = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(wanted),
+        started = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(criteria),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         )
-    others = (each for each in begun if each.id != mine.id and each.state_name != SKIPPED)
-    times = [each.start_time for each in others if _settings(each) == _settings(mine)]
+    others = (each for each in started if each.id != own.id and each.state_name != SKIPPED)
+    times = [each.start_time for each in others if _settings(each) == _settings(own)]
     return max((time for time in times if time is not None), default=None)
 
 
@@ -130,99 +202,31 @@ def _settings(run: Any) -> tuple[Any, Any]:
     return run.parameters.get("config"), run.parameters.get("store")
 
 
-WITHDRAWN = "The schedule that planned this run is no longer part of the deployment."
-CHANGED = "The settings of the deployment were changed since this run was planned; it takes them."
+def run_to_resume(store: Store, config: RunConfig) -> str | None:
+    """Return the ID of the newest stopped run that a scheduled run resumes, or None.
 
-
-def _name() -> str:
-    return _name_of(flow_run.parameters)
-
-
-def _name_of(parameters: dict[str, Any]) -> str:
-    config = RunConfig.model_validate(parameters.get("config") or {})
-    dataset = Path(config.dataset.name).stem
-    name = f"{config.model.name}-{dataset}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}"
-    return sanitize(name)
-
-
-@flow(
-    name="scheduled-retrain",
-    version=environment.code_version(),
-    flow_run_name=_name,
-    on_failure=[on_bad_end],
-    on_crashed=[on_bad_end],
-    on_cancellation=[record_cancellation, on_bad_end],
-)
-def scheduled_retrain(
-    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
-    store: str | None = None,
-    timeout_seconds: Annotated[float, Field(ge=1)] | None = None,
-    overtaken: Literal["skip", "run"] = "skip",
-) -> Any:
-    """Retrain on a schedule.
-
-    Args:
-        config: Settings of the run; it never falls back to other data.
-        store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
-        timeout_seconds: Seconds after which the run is asked to stop with a checkpoint; half a
-            minute later it is killed. No limit if not given.
-        overtaken: Fate of a late run if another one of the same settings has begun since it was
-            due.
+    A run that a person has cancelled is not resumed. If an earlier attempt of this flow run left a
+    run that is not resumed either, that run is detached from this flow run.
     """
-    due = origin()
-    if due.withdrawn:
-        return Completed(name=SKIPPED, message=WITHDRAWN)
-    if due.parameters is not None:
-        logger().warning(CHANGED)
-        adopt(due.parameters, _name_of(due.parameters))
-        return _retrain_due(**scheduled_retrain.validate_parameters(due.parameters))
-    return _retrain_due(config, store, timeout_seconds, overtaken)
+    own_id = str(flow_run.id) if flow_run.id else None
 
+    def refusal(run: Run) -> str | None:
+        is_own = own_id is not None and run.record.get("flow_run_id") == own_id
+        return None if is_own or not _was_cancelled(run) else "a person has cancelled it"
 
-def _retrain_due(
-    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
-    store: str | None = None,
-    timeout_seconds: float | None = None,
-    overtaken: str = "skip",
-) -> Any:
-    """Retrain with the flow's parameters, unless another run has begun that does the same."""
-    settings = config.run_config()
-    if overtaken == "skip" and (begun := overtaken_at()):
-        message = (
-            "Overtaken: a run of the same settings has begun since this one was due, "
-            f"at {begun:%Y-%m-%d %H:%M:%S} UTC."
-        )
-        return Completed(name=SKIPPED, message=message)
-    with hard_timeout(timeout_seconds):
-        return retrain.fn(settings, store, resume=waiting(Store(store), settings))
-
-
-def waiting(store: Store, config: RunConfig) -> str | None:
-    """Return the id of the newest stopped run that a scheduled run resumes, if there is one.
-
-    A run that a person has cancelled waits for a person. If this flow run was tried before and left
-    a run that is not resumed, that run waits too, and is no longer this flow run's.
-    """
-    mine = str(flow_run.id) if flow_run.id else None
-
-    def refused(run: Run) -> str | None:
-        own = mine is not None and run.record.get("flow_run_id") == mine
-        return None if own or not _was_cancelled(run) else "a person has cancelled it"
-
-    run, remarks = resumable(store, config, refused)
+    run, remarks = resumable(store, config, refusal)
     for remark in remarks:
         logger().info("%s", remark)
-    before = store.run_of_flow(mine) if mine is not None else None
-    if before is not None and (run is None or before.run_id != run.run_id):
-        before.release()
+    earlier = store.run_of_flow(own_id) if own_id is not None else None
+    if earlier is not None and (run is None or earlier.run_id != run.run_id):
+        earlier.release()
     return run.run_id if run is not None else None
 
 
 def _was_cancelled(run: Run) -> bool:
-    """Say whether a person has cancelled a run, by its own record or by the server's.
+    """Return whether a person has cancelled a run, by its own record or by the server's.
 
-    The record can lack it where no process was left to write it, the server where its database was
-    lost.
+    The record lacks it if no process was left to write it; the server, if its database was lost.
     """
     flow_run_id = run.record.get("flow_run_id")
     if run.was_cancelled or flow_run_id is None:
@@ -235,7 +239,10 @@ def _was_cancelled(run: Run) -> bool:
     return any(each.is_cancelling() or each.is_cancelled() for each in states)
 
 
-def _known(name: str) -> str:
+# Scheduled scoring
+
+
+def _validate_timezone(name: str) -> str:
     try:
         return require_timezone(name)
     except ConfigError as error:
@@ -243,85 +250,71 @@ def _known(name: str) -> str:
 
 
 Timezone = Annotated[
-    str, AfterValidator(_known), Field(json_schema_extra={"enum": sorted(timezones())})
+    str,
+    AfterValidator(_validate_timezone),
+    Field(json_schema_extra={"enum": sorted(timezones())}),
 ]
-
-
-def _scoring_run_name() -> str:
-    return _scoring_run_name_of(flow_run.parameters)
-
-
-def _scoring_run_name_of(parameters: dict[str, Any]) -> str:
-    config = ScoreConfig.model_validate(parameters["config"])
-    return sanitize(f"score-{config.model}-{flow_run.scheduled_start_time:%Y%m%dT%H%M}")
 
 
 @flow(
     name="scheduled-score",
     version=environment.code_version(),
-    flow_run_name=_scoring_run_name,
-    on_failure=[on_bad_scores],
-    on_crashed=[on_bad_scores],
-    on_cancellation=[on_bad_scores],
+    flow_run_name=scheduled_score_name,
+    **SCORING_HOOKS,
 )
 def scheduled_score(
     config: ScoreConfig,
     store: str | None = None,
     days: Annotated[int, Field(ge=1, le=366)] = 7,
     timezone: Timezone = "UTC",
-    timeout_seconds: Annotated[float, Field(ge=1)] | None = None,
-) -> Any:
-    """Score on a schedule, with the champion of the day.
+    timeout_seconds: Timeout | None = None,
+) -> ScoredJob | list[Part] | State[Any]:
+    """Score on a schedule, with the current champion.
 
     Args:
-        config: What is scored and how; `{date}` in its input stands for each of the last days that
+        config: Scoring configuration; `{date}` in its input stands for each of the last days that
             is not scored yet.
         store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
-        days: Number of days, of which the day on which the run was due is the last.
-        timezone: Timezone that tells which day that is, for a run that no schedule has planned; one
-            that a schedule has planned takes the schedule's.
-        timeout_seconds: Seconds after which the run is asked to stop; half a minute later it is
-            killed. No limit if not given.
+        days: Number of days to score; the last one is the day on which the run was due.
+        timezone: Timezone of that day, for a run that no schedule planned; other runs use the
+            timezone of their schedule.
+        timeout_seconds: Time in seconds after which the run is asked to stop; half a minute later
+            it is killed. No limit if not given.
     """
-    due = origin()
-    if due.withdrawn:
-        return Completed(name=SKIPPED, message=WITHDRAWN)
-    if due.parameters is None:
-        return _score_due(config, store, days, due.timezone or timezone, timeout_seconds)
-    logger().warning(CHANGED)
-    adopt(due.parameters, _scoring_run_name_of(due.parameters))
-    current = scheduled_score.validate_parameters(due.parameters)
-    return _score_due(**current | {"timezone": due.timezone})
+    check = check_deployment()
+    if check.removed:
+        return _skipped(_REMOVED)
+    if check.parameters is None:
+        return _score(config, store, days, check.timezone or timezone, timeout_seconds)
+    _update_flow_run(check.parameters, scheduled_score_name(check.parameters))
+    parameters = scheduled_score.validate_parameters(check.parameters)
+    return _score(**parameters | {"timezone": check.timezone})
 
 
-def _score_due(
+def _score(
     config: ScoreConfig,
-    store: str | None = None,
-    days: int = 7,
-    timezone: str = "UTC",
-    timeout_seconds: float | None = None,
-) -> Any:
-    """Score what is new; the parameters are those of the flow."""
+    store: str | None,
+    days: int,
+    timezone: str,
+    timeout_seconds: float | None,
+) -> ScoredJob | list[Part] | State[Any]:
     with hard_timeout(timeout_seconds):
         if is_dated(config.input):
             last = day_of(flow_run.scheduled_start_time, timezone)
             return score_days(config, last - timedelta(days=days - 1), last, store)
-        if (before := scored_before(Store(store), config)) is not None:
-            return Completed(
-                name=SKIPPED,
-                message=f"Scoring job {before} has scored this input by this model already.",
-            )
+        if (score_id := scored_before(Store(store), config)) is not None:
+            return _skipped(f"Scoring job {score_id} has scored this input with this model.")
         try:
             return score.fn(config, store, once=True)
         except (BeingScoredError, AlreadyScoredError) as error:
-            return Completed(name=SKIPPED, message=str(error))
+            return _skipped(str(error))
 
 
 def day_of(moment: datetime, timezone: str) -> date:
-    """Return the day that a moment is on in a timezone.
+    """Return the calendar day of a moment in a timezone.
 
     Args:
-        moment: Aware time.
-        timezone: IANA name.
+        moment: Timezone-aware time.
+        timezone: IANA name of the timezone.
     """
     return moment.astimezone(ZoneInfo(timezone)).date()

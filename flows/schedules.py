@@ -1,4 +1,4 @@
-"""Schedules as the command line and a plan give them, checked before a server sees them."""
+"""Validate schedules of the command line and of a plan file, before a server receives them."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ from nnbuild.errors import ConfigError, suggestion
 
 DEFAULT_CRON = "0 3 * * *"
 SECONDS_TO_START = 30.0
-"""What a process of its own can take before its run begins, with room; a cron is never so quick."""
+"""Generous time for a new process to start its run. Crons, due once a minute at most, exceed it."""
 SHORTEST_INTERVAL, LONGEST_INTERVAL = timedelta(seconds=1), timedelta(days=366)
 
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
@@ -19,16 +19,16 @@ _EXPECTED = f"expected five fields like {DEFAULT_CRON!r}: {', '.join(_FIELDS)}"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _WORDS = frozenset({*_MONTHS, *_DAYS, "l"})
-_NOT_A_PLACE = frozenset({"Factory", "localtime", "posixrules"})
-"""Files beside the timezones of a system: they mean another time on every machine, or none."""
+_NOT_A_TIMEZONE = frozenset({"Factory", "localtime", "posixrules"})
+"""Other files in a system's folder of timezones: they differ between machines, or mean no time."""
 
 
 class Plan(NamedTuple):
-    """A deployment: when, and with what.
+    """Schedules and parameters of a deployment.
 
     Attributes:
         schedules: Keyword arguments of each Prefect `Schedule`.
-        parameters: Parameters of the flow, unless a schedule has its own.
+        parameters: Parameters of the flow, for runs whose schedule has none of its own.
     """
 
     schedules: list[dict[str, Any]]
@@ -37,34 +37,34 @@ class Plan(NamedTuple):
 
 @cache
 def timezones() -> frozenset[str]:
-    """Return the names of the IANA timezones that this machine knows."""
-    return frozenset(zoneinfo.available_timezones() - _NOT_A_PLACE)
+    """Return the IANA names of the timezones on this machine."""
+    return frozenset(zoneinfo.available_timezones() - _NOT_A_TIMEZONE)
 
 
 def require_timezone(name: str) -> str:
-    """Return the name of a timezone.
+    """Return the name of a timezone, if it is valid.
 
     Raises:
-        ConfigError: It is not in the IANA list.
+        ConfigError: The name is not an IANA timezone of this machine.
     """
     if name in timezones():
         return name
     near = suggestion(name, timezones())
-    told = near if near.startswith("did you mean") else "expected an IANA name like Europe/Berlin"
-    raise ConfigError(f"timezone {name!r} is not known; {told}")
+    hint = near if near.startswith("did you mean") else "expected an IANA name like Europe/Berlin"
+    raise ConfigError(f"unknown timezone {name!r}; {hint}")
 
 
 def cron_schedule(cron: str, timezone: str, slug: str) -> dict[str, Any]:
-    """Return a cron as the keyword arguments of a Prefect `Schedule`.
+    """Return the keyword arguments of a Prefect `Schedule` for a cron.
 
     Args:
-        cron: Five fields. Prefect's scheduler would take six for a time of every second, and one
-            that never comes would keep it from scheduling the others of the deployment.
-        timezone: IANA name of the timezone that the cron is in.
+        cron: Cron of five fields. Prefect would read a sixth as seconds, and a cron that never
+            matches would keep its scheduler from the other schedules of the deployment.
+        timezone: IANA name of the cron's timezone.
         slug: Name of the schedule within its deployment.
 
     Raises:
-        ConfigError: The cron is malformed or never comes, or the timezone is not known.
+        ConfigError: The cron is malformed or never matches a date, or the timezone is unknown.
     """
     fields = _fields(cron)
     require_timezone(timezone)
@@ -73,37 +73,41 @@ def cron_schedule(cron: str, timezone: str, slug: str) -> dict[str, Any]:
     try:
         schedule = CronSchedule(cron=fields, timezone=timezone)
     except ValueError as error:
-        raise ConfigError(f"cron {cron!r} is not valid, {_EXPECTED}") from error
+        raise ConfigError(f"invalid cron {cron!r}; {_EXPECTED}") from error
     try:
         due = asyncio.run(schedule.get_dates(n=1))
-    except ValueError:  # the scheduler has looked at the next 50 years
+    except ValueError:  # Prefect found none in the next 50 years
         due = []
     if not due:
         raise ConfigError(
-            f"cron {cron!r} never comes: no month it names has that day; check its day of month"
+            f"cron {cron!r} never matches a date: none of its months has that day; "
+            "check the day of month"
         )
     return {"cron": fields, "timezone": timezone, "slug": slug}
 
 
 def _fields(cron: str) -> str:
-    """Return the five fields of a cron with one space between them.
+    """Return the five fields of a cron, separated by single spaces.
 
     Raises:
-        ConfigError: There are not five, or a field holds what no cron means everywhere.
+        ConfigError: The cron does not have five fields, or uses syntax that is not portable.
     """
     if not cron.isascii():
-        strange = next(each for each in cron if not each.isascii())
-        raise ConfigError(f"cron {cron!r} holds {strange!r}, which is not ASCII; {_EXPECTED}")
+        character = next(each for each in cron if not each.isascii())
+        raise ConfigError(
+            f"cron {cron!r} contains the non-ASCII character {character!r}; {_EXPECTED}"
+        )
     fields = cron.split()
     if len(fields) != len(_FIELDS):
         hint = "; seconds and years are not supported" if len(fields) > len(_FIELDS) else ""
-        hint = "; write a macro as its five fields" if cron.strip().startswith("@") else hint
-        raise ConfigError(f"cron {cron!r} has {_count(len(fields))}, {_EXPECTED}{hint}")
+        if cron.strip().startswith("@"):
+            hint = "; macros are not supported"
+        raise ConfigError(f"cron {cron!r} has {_count(len(fields))}; {_EXPECTED}{hint}")
     for word in re.findall("[a-z]+", cron.lower()):
         if word not in _WORDS:
             raise ConfigError(
-                f"cron {cron!r} holds {word!r}; expected the name of a month (jan) or a day (mon), "
-                "or L for the last; random (R) and hashed (H) fields are not supported"
+                f"cron {cron!r} contains {word!r}; expected the name of a month (jan) or of a day "
+                "(mon), or L for the last; random (R) and hashed (H) fields are not supported"
             )
     return " ".join(fields)
 
@@ -113,15 +117,18 @@ def _count(fields: int) -> str:
 
 
 def interval_schedule(seconds: float) -> dict[str, Any]:
-    """Return a fixed interval as the keyword arguments of a Prefect `Schedule`.
+    """Return the keyword arguments of a Prefect `Schedule` for a fixed interval.
+
+    Args:
+        seconds: Length of the interval.
 
     Raises:
-        ConfigError: It is not a number of seconds that a schedule can have.
+        ConfigError: The interval is shorter than a second, longer than a year, or not a number.
     """
     shortest, longest = (each.total_seconds() for each in (SHORTEST_INTERVAL, LONGEST_INTERVAL))
-    if not shortest <= seconds <= longest:  # nan is not, either
+    if not shortest <= seconds <= longest:  # true for NaN as well
         raise ConfigError(
-            f"--interval {seconds:g}, "
+            f"--interval {seconds:g}: "
             f"expected seconds from {shortest:.0f} to {longest:.0f} (a year)"
         )
     return {"interval": seconds, "slug": "interval"}

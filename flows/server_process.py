@@ -1,4 +1,4 @@
-"""Run Prefect's server for the process that started this one, and end with that process.
+"""Run Prefect's server for the process that started this one, and exit with that process.
 
 `flows.embedded_server` executes this file as a script under Python's safe path, so it imports
 nothing of nnbuild and nothing from the current folder.
@@ -8,18 +8,24 @@ import os
 import socket
 import sys
 import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import uvicorn
 
 SECONDS_TO_SHUT_DOWN = 3.0
+_SERVERS: list["uvicorn.Server"] = []
 
 
 def main(listening: int, lifeline: int) -> None:
     """Serve until the other end of a pipe is closed.
 
     Args:
-        listening: File descriptor of a bound socket that listens already.
+        listening: File descriptor of a bound, listening socket.
         lifeline: File descriptor of a pipe that only the starting process holds open.
     """
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    # Before the imports, which take seconds.
+    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -27,15 +33,12 @@ def main(listening: int, lifeline: int) -> None:
     config = uvicorn.Config(app, log_level="error", lifespan="on")
     _SERVERS.append(uvicorn.Server(config))
     _SERVERS[0].run(sockets=[socket.socket(fileno=listening)])
-    # Threads of the database driver can hold up the interpreter's own end for seconds.
+    # Threads of the database driver can delay the interpreter's own exit for seconds.
     os._exit(0 if _SERVERS[0].started else 3)
 
 
-_SERVERS: list["uvicorn.Server"] = []  # noqa: F821  (imported late: the lifeline comes first)
-
-
-def _end_with_parent(lifeline: int) -> None:
-    """Wait for the end of the pipe, then ask the server to stop and make sure that it does."""
+def _exit_with_parent(lifeline: int) -> None:
+    """Wait for the end of the pipe, then stop the server and make sure that it stops."""
     os.read(lifeline, 1)
     for server in _SERVERS:
         server.should_exit = True

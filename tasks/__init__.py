@@ -1,1 +1,1 @@
-"""One thin Prefect task for each step: a name, retries where they help, logs and artifacts, and a call into nnbuild."""
+"""Prefect tasks. Each names, logs, retries and illustrates one call into nnbuild."""

@@ -1,67 +1,48 @@
-"""What the tasks share of Prefect: a logger, names of runs, artifacts, and which errors are worth a retry.
-
-Importing this module makes every log record of the process safe to show.
-"""
+"""Share settings, run names and artifacts between the tasks."""
 
 import base64
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
-from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import MissingContextError
 
 from nnbuild.data.download import UnavailableError
 from nnbuild.errors import LockedError, StoreError
-from nnbuild.runtime import outward as reports
-from nnbuild.runtime.logs import sanitize_log_records
 from nnbuild.runtime.text import markdown_text, sanitize
+from tasks.displays import in_prefect_run, outward
 
-sanitize_log_records()
-
-# Models never hash to the same key twice, and a cached path can be gone: a step recalls its own result instead.
-STEP: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
-
-
-def logger() -> logging.Logger | logging.LoggerAdapter[Any]:
-    """Prefect's logger of the run, or the standard one where a task is called as a plain function."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return logging.getLogger("nnbuild")
+TASK_DEFAULTS: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+"""Settings of every task. The store already caches the results of steps, and unlike Prefect's
+cache it verifies that their files still exist."""
 
 
-def warn(message: str) -> None:
-    """Log a warning, and show it on the displays."""
-    from tasks.progress import displays  # it logs by this module
-
-    logger().warning("%s", message)
-    for display in displays():
-        display.note(message)
+def is_retryable(_task: Any, _run: Any, state: Any) -> bool:
+    """Return whether another attempt can help: a server or a store was briefly unavailable."""
+    error = state.result(raise_on_failure=False)
+    temporary = isinstance(error, (UnavailableError, StoreError, OSError))
+    return temporary and not isinstance(error, LockedError)
 
 
-def outward(what: str) -> AbstractContextManager[None]:
-    """Keep a report to the outside from changing how the run ends: any exception becomes a warning.
-
-    Everything that a task or a hook says to Prefect, a webhook or a display is said in such a block,
-    together with what is computed for that alone.
+def retry_after(*seconds: float) -> dict[str, Any]:
+    """Return the settings of a task that is retried after temporary failures.
 
     Args:
-        what: Name of the report, for the warning.
+        seconds: Delay before each retry.
     """
-    return reports.outward(what, warn)
+    return TASK_DEFAULTS | {
+        "retries": len(seconds),
+        "retry_delay_seconds": list(seconds),
+        "retry_condition_fn": is_retryable,
+    }
 
 
 def run_name(template: str) -> Callable[..., str]:
-    """Return a `task_run_name` for Prefect that is safe to show, made of the task's parameters.
+    """Return a `task_run_name` that formats the task's parameters and is safe to show.
 
     Args:
-        template: As for `str.format`, such as `load {run.config.dataset.name}`.
+        template: Template for `str.format`, such as `load {run.config.dataset.name}`.
     """
 
     def name(parameters: Mapping[str, Any]) -> str:
@@ -70,54 +51,66 @@ def run_name(template: str) -> Callable[..., str]:
     return name
 
 
-def within_a_run() -> bool:
-    """Whether Prefect runs this; a task that is called as a plain function speaks to no server."""
-    return FlowRunContext.get() is not None or TaskRunContext.get() is not None
-
-
-def plain(value: Any) -> Any:
+def to_json_scalar(value: object) -> str | int | float | bool | None:
     """Return a value that a table artifact or an event can hold.
 
-    An infinite number would break the artifact's page in the UI. Texts are made safe to show.
+    Numbers that are not finite become text, since they would break the artifact's page in the UI.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    if isinstance(value, str):
-        return sanitize(value)
     if isinstance(value, (int, float, bool, type(None))):
         return value
-    return plain(value.item()) if hasattr(value, "item") else sanitize(str(value))
+    if not isinstance(value, str) and hasattr(value, "item"):
+        return to_json_scalar(value.item())
+    return sanitize(str(value))
 
 
 def rounded(value: float) -> float:
-    """Five digits, which is what a person reads; the tables of the store have them all."""
+    """Round a number to five significant digits, for display; the store has all digits."""
     return float(f"{value:.5g}")
 
 
 def show_table(key: str, rows: Iterable[Mapping[str, Any]], description: str) -> None:
-    """Create a table artifact.
+    """Create a table artifact, if Prefect runs this code.
 
     Args:
-        key: The same for every run, so that the UI keeps its history.
-        rows: Cells by column.
+        key: Key of the artifact; the same for every run, so that the UI keeps its history.
+        rows: Rows of the table: each maps column names to values.
         description: One sentence of plain text.
     """
-    if within_a_run():
+    if in_prefect_run():
         with outward(f"artifact {key}"):
-            table = [{plain(name): plain(value) for name, value in row.items()} for row in rows]
+            table = [
+                {sanitize(name): to_json_scalar(value) for name, value in row.items()}
+                for row in rows
+            ]
             create_table_artifact(key=key, table=table, description=markdown_text(description))
 
 
 def show_markdown(key: str, text: str, description: str) -> None:
-    """Create a Markdown artifact; `nnbuild.runtime.text` escapes what users named."""
-    if within_a_run():
+    """Create a Markdown artifact, if Prefect runs this code.
+
+    Args:
+        key: Key of the artifact; the same for every run.
+        text: Markdown in which user-provided text is escaped (see `nnbuild.runtime.text`).
+        description: One sentence of plain text.
+    """
+    if in_prefect_run():
         with outward(f"artifact {key}"):
             create_markdown_artifact(key=key, markdown=text, description=markdown_text(description))
 
 
-def show_picture(key: str, svg: str, description: str) -> None:
-    """Create an image artifact that contains its picture: nothing has to be served or fetched."""
-    if within_a_run():
+def show_image(key: str, svg: str, description: str) -> None:
+    """Create an image artifact, if Prefect runs this code.
+
+    The picture is embedded in the artifact, so the UI has nothing to fetch.
+
+    Args:
+        key: Key of the artifact; the same for every run.
+        svg: Source of the picture.
+        description: One sentence of plain text.
+    """
+    if in_prefect_run():
         with outward(f"artifact {key}"):
             data = base64.b64encode(svg.encode()).decode()
             create_image_artifact(
@@ -125,11 +118,3 @@ def show_picture(key: str, svg: str, description: str) -> None:
                 image_url=f"data:image/svg+xml;base64,{data}",
                 description=markdown_text(description),
             )
-
-
-def can_be_retried(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether another try can help: a server that did not answer, or a store that was away for a moment."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, (UnavailableError, StoreError, OSError)) and not isinstance(
-        error, LockedError
-    )

@@ -1,101 +1,102 @@
-"""What is told beyond the run itself: events that automations can react to, and a message to a webhook."""
+"""Notify the outside of a run: Prefect events for automations, and messages to a webhook."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from prefect.events import emit_event
+from prefect import events
 
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring.commit import Compared
-from tasks.artifacts import logger, outward, plain, rounded, show_table, within_a_run
+from tasks.artifacts import rounded, show_table, to_json_scalar
+from tasks.displays import in_prefect_run, logger, outward
 
 COMMITTED = "nnbuild.run.committed"
 PROMOTED = "nnbuild.champion.promoted"
 REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
-STORE = "nnbuild.store"
-"""The label of an event's resource that says which store it is about, where that is of use."""
 DRIFTED = "nnbuild.drift.exceeded"
 STOPPED = "nnbuild.run.stopped"
+STORE = "nnbuild.store"
+"""Label of an event's resource: the root of its store, for automations of a single store."""
 
 
-def announce(
-    event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None
+def emit_run_event(
+    event: str, run_id: str, values: Mapping[str, Any], *, store: str | None = None
 ) -> None:
-    """An event about a run, with its id and figures; nothing where no flow runs.
+    """Emit an event about a run, if Prefect runs this code.
 
     Args:
-        event: its name.
-        run_id: the run's.
-        figures: small values.
-        store: whose run it is, for automations that are about one store.
+        event: Name of the event.
+        run_id: ID of the run.
+        values: Metrics and other small values for the payload.
+        store: Root of the run's store, for automations of a single store.
     """
-    if within_a_run():
-        emit(event, run_id, figures, store=store)
+    if in_prefect_run():
+        emit_event(event, run_id, values, store=store)
 
 
-def emit(event: str, run_id: str, figures: Mapping[str, Any], *, store: str | None = None) -> None:
-    """As `announce`, also for a hook, which runs behind its flow."""
+def emit_event(
+    event: str, run_id: str, values: Mapping[str, Any], *, store: str | None = None
+) -> None:
+    """Emit an event like `emit_run_event`, also from a hook, which runs after its flow."""
     with outward(f"event {event}"):
-        resource = {"prefect.resource.id": f"nnbuild.run.{run_id}"}
-        resource["prefect.resource.name"] = run_id
+        resource = {
+            "prefect.resource.id": f"nnbuild.run.{run_id}",
+            "prefect.resource.name": run_id,
+        }
         if store:
             resource[STORE] = sanitize(store)
-        payload = {"run_id": run_id, **{name: plain(value) for name, value in figures.items()}}
-        emit_event(event, resource, payload=payload)
+        events.emit_event(event, resource, payload=_scalars({"run_id": run_id, **values}))
 
 
-def notify(text: str, **values: Any) -> None:
-    """Send a message to `$NNBUILD_WEBHOOK`, if it is set. A failure is worth a warning, and no more."""
+def send_webhook(text: str, **values: Any) -> None:
+    """Post a message to `$NNBUILD_WEBHOOK`, if it is set. A failure is logged as a warning."""
     with outward("the message to the webhook"):
         url = webhook.configured()
         if url is not None:
-            message = {"text": text, **values}
-            webhook.post(url, {name: plain(value) for name, value in message.items()})
+            webhook.post(url, _scalars({"text": text, **values}))
 
 
-def _short(value: Any) -> Any:
-    return rounded(value) if isinstance(value, float) else value
+def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: to_json_scalar(value) for name, value in values.items()}
 
 
-def tell_of_drift(
-    store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
-) -> None:
-    """What a scoring job's drift is: a table, and where a threshold is passed an event and a message.
+def report_drift(store: str, score_id: str, run_id: str | None, rows: int, drift: Compared) -> None:
+    """Show the drift of a scoring job in a table; above a threshold also notify the outside.
 
     Args:
-        store: the root of its store.
-        score_id: of the job.
-        run_id: of the model's run.
-        rows: that were scored.
-        drift: as it was found.
+        store: Root of the store.
+        score_id: ID of the scoring job.
+        run_id: ID of the run whose model scored.
+        rows: Number of scored rows.
+        drift: Result of the comparison with the model's reference.
     """
     with outward("the report of drift"):
-        _tell_of_drift(store, score_id, run_id, rows, drift)
+        _report_drift(store, score_id, run_id, rows, drift)
 
 
-def _tell_of_drift(
+def _report_drift(
     store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
 ) -> None:
     if not drift.measures:
         logger().info("drift %s", drift.remark)
         return
-    named = ", ".join(drift.exceeded)
-    told = f"Drift of scoring job {score_id}: {named or 'no threshold passed'}"
+    exceeded = ", ".join(drift.exceeded)
+    message = f"Drift of scoring job {score_id}: {exceeded or 'no threshold exceeded'}"
     measures = (
         {name: _short(value) for name, value in each.model_dump().items()}
         for each in drift.measures
     )
-    show_table("nnbuild-drift", measures, told)
-    if not named:
+    show_table("nnbuild-drift", measures, message)
+    if not exceeded:
         return
-    logger().warning("%s drifted from what the model was validated on", named)
-    figures = {f"{each.measure}_{each.statistic}": each.value for each in drift.measures}
-    announce(
-        DRIFTED,
-        str(run_id),
-        {"score_id": score_id, "exceeded": named, "rows": rows, **figures},
-        store=store,
-    )
-    notify(told, event=DRIFTED, run_id=run_id, score_id=score_id, **figures)
+    logger().warning("%s drifted from the validation images of the model", exceeded)
+    values = {f"{each.measure}_{each.statistic}": each.value for each in drift.measures}
+    payload = {"score_id": score_id, "exceeded": exceeded, "rows": rows, **values}
+    emit_run_event(DRIFTED, str(run_id), payload, store=store)
+    send_webhook(message, event=DRIFTED, run_id=run_id, score_id=score_id, **values)
+
+
+def _short(value: object) -> object:
+    return rounded(value) if isinstance(value, float) else value

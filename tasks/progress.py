@@ -1,60 +1,66 @@
-"""How far the work is, told beside it: a thread speaks to the server, and the work waits for no answer."""
+"""Report the progress of a task: to displays at once, to the Prefect server from the background."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
+from typing import Any
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from nnbuild.runtime.outward import Harmless
-from nnbuild.runtime.progress import ProgressCallback
-from tasks.artifacts import logger, outward, warn, within_a_run
+from tasks.artifacts import rounded, show_table
+from tasks.displays import active_displays, in_prefect_run, logger, outward, show_note, warn
 
-SECONDS_TO_CONCLUDE = 10.0
-"""How long the work waits at its end for a server that accepts requests and does not answer."""
+SECONDS_TO_FLUSH = 10.0
+"""Longest wait, at the end of a task, for a server that accepts requests but does not answer."""
+SECONDS_BETWEEN_UPDATES = 2.0
+SECONDS_BETWEEN_LINES = 10.0
 
 
-class Aside:
-    """Says one thing at a time. A server that is slow or away costs the work nothing: the next telling has the news."""
+class BackgroundReporter:
+    """Runs one report at a time in a thread, so that the work never waits for the server.
+
+    A report that is submitted while another one runs is dropped: the next one has newer values.
+    """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._gave_up = False
 
-    def say(self, telling: Callable[[], object]) -> None:
-        """Say something from a thread, unless what was said before is not heard yet; nothing where no flow runs."""
-        if within_a_run() and not self._is_busy():
-            self._start(telling)
+    def submit(self, report: Callable[[], object]) -> None:
+        """Start a report, unless another one runs. Does nothing outside of a Prefect run."""
+        if in_prefect_run() and not self._is_busy():
+            self._start(report)
 
-    def conclude(self, telling: Callable[[], object]) -> None:
-        """Report for the last time, after what was reported before, and wait for the server.
+    def flush(self, report: Callable[[], object]) -> None:
+        """Send the last report, after the one that runs, and wait for the server.
 
-        The wait ends after `SECONDS_TO_CONCLUDE`, which is logged; later reports are left out.
+        The wait ends after `SECONDS_TO_FLUSH`. This is logged, and later reports are dropped.
         """
-        if not within_a_run() or self._gave_up:
+        if not in_prefect_run() or self._gave_up:
             return
-        end = time.monotonic() + SECONDS_TO_CONCLUDE
+        end = time.monotonic() + SECONDS_TO_FLUSH
         self._wait_until(end)
         if not self._is_busy():
-            self._start(telling)
+            self._start(report)
             self._wait_until(end)
         if self._is_busy():
             self._gave_up = True
             warn(
-                f"the server did not take the progress report within {SECONDS_TO_CONCLUDE:g} s; "
+                f"the server did not take the progress report within {SECONDS_TO_FLUSH:g} s; "
                 "the run is not affected"
             )
 
     def _is_busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _start(self, telling: Callable[[], object]) -> None:
-        arguments = (_without_harm, telling)
+    def _start(self, report: Callable[[], object]) -> None:
         self._thread = threading.Thread(
-            target=copy_context().run, args=arguments, name="telling", daemon=True
+            target=copy_context().run,
+            args=(_report_safely, report),
+            name="nnbuild-progress",
+            daemon=True,
         )
         self._thread.start()
 
@@ -63,17 +69,17 @@ class Aside:
             self._thread.join(max(0.0, end - time.monotonic()))
 
 
-def _without_harm(telling: Callable[[], object]) -> None:
+def _report_safely(report: Callable[[], object]) -> None:
     with outward("the progress report"):
-        telling()
+        report()
 
 
 class ProgressBar:
-    """A progress artifact.
+    """A progress artifact, created by its first update.
 
     Args:
-        key: the same for every run.
-        description: what it counts.
+        key: Key of the artifact; the same for every run.
+        description: What the bar counts.
     """
 
     def __init__(self, key: str, description: str) -> None:
@@ -81,7 +87,7 @@ class ProgressBar:
         self._artifact: Any = None
 
     def show(self, percent: float) -> None:
-        """Draw it, or move it."""
+        """Create the artifact, or update it."""
         if self._artifact is None:
             self._artifact = create_progress_artifact(
                 percent, key=self._key, description=self._description
@@ -90,36 +96,86 @@ class ProgressBar:
             update_progress_artifact(self._artifact, percent)
 
 
-class Display(ProgressCallback, Protocol):
-    """Shows a run to a person."""
+class Throttle:
+    """Limits how often something happens. The first time is one interval after the start.
 
-    def begin(self, step: str) -> None:
-        """A step of the recipe begins."""
+    Args:
+        seconds: Shortest time between two permissions.
+    """
 
-    def note(self, text: str) -> None:
-        """Something to know about the run."""
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
 
-    def download(self, file: str, done: int, total: int | None) -> None:
-        """Bytes of a download are there."""
-
-    def committed(self, run_id: str) -> None:
-        """Take note that a run is committed, whatever becomes of its flow run."""
-
-
-_displays: ContextVar[tuple[Display, ...]] = ContextVar("displays", default=())
-
-
-@contextmanager
-def shown_on(*displays: Display) -> Iterator[None]:
-    """Let displays watch the runs in this block. One that fails is not shown anything more."""
-    harmless = [Harmless(each, lambda text: logger().warning("%s", text)) for each in displays]
-    token = _displays.set(cast("tuple[Display, ...]", tuple(harmless)))
-    try:
-        yield
-    finally:
-        _displays.reset(token)
+    def is_due(self) -> bool:
+        """Return whether the interval is over; if so, start the next one."""
+        now = time.monotonic()
+        if now - self._last <= self._seconds:
+            return False
+        self._last = now
+        return True
 
 
-def displays() -> tuple[Display, ...]:
-    """The displays that watch now."""
-    return _displays.get()
+class ProgressReporter:
+    """Progress callback of the tasks: displays at once, log and server at a limited rate.
+
+    Args:
+        bar: Progress artifact of the task. Without one, only displays are updated.
+        heading: Remark that displays show before the first step.
+    """
+
+    def __init__(self, bar: ProgressBar | None = None, heading: str = "") -> None:
+        self._bar, self._heading = bar, heading
+        self._background = BackgroundReporter()
+        self._bar_throttle = Throttle(SECONDS_BETWEEN_UPDATES)
+        self._text_throttle = Throttle(SECONDS_BETWEEN_LINES)
+        self._epochs: list[dict[str, float]] = []
+
+    def step(
+        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
+    ) -> None:
+        """Report the finished steps of an epoch; see `nnbuild.runtime.progress`."""
+        if self._heading:
+            show_note(self._heading)
+            self._heading = ""
+        for display in active_displays():
+            display.step(epoch, epochs, done, steps, metrics)
+        self._update_bar((epoch - 1 + done / steps) / epochs)
+
+    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
+        """Report a finished epoch; see `nnbuild.runtime.progress`."""
+        if self._bar is not None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            logger().info("epoch %d/%d  %s  %.1f s", epoch, epochs, text, seconds)
+        for display in active_displays():
+            display.epoch(epoch, epochs, metrics, seconds)
+        values = {name: rounded(value) for name, value in (metrics | {"seconds": seconds}).items()}
+        self._epochs.append({"epoch": epoch, **values})
+        if self._bar is not None and self._text_throttle.is_due():
+            self._background.submit(partial(_show_epochs, list(self._epochs)))
+
+    def scored(self, done: int, total: int, seconds: float) -> None:
+        """Report the scored rows of a job; see `nnbuild.runtime.progress`."""
+        if done == total or self._text_throttle.is_due():
+            rate = done / max(seconds, 1e-9)
+            left = (total - done) / max(rate, 1e-9)
+            logger().info("%d of %d rows, %.0f rows/s, %.0f s left", done, total, rate, left)
+        if done == total:
+            self.finish()
+        else:
+            self._update_bar(done / total)
+
+    def finish(self) -> None:
+        """Send the complete table of epochs and a full bar, and wait for the server."""
+        if self._bar is None:
+            return
+        if self._epochs:
+            self._background.flush(partial(_show_epochs, self._epochs))
+        self._background.flush(partial(self._bar.show, 100.0))
+
+    def _update_bar(self, fraction: float) -> None:
+        if self._bar is not None and self._bar_throttle.is_due():
+            self._background.submit(partial(self._bar.show, 100 * fraction))
+
+
+def _show_epochs(rows: list[dict[str, float]]) -> None:
+    show_table("nnbuild-epochs", rows, "Loss and metrics of each epoch")

@@ -1,109 +1,79 @@
-"""Open a scoring job: its model and its input are found and verified."""
+"""Tasks of the scoring flows, in their order: open, score, commit; or score a range of days."""
 
-import time
 from datetime import date
-from functools import partial
 
 from prefect import task
 
 from nnbuild.errors import RunError
-from nnbuild.runtime.progress import NullProgress
 from nnbuild.scoring import ScoreConfig, ScoredJob, backfill
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.days import Part
 from nnbuild.scoring.scorer import OpenedJob, make_shards, opened
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import Store
-from tasks.artifacts import STEP, can_be_retried, logger, show_table
-from tasks.events import tell_of_drift
-from tasks.progress import Aside, ProgressBar
+from tasks.artifacts import TASK_DEFAULTS, retry_after, show_table
+from tasks.displays import logger
+from tasks.events import report_drift
+from tasks.progress import ProgressBar, ProgressReporter
 
 
-@task(
-    name="open scoring",
-    task_run_name="open scoring",
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=can_be_retried,
-    **STEP,
-)
+@task(name="open scoring", task_run_name="open scoring", **retry_after(1, 10))
 def open_scoring(
     config: ScoreConfig | None, store: str | None, resume: str | None, *, once: bool
 ) -> OpenedJob:
-    """Begin a job, or resume one; see `nnbuild.scoring.scorer.opened`."""
-    found = opened(config, store, resume, once=once)
-    logger().info("scoring job %s: %d rows", found.score_id, found.rows)
-    return found
+    """Create or resume a scoring job; verify its model and its input.
+
+    See `nnbuild.scoring.scorer.opened`.
+    """
+    job = opened(config, store, resume, once=once)
+    logger().info("scoring job %s: %d rows", job.score_id, job.rows)
+    return job
 
 
-@task(name="commit scores", task_run_name="commit {opened.score_id}", **STEP)
-def commit_scores(opened: OpenedJob, shards: list[Shard]) -> ScoredJob:
-    """Commit a scoring job; see `nnbuild.scoring.commit.commit_job`."""
-    scored = commit_job(opened.job(), shards)
-    show_table(
-        "nnbuild-scores", [scored.model_dump(exclude={"drift"})], f"Scoring job {scored.score_id}"
-    )
+@task(name="score shards", task_run_name="score {job.rows} rows", retries=0, **TASK_DEFAULTS)
+def score_shards(job: OpenedJob, address: str | None) -> list[Shard]:
+    """Score the pending shards of a job; see `nnbuild.scoring.scorer.make_shards`.
+
+    Call it directly: `.submit()` would run it in a thread, which receives no signals.
+    """
+    progress = ProgressReporter(ProgressBar("nnbuild-scoring", "Scored rows"))
+    return make_shards(job.job(), address, progress)
+
+
+@task(name="commit scores", task_run_name="commit {job.score_id}", **TASK_DEFAULTS)
+def commit_scores(job: OpenedJob, shards: list[Shard]) -> ScoredJob:
+    """Commit a scoring job and report its drift; see `nnbuild.scoring.commit.commit_job`."""
+    scored = commit_job(job.job(), shards)
+    row = scored.model_dump(exclude={"drift"})
+    show_table("nnbuild-scores", [row], f"Scoring job {scored.score_id}")
     logger().info(
         "%d rows scored, %d quarantined, in %s", scored.rows, scored.quarantined, scored.output
     )
-    tell_of_drift(opened.root, scored.score_id, scored.run_id, scored.rows, scored.drift)
+    report_drift(job.root, scored.score_id, scored.run_id, scored.rows, scored.drift)
     return scored
 
 
-@task(name="score days", task_run_name="score {first} to {last}", **STEP)
+@task(name="score days", task_run_name="score {first} to {last}", **TASK_DEFAULTS)
 def score_days(config: ScoreConfig, first: date, last: date, store: str | None) -> list[Part]:
-    """Score the days of a range; see `nnbuild.scoring.backfill`. Call it directly, so that signals reach it."""
+    """Score the days of a range; see `nnbuild.scoring.backfill`.
+
+    Call it directly: `.submit()` would run it in a thread, which receives no signals.
+
+    Raises:
+        RunError: At least one day could not be scored.
+    """
     root = str(Store(store).root)
 
-    def told(part: Part) -> None:
-        logger().info("%s %s %s", part.day, part.status, part.remark or part.score_id)
-        if part.status == "scored":
-            tell_of_drift(root, str(part.score_id), part.run_id, part.rows, part.drift)
+    def report(day: Part) -> None:
+        logger().info("%s %s %s", day.day, day.status, day.remark or day.score_id)
+        if day.status == "scored":
+            report_drift(root, str(day.score_id), day.run_id, day.rows, day.drift)
 
-    parts = backfill(config, first, last, root, told=told)
-    rows = [each.model_dump(mode="json", exclude={"drift"}) for each in parts]
+    days = backfill(config, first, last, root, told=report)
+    rows = [each.model_dump(mode="json", exclude={"drift"}) for each in days]
     show_table("nnbuild-days", rows, f"{config.input} from {first} to {last}")
-    if failed := [str(each.day) for each in parts if each.status == "failed"]:
+    if failed := [str(each.day) for each in days if each.status == "failed"]:
         raise RunError(
-            f"{', '.join(failed)} could not be scored; see the log, mend them, and run again"
+            f"{', '.join(failed)} could not be scored; see the log, fix the cause and run again"
         )
-    return parts
-
-
-_SECONDS_BETWEEN_UPDATES = 2.0
-_SECONDS_BETWEEN_LINES = 10.0
-
-
-class _Watch(NullProgress):
-    """Passes on how far the job is: to the server's database and to the log only so often."""
-
-    def __init__(self) -> None:
-        self._updated_at = self._logged_at = time.monotonic()
-        self._bar = ProgressBar("nnbuild-scoring", "Rows that are scored")
-        self._aside = Aside()
-
-    def scored(self, done: int, total: int, seconds: float) -> None:
-        now, rate = time.monotonic(), done / max(seconds, 1e-9)
-        if done == total or now - self._logged_at > _SECONDS_BETWEEN_LINES:
-            self._logged_at = now
-            logger().info(
-                "%d of %d rows, %.0f rows/s, %.0f s left",
-                done,
-                total,
-                rate,
-                (total - done) / max(rate, 1e-9),
-            )
-        if done == total:
-            self._aside.conclude(partial(self._bar.show, 100.0))
-        elif now - self._updated_at > _SECONDS_BETWEEN_UPDATES:
-            self._updated_at = now
-            self._aside.say(partial(self._bar.show, 100 * done / total))
-
-
-@task(name="score shards", task_run_name="score {opened.rows} rows", retries=0, **STEP)
-def score_shards(opened: OpenedJob, address: str | None) -> list[Shard]:
-    """Make the shards that are not there yet; see `nnbuild.scoring.scorer.make_shards`.
-
-    Call it directly: through `.submit()` it would sit in a thread, where no signal reaches it.
-    """
-    return make_shards(opened.job(), address, _Watch())
+    return days

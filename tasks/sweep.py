@@ -1,49 +1,27 @@
-"""A trial of a sweep: its runs, one for each seed."""
+"""Task of a sweep: one trial."""
 
 from prefect import task
 
-from nnbuild import sweep as sweeping
-from nnbuild.runtime.progress import NullProgress
+from nnbuild import sweep as sweeps
 from nnbuild.sweep import Sweep, Trial, TrialResult
-from tasks.artifacts import STEP, logger
-from tasks.progress import displays
+from tasks.artifacts import TASK_DEFAULTS
+from tasks.displays import logger, show_note
+from tasks.progress import ProgressReporter
 
 
-class _Watch(NullProgress):
-    """Passes on what the fits say to whoever looks, behind a line that says which trial it is."""
-
-    def __init__(self, told: str) -> None:
-        self._untold: list[str] = [told]
-
-    def step(
-        self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
-    ) -> None:
-        while self._untold:
-            line = self._untold.pop()
-            for display in displays():
-                display.note(line)
-        for display in displays():
-            display.step(epoch, epochs, done, steps, metrics)
-
-    def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        for display in displays():
-            display.epoch(epoch, epochs, metrics, seconds)
-
-
-@task(name="trial", task_run_name="trial {trial.number}", retries=0, **STEP)
+@task(name="trial", task_run_name="trial {trial.number}", retries=0, **TASK_DEFAULTS)
 def make_trial(sweep: Sweep, trial: Trial) -> TrialResult:
-    """Make the runs of a trial; see `nnbuild.sweep.make_trial`. A trial that fails is a result too.
+    """Train the runs of a trial, one for each seed; see `nnbuild.sweep.make_trial`.
 
-    Call it directly where signals are to be heard; submit it to a cluster's workers, of one thread each.
+    A failed trial is a result too. Call the task directly if it should receive signals, or submit
+    it to workers of a cluster that have one thread each.
     """
-    told = f"trial {trial.number}: " + ", ".join(
-        f"{key}={value}" for key, value in trial.values.items()
-    )
-    result = sweeping.make_trial(sweep, trial, progress=_Watch(told))
-    came = (
-        f"{sweep.config.objective} {result.value:.4g}" if result.value is not None else result.error
-    )
-    logger().info("%s: %s, %s", told, result.state, came)
-    for display in displays():
-        display.note(f"trial {trial.number} {result.state}: {came}")
+    values = ", ".join(f"{key}={value}" for key, value in trial.values.items())
+    title = f"trial {trial.number}: {values}"
+    result = sweeps.make_trial(sweep, trial, progress=ProgressReporter(heading=title))
+    outcome = result.error
+    if result.value is not None:
+        outcome = f"{sweep.config.objective} {result.value:.4g}"
+    logger().info("%s: %s, %s", title, result.state, outcome)
+    show_note(f"trial {trial.number} {result.state}: {outcome}")
     return result

@@ -139,7 +139,7 @@ def retrained(
     from flows.embedded_server import embedded_server_is_lost
     from flows.outage import exit_without_server
     from flows.retrain import retrain
-    from tasks.progress import shown_on
+    from tasks.displays import attach_displays
 
     display = display_for(console)
 
@@ -148,7 +148,7 @@ def retrained(
         return report(stop)
 
     try:
-        with shown_on(display), exit_without_server(stopped):
+        with attach_displays(display), exit_without_server(stopped):
             return retrain(config, str(place.root), resume).run_id
     except Exception:
         if display.committed_run is None or not embedded_server_is_lost():

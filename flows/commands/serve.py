@@ -10,7 +10,7 @@ from flows.commands.run import configured
 from flows.commands.serve_scores import Scoring
 from flows.commands.serve_scores import parameters as score_parameters
 from flows.commands.serve_scores import schedules as score_schedules
-from flows.embedded_server import prepare_environment
+from flows.prefect_settings import prepare_environment
 from flows.schedules import DEFAULT_CRON, SECONDS_TO_START, Plan, cron_schedule, interval_schedule
 from nnbuild.config import loading
 from nnbuild.config.presets import DATASETS
@@ -48,7 +48,7 @@ def serve(
     base = _checked(configured({}, path, overrides))
     if timeout is not None and not math.isfinite(timeout):
         raise ConfigError(f"--timeout {timeout}, expected a number of seconds")
-    common = {"store": str(place.root), "timeout_seconds": timeout, "overtaken": overtaken}
+    common = {"store": str(place.root), "timeout_seconds": timeout, "catch_up": overtaken == "run"}
     schedules = _planned(plan) if plan else _simple(crons, interval, timezone)
     for each in schedules:
         given = loading.merged(

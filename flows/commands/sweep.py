@@ -100,7 +100,7 @@ def _named(base: Settings) -> bool:
 
 def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConsole) -> SweepResult:
     from flows.sweep import sweep as flow
-    from tasks.progress import shown_on
+    from tasks.displays import attach_displays
 
     if address is not None:
         from prefect_dask import DaskTaskRunner
@@ -108,7 +108,7 @@ def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConso
         flow = flow.with_options(task_runner=DaskTaskRunner(address=address))
     display = display_for(console)
     try:
-        with shown_on(display):
+        with attach_displays(display):
             return flow(opened.config, opened.root, opened.sweep_id, workers)
     finally:
         display.close()

@@ -1,4 +1,4 @@
-"""The short form of the soak: real processes are killed, resumed, and end like one that was not."""
+"""A short crash test: runs whose process is killed and resumed end like undisturbed ones."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_real_processes_that_are_killed_end_the_same():
+def test_killed_runs_end_the_same():
     command = [
         sys.executable,
         "benchmarks/crash_recovery.py",
@@ -22,8 +22,8 @@ def test_real_processes_that_are_killed_end_the_same():
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
-    told = json.loads(done.stdout)
-    assert told["kills"] >= 5
-    assert told["identical"] == told["runs"] > 0
-    assert (told["torn_reads"], told["trouble"]) == (0, [])
-    assert told["rows_read"] > 0
+    result = json.loads(done.stdout)
+    assert result["kills"] >= 5
+    assert result["identical"] == result["runs"] > 0
+    assert (result["torn_reads"], result["trouble"]) == (0, [])
+    assert result["rows_read"] > 0

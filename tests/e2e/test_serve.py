@@ -1,4 +1,4 @@
-"""The schedule against a real server: runs come when they are due, one at a time, and end as they should."""
+"""`nnbuild serve` with a real server: due runs start one at a time and end as they should."""
 
 import itertools
 import subprocess
@@ -19,7 +19,7 @@ from socket_server import sending, server
 import nnbuild
 from flows import automations, deployments
 from flows.commands.serve import deployment_name
-from flows.scheduled import scheduled_retrain, scheduled_score, waiting
+from flows.scheduled import run_to_resume, scheduled_retrain, scheduled_score
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.store import Store, champion
@@ -34,12 +34,12 @@ def options(dataset, store, *, epochs, interval):
         "training.epochs": epochs,
         "training.threads": 2,
     }
-    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return [*given, "--store", store, "--interval", interval]
+    pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return [*pairs, "--store", store, "--interval", interval]
 
 
 def state_of(real_prefect, name, run_id):
-    """Of a run of the scoring."""
+    """Return the state of a scoring run."""
     return next(
         each["state"]
         for each in real_prefect.flow_runs(name, "scheduled-score")
@@ -52,7 +52,7 @@ def when(text):
 
 
 def fitting(store, *others):
-    """The run that has epochs behind it, and waits or goes on; but for others."""
+    """Return an unfinished run with at least one epoch, other than those given."""
     return next(
         (
             each.run_id
@@ -64,7 +64,7 @@ def fitting(store, *others):
 
 
 def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_folder):
-    """The short form of "every minute for ten minutes": due every 15 s, each in a process of its own."""
+    """Runs are due every 15 s, each in a process of its own."""
     store = Store(tmp_path / "store")
     name = deployment_name(store)
     dark = parquet(tmp_path / "date=2026-11-01.parquet", images() // 8)
@@ -87,7 +87,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
             each for each in deployments if each["parameters"]["config"].get("drift_psi") == 0.1
         ]
         assert scores["enforce_parameter_schema"]
-        for state in ("Completed", "Skipped"):  # the second time there is nothing new
+        for state in ("Completed", "Skipped"):  # the second run finds nothing new
             begun = real_prefect.ask(
                 f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"}
             )["id"]
@@ -99,9 +99,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
                 state,
             )
         answers = lambda: [  # noqa: E731
-            each
-            for each in real_prefect.flow_runs(name)
-            if each["parameters"]["overtaken"] == "run"
+            each for each in real_prefect.flow_runs(name) if each["parameters"]["catch_up"]
         ]
         until(answers, 60, "retraining that answers the drift")
     assert len(store.score_ids()) == 1
@@ -112,7 +110,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
     )
     ended = [each for each in begun if each["state"]["type"] in FINAL]
     completed = [each for each in ended if each["state"]["name"] == "Completed"]
-    # The stop may come between a commit and its run's end.
+    # The process may be stopped between a commit and the end of its run.
     torn = [each for each in ended[-1:] if each["state"]["type"] != "COMPLETED"]
     assert len(completed) <= len(store.run_ids()) <= len(completed) + len(torn)
     for one, next_one in itertools.pairwise(ended):
@@ -121,7 +119,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
     assert champion.current(store) in store.run_ids()
 
 
-def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_folder):
+def test_cancelled_fit_is_not_resumed(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
     with real_prefect.serving(
@@ -154,9 +152,9 @@ def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_f
             "end of the fit after SIGTERM",
         )
     assert {each["state"]["type"] for each in real_prefect.flow_runs(name)} <= {*FINAL, "SCHEDULED"}
-    waits = [store.unfinished_run(each) for each in (run_id, next_id)]
-    assert [each.was_cancelled for each in waits] == [True, False]
-    assert resumable(store, waits[0].config)[0].run_id == next_id
+    unfinished = [store.unfinished_run(each) for each in (run_id, next_id)]
+    assert [each.was_cancelled for each in unfinished] == [True, False]
+    assert resumable(store, unfinished[0].config)[0].run_id == next_id
     yearly = ["--set", f'dataset.name="{small_folder}"', "--cron", "0 3 1 1 *"]
     with real_prefect.serving(*yearly, "--store", store.root):
 
@@ -167,22 +165,18 @@ def test_cancelled_fit_waits_and_the_next_begins(real_prefect, tmp_path, small_f
         until(lambda: slugs() == ["cron-1"], 60, "deployment without the interval")
 
 
-def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
-    real_prefect, tmp_path, small_folder
-):
+def test_killed_and_missed_runs_are_made_up(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-    given = options(small_folder, store.root, epochs=150, interval=20)
-    with real_prefect.serving(*given) as serving:
+    arguments = options(small_folder, store.root, epochs=150, interval=20)
+    with real_prefect.serving(*arguments) as serving:
         run_id = until(lambda: fitting(store), 180, "run in its fit")
         children = psutil.Process(serving.pid).children(recursive=True)
         (process,) = [each for each in children if "prefect.engine" in each.cmdline()]
         process.kill()
         until(lambda: run_id in store.run_ids(), 180, "end of the run that was killed")
         names = lambda: {each["state"]["name"] for each in real_prefect.flow_runs(name)}  # noqa: E731
-        until(
-            lambda: {"Crashed", "Completed"} <= names(), 30, "row of the run that went on with it"
-        )
+        until(lambda: {"Crashed", "Completed"} <= names(), 30, "row of the run that resumed it")
     stopped = datetime.now(UTC)
 
     def missed(until_then):
@@ -194,7 +188,7 @@ def test_a_killed_run_is_gone_on_with_and_of_those_that_were_missed_one_is_made(
 
     until(lambda: len(missed(datetime.now(UTC))) > 1, 90, "second run that is missed")
     again = datetime.now(UTC)
-    with real_prefect.serving(*given):
+    with real_prefect.serving(*arguments):
         until(
             lambda: all(each["state"]["type"] in FINAL for each in missed(again)),
             300,
@@ -228,13 +222,13 @@ before, Settings.to_environment_variables = Settings.to_environment_variables, e
 from flows.cli import main
 main(sys.argv[1:])
 """
-"""Serves, and hears SIGTERM while a run is started: inside pydantic, which makes an error of whatever is raised."""
+"""Serves, and receives SIGTERM while a run is started: inside pydantic, which wraps exceptions."""
 
 
-def test_sigterm_is_heard_while_a_run_is_being_started(real_prefect, tmp_path, small_folder):
+def test_sigterm_while_a_run_starts_stops_serve(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
-    given = map(str, options(small_folder, store.root, epochs=1, interval=5))
-    command = [sys.executable, "-c", STOPPED_IN_A_START, "serve", *given]
+    arguments = map(str, options(small_folder, store.root, epochs=1, interval=5))
+    command = [sys.executable, "-c", STOPPED_IN_A_START, "serve", *arguments]
     ended = subprocess.run(
         command,
         cwd=ROOT,
@@ -245,21 +239,21 @@ def test_sigterm_is_heard_while_a_run_is_being_started(real_prefect, tmp_path, s
     )
     assert ended.returncode == 0
     assert b"Traceback" not in ended.stderr
-    begun = [
+    started = [
         each
         for each in real_prefect.flow_runs(deployment_name(store))
         if each["state"]["type"] != "SCHEDULED"
     ]
-    assert [each["state"]["message"] for each in begun] == [
-        "nnbuild serve was stopped; what the run has waits in the store for the next one."
+    assert [each["state"]["message"] for each in started] == [
+        "nnbuild serve was stopped; the next run resumes from what is in the store."
     ]
 
 
-def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
-    """One that is made anew forgets the runs that it watches, and the next start of `serve` is when they are needed."""
+def test_crash_detection_is_installed_once(real_prefect):
+    """A replaced automation would forget the runs that it watches, when `serve` starts again."""
     assert [scheduled_retrain.name, scheduled_score.name] == automations.FLOWS
-    wanted = automations.zombies()
-    names = {each.name for each in wanted}
+    expected = automations.crash_detection()
+    names = {each.name for each in expected}
 
     def installed():
         return {
@@ -272,12 +266,12 @@ def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
         temporary_settings({PREFECT_API_URL: real_prefect.url}),
         get_client(sync_client=True) as client,
     ):
-        automations.install_zombies(client)
+        automations.install_crash_detection(client)
         before = installed()
         assert before.keys() == names
-        automations.install_zombies(client)
+        automations.install_crash_detection(client)
         assert installed() == before
-        other = wanted[0].model_copy(update={"description": "another one"})
+        other = expected[0].model_copy(update={"description": "another one"})
         automations.install(client, other)
         assert installed()[other.name] != before[other.name]
         assert (
@@ -290,20 +284,20 @@ def test_the_automations_that_end_zombies_stay_what_they_are(real_prefect):
             )
             == 1
         )
-        automations.install(client, wanted[0])
+        automations.install(client, expected[0])
 
 
-def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listener, monkeypatch):
+def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatch):
     url, received = listener
     monkeypatch.setenv("NNBUILD_WEBHOOK", url)
-    monkeypatch.setattr(automations, "SILENCE", 10)
+    monkeypatch.setattr(automations, "SILENCE_SECONDS", 10)
     with (
         temporary_settings({PREFECT_API_URL: real_prefect.url}),
         get_client(sync_client=True) as client,
     ):
-        automations.install_zombies(client)
+        automations.install_crash_detection(client)
         dead = client.create_flow_run(scheduled_retrain, state=Running())
-        told = until(
+        messages = until(
             lambda: [each for each in received if each.get("flow_run_id") == str(dead.id)],
             60,
             "message",
@@ -312,16 +306,16 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
             lambda: client.read_flow_run(dead.id).state.type == StateType.CRASHED, 30, "final state"
         )
         monkeypatch.undo()
-        automations.install_zombies(client)
+        automations.install_crash_detection(client)
         actions = [
             action.type
-            for name in (automations.NAME, automations.UNBEGUN)
+            for name in (automations.SILENT, automations.NOT_STARTED)
             for each in client.read_automations_by_name(name)
             for action in each.actions
         ]
-    assert len(told) == 1
-    assert told[0]["event"] == "nnbuild.run.stopped"
-    assert told[0]["text"].startswith(f"{dead.name}: crashed: No heartbeat for 10 s.")
+    assert len(messages) == 1
+    assert messages[0]["event"] == "nnbuild.run.stopped"
+    assert messages[0]["text"].startswith(f"{dead.name}: crashed: No heartbeat for 10 s.")
     assert actions == ["change-flow-run-state"] * 2
 
 
@@ -343,15 +337,15 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
         ([], "no Prefect server is configured"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(capfd, tmp_path, arguments, says, monkeypatch):
+def test_invalid_options_are_one_line(capfd, tmp_path, arguments, says, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with temporary_settings(
         restore_defaults={PREFECT_API_URL}
-    ):  # other tests of the session have a server
-        told = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
-    assert told.code == 2, told.err
-    assert says in told.err
-    assert told.err.count("\n") == 1
+    ):  # other tests have configured a server
+        outcome = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
+    assert outcome.code == 2, outcome.err
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
     assert not (tmp_path / "store").exists()
 
 
@@ -372,27 +366,27 @@ def test_serve_without_usable_server_gives_up(capfd, tmp_path, monkeypatch, answ
     assert f"the Prefect server at {url}/api cannot be used (" in printed.err
     assert says in printed.err
     assert printed.err.count("\n") == 1
-    # What is behind a proxy may be just starting.
+    # A server behind a proxy may be starting.
     assert (len(requests) > 1) == (says == "504")
 
 
-def test_only_a_run_of_the_same_config_is_taken_up(tmp_path, small_config):
+def test_only_a_run_of_the_same_config_resumes(tmp_path, small_config):
     store = Store(tmp_path)
-    assert waiting(store, small_config) is None
+    assert run_to_resume(store, small_config) is None
     run = nnbuild.open_run(small_config, tmp_path)
     other = RunConfig.model_validate(small_config.model_dump() | {"seed": 8})
-    assert waiting(store, small_config) == run.run_id
-    assert waiting(store, other) is None
+    assert run_to_resume(store, small_config) == run.run_id
+    assert run_to_resume(store, other) is None
     with nnbuild.run_context(run):
-        assert waiting(store, small_config) is None
+        assert run_to_resume(store, small_config) is None
 
 
-def test_a_hang_that_hears_no_signal_is_ended_by_the_kernel():
+def test_hang_that_ignores_signals_is_killed():
     program = (
         "import signal, time\n"
-        "from nnbuild.runtime.signals import ended_after\n"
+        "from nnbuild.runtime.signals import hard_timeout\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "with ended_after(0.2, grace=0.3):\n"
+        "with hard_timeout(0.2, grace=0.3):\n"
         "    while True: time.sleep(1)\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=30, check=False)

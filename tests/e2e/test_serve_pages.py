@@ -14,17 +14,20 @@ from nnbuild.store import Store
 
 
 @pytest.fixture(scope="module")
-def looked_at(real_prefect, tmp_path_factory, small_folder):
-    """Two finished runs of one store: their ids of flow runs."""
+def finished(real_prefect, tmp_path_factory, small_folder):
+    """The store of two finished runs, and the IDs of their flow runs."""
     settings = {
         "dataset": {"name": str(small_folder)},
         "model": {"name": "lab"},
         "training": {"epochs": 3},
         "seed": 7,
     }
-    root = tmp_path_factory.mktemp("looked-at") / "store"
-    # In a process of its own: what a process tells a server of its tasks, it tells the first server that it knew.
-    program = f"from flows.retrain import *\nfor _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
+    root = tmp_path_factory.mktemp("finished") / "store"
+    # In a process of its own: a process reports its tasks to the first server that it has used.
+    program = (
+        "from flows.retrain import *\n"
+        f"for _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
+    )
     subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -36,21 +39,22 @@ def looked_at(real_prefect, tmp_path_factory, small_folder):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
-def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
-    real_prefect, looked_at, tmp_path
-):
-    """In a browser, since an artifact that is stored well can still break its page."""
-    store, flow_runs = looked_at
-    wanted = {"flow_run_id": {"any_": [flow_runs[1]]}}
+def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path):
+    """An artifact that is stored correctly can still break its page."""
+    store, flow_runs = finished
+    criteria = {"flow_run_id": {"any_": [flow_runs[1]]}}
     keys = {
-        each["key"]: each["id"] for each in real_prefect.ask("/artifacts/filter", artifacts=wanted)
+        each["key"]: each["id"]
+        for each in real_prefect.ask("/artifacts/filter", artifacts=criteria)
     }
     history = store.read_table("history", store.run_ids()[1]).to_pylist()
     decision = store.read_table("decisions", store.run_ids()[1]).to_pylist()[0]
     ui = real_prefect.url.removesuffix("/api") + "/v2"
-    cells = "[...document.querySelectorAll('table tbody tr')].map(row => [...row.cells].map(each => each.innerText))"
+    rows = "[...document.querySelectorAll('table tbody tr')]"
+    cells = f"{rows}.map(row => [...row.cells].map(each => each.innerText))"
     loaded = "each.src.startsWith('data:image/svg') && each.complete && each.naturalWidth"
-    place = f"[...document.images].filter(each => {loaded}).map(each => each.getBoundingClientRect().toJSON())[0]"
+    images = f"[...document.images].filter(each => {loaded})"
+    place = f"{images}.map(each => each.getBoundingClientRect().toJSON())[0]"
     with browser(tmp_path / "profile") as page:
         text = page.show(
             f"{ui}/runs/flow-run/{flow_runs[1]}",
@@ -78,12 +82,11 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
                 tmp_path / f"{key}.png", at["width"], at["height"], x=at["x"], y=at["y"]
             )
             pixels = np.asarray(Image.open(taken).convert("RGB"), int)
-            assert (
-                (pixels.max(axis=2) - pixels.min(axis=2)) > 60
-            ).mean() > 0.002  # lines or squares of a colour
+            colored = (pixels.max(axis=2) - pixels.min(axis=2)) > 60
+            assert colored.mean() > 0.002  # lines or squares
         shown = page.show(
             f"{ui}/artifacts/artifact/{keys['nnbuild-report']}",
-            "/of the test images right/.test(document.body.innerText) && document.body.innerText",
+            "/test accuracy/.test(document.body.innerText) && document.body.innerText",
         )
         assert "report.html" in shown
         strangers = {
@@ -91,5 +94,5 @@ def test_the_pages_of_a_run_show_its_epochs_its_decision_and_its_pictures(
             for each in page.fetched
             if not each.startswith((ui.removesuffix("/v2"), "data:", "blob:"))
         }
-    # Prefect's page asks for what its analytics are to do, in vain where no name is resolved; ours asks for nothing.
+    # Prefect's page asks for its analytics, in vain where no name is resolved; ours for nothing.
     assert all(urlsplit(each).hostname.endswith(".amplitude.com") for each in strangers), strangers

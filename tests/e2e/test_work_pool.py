@@ -1,4 +1,4 @@
-"""`prefect.yaml` on a real server: both flows are deployed to a pool, and a worker of it runs one."""
+"""`prefect.yaml` on a real server: both flows are deployed to a pool, and a worker runs one."""
 
 import subprocess
 import sys
@@ -21,9 +21,9 @@ from tasks import events
 
 @pytest.fixture(scope="module")
 def pool(real_prefect, tmp_path_factory):
-    """A server to whose process pool both flows are deployed; the store, and Prefect's command."""
+    """The store of deployments in a process pool, and a function that runs Prefect's command."""
     folder = tmp_path_factory.mktemp("pool")
-    places = {
+    variables = {
         "NNBUILD_HOME": ROOT,
         "NNBUILD_STORE": folder / "store",
         "NNBUILD_SCORE_INPUT": folder / "*.parquet",
@@ -32,7 +32,7 @@ def pool(real_prefect, tmp_path_factory):
     def prefect(*arguments, cwd=ROOT):
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
         environment = real_prefect.environment | {
-            name: str(place) for name, place in places.items()
+            name: str(value) for name, value in variables.items()
         }
         subprocess.run(
             command, cwd=cwd, env=environment, check=True, capture_output=True, timeout=300
@@ -52,7 +52,7 @@ def deployment(real_prefect, flow):
     return found
 
 
-def test_the_deployments_are_what_the_file_says(real_prefect, pool):
+def test_deployments_match_the_file(real_prefect, pool):
     retraining, scoring = (
         deployment(real_prefect, "scheduled-retrain"),
         deployment(real_prefect, "scheduled-score"),
@@ -63,9 +63,8 @@ def test_the_deployments_are_what_the_file_says(real_prefect, pool):
         assert each["version"] == machine.code_version()
         assert each["parameters"]["store"] == str(pool[0].root)
         beat = each["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
-        assert (
-            int(beat) == automations.HEARTBEAT
-        )  # Prefect's own is longer than the silence after which a run is ended
+        # Prefect's default is longer than the silence after which a run is set to Crashed.
+        assert int(beat) == automations.HEARTBEAT_SECONDS
     zones = [each["schedule"]["timezone"] for each in scoring["schedules"]]
     assert zones == [scoring["parameters"]["timezone"]]
     schedules = {each["slug"]: each["parameters"]["config"] for each in retraining["schedules"]}
@@ -94,8 +93,8 @@ def test_the_deployments_are_what_the_file_says(real_prefect, pool):
         ({"trial": {"sweep": "a", "number": 0}}, "config.trial"),
     ],
 )
-def test_parameters_that_cannot_be_are_refused_when_a_run_is_made(real_prefect, pool, config, says):
-    """As the UI does with its form."""
+def test_invalid_parameters_are_refused(real_prefect, pool, config, says):
+    """The UI sends its form to the same place."""
     refused(real_prefect, "scheduled-retrain", {"config": config}, says)
 
 
@@ -113,7 +112,7 @@ def test_parameters_that_cannot_be_are_refused_when_a_run_is_made(real_prefect, 
         ({"timeout_seconds": 0}, "timeout_seconds"),
     ],
 )
-def test_scoring_that_cannot_be_is_refused(real_prefect, pool, parameters, says):
+def test_invalid_scoring_is_refused(real_prefect, pool, parameters, says):
     refused(real_prefect, "scheduled-score", parameters, says)
 
 
@@ -124,16 +123,16 @@ def refused(real_prefect, flow, parameters, says):
     assert says in answer.text
 
 
-def test_names_of_ones_own_are_taken(real_prefect, pool):
-    """A path, a function and a run's id, of which no list can know."""
+def test_custom_names_are_accepted(real_prefect, pool):
+    """Paths, functions and run IDs are in no list."""
     later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
-    whole = RunConfig.model_validate({"model": {"name": "mine.small:build"}}).model_dump(
+    complete = RunConfig.model_validate({"model": {"name": "mine.small:build"}}).model_dump(
         mode="json"
     )
     for flow, config in [
         ("scheduled-retrain", {"model": {"name": "tiny"}, "dataset": {"name": "kmnist"}}),
         ("scheduled-retrain", {"dataset": {"name": "/srv/images"}, "training": {"epochs": None}}),
-        ("scheduled-retrain", whole),
+        ("scheduled-retrain", complete),
         ("scheduled-score", {"input": "in", "model": "20261123T030000000Z-4f2a1c"}),
         ("scheduled-score", {"input": "in", "model": "./model.onnx", "digest": "0" * 64}),
     ]:
@@ -142,21 +141,21 @@ def test_names_of_ones_own_are_taken(real_prefect, pool):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
-def test_form_lists_the_names_that_are_known(real_prefect, pool, tmp_path):
+def test_form_lists_the_known_names(real_prefect, pool, tmp_path):
     ui = real_prefect.url.removesuffix("/api") + "/v2"
     form = f"{ui}/deployments/deployment/{deployment(real_prefect, 'scheduled-retrain')['id']}/run"
     with browser(tmp_path / "profile") as page:
         shown = page.show(
             form, "/Left empty/.test(document.body.innerText) && document.body.innerText"
         )
-    # A list shows the chosen name as text, and a field for a name of one's own would not.
+    # A list shows the chosen name as text; a field for custom names would not.
     assert "Known name\nPath\nmnist" in shown
     assert "Known name\npackage.module:function\nconvnet" in shown
     assert "Left empty: 40 (lab)" in shown
     assert "Fallback" not in shown
 
 
-def test_a_worker_runs_what_is_due(real_prefect, pool, tmp_path, small_folder):
+def test_worker_runs_what_is_due(real_prefect, pool, tmp_path, small_folder):
     store, prefect = pool
     settings = {
         "dataset": {"name": str(small_folder)},
@@ -171,16 +170,16 @@ def test_a_worker_runs_what_is_due(real_prefect, pool, tmp_path, small_folder):
     assert store.run_ids() == [champion.current(store)]
 
 
-def test_the_example_automations_are_taken_by_the_server(real_prefect, pool):
-    """One for each event that a run tells."""
+def test_example_automations_are_valid(real_prefect, pool):
+    """There is one for each event of a run."""
     text = (ROOT / "docs" / "automations.yaml").read_text()
     for name, flow in (("RETRAINING", "scheduled-retrain"), ("SCORING", "scheduled-score")):
         text = text.replace(
             f"deployment_id: {name}", f"deployment_id: {deployment(real_prefect, flow)['id']}"
         )
     examples = [AutomationCore.model_validate(each) for each in yaml.safe_load(text)]
-    told = {event for each in examples for event in each.trigger.expect}
-    assert told == {
+    expected = {event for each in examples for event in each.trigger.expect}
+    assert expected == {
         events.COMMITTED,
         events.PROMOTED,
         events.REJECTED,

@@ -1,4 +1,4 @@
-"""Prefect's surroundings as users have them: each starts, or is one line that says what to do."""
+"""In any environment the embedded server starts, or one line says what to do."""
 
 import os
 import socket
@@ -19,15 +19,15 @@ try:
 except NnbuildError as error:
     print(error.exit_code, error)
 """
-SECONDS = 300  # on a busy machine; none of them waits for anything but a process
-NOBODY = "http://127.0.0.1:9/api"
+SECONDS = 300  # generous, for a busy machine
+UNREACHABLE = "http://127.0.0.1:9/api"
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the server in a process of its own, with these variables; return what it printed."""
+    """Return a function that starts the server in a new process, and returns what it printed."""
 
-    def started(**variables):
+    def run(**variables):
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -35,7 +35,7 @@ def start(tmp_path):
         }
         environment = inherited | {"PREFECT_HOME": str(tmp_path / "home")} | variables
         began = time.monotonic()
-        found = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM],
             env=environment,
             capture_output=True,
@@ -45,11 +45,11 @@ def start(tmp_path):
             timeout=SECONDS,
         )
         assert time.monotonic() - began < SECONDS
-        assert "Traceback" not in found.stderr
-        assert len(found.stdout.splitlines()) == 1, found.stdout
-        return found.stdout
+        assert "Traceback" not in done.stderr
+        assert len(done.stdout.splitlines()) == 1, done.stdout
+        return done.stdout
 
-    return started
+    return run
 
 
 def database(home, content):
@@ -62,8 +62,8 @@ def database(home, content):
     connection.close()
 
 
-def test_server_behind_proxies_is_asked_without_them(start, tmp_path):
-    for name in ("json", "queue", "email", "socket"):  # would be imported from the current folder
+def test_server_bypasses_proxies(start, tmp_path):
+    for name in ("json", "queue", "email", "socket"):  # not to be imported from the current folder
         (tmp_path / f"{name}.py").write_text("open('EXECUTED', 'w')")
     proxy = "http://127.0.0.1:9"
     printed = start(
@@ -90,7 +90,7 @@ def test_server_behind_proxies_is_asked_without_them(start, tmp_path):
     ],
     ids=["newer", "damaged"],
 )
-def test_database_that_cannot_be_used_is_named(start, tmp_path, content, says):
+def test_unusable_database_is_named(start, tmp_path, content, says):
     database(tmp_path / "home", content)
     printed = start()
     assert printed.startswith("2 Prefect's database")
@@ -102,7 +102,7 @@ def test_database_that_cannot_be_used_is_named(start, tmp_path, content, says):
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"PREFECT_API_URL": NOBODY}, ("PREFECT_API_URL", NOBODY, "refused")),
+        ({"PREFECT_API_URL": UNREACHABLE}, ("PREFECT_API_URL", UNREACHABLE, "refused")),
         ({"PREFECT_API_URL": "foo"}, ("PREFECT_API_URL", "foo")),
         ({"PREFECT_HOME": "/proc/nope"}, ("PREFECT_HOME", "/proc/nope")),
         (
@@ -117,14 +117,14 @@ def test_database_that_cannot_be_used_is_named(start, tmp_path, content, says):
     ],
     ids=["refused", "no-url", "home", "not-allowed", "setting", "postgres"],
 )
-def test_surroundings_that_cannot_be_used_are_one_line(start, variables, says):
+def test_unusable_environment_is_one_line(start, variables, says):
     printed = start(**variables)
     assert printed.startswith("2 ")
     assert all(each in printed for each in says), printed
     assert "pass" not in printed
 
 
-def test_server_that_never_answers_is_given_up(start):
+def test_silent_server_is_given_up(start):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         assert "no answer within" in start(PREFECT_API_URL=url)

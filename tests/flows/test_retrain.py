@@ -1,4 +1,4 @@
-"""The flow and its tasks under a real Prefect server, and each task as the plain function that it is."""
+"""The retraining flow on a real Prefect server, and its tasks as plain functions."""
 
 import errno
 import math
@@ -22,7 +22,7 @@ from nnbuild.errors import DataError, DivergedError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import Decided, Scored
-from tasks.artifacts import plain
+from tasks.artifacts import to_json_scalar
 from tasks.retrain import (
     build,
     calibrate,
@@ -54,30 +54,28 @@ STEPS = [
 STEPS += ["decide", "report", "commit"]
 
 
-def through(run):
-    """All the tasks by hand, as plain functions."""
+def call_tasks(run):
+    """Call every task as a plain function."""
     data = load.fn(run)
-    built = build.fn(run, data, check.fn(run, data))
-    fitted = fit.fn(run, data, compile_network.fn(run, data, built))
-    history = persist_history.fn(run, fitted)
-    exported = export.fn(run, data, fitted)
-    calibrated = calibrate.fn(run, data, fitted)
-    decided = decide.fn(run, data, evaluate.fn(run, data, fitted), score.fn(run, data, fitted))
-    reported = report.fn(run, data, calibrated, decided)
-    return commit.fn(run, history, exported, reported)
+    check.fn(run, data)
+    fitted = fit.fn(run, data, compile_network.fn(run, data, build.fn(run, data)))
+    persist_history.fn(run, fitted)
+    for task in (export, evaluate, calibrate, score):
+        task.fn(run, data, fitted)
+    decide.fn(run, data)
+    report.fn(run, data)
+    return commit.fn(run)
 
 
-def test_every_task_is_a_plain_function(tmp_path, small_config, monkeypatch):
-    monkeypatch.setenv(
-        "PREFECT_API_URL", "http://127.0.0.1:9/api"
-    )  # nobody answers there, and nobody is asked
+def test_tasks_are_plain_functions(tmp_path, small_config, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # no server, and no request
     run = nnbuild.open_run(small_config, tmp_path)
     with nnbuild.run_context(run):
-        committed = through(run)
+        committed = call_tasks(run)
     assert Store(tmp_path).run_ids() == [committed.run_id]
 
 
-def test_a_task_runs_alone_in_a_flow_of_its_own(tmp_path, small_config, prefect_server):
+def test_task_runs_in_another_flow(tmp_path, small_config, prefect_server):
     run = nnbuild.open_run(small_config, tmp_path)
 
     @flow
@@ -89,7 +87,7 @@ def test_a_task_runs_alone_in_a_flow_of_its_own(tmp_path, small_config, prefect_
 
 @pytest.fixture(scope="module")
 def finished(request, tmp_path_factory, small_folder):
-    """A flow run that was committed: its store, what it returned, and what the server knows of it."""
+    """A committed flow run: its store, its result, and what the server knows about it."""
     request.getfixturevalue("_prefect_harness")
     config = {
         "dataset": {"name": str(small_folder)},
@@ -115,7 +113,7 @@ def finished(request, tmp_path_factory, small_folder):
         }
 
 
-def test_each_step_is_a_task_of_the_flow(finished):
+def test_each_step_is_a_task(finished):
     assert sorted(task.name.split()[0] for task in finished["tasks"]) == sorted(
         each.split()[0] for each in STEPS
     )
@@ -124,7 +122,7 @@ def test_each_step_is_a_task_of_the_flow(finished):
     assert all(not task.tags for task in finished["tasks"])
 
 
-def test_the_graph_shows_what_depends_on_what(finished):
+def test_graph_shows_the_dependencies(finished):
     names = {str(task.id): task.name.split()[0] for task in finished["tasks"]}
     edges = {
         (names[str(source.id)], task.name.split()[0])
@@ -138,12 +136,15 @@ def test_the_graph_shows_what_depends_on_what(finished):
         ("check", "build"),
         ("build", "compile"),
         ("compile", "fit"),
-        ("fit", "evaluate"),
+        *(("fit", each) for each in ("persist", "export", "evaluate", "calibrate", "score")),
+        *((each, "decide") for each in ("evaluate", "score")),
+        *((each, "report") for each in ("calibrate", "decide")),
+        *((each, "commit") for each in ("persist", "export", "report")),
     }
-    assert expected | {("fit", "score"), ("report", "commit")} <= edges
+    assert expected <= edges
 
 
-def test_the_artifacts_stand_under_stable_keys(finished):
+def test_artifacts_have_stable_keys(finished):
     by_key = {artifact.key: artifact for artifact in finished["artifacts"]}
     tables = {"nnbuild-data-checks", "nnbuild-epochs", "nnbuild-metrics", "nnbuild-decision"}
     assert tables | {"nnbuild-files", "nnbuild-fit", "nnbuild-report"} <= by_key.keys()
@@ -153,22 +154,20 @@ def test_the_artifacts_stand_under_stable_keys(finished):
     assert finished["committed"].run_id in str(by_key["nnbuild-files"].data)
 
 
-def test_small_values_travel_between_the_tasks_and_no_models(finished):
+def test_tasks_pass_small_values_only(finished):
     for task in finished["tasks"]:
         assert len(task.model_dump_json()) < 20_000
 
 
-def test_a_failed_step_fails_the_flow_run(tmp_path, small_config, prefect_server):
+def test_failed_step_fails_the_flow_run(tmp_path, small_config, prefect_server):
     missing = nnbuild.RunConfig.model_validate({"dataset": {"name": str(tmp_path / "none.npz")}})
     with pytest.raises(DataError, match=r"none\.npz"):
         retrain(missing, str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
 
 
-def test_a_flow_run_that_is_run_again_goes_on_with_its_run(
-    tmp_path, small_config, prefect_server, monkeypatch
-):
-    """A retry by Prefect has the same flow run id: the run that waits under it is taken up again."""
+def test_retried_flow_run_resumes_its_run(tmp_path, small_config, prefect_server):
+    """A retry by Prefect has the same flow run ID, which its unfinished run has recorded."""
     flow_run_id = "8d6b7f3e-0000-4000-8000-000000000001"
     run = nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id)
     assert nnbuild.open_run(small_config, tmp_path, flow_run_id=flow_run_id) == run
@@ -177,7 +176,7 @@ def test_a_flow_run_that_is_run_again_goes_on_with_its_run(
     )
 
 
-def test_a_diverged_fit_is_not_tried_again(tmp_path, small_config, prefect_server):
+def test_diverged_fit_is_not_retried(tmp_path, small_config, prefect_server):
     settings = small_config.model_dump()
     settings["model"] = {"name": "regularized", "l2": 10}
     settings["training"] |= {"optimizer": "sgd", "learning_rate": 100, "epochs": 50}
@@ -186,10 +185,8 @@ def test_a_diverged_fit_is_not_tried_again(tmp_path, small_config, prefect_serve
     assert Store(tmp_path).read_table("runs")["status"].to_pylist() == ["failed"]
 
 
-def test_a_commit_that_fails_takes_the_decision_back(
-    tmp_path, small_config, prefect_server, monkeypatch
-):
-    """Decide, report and commit are one transaction: the champion stays, and a resumed run asks the gate anew."""
+def test_failed_commit_revokes_the_decision(tmp_path, small_config, prefect_server, monkeypatch):
+    """Decide, report and commit are one transaction; a resumed run is decided on again."""
 
     def full(name):
         if name == "commit:linked":
@@ -199,8 +196,8 @@ def test_a_commit_that_fails_takes_the_decision_back(
     with pytest.raises(StoreError, match="No space left"):
         retrain(small_config, str(tmp_path))
     store = Store(tmp_path)
-    (waiting,) = store.unfinished_runs()
-    run = store.unfinished_run(waiting.run_id)
+    (unfinished,) = store.unfinished_runs()
+    run = store.unfinished_run(unfinished.run_id)
     by_flow = FlowRunFilter(id=FlowRunFilterId(any_=[run.record["flow_run_id"]]))
 
     def states():
@@ -223,13 +220,12 @@ def test_a_commit_that_fails_takes_the_decision_back(
     other = nnbuild.retrain(small_config, tmp_path).run_id
     assert champion.current(store) == other
     retrain(small_config, str(tmp_path), run.run_id)
-    assert (
-        store.manifest(run.run_id).flow_run_id != run.record["flow_run_id"]
-    )  # the one that shows the rest
+    # It names the flow run that shows the last steps.
+    assert store.manifest(run.run_id).flow_run_id != run.record["flow_run_id"]
     assert store.read_table("decisions", run.run_id)["champion"].to_pylist() == [other]
 
 
-def test_a_run_that_fails_behind_the_gate_leaves_no_decision(tmp_path, small_config, monkeypatch):
+def test_run_failed_after_the_gate_has_no_decision(tmp_path, small_config, monkeypatch):
     def broken(name):
         if name == "write_report:begin":
             raise ZeroDivisionError
@@ -243,14 +239,14 @@ def test_a_run_that_fails_behind_the_gate_leaves_no_decision(tmp_path, small_con
     assert champion.current(store) is None
 
 
-def test_an_infinite_number_cannot_break_a_table():
-    assert plain(math.inf) == "inf"
-    assert plain(math.nan) == "nan"
-    assert plain(1.5) == 1.5
-    assert plain(["x"]) == "['x']"
+def test_infinite_number_becomes_text():
+    assert to_json_scalar(math.inf) == "inf"
+    assert to_json_scalar(math.nan) == "nan"
+    assert to_json_scalar(1.5) == 1.5
+    assert to_json_scalar(["x"]) == "['x']"
 
 
-def test_the_form_of_the_ui_describes_every_field():
+def test_form_describes_every_field():
     schema = retrain.parameters.definitions
     fields = [
         field for section in schema.values() for field in section.get("properties", {}).values()

@@ -1,4 +1,4 @@
-"""A scheduled run never takes settings, data or a network of before, nor what was cancelled."""
+"""A scheduled run uses current settings, data and networks, and resumes no cancelled run."""
 
 import linecache
 import os
@@ -17,9 +17,9 @@ from small_data import small_arrays, write_small_dataset
 
 import nnbuild
 from flows import hooks
-from flows.deployments import _last_state, replace_schedules
+from flows.deployments import _final_state, replace_schedules
 from flows.retrain import retrain
-from flows.scheduled import scheduled_retrain, scheduled_score, waiting
+from flows.scheduled import run_to_resume, scheduled_retrain, scheduled_score
 from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import ConfigError
@@ -30,15 +30,16 @@ from nnbuild.store import Store
 
 
 def changed(config, **sections):
-    """The config with other values in some of its sections."""
-    given = config.model_dump()
+    """Return the config with other values in some of its sections."""
+    settings = config.model_dump()
     for name, values in sections.items():
-        given[name] = (given[name] or {}) | values if isinstance(values, dict) else values
-    return RunConfig.model_validate(given)
+        nested = isinstance(values, dict)
+        settings[name] = (settings[name] or {}) | values if nested else values
+    return RunConfig.model_validate(settings)
 
 
 def stopped(config, root, *, loaded=True):
-    """A run that was stopped after it had read its data, or before."""
+    """Return a run that was stopped after it had read its data, or before."""
     run = nnbuild.open_run(config, root)
     if loaded:
         pipeline.load_data(run)
@@ -47,13 +48,13 @@ def stopped(config, root, *, loaded=True):
 
 @pytest.fixture
 def own_data(tmp_path, small_config):
-    """A config whose dataset the test may change."""
+    """A dataset that the test may change, and a config that uses it."""
     source = write_small_dataset(tmp_path, classes=3, shape=(8, 8, 1), train=120, test=45)
     return source, changed(small_config, dataset={"name": str(source)})
 
 
 def write_other(source):
-    """Write other images of the same number and size, with the old time of change."""
+    """Replace the images by others; keep the file's size and modification time."""
     before = source.stat()
     arrays = small_arrays(classes=3, shape=(8, 8, 1), train=120, test=45, seed=99)
     np.savez(source, **arrays)
@@ -61,13 +62,13 @@ def write_other(source):
     assert source.stat().st_size == before.st_size
 
 
-def test_stopped_run_is_resumed_on_the_same_data(tmp_path, own_data):
+def test_stopped_run_is_resumed_on_same_data(tmp_path, own_data):
     _, config = own_data
     run = stopped(config, tmp_path / "store")
     assert resumable(Store(tmp_path / "store"), config)[0].run_id == run.run_id
 
 
-def test_stopped_run_is_not_resumed_on_fixed_data(tmp_path, own_data):
+def test_stopped_run_with_old_data_is_kept(tmp_path, own_data):
     source, config = own_data
     run = stopped(config, tmp_path / "store")
     write_other(source)
@@ -78,29 +79,29 @@ def test_stopped_run_is_not_resumed_on_fixed_data(tmp_path, own_data):
     assert nnbuild.retrain(config, tmp_path / "store", resume=run.run_id).run_id == run.run_id
 
 
-def test_stopped_run_is_not_resumed_without_data(tmp_path, own_data):
+def test_stopped_run_without_data_is_kept(tmp_path, own_data):
     source, config = own_data
     stopped(config, tmp_path / "store")
     source.unlink()
     assert resumable(Store(tmp_path / "store"), config)[0] is None
 
 
-def test_run_stopped_before_it_read_is_resumed(tmp_path, own_data):
+def test_run_stopped_before_load_is_resumed(tmp_path, own_data):
     source, config = own_data
     run = stopped(config, tmp_path / "store", loaded=False)
     write_other(source)
     assert resumable(Store(tmp_path / "store"), config)[0].run_id == run.run_id
 
 
-def test_newest_run_that_holds_is_resumed(tmp_path, own_data):
+def test_newest_current_run_is_resumed(tmp_path, own_data):
     source, config = own_data
     store = Store(tmp_path / "store")
     stale = stopped(config, store.root)
     write_other(source)
-    held = stopped(config, store.root)
+    current = stopped(config, store.root)
     stopped(changed(config, seed=8), store.root)
-    assert resumable(store, config)[0].run_id == held.run_id
-    held.clear()
+    assert resumable(store, config)[0].run_id == current.run_id
+    current.clear()
     found, remarks = resumable(store, config)
     assert found is None
     assert [stale.run_id in each for each in remarks] == [True]
@@ -118,19 +119,19 @@ def test_newest_run_that_holds_is_resumed(tmp_path, own_data):
     ],
     ids=lambda sections: next(iter(sections)),
 )
-def test_stopped_run_of_other_settings_is_left(tmp_path, small_config, sections):
+def test_stopped_run_with_other_settings_is_kept(tmp_path, small_config, sections):
     stopped(changed(small_config, **sections), tmp_path)
     assert resumable(Store(tmp_path), small_config) == (None, [])
 
 
-def test_data_dir_does_not_tell_runs_apart(tmp_path, small_config, monkeypatch):
+def test_data_dir_does_not_matter(tmp_path, small_config, monkeypatch):
     run = stopped(small_config, tmp_path)
     monkeypatch.setenv("NNBUILD_DATA_DIR", str(tmp_path))
     assert resumable(Store(tmp_path), small_config)[0].run_id == run.run_id
 
 
-def test_stopped_run_of_a_changed_network_is_left(tmp_path, small_config, monkeypatch):
-    """Its checkpoint would be refused, in this night and in every one after it."""
+def test_stopped_run_of_old_network_is_kept(tmp_path, small_config, monkeypatch):
+    """Its checkpoint would be refused, every night again."""
     source = tmp_path / "my_network.py"
     source.write_text(
         "import keras\n"
@@ -153,76 +154,76 @@ def test_stopped_run_of_a_changed_network_is_left(tmp_path, small_config, monkey
     assert "the source of its network" in remark
 
 
-def test_run_that_is_worked_on_is_left(tmp_path, small_config):
+def test_running_run_is_not_resumed(tmp_path, small_config):
     run = stopped(small_config, tmp_path)
     with nnbuild.run_context(run):
         assert resumable(Store(tmp_path), small_config) == (None, [])
 
 
 class FlowRun:
-    """A flow run, as far as a hook looks at it."""
+    """A flow run with the attributes that hooks read."""
 
     def __init__(self, run_id, store, state=None):
         self.id, self.parameters, self.state = run_id, {"store": str(store)}, state
 
 
-def test_cancelled_run_waits_for_a_person(tmp_path, small_config, prefect_server):
-    store, mine, another = Store(tmp_path), str(uuid.uuid4()), str(uuid.uuid4())
-    run = nnbuild.open_run(small_config, tmp_path, flow_run_id=mine)
+def test_cancelled_run_is_not_resumed(tmp_path, small_config, prefect_server):
+    store, own, another = Store(tmp_path), str(uuid.uuid4()), str(uuid.uuid4())
+    run = nnbuild.open_run(small_config, tmp_path, flow_run_id=own)
     for flow in (scheduled_retrain, retrain):
         assert hooks.record_cancellation in flow.on_cancellation_hooks
         assert hooks.record_cancellation not in [*flow.on_failure_hooks, *flow.on_crashed_hooks]
     hooks.record_cancellation(scheduled_retrain, FlowRun(another, tmp_path), Cancelling())
-    assert waiting(store, small_config) == run.run_id
-    hooks.record_cancellation(scheduled_retrain, FlowRun(mine, tmp_path), Cancelling())
-    assert waiting(store, small_config) is None
+    assert run_to_resume(store, small_config) == run.run_id
+    hooks.record_cancellation(scheduled_retrain, FlowRun(own, tmp_path), Cancelling())
+    assert run_to_resume(store, small_config) is None
     assert store.unfinished_run(run.run_id).was_cancelled
     assert nnbuild.open_run(small_config, tmp_path, resume=run.run_id).run_id == run.run_id
     store.unfinished_run(run.run_id).attach_flow_run(another)
-    assert waiting(store, small_config) == run.run_id
+    assert run_to_resume(store, small_config) == run.run_id
 
 
 @pytest.mark.parametrize(
     ("state", "ended_as", "cancelled"),
     [(Cancelling(), "CANCELLED", True), (Running(), "CRASHED", False)],
 )
-def test_stop_of_serve_keeps_a_cancel(tmp_path, small_config, state, ended_as, cancelled):
+def test_stopped_serve_keeps_cancellations(tmp_path, small_config, state, ended_as, cancelled):
     run = nnbuild.open_run(small_config, tmp_path, flow_run_id="a-flow-run")
-    assert _last_state(FlowRun("a-flow-run", tmp_path, state)).type.value == ended_as
+    assert _final_state(FlowRun("a-flow-run", tmp_path, state)).type.value == ended_as
     assert Store(tmp_path).unfinished_run(run.run_id).was_cancelled == cancelled
 
 
-def test_server_remembers_a_cancel(tmp_path, small_config, prefect_server):
-    """The process that would have recorded it was killed, and the run was set to Crashed."""
+def test_cancellation_is_read_from_the_server(tmp_path, small_config, prefect_server):
+    """The process that should have recorded it was killed, and the run was set to Crashed."""
     store = Store(tmp_path)
     with get_client(sync_client=True) as client:
-        mine, crashed = (client.create_flow_run(retrain, state=Running()) for _ in range(2))
+        own, crashed = (client.create_flow_run(retrain, state=Running()) for _ in range(2))
         for state in (Cancelling(), Crashed()):
-            client.set_flow_run_state(mine.id, state, force=True)
+            client.set_flow_run_state(own.id, state, force=True)
         client.set_flow_run_state(crashed.id, Crashed(), force=True)
-    run = nnbuild.open_run(small_config, tmp_path, flow_run_id=str(mine.id))
-    assert waiting(store, small_config) is None
+    run = nnbuild.open_run(small_config, tmp_path, flow_run_id=str(own.id))
+    assert run_to_resume(store, small_config) is None
     run.attach_flow_run(str(crashed.id))
-    assert waiting(store, small_config) == run.run_id
+    assert run_to_resume(store, small_config) == run.run_id
 
 
 class Deployed:
-    """A deployment on the server of the tests, whose runs are begun by hand."""
+    """A deployment on the test server whose runs are started by hand."""
 
     def __init__(self, flow, name):
         self.flow, self.name = flow, name
 
     def register(self, schedules, **parameters):
-        """As `serve` does it."""
-        made = self.flow.to_deployment(self.name, schedules=schedules, parameters=parameters)
+        """Register the deployment like `serve`."""
+        deployment = self.flow.to_deployment(self.name, schedules=schedules, parameters=parameters)
         with get_client(sync_client=True) as client:
-            replace_schedules(client, made)
-            self.id = made.apply()
-            kept = client.read_deployment_schedules(self.id)
-        assert sorted(each.slug for each in kept) == sorted(each.slug for each in schedules)
+            replace_schedules(client, deployment)
+            self.id = deployment.apply()
+            registered = client.read_deployment_schedules(self.id)
+        assert sorted(each.slug for each in registered) == sorted(each.slug for each in schedules)
 
     def plan(self, due):
-        """Have the server plan the runs of a minute that is past."""
+        """Make the server plan the runs of a past minute."""
         due = due.replace(second=0, microsecond=0)
         at = due.isoformat()
         with get_client(sync_client=True) as client:
@@ -236,7 +237,7 @@ class Deployed:
         return {each.created_by.display_value: each for each in planned}
 
     def start(self, run):
-        """Begin a run as its process would, with the parameters that the server has for it."""
+        """Start a run as its process would, with the parameters that the server has for it."""
         with get_client(sync_client=True) as client:
             late = client.read_flow_run(run.id)
             run_flow(self.flow, flow_run=late, parameters=late.parameters, return_type="state")
@@ -247,7 +248,7 @@ def every_minute(slug, **parameters):
     return Cron("* * * * *", slug=slug, timezone="UTC", parameters=parameters)
 
 
-def test_late_runs_take_the_settings_of_today(tmp_path, small_config, prefect_server):
+def test_late_runs_use_current_settings(tmp_path, small_config, prefect_server):
     store = Store(tmp_path / "store")
     before, after, other = (
         changed(small_config, seed=seed, training={"epochs": 1}).model_dump(mode="json")
@@ -258,39 +259,39 @@ def test_late_runs_take_the_settings_of_today(tmp_path, small_config, prefect_se
     schedules = [every_minute("stays", config=before), every_minute("goes", config=other)]
     deployed.register(schedules, **common, config=before)
     now = datetime.now(UTC)
-    late, waits = deployed.plan(now - timedelta(minutes=30)), deployed.plan(now)["stays"]
+    late, queued = deployed.plan(now - timedelta(minutes=30)), deployed.plan(now)["stays"]
     with get_client(sync_client=True) as client:
         by_hand = client.create_flow_run_from_deployment(
             deployed.id,
-            parameters={"config": other, "overtaken": "run"},
+            parameters={"config": other, "catch_up": True},
             state=Scheduled(scheduled_time=datetime.now(UTC)),
         )
         slot = Scheduled(name="AwaitingConcurrencySlot", scheduled_time=datetime.now(UTC))
-        client.set_flow_run_state(waits.id, slot, force=True)
+        client.set_flow_run_state(queued.id, slot, force=True)
     deployed.register([every_minute("stays", config=after)], **common, config=after)
 
-    taken = deployed.start(late["stays"])
-    assert taken.state.name == "Completed"
-    assert taken.parameters["config"]["seed"] == 2
-    assert taken.name.startswith("lab-")
-    gone = deployed.start(late["goes"])
-    assert (gone.state.name, gone.parameters["config"]["seed"]) == ("Skipped", 3)
-    assert "no longer part of the deployment" in gone.state.message
-    assert (
-        deployed.start(waits).state.name == "Skipped"
-    )  # overtaken, by what has the same settings now
-    assert deployed.start(by_hand).parameters["config"]["seed"] == 3  # it was asked for so
+    updated = deployed.start(late["stays"])
+    assert updated.state.name == "Completed"
+    assert updated.parameters["config"]["seed"] == 2
+    assert updated.name.startswith("lab-")
+    removed = deployed.start(late["goes"])
+    assert (removed.state.name, removed.parameters["config"]["seed"]) == ("Skipped", 3)
+    assert "no longer part of the deployment" in removed.state.message
+    # Superseded by the run that has the same settings now.
+    assert deployed.start(queued).state.name == "Skipped"
+    # A person asked for these parameters.
+    assert deployed.start(by_hand).parameters["config"]["seed"] == 3
     seeds = [store.manifest(each).settings.seed for each in store.run_ids()]
     assert seeds == [2, 3]
 
 
-def test_retry_does_not_resume_on_fixed_data(tmp_path, own_data, prefect_server):
-    """A person looks into a crash, fixes the folder and presses Retry: the flow run is the same."""
+def test_retry_on_fixed_data_starts_over(tmp_path, own_data, prefect_server):
+    """A person fixes the folder after a crash and presses Retry: the flow run is the same."""
     source, config = own_data
     store = Store(tmp_path / "store")
-    given = {"config": config.model_dump(mode="json"), "store": str(store.root)}
+    parameters = {"config": config.model_dump(mode="json"), "store": str(store.root)}
     deployed = Deployed(scheduled_retrain, "retried")
-    deployed.register([every_minute("one", **given)])
+    deployed.register([every_minute("one", **parameters)])
     run = deployed.plan(datetime.now(UTC) - timedelta(minutes=5))["one"]
     before = nnbuild.open_run(config, store.root, flow_run_id=str(run.id))
     pipeline.load_data(before)
@@ -302,21 +303,21 @@ def test_retry_does_not_resume_on_fixed_data(tmp_path, own_data, prefect_server)
     assert store.unfinished_run(before.run_id).record["flow_run_id"] is None
 
 
-def test_scheduled_scoring_scores_the_local_day(store, tmp_path, prefect_server):
-    """At 11:35 UTC it is 01:35 of the next day there; and the input was changed since."""
+def test_scheduled_score_uses_the_local_day(store, tmp_path, prefect_server):
+    """At 11:35 UTC it is 01:35 of the next day there. The input has changed since the planning."""
     zone = "Pacific/Kiritimati"
     deployed = Deployed(scheduled_score, "local-day")
-    given = {"store": str(store.root), "days": 1}
+    common = {"store": str(store.root), "days": 1}
     config = {"input": f"{tmp_path}/old/{{date}}.parquet"}
     cron = Cron("* * * * *", slug="one", timezone=zone)
-    deployed.register([cron], **given, config=config)
+    deployed.register([cron], **common, config=config)
     due = (datetime.now(UTC) - timedelta(days=3)).replace(hour=11, minute=35)
     late = deployed.plan(due)["one"]
     day = due.date() + timedelta(days=1)
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
     parquet(tmp_path / "new" / f"{day}.parquet", images())
-    current = given | {"config": {"input": f"{tmp_path}/new/{{date}}.parquet"}}
+    current = common | {"config": {"input": f"{tmp_path}/new/{{date}}.parquet"}}
     deployed.register([cron], **current)
     done = deployed.start(late)
     assert done.state.name == "Completed", done.state.message
@@ -336,13 +337,13 @@ def test_scheduled_scoring_scores_the_local_day(store, tmp_path, prefect_server)
 @pytest.mark.parametrize(
     "section", [{"dataset": {"fallback": "digits"}}, {"trial": {"sweep": "a", "number": 1}}]
 )
-def test_scheduled_config_refuses_what_is_not_its(small_config, section):
+def test_scheduled_config_refuses_other_settings(small_config, section):
     with pytest.raises(ConfigError, match="scheduled run"):
         ScheduledConfig.model_validate(changed(small_config, **section)).run_config()
     assert ScheduledConfig.model_validate(small_config).run_config() == small_config
 
 
-def test_scoring_job_of_a_changed_input_is_left(store, tmp_path):
+def test_scoring_job_with_old_input_is_kept(store, tmp_path):
     config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet", images())))
     begun = open_job(config, store.root)
     assert open_job(config, store.root).score_id == begun.score_id

@@ -1,4 +1,4 @@
-"""What Prefect would misread, or trip over later, is refused before a server sees it."""
+"""Schedules that Prefect would misread, or fail on later, are refused before it sees them."""
 
 import math
 import zoneinfo
@@ -48,7 +48,7 @@ MALFORMED = [
     "0 3 * *\u3000*",
     "0,3,*,*,*",
 ]
-COMES = [
+VALID = [
     "0 3 * * *",
     "  0\t3  * * *\n",
     "*/5 0-6,22 1,15 jan-mar MON",
@@ -64,31 +64,31 @@ COMES = [
 
 
 @pytest.mark.parametrize("cron", NEVER)
-def test_cron_that_never_comes_is_refused(cron):
-    with pytest.raises(ConfigError, match="never comes"):
+def test_cron_that_never_matches_is_refused(cron):
+    with pytest.raises(ConfigError, match="never matches"):
         cron_schedule(cron, "UTC", "x")
 
 
 @pytest.mark.parametrize("cron", MALFORMED)
-def test_cron_that_is_malformed_is_refused(cron):
+def test_malformed_cron_is_refused(cron):
     with pytest.raises(ConfigError, match=r"five fields|not supported"):
         cron_schedule(cron, "UTC", "x")
 
 
-@pytest.mark.parametrize("cron", COMES)
-def test_cron_that_comes_is_taken(cron):
-    taken = cron_schedule(cron, "Europe/Berlin", "x")
-    assert taken == {"cron": " ".join(cron.split()), "timezone": "Europe/Berlin", "slug": "x"}
+@pytest.mark.parametrize("cron", VALID)
+def test_valid_cron_is_accepted(cron):
+    schedule = cron_schedule(cron, "Europe/Berlin", "x")
+    assert schedule == {"cron": " ".join(cron.split()), "timezone": "Europe/Berlin", "slug": "x"}
 
 
 @given(st.lists(st.text("0123456789*/,-?#LlRhWmonfeb+@. ", max_size=6), min_size=1, max_size=7))
-def test_any_cron_is_taken_or_refused(fields):
+def test_any_cron_is_accepted_or_refused(fields):
     cron = " ".join(fields)
     try:
-        taken = cron_schedule(cron, "UTC", "x")
+        schedule = cron_schedule(cron, "UTC", "x")
     except ConfigError:
         return
-    assert len(taken["cron"].split(" ")) == 5
+    assert len(schedule["cron"].split(" ")) == 5
 
 
 @pytest.mark.parametrize(
@@ -110,12 +110,12 @@ def test_any_cron_is_taken_or_refused(fields):
         "/usr/share/zoneinfo/UTC",
     ],
 )
-def test_timezone_that_is_not_iana_is_refused(name):
+def test_unknown_timezone_is_refused(name):
     with pytest.raises(ConfigError, match="timezone"):
         require_timezone(name)
 
 
-def test_timezones_are_all_readable():
+def test_timezones_are_readable():
     assert {"UTC", "Europe/Berlin", "Pacific/Kiritimati", "Etc/GMT-14"} <= timezones()
     assert all(zoneinfo.ZoneInfo(name).key == name for name in timezones())
     assert require_timezone("Asia/Kathmandu") == "Asia/Kathmandu"
@@ -130,7 +130,7 @@ def test_interval_out_of_bounds_is_refused(seconds):
 
 
 @pytest.mark.parametrize("seconds", [1, 15.5, 86400, 366 * 86400])
-def test_interval_within_bounds_is_taken(seconds):
+def test_interval_in_bounds_is_accepted(seconds):
     assert interval_schedule(seconds)["interval"] == seconds
 
 
@@ -139,14 +139,14 @@ PLAN = {
         2 * '[[schedule]]\nname = "a"\ncron = "0 3 * * *"\n',
         "two schedules are called 'a'",
     ),
-    "never comes": ('[[schedule]]\ncron = "0 0 31 2 *"', "schedule 1: cron '0 0 31 2 *' never"),
+    "never matches": ('[[schedule]]\ncron = "0 0 31 2 *"', "schedule 1: cron '0 0 31 2 *' never"),
     "six fields": (
         '[[schedule]]\ncron = "0 3 * * *"\n[[schedule]]\ncron = "0 0 3 * * *"',
         "schedule 2: cron '0 0 3 * * *' has 6 fields",
     ),
     "timezone": (
         '[[schedule]]\ncron = "0 3 * * *"\ntimezone = "localtime"',
-        "schedule 1: timezone 'localtime' is not known",
+        "schedule 1: unknown timezone 'localtime'",
     ),
     "number": ("[[schedule]]\ncron = 5", "cron is 5, expected a text"),
     "no name": ('[[schedule]]\ncron = "0 3 * * *"\nname = ""', "name is '', expected a text"),
@@ -157,7 +157,7 @@ PLAN = {
 
 
 @pytest.mark.parametrize(("plan", "says"), PLAN.values(), ids=PLAN)
-def test_plan_that_cannot_be_served_is_refused(capfd, tmp_path, plan, says):
+def test_invalid_plan_is_refused(capfd, tmp_path, plan, says):
     (tmp_path / "plan.toml").write_text(plan)
     outcome = call(capfd, "serve", "--plan", tmp_path / "plan.toml", "--store", tmp_path / "store")
     assert outcome.code == 2
@@ -168,10 +168,10 @@ def test_plan_that_cannot_be_served_is_refused(capfd, tmp_path, plan, says):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--cron", "0 3 * * *", "--cron", "0 0 31 2 *"], "never comes"),
-        (["--score-input", "in", "--score-cron", "0 0 30 2 *"], "never comes"),
+        (["--cron", "0 3 * * *", "--cron", "0 0 31 2 *"], "never matches"),
+        (["--score-input", "in", "--score-cron", "0 0 30 2 *"], "never matches"),
         (["--score-input", "in", "--score-cron", "0 0 5 * * *"], "has 6 fields"),
-        (["--score-input", "in", "--timezone", "Factory"], "'Factory' is not known"),
+        (["--score-input", "in", "--timezone", "Factory"], "unknown timezone 'Factory'"),
         (["--interval", "nan"], "--interval nan"),
         (["--interval", "1e308"], "--interval 1e+308"),
         (["--set", 'dataset.name="mnst"'], "did you mean 'mnist'"),
@@ -179,7 +179,7 @@ def test_plan_that_cannot_be_served_is_refused(capfd, tmp_path, plan, says):
         (["--set", 'trial.sweep="a"', "--set", "trial.number=1"], "set by a sweep"),
     ],
 )
-def test_serve_refuses_what_never_runs(capfd, tmp_path, arguments, says):
+def test_serve_refuses_invalid_schedules(capfd, tmp_path, arguments, says):
     outcome = call(capfd, "serve", *arguments, "--store", tmp_path / "store")
     assert outcome.code == 2
     assert says in outcome.err
@@ -202,22 +202,24 @@ def test_serve_refuses_what_never_runs(capfd, tmp_path, arguments, says):
         ((2026, 11, 26, 23, 59), "UTC", (2026, 11, 26)),
     ],
 )
-def test_day_is_that_of_the_timezone(moment, timezone, day):
+def test_day_depends_on_the_timezone(moment, timezone, day):
     assert day_of(datetime(*moment, tzinfo=UTC), timezone) == date(*day)
 
 
 @pytest.fixture
 def served(monkeypatch):
-    """What `serve` would register: the plans of the retraining and of the scoring."""
+    """A function that returns the plans that `serve` would register."""
     import flows.deployments
 
     plans = []
     monkeypatch.setattr(
-        flows.deployments, "serve_until_stopped", lambda *given, **_: plans.extend(given[1:3])
+        flows.deployments,
+        "serve_until_stopped",
+        lambda *arguments, **_: plans.extend(arguments[1:3]),
     )
 
     def serve(store, **changes):
-        given = {
+        options = {
             "crons": [],
             "interval": None,
             "timezone": "UTC",
@@ -230,20 +232,20 @@ def served(monkeypatch):
             "scoring": Scoring(None, [], [], 7),
             "retrain_on_drift": False,
         }
-        serving.serve(**given | changes, store=str(store))
+        serving.serve(**options | changes, store=str(store))
         return plans
 
     return serve
 
 
-def test_scoring_is_told_its_timezone(served, tmp_path):
+def test_scoring_gets_its_timezone(served, tmp_path):
     scoring = Scoring("in/date={date}", ["0 5 * * *"], [], 7)
     _, scores = served(tmp_path, timezone="Pacific/Kiritimati", scoring=scoring)
     assert scores.parameters["timezone"] == "Pacific/Kiritimati"
     assert [each["timezone"] for each in scores.schedules] == ["Pacific/Kiritimati"]
 
 
-def test_places_of_a_deployment_are_absolute(served, tmp_path, monkeypatch):
+def test_paths_of_a_deployment_are_absolute(served, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     overrides = ['dataset.name="mine"', 'dataset.data_dir="data"']

@@ -1,4 +1,4 @@
-"""The scoring flow under a real Prefect server: the same bytes as the command, with a bar and a table in the UI."""
+"""The scoring flow on a real Prefect server writes the same bytes as the command."""
 
 import pytest
 from score_data import ROWS, bad_parquet, files, parquet
@@ -12,7 +12,7 @@ from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 
 
-def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server):
+def test_flow_writes_the_same_as_the_command(store, tmp_path, prefect_server):
     path = parquet(tmp_path / "flow.parquet")
     here = nnbuild.score(config(path), store.root)
     done = score(config(path), str(store.root))
@@ -23,7 +23,7 @@ def test_the_flow_writes_what_the_command_writes(store, tmp_path, prefect_server
     assert tasks == [f"commit {done.score_id}", "open scoring", f"score {ROWS} rows"]
 
 
-def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_server):
+def test_bad_row_fails_the_flow_without_a_job(store, tmp_path, prefect_server):
     before = store.score_ids()
     with pytest.raises(DataError, match="row group 0, row 3"):
         score(config(bad_parquet(tmp_path / "bad.parquet")), str(store.root))
@@ -31,7 +31,7 @@ def test_a_bad_row_fails_the_flow_and_leaves_no_job(store, tmp_path, prefect_ser
     assert not list((store.root / "staging").glob("score-*"))
 
 
-def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, prefect_server):
+def test_flow_refuses_an_input_in_progress(store, tmp_path, prefect_server):
     path = parquet(tmp_path / "in.parquet")
     output = str(tmp_path / "out")
     job = jobs.open_job(config(path, output=output), store.root)
@@ -49,6 +49,6 @@ def test_flow_is_refused_while_another_job_scores_the_same(store, tmp_path, pref
     assert not list((store.root / "staging").glob("score-*"))
 
 
-def test_a_job_is_either_new_or_resumed(store):
+def test_job_is_either_new_or_resumed(store):
     with pytest.raises(ConfigError, match="not both"):
         nnbuild.score(None, store.root)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import prefect.events
 import pytest
 from command_line import call
 from hostile_text import ESCAPE, controls
@@ -25,8 +26,7 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from small_data import run_config, write_small_dataset
 from socket_server import sending, server
 
-from flows import hooks
-from flows import retrain as retraining
+from flows import flow_runs, hooks
 from flows.commands.run import logged
 from flows.printing import PlainConsole
 from flows.retrain import retrain
@@ -37,8 +37,8 @@ from nnbuild.runtime.outward import Harmless, outward
 from nnbuild.runtime.text import printable
 from nnbuild.store import Store, champion
 from tasks import artifacts as task_artifacts
-from tasks import events, progress
-from tasks.progress import shown_on
+from tasks import progress
+from tasks.displays import attach_displays
 
 URL = "https://user:5ecre7@host.example/x"
 FAULTS = [
@@ -122,9 +122,9 @@ EVERYTHING = [  # each place that says something beyond the run's own files
     (task_artifacts, "create_markdown_artifact"),
     (task_artifacts, "create_image_artifact"),
     (progress, "create_progress_artifact"),
-    (events, "emit_event"),
+    (prefect.events, "emit_event"),
     (webhook, "post"),
-    (retraining, "get_client"),
+    (flow_runs, "get_client"),
 ]
 
 
@@ -138,7 +138,7 @@ def test_run_is_committed_and_promoted_whatever_fails(
     for module, name in EVERYTHING:
         monkeypatch.setattr(module, name, raising(error, calls, name))
     monkeypatch.setenv(webhook.VARIABLE, "http://127.0.0.1:9/x")
-    with shown_on(FailingDisplay(error, calls)):
+    with attach_displays(FailingDisplay(error, calls)):
         state = retrain(run_config(small_folder), str(tmp_path), return_state=True)
     assert state.is_completed()
     committed = state.result()
@@ -152,13 +152,13 @@ def test_run_is_committed_and_promoted_whatever_fails(
 def test_hook_tells_everybody_that_can_be_told(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(hooks, "flow_run_logger", raising(RuntimeError(URL), calls, "log"))
-    monkeypatch.setattr(events, "emit_event", raising(RuntimeError(URL), calls, "event"))
+    monkeypatch.setattr(prefect.events, "emit_event", raising(RuntimeError(URL), calls, "event"))
     monkeypatch.setattr(webhook, "post", lambda _, message, **__: calls.append(message["text"]))
     monkeypatch.setenv(webhook.VARIABLE, "http://127.0.0.1:9/x")
     run = SimpleNamespace(id="1", name="n", parameters={"store": str(tmp_path)})
     state = SimpleNamespace(name="Failed", message=f"cannot read {URL}: {ESCAPE}")
-    hooks.on_bad_end(None, run, state)
-    hooks.on_bad_scores(None, run, state)
+    hooks.on_run_failure(None, run, state)
+    hooks.on_scoring_failure(None, run, state)
     assert calls[:2] == ["log", "event"]
     for text in (calls[2], calls[5]):
         assert text.startswith("n: failed: cannot read https://***@host.example/x: ")

@@ -1,4 +1,4 @@
-"""What a run tells beyond its tables: tags, pictures, events, a webhook, and a person's answer."""
+"""Tags, images, events, the webhook and the approval of a run."""
 
 import base64
 import threading
@@ -14,14 +14,15 @@ from small_data import small_arrays
 
 import nnbuild
 from flows.retrain import retrain
+from nnbuild import pipeline
 from nnbuild.errors import CheckError, StoreError
 from nnbuild.runtime import webhook
 from nnbuild.store import Store, champion
 
 
 @pytest.fixture(scope="module")
-def told(request, tmp_path_factory, small_folder, listener):
-    """Two flow runs of one store, the second refused, and what the server then knows."""
+def notified(request, tmp_path_factory, small_folder, listener):
+    """Two flow runs of one store, the second rejected, and the messages to the webhook."""
     request.getfixturevalue("_prefect_harness")
     url, received = listener
     config = {
@@ -29,7 +30,7 @@ def told(request, tmp_path_factory, small_folder, listener):
         "model": {"name": "lab"},
         "training": {"epochs": 3, "threads": 2},
     }
-    root = tmp_path_factory.mktemp("told") / "store"
+    root = tmp_path_factory.mktemp("notified") / "store"
     received.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(webhook.VARIABLE, url)
@@ -39,15 +40,15 @@ def told(request, tmp_path_factory, small_folder, listener):
     return Store(root), first.run_id, second.run_id, list(received)
 
 
-def test_tags_stand_on_the_flow_run(told):
-    store, first, *_ = told
+def test_flow_run_has_tags(notified):
+    store, first, *_ = notified
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(store.manifest(first).flow_run_id)
     assert {"nnbuild", "model:lab"} < set(flow_run.tags)
 
 
-def test_the_pictures_are_inside_their_artifacts(told):
-    store, first, *_ = told
+def test_images_are_inside_their_artifacts(notified):
+    store, first, *_ = notified
     by_run = ArtifactFilter(
         flow_run_id=ArtifactFilterFlowRunId(any_=[store.manifest(first).flow_run_id])
     )
@@ -62,8 +63,8 @@ def test_the_pictures_are_inside_their_artifacts(told):
         assert "--a: #" in base64.b64decode(picture).decode()
 
 
-def test_the_events_carry_the_run_and_its_figures(told):
-    store, first, second, _ = told
+def test_events_have_the_run_and_its_metrics(notified):
+    store, first, second, _ = notified
     with get_client(sync_client=True) as client:
         (committed,) = events_named(client, "nnbuild.run.committed", first)
         (promoted,) = events_named(client, "nnbuild.champion.promoted", first)
@@ -74,17 +75,15 @@ def test_the_events_carry_the_run_and_its_figures(told):
     assert rejected["payload"]["champion"] == first
 
 
-def test_a_promotion_is_told_to_the_webhook_and_a_rejection_is_not(told):
-    _, first, _, received = told
+def test_webhook_gets_promotions_only(notified):
+    _, first, _, received = notified
     assert [(each["event"], each["run_id"]) for each in received] == [
         ("nnbuild.champion.promoted", first)
     ]
     assert "test accuracy" in received[0]["text"]
 
 
-def test_a_violated_check_is_an_event_and_its_run_says_what_to_do(
-    tmp_path, small_config, prefect_server, listener
-):
+def test_failed_check_is_an_event_with_advice(tmp_path, small_config, prefect_server, listener):
     settings = small_config.model_dump() | {"dataset": small_config.dataset.model_dump()}
     settings["dataset"]["checks"] |= {
         "imbalance": 1.0,
@@ -104,11 +103,11 @@ def test_a_violated_check_is_an_event_and_its_run_says_what_to_do(
         (event,) = events_named(client, "nnbuild.data.check-failed", run_id)
     assert "duplicate" in event["payload"]["reason"]
     assert received[0]["state"] == "Failed"
-    assert "Nothing waits to be resumed" in received[0]["text"]
+    assert "There is nothing to resume" in received[0]["text"]
 
 
 def repeated(folder):
-    """A dataset whose training images are one and the same."""
+    """Return a dataset with three different training images."""
     arrays = small_arrays(classes=3, shape=(8, 8, 1), train=60, test=30)
     arrays["x_train"][:] = arrays["x_train"][np.arange(60) % 3]
     np.savez(folder / "repeated.npz", **arrays)
@@ -116,7 +115,7 @@ def repeated(folder):
 
 
 def answer_when_paused(flow_runs_before, run_input):
-    """Press Resume in the UI's stead, as soon as a flow run is paused."""
+    """Resume a flow run as the UI does, as soon as one is paused."""
     with get_client(sync_client=True) as client:
         for _ in range(600):
             for each in client.read_flow_runs():
@@ -126,37 +125,37 @@ def answer_when_paused(flow_runs_before, run_input):
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_a_person_has_the_last_word(tmp_path, small_config, prefect_server, said):
+@pytest.mark.parametrize("promote", [True, False])
+def test_person_has_the_last_word(tmp_path, small_config, prefect_server, promote):
     config = nnbuild.RunConfig.model_validate(
         small_config.model_dump() | {"gate": {"approval": "manual"}}
     )
     with get_client(sync_client=True) as client:
         before = {each.id for each in client.read_flow_runs()}
     person = threading.Thread(
-        target=answer_when_paused, args=(before, {"promote": said, "comment": "seen"})
+        target=answer_when_paused, args=(before, {"promote": promote, "comment": "seen"})
     )
     person.start()
     committed = retrain(config, str(tmp_path))
     person.join()
     store = Store(tmp_path)
     (decision,) = store.read_table("decisions", committed.run_id).to_pylist()
-    assert decision["promoted"] is said
+    assert decision["promoted"] is promote
     assert decision["reason"].endswith("by a person: seen")
-    assert champion.current(store) == (committed.run_id if said else None)
+    assert champion.current(store) == (committed.run_id if promote else None)
 
 
-def test_nobody_who_answers_is_a_no(tmp_path, small_config, prefect_server):
+def test_no_answer_is_a_rejection(tmp_path, small_config, prefect_server):
     gate = {"approval": "manual", "approval_seconds": 1}
     retrain(
         nnbuild.RunConfig.model_validate(small_config.model_dump() | {"gate": gate}), str(tmp_path)
     )
     store = Store(tmp_path)
     assert champion.current(store) is None
-    assert "nobody answered" in store.read_table("decisions").to_pylist()[0]["reason"]
+    assert "no answer within 1 s" in store.read_table("decisions").to_pylist()[0]["reason"]
 
 
-def test_without_prefect_a_manual_gate_waits_for_promote(tmp_path, small_config):
+def test_manual_gate_without_prefect_waits(tmp_path, small_config):
     config = nnbuild.RunConfig.model_validate(
         small_config.model_dump() | {"gate": {"approval": "manual"}}
     )
@@ -169,4 +168,4 @@ def test_without_prefect_a_manual_gate_waits_for_promote(tmp_path, small_config)
     assert champion.current(store) is None
     run = nnbuild.open_run(config, tmp_path)
     with pytest.raises(StoreError, match="no decision that waits"):
-        nnbuild.steps.answered(run, promote=True)
+        pipeline.record_approval(run, promote=True)
