@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from flows.outage import prompt_stop
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.job import working_on
+from nnbuild.scoring.job import job_context
 from tasks.score import commit_scores, open_scoring, score_shards
 
 
@@ -39,6 +39,6 @@ def score(
         once: Whether the run fails if another job has scored the same input with the same model.
     """
     opened = open_scoring(config, store, resume, once=once)
-    with prompt_stop(), working_on(opened.job()):
+    with prompt_stop(), job_context(opened.open()):
         shards = score_shards(opened, address)
         return commit_scores(opened, shards)

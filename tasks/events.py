@@ -7,7 +7,7 @@ from prefect.events import emit_event
 
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
-from nnbuild.scoring.commit import Compared
+from nnbuild.scoring.commit import DriftReport
 from tasks.artifacts import logger, outward, plain, rounded, show_table, within_a_run
 
 COMMITTED = "nnbuild.run.committed"
@@ -60,7 +60,7 @@ def _short(value: Any) -> Any:
 
 
 def tell_of_drift(
-    store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
+    store: str, score_id: str, run_id: str | None, rows: int, drift: DriftReport
 ) -> None:
     """What a scoring job's drift is: a table, and where a threshold is passed an event and a message.
 
@@ -76,7 +76,7 @@ def tell_of_drift(
 
 
 def _tell_of_drift(
-    store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
+    store: str, score_id: str, run_id: str | None, rows: int, drift: DriftReport
 ) -> None:
     if not drift.measures:
         logger().info("drift %s", drift.remark)

@@ -9,8 +9,8 @@ from prefect import task
 from nnbuild.errors import RunError
 from nnbuild.scoring import ScoreConfig, ScoredJob, backfill
 from nnbuild.scoring.commit import commit_job
-from nnbuild.scoring.days import Part
-from nnbuild.scoring.scorer import OpenedJob, make_shards, opened
+from nnbuild.scoring.days import DayResult
+from nnbuild.scoring.scorer import JobHandle, make_shards, open_or_resume
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import Store
 from tasks.artifacts import STEP, can_be_retried, logger, show_table
@@ -28,17 +28,17 @@ from tasks.progress import Aside, ProgressBar
 )
 def open_scoring(
     config: ScoreConfig | None, store: str | None, resume: str | None, *, once: bool
-) -> OpenedJob:
-    """Begin a job, or resume one; see `nnbuild.scoring.scorer.opened`."""
-    found = opened(config, store, resume, once=once)
+) -> JobHandle:
+    """Begin a job, or resume one; see `nnbuild.scoring.scorer.open_or_resume`."""
+    found = open_or_resume(config, store, resume, once=once)
     logger().info("scoring job %s: %d rows", found.score_id, found.rows)
     return found
 
 
 @task(name="commit scores", task_run_name="commit {opened.score_id}", **STEP)
-def commit_scores(opened: OpenedJob, shards: list[Shard]) -> ScoredJob:
+def commit_scores(opened: JobHandle, shards: list[Shard]) -> ScoredJob:
     """Commit a scoring job; see `nnbuild.scoring.commit.commit_job`."""
-    scored = commit_job(opened.job(), shards)
+    scored = commit_job(opened.open(), shards)
     show_table(
         "nnbuild-scores", [scored.model_dump(exclude={"drift"})], f"Scoring job {scored.score_id}"
     )
@@ -50,16 +50,16 @@ def commit_scores(opened: OpenedJob, shards: list[Shard]) -> ScoredJob:
 
 
 @task(name="score days", task_run_name="score {first} to {last}", **STEP)
-def score_days(config: ScoreConfig, first: date, last: date, store: str | None) -> list[Part]:
+def score_days(config: ScoreConfig, first: date, last: date, store: str | None) -> list[DayResult]:
     """Score the days of a range; see `nnbuild.scoring.backfill`. Call it directly, so that signals reach it."""
     root = str(Store(store).root)
 
-    def told(part: Part) -> None:
+    def told(part: DayResult) -> None:
         logger().info("%s %s %s", part.day, part.status, part.remark or part.score_id)
         if part.status == "scored":
             tell_of_drift(root, str(part.score_id), part.run_id, part.rows, part.drift)
 
-    parts = backfill(config, first, last, root, told=told)
+    parts = backfill(config, first, last, root, on_day_done=told)
     rows = [each.model_dump(mode="json", exclude={"drift"}) for each in parts]
     show_table("nnbuild-days", rows, f"{config.input} from {first} to {last}")
     if failed := [str(each.day) for each in parts if each.status == "failed"]:
@@ -100,9 +100,9 @@ class _Watch:
 
 
 @task(name="score shards", task_run_name="score {opened.rows} rows", retries=0, **STEP)
-def score_shards(opened: OpenedJob, address: str | None) -> list[Shard]:
+def score_shards(opened: JobHandle, address: str | None) -> list[Shard]:
     """Make the shards that are not there yet; see `nnbuild.scoring.scorer.make_shards`.
 
     Call it directly: through `.submit()` it would sit in a thread, where no signal reaches it.
     """
-    return make_shards(opened.job(), address, _Watch())
+    return make_shards(opened.open(), address, _Watch())

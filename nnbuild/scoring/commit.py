@@ -24,7 +24,7 @@ from nnbuild.store.tables import write_table
 _FEWEST = 16  # images whose mean brightness says something about their scale
 
 
-class Compared(BaseModel):
+class DriftReport(BaseModel):
     """What came of the comparison.
 
     Attributes:
@@ -39,7 +39,7 @@ class Compared(BaseModel):
     remark: str = ""
 
 
-def compared(job: Job, shards: Sequence[Shard]) -> Compared:
+def check_drift(job: Job, shards: Sequence[Shard]) -> DriftReport:
     """Hold what was scored against the reference; the same whenever it is asked, since each shard keeps its counts.
 
     Args:
@@ -53,14 +53,14 @@ def compared(job: Job, shards: Sequence[Shard]) -> Compared:
             if job.model.run_id
             else "a file has none"
         )
-        return Compared(remark=f"not measured, for want of a reference: {what}")
+        return DriftReport(remark=f"not measured, for want of a reference: {what}")
     counts = [each.summary for each in shards if each.rows]
     if not counts:
-        return Compared(remark="not measured: no row was scored")
+        return DriftReport(remark="not measured: no row was scored")
     scored = reduce(add, (Summary.from_json(each) for each in counts))
     measures = compare(reference, scored, psi=job.config.drift_psi, ks=job.config.drift_ks)
     exceeded = dict.fromkeys(each.measure for each in measures if each.exceeded)
-    return Compared(measures=tuple(measures), exceeded=tuple(exceeded))
+    return DriftReport(measures=tuple(measures), exceeded=tuple(exceeded))
 
 
 def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
@@ -91,7 +91,7 @@ def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
         )
 
 
-def drift_rows(job: Job, found: Compared, now: datetime) -> list[dict[str, Any]]:
+def drift_rows(job: Job, found: DriftReport, now: datetime) -> list[dict[str, Any]]:
     """The rows of the `drift` table."""
     return [
         {"run_id": job.model.run_id, **each.model_dump(), "measured_at": now}
@@ -122,14 +122,14 @@ class ScoredJob(BaseModel):
     output: str
     engine: str = "onnx"
     engine_reason: str = ""
-    drift: Compared = Compared()
+    drift: DriftReport = DriftReport()
 
 
 def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) -> ScoredJob:
     """Commit a job whose shards are made; may be called again until it has happened.
 
     Args:
-        job: In staging, held by `nnbuild.scoring.job.working_on`.
+        job: In staging, held by `nnbuild.scoring.job.job_context`.
         shards: All of its shards.
         now: Aware time of the end; the clock's if not given.
 
@@ -154,7 +154,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     else:
         target = outputs.location(job.config.output)
         outputs.publish(job.folder / "rows", target, job.score_id, manifest)
-    drift = compared(job, shards)
+    drift = check_drift(job, shards)
     _put(
         job,
         "drift",

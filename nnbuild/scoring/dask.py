@@ -17,9 +17,9 @@ from typing import Any
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.job import Job, Nobody, Watch, progress_of, shards_of, staging, work_of
+from nnbuild.scoring.job import Job, Nobody, Watch, progress_of, shard_context, shards_of, staging
 from nnbuild.scoring.models import engine_of
-from nnbuild.scoring.shards import Shard, Work, make_shards
+from nnbuild.scoring.shards import Shard, ShardContext, make_shards
 from nnbuild.store import Store, presence
 from nnbuild.store.filesystem import make_durable_dir
 
@@ -111,16 +111,16 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def _opened(root: str, score_id: str, thread: int) -> tuple[Job, Work]:  # noqa: ARG001  (an open file is one thread's)
+def _opened(root: str, score_id: str, thread: int) -> tuple[Job, ShardContext]:  # noqa: ARG001  (an open file is one thread's)
     """The job as this thread of a worker sees it, with its engine warm from one shard to the next."""
     from distributed import get_worker
 
     from nnbuild.scoring.job import resume_job
 
     job = resume_job(score_id, root)
-    work = work_of(job)
+    work = shard_context(job)
     threads = work.config.threads or int(get_worker().state.nthreads)
-    work = work_of(job)._replace(config=work.config.model_copy(update={"threads": threads}))
+    work = shard_context(job)._replace(config=work.config.model_copy(update={"threads": threads}))
     engine = lru_cache(maxsize=1)(lambda: engine_of(job.model, work.config, job.folder))
     return job, work._replace(engine=engine)
 

@@ -24,7 +24,7 @@ from nnbuild.runtime.environment import processors
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring import claims
 from nnbuild.scoring.addresses import is_there
-from nnbuild.scoring.commit import Compared
+from nnbuild.scoring.commit import DriftReport
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.job import require_outside, scored_before
 from nnbuild.scoring.models import resolve_model
@@ -110,7 +110,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_FIRST_TRY, _SECONDS_BETWEEN_TRIES = 0.5, 8.0  # each try opens the input again
 
 
-class Part(BaseModel):
+class DayResult(BaseModel):
     """What became of a day.
 
     Attributes:
@@ -132,7 +132,7 @@ class Part(BaseModel):
     score_id: str | None = None
     rows: int = 0
     run_id: str | None = None
-    drift: Compared = Compared()
+    drift: DriftReport = DriftReport()
     remark: str = ""
 
 
@@ -143,8 +143,8 @@ def backfill(
     root: Path | str | None = None,
     *,
     at_once: int = 2,
-    told: Callable[[Part], None] = lambda _: None,
-) -> list[Part]:
+    on_day_done: Callable[[DayResult], None] = lambda _: None,
+) -> list[DayResult]:
     """Score what lies between two days and was not scored by this model yet. The same call again goes on with the rest.
 
     Whether it was is known from `score_runs`: the same model file, the same input in size and time, the same columns.
@@ -157,7 +157,7 @@ def backfill(
         last: day, included.
         root: of the store.
         at_once: jobs that run beside each other; they share the processors.
-        told: Called when a day is done, and when one begins to wait.
+        on_day_done: Called when a day is done, and when one begins to wait.
 
     Returns:
         One for each day, in order.
@@ -182,11 +182,12 @@ def backfill(
     model = resolve_model(store, config).run_id
     shared = {"threads": config.threads or max(1, processors() // at_once)}
     found = {
-        each.day: Part(day=each.day, input=each.config.input, status="missing") for each in days
+        each.day: DayResult(day=each.day, input=each.config.input, status="missing")
+        for each in days
     }
     work = _Work(store, shared | ({"model": model} if model else {}))
     for part in _made(work, there, at_once):
-        told(part)
+        on_day_done(part)
         if part.status != "waiting":
             found[part.day] = part
     return list(found.values())
@@ -194,7 +195,7 @@ def backfill(
 
 def _made(work: "_Work", there: list[Partition], at_once: int) -> Any:
     with deferred_signals() as stop, ThreadPoolExecutor(at_once, "nnbuild-backfill") as pool:
-        waiting: set[Future[Part]] = {pool.submit(work.part, each) for each in there}
+        waiting: set[Future[DayResult]] = {pool.submit(work.part, each) for each in there}
         try:
             while waiting:
                 done, waiting = wait(waiting, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
@@ -228,15 +229,15 @@ class _Work:
 
     def __init__(self, store: Store, fixed: dict[str, Any]) -> None:
         self._store, self._fixed = store, fixed
-        self._notices: SimpleQueue[Part] = SimpleQueue()
+        self._notices: SimpleQueue[DayResult] = SimpleQueue()
         self.stopped = threading.Event()
 
-    def notices(self) -> Iterator[Part]:
+    def notices(self) -> Iterator[DayResult]:
         """Yield the days that have begun to wait since the last call."""
         while not self._notices.empty():
             yield self._notices.get()
 
-    def part(self, given: Partition) -> Part:
+    def part(self, given: Partition) -> DayResult:
         about = {"day": given.day, "input": given.config.input}
         config = given.config.model_copy(update=self._fixed)
         try:
@@ -244,29 +245,29 @@ class _Work:
         except Interrupted:
             raise
         except NnbuildError as error:
-            return Part(
+            return DayResult(
                 **about,
                 status="failed",
                 remark=" ".join([str(error), *getattr(error, "__notes__", ())]),
             )
 
-    def _scored(self, config: ScoreConfig, about: dict[str, Any]) -> Part:
+    def _scored(self, config: ScoreConfig, about: dict[str, Any]) -> DayResult:
         pause = _SECONDS_TO_FIRST_TRY
         while True:
             try:
                 if (before := scored_before(self._store, config)) is not None:
-                    return Part(**about, status="skipped", score_id=before)
+                    return DayResult(**about, status="skipped", score_id=before)
                 done = score(config, str(self._store.root), watch=self, once=True)
             except AlreadyScoredError as error:
-                return Part(**about, status="skipped", score_id=error.score_id)
+                return DayResult(**about, status="skipped", score_id=error.score_id)
             except BeingScoredError as error:
                 if pause == _SECONDS_TO_FIRST_TRY:
-                    self._notices.put(Part(**about, status="waiting", remark=str(error)))
+                    self._notices.put(DayResult(**about, status="waiting", remark=str(error)))
                 if self.stopped.wait(pause):
                     raise Interrupted(f"stopped while {error}", 2) from error
                 pause = min(2 * pause, _SECONDS_BETWEEN_TRIES)
             else:
-                return Part(
+                return DayResult(
                     **about,
                     status="scored",
                     score_id=done.score_id,

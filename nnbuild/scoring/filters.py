@@ -21,7 +21,7 @@ _LONGEST = 1000
 _EXPECTED = "expected comparisons of a column with a value, joined by and, or, not: confidence < 0.6 and predicted == 3"
 
 
-def parse(text: str, columns: Iterable[str]) -> Any:
+def parse_filter(text: str, columns: Iterable[str]) -> Any:
     """An Arrow expression that keeps the rows for which the text is true; a row with a null there is not kept.
 
     Args:

@@ -19,7 +19,7 @@ from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
 from nnbuild.scoring.addresses import parquet_files
 from nnbuild.scoring.parquet_input import ParquetInput
-from nnbuild.scoring.table import Columns, Reject, Rows, Unit
+from nnbuild.scoring.table import Batch, Columns, InputChunk, RejectedRows
 from nnbuild.store.filesystem import is_url
 
 PICTURE_COLUMNS = pa.schema(
@@ -31,7 +31,7 @@ PICTURE_COLUMNS = pa.schema(
         )
     ]
 )
-_PER_UNIT = 4096
+_CHUNK_IMAGES = 4096
 _MOST_NAMED = 10
 
 
@@ -67,12 +67,12 @@ class PictureInput:
         self._files = found
         self._shape = shape
 
-    def units(self) -> Sequence[Unit]:
+    def chunks(self) -> Sequence[InputChunk]:
         """Some thousand pictures each."""
         count = len(self._files)
-        starts = range(0, count, _PER_UNIT)
+        starts = range(0, count, _CHUNK_IMAGES)
         return [
-            Unit(0, place, start, min(_PER_UNIT, count - start))
+            InputChunk(0, place, start, min(_CHUNK_IMAGES, count - start))
             for place, start in enumerate(starts)
         ]
 
@@ -89,12 +89,12 @@ class PictureInput:
         status = [(file.path, file.path.stat()) for file in self._files]
         return [[str(path), each.st_size, str(each.st_mtime_ns)] for path, each in status]
 
-    def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
         """The pictures of a unit; one that cannot be read ends its batch."""
         images: list[Pixels] = []
-        for row in range(unit.first, unit.first + unit.rows):
-            found = self._picture(row, unit)
-            if isinstance(found, Reject):
+        for row in range(chunk.first, chunk.first + chunk.rows):
+            found = self._picture(row, chunk)
+            if isinstance(found, RejectedRows):
                 yield from self._rows(images, row)
                 yield found
                 images = []
@@ -103,12 +103,12 @@ class PictureInput:
             if len(images) == batch_rows:
                 yield from self._rows(images, row + 1)
                 images = []
-        yield from self._rows(images, unit.first + unit.rows)
+        yield from self._rows(images, chunk.first + chunk.rows)
 
-    def _picture(self, row: int, unit: Unit) -> Pixels | Reject:
+    def _picture(self, row: int, chunk: InputChunk) -> Pixels | RejectedRows:
         path = self._files[row].path
         if not decoding.has_ending(path.name):
-            return _reject(self._files[row], unit, decoding.NO_PICTURE)
+            return _reject(self._files[row], chunk, decoding.NO_PICTURE)
         try:
             with decoding.strict():
                 pixels = decoding.read(path)
@@ -121,15 +121,15 @@ class PictureInput:
             reason = str(error).removeprefix(f"{path}: ")
         except Exception as error:  # noqa: BLE001  (decoders raise whatever they meet)
             reason = f"cannot be decoded ({type(error).__name__}: {one_line(error)[:200]})"
-        return _reject(self._files[row], unit, reason)
+        return _reject(self._files[row], chunk, reason)
 
-    def _rows(self, images: list[Pixels], end: int) -> Iterator[Rows]:
+    def _rows(self, images: list[Pixels], end: int) -> Iterator[Batch]:
         """Yield the images of the rows before `end`, if there are any."""
         if not images:
             return
         first = end - len(images)
         paths = pa.array([encodable(file.name) for file in self._files[first:end]], pa.string())
-        yield Rows(
+        yield Batch(
             np.stack(images),
             np.arange(first, end, dtype=np.int64),
             None,
@@ -137,9 +137,9 @@ class PictureInput:
         )
 
 
-def _reject(file: File, unit: Unit, reason: str) -> Reject:
-    return Reject(
-        encodable(str(file.path)), unit.group, 0, 1, encodable(reason), encodable(file.name)
+def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
+    return RejectedRows(
+        encodable(str(file.path)), chunk.group, 0, 1, encodable(reason), encodable(file.name)
     )
 
 
@@ -150,8 +150,8 @@ _IDX_MAGIC = (b"\0\0", b"\x1f\x8b")  # of any type of values, or gzipped
 class Input(Protocol):
     """Images in an order that never changes, in units that can be read alone."""
 
-    def units(self) -> Sequence[Unit]:
-        """The units, in order."""
+    def chunks(self) -> Sequence[InputChunk]:
+        """The chunks, in order."""
 
     def schema(self) -> Any:
         """The Arrow schema of the columns that are carried through."""
@@ -166,8 +166,8 @@ class Input(Protocol):
             DataError: Floats that could be 0 to 1 as well as 0 to 255.
         """
 
-    def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
-        """The rows of a unit; where one cannot be read, a `Reject` stands for it."""
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        """The rows of a unit; where one cannot be read, a `RejectedRows` stands for it."""
 
 
 def open_input(
@@ -278,11 +278,12 @@ class _Arrays:
                 f"the network takes {self.shape}; give images of that size"
             )
 
-    def units(self) -> Sequence[Unit]:
+    def chunks(self) -> Sequence[InputChunk]:
         count = len(self.images)
         starts = range(0, count, _ROWS)
         return [
-            Unit(0, place, start, min(_ROWS, count - start)) for place, start in enumerate(starts)
+            InputChunk(0, place, start, min(_ROWS, count - start))
+            for place, start in enumerate(starts)
         ]
 
     def schema(self) -> Any:
@@ -300,9 +301,9 @@ class _Arrays:
             ]
         ]
 
-    def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
-        for start in range(unit.first, unit.first + unit.rows, batch_rows):
-            part = slice(start, min(start + batch_rows, unit.first + unit.rows))
-            yield Rows(
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        for start in range(chunk.first, chunk.first + chunk.rows, batch_rows):
+            part = slice(start, min(start + batch_rows, chunk.first + chunk.rows))
+            yield Batch(
                 self.images[part], np.arange(part.start, part.stop, dtype=np.int64), None, None
             )

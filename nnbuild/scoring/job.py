@@ -25,12 +25,12 @@ from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.scoring import claims, repeats
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.filters import parse
+from nnbuild.scoring.filters import parse_filter
 from nnbuild.scoring.inputs import Input, open_input
 from nnbuild.scoring.kept_columns import require_known_types
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
-from nnbuild.scoring.shards import Shard, Work, finished, make_shards, plan
-from nnbuild.scoring.table import Columns, Unit, score_schema
+from nnbuild.scoring.shards import Shard, ShardContext, finished, make_shards, plan
+from nnbuild.scoring.table import Columns, InputChunk, score_schema
 from nnbuild.store import Store, locks
 from nnbuild.store.filesystem import (
     as_store_error,
@@ -102,7 +102,7 @@ class Job:
     @property
     def total(self) -> int:
         """The rows of its input."""
-        return sum(unit.rows for unit in self.source.units())
+        return sum(chunk.rows for chunk in self.source.chunks())
 
 
 def staging(store: Store, score_id: str) -> Path:
@@ -111,7 +111,7 @@ def staging(store: Store, score_id: str) -> Path:
 
 
 @contextmanager
-def working_on(job: Job) -> Iterator[None]:
+def job_context(job: Job) -> Iterator[None]:
     """Hold a job, its input and its output while it runs.
 
     Bad input leaves the store as it was, and so does a new job whose input or output is in use.
@@ -158,29 +158,31 @@ def _how_to_resume(job: Job) -> str:
     return f"resume it by: nnbuild score --resume {job.score_id} --store {job.store.root}"
 
 
-def work_of(job: Job) -> Work:
+def shard_context(job: Job) -> ShardContext:
     """What making the job's shards takes."""
     schema = score_schema(job.config, job.model.classes, job.source.schema())
-    return Work(
+    return ShardContext(
         job.config,
         job.source,
         lambda: engine_of(job.model, job.config, job.folder),
         job.model.classes,
         schema,
         job.temperature,
-        parse(job.config.where, schema.names) if job.config.where else None,
+        parse_filter(job.config.where, schema.names) if job.config.where else None,
     )
 
 
-def shards_of(job: Job) -> list[list[Unit]]:
+def shards_of(job: Job) -> list[list[InputChunk]]:
     """The units of each shard, by its number."""
-    return plan(job.source.units(), job.config.shard_rows)
+    return plan(job.source.chunks(), job.config.shard_rows)
 
 
-def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[Unit]]]]:
+def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[InputChunk]]]]:
     """The shards that are made, and number and units of those that are not."""
     made = {number: finished(job.folder, number) for number in range(len(shards_of(job)))}
-    todo = [(number, units) for number, units in enumerate(shards_of(job)) if made[number] is None]
+    todo = [
+        (number, chunks) for number, chunks in enumerate(shards_of(job)) if made[number] is None
+    ]
     return [shard for shard in made.values() if shard is not None], todo
 
 
@@ -191,7 +193,7 @@ def score_input(job: Job, watch: Watch | None = None) -> list[Shard]:
         DataError: a row cannot be scored, and the job is to stop there.
         ContractError: what comes out of the model is no logits, or not finite.
     """
-    watch, work = watch or Nobody(), work_of(job)
+    watch, work = watch or Nobody(), shard_context(job)
     done, todo = progress_of(job)
     rows, total, began = (
         sum(each.rows + each.quarantined for each in done),
@@ -384,7 +386,7 @@ def _opened(
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:
-            schema.empty_table().filter(parse(config.where, schema.names))
+            schema.empty_table().filter(parse_filter(config.where, schema.names))
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
                 f"--where {config.where!r} compares values of different types: {error}"

@@ -15,7 +15,7 @@ from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
-from nnbuild.scoring.table import Columns, Reject, Rows, Unit
+from nnbuild.scoring.table import Batch, Columns, InputChunk, RejectedRows
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
 _MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
@@ -74,7 +74,7 @@ class ParquetInput:
         self._class_names = tuple(class_names)
         self._whites = None if scales is None else tuple(scales)
         self._layouts: list[_Layout] = []
-        self._units: list[Unit] = []
+        self._chunks: list[InputChunk] = []
         self._starts: list[int] = []
         first = 0
         for number, path in enumerate(files):
@@ -88,12 +88,12 @@ class ParquetInput:
             for group, metadata in enumerate(groups):
                 self._require_ids(metadata, f"{path}, row group {group}")
                 if metadata.num_rows:
-                    self._units.append(Unit(number, group, first, metadata.num_rows))
+                    self._chunks.append(InputChunk(number, group, first, metadata.num_rows))
                 first += metadata.num_rows
 
-    def units(self) -> Sequence[Unit]:
+    def chunks(self) -> Sequence[InputChunk]:
         """The row groups."""
-        return self._units
+        return self._chunks
 
     def schema(self) -> Any:
         """Of the columns that are carried through."""
@@ -116,34 +116,34 @@ class ParquetInput:
             self._whites = tuple(self._white(number) for number in range(len(self._files)))
         return list(self._whites)
 
-    def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
         """Yield the rows of a row group, each of them once: scored or rejected; see `Input.read`."""
         done = 0
-        batches = self._batches(unit, batch_rows)
-        while done < unit.rows:
+        batches = self._batches(chunk, batch_rows)
+        while done < chunk.rows:
             try:
                 batch = next(batches, None)
-                reason = f"the row group ends after {done} of its {unit.rows} rows"
+                reason = f"the row group ends after {done} of its {chunk.rows} rows"
             except _BROKEN as error:
                 batch = None
                 reason = f"no readable Parquet ({archives.reason_of(error)[:200]})"
             if batch is None:
-                yield self._reject(unit, unit.first + done, unit.rows - done, reason)
+                yield self._reject(chunk, chunk.first + done, chunk.rows - done, reason)
                 return
-            batch = batch.slice(0, unit.rows - done)
-            yield from self._rows(batch, unit, unit.first + done)
+            batch = batch.slice(0, chunk.rows - done)
+            yield from self._rows(batch, chunk, chunk.first + done)
             done += len(batch)
 
-    def _batches(self, unit: Unit, batch_rows: int) -> Iterator[Any]:
-        file = self._file(unit.file)
+    def _batches(self, chunk: InputChunk, batch_rows: int) -> Iterator[Any]:
+        file = self._file(chunk.file)
         yield from file.iter_batches(
-            batch_rows, row_groups=[unit.group], columns=self._wanted(unit.file)
+            batch_rows, row_groups=[chunk.group], columns=self._wanted(chunk.file)
         )
 
-    def _rows(self, batch: Any, unit: Unit, first: int) -> Iterator[Rows | Reject]:
+    def _rows(self, batch: Any, chunk: InputChunk, first: int) -> Iterator[Batch | RejectedRows]:
         """Yield the rows of a batch; halves it until the rows that cannot be converted are alone."""
         try:
-            rows = self._made(batch, unit.file, first)
+            rows = self._made(batch, chunk.file, first)
         except MemoryError:  # says nothing about the rows
             raise
         except DataError as error:
@@ -156,17 +156,17 @@ class ParquetInput:
             yield rows
             return
         if len(batch) == 1:
-            yield self._reject(unit, first, 1, reason)
+            yield self._reject(chunk, first, 1, reason)
             return
         half = len(batch) // 2
-        yield from self._rows(batch.slice(0, half), unit, first)
-        yield from self._rows(batch.slice(half), unit, first + half)
+        yield from self._rows(batch.slice(0, half), chunk, first)
+        yield from self._rows(batch.slice(half), chunk, first + half)
 
-    def _reject(self, unit: Unit, first: int, rows: int, reason: str) -> Reject:
-        in_file = first - self._starts[unit.file]
-        return Reject(str(self._files[unit.file]), unit.group, in_file, rows, reason)
+    def _reject(self, chunk: InputChunk, first: int, rows: int, reason: str) -> RejectedRows:
+        in_file = first - self._starts[chunk.file]
+        return RejectedRows(str(self._files[chunk.file]), chunk.group, in_file, rows, reason)
 
-    def _made(self, batch: Any, number: int, first: int) -> Rows:
+    def _made(self, batch: Any, number: int, first: int) -> Batch:
         table = pa.Table.from_batches([batch])
         images = self._pixels(table, number, first)
         kept = (
@@ -174,7 +174,7 @@ class ParquetInput:
             if self._columns.keep
             else None
         )
-        rows = Rows(images, self._ids(table, first), self._labels(table, number), kept)
+        rows = Batch(images, self._ids(table, first), self._labels(table, number), kept)
         lengths = {len(each) for each in rows if each is not None}
         if lengths != {len(batch)}:
             raise DataError(f"{self._address}: {sorted(lengths)} values in {len(batch)} rows")

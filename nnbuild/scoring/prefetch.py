@@ -17,7 +17,7 @@ class _Failure:
         self.error = error
 
 
-def ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:
     """The same items, made in a thread of their own while earlier ones are used.
 
     Args:

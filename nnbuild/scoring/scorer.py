@@ -9,11 +9,11 @@ from nnbuild.errors import ConfigError
 from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
-from nnbuild.scoring.job import Job, Watch, open_job, resume_job, score_input, working_on
+from nnbuild.scoring.job import Job, Watch, job_context, open_job, resume_job, score_input
 from nnbuild.scoring.shards import Shard
 
 
-class OpenedJob(BaseModel):
+class JobHandle(BaseModel):
     """A job that is open: small enough to pass between tasks.
 
     Attributes:
@@ -30,22 +30,22 @@ class OpenedJob(BaseModel):
     is_new: bool = False
     once: bool = False
 
-    def job(self) -> Job:
+    def open(self) -> Job:
         """Open the job again; its model and input are verified."""
         job = resume_job(self.score_id, self.root)
         return replace(job, is_new=self.is_new, once=self.once)
 
 
-def opened(
+def open_or_resume(
     config: ScoreConfig | None,
     store: Path | str | None,
     resume: str | None,
     *,
     once: bool = False,
-) -> OpenedJob:
+) -> JobHandle:
     """Begin a job, or resume one; see `score`."""
     job = _open(config, store, resume, once=once)
-    return OpenedJob(
+    return JobHandle(
         root=str(job.store.root),
         score_id=job.score_id,
         rows=job.total,
@@ -96,5 +96,5 @@ def score(
         Interrupted: A signal asked to stop; the job waits to be resumed.
     """
     job = _open(config, store, resume, once=once)
-    with working_on(job):
+    with job_context(job):
         return commit_job(job, make_shards(job, address, watch))

@@ -15,8 +15,8 @@ from nnbuild.logits import check_logits
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input
-from nnbuild.scoring.prefetch import ahead
-from nnbuild.scoring.table import Reject, Rows, Unit, score_table
+from nnbuild.scoring.prefetch import prefetch
+from nnbuild.scoring.table import Batch, InputChunk, RejectedRows, score_table
 from nnbuild.store.filesystem import (
     atomic_write,
     file_digest,
@@ -64,7 +64,7 @@ class RowWriter:
         self.summary: Summary | None = None
         self._tables: list[Any] = []
 
-    def add(self, rows: Rows, logits: Logits) -> None:
+    def add(self, rows: Batch, logits: Logits) -> None:
         """Write some rows, at the latest when the writer is finished.
 
         Args:
@@ -91,7 +91,7 @@ class RowWriter:
         self._tables = []
 
 
-def counted(rows: Rows, table: Any, classes: int) -> Summary:
+def counted(rows: Batch, table: Any, classes: int) -> Summary:
     """What rows add to the counts for drift, whether or not they are written."""
     return summarise(
         rows.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes
@@ -149,7 +149,7 @@ class Shard(BaseModel):
     summary: dict[str, list[int]] = {}
 
 
-class Work(NamedTuple):
+class ShardContext(NamedTuple):
     """What making shards takes.
 
     Attributes:
@@ -171,16 +171,16 @@ class Work(NamedTuple):
     where: Any
 
 
-def plan(units: Sequence[Unit], shard_rows: int) -> list[list[Unit]]:
+def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
     """Units one after the other, until a shard has enough rows; without units one empty shard."""
-    shards: list[list[Unit]] = []
+    shards: list[list[InputChunk]] = []
     filled = shard_rows
-    for unit in units:
+    for chunk in chunks:
         if filled >= shard_rows:
             shards.append([])
             filled = 0
-        shards[-1].append(unit)
-        filled += unit.rows
+        shards[-1].append(chunk)
+        filled += chunk.rows
     return shards or [[]]
 
 
@@ -203,7 +203,7 @@ def finished(folder: Path, number: int) -> Shard | None:
 
 
 def make_shards(
-    work: Work, todo: Sequence[tuple[int, list[Unit]]], folder: Path
+    work: ShardContext, todo: Sequence[tuple[int, list[InputChunk]]], folder: Path
 ) -> Iterator[int | Shard]:
     """Score the units of some shards. Reading, inference and writing overlap, a few batches ahead of each other.
 
@@ -223,9 +223,9 @@ def make_shards(
         return
     # Not in a stage: a signal interrupts the import of a library here, and waits for it there.
     engine = work.engine()
-    pieces = ahead(_inferred(engine, work.classes, ahead(_read(work, todo))))
+    pieces = prefetch(_inferred(engine, work.classes, prefetch(_read(work, todo))))
     current = next(pieces, None)
-    for number, units in todo:
+    for number, chunks in todo:
         of_shard: list[Any] = []
 
         def mine(number: int = number) -> Iterator[Any]:
@@ -236,7 +236,7 @@ def make_shards(
 
         yield from _write(work, number, mine(), folder, of_shard)
         if (seen := of_shard[0].rows + of_shard[0].quarantined) != (
-            expected := sum(unit.rows for unit in units)
+            expected := sum(chunk.rows for chunk in chunks)
         ):
             raise StoreError(
                 f"shard {number} has {seen} of {expected} rows; this is a bug, please report it"
@@ -244,10 +244,12 @@ def make_shards(
         yield of_shard[0]
 
 
-def _read(work: Work, todo: Sequence[tuple[int, list[Unit]]]) -> Iterator[tuple[int, Any]]:
-    for number, units in todo:
-        for unit in units:
-            for piece in work.source.read(unit, work.config.batch_size):
+def _read(
+    work: ShardContext, todo: Sequence[tuple[int, list[InputChunk]]]
+) -> Iterator[tuple[int, Any]]:
+    for number, chunks in todo:
+        for chunk in chunks:
+            for piece in work.source.read(chunk, work.config.batch_size):
                 yield number, piece
 
 
@@ -255,7 +257,7 @@ def _inferred(
     engine: Engine, classes: int, pieces: Iterable[tuple[int, Any]]
 ) -> Iterator[tuple[int, Any]]:
     for number, piece in pieces:
-        if isinstance(piece, Reject):
+        if isinstance(piece, RejectedRows):
             yield number, piece
         else:
             first = int(piece.example_ids[0])
@@ -269,15 +271,15 @@ def _looked_at(images: Pixels) -> Pixels:
 
 
 def _write(
-    work: Work, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]
+    work: ShardContext, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]
 ) -> Iterator[int]:
     name = shard_name(number)
     path = folder / "rows" / name
-    rejects: list[Reject] = []
+    rejects: list[RejectedRows] = []
     with atomic_write(path) as aside, parquet_writer(aside, work.schema) as file:
         rows = RowWriter(file, work.config, work.schema, work.temperature, work.where)
         for piece in pieces:
-            if isinstance(piece, Reject):
+            if isinstance(piece, RejectedRows):
                 rejects.append(_allowed(piece, work.config))
                 yield piece.rows
             else:
@@ -306,7 +308,7 @@ def _write(
     made.append(shard)
 
 
-def _allowed(reject: Reject, config: ScoreConfig) -> Reject:
+def _allowed(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
     if config.on_error == "stop":
         raise DataError(
             f"{reject.file}, row group {reject.row_group}, row {reject.row}: {reject.reason}; "

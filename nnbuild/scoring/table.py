@@ -112,7 +112,7 @@ def write_predictions(
     return len(split)
 
 
-class Unit(NamedTuple):
+class InputChunk(NamedTuple):
     """A part of an input that is read alone, such as a row group.
 
     Attributes:
@@ -146,7 +146,7 @@ class Columns(NamedTuple):
     label: str | None = None
 
 
-class Rows(NamedTuple):
+class Batch(NamedTuple):
     """Some rows of an input.
 
     Attributes:
@@ -162,7 +162,7 @@ class Rows(NamedTuple):
     kept: Any
 
 
-class Reject(NamedTuple):
+class RejectedRows(NamedTuple):
     """Rows that cannot be scored, and why.
 
     Attributes:
@@ -211,7 +211,7 @@ def score_schema(config: ScoreConfig, classes: int, kept: Any) -> Any:
 
 
 def score_table(
-    rows: Rows, logits: Logits, config: ScoreConfig, schema: Any, temperature: float
+    rows: Batch, logits: Logits, config: ScoreConfig, schema: Any, temperature: float
 ) -> Any:
     """Some rows of the job, with the schema of `score_schema`."""
     table = probability_table(

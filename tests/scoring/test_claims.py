@@ -42,7 +42,7 @@ def finish(job):
 def running(store, **options):
     """A job that has begun and not ended."""
     job = jobs.open_job(config(**options), store.root)
-    with jobs.working_on(job):
+    with jobs.job_context(job):
         yield job
 
 
@@ -73,7 +73,7 @@ def killed_at(monkeypatch, point, job):
             raise _Killed
 
     monkeypatch.setattr(fault_injection, "failpoint", dying)
-    with pytest.raises(_Killed), jobs.working_on(job):
+    with pytest.raises(_Killed), jobs.job_context(job):
         finish(job)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
 
@@ -218,10 +218,10 @@ def test_job_begun_in_the_same_instant_is_refused(store, inputs):
     first = jobs.open_job(config(**options), store.root)
     second = jobs.open_job(config(**options, top_k=1), store.root)
     third = jobs.open_job(config(**options, batch_size=16), store.root)
-    with jobs.working_on(first):
-        with pytest.raises(LockedError, match="is writing there"), jobs.working_on(second):
+    with jobs.job_context(first):
+        with pytest.raises(LockedError, match="is writing there"), jobs.job_context(second):
             pass
-        with pytest.raises(BeingScoredError), jobs.working_on(third):
+        with pytest.raises(BeingScoredError), jobs.job_context(third):
             pass
         finish(first)
     assert not list((store.root / "staging").iterdir())
@@ -244,11 +244,11 @@ def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
         waits.set()
 
     def second():
-        results.extend(backfill(config(dated), DAY, DAY, store.root, told=report))
+        results.extend(backfill(config(dated), DAY, DAY, store.root, on_day_done=report))
 
     thread = threading.Thread(target=second)
     job = jobs.open_job(config(dated.format(date=DAY), threads=1), store.root)
-    with suppress(DataError, _Killed), jobs.working_on(job):
+    with suppress(DataError, _Killed), jobs.job_context(job):
         thread.start()
         assert waits.wait(60)
         if error is not None:
@@ -322,7 +322,7 @@ def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
         finish(theirs)
         commit_job(ours, shards)
 
-    with pytest.raises(AlreadyScoredError) as refused, jobs.working_on(ours):
+    with pytest.raises(AlreadyScoredError) as refused, jobs.job_context(ours):
         late()
     assert refused.value.score_id == theirs.score_id
     assert store.score_ids() == [theirs.score_id]

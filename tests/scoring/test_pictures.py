@@ -45,7 +45,7 @@ def test_scored_pictures_carry_their_path(store, tmp_path, keep):
 
 
 def test_rejected_pictures_keep_paths_in_step(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PER_UNIT", 4)
+    monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 4)
     names = [f"{number}.png" for number in range(11)]
     folder = write(tmp_path / "pictures", names)
     bad = ["0.png", "4.png", "5.png", "notes.txt"]
@@ -125,7 +125,7 @@ class _StopAtFirst:
 
 
 def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PER_UNIT", 2)
+    monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 2)
     config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
     with pytest.raises(Interrupted):
         nnbuild.score(config, store.root, watch=_StopAtFirst())
