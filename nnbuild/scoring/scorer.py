@@ -1,4 +1,4 @@
-"""A scoring job in one call: opened, or taken up again; scored here or on a cluster; committed."""
+"""Score an input in one call: create or resume a job, make its shards, and commit it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +14,14 @@ from nnbuild.scoring.shards import Shard
 
 
 class JobHandle(BaseModel):
-    """A job that is open: small enough to pass between tasks.
+    """Reference to an open job, small enough to pass between tasks.
 
     Attributes:
-        root: The store.
-        rows: Number of rows of the input.
-        is_new: Whether it was begun now, and not resumed.
-        once: Whether it is given up if another job has scored the same.
+        root: Root of the store.
+        score_id: ID of the job.
+        rows: Number of input rows.
+        is_new: Whether the job was created now, and not resumed.
+        once: Whether to stop if another job has scored the same.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,7 +32,7 @@ class JobHandle(BaseModel):
     once: bool = False
 
     def open(self) -> Job:
-        """Open the job again; its model and input are verified."""
+        """Open the job again, and verify its model and input."""
         job = resume_job(self.score_id, self.root)
         return replace(job, is_new=self.is_new, once=self.once)
 
@@ -43,8 +44,8 @@ def open_or_resume(
     *,
     once: bool = False,
 ) -> JobHandle:
-    """Begin a job, or resume one; see `score`."""
-    job = _open(config, store, resume, once=once)
+    """Create a job or resume one; see `score`."""
+    job = _open_or_resume(config, store, resume, once=once)
     return JobHandle(
         root=str(job.store.root),
         score_id=job.score_id,
@@ -55,15 +56,15 @@ def open_or_resume(
 
 
 def make_shards(job: Job, address: str | None, watch: Watch | None = None) -> list[Shard]:
-    """Make the shards that are not there yet, here or on the cluster at an address; see `score`."""
+    """Make the missing shards, in this process or on the Dask cluster at an address."""
     return score_input(job, watch) if address is None else score_on_cluster(job, address, watch)
 
 
-def _open(
+def _open_or_resume(
     config: ScoreConfig | None, store: Path | str | None, resume: str | None, *, once: bool
 ) -> Job:
     if (config is None) == (resume is None):
-        raise ConfigError("give what is to be scored, or the id of a job to resume, and not both")
+        raise ConfigError("expected either a config to score or the ID of a job to resume")
     if config:
         return open_job(config, store, once=once)
     return replace(resume_job(str(resume), store), once=once)
@@ -81,20 +82,20 @@ def score(
     """Score an input of any size into the `scores` table, or into a folder.
 
     Args:
-        config: What is scored, by which model, and how; not needed to resume.
-        store: The root of the store.
-        resume: Id of a job that was stopped.
-        address: Address of a Dask scheduler, `tcp://…`; this process scores if not given.
-        watch: Gets the number of scored rows.
-        once: Whether to give up if another job has scored the same input with the same model and
-            options. Without it an input is scored again each time.
+        config: Settings of the job; None to resume one.
+        store: Root of the store.
+        resume: ID of a stopped job to resume.
+        address: Address of a Dask scheduler, `tcp://…`; by default this process scores.
+        watch: Receives the number of scored rows.
+        once: Whether to stop if another job has scored the same input with the same model and
+            settings. By default an input can be scored again.
 
     Raises:
-        InputError: Something that was given cannot be used; the store is as it was.
+        InputError: The model, the input or a setting is invalid; the store is unchanged.
         LockedError: Another job is scoring the same, or writing to the same output.
         AlreadyScoredError: Another job has scored the same, and `once` is set.
-        Interrupted: A signal asked to stop; the job waits to be resumed.
+        Interrupted: A signal asked to stop; the job can be resumed.
     """
-    job = _open(config, store, resume, once=once)
+    job = _open_or_resume(config, store, resume, once=once)
     with job_context(job):
         return commit_job(job, make_shards(job, address, watch))

@@ -116,7 +116,7 @@ def test_a_signal_stops_and_the_same_call_goes_on(store, days):
         if not killed:
             killed.append(os.kill(os.getpid(), signal.SIGTERM))
 
-    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
+    with pytest.raises(Interrupted, match="repeat the command to resume") as stopped:
         backfill(config(days), FIRST, LAST, store.root, at_once=1, on_day_done=told)
     assert stopped.value.exit_code == 143
     done = len(store.score_ids())

@@ -319,7 +319,7 @@ def test_an_output_folder_of_ones_own(store, tmp_path):
     assert (tmp_path / "out" / "_manifest.json").exists()
     assert done.score_id in store.score_ids()
     before = tree_digest(tmp_path)
-    with pytest.raises(ConfigError, match="holds something already"):
+    with pytest.raises(ConfigError, match="not empty"):
         scored(store, input=path, output=str(tmp_path / "out"))
     assert tree_digest(tmp_path) == before
 

@@ -152,7 +152,9 @@ def test_id_above_int64_stops_without_statistics_too(store, tmp_path):
     )
     pq.write_table(table, path, write_statistics=False)
     before = tree_digest(store.root)
-    with pytest.raises(DataError, match=rf"row {ROWS - 1}: column 'id' holds 9223372036854775808"):
+    with pytest.raises(
+        DataError, match=rf"row {ROWS - 1}: column 'id' contains 9223372036854775808"
+    ):
         scored(store, input=path, id_column="id")
     assert tree_digest(store.root) == before
 
