@@ -22,14 +22,14 @@ from nnbuild.engines import OnnxEngine
 from nnbuild.logits import check_logits
 from nnbuild.scoring.inputs import open_input
 from nnbuild.scoring.shards import ROW_GROUP, counted, parquet_writer
-from nnbuild.scoring.table import Columns, Rows, probability_table
+from nnbuild.scoring.table import Batch, Columns, probability_table
 from nnbuild.store.filesystem import file_digest, fsync_file
 
 BATCH, EVERY, CLASSES, SHAPE = 4096, 8, 10, (28, 28, 1)
 INFERENCE = "inference"
 
 
-def table_of(rows: Rows, logits: Any) -> Any:
+def table_of(rows: Batch, logits: Any) -> Any:
     """The rows of the output."""
     return probability_table(logits, rows.labels, example_ids=rows.example_ids)
 
@@ -50,7 +50,7 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
         0,
         [],
     )
-    read = (piece for unit in opened.units() for piece in opened.read(unit, BATCH))
+    read = (piece for chunk in opened.chunks() for piece in opened.read(chunk, BATCH))
     first = next(read)
     with parquet_writer(aside, table_of(first, engine.logits(first.images)).schema) as file:
         while batch := timed("reading", lambda: next(read, None)):

@@ -29,7 +29,7 @@ from nnbuild.pipeline.run import resumable
 from nnbuild.runtime import environment
 from nnbuild.runtime.signals import hard_timeout
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.days import Part, is_dated
+from nnbuild.scoring.days import DayResult, is_dated
 from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import Committed
@@ -268,7 +268,7 @@ def scheduled_score(
     days: Annotated[int, Field(ge=1, le=366)] = 7,
     timezone: Timezone = "UTC",
     timeout_seconds: Timeout | None = None,
-) -> ScoredJob | list[Part] | State[Any]:
+) -> ScoredJob | list[DayResult] | State[Any]:
     """Score on a schedule, with the current champion.
 
     Args:
@@ -297,7 +297,7 @@ def _score(
     days: int,
     timezone: str,
     timeout_seconds: float | None,
-) -> ScoredJob | list[Part] | State[Any]:
+) -> ScoredJob | list[DayResult] | State[Any]:
     with hard_timeout(timeout_seconds):
         if is_dated(config.input):
             last = day_of(flow_run.scheduled_start_time, timezone)

@@ -5,7 +5,7 @@ from prefect import flow
 from flows.flow_runs import score_name
 from flows.outage import prompt_stop
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.job import working_on
+from nnbuild.scoring.job import job_context
 from tasks.score import commit_scores, open_scoring, score_shards
 
 
@@ -28,6 +28,6 @@ def score(
         once: Whether to fail if another job has scored the same input with the same model.
     """
     job = open_scoring(config, store, resume, once=once)
-    with prompt_stop(), working_on(job.job()):
+    with prompt_stop(), job_context(job.open()):
         shards = score_shards(job, address)
         return commit_scores(job, shards)

@@ -7,7 +7,7 @@ from prefect import events
 
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
-from nnbuild.scoring.commit import Compared
+from nnbuild.scoring.commit import DriftReport
 from tasks.artifacts import rounded, show_table, to_json_scalar
 from tasks.displays import in_prefect_run, logger, outward
 
@@ -62,7 +62,9 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: to_json_scalar(value) for name, value in values.items()}
 
 
-def report_drift(store: str, score_id: str, run_id: str | None, rows: int, drift: Compared) -> None:
+def report_drift(
+    store: str, score_id: str, run_id: str | None, rows: int, drift: DriftReport
+) -> None:
     """Show the drift of a scoring job in a table; above a threshold also notify the outside.
 
     Args:
@@ -77,7 +79,7 @@ def report_drift(store: str, score_id: str, run_id: str | None, rows: int, drift
 
 
 def _report_drift(
-    store: str, score_id: str, run_id: str | None, rows: int, drift: Compared
+    store: str, score_id: str, run_id: str | None, rows: int, drift: DriftReport
 ) -> None:
     if not drift.measures:
         logger().info("drift %s", drift.remark)

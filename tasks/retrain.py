@@ -11,12 +11,13 @@ from prefect.transactions import Transaction
 
 from nnbuild import pipeline
 from nnbuild.errors import CheckError
+from nnbuild.pipeline import promotion
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.pipeline.promotion import revoke_decision
 from nnbuild.pipeline.reporting import confusion_picture, curve_picture, write_report
 from nnbuild.report.metadata import facts
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
+from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import (
     BuiltModel,
     Calibrated,
@@ -211,7 +212,7 @@ def decide(run: Run, data: LoadedData) -> Decided:
 @decide.on_rollback
 def revoke_decision(publication: Transaction) -> None:
     """Revoke the decision after a failed commit; see `nnbuild.pipeline.promotion.revoke_decision`."""
-    revoke_decision(publication.get("run"))
+    promotion.revoke_decision(publication.get("run"))
 
 
 @task(name="report", task_run_name=run_name("report on {data.name}"), **TASK_DEFAULTS)
@@ -286,7 +287,7 @@ def headline(run: Run, manifest: Manifest) -> str:
     rows = [(name, markdown_text(value)) for name, value in [*cells, *facts(manifest)]]
     rows.append(("report", markdown_code(f"{run.store}/runs/{run.run_id}/report.html")))
     accuracy = f"test accuracy {row.test_accuracy:.2%}"
-    title = f"{markdown_text(row['model'])} on {markdown_text(row['dataset'])}: {accuracy}"
+    title = f"{markdown_text(row.model)} on {markdown_text(row['dataset'])}: {accuracy}"
     return f"## {title}\n\n| | |\n| --- | --- |\n{_table_rows(rows)}\n"
 
 

@@ -7,8 +7,8 @@ from prefect import task
 from nnbuild.errors import RunError
 from nnbuild.scoring import ScoreConfig, ScoredJob, backfill
 from nnbuild.scoring.commit import commit_job
-from nnbuild.scoring.days import Part
-from nnbuild.scoring.scorer import OpenedJob, make_shards, opened
+from nnbuild.scoring.days import DayResult
+from nnbuild.scoring.scorer import JobHandle, make_shards, open_or_resume
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import Store
 from tasks.artifacts import TASK_DEFAULTS, retry_after, show_table
@@ -20,30 +20,30 @@ from tasks.progress import ProgressBar, ProgressReporter
 @task(name="open scoring", task_run_name="open scoring", **retry_after(1, 10))
 def open_scoring(
     config: ScoreConfig | None, store: str | None, resume: str | None, *, once: bool
-) -> OpenedJob:
+) -> JobHandle:
     """Create or resume a scoring job; verify its model and its input.
 
-    See `nnbuild.scoring.scorer.opened`.
+    See `nnbuild.scoring.scorer.open_or_resume`.
     """
-    job = opened(config, store, resume, once=once)
+    job = open_or_resume(config, store, resume, once=once)
     logger().info("scoring job %s: %d rows", job.score_id, job.rows)
     return job
 
 
 @task(name="score shards", task_run_name="score {job.rows} rows", retries=0, **TASK_DEFAULTS)
-def score_shards(job: OpenedJob, address: str | None) -> list[Shard]:
+def score_shards(job: JobHandle, address: str | None) -> list[Shard]:
     """Score the pending shards of a job; see `nnbuild.scoring.scorer.make_shards`.
 
     Call it directly: `.submit()` would run it in a thread, which receives no signals.
     """
     progress = ProgressReporter(ProgressBar("nnbuild-scoring", "Scored rows"))
-    return make_shards(job.job(), address, progress)
+    return make_shards(job.open(), address, progress)
 
 
 @task(name="commit scores", task_run_name="commit {job.score_id}", **TASK_DEFAULTS)
-def commit_scores(job: OpenedJob, shards: list[Shard]) -> ScoredJob:
+def commit_scores(job: JobHandle, shards: list[Shard]) -> ScoredJob:
     """Commit a scoring job and report its drift; see `nnbuild.scoring.commit.commit_job`."""
-    scored = commit_job(job.job(), shards)
+    scored = commit_job(job.open(), shards)
     row = scored.model_dump(exclude={"drift"})
     show_table("nnbuild-scores", [row], f"Scoring job {scored.score_id}")
     logger().info(
@@ -54,7 +54,7 @@ def commit_scores(job: OpenedJob, shards: list[Shard]) -> ScoredJob:
 
 
 @task(name="score days", task_run_name="score {first} to {last}", **TASK_DEFAULTS)
-def score_days(config: ScoreConfig, first: date, last: date, store: str | None) -> list[Part]:
+def score_days(config: ScoreConfig, first: date, last: date, store: str | None) -> list[DayResult]:
     """Score the days of a range; see `nnbuild.scoring.backfill`.
 
     Call it directly: `.submit()` would run it in a thread, which receives no signals.
@@ -64,12 +64,12 @@ def score_days(config: ScoreConfig, first: date, last: date, store: str | None) 
     """
     root = str(Store(store).root)
 
-    def report(day: Part) -> None:
+    def report(day: DayResult) -> None:
         logger().info("%s %s %s", day.day, day.status, day.remark or day.score_id)
         if day.status == "scored":
             report_drift(root, str(day.score_id), day.run_id, day.rows, day.drift)
 
-    days = backfill(config, first, last, root, told=report)
+    days = backfill(config, first, last, root, on_day_done=report)
     rows = [each.model_dump(mode="json", exclude={"drift"}) for each in days]
     show_table("nnbuild-days", rows, f"{config.input} from {first} to {last}")
     if failed := [str(each.day) for each in days if each.status == "failed"]:

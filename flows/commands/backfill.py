@@ -8,7 +8,7 @@ from flows.commands.score import configured
 from flows.printing import PlainConsole, jsonable, print_json, print_table
 from nnbuild.errors import ConfigError, RunError
 from nnbuild.scoring import backfill as score_days
-from nnbuild.scoring.days import Part
+from nnbuild.scoring.days import DayResult
 from nnbuild.store import Store
 
 _SHOWN = ("day", "status", "rows", "score_id", "drifted", "remark")
@@ -53,7 +53,7 @@ def backfill(
         last,
         store,
         at_once=_AT_ONCE if at_once is None else at_once,
-        told=_line(console),
+        on_day_done=_line(console),
     )
     counts = Counter(each.status for each in parts)
     rows = [_row(each) for each in parts]
@@ -73,7 +73,7 @@ def backfill(
 
 
 def _line(console: PlainConsole) -> Any:
-    def told(part: Part) -> None:
+    def told(part: DayResult) -> None:
         about = part.remark or (
             f"{part.rows:,} rows" if part.status == "scored" else str(part.score_id)
         )
@@ -82,7 +82,7 @@ def _line(console: PlainConsole) -> Any:
     return told
 
 
-def _row(part: Part) -> dict[str, Any]:
+def _row(part: DayResult) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude={"drift", "run_id"}) | {
         "drifted": ", ".join(part.drift.exceeded)
     }

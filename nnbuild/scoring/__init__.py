@@ -1,6 +1,10 @@
-"""Batch scoring: images to logits to the probability table, for inputs of any size.
+"""Batch scoring: from images to logits to the probability table, for inputs of any size.
 
-inputs → stages → shards → commit
+    inputs.py ─ prefetch.py ─ shards.py ─ commit.py
+    (read)      (overlap)     (score)     (publish)
+
+`scorer.score` runs one job, `days.backfill` one job for each day of a range; `job.py` creates and
+resumes jobs, and `dask.py` makes their shards on a cluster.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""From the address of an input to the Parquet files there: a file, a folder, a glob or a URL."""
+"""Find the Parquet files at the address of an input: a file, a folder, a glob or a URL."""
 
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,39 @@ _SHARDS = "-of-"
 
 
 def parquet_files(address: str) -> list[Any]:
-    """Return the Parquet files at an address, in order; none if it leads to something else.
+    """Return the Parquet files at an address in order; none if it leads to something else.
 
     Args:
-        address: A file, a folder with Parquet files below it, a glob of these, or a URL of one; for
-            what is passed over in a folder see `nnbuild.data.file_tree`.
+        address: A file, a folder with Parquet files below it, a glob of these, or a URL of one.
+            `nnbuild.data.file_tree` says which files of a folder are ignored.
 
     Raises:
-        DataError: A URL that leads nowhere, a missing shard, or a special file in a folder.
+        DataError: A URL without Parquet files, a missing shard, or a special file in a folder.
     """
-    found = _files_at(address)
-    if not found and is_url(address):
+    paths = _files_at(address)
+    if not paths and is_url(address):
         raise DataError(
-            f"{address}: no Parquet files there; give a file, a folder or a glob of them"
+            f"{address}: found no Parquet files; expected a file, a folder or a glob of them"
         )
-    return found
+    return paths
 
 
 def is_there(address: str) -> bool:
-    """Return whether there is anything at an address; what it is becomes clear when it is opened."""
+    """Return whether an address leads to anything; whether it can be scored is checked later."""
     try:
         path = Path(address)
         if is_url(address) or not file_tree.path_exists(path):
             return bool(_files_at(address))
         return not path.is_dir() or bool(file_tree.files_below(path))
     except DataError:
-        return True  # something that cannot be read
+        return True  # there is something, although it cannot be read
 
 
 def _files_at(address: str) -> list[Any]:
     if is_url(address):
         stem, star, pattern = address.partition("*")
         above, _, beginning = stem.rpartition("/") if star else (address, "", "")
-        with os_errors_as_store_errors(f"look into {address}"):
+        with os_errors_as_store_errors(f"list {address}"):
             root = open_root(above)
             return _matching(root, beginning + star + pattern) if star else _at(root)
     if file_tree.has_wildcard(address):
@@ -55,14 +55,14 @@ def _files_at(address: str) -> list[Any]:
 
 
 def _matching(root: Any, pattern: str) -> list[Any]:
-    """Return the Parquet files that a glob matches, and those in the folders that it matches."""
-    found: dict[str, Any] = {}
+    """Return the Parquet files that a glob matches, and those below the folders it matches."""
+    matched: dict[str, Any] = {}
     for each in file_tree.matches(root, pattern):
         files = parquet_below(each) if each.is_dir() else [File(each, each.name)]
-        found |= {str(file.path): file.path for file in files if is_parquet(file)}
-    if _SHARDS not in pattern.rpartition("/")[2]:  # a pattern that names shards chooses among them
-        file_tree.require_all_shards(found, pattern)
-    return [found[name] for name in sorted(found)]
+        matched |= {str(file.path): file.path for file in files if is_parquet(file)}
+    if _SHARDS not in pattern.rpartition("/")[2]:  # a pattern that names shards may select some
+        file_tree.require_all_shards(matched, pattern)
+    return [matched[name] for name in sorted(matched)]
 
 
 def _at(path: Any) -> list[Any]:

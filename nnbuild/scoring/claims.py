@@ -1,4 +1,4 @@
-"""What a running job claims: its input, so that nothing is scored twice at once, and its output."""
+"""Locks on the input and the output of a running job, so that no two jobs do the same work."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 
 @contextmanager
 def claimed(job: "Job") -> Iterator[None]:
-    """Hold the input and the output of a job for the duration of a block.
+    """Lock the input and the output of a job while the block runs.
 
     Raises:
-        BeingScoredError: Another job is scoring the input with the same model and options.
-        AlreadyScoredError: Another job has done so, and this one is to score it only once.
+        BeingScoredError: Another job is scoring the input with the same model and settings.
+        AlreadyScoredError: Another job has done so, and this job has `once` set.
         LockedError: Another job is writing to the output.
-        ConfigError: The output of a new job holds something.
-        StoreError: The output of a job that is resumed was taken meanwhile.
+        ConfigError: The output of a new job is not empty.
+        StoreError: Another program wrote to the output since the job was stopped.
     """
-    about = {"score_id": job.score_id, "store": str(job.store.root), "input": job.config.input}
+    record = {"score_id": job.score_id, "store": str(job.store.root), "input": job.config.input}
     with ExitStack() as claims:
-        claims.enter_context(locks.claimed(_input_lock(job), about, _being_scored))
+        claims.enter_context(locks.claimed(_input_lock(job), record, _being_scored))
         require_unscored(job)
         if (output := job.config.output) is not None:
             lock = outputs.lock_file(outputs.location(output))
-            claims.enter_context(locks.claimed(lock, about, lambda holder: in_use(output, holder)))
+            claims.enter_context(locks.claimed(lock, record, lambda holder: in_use(output, holder)))
             _require_free(job, output)
         yield
 
 
 def require_unclaimed(job: "Job") -> None:
-    """Refuse a new job that `claimed` would refuse, before anything of it is written.
+    """Refuse a new job that `claimed` would refuse, before any of its files is written.
 
     Raises:
-        BeingScoredError: Another job is scoring the input with the same model and options.
-        AlreadyScoredError: Another job has done so, and this one is to score it only once.
+        BeingScoredError: Another job is scoring the input with the same model and settings.
+        AlreadyScoredError: Another job has done so, and this job has `once` set.
         LockedError: Another job is writing to the output.
-        ConfigError: The output holds something.
+        ConfigError: The output is not empty.
     """
     if (holder := locks.holder(_input_lock(job))) is not None:
         raise _being_scored(holder)
@@ -62,7 +62,7 @@ def require_unclaimed(job: "Job") -> None:
 
 
 def require_unscored(job: "Job") -> None:
-    """Refuse a job that is to score its input only once, if another job has scored it.
+    """Refuse a job with `once` set if another job has scored the same input.
 
     Raises:
         AlreadyScoredError: Another job has committed the same rows.
@@ -72,27 +72,27 @@ def require_unscored(job: "Job") -> None:
     before = repeats.scored_as(job.store, job.config, job.model.digest, job.identity)
     if before is not None:
         raise AlreadyScoredError(
-            f"scoring job {before} has scored {job.config.input} with this model already", before
+            f"scoring job {before} has already scored {job.config.input} with this model", before
         )
 
 
 def output_holder(output: str) -> Holder | None:
-    """Return the process that runs a job with this output; None if there is none."""
+    """Return the process that is writing to this output; None if there is none."""
     return locks.holder(outputs.lock_file(outputs.location(output)))
 
 
 def in_use(output: str, holder: Holder) -> LockedError:
-    """Make the error that names the job which is writing to an output."""
+    """Return the error that names the job which is writing to an output."""
     score_id, root = holder.record.get("score_id"), holder.record.get("store")
     job = f"scoring job {score_id} of store {root}" if score_id else "another job"
     return LockedError(
-        f"--output {output}: {job} ({holder.process}) is writing there; "
-        "wait for it to end, or give another folder"
+        f"output {output}: {job} ({holder.process}) is writing there; "
+        "wait for it to end, or choose another folder"
     )
 
 
 def _input_lock(job: "Job") -> Path:
-    """Return the lock file that jobs share if they would write the same rows to the same store."""
+    """Return the lock file shared by jobs that would write the same rows to the same store."""
     return job.folder.with_name(input_lock_name(repeats.fingerprint(job)))
 
 
@@ -100,7 +100,7 @@ def _being_scored(holder: Holder) -> BeingScoredError:
     score_id, address = holder.record.get("score_id"), holder.record.get("input", "this input")
     job = f"scoring job {score_id}" if score_id else "another job"
     return BeingScoredError(
-        f"{job} ({holder.process}) is scoring {address} with the same model and options; "
+        f"{job} ({holder.process}) is scoring {address} with the same model and settings; "
         "wait for it to end, or stop it"
     )
 
@@ -109,7 +109,7 @@ def _require_free(job: "Job", output: str) -> None:
     if not outputs.is_taken(outputs.location(output), job.score_id):
         return
     if job.is_new:
-        raise ConfigError(f"--output {output}: holds something already; give a new folder")
+        raise ConfigError(f"output {output}: not empty; choose a new folder")
     raise StoreError(
-        f"--output {output}: was taken since the job was stopped; move what it holds away"
+        f"output {output}: no longer empty since the job was stopped; move its contents away"
     )

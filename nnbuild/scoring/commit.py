@@ -1,4 +1,7 @@
-"""The end of a scoring job: its shards are moved at once, and its row in `score_runs` is written last."""
+"""Commit a scoring job: check for drift, publish its shards, and add its row to `score_runs` last.
+
+A job becomes visible with that row. Until then the commit can be repeated after a crash.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import DataError
@@ -21,16 +25,16 @@ from nnbuild.store import schemas
 from nnbuild.store.filesystem import publish_dir, read_json, write_json
 from nnbuild.store.tables import write_table
 
-_FEWEST = 16  # images whose mean brightness says something about their scale
+_MIN_IMAGES = 16  # below this, the mean brightness says nothing about the scale of the pixels
 
 
-class Compared(BaseModel):
-    """What came of the comparison.
+class DriftReport(BaseModel):
+    """Comparison of the scored rows with the reference of the model.
 
     Attributes:
-        measures: both statistics of each measure; empty if nothing could be compared.
-        exceeded: names of the measures of which one statistic passed its threshold.
-        remark: why nothing could be compared; empty if it was.
+        measures: Both statistics of each measure; empty if nothing could be compared.
+        exceeded: Names of the measures with a statistic above its threshold.
+        remark: Reason why nothing could be compared; empty otherwise.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,36 +43,36 @@ class Compared(BaseModel):
     remark: str = ""
 
 
-def compared(job: Job, shards: Sequence[Shard]) -> Compared:
-    """Hold what was scored against the reference; the same whenever it is asked, since each shard keeps its counts.
+def check_drift(job: Job, shards: Sequence[Shard]) -> DriftReport:
+    """Compare the scored rows with the reference of the model, from the counts of each shard.
 
     Args:
-        job: that the shards are of.
-        shards: all of them, finished.
+        job: The job that made the shards.
+        shards: All finished shards.
     """
     reference = job.model.reference.get("calibrated" if job.config.calibrated else "plain")
     if reference is None:
-        what = (
-            f"run {job.model.run_id} is of before references were kept"
+        reason = (
+            f"run {job.model.run_id} was made before references were stored"
             if job.model.run_id
-            else "a file has none"
+            else "a model file has none"
         )
-        return Compared(remark=f"not measured, for want of a reference: {what}")
+        return DriftReport(remark=f"not measured because there is no reference: {reason}")
     counts = [each.summary for each in shards if each.rows]
     if not counts:
-        return Compared(remark="not measured: no row was scored")
+        return DriftReport(remark="not measured: no row was scored")
     scored = reduce(add, (Summary.from_json(each) for each in counts))
     measures = compare(reference, scored, psi=job.config.drift_psi, ks=job.config.drift_ks)
     exceeded = dict.fromkeys(each.measure for each in measures if each.exceeded)
-    return Compared(measures=tuple(measures), exceeded=tuple(exceeded))
+    return DriftReport(measures=tuple(measures), exceeded=tuple(exceeded))
 
 
 def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
-    """Refuse rows that are darker or brighter than any content explains: their scale is another one.
+    """Refuse rows so dark or bright that only a different pixel scale explains it.
 
     Args:
-        job: Whose `max_brightness_ratio` is the limit.
-        shards: All of them, finished.
+        job: The job, with the limit `max_brightness_ratio`.
+        shards: All finished shards.
 
     Raises:
         DataError: The mean brightness is too far from that of the model's reference.
@@ -78,39 +82,40 @@ def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
     if reference is None or not counts:
         return
     scored = reduce(add, counts)
-    if scored.brightness.sum() < _FEWEST or not reference.brightness.sum():
+    if scored.brightness.sum() < _MIN_IMAGES or not reference.brightness.sum():
         return  # a few images may all be dark
-    expected, found = reference.mean_brightness(), scored.mean_brightness()
-    ratio = max(expected, found) / min(expected, found)
+    expected, actual = reference.mean_brightness(), scored.mean_brightness()
+    ratio = max(expected, actual) / min(expected, actual)
     if ratio > job.config.max_brightness_ratio:
         raise DataError(
-            f"{job.config.input}: mean brightness {found:.2f} of 255, the model was validated on "
-            f"{expected:.2f}: a factor of {ratio:.0f}, expected at most "
-            f"{job.config.max_brightness_ratio:g}; give the pixels on their usual scale, "
-            "or --pixel-max, or raise --max-brightness-ratio"
+            f"{job.config.input}: mean brightness {actual:.2f} of 255, but {expected:.2f} in the "
+            f"validation images of the model: a factor of {ratio:.0f}, expected at most "
+            f"{job.config.max_brightness_ratio:g}; rescale the pixels, set pixel_max, or raise "
+            "max_brightness_ratio"
         )
 
 
-def drift_rows(job: Job, found: Compared, now: datetime) -> list[dict[str, Any]]:
-    """The rows of the `drift` table."""
+def drift_rows(job: Job, report: DriftReport, now: datetime) -> list[dict[str, Any]]:
+    """Return the rows of the `drift` table."""
     return [
         {"run_id": job.model.run_id, **each.model_dump(), "measured_at": now}
-        for each in found.measures
+        for each in report.measures
     ]
 
 
 class ScoredJob(BaseModel):
-    """A job that is committed.
+    """A committed scoring job.
 
     Attributes:
-        run_id: the model's; None for a file.
-        rows: of the input that were scored.
-        written: of these, those that `where` kept.
-        quarantined: rows that could not be scored.
-        output: the folder with the rows.
-        engine: What ran the model: `onnx` or `keras`.
-        engine_reason: Why ONNX Runtime could not; empty if it can.
-        drift: what they look like beside what the model was validated on.
+        score_id: ID of the job.
+        run_id: ID of the run that trained the model; None for a model file.
+        rows: Number of scored input rows.
+        written: Number of scored rows that passed the `where` filter.
+        quarantined: Number of rows that could not be scored.
+        output: Folder or URL with the rows.
+        engine: Engine that ran the model: `onnx` or `keras`.
+        engine_reason: Reason why ONNX Runtime cannot run the model; empty if it can.
+        drift: Comparison of the scored rows with the validation images of the model.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,20 +127,20 @@ class ScoredJob(BaseModel):
     output: str
     engine: str = "onnx"
     engine_reason: str = ""
-    drift: Compared = Compared()
+    drift: DriftReport = DriftReport()
 
 
 def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) -> ScoredJob:
-    """Commit a job whose shards are made; may be called again until it has happened.
+    """Commit a job with all its shards; safe to repeat after a crash.
 
     Args:
-        job: In staging, held by `nnbuild.scoring.job.working_on`.
-        shards: All of its shards.
-        now: Aware time of the end; the clock's if not given.
+        job: Job in staging, locked by `nnbuild.scoring.job.job_context`.
+        shards: All finished shards.
+        now: Time of the end, with a time zone; the current time by default.
 
     Raises:
-        AlreadyScoredError: Another job has scored the same meanwhile, and this one is to do so once.
-        StoreError: The output was taken meanwhile; the job keeps its rows and can be resumed.
+        AlreadyScoredError: Another job has scored the same meanwhile, and the job has `once` set.
+        StoreError: Another program wrote to the output meanwhile; the job can be resumed.
     """
     require_brightness(job, shards)
     store, partition = job.store, f"score_id={job.score_id}"
@@ -150,11 +155,11 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     _leave_only({each.name for each in shards}, job.folder / "rows", job.folder / "quarantine")
     if job.config.output is None:
         _require_known_types(job)
-        _move(job.folder / "rows", output)
+        _move(job.folder / "rows", _table_part(job, "scores"))
     else:
         target = outputs.location(job.config.output)
         outputs.publish(job.folder / "rows", target, job.score_id, manifest)
-    drift = compared(job, shards)
+    drift = check_drift(job, shards)
     _put(
         job,
         "drift",
@@ -187,7 +192,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
 
 
 def _leave_only(names: set[str], *folders: Path) -> None:
-    """Remove what a process that was killed had half written beside the shards."""
+    """Remove the partial files that a killed process left next to the shards."""
     for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
         if path.name not in names:
             path.unlink()
@@ -199,13 +204,13 @@ def _require_known_types(job: Job) -> None:
     require_known_types_in_files(job.store, job.source.schema(), paths)
 
 
-def _output(job: Job) -> Any:
+def _output(job: Job) -> Path | str:
     if job.config.output is None:
-        return job.store.root / "tables" / "scores" / f"score_id={job.score_id}"
-    return outputs.shown(job.config.output)
+        return _table_part(job, "scores")
+    return outputs.display_address(job.config.output)
 
 
-def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict[str, Any]:
+def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) -> dict[str, Any]:
     return {
         "schema_version": schemas.SCHEMA_VERSION,
         "score_id": job.score_id,
@@ -232,14 +237,18 @@ def _manifest(job: Job, shards: list[Shard], output: Any, now: datetime) -> dict
     }
 
 
-def _put(job: Job, name: str, schema: Any, rows: list[dict[str, Any]]) -> None:
-    """A job's part of a table; no part if it has no rows."""
+def _put(job: Job, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+    """Add a job's part to a table, unless it has no rows."""
     if rows:
         part = job.folder / name / "part-0.parquet"
         write_table(part, schemas.table_of(schema, rows), schema)
-        _move(part.parent, job.store.root / "tables" / name / f"score_id={job.score_id}")
+        _move(part.parent, _table_part(job, name))
 
 
-def _move(source: Path, target: Any) -> None:
+def _table_part(job: Job, name: str) -> Path:
+    return job.store.root / "tables" / name / f"score_id={job.score_id}"
+
+
+def _move(source: Path, target: Path) -> None:
     if source.is_dir():
         publish_dir(source, target)

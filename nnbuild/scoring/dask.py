@@ -1,8 +1,9 @@
-"""The shards of a job on a Dask cluster: workers get the store's root, a job's id and a shard's number, never arrays.
+"""Make the shards of a job on a Dask cluster.
 
-Every worker opens the job for itself, so that model and input are verified there by their digests, and leaves its
-shard in the job's folder, which has to be one that all of them see: it is below the store, or for a store behind a
-URL below `$NNBUILD_WORKSHOP`. A shard of a worker that dies is made by another.
+Workers receive the root of the store, the ID of a job and the number of a shard, never arrays.
+Each worker opens the job itself, which verifies model and input by their digests, and writes its
+shard to the folder of the job. All workers must share that folder: it is below the store, or, for
+a store behind a URL, below `$NNBUILD_WORKSHOP`. If a worker dies, another one makes its shard.
 """
 
 import platform
@@ -12,66 +13,68 @@ import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.job import Job, progress_of, shards_of, staging, work_of
+from nnbuild.scoring.job import Job, progress_of, shard_context, shards_of, staging
 from nnbuild.scoring.models import engine_of
-from nnbuild.scoring.shards import Shard, Work, make_shards
+from nnbuild.scoring.shards import Shard, ShardContext, make_shards
 from nnbuild.store import Store, presence
 from nnbuild.store.filesystem import make_durable_dir
 
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
 _SECONDS_TO_CONNECT = 10
-_SECONDS_BETWEEN_LOOKS = 0.2
+_POLL_SECONDS = 0.2
 _SECONDS_FOR_A_SHARD = 60
-_STOP = "stop"  # a file beside the job: shards that have not begun do not begin any more
+_STOP = "stop"  # a file in the folder of the job: shards that have not started do not start
 
 
 def score_on_cluster(
     job: Job, address: str, progress: ProgressCallback | None = None
 ) -> list[Shard]:
-    """Make every shard that is not there yet, on the workers of a cluster; see `nnbuild.scoring.job.score_input`.
+    """Make the missing shards on the workers of a cluster; see `nnbuild.scoring.job.score_input`.
 
     Args:
-        job: whose folder the workers see under the same path.
-        address: of the scheduler, such as `tcp://127.0.0.1:8786`.
-        progress: Callback for the number of scored rows, called after each shard.
+        job: The job; workers see its folder under the same path.
+        address: Address of the scheduler, such as `tcp://127.0.0.1:8786`.
+        progress: Receives the number of scored rows after each shard.
 
     Raises:
-        ConfigError: nobody answers there, or Dask is not installed.
-        StoreError: a worker does not see the job's folder.
-        RunError: a shard has taken down several workers.
-        Interrupted: a signal asked to stop; whole shards are kept.
+        ConfigError: No scheduler answers at the address, or Dask is not installed.
+        StoreError: A worker does not see the folder of the job.
+        RunError: A shard has killed several workers.
+        Interrupted: A signal asked to stop; finished shards are kept.
     """
     progress = progress or NullProgress()
     (job.folder / _STOP).unlink(missing_ok=True)
-    done, todo = progress_of(job)
+    done, pending = progress_of(job)
     total, began = job.total, time.perf_counter()
     make_durable_dir(job.folder / "rows")
     make_durable_dir(job.folder / "quarantine")
     with connect(address) as client, deferred_signals() as stop:
-        waiting = [
+        futures = [
             client.submit(make_shard, str(job.store.root), job.score_id, number, pure=False)
-            for number, _ in todo
+            for number, _ in pending
         ]
-        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for future in waiting:
+        ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        for future in futures:
             future.add_done_callback(ready.put)
         try:
-            for _ in todo:
-                made = _made(_next(ready, stop))
-                done.append(made)
+            for _ in pending:
+                done.append(_shard_of(_next_done(ready, stop)))
                 rows = sum(each.rows + each.quarantined for each in done)
                 progress.scored(rows, total, time.perf_counter() - began)
         except BaseException:
             (job.folder / _STOP).touch()
-            _drain(waiting)
+            _drain(futures)
             raise
         finally:
-            client.cancel(waiting)
+            client.cancel(futures)
     if not any((job.folder / "quarantine").iterdir()):
         (job.folder / "quarantine").rmdir()
     fault_injection.failpoint("score:shards")
@@ -79,57 +82,59 @@ def score_on_cluster(
 
 
 def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
-    """Make one shard of a job, on a worker.
+    """Make one shard of a job on a worker.
 
     Args:
-        root: of the store, as the worker sees it.
-        score_id: of the job.
-        number: of the shard.
+        root: Root of the store, as the worker sees it.
+        score_id: ID of the job.
+        number: Number of the shard.
 
     Returns:
-        The fields of its `Shard`.
+        The fields of its `Shard`; empty if the job is stopping.
 
     Raises:
-        StoreError: this worker does not see the job's folder.
+        StoreError: This worker does not see the folder of the job.
     """
     folder = staging(Store(root), score_id)
     if not folder.is_dir():
         raise StoreError(
             f"worker {platform.node()} does not see {folder}; share that folder with all workers, "
-            "or set $NNBUILD_WORKSHOP to one that is shared, on them and here"
+            "or set $NNBUILD_WORKSHOP to a shared folder, here and on the workers"
         )
     if (folder / _STOP).exists():
         return {}
-    job, work = _opened(root, score_id, threading.get_ident())
+    job, context = _open_on_worker(root, score_id, threading.get_ident())
     try:
         with presence.watched(folder):
-            pieces = make_shards(work, [(number, shards_of(job)[number])], job.folder)
-            (shard,) = (each for each in pieces if not isinstance(each, int))
+            results = make_shards(context, [(number, shards_of(job)[number])], job.folder)
+            (shard,) = (each for each in results if not isinstance(each, int))
             return shard.model_dump()
     finally:
-        if not (
-            job.folder / "job.json"
-        ).exists():  # the job has ended meanwhile, by another shard's error
+        # Without its record, the job has ended meanwhile because another shard failed.
+        if not (job.folder / "job.json").exists():
             shutil.rmtree(job.folder, ignore_errors=True)
 
 
 @lru_cache(maxsize=16)
-def _opened(root: str, score_id: str, thread: int) -> tuple[Job, Work]:  # noqa: ARG001  (an open file is one thread's)
-    """The job as this thread of a worker sees it, with its engine warm from one shard to the next."""
+def _open_on_worker(root: str, score_id: str, _thread: int) -> tuple[Job, ShardContext]:
+    """Open a job for a thread of a worker, and keep its engine warm between shards.
+
+    The thread is part of the cache's key because threads cannot share an open file.
+    """
     from distributed import get_worker
 
     from nnbuild.scoring.job import resume_job
 
     job = resume_job(score_id, root)
-    work = work_of(job)
-    threads = work.config.threads or int(get_worker().state.nthreads)
-    work = work_of(job)._replace(config=work.config.model_copy(update={"threads": threads}))
-    engine = lru_cache(maxsize=1)(lambda: engine_of(job.model, work.config, job.folder))
-    return job, work._replace(engine=engine)
+    context = shard_context(job)
+    threads = context.config.threads or int(get_worker().state.nthreads)
+    config = context.config.model_copy(update={"threads": threads})
+    engine = lru_cache(maxsize=1)(lambda: engine_of(job.model, config, job.folder))
+    return job, context._replace(config=config, engine=engine)
 
 
-def connect(address: str) -> Any:
-    """A client of a Dask cluster.
+def connect(address: str) -> "Client":
+    """Return a client of a Dask cluster.
 
     Raises:
         ConfigError: Dask is not installed, or no scheduler answers at the address.
@@ -138,41 +143,41 @@ def connect(address: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise ConfigError(
-            "--runner dask needs Dask, which is not installed; pip install 'nnbuild[dask]'"
+            "scoring on a cluster needs Dask, which is not installed; pip install 'nnbuild[dask]'"
         ) from error
     try:
         return Client(address, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        told = " ".join(str(error).split())[:150]
+        reason = " ".join(str(error).split())[:150]
         raise ConfigError(
-            f"--address {address}: no Dask scheduler answers ({told}); start `dask scheduler`"
+            f"no Dask scheduler answers at {address} ({reason}); start `dask scheduler`"
         ) from error
 
 
-def _next(ready: "queue.SimpleQueue[Any]", stop: Callable[[], int | None]) -> Any:
-    """The next future that is done; while there is none, a signal is heard."""
+def _next_done(ready: "queue.SimpleQueue[Future]", stop: Callable[[], int | None]) -> "Future":
+    """Wait for the next finished future, and look for a signal meanwhile."""
     while True:
-        if number_of_signal := stop():
-            raise Interrupted(f"stopped by signal {number_of_signal}", number_of_signal)
+        if signal_number := stop():
+            raise Interrupted(f"stopped by signal {signal_number}", signal_number)
         try:
-            return ready.get(timeout=_SECONDS_BETWEEN_LOOKS)
+            return ready.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             continue
 
 
-def _drain(futures: list[Any]) -> None:
-    """Wait for the shards that are being made: nobody shall write into the job's folder any more."""
-    until = time.monotonic() + _SECONDS_FOR_A_SHARD
-    while not all(each.done() for each in futures) and time.monotonic() < until:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+def _drain(futures: "list[Future]") -> None:
+    """Wait for the shards in progress, so that no worker writes to the folder afterwards."""
+    deadline = time.monotonic() + _SECONDS_FOR_A_SHARD
+    while not all(each.done() for each in futures) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
-def _made(future: Any) -> Shard:
+def _shard_of(future: "Future") -> Shard:
     from distributed import KilledWorker
 
     try:
         return Shard.model_validate(future.result())
     except KilledWorker as error:
         raise RunError(
-            f"a shard has taken down several workers ({error}); look at their logs and memory"
+            f"a shard has killed several workers ({error}); look at their logs and memory"
         ) from error

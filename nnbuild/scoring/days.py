@@ -1,4 +1,8 @@
-"""Score a range of dated inputs: those that this model has not scored yet, a few at a time."""
+"""Backfill: score a range of dated inputs, a few at a time, except those already scored.
+
+`partitions` turns a pattern such as `day={date}` into an input for each day, `backfill` scores
+these inputs in threads.
+"""
 
 import os
 import re
@@ -23,25 +27,28 @@ from nnbuild.errors import (
 from nnbuild.runtime.environment import processors
 from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring import claims
+from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.addresses import is_there
-from nnbuild.scoring.commit import Compared
+from nnbuild.scoring.commit import DriftReport
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.job import require_outside, scored_before
+from nnbuild.scoring.job import scored_before
 from nnbuild.scoring.models import resolve_model
 from nnbuild.scoring.scorer import score
 from nnbuild.store import Store
 
+MAX_DAYS = 3660
+MAX_AT_ONCE = 64
 _DATE = re.compile(r"\{date(?::([^{}]*))?\}")
-MOST_DAYS = 3660
+_POLL_SECONDS = 0.2
+_FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 8.0  # each retry opens the input again
 
 
 class Partition(NamedTuple):
-    """The input of a day.
+    """The input of one day.
 
     Attributes:
-        day: which.
-        config: of its job: the day stands in the place of `{date}`.
+        day: The day.
+        config: Settings of its job, with the day in place of `{date}`.
     """
 
     day: date
@@ -49,37 +56,40 @@ class Partition(NamedTuple):
 
 
 def is_dated(text: str) -> bool:
-    """Whether a day can be put into it."""
+    """Return whether an address has the placeholder `{date}`."""
     return bool(_DATE.search(text))
 
 
 def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
-    """The days of a range, each with its own input; and with its own output, if there is one.
+    """Return the days of a range, each with its own input, and its own output if there is one.
 
     Args:
-        config: whose `input` holds `{date}`, or `{date:…}` with a format of `strftime`.
-        first: day.
-        last: day, included.
+        config: Settings with `{date}` in `input`, or `{date:FORMAT}` with a format of `strftime`.
+        first: First day.
+        last: Last day, included.
 
     Raises:
-        ConfigError: the range ends before it begins or is longer than ten years, `{date}` is
-            missing, or two days with inputs of their own have the same output.
+        ConfigError: The range ends before it begins or is longer than ten years, `{date}` is
+            missing, or two days with different inputs have the same output.
     """
     if last < first:
-        raise ConfigError(f"from {first} to {last}: ends before it begins; exchange the two")
-    days = (last - first).days + 1
-    if days > MOST_DAYS:
         raise ConfigError(
-            f"from {first} to {last}: {days} days, expected {MOST_DAYS} at most; go in parts"
+            f"the range from {first} to {last} ends before it begins; swap the two dates"
         )
-    for option, given in (("--input", config.input), ("--output", config.output)):
-        if given is not None and not is_dated(given):
+    days = (last - first).days + 1
+    if days > MAX_DAYS:
+        raise ConfigError(
+            f"the range from {first} to {last} has {days} days, expected at most {MAX_DAYS}; "
+            "split it"
+        )
+    for name, address in (("input", config.input), ("output", config.output)):
+        if address is not None and not is_dated(address):
             raise ConfigError(
-                f"{option} {given!r} is the same for every day; put {{date}} where the day stands"
+                f"{name} {address!r} is the same for every day; put {{date}} in place of the day"
             )
-    found = [_of(config, first + timedelta(days=number)) for number in range(days)]
-    _require_own_outputs(found)
-    return found
+    dated = [_partition(config, first + timedelta(days=number)) for number in range(days)]
+    _require_own_outputs(dated)
+    return dated
 
 
 def _require_own_outputs(days: list[Partition]) -> None:
@@ -91,39 +101,35 @@ def _require_own_outputs(days: list[Partition]) -> None:
         other = writers.setdefault(os.path.normpath(output), each)
         if other.config.input != each.config.input:
             raise ConfigError(
-                f"--output {output!r} is the same for {other.day} and {each.day}; "
-                "put the whole {date} into it"
+                f"output {output!r} is the same for {other.day} and {each.day}; "
+                "put the complete {date} into it"
             )
 
 
-def _of(config: ScoreConfig, day: date) -> Partition:
-    given = {"input": config.input, "output": config.output}
+def _partition(config: ScoreConfig, day: date) -> Partition:
+    addresses = {"input": config.input, "output": config.output}
     dated = {
-        name: _DATE.sub(lambda found: day.strftime(found[1] or "%Y-%m-%d"), text)
-        for name, text in given.items()
-        if text
+        name: _DATE.sub(lambda match: day.strftime(match[1] or "%Y-%m-%d"), address)
+        for name, address in addresses.items()
+        if address
     }
     return Partition(day, config.model_copy(update=dated))
 
 
-MOST_AT_ONCE = 64
-_SECONDS_BETWEEN_LOOKS = 0.2
-_SECONDS_TO_FIRST_TRY, _SECONDS_BETWEEN_TRIES = 0.5, 8.0  # each try opens the input again
-
-
-class Part(BaseModel):
-    """What became of a day.
+class DayResult(BaseModel):
+    """Outcome of one day of a backfill.
 
     Attributes:
-        day: which.
-        input: its address.
-        status: `scored` now, `skipped` since this model has scored it before, `missing`, `failed`,
-            or `waiting` for another job that is scoring it, which is reported but never the end.
-        score_id: of the job that scored it, now or before.
-        rows: that were scored now.
-        run_id: of the model that scored it now.
-        drift: of what was scored now.
-        remark: Why it failed, or what it waits for.
+        day: The day.
+        input: Address of its input.
+        status: `scored` by this call, `skipped` because this model had already scored it,
+            `missing` without an input, or `failed`; and, in reports only, `waiting` for another
+            job that is scoring it.
+        score_id: ID of the job that scored it, in this call or before.
+        rows: Number of rows scored by this call.
+        run_id: ID of the run whose model scored it in this call.
+        drift: Drift of the rows scored by this call.
+        remark: Reason of the failure, or of the wait.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -133,7 +139,7 @@ class Part(BaseModel):
     score_id: str | None = None
     rows: int = 0
     run_id: str | None = None
-    drift: Compared = Compared()
+    drift: DriftReport = DriftReport()
     remark: str = ""
 
 
@@ -144,76 +150,79 @@ def backfill(
     root: Path | str | None = None,
     *,
     at_once: int = 2,
-    told: Callable[[Part], None] = lambda _: None,
-) -> list[Part]:
-    """Score what lies between two days and was not scored by this model yet. The same call again goes on with the rest.
+    on_day_done: Callable[[DayResult], None] = lambda _: None,
+) -> list[DayResult]:
+    """Score the days of a range that this model has not scored yet; repeat the call to resume.
 
-    Whether it was is known from `score_runs`: the same model file, the same input in size and time, the same columns.
-    A day that another job is scoring at this moment is waited for, and skipped when that job has
-    committed it; if the job dies, the day is scored here.
+    The table `score_runs` tells whether a day was scored: with the same model file, the same input
+    by size and time of change, and the same columns. If another job is scoring a day, the call
+    waits for that job and skips the day once it is committed; if that job dies, this call scores
+    the day.
 
     Args:
-        config: with `{date}` in its input; the champion is looked up once, for all days.
-        first: day.
-        last: day, included.
-        root: of the store.
-        at_once: jobs that run beside each other; they share the processors.
-        told: Called when a day is done, and when one begins to wait.
+        config: Settings with `{date}` in the input; the champion is looked up once for all days.
+        first: First day.
+        last: Last day, included.
+        root: Root of the store.
+        at_once: Number of jobs to run in parallel; they share the processors.
+        on_day_done: Callback for the result of each day, and for each day that starts to wait.
 
     Returns:
-        One for each day, in order.
+        The result of each day, in order.
 
     Raises:
-        InputError: the range, the model or an option cannot be used, or there is no input at all.
-        LockedError: A job of another input or store is writing to the output of one of the days.
-        Interrupted: a signal asked to stop.
+        InputError: The range, the model or a setting is invalid, or no day has an input.
+        LockedError: A job with another input or store is writing to the output of a day.
+        Interrupted: A signal asked to stop.
     """
-    if not 1 <= at_once <= MOST_AT_ONCE:
-        raise ConfigError(f"{at_once} at once, expected 1 to {MOST_AT_ONCE}")
+    if not 1 <= at_once <= MAX_AT_ONCE:
+        raise ConfigError(f"at_once is {at_once}, expected 1 to {MAX_AT_ONCE}")
     store = Store(root)
     days = partitions(config, first, last)
-    there = [each for each in days if is_there(each.config.input)]
-    if not there:
+    present = [each for each in days if is_there(each.config.input)]
+    if not present:
         raise DataError(
-            f"nothing to score from {first} to {last}: there is no {days[0].config.input}, nor any other"
+            f"nothing to score from {first} to {last}: no day has an input; the first would be "
+            f"{days[0].config.input}"
         )
-    _require_outputs(store, there)
+    _require_free_outputs(store, present)
     if (output := days[0].config.output) is not None:  # now, and not as a failure of each day
-        require_outside(store, output)
+        outputs.require_outside(store, output)
     model = resolve_model(store, config).run_id
     shared = {"threads": config.threads or max(1, processors() // at_once)}
-    found = {
-        each.day: Part(day=each.day, input=each.config.input, status="missing") for each in days
+    results = {
+        each.day: DayResult(day=each.day, input=each.config.input, status="missing")
+        for each in days
     }
-    work = _Work(store, shared | ({"model": model} if model else {}))
-    for part in _made(work, there, at_once):
-        told(part)
-        if part.status != "waiting":
-            found[part.day] = part
-    return list(found.values())
+    scorer = _DayScorer(store, shared | ({"model": model} if model else {}))
+    for result in _score_days(scorer, present, at_once):
+        on_day_done(result)
+        if result.status != "waiting":
+            results[result.day] = result
+    return list(results.values())
 
 
-def _made(work: "_Work", there: list[Partition], at_once: int) -> Any:
+def _score_days(scorer: "_DayScorer", days: list[Partition], at_once: int) -> Iterator[DayResult]:
     with deferred_signals() as stop, ThreadPoolExecutor(at_once, "nnbuild-backfill") as pool:
-        waiting: set[Future[Part]] = {pool.submit(work.part, each) for each in there}
+        pending: set[Future[DayResult]] = {pool.submit(scorer.score_day, each) for each in days}
         try:
-            while waiting:
-                done, waiting = wait(waiting, _SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
-                yield from work.notices()
+            while pending:
+                done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+                yield from scorer.notices()
                 yield from (each.result() for each in done)
-                if number_of_signal := stop():
+                if signal_number := stop():
                     raise Interrupted(
-                        f"stopped by signal {number_of_signal} with {len(waiting)} days to go; "
-                        "the same command goes on with them",
-                        number_of_signal,
+                        f"stopped by signal {signal_number} with {len(pending)} days to go; "
+                        "repeat the command to resume",
+                        signal_number,
                     )
         finally:
-            work.stopped.set()
+            scorer.stopped.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _require_outputs(store: Store, days: list[Partition]) -> None:
-    """Refuse the whole range if one of its outputs is in use by a job that scores something else."""
+def _require_free_outputs(store: Store, days: list[Partition]) -> None:
+    """Refuse the range if a job that scores something else is writing to one of its outputs."""
     for each in days:
         output = each.config.output
         holder = claims.output_holder(output) if output else None
@@ -224,50 +233,56 @@ def _require_outputs(store: Store, days: list[Partition]) -> None:
             raise claims.in_use(output, holder)
 
 
-class _Work(NullProgress):
-    """What the threads share; each job in them stops when it is told to."""
+class _DayScorer(NullProgress):
+    """Scores days in several threads; setting `stopped` ends their jobs.
 
-    def __init__(self, store: Store, fixed: dict[str, Any]) -> None:
-        self._store, self._fixed = store, fixed
-        self._notices: SimpleQueue[Part] = SimpleQueue()
+    Args:
+        store: Store with the model.
+        shared: Settings that all days have in common.
+    """
+
+    def __init__(self, store: Store, shared: dict[str, Any]) -> None:
+        self._store, self._shared = store, shared
+        self._notices: SimpleQueue[DayResult] = SimpleQueue()
         self.stopped = threading.Event()
 
-    def notices(self) -> Iterator[Part]:
-        """Yield the days that have begun to wait since the last call."""
+    def notices(self) -> Iterator[DayResult]:
+        """Yield the days that started to wait since the last call."""
         while not self._notices.empty():
             yield self._notices.get()
 
-    def part(self, given: Partition) -> Part:
-        about = {"day": given.day, "input": given.config.input}
-        config = given.config.model_copy(update=self._fixed)
+    def score_day(self, partition: Partition) -> DayResult:
+        """Score a day, and return a failure as a result instead of raising it."""
+        about = {"day": partition.day, "input": partition.config.input}
+        config = partition.config.model_copy(update=self._shared)
         try:
-            return self._scored(config, about)
+            return self._score(config, about)
         except Interrupted:
             raise
         except NnbuildError as error:
-            return Part(
+            return DayResult(
                 **about,
                 status="failed",
                 remark=" ".join([str(error), *getattr(error, "__notes__", ())]),
             )
 
-    def _scored(self, config: ScoreConfig, about: dict[str, Any]) -> Part:
-        pause = _SECONDS_TO_FIRST_TRY
+    def _score(self, config: ScoreConfig, about: dict[str, Any]) -> DayResult:
+        pause = _FIRST_RETRY_SECONDS
         while True:
             try:
                 if (before := scored_before(self._store, config)) is not None:
-                    return Part(**about, status="skipped", score_id=before)
+                    return DayResult(**about, status="skipped", score_id=before)
                 done = score(config, str(self._store.root), progress=self, once=True)
             except AlreadyScoredError as error:
-                return Part(**about, status="skipped", score_id=error.score_id)
+                return DayResult(**about, status="skipped", score_id=error.score_id)
             except BeingScoredError as error:
-                if pause == _SECONDS_TO_FIRST_TRY:
-                    self._notices.put(Part(**about, status="waiting", remark=str(error)))
+                if pause == _FIRST_RETRY_SECONDS:
+                    self._notices.put(DayResult(**about, status="waiting", remark=str(error)))
                 if self.stopped.wait(pause):
-                    raise Interrupted(f"stopped while {error}", 2) from error
-                pause = min(2 * pause, _SECONDS_BETWEEN_TRIES)
+                    raise Interrupted(f"stopped while waiting: {error}", 2) from error
+                pause = min(2 * pause, _MAX_RETRY_SECONDS)
             else:
-                return Part(
+                return DayResult(
                     **about,
                     status="scored",
                     score_id=done.score_id,
@@ -277,6 +292,6 @@ class _Work(NullProgress):
                 )
 
     def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
-        """Rows are scored: the moment to stop, if that was asked for."""
+        """Stop the job between batches if `stopped` is set."""
         if self.stopped.is_set():
             raise Interrupted(f"stopped after {done} of {total} rows", 2)

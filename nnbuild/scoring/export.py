@@ -1,11 +1,10 @@
-"""A run's model for a server: one file or folder with two answers, the logits and their probabilities.
+"""Export a run's model for serving, with two outputs: the logits and their probabilities.
 
-Inside nnbuild softmax stands outside the model. A server has no outside, so it is put behind the logits here, in a
-copy that is never trained: the logits stay what they are, beside the probabilities.
+Inside nnbuild, softmax is not part of the model. A server needs it there, so the export appends it
+to a copy of the model that is never trained; the logits stay unchanged as a second output.
 """
 
 from pathlib import Path
-from typing import Any
 
 from nnbuild.errors import ConfigError, ContractError
 from nnbuild.scoring.config import ScoreConfig
@@ -28,37 +27,39 @@ def export_run(
     """Export a run's model for serving.
 
     Args:
-        store: that holds the run.
-        run_id: a committed run, or `champion`.
-        target: a file for `onnx`, a folder for `savedmodel`; it must not exist.
-        format: `savedmodel`, with the signatures `logits` and `probabilities` (and `serving_default`, the latter), or
-            `onnx`, with the outputs `logits` and `probabilities`. Both take uint8 pixels of shape (n, height, width,
-            channels), and give float32 of shape (n, classes).
-        calibrated: divide the logits by the run's temperature before softmax; the logits are given as they are.
+        store: Store with the run.
+        run_id: ID of a committed run, or `champion`.
+        target: A file for `onnx`, a folder for `savedmodel`; it must not exist.
+        format: `savedmodel`, with the signatures `logits`, `probabilities` and `serving_default`
+            (the same as `probabilities`), or `onnx`, with the outputs `logits` and
+            `probabilities`. Both take uint8 pixels of shape (n, height, width, channels) and
+            return float32 of shape (n, classes).
+        calibrated: Whether to divide the logits by the run's temperature before softmax. The
+            output `logits` is not divided.
 
     Returns:
         The target.
 
     Raises:
-        ConfigError: an unknown format, or a run without a temperature.
-        OutputError: The target exists, or cannot be written.
+        ConfigError: The format is unknown, or the run has no temperature.
+        OutputError: The target exists or cannot be written.
         StoreError: There is no such run, or the target is in the store.
-        ContractError: the model was changed, or never exported to ONNX.
+        ContractError: The model was changed, or was never exported to ONNX.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
     if not run_id:
-        raise ConfigError("the run is an empty text; expected champion or a run ID")
+        raise ConfigError("the run ID is empty; expected champion or a run ID")
     target = store.ensure_outside(target)
     require_new(target)
     engine = "auto" if format == "onnx" else "keras"
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
     if format == "onnx" and model.engine != "onnx":
         raise ContractError(
-            f"run {model.run_id} was not exported to ONNX: {model.reason}; use --format savedmodel"
+            f"run {model.run_id} was not exported to ONNX: {model.reason}; use format savedmodel"
         )
     if calibrated and model.temperature is None:
-        raise ConfigError(f"--calibrated: run {run_id} has no temperature; leave it away")
+        raise ConfigError(f"run {run_id} has no temperature, so it cannot be exported calibrated")
     temperature = (model.temperature or 1.0) if calibrated else 1.0
     if format == "onnx":
         write_output(target, with_probabilities(model.content, temperature))
@@ -68,11 +69,11 @@ def export_run(
 
 
 def with_probabilities(content: bytes, temperature: float = 1.0) -> bytes:
-    """An ONNX model with a second output.
+    """Return an ONNX model with a second output, the probabilities.
 
     Args:
-        content: of a model whose first output is the logits.
-        temperature: more than 0; the logits are divided by it.
+        content: Bytes of a model whose first output is the logits.
+        temperature: Divisor of the logits, above 0.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -91,31 +92,31 @@ def with_probabilities(content: bytes, temperature: float = 1.0) -> bytes:
     graph.node.append(
         helper.make_node("Softmax", [scaled], [PROBABILITIES], "Softmax_probabilities", axis=-1)
     )
-    made = graph.output.add()
-    made.CopyFrom(graph.output[0])
-    made.name = PROBABILITIES
+    output = graph.output.add()
+    output.CopyFrom(graph.output[0])
+    output.name = PROBABILITIES
     onnx.checker.check_model(model)
     serialized: bytes = model.SerializeToString(deterministic=True)
     return serialized
 
 
-def _write_savedmodel(found: ScoringModel, target: Path, temperature: float) -> None:
+def _write_savedmodel(source: ScoringModel, target: Path, temperature: float) -> None:
     from nnbuild.models import load_model
     from nnbuild.runtime.tensorflow import keras, quiet, tf
 
     with output_folder(target) as folder:
         path = folder / "model.keras"
-        path.write_bytes(found.content)
-        model = load_model(path, found.digest, model_name=found.factory)
+        path.write_bytes(source.content)
+        model = load_model(path, source.digest, model_name=source.factory)
         path.unlink()
         signature = [
-            keras.InputSpec(shape=(None, *found.image_shape), dtype="uint8", name="pixels")
+            keras.InputSpec(shape=(None, *source.image_shape), dtype="uint8", name="pixels")
         ]
 
-        def logits(pixels: Any) -> Any:
+        def logits(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
             return {LOGITS: tf.cast(model(pixels, training=False), tf.float32)}
 
-        def probabilities(pixels: Any) -> Any:
+        def probabilities(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
             return {PROBABILITIES: tf.nn.softmax(logits(pixels)[LOGITS] / temperature)}
 
         archive = keras.export.ExportArchive()

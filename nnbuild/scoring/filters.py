@@ -1,4 +1,4 @@
-"""`--where "confidence < 0.6 and predicted == 3"`: a small language of comparisons, and nothing that could run."""
+"""Row filters such as `confidence < 0.6 and predicted == 3`: comparisons only, never executed."""
 
 import ast
 import operator
@@ -18,33 +18,39 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.NotEq: operator.ne,
 }
 _LONGEST = 1000
-_EXPECTED = "expected comparisons of a column with a value, joined by and, or, not: confidence < 0.6 and predicted == 3"
+_EXPECTED = (
+    "expected comparisons of a column with a value, joined by and, or, not: "
+    "confidence < 0.6 and predicted == 3"
+)
 
 
-def parse(text: str, columns: Iterable[str]) -> Any:
-    """An Arrow expression that keeps the rows for which the text is true; a row with a null there is not kept.
+def parse_filter(text: str, columns: Iterable[str]) -> pc.Expression:
+    """Return an Arrow expression that is true for the rows to keep; a null counts as false.
 
     Args:
-        text: comparisons of columns with numbers or texts, joined by `and`, `or`, `not` and parentheses.
-        columns: those that there are.
+        text: Comparisons of columns with numbers or strings, joined by `and`, `or`, `not` and
+            parentheses.
+        columns: Names of the available columns.
 
     Raises:
-        ConfigError: the text is something else, or names another column.
+        ConfigError: The text is not such a filter, or names an unknown column.
     """
     try:
         if len(text) > _LONGEST:
-            raise ConfigError(f"--where has {len(text)} characters; {_EXPECTED}")
+            raise ConfigError(
+                f"the where filter has {len(text)} characters, expected at most {_LONGEST}"
+            )
         return _expression(ast.parse(text.strip(), mode="eval").body, text, sorted(columns))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"--where {text!r} cannot be read; {_EXPECTED}") from error
+        raise ConfigError(f"invalid where filter {text!r}; {_EXPECTED}") from error
 
 
-def _expression(node: ast.expr, text: str, columns: list[str]) -> Any:
+def _expression(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
     if isinstance(node, ast.BoolOp):
-        joined = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+        combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
         first, *others = (_expression(each, text, columns) for each in node.values)
         for other in others:
-            first = joined(first, other)
+            first = combine(first, other)
         return first
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return ~_expression(node.operand, text, columns)
@@ -57,14 +63,14 @@ def _expression(node: ast.expr, text: str, columns: list[str]) -> Any:
         for other in others:
             first &= other
         return first
-    raise ConfigError(f"--where {text!r} holds {ast.unparse(node)!r}; {_EXPECTED}")
+    raise ConfigError(f"where filter {text!r}: unsupported {ast.unparse(node)!r}; {_EXPECTED}")
 
 
-def _operand(node: ast.expr, text: str, columns: list[str]) -> Any:
+def _operand(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
     if isinstance(node, ast.Name):
         if node.id not in columns:
             raise ConfigError(
-                f"--where {text!r} names column {node.id!r}; {suggestion(node.id, columns)}"
+                f"where filter {text!r}: no column {node.id!r}; {suggestion(node.id, columns)}"
             )
         return pc.field(node.id)
     negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
@@ -73,4 +79,4 @@ def _operand(node: ast.expr, text: str, columns: list[str]) -> Any:
         if negative and not isinstance(constant.value, str):
             return pc.scalar(-constant.value)
         return pc.scalar(constant.value)
-    raise ConfigError(f"--where {text!r} holds {ast.unparse(node)!r}; {_EXPECTED}")
+    raise ConfigError(f"where filter {text!r}: unsupported {ast.unparse(node)!r}; {_EXPECTED}")

@@ -1,4 +1,4 @@
-"""A scoring job from its opening to its last shard; a job that was stopped goes on with the first that is missing."""
+"""The life of a scoring job before its commit: create it or resume it, lock it, make its shards."""
 
 import shutil
 import time
@@ -24,25 +24,22 @@ from nnbuild.errors import (
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
-from nnbuild.scoring import claims, repeats
+from nnbuild.scoring import claims, outputs, repeats
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.filters import parse
+from nnbuild.scoring.filters import parse_filter
 from nnbuild.scoring.inputs import Input, open_input
 from nnbuild.scoring.kept_columns import require_known_types
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
-from nnbuild.scoring.shards import Shard, Work, finished, make_shards, plan
-from nnbuild.scoring.table import Columns, Unit, score_schema
+from nnbuild.scoring.shards import Shard, ShardContext, finished, make_shards, plan
+from nnbuild.scoring.table import Columns, InputChunk, score_schema
 from nnbuild.store import Store, locks
 from nnbuild.store.filesystem import (
     as_store_error,
     is_url,
     make_durable_dir,
-    open_root,
-    os_errors_as_store_errors,
-    read_json,
     write_json,
 )
-from nnbuild.store.ids import is_run_id, new_run_id, require_score_id
+from nnbuild.store.ids import new_run_id, require_score_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
 
@@ -52,14 +49,14 @@ class Job:
     """A scoring job in progress.
 
     Attributes:
-        store: where its rows go and its model comes from.
-        score_id: its id.
-        config: what it was told; the model is named by its run's id.
-        started_at: aware time of its start.
-        model: verified.
-        source: its input.
-        is_new: Whether it was begun now, and not resumed.
-        once: Whether it is given up if another job has scored the same.
+        store: Store with the model, and with the rows once they are committed.
+        score_id: ID of the job.
+        config: Settings, with the run ID as the model.
+        started_at: Time of the start, with a time zone.
+        model: The verified model.
+        source: The open input.
+        is_new: Whether the job was created now, and not resumed.
+        once: Whether to stop if another job has scored the same.
     """
 
     store: Store
@@ -73,38 +70,49 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where its files are until it is committed."""
+        """Return the folder of its files until it is committed."""
         return staging(self.store, self.score_id)
 
     @cached_property
     def identity(self) -> list[list[Any]]:
-        """What the input was when the job was opened; see `Input.identity`."""
+        """Return the identity of the input when the job was opened; see `Input.identity`."""
         return self.source.identity()
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by."""
+        """Return the divisor of the logits."""
         return (self.model.temperature or 1.0) if self.config.calibrated else 1.0
 
     @property
     def total(self) -> int:
-        """The rows of its input."""
-        return sum(unit.rows for unit in self.source.units())
+        """Return the number of input rows."""
+        return sum(chunk.rows for chunk in self.source.chunks())
+
+    def record(self) -> dict[str, Any]:
+        """Return the content of `job.json`, by which the job is resumed."""
+        return {
+            "score_id": self.score_id,
+            "started_at": self.started_at.astimezone(UTC).isoformat(),
+            "config": self.config.model_dump(mode="json"),
+            "model_digest": self.model.digest,
+            "input": self.identity,
+            "code_version": environment.code_version(),
+        }
 
 
 def staging(store: Store, score_id: str) -> Path:
-    """The folder of a job in progress."""
+    """Return the folder of a job in progress."""
     return store.local_root / "staging" / f"score-{require_score_id(score_id)}"
 
 
 @contextmanager
-def working_on(job: Job) -> Iterator[None]:
-    """Hold a job, its input and its output while it runs.
+def job_context(job: Job) -> Iterator[None]:
+    """Lock a job, its input and its output while the block runs.
 
-    Bad input leaves the store as it was, and so does a new job whose input or output is in use.
-    Anything else leaves the job to be resumed.
+    Invalid input, or an input or output in use, removes a new job from the store. After any other
+    error the job can be resumed.
     """
-    with _held(job), sigterm_as_exception():
+    with _locked(job), sigterm_as_exception():
         try:
             with claims.claimed(job):
                 yield
@@ -123,16 +131,16 @@ def working_on(job: Job) -> Iterator[None]:
             error.add_note(_how_to_resume(job))
             raise
         except OSError as error:
-            told = as_store_error(f"work in {error.filename or job.folder}", error)
-            told.add_note(_how_to_resume(job))
-            raise told from error
+            reported = as_store_error(f"work in {error.filename or job.folder}", error)
+            reported.add_note(_how_to_resume(job))
+            raise reported from error
         except InputError:
             shutil.rmtree(job.folder, ignore_errors=True)
             raise
 
 
 @contextmanager
-def _held(job: Job) -> Iterator[None]:
+def _locked(job: Job) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locks.held(job.folder))
@@ -142,55 +150,57 @@ def _held(job: Job) -> Iterator[None]:
 
 
 def _how_to_resume(job: Job) -> str:
-    return f"resume it by: nnbuild score --resume {job.score_id} --store {job.store.root}"
+    return f"resume it with: nnbuild score --resume {job.score_id} --store {job.store.root}"
 
 
-def work_of(job: Job) -> Work:
-    """What making the job's shards takes."""
+def shard_context(job: Job) -> ShardContext:
+    """Return what making the shards of a job needs."""
     schema = score_schema(job.config, job.model.classes, job.source.schema())
-    return Work(
-        job.config,
-        job.source,
-        lambda: engine_of(job.model, job.config, job.folder),
-        job.model.classes,
-        schema,
-        job.temperature,
-        parse(job.config.where, schema.names) if job.config.where else None,
+    return ShardContext(
+        config=job.config,
+        source=job.source,
+        engine=lambda: engine_of(job.model, job.config, job.folder),
+        classes=job.model.classes,
+        schema=schema,
+        temperature=job.temperature,
+        where=parse_filter(job.config.where, schema.names) if job.config.where else None,
     )
 
 
-def shards_of(job: Job) -> list[list[Unit]]:
-    """The units of each shard, by its number."""
-    return plan(job.source.units(), job.config.shard_rows)
+def shards_of(job: Job) -> list[list[InputChunk]]:
+    """Return the input chunks of each shard, by its number."""
+    return plan(job.source.chunks(), job.config.shard_rows)
 
 
-def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[Unit]]]]:
-    """The shards that are made, and number and units of those that are not."""
-    made = {number: finished(job.folder, number) for number in range(len(shards_of(job)))}
-    todo = [(number, units) for number, units in enumerate(shards_of(job)) if made[number] is None]
-    return [shard for shard in made.values() if shard is not None], todo
+def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[InputChunk]]]]:
+    """Return the finished shards, and the number and chunks of each pending shard."""
+    done: list[Shard] = []
+    pending: list[tuple[int, list[InputChunk]]] = []
+    for number, chunks in enumerate(shards_of(job)):
+        if (shard := finished(job.folder, number)) is not None:
+            done.append(shard)
+        else:
+            pending.append((number, chunks))
+    return done, pending
 
 
 def score_input(job: Job, progress: ProgressCallback | None = None) -> list[Shard]:
-    """Make every shard that is not there yet.
+    """Make the missing shards in this process.
 
     Raises:
-        DataError: a row cannot be scored, and the job is to stop there.
-        ContractError: what comes out of the model is no logits, or not finite.
+        DataError: A row cannot be scored, and `on_error` is `stop`.
+        ContractError: The output of the model is not a finite array of logits.
     """
-    progress, work = progress or NullProgress(), work_of(job)
-    done, todo = progress_of(job)
-    rows, total, began = (
-        sum(each.rows + each.quarantined for each in done),
-        job.total,
-        time.perf_counter(),
-    )
+    progress, context = progress or NullProgress(), shard_context(job)
+    done, pending = progress_of(job)
+    rows, total = sum(each.rows + each.quarantined for each in done), job.total
+    began = time.perf_counter()
     make_durable_dir(job.folder / "rows")
-    for made in make_shards(work, todo, job.folder):
-        if isinstance(made, Shard):
-            done.append(made)
+    for result in make_shards(context, pending, job.folder):
+        if isinstance(result, Shard):
+            done.append(result)
         else:
-            rows += made
+            rows += result
             progress.scored(rows, total, time.perf_counter() - began)
     fault_injection.failpoint("score:shards")
     return sorted(done, key=lambda each: each.name)
@@ -203,22 +213,22 @@ def open_job(
     now: datetime | None = None,
     once: bool = False,
 ) -> Job:
-    """Begin a job, or resume one that was stopped: of the same input, model and options.
+    """Create a job, or resume a stopped one with the same input, model and settings.
 
-    What can be refused is refused before anything is written.
+    Everything is checked before the first file is written.
 
     Args:
-        config: What is scored, by which model, and how.
-        root: The store.
-        now: Aware time of the start; the clock's if not given.
-        once: Whether the job is to be refused if another job has scored the same.
+        config: Settings of the job.
+        root: Root of the store.
+        now: Time of the start, with a time zone; the current time by default.
+        once: Whether to stop if another job has scored the same.
 
     Raises:
-        InputError: The model, the input or an option cannot be used; the store is as it was.
+        InputError: The model, the input or a setting is invalid; the store is unchanged.
         LockedError: Another job is scoring the same, or writing to the same output.
     """
     store, started = Store(root), now or datetime.now(UTC)
-    model, source = _opened(store, config)
+    model, source = _open_model_and_input(store, config)
     config = _resolved(config, model, source).model_copy(
         update={"model": model.run_id or config.model}
     )
@@ -232,51 +242,23 @@ def open_job(
         is_new=True,
         once=once,
     )
-    if (score_id := _waiting(job)) is not None:
+    if (score_id := repeats.waiting_job(job)) is not None:
         return replace(resume_job(score_id, root), once=once)
     if config.output is not None:
-        require_outside(store, config.output)
+        outputs.require_outside(store, config.output)
     claims.require_unclaimed(job)
     if config.output is None:
         require_known_types(store, source.schema())
     elif not is_url(config.output):
         require_new_folder(Path(config.output).absolute())
     store.create()
-    # The evidence for the scale of floats is looked for once; whoever makes a shard recalls it.
-    write_json(job.folder / "job.json", _record(job) | {"pixel_scales": source.scales()})
+    # Inferring the scale of floats may read the whole input: do it once, for all who make shards.
+    write_json(job.folder / "job.json", job.record() | {"pixel_scales": source.scales()})
     return job
 
 
-_SAME = ("config", "model_digest", "input", "code_version")
-
-
-def _waiting(job: Job) -> str | None:
-    """The newest job in staging that nobody works on and that would write just the same rows."""
-    folder, wanted = job.folder.parent, _record(job)
-    if not folder.is_dir():
-        return None
-    with os_errors_as_store_errors(f"list {folder}"):
-        names = (
-            path.name.removeprefix("score-")
-            for path in folder.iterdir()
-            if path.name.startswith("score-")
-        )
-        ids = sorted((name for name in names if is_run_id(name)), reverse=True)
-    done = set(job.store.score_ids())
-    for score_id in (each for each in ids if each not in done):
-        waiting = staging(job.store, score_id)
-        try:
-            held = read_json(waiting / "job.json")
-        except StoreError:
-            continue
-        same = isinstance(held, dict) and all(held.get(name) == wanted[name] for name in _SAME)
-        if same and not locks.is_held(waiting):
-            return score_id
-    return None
-
-
 class _JobRecord(BaseModel):
-    """What `_record` makes."""
+    """Schema of `Job.record` in `job.json`."""
 
     started_at: Moment
     config: dict[str, Any]
@@ -287,70 +269,72 @@ class _JobRecord(BaseModel):
 
 
 def scored_before(store: Store, config: ScoreConfig) -> str | None:
-    """The newest committed job that has scored just this: the same model file, input and columns.
+    """Return the newest committed job with the same model file, input and columns.
 
     Args:
-        store: whose `score_runs` is asked.
-        config: of what would be scored.
+        store: Store to search.
+        config: Settings of the job.
 
     Raises:
-        InputError: the model or the input cannot be used.
+        InputError: The model or the input is invalid.
     """
     if not repeats.candidates(store, config):
         return None
-    model, source = _opened(store, config)
+    model, source = _open_model_and_input(store, config)
     resolved = _resolved(config, model, source)
     return repeats.scored_as(store, resolved, model.digest, source.identity())
 
 
 def _resolved(config: ScoreConfig, model: ScoringModel, source: Input) -> ScoreConfig:
-    """Return the settings with what only model and input tell: the engine, the carried columns."""
-    keep = tuple(source.schema().names)  # of pictures `path`, whether or not it was asked for
+    """Return the settings with the actual engine and the actual columns to copy."""
+    keep = tuple(source.schema().names)  # a folder of pictures always adds `path`
     return config.model_copy(update={"engine": model.engine, "keep": keep})
 
 
 def resume_job(score_id: str, root: Path | str | None = None) -> Job:
-    """Take up a job that was stopped.
+    """Resume a stopped job.
 
     Raises:
-        StoreError: it does not wait, or its model or its input have changed.
+        StoreError: There is no such job, or its model, input or code has changed.
     """
     store = Store.open(root)
     path = staging(store, score_id) / "job.json"
     if score_id in store.score_ids():
-        raise StoreError(f"scoring job {score_id} is committed, there is nothing to resume")
+        raise StoreError(f"scoring job {score_id} is already committed; there is nothing to resume")
     if not path.exists():
-        raise StoreError(f"no scoring job {score_id} waits in {store.root}; begin a new one")
-    held = read_model(path, _JobRecord, "a record of a job", remedy="begin a new one")
+        raise StoreError(f"no scoring job {score_id} to resume in {store.root}; start a new one")
+    record = read_model(path, _JobRecord, "a record of a job", remedy="start a new one")
     try:
-        config = ScoreConfig.model_validate(held.config)
+        config = ScoreConfig.model_validate(record.config)
     except ValidationError as error:
-        wrong = problem(error, "config")
-        raise StoreError(f"{path} is not a record of a job: {wrong}; begin a new one") from error
-    started = datetime.fromisoformat(held.started_at)
-    model, source = _opened(store, config, held.pixel_scales)
-    source.scales()  # found now if they are not recorded: an unclear scale is not the fault of a row
+        reason = problem(error, "config")
+        raise StoreError(f"{path} is not a record of a job: {reason}; start a new one") from error
+    started = datetime.fromisoformat(record.started_at)
+    model, source = _open_model_and_input(store, config, record.pixel_scales)
+    source.scales()  # infer missing scales now: an ambiguous scale must not count as a bad row
     job = Job(store, score_id, config, started, model, source)
-    record = _record(job)
+    current = job.record()
     changed = [
         name
         for name in ("input", "model_digest", "code_version")
-        if record[name] != getattr(held, name)
+        if current[name] != getattr(record, name)
     ]
     if changed:
         raise StoreError(
-            f"scoring job {score_id}: its {' and '.join(changed)} changed since; begin a new one"
+            f"cannot resume scoring job {score_id}: its {' and '.join(changed)} changed since; "
+            "start a new one"
         )
     return job
 
 
-def _opened(
+def _open_model_and_input(
     store: Store, config: ScoreConfig, scales: list[float] | None = None
 ) -> tuple[ScoringModel, Input]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
         raise ConfigError(
-            f"--calibrated: model {config.model} has no temperature; score a run that was calibrated"
+            f"model {config.model} has no temperature, so its scores cannot be calibrated; "
+            "score a calibrated run, or set calibrated to false"
         )
     columns = Columns(
         config.id_column,
@@ -371,29 +355,9 @@ def _opened(
     schema = score_schema(config, model.classes, source.schema())
     if config.where is not None:
         try:
-            schema.empty_table().filter(parse(config.where, schema.names))
+            schema.empty_table().filter(parse_filter(config.where, schema.names))
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
-                f"--where {config.where!r} compares values of different types: {error}"
+                f"where filter {config.where!r} compares values of different types: {error}"
             ) from error
     return model, source
-
-
-def _record(job: Job) -> dict[str, Any]:
-    return {
-        "score_id": job.score_id,
-        "started_at": job.started_at.astimezone(UTC).isoformat(),
-        "config": job.config.model_dump(mode="json"),
-        "model_digest": job.model.digest,
-        "input": job.identity,
-        "code_version": environment.code_version(),
-    }
-
-
-def require_outside(store: Store, output: str) -> Path:
-    """Return the folder that a job's rows go to, local or remote, unless it is in the store.
-
-    Raises:
-        StoreError: The folder is in the store, or holds it.
-    """
-    return store.ensure_outside(open_root(output) if is_url(output) else Path(output).absolute())

@@ -1,4 +1,4 @@
-"""The columns that users carry through to `scores`: names and types that every reader can tell apart."""
+"""Check the columns that a job copies to `scores`: distinct names, types that can be merged."""
 
 import re
 import unicodedata
@@ -6,47 +6,47 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.store import Store, views
 from nnbuild.store.schema_evolution import File, common_type, fits
 
-_LOOK_BACK = 100  # scoring jobs, the newest first
+_LOOK_BACK = 100  # newest scoring jobs to compare with
 _KEY = "score_id"
-# Columns that only some jobs write: by --logits, by --top-k, by models of more classes.
+# Columns that only some jobs write: with `logits` or `top_k`, or for models of more classes.
 _OPTIONAL = re.compile(r"(?:prob|logit)_[0-9]+|top_[0-9]+(?:_prob)?")
 
 
 def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str | None) -> None:
-    """Refuse columns whose names some reader takes for that of another column.
+    """Refuse columns whose names some reader would confuse with another column.
 
-    SQL ignores case, and a folder named `key=value` above a file is a column to most readers. In
-    the table `scores` the columns of other jobs count as well, such as those of `--top-k`.
+    SQL ignores case, and most readers take a folder `key=value` above a file for a column. In the
+    table `scores`, the columns of other jobs count too, such as those of `top_k`.
 
     Args:
-        kept: Columns of the input to carry through.
-        own: Columns that nnbuild writes.
-        output: Folder or URL that the rows go to; None for the table `scores`.
+        kept: Names of the input columns to copy.
+        own: Names of the columns that nnbuild writes.
+        output: Folder or URL for the rows; None for the table `scores`.
 
     Raises:
-        ConfigError: Two names are the same but for case, or for how Unicode spells them.
+        ConfigError: Two names differ only in case or in their Unicode form.
     """
     keys = [] if output is None else list(_keys_of(output))
-    taken = {_folded(name): f"their own {name!r}" for name in own}
-    taken |= {_folded(key): f"the folder {key}=… that the rows are in" for key in (*keys, _KEY)}
+    taken = {_folded(name): f"nnbuild's own {name!r}" for name in own}
+    taken |= {_folded(key): f"the folder {key}=… of the rows" for key in (*keys, _KEY)}
     folders = {_folded(key) for key in keys}
     for name in kept:
         reason = taken.get(_folded(name))
         if reason is None and output is None and _OPTIONAL.fullmatch(_folded(name)):
-            reason = "nnbuild's own in jobs with other options"
+            reason = "nnbuild's own in jobs with other settings"
         if reason is not None:
-            remedy = " or give another --output" if _folded(name) in folders else ""
+            remedy = ", or choose another output" if _folded(name) in folders else ""
             raise ConfigError(
-                f"--keep {name}: the scores have a column of that name already, {reason} "
-                f"(many readers ignore case); rename the input's{remedy}"
+                f"cannot keep column {name!r}: its name is taken by {reason} "
+                f"(many readers ignore case); rename the column of the input{remedy}"
             )
         taken[_folded(name)] = f"{name!r} of the input"
 
@@ -56,35 +56,36 @@ def _folded(name: str) -> str:
 
 
 def _keys_of(output: str) -> Iterator[str]:
-    """Yield the keys of the partitions that a path leads through."""
+    """Yield the partition keys among the folders of a path."""
     for folder in output.split("/"):
         key, equals, _ = folder.partition("=")
         if key and equals:
             yield key
 
 
-def require_known_types(store: Store, kept: Any) -> None:
-    """Refuse columns that a reader of `scores` could show as text only, beside those of earlier jobs.
+def require_known_types(store: Store, kept: pa.Schema) -> None:
+    """Refuse columns that readers could only merge with those of earlier jobs as text.
 
     Args:
-        store: Store with the earlier jobs, of which the newest hundred are looked at.
-        kept: Arrow schema of the columns to carry through.
+        store: Store with the earlier jobs; the newest hundred are compared.
+        kept: Schema of the input columns to copy.
 
     Raises:
-        ConfigError: A column's type has none in common with its type in an earlier job; the
-            message names both and the job.
+        ConfigError: A column has no type in common with the same column of an earlier job; the
+            message names both types and the job.
     """
     for difference in _differences(store, [File(kept, None)], kept.names):
         raise ConfigError(
-            f"--keep {difference}; rename the input's column, or give --output to keep these rows apart"
+            f"cannot keep column {difference}; rename the column of the input, or set output to "
+            "store these rows separately"
         )
 
 
-def require_known_types_in_files(store: Store, kept: Any, paths: Sequence[Path]) -> None:
-    """Refuse to commit files as `require_known_types` does: by now their values are known too.
+def require_known_types_in_files(store: Store, kept: pa.Schema, paths: Sequence[Path]) -> None:
+    """Repeat `require_known_types` before the commit, when the values are known too.
 
     Raises:
-        StoreError: As `require_known_types`.
+        StoreError: Under the conditions of `require_known_types`.
     """
     files = []
     for path in paths:
@@ -92,13 +93,13 @@ def require_known_types_in_files(store: Store, kept: Any, paths: Sequence[Path])
             files.append(File(file.schema_arrow, file.metadata))
     for difference in _differences(store, files, kept.names):
         raise StoreError(
-            f"cannot commit the column {difference}; discard this job by `nnbuild doctor --repair "
-            "--discard`, and score again with the column renamed, or with --output"
+            f"cannot commit column {difference}; discard this job with `nnbuild doctor --repair "
+            "--discard`, then rename the column of the input or set output, and score again"
         )
 
 
 def _differences(store: Store, files: Sequence[File], names: Sequence[str]) -> Iterator[str]:
-    """Yield a description of each column that does not go with that of an earlier job."""
+    """Yield a description of each column that cannot be merged with that of an earlier job."""
     if not names or not files:
         return
     for score_id, earlier in _earlier(store):
@@ -112,24 +113,24 @@ def _differences(store: Store, files: Sequence[File], names: Sequence[str]) -> I
                 for each, column in ((files, name), (earlier, known))
             )
             if known != name:
-                yield f"{name}: scoring job {score_id} has it as {known!r}, and SQL ignores case"
-            elif not _go_together(name, files, earlier):
+                yield f"{name!r}: scoring job {score_id} has it as {known!r}, and SQL ignores case"
+            elif not _can_merge(name, files, earlier):
                 yield (
-                    f"{name}: it is {here} here and {there} in scoring job {score_id}, "
-                    "and no type holds the values of both"
+                    f"{name!r}: its type is {here} here and {there} in scoring job {score_id}, "
+                    "and no type can hold the values of both"
                 )
 
 
 def _earlier(store: Store) -> Iterator[tuple[str, list[File]]]:
-    """Yield the files of each earlier job that wrote to `scores`, the newest first."""
+    """Yield the files of each earlier job in `scores`, newest first."""
     ids = store.score_ids()[-_LOOK_BACK:]
     parts = views.committed_parts(store, "scores", ids) if ids else []
     for score_id, found in groupby(reversed(parts), key=lambda part: part.value):
-        with suppress(StoreError):  # a damaged file is no reason to refuse a new job
+        with suppress(StoreError):  # a damaged file must not block new jobs
             yield score_id, [part.file() for part in found]
 
 
-def _go_together(name: str, files: Sequence[File], earlier: Sequence[File]) -> bool:
+def _can_merge(name: str, files: Sequence[File], earlier: Sequence[File]) -> bool:
     kinds = [each[0].schema.field(name).type for each in (files, earlier)]
     kind = common_type(*kinds)
     if kind is None:

@@ -1,11 +1,10 @@
-"""Which model scores: the champion's, a run's, or a file that is known by its digest."""
+"""Resolve the model of a scoring job: the champion's, a run's, or a file with a known digest."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnbuild.engines import Engine, OnnxEngine, engine_of_run
 from nnbuild.engines.onnx_file import check_file
@@ -20,25 +19,26 @@ from nnbuild.store.ids import is_run_id
 from nnbuild.store.manifests import Manifest
 
 CHAMPION = "champion"
-_MOST_BYTES = 2**34  # of a model file
+_MAX_BYTES = 2**34  # of a model file
 
 
 @dataclass(frozen=True)
 class ScoringModel:
-    """A model, verified, in the memory.
+    """A verified model in memory.
 
     Attributes:
-        run_id: whose it is; None for a file.
-        content: the file's bytes.
-        digest: their sha256.
-        image_shape: height, width and channels.
-        classes: how many logits it gives.
-        temperature: that the run was calibrated to; None for a file.
-        factory: name of the user's function that it was built by, or of the named network.
-        reference: counts of what it was validated on, by `plain` and `calibrated`; empty if none were kept.
-        engine: What runs it: `onnx` or `keras`.
-        reason: Why ONNX Runtime could not; empty if it can.
-        class_names: One for each class; empty for a file.
+        run_id: ID of its run; None for a file.
+        content: Bytes of the model file.
+        digest: SHA-256 of the content.
+        image_shape: Height, width and channels of its images.
+        classes: Number of logits.
+        temperature: Temperature of the run's calibration; None for a file.
+        factory: Name of the network, or of the user's function that built it.
+        reference: Counts of the validation images for the drift check, under `plain` and
+            `calibrated`; empty if the run has none.
+        engine: Engine that runs it: `onnx` or `keras`.
+        reason: Reason why ONNX Runtime cannot run it; empty if it can.
+        class_names: Name of each class; empty for a file.
     """
 
     run_id: str | None
@@ -55,17 +55,17 @@ class ScoringModel:
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
-    """Find a job's model, and verify it by its digest.
+    """Read a job's model and verify it by its digest.
 
     Raises:
-        StoreError: there is no such run, or no champion.
-        ContractError: the file is missing, was changed, or was not exported.
-        ConfigError: a file without `--digest`, or a digest without a file.
+        StoreError: There is no such run, or no champion.
+        ContractError: The file is missing, was changed, or was never exported.
+        ConfigError: A model file has no digest, or a run was given one.
     """
     if config.model == CHAMPION or is_run_id(config.model):
         if config.digest is not None:
             raise ConfigError(
-                "--digest is for a model file; the digest of a run's model is in its manifest"
+                "digest applies to model files only; the digest of a run's model is in its manifest"
             )
         store.require()
         return _of_run(
@@ -83,12 +83,12 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     fitting, reason = engine_of_run(manifest)
     if engine == "onnx" and reason:
         raise ContractError(
-            f"run {run_id} was not exported to ONNX: {reason}; leave --engine out, and Keras scores"
+            f"run {run_id} was not exported to ONNX: {reason}; set engine to keras or auto"
         )
     engine = fitting if engine == "auto" else engine
     name = f"runs/{run_id}/model.{engine}"
     if name not in manifest.files:
-        raise ContractError(f"run {run_id} has no model.{engine}; restore the run from a copy")
+        raise ContractError(f"run {run_id} has no model.{engine}; restore the run from a backup")
     content = _read(store.root / name)
     digest = _verified(content, manifest.files[name].sha256, f"model {name}")
     data, calibrated = manifest.steps.load_data, manifest.steps.calibrate_model
@@ -122,7 +122,7 @@ def _reference(store: Store, manifest: Manifest) -> dict[str, Summary]:
         return {kind: Summary.from_json(kept[kind]) for kind in ("plain", "calibrated")}
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{name} holds no counts to compare with; restore it from a copy"
+            f"{name} is not a valid drift reference; restore it from a backup"
         ) from error
 
 
@@ -133,19 +133,18 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
             kind = irregular(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ConfigError(
-                f"model {config.model!r} is neither champion, nor a run's id, nor a file; see `nnbuild runs`"
+                f"model {config.model!r} is neither champion, nor a run ID, nor a file; "
+                "see `nnbuild runs`"
             ) from error
     if kind is not None:
         raise ConfigError(
-            f"{name} is {kind}, not a file; give champion, a run's id or a .onnx file"
+            f"{name} is {kind}, not a file; expected champion, a run ID or a .onnx file"
         )
     if config.digest is None:
-        raise ConfigError(
-            f"{name}: a file is trusted by its digest alone; give its sha256 as --digest"
-        )
+        raise ConfigError(f"{name}: a model file is only used with its SHA-256; set it as digest")
     if path.suffix != ".onnx" or config.engine == "keras":
         raise ConfigError(
-            f"{name}: expected a .onnx file and --engine onnx; name a run for --engine keras"
+            f"{name}: expected a .onnx file and engine onnx; only runs can use engine keras"
         )
     content = _read(path)
     digest = _verified(content, config.digest, name)
@@ -156,33 +155,33 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     return ScoringModel(None, content, digest, shape, classes, None, "", {})
 
 
-def _read(path: Any) -> bytes:
+def _read(path: Path) -> bytes:
     with os_errors_as_store_errors(f"read model {path}"):
         if is_remote(path):
-            content: bytes = path.read_bytes()
-            return content
+            return path.read_bytes()
         try:
-            return read_regular(path, _MOST_BYTES)
+            return read_regular(path, _MAX_BYTES)
         except ValueError as error:
-            raise ContractError(f"model {path} {error}; give the model's own file") from error
+            raise ContractError(f"model {path} {error}; expected a model file") from error
 
 
 def _verified(content: bytes, expected: str, name: str) -> str:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
         raise ContractError(
-            f"{name} has sha256 {found}, expected {expected}; it was changed, restore it from a copy"
+            f"{name} was changed: its SHA-256 is {digest}, expected {expected}; "
+            "restore it from a backup"
         )
-    return found
+    return digest
 
 
-def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
-    """The engine that runs a job's model.
+def engine_of(model: ScoringModel, config: ScoreConfig, folder: Path) -> Engine:
+    """Return the engine that runs a job's model.
 
     Args:
-        model: verified.
-        config: of the job.
-        aside: a folder for a copy that Keras can read.
+        model: The verified model.
+        config: Settings of the job.
+        folder: Folder for a copy of the model, which Keras can only read from a file.
     """
     if model.engine == "onnx":
         name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
@@ -192,6 +191,6 @@ def engine_of(model: ScoringModel, config: ScoreConfig, aside: Path) -> Engine:
     from nnbuild.runtime.tensorflow import pin_threads
 
     pin_threads(config.threads or processors())  # TensorFlow's own choice ignores a CPU quota
-    path = aside / "model.keras"
+    path = folder / "model.keras"
     path.write_bytes(model.content)
     return KerasEngine(load_model(path, model.digest, model_name=model.factory), config.batch_size)

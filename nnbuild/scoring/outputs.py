@@ -1,4 +1,4 @@
-"""The folder or URL that a scoring job writes to instead of the store's table."""
+"""Publish the rows of a job to a folder or URL instead of the table of the store."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnbuild.errors import StoreError
+from nnbuild.store import Store
 from nnbuild.store.filesystem import (
     fsync_dir,
     fsync_file,
@@ -23,27 +24,36 @@ from nnbuild.store.filesystem import (
 )
 
 _MANIFEST = "_manifest.json"
-_CLAIM = "_claim"  # of the job that is uploading; readers pass over such names
+_CLAIM = "_claim"  # marks the job that is uploading; readers ignore names with this underscore
 
 
-def location(output: str) -> Any:
-    """Return the place that an output names: links, `..` and slashes at its end are resolved."""
+def location(output: str) -> Path:
+    """Return the resolved location of an output, without links, `..` and slashes at the end."""
     if not is_url(output):
         return Path(os.path.realpath(output))
     root = open_root(output)
     return root if is_remote(root) else Path(os.path.realpath(root))
 
 
-def shown(output: str) -> str:
-    """Return the absolute path or URL of an output, as it is recorded."""
+def display_address(output: str) -> str:
+    """Return the absolute path or URL of an output, as recorded in tables and manifests."""
     return str(open_root(output) if is_url(output) else Path(output).absolute())
 
 
-def lock_file(output: Any) -> Path:
-    """Return the file that is locked for as long as a job writes to an output.
+def require_outside(store: Store, output: str) -> Path:
+    """Return the absolute path or URL of an output, unless it is in the store.
 
-    It is next to a folder, so that every process that sees the folder sees the lock, whatever its
-    store. Object stores have no locks: there it is a file of this machine.
+    Raises:
+        StoreError: The output is in the store, or contains it.
+    """
+    return store.ensure_outside(open_root(output) if is_url(output) else Path(output).absolute())
+
+
+def lock_file(output: Any) -> Path:
+    """Return the file that a job locks while it writes to an output.
+
+    The file is next to the folder, so that every process that sees the folder sees the lock,
+    whatever its store. Object stores have no locks; for them it is a file of this machine.
 
     Args:
         output: As returned by `location`.
@@ -51,19 +61,19 @@ def lock_file(output: Any) -> Path:
     if is_remote(output):
         path = re.sub("/+", "/", output.path).strip("/")
         return local_root(f"{output.protocol}://{path}").with_suffix(".lock")
-    # Of one length, since the name of the output can be as long as a name can be.
+    # A digest, because the name of the output may already have the maximum length.
     digest = hashlib.sha256(os.fsencode(output.name)).hexdigest()
     return Path(output.with_name(f".nnbuild-output-{digest[:16]}.lock"))
 
 
-def is_taken(output: Any, score_id: str) -> bool:
-    """Return whether an output holds anything that was not written by this job.
+def is_taken(output: Path, score_id: str) -> bool:
+    """Return whether an output contains anything that this job did not write.
 
     Args:
         output: As returned by `location`.
         score_id: The job that is about to write there.
     """
-    with os_errors_as_store_errors(f"look into --output {output}"):
+    with os_errors_as_store_errors(f"list output {output}"):
         if not output.exists():
             return False
         if not output.is_dir():
@@ -72,11 +82,11 @@ def is_taken(output: Any, score_id: str) -> bool:
     return bool(names) and not _is_of(output, score_id)
 
 
-def _names(output: Any) -> set[str]:
+def _names(output: Path) -> set[str]:
     return {path.name for path in output.iterdir()}
 
 
-def _is_of(output: Any, score_id: str) -> bool:
+def _is_of(output: Path, score_id: str) -> bool:
     for name in (_MANIFEST, _CLAIM):
         path = output / name
         with os_errors_as_store_errors(f"read {path}"):
@@ -91,48 +101,48 @@ def _is_of(output: Any, score_id: str) -> bool:
     return False
 
 
-def publish(rows: Path, output: Any, score_id: str, manifest: dict[str, Any]) -> None:
-    """Move a job's rows and their manifest to its output, all at once or not at all.
+def publish(rows: Path, output: Path, score_id: str, manifest: dict[str, Any]) -> None:
+    """Move a job's rows and their manifest to its output atomically.
 
-    May be called again after a crash. The rows are removed only when they are in the output.
+    The call can be repeated after a crash. The rows are removed once they are in the output.
 
     Args:
-        rows: The folder with the job's finished parts; nothing happens if it is gone.
+        rows: Folder with the finished files of the job; nothing happens if it does not exist.
         output: As returned by `location`.
-        score_id: The job.
-        manifest: What is written next to the parts.
+        score_id: ID of the job.
+        manifest: Manifest to write next to the files.
 
     Raises:
-        StoreError: The output was taken by somebody else meanwhile; the rows are kept.
+        StoreError: Another program wrote to the output meanwhile; the rows are kept.
     """
     if rows.is_dir():
         if is_taken(output, score_id):
             raise _taken(output)
-        write_json(rows / _MANIFEST, manifest)  # readers of the folder pass over such names
+        write_json(rows / _MANIFEST, manifest)  # readers of the folder ignore the underscore
         if is_remote(output):
             _upload(rows, output, score_id)
         else:
             _place(rows, output, score_id)
     if is_remote(output):
-        with os_errors_as_store_errors(f"write --output {output}"):
+        with os_errors_as_store_errors(f"write output {output}"):
             (output / _CLAIM).unlink(missing_ok=True)
 
 
 def _place(rows: Path, output: Path, score_id: str) -> None:
-    """Copy the rows next to their output, which can be on another disk, and rename the copy."""
-    aside = output.with_name(f".{score_id}")
-    with os_errors_as_store_errors(f"write --output {output}"):
+    """Copy the rows next to the output, which may be on another disk, and rename the copy."""
+    copy = output.with_name(f".{score_id}")
+    with os_errors_as_store_errors(f"write output {output}"):
         if not _is_of(output, score_id):
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(rows, aside)
-            for path in aside.iterdir():
+            shutil.rmtree(copy, ignore_errors=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(rows, copy)
+            for path in copy.iterdir():
                 fsync_file(path)
-            fsync_dir(aside)
+            fsync_dir(copy)
             try:
-                aside.rename(output)  # the system replaces an empty folder, and nothing else
+                copy.rename(output)  # the system replaces an empty folder, and nothing else
             except OSError as error:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(copy, ignore_errors=True)
                 if output.exists():
                     raise _taken(output) from error
                 raise
@@ -140,9 +150,9 @@ def _place(rows: Path, output: Path, score_id: str) -> None:
         shutil.rmtree(rows, ignore_errors=True)
 
 
-def _upload(rows: Path, output: Any, score_id: str) -> None:
-    """Upload the rows behind a claim, an object that only one of several jobs can create."""
-    with os_errors_as_store_errors(f"write --output {output}"):
+def _upload(rows: Path, output: Path, score_id: str) -> None:
+    """Upload the rows after creating a claim, an object that only one job can create."""
+    with os_errors_as_store_errors(f"write output {output}"):
         if _has_claimed(output, score_id) and _names(output) != {_CLAIM}:
             (output / _CLAIM).unlink()
             raise _taken(output)
@@ -150,12 +160,12 @@ def _upload(rows: Path, output: Any, score_id: str) -> None:
 
 
 def _has_claimed(output: Any, score_id: str) -> bool:
-    """Return whether the claim was created now, and not by an earlier try of this job."""
+    """Return whether this call created the claim, and not an earlier attempt of this job."""
     claim, content = output / _CLAIM, json.dumps({"score_id": score_id}).encode()
     try:
         output.fs.pipe_file(claim.path, content, mode="create")
     except OSError as error:
-        if not claim.exists():  # a service that cannot write on a condition
+        if not claim.exists():  # a service without conditional writes
             claim.write_bytes(content)
             return True
         if not _is_of(output, score_id):
@@ -164,8 +174,8 @@ def _has_claimed(output: Any, score_id: str) -> bool:
     return True
 
 
-def _taken(output: Any) -> StoreError:
+def _taken(output: Path) -> StoreError:
     return StoreError(
-        f"--output {output}: holds something that was not there when the job began; "
-        "the job's rows are kept: move that away, then resume the job"
+        f"output {output}: no longer empty since the job began; the rows of the job are kept: "
+        "move the contents of the output away, then resume the job"
     )

@@ -1,4 +1,4 @@
-"""Parquet of any size, a row group at a time: the images, and the columns that are carried through."""
+"""Read Parquet inputs of any size, a row group at a time: images, labels and columns to copy."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,22 +15,22 @@ from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
-from nnbuild.scoring.table import Columns, Reject, Rows, Unit
+from nnbuild.scoring.table import Batch, Columns, InputChunk, RejectedRows
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
-_MOST_LABEL, _MOST_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
-_ROOM = 2**30  # bytes that the pictures of one batch may expand to
+_MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
+_MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
 _EVIDENCE_ROWS = 1024
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
 class _Layout(NamedTuple):
-    """How the images of a file are to be read.
+    """Columns and reader of a file.
 
     Attributes:
-        image: Name of the column.
-        label: Name of the column of labels; None if there is none that can be read.
-        reader: Of the images.
+        image: Name of the image column.
+        label: Name of the label column; None if no column can be read as labels.
+        reader: Reader of the images.
     """
 
     image: str
@@ -39,22 +39,22 @@ class _Layout(NamedTuple):
 
 
 class ParquetInput:
-    """Rows of Parquet files that have a column of images; see `nnbuild.scoring.inputs.Input`.
+    """Rows of Parquet files with a column of images; see `nnbuild.scoring.inputs.Input`.
 
-    The files may differ in the order of their columns, in columns that are not wanted, and in the
-    form of their images: each is scaled by itself.
+    The files may differ in the order of their columns, in columns that are not read, and in the
+    type of their images, which are scaled for each file separately.
 
     Args:
-        address: As the user gave it.
-        files: In order.
-        columns: Which columns are wanted.
-        shape: Height, width and channels that the network takes.
-        pixel_max: The value that is white; by default type and content of each file say it.
-        scales: What `scales` returned when the job was begun, so that it need not be found again.
-        class_names: Of the model: labels that are texts, or numbers that name classes, are looked up there.
+        address: Address of the input, as the user wrote it.
+        files: Paths of the files, in order.
+        columns: Columns to read.
+        shape: Height, width and channels of the network's images.
+        pixel_max: Pixel value of white; None to infer it from type and content of each file.
+        scales: Result of `scales` when the job was created; None to infer it again.
+        class_names: Class names of the model, to look up labels that are names.
 
     Raises:
-        DataError: A file is damaged, lacks a column, or has columns of other types than the first.
+        DataError: A file is damaged, lacks a column, or has other column types than the first.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class ParquetInput:
         self._class_names = tuple(class_names)
         self._whites = None if scales is None else tuple(scales)
         self._layouts: list[_Layout] = []
-        self._units: list[Unit] = []
+        self._chunks: list[InputChunk] = []
         self._starts: list[int] = []
         first = 0
         for number, path in enumerate(files):
-            with _translated(path), _opened(path) as file:
+            with _read_errors_as_data_errors(path), _open(path) as file:
                 schema = file.schema_arrow
                 groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
             if number == 0:
@@ -88,85 +88,85 @@ class ParquetInput:
             for group, metadata in enumerate(groups):
                 self._require_ids(metadata, f"{path}, row group {group}")
                 if metadata.num_rows:
-                    self._units.append(Unit(number, group, first, metadata.num_rows))
+                    self._chunks.append(InputChunk(number, group, first, metadata.num_rows))
                 first += metadata.num_rows
 
-    def units(self) -> Sequence[Unit]:
-        """The row groups."""
-        return self._units
+    def chunks(self) -> Sequence[InputChunk]:
+        """Return the row groups that are not empty."""
+        return self._chunks
 
-    def schema(self) -> Any:
-        """Of the columns that are carried through."""
+    def schema(self) -> pa.Schema:
+        """Return the schema of the columns to copy to the output."""
         return pa.schema(
             [self._schema.field(name).with_nullable(nullable=True) for name in self._columns.keep]
         )
 
     def identity(self) -> list[list[Any]]:
-        """Name, size and time of change of each file; of an object the ETag instead of the time."""
-        with os_errors_as_store_errors(f"look into {self._address}"):
+        """Return name, size and time of change of each file; for objects the ETag, not the time."""
+        with os_errors_as_store_errors(f"read {self._address}"):
             return [[str(path), *_version(path)] for path in self._files]
 
     def scales(self) -> list[float]:
-        """Return the pixel value that is white in each file; of floats, after reading all of them.
+        """Return the pixel value of white in each file; floats may have to be read completely.
 
         Raises:
-            DataError: Floats that could be 0 to 1 as well as 0 to 255.
+            DataError: Floats whose range could be 0 to 1 as well as 0 to 255.
         """
         if self._whites is None:
             self._whites = tuple(self._white(number) for number in range(len(self._files)))
         return list(self._whites)
 
-    def read(self, unit: Unit, batch_rows: int) -> Iterator[Rows | Reject]:
-        """Yield the rows of a row group, each of them once: scored or rejected; see `Input.read`."""
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        """Yield each row of a row group once, in a batch or rejected; see `Input.read`."""
         done = 0
-        batches = self._batches(unit, batch_rows)
-        while done < unit.rows:
+        batches = self._batches(chunk, batch_rows)
+        while done < chunk.rows:
             try:
                 batch = next(batches, None)
-                reason = f"the row group ends after {done} of its {unit.rows} rows"
+                reason = f"the row group ends after {done} of its {chunk.rows} rows"
             except _BROKEN as error:
                 batch = None
-                reason = f"no readable Parquet ({archives.reason_of(error)[:200]})"
+                reason = f"not readable as Parquet ({archives.reason_of(error)[:200]})"
             if batch is None:
-                yield self._reject(unit, unit.first + done, unit.rows - done, reason)
+                yield self._reject(chunk, chunk.first + done, chunk.rows - done, reason)
                 return
-            batch = batch.slice(0, unit.rows - done)
-            yield from self._rows(batch, unit, unit.first + done)
+            batch = batch.slice(0, chunk.rows - done)
+            yield from self._rows(batch, chunk, chunk.first + done)
             done += len(batch)
 
-    def _batches(self, unit: Unit, batch_rows: int) -> Iterator[Any]:
-        file = self._file(unit.file)
+    def _batches(self, chunk: InputChunk, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        file = self._file(chunk.file)
         yield from file.iter_batches(
-            batch_rows, row_groups=[unit.group], columns=self._wanted(unit.file)
+            batch_rows, row_groups=[chunk.group], columns=self._columns_of(chunk.file)
         )
 
-    def _rows(self, batch: Any, unit: Unit, first: int) -> Iterator[Rows | Reject]:
-        """Yield the rows of a batch; halves it until the rows that cannot be converted are alone."""
+    def _rows(
+        self, batch: pa.RecordBatch, chunk: InputChunk, first: int
+    ) -> Iterator[Batch | RejectedRows]:
+        """Yield the rows of a batch, which is halved until each bad row is on its own."""
         try:
-            rows = self._made(batch, unit.file, first)
-        except MemoryError:  # says nothing about the rows
+            rows = self._convert(batch, chunk.file, first)
+        except MemoryError:  # not the fault of the rows
             raise
         except DataError as error:
             reason = str(error).removeprefix(f"{self._address}: ")
-        except Exception as error:  # noqa: BLE001  (Arrow and decoders raise whatever they meet)
-            reason = (
-                f"cannot be converted ({type(error).__name__}: {archives.reason_of(error)[:200]})"
-            )
+        except Exception as error:  # noqa: BLE001  (Arrow and decoders raise errors of any type)
+            reason = f"not convertible ({type(error).__name__}: {archives.reason_of(error)[:200]})"
         else:
             yield rows
             return
         if len(batch) == 1:
-            yield self._reject(unit, first, 1, reason)
+            yield self._reject(chunk, first, 1, reason)
             return
         half = len(batch) // 2
-        yield from self._rows(batch.slice(0, half), unit, first)
-        yield from self._rows(batch.slice(half), unit, first + half)
+        yield from self._rows(batch.slice(0, half), chunk, first)
+        yield from self._rows(batch.slice(half), chunk, first + half)
 
-    def _reject(self, unit: Unit, first: int, rows: int, reason: str) -> Reject:
-        in_file = first - self._starts[unit.file]
-        return Reject(str(self._files[unit.file]), unit.group, in_file, rows, reason)
+    def _reject(self, chunk: InputChunk, first: int, rows: int, reason: str) -> RejectedRows:
+        in_file = first - self._starts[chunk.file]
+        return RejectedRows(str(self._files[chunk.file]), chunk.group, in_file, rows, reason)
 
-    def _made(self, batch: Any, number: int, first: int) -> Rows:
+    def _convert(self, batch: pa.RecordBatch, number: int, first: int) -> Batch:
         table = pa.Table.from_batches([batch])
         images = self._pixels(table, number, first)
         kept = (
@@ -174,53 +174,52 @@ class ParquetInput:
             if self._columns.keep
             else None
         )
-        rows = Rows(images, self._ids(table, first), self._labels(table, number), kept)
+        rows = Batch(images, self._ids(table, first), self._labels(table, number), kept)
         lengths = {len(each) for each in rows if each is not None}
         if lengths != {len(batch)}:
             raise DataError(f"{self._address}: {sorted(lengths)} values in {len(batch)} rows")
         return rows
 
-    def _ids(self, table: Any, first: int) -> Any:
+    def _ids(self, table: pa.Table, first: int) -> NDArray[np.int64]:
         name = self._columns.example_id
         if name is None:
             return np.arange(first, first + len(table), dtype=np.int64)
         ids = table[name]
         if ids.null_count:
-            raise DataError(f"{self._address}: null in column {name!r}; expected an id")
-        if (
-            pa.types.is_uint64(ids.type)
-            and len(ids)
-            and (largest := pc.max(ids).as_py()) > _MOST_ID
-        ):
-            raise DataError(f"{self._address}: {self._too_large(largest)}")
-        return ids.cast(pa.int64()).to_numpy()
+            raise DataError(f"{self._address}: null in column {name!r}; expected an integer ID")
+        if pa.types.is_uint64(ids.type) and len(ids):
+            largest = pc.max(ids).as_py()
+            if largest > _MAX_ID:
+                raise DataError(f"{self._address}: {self._id_too_large(largest)}")
+        values: NDArray[np.int64] = ids.cast(pa.int64()).to_numpy()
+        return values
 
-    def _pixels(self, table: Any, number: int, first: int) -> Pixels:
+    def _pixels(self, table: pa.Table, number: int, first: int) -> Pixels:
         layout = self._layouts[number]
-        images = layout.reader.read(table[layout.image], first, _ROOM, self._address)
+        images = layout.reader.read(table[layout.image], first, _MAX_BATCH_BYTES, self._address)
         whites = self._whites or self.scales()
         pixels = as_pixels([images], self._address, whites[number])[0]
         if pixels.shape[1:] != self._shape:
             raise DataError(
-                f"{self._address}: images of height, width, channels {pixels.shape[1:]}, "
-                f"the network takes {self._shape}; give images of that size"
+                f"{self._address}: height, width, channels of the images are {pixels.shape[1:]}, "
+                f"the network expects {self._shape}; resize the images"
             )
         return pixels
 
     def _white(self, number: int) -> float:
-        """Return the pixel value that is white in a file."""
+        """Return the pixel value of white in a file."""
         if self._pixel_max is not None:
             return self._pixel_max
         if not self._layouts[number].reader.is_float:
             return float(pixel_scale.WHITE)
         path = self._files[number]
-        with _translated(path), _opened(path) as file:
+        with _read_errors_as_data_errors(path), _open(path) as file:
             if _is_unit_by_statistics(file, self._layouts[number].image):
                 return 1.0
             return pixel_scale.white_of_floats(self._floats(file, number), path)
 
     def _floats(self, file: Any, number: int) -> Iterator[NDArray[Any]]:
-        """Read the images of a file that can be read, a few at a time."""
+        """Yield the readable images of a file, a few at a time."""
         layout = self._layouts[number]
         for group in range(file.num_row_groups):
             batches = file.iter_batches(
@@ -230,12 +229,12 @@ class ParquetInput:
                 for batch in batches:
                     yield from self._readable(layout, pa.Table.from_batches([batch])[layout.image])
             except _BROKEN:
-                continue  # its rows are named when their turn comes
+                continue  # its rows are rejected when they are scored
 
-    def _readable(self, layout: _Layout, column: Any) -> Iterator[NDArray[Any]]:
-        """Read a column, without the rows that cannot be read or are of another size."""
+    def _readable(self, layout: _Layout, column: pa.ChunkedArray) -> Iterator[NDArray[Any]]:
+        """Yield the images of a column, except unreadable ones and those of another size."""
         try:
-            images = layout.reader.read(column, 0, _ROOM, self._address)
+            images = layout.reader.read(column, 0, _MAX_BATCH_BYTES, self._address)
             if with_channels(images, self._address).shape[1:] == self._shape:
                 yield images
         except DataError:
@@ -243,21 +242,21 @@ class ParquetInput:
                 yield from self._readable(layout, column.slice(0, half))
                 yield from self._readable(layout, column.slice(half))
 
-    def _labels(self, table: Any, number: int) -> Any:
+    def _labels(self, table: pa.Table, number: int) -> pa.Array | None:
         name = self._layouts[number].label
         if name is None:
             return None
         return _class_numbers(table[name], self._class_names).combine_chunks()
 
-    def _wanted(self, number: int) -> list[str]:
+    def _columns_of(self, number: int) -> list[str]:
         layout = self._layouts[number]
         names = [layout.reader.column, *self._columns.keep]
         names += [self._columns.example_id] if self._columns.example_id else []
         names += [layout.label] if layout.label else []
         return list(dict.fromkeys(names))
 
-    def _layout(self, schema: Any, path: Any) -> _Layout:
-        """Return how a file is to be read, whose carried columns have to be those of the first."""
+    def _layout(self, schema: pa.Schema, path: Any) -> _Layout:
+        """Return the layout of a file; its columns to copy must be those of the first file."""
         where = self._address if path == self._files[0] else path
         image = image_columns.image_column(schema.names, self._columns.image, where)
         example_id = self._columns.example_id
@@ -268,33 +267,33 @@ class ParquetInput:
             if name in self._columns.keep and kinds[0] != kinds[1]:
                 raise DataError(
                     f"{path}: column {name!r} is {kinds[0]}, in {self._files[0]} it is {kinds[1]}; "
-                    "score the two apart"
+                    "score the two files separately"
                 )
         if example_id and not pa.types.is_integer(schema.field(example_id).type):
             kind = schema.field(example_id).type
             raise DataError(
-                f"{where}: column {example_id!r} is {kind}; expected integers, or leave --id away"
+                f"{where}: column {example_id!r} is {kind}; expected integers, or no id_column"
             )
         reader = image_columns.reader(schema.field(image).type, schema.metadata or {}, where, image)
         return _Layout(image, self._label(schema, where), reader)
 
-    def _label(self, schema: Any, where: object) -> str | None:
-        wanted = self._columns.label
+    def _label(self, schema: pa.Schema, where: object) -> str | None:
+        requested = self._columns.label
         try:
-            name = image_columns.label_column(schema.names, wanted, where)
+            name = image_columns.label_column(schema.names, requested, where)
         except DataError:
-            if wanted is not None:
+            if requested is not None:
                 raise
             return None
         kind = schema.field(name).type
         if pa.types.is_integer(kind) or (image_columns.is_text(kind) and self._class_names):
             return name
-        if wanted is not None:
+        if requested is not None:
             raise DataError(f"{where}: column {name!r} is {kind}; expected integers or class names")
         return None
 
     def _require_ids(self, group: Any, where: str) -> None:
-        """Refuse ids that are too large before anything is scored, where the statistics tell."""
+        """Refuse IDs that are too large before anything is scored, if the statistics show it."""
         if not self._columns.all_or_nothing or self._columns.example_id is None:
             return
         for number in range(group.num_columns):
@@ -302,47 +301,45 @@ class ParquetInput:
             if column.path_in_schema != self._columns.example_id or not column.is_stats_set:
                 continue
             largest = column.statistics.max if column.statistics.has_min_max else None
-            if isinstance(largest, int) and largest > _MOST_ID:
+            if isinstance(largest, int) and largest > _MAX_ID:
                 raise DataError(
-                    f"{where}: {self._too_large(largest)}, or give --on-error quarantine"
+                    f"{where}: {self._id_too_large(largest)}, or set on_error to quarantine"
                 )
 
-    def _too_large(self, largest: int) -> str:
-        return (
-            f"column {self._columns.example_id!r} holds {largest}; expected an int64 of at most "
-            f"{_MOST_ID}"
-        )
+    def _id_too_large(self, largest: int) -> str:
+        name = self._columns.example_id
+        return f"column {name!r} contains {largest}; expected an int64 of at most {_MAX_ID}"
 
-    def _file(self, number: int) -> Any:
-        """The file, kept open while its row groups are read one after the other."""
+    def _file(self, number: int) -> pq.ParquetFile:
+        """Return a file, which stays open while its row groups are read in order."""
         if self._open is None or self._open[0] != number:
             if self._open is not None:
                 self._open[1].close()
-            self._open = (number, _opened(self._files[number]))
+            self._open = (number, _open(self._files[number]))
         return self._open[1]
 
 
-def _class_numbers(labels: Any, names: Sequence[str]) -> Any:
-    """Return labels as numbers of classes, int16; null where a label is none.
+def _class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
+    """Convert labels to class numbers, int16; null for labels that are not a class.
 
     Args:
-        labels: Integers or texts.
-        names: Of the model's classes; if all are numbers, an integer is a name too.
+        labels: Integers or strings.
+        names: Class names of the model; if all are numbers, integers are looked up as names.
     """
     if image_columns.is_text(labels.type):
         texts = pc.utf8_normalize(labels.cast(pa.string()), "NFC")
         return pc.index_in(texts, value_set=pa.array(names, pa.string())).cast(pa.int16())
-    numbers = labels.cast(pa.int64(), safe=False)  # beyond it they become negative
+    numbers = labels.cast(pa.int64(), safe=False)  # larger values become negative
     if names and all(name.isdecimal() and name.isascii() for name in names):
         values = [int(name) for name in names]
-        if values != list(range(len(values))) and max(values) <= _MOST_ID:
+        if values != list(range(len(values))) and max(values) <= _MAX_ID:
             return pc.index_in(numbers, value_set=pa.array(values, pa.int64())).cast(pa.int16())
-    known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MOST_LABEL))
+    known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MAX_LABEL))
     return pc.if_else(known, numbers, pa.scalar(None, pa.int64())).cast(pa.int16())
 
 
-def _is_unit_by_statistics(file: Any, column: str) -> bool:
-    """Return whether a file's metadata say that no value is below 0 or above 1, and not all are 0."""
+def _is_unit_by_statistics(file: pq.ParquetFile, column: str) -> bool:
+    """Return whether the statistics of a file prove a range of 0 to 1, and not only zeros."""
     highest = 0.0
     for group in range(file.num_row_groups):
         chunks = file.metadata.row_group(group)
@@ -350,12 +347,14 @@ def _is_unit_by_statistics(file: Any, column: str) -> bool:
             chunk = chunks.column(index)
             if chunk.path_in_schema != column and not chunk.path_in_schema.startswith(f"{column}."):
                 continue
-            found = chunk.statistics
-            if found is None or not found.has_min_max or not isinstance(found.max, float):
-                return False  # the limits of float16 are given as bytes
-            if not 0 <= found.min <= found.max <= 1:
+            statistics = chunk.statistics
+            if statistics is None or not statistics.has_min_max:
                 return False
-            highest = max(highest, found.max)
+            if not isinstance(statistics.max, float):  # the limits of float16 are bytes
+                return False
+            if not 0 <= statistics.min <= statistics.max <= 1:
+                return False
+            highest = max(highest, statistics.max)
     return highest > 0
 
 
@@ -367,7 +366,7 @@ def _version(path: Any) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
 
 
-def _opened(path: Any) -> Any:
+def _open(path: Any) -> pq.ParquetFile:
     if is_remote(path):
         return pq.ParquetFile(path.path, filesystem=path.fs)
     archives.require_regular(path)
@@ -375,11 +374,11 @@ def _opened(path: Any) -> Any:
 
 
 @contextmanager
-def _translated(path: Any) -> Iterator[None]:
+def _read_errors_as_data_errors(path: Any) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
         reason = archives.reason_of(error)[:200]
         raise DataError(
-            f"{path}: no readable Parquet ({reason}); fetch or write it again"
+            f"{path}: not readable as Parquet ({reason}); download or write it again"
         ) from error

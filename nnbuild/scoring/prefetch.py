@@ -1,4 +1,4 @@
-"""Stages that overlap: each runs in a thread of its own, a few items ahead of the one that it feeds."""
+"""Pipeline stages that overlap: each runs in a thread, a few items ahead of its consumer."""
 
 import queue
 import threading
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 STAGE = "nnbuild-stage"
 SECONDS_TO_LET_GO = 1.0
-"""How long a stop waits for a stage that is in the middle of an item, such as an import."""
+"""How long to wait at a stop for a stage that is busy with an item, such as an import."""
 _END = object()
 
 
@@ -17,46 +17,46 @@ class _Failure:
         self.error = error
 
 
-def ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
-    """The same items, made in a thread of their own while earlier ones are used.
+def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:
+    """Yield the same items, computed in a background thread while earlier ones are consumed.
 
     Args:
-        items: made one after the other.
-        depth: how many may wait; it bounds the memory.
+        items: Iterable that computes an item at a time.
+        depth: Maximum number of items that wait to be consumed; it bounds the memory.
 
     Raises:
-        Exception: whatever making an item raised, at its place in the order.
+        Exception: The error of computing an item, at the place of that item.
     """
-    waiting: queue.Queue[Any] = queue.Queue(depth)
+    ready: queue.Queue[Any] = queue.Queue(depth)
     abandoned = threading.Event()
 
-    def hand_over(item: Any) -> bool:
+    def put(item: Any) -> bool:
         while not abandoned.is_set():
             try:
-                waiting.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
             except queue.Full:
                 continue
             return True
         return False
 
-    def work() -> None:
+    def produce() -> None:
         try:
             for item in items:
-                if not hand_over(item):
+                if not put(item):
                     return
-            hand_over(_END)
-        except BaseException as error:  # noqa: BLE001  (it is raised again where the items are used)
-            hand_over(_Failure(error))
+            put(_END)
+        except BaseException as error:  # noqa: BLE001  (raised again by the consumer)
+            put(_Failure(error))
 
-    thread = threading.Thread(target=work, name=STAGE, daemon=True)
+    thread = threading.Thread(target=produce, name=STAGE, daemon=True)
     thread.start()
-    patience: float | None = SECONDS_TO_LET_GO
+    timeout: float | None = SECONDS_TO_LET_GO
     try:
-        while (item := waiting.get()) is not _END:
+        while (item := ready.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
             yield item
-        patience = None
+        timeout = None
     finally:
         abandoned.set()
-        thread.join(patience)
+        thread.join(timeout)

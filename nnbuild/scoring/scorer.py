@@ -1,4 +1,4 @@
-"""A scoring job in one call: opened, or taken up again; scored here or on a cluster; committed."""
+"""Score an input in one call: create or resume a job, make its shards, and commit it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +10,19 @@ from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
-from nnbuild.scoring.job import Job, open_job, resume_job, score_input, working_on
+from nnbuild.scoring.job import Job, job_context, open_job, resume_job, score_input
 from nnbuild.scoring.shards import Shard
 
 
-class OpenedJob(BaseModel):
-    """A job that is open: small enough to pass between tasks.
+class JobHandle(BaseModel):
+    """Reference to an open job, small enough to pass between tasks.
 
     Attributes:
-        root: The store.
-        rows: Number of rows of the input.
-        is_new: Whether it was begun now, and not resumed.
-        once: Whether it is given up if another job has scored the same.
+        root: Root of the store.
+        score_id: ID of the job.
+        rows: Number of input rows.
+        is_new: Whether the job was created now, and not resumed.
+        once: Whether to stop if another job has scored the same.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -31,22 +32,22 @@ class OpenedJob(BaseModel):
     is_new: bool = False
     once: bool = False
 
-    def job(self) -> Job:
-        """Open the job again; its model and input are verified."""
+    def open(self) -> Job:
+        """Open the job again, and verify its model and input."""
         job = resume_job(self.score_id, self.root)
         return replace(job, is_new=self.is_new, once=self.once)
 
 
-def opened(
+def open_or_resume(
     config: ScoreConfig | None,
     store: Path | str | None,
     resume: str | None,
     *,
     once: bool = False,
-) -> OpenedJob:
-    """Begin a job, or resume one; see `score`."""
-    job = _open(config, store, resume, once=once)
-    return OpenedJob(
+) -> JobHandle:
+    """Create a job or resume one; see `score`."""
+    job = _open_or_resume(config, store, resume, once=once)
+    return JobHandle(
         root=str(job.store.root),
         score_id=job.score_id,
         rows=job.total,
@@ -58,17 +59,17 @@ def opened(
 def make_shards(
     job: Job, address: str | None, progress: ProgressCallback | None = None
 ) -> list[Shard]:
-    """Make the shards that are not there yet, here or on the cluster at an address; see `score`."""
+    """Make the missing shards, in this process or on the Dask cluster at an address."""
     return (
         score_input(job, progress) if address is None else score_on_cluster(job, address, progress)
     )
 
 
-def _open(
+def _open_or_resume(
     config: ScoreConfig | None, store: Path | str | None, resume: str | None, *, once: bool
 ) -> Job:
     if (config is None) == (resume is None):
-        raise ConfigError("give what is to be scored, or the id of a job to resume, and not both")
+        raise ConfigError("expected either a config to score or the ID of a job to resume")
     if config:
         return open_job(config, store, once=once)
     return replace(resume_job(str(resume), store), once=once)
@@ -86,20 +87,20 @@ def score(
     """Score an input of any size into the `scores` table, or into a folder.
 
     Args:
-        config: What is scored, by which model, and how; not needed to resume.
-        store: The root of the store.
-        resume: Id of a job that was stopped.
-        address: Address of a Dask scheduler, `tcp://…`; this process scores if not given.
-        progress: Callback for the number of scored rows.
-        once: Whether to give up if another job has scored the same input with the same model and
-            options. Without it an input is scored again each time.
+        config: Settings of the job; None to resume one.
+        store: Root of the store.
+        resume: ID of a stopped job to resume.
+        address: Address of a Dask scheduler, `tcp://…`; by default this process scores.
+        progress: Receives the number of scored rows.
+        once: Whether to stop if another job has scored the same input with the same model and
+            settings. By default an input can be scored again.
 
     Raises:
-        InputError: Something that was given cannot be used; the store is as it was.
+        InputError: The model, the input or a setting is invalid; the store is unchanged.
         LockedError: Another job is scoring the same, or writing to the same output.
         AlreadyScoredError: Another job has scored the same, and `once` is set.
-        Interrupted: A signal asked to stop; the job waits to be resumed.
+        Interrupted: A signal asked to stop; the job can be resumed.
     """
-    job = _open(config, store, resume, once=once)
-    with working_on(job):
+    job = _open_or_resume(config, store, resume, once=once)
+    with job_context(job):
         return commit_job(job, make_shards(job, address, progress))

@@ -1,10 +1,14 @@
-"""Shards: the files of a job's output. Each stands whole or not at all, and is made from the same rows every time."""
+"""Make the shards of a job: output files, written atomically, with the same rows every time.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+Reading, inference and writing run as overlapping stages; see `nnbuild.scoring.prefetch`.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,8 +19,8 @@ from nnbuild.logits import check_logits
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import Input
-from nnbuild.scoring.prefetch import ahead
-from nnbuild.scoring.table import Reject, Rows, Unit, score_table
+from nnbuild.scoring.prefetch import prefetch
+from nnbuild.scoring.table import Batch, InputChunk, RejectedRows, score_table
 from nnbuild.store.filesystem import (
     atomic_write,
     file_digest,
@@ -26,117 +30,47 @@ from nnbuild.store.filesystem import (
 )
 
 ROW_GROUP = 65_536
+_LARGE_BATCH, _SAMPLE_STEP = 1024, 8  # drift is measured on every 8th image of a large batch
 
 
-def parquet_writer(path: Path, schema: Any) -> Any:
-    """A writer of rows; probabilities as they are, since their digits are as good as random: zstd would save 4 %."""
-    codecs = {name: "none" if name.startswith("prob_") else "zstd" for name in schema.names}
-    return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=False)
+def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
 
 
-class RowWriter:
-    """Writes the rows of one shard.
-
-    Args:
-        file: an open writer.
-        config: of the job.
-        schema: of the rows.
-        temperature: the logits are divided by it.
-        where: keeps the rows for which it is true; None keeps all.
-
-    Attributes:
-        rows: that were scored.
-        written: of these, those that `where` kept.
-        summary: counts of what was scored, for drift; None before the first rows.
-    """
-
-    def __init__(
-        self, file: Any, config: ScoreConfig, schema: Any, temperature: float, where: Any
-    ) -> None:
-        self._file, self._config, self._schema, self._temperature = (
-            file,
-            config,
-            schema,
-            temperature,
-        )
-        self._where = where
-        self.rows = self.written = 0
-        self.summary: Summary | None = None
-        self._tables: list[Any] = []
-
-    def add(self, rows: Rows, logits: Logits) -> None:
-        """Write some rows, at the latest when the writer is finished.
-
-        Args:
-            rows: with those of their images that are looked at for drift.
-            logits: float32, shape (n, classes), of all of them.
-        """
-        table = score_table(rows, logits, self._config, self._schema, self._temperature)
-        counts = counted(rows, table, logits.shape[1])
-        self.summary = self.summary + counts if self.summary else counts
-        self.rows += len(table)
-        kept = table.filter(self._where) if self._where is not None else table
-        self.written += len(kept)
-        self._tables.append(kept)
-        if sum(map(len, self._tables)) >= ROW_GROUP:
-            self._flush()
-
-    def finish(self) -> None:
-        """Write what still waits."""
-        if self._tables:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
-        self._tables = []
-
-
-def counted(rows: Rows, table: Any, classes: int) -> Summary:
-    """What rows add to the counts for drift, whether or not they are written."""
-    return summarise(
-        rows.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes
-    )
-
-
-_MANY, _EVERY = 1024, 8  # of so large a batch, each eighth image is looked at for drift
 REJECTS = pa.schema(
     [
-        pa.field("file", pa.string(), nullable=False, metadata={"description": "Of the input"}),
-        pa.field(
-            "row_group", pa.int32(), nullable=False, metadata={"description": "In the file, from 0"}
-        ),
-        pa.field(
-            "row",
-            pa.int64(),
-            nullable=False,
-            metadata={"description": "The first row, in the file, from 0"},
-        ),
-        pa.field("rows", pa.int64(), nullable=False, metadata={"description": "How many"}),
-        pa.field(
-            "reason",
-            pa.string(),
-            nullable=False,
-            metadata={"description": "Why they were not scored"},
-        ),
-        pa.field(
+        _field("file", pa.string(), "Path or URL of the input file"),
+        _field("row_group", pa.int32(), "Row group in the file, from 0"),
+        _field("row", pa.int64(), "First row in the file, from 0"),
+        _field("rows", pa.int64(), "Number of rows"),
+        _field("reason", pa.string(), "Reason why they were not scored"),
+        _field(
             "path",
             pa.string(),
-            metadata={"description": "Of a picture, below the input; null for other inputs"},
+            "Path of a picture relative to the input folder; null for other inputs",
+            nullable=True,
         ),
     ]
 )
 
+Pending = Sequence[tuple[int, list[InputChunk]]]
+"""Number and chunks of each shard to make."""
+
+ScoredBatch = tuple[Batch, Logits]
+
 
 class Shard(BaseModel):
-    """One file of the output, as it was finished.
+    """A finished file of the output.
 
     Attributes:
-        rows: that were scored.
-        written: of these, those that `where` kept.
-        quarantined: that could not be scored.
-        sha256: of the file.
-        bytes: of the file.
-        summary: counts of what was scored, by `nnbuild.evaluation.drift.Summary.as_json`; empty if nothing was.
+        name: Name of the file.
+        rows: Number of scored rows.
+        written: Number of scored rows that passed the `where` filter.
+        quarantined: Number of rows that could not be scored.
+        sha256: SHA-256 of the file.
+        bytes: Size of the file.
+        summary: Counts for the drift check, from `nnbuild.evaluation.drift.Summary.as_json`; empty
+            if no row was scored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -149,48 +83,52 @@ class Shard(BaseModel):
     summary: dict[str, list[int]] = {}
 
 
-class Work(NamedTuple):
-    """What making shards takes.
+class ShardContext(NamedTuple):
+    """Everything that making the shards of a job needs.
 
     Attributes:
-        config: of the job.
-        source: the input.
-        engine: makes the engine, when there is something to score.
-        classes: of the model.
-        schema: of the rows.
-        temperature: the logits are divided by it.
-        where: keeps the rows for which it is true; None keeps all.
+        config: Settings of the job.
+        source: The open input.
+        engine: Function that returns the engine; called only if there are rows to score.
+        classes: Number of classes of the model.
+        schema: Schema of the rows.
+        temperature: Divisor of the logits.
+        where: Filter of the rows to write; None to write all.
     """
 
     config: ScoreConfig
     source: Input
     engine: Callable[[], Engine]
     classes: int
-    schema: Any
+    schema: pa.Schema
     temperature: float
-    where: Any
+    where: pc.Expression | None
 
 
-def plan(units: Sequence[Unit], shard_rows: int) -> list[list[Unit]]:
-    """Units one after the other, until a shard has enough rows; without units one empty shard."""
-    shards: list[list[Unit]] = []
+def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
+    """Group consecutive chunks into shards of at least `shard_rows` rows, except the last.
+
+    Returns:
+        The chunks of each shard; a single empty shard for an empty input.
+    """
+    shards: list[list[InputChunk]] = []
     filled = shard_rows
-    for unit in units:
+    for chunk in chunks:
         if filled >= shard_rows:
             shards.append([])
             filled = 0
-        shards[-1].append(unit)
-        filled += unit.rows
+        shards[-1].append(chunk)
+        filled += chunk.rows
     return shards or [[]]
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
+    """Return the file name of a shard."""
     return f"part-{number:05d}.parquet"
 
 
 def finished(folder: Path, number: int) -> Shard | None:
-    """A shard that an earlier process has finished, if its file is still what it was."""
+    """Return a shard that an earlier process finished; None unless its file is unchanged."""
     record = folder / "done" / f"{number:05d}.json"
     if not record.exists():
         return None
@@ -202,114 +140,173 @@ def finished(folder: Path, number: int) -> Shard | None:
     return shard if path.is_file() and file_digest(path) == shard.sha256 else None
 
 
-def make_shards(
-    work: Work, todo: Sequence[tuple[int, list[Unit]]], folder: Path
-) -> Iterator[int | Shard]:
-    """Score the units of some shards. Reading, inference and writing overlap, a few batches ahead of each other.
+def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterator[int | Shard]:
+    """Score the chunks of the pending shards, and write their files.
 
     Args:
-        work: what it takes.
-        todo: number and units of each shard.
-        folder: where `rows/`, `quarantine/` and `done/` are.
+        context: Everything that making shards needs.
+        pending: Number and chunks of each shard.
+        folder: Folder of the job, for `rows/`, `quarantine/` and `done/`.
 
     Yields:
-        How many rows of the input were gone through, again and again; and each shard when it is finished.
+        Numbers of processed input rows, as they are processed, and each shard when it is finished.
 
     Raises:
-        DataError: a row cannot be scored, and the job is to stop there.
-        ContractError: what comes out of the model is no logits, or not finite.
+        DataError: A row cannot be scored, and `on_error` is `stop`.
+        ContractError: The output of the model is not a finite array of logits.
     """
-    if not todo:
+    if not pending:
         return
-    # Not in a stage: a signal interrupts the import of a library here, and waits for it there.
-    engine = work.engine()
-    pieces = ahead(_inferred(engine, work.classes, ahead(_read(work, todo))))
-    current = next(pieces, None)
-    for number, units in todo:
-        of_shard: list[Any] = []
+    # Not in a stage: a signal can interrupt the import of a library only in this thread.
+    engine = context.engine()
+    results = prefetch(_infer(engine, context.classes, prefetch(_read(context, pending))))
+    upcoming = next(results, None)
 
-        def mine(number: int = number) -> Iterator[Any]:
-            nonlocal current
-            while current is not None and current[0] == number:
-                yield current[1]
-                current = next(pieces, None)
+    def results_of(number: int) -> Iterator[ScoredBatch | RejectedRows]:
+        nonlocal upcoming
+        while upcoming is not None and upcoming[0] == number:
+            yield upcoming[1]
+            upcoming = next(results, None)
 
-        yield from _write(work, number, mine(), folder, of_shard)
-        if (seen := of_shard[0].rows + of_shard[0].quarantined) != (
-            expected := sum(unit.rows for unit in units)
-        ):
+    for number, chunks in pending:
+        shard = yield from _write(context, number, results_of(number), folder)
+        actual, expected = shard.rows + shard.quarantined, sum(each.rows for each in chunks)
+        if actual != expected:
             raise StoreError(
-                f"shard {number} has {seen} of {expected} rows; this is a bug, please report it"
+                f"shard {number} has {actual} of {expected} rows; this is a bug, please report it"
             )
-        yield of_shard[0]
+        yield shard
 
 
-def _read(work: Work, todo: Sequence[tuple[int, list[Unit]]]) -> Iterator[tuple[int, Any]]:
-    for number, units in todo:
-        for unit in units:
-            for piece in work.source.read(unit, work.config.batch_size):
-                yield number, piece
+def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch | RejectedRows]]:
+    for number, chunks in pending:
+        for chunk in chunks:
+            for rows in context.source.read(chunk, context.config.batch_size):
+                yield number, rows
 
 
-def _inferred(
-    engine: Engine, classes: int, pieces: Iterable[tuple[int, Any]]
-) -> Iterator[tuple[int, Any]]:
-    for number, piece in pieces:
-        if isinstance(piece, Reject):
-            yield number, piece
+def _infer(
+    engine: Engine, classes: int, inputs: Iterable[tuple[int, Batch | RejectedRows]]
+) -> Iterator[tuple[int, ScoredBatch | RejectedRows]]:
+    for number, rows in inputs:
+        if isinstance(rows, RejectedRows):
+            yield number, rows
         else:
-            first = int(piece.example_ids[0])
-            logits = check_logits(engine.logits(piece.images), classes, first_row=first)
-            yield number, (piece._replace(images=_looked_at(piece.images)), logits)
+            first = int(rows.example_ids[0])
+            logits = check_logits(engine.logits(rows.images), classes, first_row=first)
+            yield number, (rows._replace(images=_drift_sample(rows.images)), logits)
 
 
-def _looked_at(images: Pixels) -> Pixels:
-    """Those of a batch's images that are looked at for drift; a copy, so that the batch's memory is let go."""
-    return images[:: _EVERY if len(images) >= _MANY else 1].copy()
+def _drift_sample(images: Pixels) -> Pixels:
+    """Copy the images of a batch that the drift check needs, so that the others are freed."""
+    return images[:: _SAMPLE_STEP if len(images) >= _LARGE_BATCH else 1].copy()
 
 
 def _write(
-    work: Work, number: int, pieces: Iterator[Any], folder: Path, made: list[Shard]
-) -> Iterator[int]:
+    context: ShardContext,
+    number: int,
+    results: Iterator[ScoredBatch | RejectedRows],
+    folder: Path,
+) -> Generator[int, None, Shard]:
     name = shard_name(number)
     path = folder / "rows" / name
-    rejects: list[Reject] = []
-    with atomic_write(path) as aside, parquet_writer(aside, work.schema) as file:
-        rows = RowWriter(file, work.config, work.schema, work.temperature, work.where)
-        for piece in pieces:
-            if isinstance(piece, Reject):
-                rejects.append(_allowed(piece, work.config))
-                yield piece.rows
+    rejects: list[RejectedRows] = []
+    with atomic_write(path) as part, parquet_writer(part, context.schema) as file:
+        writer = RowWriter(file, context)
+        for result in results:
+            if isinstance(result, RejectedRows):
+                rejects.append(_require_quarantine(result, context.config))
+                yield result.rows
             else:
-                rows.add(*piece)
-                yield len(piece[1])
-        rows.finish()
+                batch, logits = result
+                writer.add(batch, logits)
+                yield len(logits)
+        writer.finish()
     if rejects:
         make_durable_dir(folder / "quarantine")
-        with atomic_write(folder / "quarantine" / name) as aside:
-            pq.write_table(
-                pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS), aside
-            )
+        table = pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS)
+        with atomic_write(folder / "quarantine" / name) as part:
+            pq.write_table(table, part)
     fault_injection.failpoint("shard:written")
-    quarantined = sum(each.rows for each in rejects)
     shard = Shard(
         name=name,
-        rows=rows.rows,
-        written=rows.written,
-        quarantined=quarantined,
+        rows=writer.rows,
+        written=writer.written,
+        quarantined=sum(each.rows for each in rejects),
         sha256=file_digest(path),
         bytes=path.stat().st_size,
-        summary=rows.summary.as_json() if rows.summary else {},
+        summary=writer.summary.as_json() if writer.summary else {},
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
     fault_injection.failpoint("shard:done")
-    made.append(shard)
+    return shard
 
 
-def _allowed(reject: Reject, config: ScoreConfig) -> Reject:
+def _require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
     if config.on_error == "stop":
         raise DataError(
             f"{reject.file}, row group {reject.row_group}, row {reject.row}: {reject.reason}; "
-            "mend the input, or give --on-error quarantine"
+            "fix the input, or set on_error to quarantine"
         )
     return reject
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Return a writer of scored rows."""
+    # Probabilities are not compressed: their digits are nearly random, zstd would save 4 %.
+    codecs = {name: "none" if name.startswith("prob_") else "zstd" for name in schema.names}
+    return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=False)
+
+
+class RowWriter:
+    """Writes the rows of one shard.
+
+    Args:
+        file: Open Parquet writer.
+        context: Settings, schema, temperature and filter of the job.
+
+    Attributes:
+        rows: Number of scored rows.
+        written: Number of scored rows that passed the `where` filter.
+        summary: Counts of the scored rows for the drift check; None before the first rows.
+    """
+
+    def __init__(self, file: pq.ParquetWriter, context: ShardContext) -> None:
+        self._file, self._context = file, context
+        self.rows = self.written = 0
+        self.summary: Summary | None = None
+        self._tables: list[pa.Table] = []
+
+    def add(self, batch: Batch, logits: Logits) -> None:
+        """Add the rows of a batch; they are buffered until there are enough for a row group.
+
+        Args:
+            batch: Rows, with the sample of their images for the drift check.
+            logits: Logits of all rows, float32, shape (n, classes).
+        """
+        context = self._context
+        table = score_table(batch, logits, context.config, context.schema, context.temperature)
+        counts = counted(batch, table, logits.shape[1])
+        self.summary = self.summary + counts if self.summary else counts
+        self.rows += len(table)
+        selected = table if context.where is None else table.filter(context.where)
+        self.written += len(selected)
+        self._tables.append(selected)
+        if sum(map(len, self._tables)) >= ROW_GROUP:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the buffered rows."""
+        if self._tables:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
+        self._tables = []
+
+
+def counted(batch: Batch, table: pa.Table, classes: int) -> Summary:
+    """Return the counts of scored rows for the drift check, whether or not they are written."""
+    return summarise(
+        batch.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes
+    )

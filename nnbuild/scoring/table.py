@@ -1,4 +1,4 @@
-"""Logits to the rows of the probability table, a batch at a time."""
+"""Types that travel between the stages of scoring, and the rows of the probability table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,46 +19,118 @@ from nnbuild.store import schemas
 from nnbuild.store.filesystem import atomic_write
 
 
+class InputChunk(NamedTuple):
+    """Part of an input that can be read separately, such as a row group.
+
+    Attributes:
+        file: Number of the file.
+        group: Number of the row group in the file.
+        first: Number of its first row in the whole input.
+        rows: Number of rows.
+    """
+
+    file: int
+    group: int
+    first: int
+    rows: int
+
+
+class Columns(NamedTuple):
+    """Columns to read from an input.
+
+    Attributes:
+        example_id: Column that identifies a row; None for the row number.
+        keep: Columns to copy to the output.
+        all_or_nothing: Whether a row that cannot be scored stops the job.
+        image: Column of the images; None to look for the usual names.
+        label: Column of the labels; None to look for the usual names.
+    """
+
+    example_id: str | None = None
+    keep: tuple[str, ...] = ()
+    all_or_nothing: bool = False
+    image: str | None = None
+    label: str | None = None
+
+
+class Batch(NamedTuple):
+    """Rows of an input that are scored together.
+
+    Attributes:
+        images: uint8, shape (n, height, width, channels); after inference, only the sample of them
+            that the drift check needs.
+        example_ids: int64, shape (n,).
+        labels: int16 with nulls; None if the input has no labels.
+        kept: Columns to copy to the output; None if there are none.
+    """
+
+    images: Pixels
+    example_ids: NDArray[np.int64]
+    labels: pa.Array | None
+    kept: pa.Table | None
+
+
+class RejectedRows(NamedTuple):
+    """Rows that cannot be scored, with the reason.
+
+    Attributes:
+        file: Path or URL of the file.
+        row_group: Number of the row group in the file.
+        row: Number of the first row in the file.
+        rows: Number of rows.
+        reason: Reason, on one line.
+        path: POSIX path of a picture relative to the input folder; None for other inputs.
+    """
+
+    file: str
+    row_group: int
+    row: int
+    rows: int
+    reason: str
+    path: str | None = None
+
+
 def batches(examples: int, batch_size: int) -> Iterator[slice]:
-    """The slices that go through so many examples."""
+    """Yield the slices that divide a number of examples into batches."""
     for start in range(0, examples, batch_size):
         yield slice(start, min(start + batch_size, examples))
 
 
 def logits_of(engine: Engine, split: Split, classes: int, batch_size: int) -> Logits:
-    """All logits of a split that fits in memory.
+    """Compute all logits of a split that fits in memory.
 
     Returns:
         float32, shape (n, classes).
 
     Raises:
-        ContractError: what comes out is no logits, or not finite.
+        ContractError: The output of the engine is not a finite array of logits.
     """
-    found = np.empty((len(split), classes), np.float32)
+    logits = np.empty((len(split), classes), np.float32)
     for rows in batches(len(split), batch_size):
-        found[rows] = check_logits(engine.logits(split.images[rows]), classes, first_row=rows.start)
-    return found
+        batch = engine.logits(split.images[rows])
+        logits[rows] = check_logits(batch, classes, first_row=rows.start)
+    return logits
 
 
 def probability_table(
     logits: Logits,
-    labels: NDArray[np.int16] | Any | None,
+    labels: NDArray[np.int16] | pa.Array | None,
     *,
     first_row: int = 0,
     temperature: float = 1.0,
     example_ids: NDArray[np.int64] | None = None,
-) -> Any:
-    """Logits as rows of the `predictions` table.
+) -> pa.Table:
+    """Convert logits to rows of the `predictions` table.
 
     Args:
-        logits: float32, shape (n, classes), finite.
-        labels: int16, shape (n,), the true classes if they are known; or an Arrow array of them with nulls.
-        first_row: number of the first row, which is its example_id unless `example_ids` says otherwise.
-        temperature: the logits are divided by it.
-        example_ids: int64, shape (n,).
+        logits: Finite logits, float32, shape (n, classes).
+        labels: True classes, int16, shape (n,), or an Arrow array with nulls; None if unknown.
+        first_row: Number of the first row, from which rows are numbered without `example_ids`.
+        temperature: Divisor of the logits.
+        example_ids: IDs of the rows, int64, shape (n,).
 
     Returns:
-        An Arrow table with the schema `nnbuild.store.schemas.predictions(classes)`.
+        A table with the schema `nnbuild.store.schemas.predictions(classes)`.
     """
     rows, classes = logits.shape
     probabilities, predicted, log_prob = predict(
@@ -80,14 +152,15 @@ def probability_table(
     return pa.Table.from_arrays(columns, schema=schemas.predictions(classes))
 
 
-def _labels(labels: Any, rows: int) -> Any:
+def _labels(labels: NDArray[np.int16] | pa.Array | None, rows: int) -> pa.Array:
     if labels is None:
         return pa.nulls(rows, pa.int16())
     return labels if isinstance(labels, pa.Array) else _column(labels, pa.int16())
 
 
-def _column(values: NDArray[Any], kind: Any) -> Any:
-    """An Arrow array over the values' memory; `pa.array` would import pandas (a second) to look at them."""
+def _column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Return an Arrow array over the memory of the values."""
+    # `pa.array` would import pandas, which takes a second.
     values = np.ascontiguousarray(values, kind.to_pandas_dtype())
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
@@ -95,16 +168,16 @@ def _column(values: NDArray[Any], kind: Any) -> Any:
 def write_predictions(
     path: Path, engine: Engine, split: Split, classes: int, batch_size: int
 ) -> int:
-    """Score a split into one Parquet file, which stands whole or not at all.
+    """Score a split into one Parquet file, which is written atomically.
 
     Returns:
-        How many rows were written.
+        Number of rows written.
 
     Raises:
-        ContractError: what comes out of the engine is no logits, or not finite.
+        ContractError: The output of the engine is not a finite array of logits.
     """
     schema = schemas.predictions(classes)
-    with atomic_write(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+    with atomic_write(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         for rows in batches(len(split), batch_size):
             logits = check_logits(engine.logits(split.images[rows]), classes, first_row=rows.start)
             table = probability_table(logits, split.labels[rows], first_row=rows.start)
@@ -112,110 +185,38 @@ def write_predictions(
     return len(split)
 
 
-class Unit(NamedTuple):
-    """A part of an input that is read alone, such as a row group.
-
-    Attributes:
-        file: number of the file.
-        group: number of the row group in it.
-        first: number of its first row in the whole input.
-        rows: how many there are.
-    """
-
-    file: int
-    group: int
-    first: int
-    rows: int
-
-
-class Columns(NamedTuple):
-    """Which columns of the input are wanted.
-
-    Attributes:
-        example_id: the one that identifies a row; the row's number if not given.
-        keep: those that are carried through.
-        all_or_nothing: Whether a row that cannot be scored stops the job.
-        image: The images; the usual names are tried if not given.
-        label: The labels; the same.
-    """
-
-    example_id: str | None = None
-    keep: tuple[str, ...] = ()
-    all_or_nothing: bool = False
-    image: str | None = None
-    label: str | None = None
-
-
-class Rows(NamedTuple):
-    """Some rows of an input.
-
-    Attributes:
-        images: uint8, shape (n, height, width, channels); behind the network, only those that are looked at for drift.
-        example_ids: int64, shape (n,).
-        labels: int16 Arrow array with nulls, if the input has labels.
-        kept: an Arrow table of the columns that are carried through.
-    """
-
-    images: Pixels
-    example_ids: NDArray[np.int64]
-    labels: Any
-    kept: Any
-
-
-class Reject(NamedTuple):
-    """Rows that cannot be scored, and why.
-
-    Attributes:
-        file: path or URL.
-        row_group: in the file.
-        row: the first one's number in the file; -1 for all of the row group.
-        rows: how many.
-        reason: on one line.
-        path: POSIX path of a picture below the folder that is scored; None for other inputs.
-    """
-
-    file: str
-    row_group: int
-    row: int
-    rows: int
-    reason: str
-    path: str | None = None
-
-
-def score_schema(config: ScoreConfig, classes: int, kept: Any) -> Any:
-    """The schema of a job's rows.
+def score_schema(config: ScoreConfig, classes: int, kept: pa.Schema) -> pa.Schema:
+    """Return the schema of a job's rows.
 
     Args:
-        config: of the job.
-        classes: how many the model has.
-        kept: the schema of the columns that are carried through.
+        config: Settings of the job.
+        classes: Number of classes of the model.
+        kept: Schema of the columns to copy.
 
     Raises:
-        ConfigError: a column that is carried through has the name of another, or k exceeds the classes.
+        ConfigError: A column to copy has the name of another one, or `top_k` is too large.
     """
     if config.top_k is not None and config.top_k > classes:
-        raise ConfigError(f"--top-k {config.top_k} of {classes} classes; give at most {classes}")
+        raise ConfigError(f"top_k is {config.top_k}, expected at most {classes}, one per class")
     fixed = schemas.predictions(classes)
-    more = [
+    logits = [
         _field(f"logit_{label}", pa.float32(), f"Logit of class {label}")
         for label in range(classes)
     ]
-    fields = [*fixed, *(more if config.logits else [])]
+    fields = [*fixed, *(logits if config.logits else [])]
     for place in range(1, (config.top_k or 0) + 1):
-        fields.append(
-            _field(f"top_{place}", pa.int16(), f"The class in place {place} by probability")
-        )
-        fields.append(_field(f"top_{place}_prob", pa.float32(), "Its probability"))
+        fields.append(_field(f"top_{place}", pa.int16(), f"Class with rank {place} by probability"))
+        fields.append(_field(f"top_{place}_prob", pa.float32(), f"Probability of top_{place}"))
     require_distinct_names(kept.names, [field.name for field in fields], config.output)
     return pa.schema([*fields, *kept], metadata=fixed.metadata)
 
 
 def score_table(
-    rows: Rows, logits: Logits, config: ScoreConfig, schema: Any, temperature: float
-) -> Any:
-    """Some rows of the job, with the schema of `score_schema`."""
+    batch: Batch, logits: Logits, config: ScoreConfig, schema: pa.Schema, temperature: float
+) -> pa.Table:
+    """Return the scored rows of a batch, with the schema of `score_schema`."""
     table = probability_table(
-        logits, rows.labels, temperature=temperature, example_ids=rows.example_ids
+        logits, batch.labels, temperature=temperature, example_ids=batch.example_ids
     )
     columns = list(table.columns)
     if config.logits:
@@ -228,9 +229,9 @@ def score_table(
         for place in range(config.top_k):
             columns.append(pa.array(order[:, place].astype(np.int16)))
             columns.append(pa.array(probabilities[np.arange(len(order)), order[:, place]]))
-    columns += rows.kept.columns if rows.kept is not None else []
+    columns += batch.kept.columns if batch.kept is not None else []
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _field(name: str, kind: Any, description: str) -> Any:
+def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:
     return pa.field(name, kind, nullable=False, metadata={"description": description})

@@ -15,7 +15,7 @@ from nnbuild.data.options import ReadOptions
 from nnbuild.errors import ConfigError, DataError, InputError
 from nnbuild.scoring.addresses import is_there, parquet_files
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.table import Columns, Reject
+from nnbuild.scoring.table import Columns, RejectedRows
 
 SHAPE = (6, 6, 1)
 
@@ -168,8 +168,8 @@ def test_one_tree_is_walked_alike(tmp_path):
     dataset = load(data)
     trained_on = np.concatenate([dataset.train.images, dataset.test.images])
     source = open_input(str(data), Columns(), SHAPE)
-    read = [rows for unit in source.units() for rows in source.read(unit, 100)]
-    assert not any(isinstance(each, Reject) for each in read)
+    read = [rows for chunk in source.chunks() for rows in source.read(chunk, 100)]
+    assert not any(isinstance(each, RejectedRows) for each in read)
     found = np.concatenate([rows.images for rows in read])
     assert sorted(map(bytes, found)) == sorted(map(bytes, trained_on))
     assert len(found) == 16 + 4 + 1

@@ -21,7 +21,7 @@ from nnbuild.errors import CheckError, DataError
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.table import Columns, Reject
+from nnbuild.scoring.table import Columns, RejectedRows
 
 SHAPE = (6, 6, 1)
 KINDS = {
@@ -75,8 +75,8 @@ def load(path, **options) -> Dataset:
 
 def read(address, shape=SHAPE, **options) -> np.ndarray:
     source = open_input(str(address), Columns(), shape, **options)
-    found = [each for unit in source.units() for each in source.read(unit, 9)]
-    assert not [each for each in found if isinstance(each, Reject)]
+    found = [each for chunk in source.chunks() for each in source.read(chunk, 9)]
+    assert not [each for each in found if isinstance(each, RejectedRows)]
     return np.concatenate([each.images for each in found])
 
 

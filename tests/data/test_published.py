@@ -19,7 +19,7 @@ from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, InputError
 from nnbuild.pipeline.run import retrain
 from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.table import Columns, Reject
+from nnbuild.scoring.table import Columns, RejectedRows
 from nnbuild.store import Store
 
 SHAPE = (6, 6, 1)
@@ -63,7 +63,7 @@ def test_emnist_is_turned_upright_and_numbered(tmp_path):
     assert "turned upright" in dataset.source
     path = tmp_path / "emnist" / "emnist-letters-test-images-idx3-ubyte.gz"
     source = open_input(str(path), Columns(), SHAPE)
-    (read,) = source.read(source.units()[0], 100)
+    (read,) = source.read(source.chunks()[0], 100)
     np.testing.assert_array_equal(read.images, arrays.test_images)
     write_idx(
         tmp_path / "emnist" / "emnist-mnist-test-images-idx3-ubyte.gz", arrays.test_images[..., 0]
@@ -155,7 +155,7 @@ def test_arrays_in_files_of_their_own(tmp_path):
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     np.testing.assert_array_equal(dataset.test.labels, arrays.test_labels)
     source = open_input(str(tmp_path / "k49-test-imgs.npz"), Columns(), SHAPE)
-    assert sum(unit.rows for unit in source.units()) == 20
+    assert sum(chunk.rows for chunk in source.chunks()) == 20
 
 
 PARQUET_LAYOUTS = [
@@ -212,7 +212,7 @@ def test_columns_of_other_names(tmp_path, image, label, options):
     assert len(load(tmp_path / "a.parquet", **options).train) == 32
     columns = Columns(image=options.get("image_column"), label=options.get("label_column"))
     source = open_input(str(tmp_path / "a.parquet"), columns, SHAPE)
-    (read,) = source.read(source.units()[0], 100)
+    (read,) = source.read(source.chunks()[0], 100)
     np.testing.assert_array_equal(read.images, arrays.train_images)
     assert read.labels.to_pylist() == arrays.train_labels.tolist()
     assert "no column 'scna'" in refusal(tmp_path / "a.parquet", image_column="scna")
@@ -411,7 +411,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
     found = decoding.read(path)[..., 0].astype(int)
     assert np.abs(found - upright).max() < 30
     source = open_input(str(tmp_path), Columns(), (8, 8, 3))
-    (read,) = source.read(source.units()[0], 10)
+    (read,) = source.read(source.chunks()[0], 10)
     np.testing.assert_array_equal(read.images[0, ..., 0], found)
 
 
@@ -436,8 +436,8 @@ def test_quarantine_reasons_say_what_it_is_each_time(tmp_path):
     reasons = []
     for _ in range(2):
         source = open_input(str(tmp_path), Columns(), SHAPE)
-        found = [each for unit in source.units() for each in source.read(unit, 10)]
-        assert all(isinstance(each, Reject) for each in found)
+        found = [each for chunk in source.chunks() for each in source.read(chunk, 10)]
+        assert all(isinstance(each, RejectedRows) for each in found)
         reasons.append([each.reason for each in found])
     assert reasons[0] == reasons[1]
     for reason, (_, expected) in zip(reasons[0], contents.values(), strict=True):

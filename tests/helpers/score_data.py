@@ -34,7 +34,7 @@ def scored(store, **config):
     job = jobs.open_job(
         ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root
     )
-    with jobs.working_on(job):
+    with jobs.job_context(job):
         return commit_job(job, jobs.score_input(job))
 
 

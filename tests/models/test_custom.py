@@ -367,8 +367,8 @@ def test_a_run_that_keras_scores_says_so_everywhere(
     assert store.read_table("score_runs")["engine"].to_pylist() == ["keras"]
     outcome = call(capfd, *score, "--engine", "onnx")
     assert outcome.code == 2
-    assert "leave --engine out" in outcome.err
+    assert "set engine to keras or auto" in outcome.err
     export = ["export", "champion", "--format", "onnx", "--output", tmp_path / "m.onnx"]
     outcome = call(capfd, *export, "--store", root)
     assert outcome.code == 2
-    assert "BesselI0e; use --format savedmodel" in outcome.err
+    assert "BesselI0e; use format savedmodel" in outcome.err

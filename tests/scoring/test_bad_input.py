@@ -166,9 +166,13 @@ CASES = [
         lambda at: ["--input", _empty(at / "empty")],
         "neither *.parquet nor pictures",
     ),
-    ("text", lambda at: ["--input", _text(at / "in.txt")], "neither Parquet, IDX"),
-    ("text as parquet", lambda at: ["--input", _text(at / "in.parquet")], "no readable Parquet"),
-    ("truncated", lambda at: ["--input", _truncated(at / "in.parquet")], "no readable Parquet"),
+    ("text", lambda at: ["--input", _text(at / "in.txt")], "unknown format"),
+    (
+        "text as parquet",
+        lambda at: ["--input", _text(at / "in.parquet")],
+        "not readable as Parquet",
+    ),
+    ("truncated", lambda at: ["--input", _truncated(at / "in.parquet")], "not readable as Parquet"),
     (
         "a header of 2^31",
         lambda at: ["--input", _header_only(at / "images-idx3-ubyte")],
@@ -202,7 +206,7 @@ CASES = [
     (
         "keep twice",
         lambda at: ["--input", parquet(at / "in.parquet"), "--keep", "label"],
-        "a column of that name",
+        "its name is taken by nnbuild's own",
     ),
     (
         "id",
@@ -212,7 +216,7 @@ CASES = [
     (
         "columns of an npz",
         lambda at: ["--input", at / "in.npz", "--keep", "a"],
-        "only Parquet has columns",
+        "only Parquet files have columns",
     ),
     (
         "where",
@@ -224,7 +228,11 @@ CASES = [
         lambda at: ["--input", parquet(at / "in.parquet"), "--where", "confidence<'a'"],
         "different types",
     ),
-    ("top k", lambda at: ["--input", parquet(at / "in.parquet"), "--top-k", "4"], "of 3 classes"),
+    (
+        "top k",
+        lambda at: ["--input", parquet(at / "in.parquet"), "--top-k", "4"],
+        "expected at most 3",
+    ),
     (
         "batch 0",
         lambda at: ["--input", parquet(at / "in.parquet"), "--batch-size", "0"],
@@ -249,7 +257,7 @@ CASES = [
     (
         "no digest",
         lambda at: ["--input", parquet(at / "in.parquet"), "--model", _text(at / "m.onnx")],
-        "--digest",
+        "set it as digest",
     ),
     (
         "another digest",
@@ -261,12 +269,12 @@ CASES = [
             "--digest",
             "0" * 64,
         ],
-        "has sha256",
+        "its SHA-256 is",
     ),
     (
         "a digest of a run",
         lambda at: ["--input", parquet(at / "in.parquet"), "--digest", "0" * 64],
-        "for a model file",
+        "applies to model files only",
     ),
     ("resume", lambda _: ["--resume", RUN], "no scoring job"),
     ("resume elsewhere", lambda _: ["--resume", "../../etc"], "is no scoring job's id"),
@@ -274,7 +282,7 @@ CASES = [
     (
         "output",
         lambda at: ["--input", parquet(at / "in.parquet"), "--output", at],
-        "holds something already",
+        "not empty",
     ),
 ]
 
@@ -304,7 +312,7 @@ def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
         capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", store.root
     )
     assert outcome.code == 2
-    assert "it was changed" in outcome.err
+    assert "was changed: " in outcome.err
 
 
 def test_without_a_champion_nothing_is_scored(capfd, tmp_path):

@@ -42,7 +42,7 @@ def finish(job):
 def running(store, **options):
     """A job that has begun and not ended."""
     job = jobs.open_job(config(**options), store.root)
-    with jobs.working_on(job):
+    with jobs.job_context(job):
         yield job
 
 
@@ -73,7 +73,7 @@ def killed_at(monkeypatch, point, job):
             raise _Killed
 
     monkeypatch.setattr(fault_injection, "failpoint", dying)
-    with pytest.raises(_Killed), jobs.working_on(job):
+    with pytest.raises(_Killed), jobs.job_context(job):
         finish(job)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
 
@@ -98,7 +98,7 @@ def test_output_in_use_is_refused(capfd, store, inputs, monkeypatch, spelling, o
         finish(job)
     assert pq.read_table(inputs / "out").num_rows == ROWS
     outcome = call(capfd, *given)
-    assert (outcome.code, "holds something already" in outcome.err) == (2, True)
+    assert (outcome.code, "not empty" in outcome.err) == (2, True)
     assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
 
 
@@ -125,7 +125,7 @@ def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
     job = jobs.open_job(config(inputs / "a.parquet", output=output), store.root)
     killed_at(monkeypatch, "score:shards", job)
     nnbuild.score(config(inputs / "b.parquet", output=output), store.root)
-    with pytest.raises(StoreError, match="was taken since") as refused:
+    with pytest.raises(StoreError, match="no longer empty since") as refused:
         nnbuild.score(resume=job.score_id, store=store.root)
     assert job.score_id in refused.value.__notes__[0]
     assert pq.read_table(output).num_rows == 50
@@ -149,7 +149,7 @@ def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypa
     outcome = call(capfd, "score", *given, "--store", store.root)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     assert outcome.code == 2
-    assert "holds something that was not there when the job began" in outcome.err
+    assert "no longer empty since the job began" in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert output.read_text() == "theirs" if kind == "file" else list(output.iterdir())
     (waiting,) = (store.root / "staging").glob("score-*")
@@ -218,10 +218,10 @@ def test_job_begun_in_the_same_instant_is_refused(store, inputs):
     first = jobs.open_job(config(**options), store.root)
     second = jobs.open_job(config(**options, top_k=1), store.root)
     third = jobs.open_job(config(**options, batch_size=16), store.root)
-    with jobs.working_on(first):
-        with pytest.raises(LockedError, match="is writing there"), jobs.working_on(second):
+    with jobs.job_context(first):
+        with pytest.raises(LockedError, match="is writing there"), jobs.job_context(second):
             pass
-        with pytest.raises(BeingScoredError), jobs.working_on(third):
+        with pytest.raises(BeingScoredError), jobs.job_context(third):
             pass
         finish(first)
     assert not list((store.root / "staging").iterdir())
@@ -230,8 +230,8 @@ def test_job_begun_in_the_same_instant_is_refused(store, inputs):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(days, "_SECONDS_TO_FIRST_TRY", 0.05)
-    monkeypatch.setattr(days, "_SECONDS_BETWEEN_TRIES", 0.1)
+    monkeypatch.setattr(days, "_FIRST_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(days, "_MAX_RETRY_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -244,11 +244,11 @@ def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
         waits.set()
 
     def second():
-        results.extend(backfill(config(dated), DAY, DAY, store.root, told=report))
+        results.extend(backfill(config(dated), DAY, DAY, store.root, on_day_done=report))
 
     thread = threading.Thread(target=second)
     job = jobs.open_job(config(dated.format(date=DAY), threads=1), store.root)
-    with suppress(DataError, _Killed), jobs.working_on(job):
+    with suppress(DataError, _Killed), jobs.job_context(job):
         thread.start()
         assert waits.wait(60)
         if error is not None:
@@ -322,7 +322,7 @@ def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
         finish(theirs)
         commit_job(ours, shards)
 
-    with pytest.raises(AlreadyScoredError) as refused, jobs.working_on(ours):
+    with pytest.raises(AlreadyScoredError) as refused, jobs.job_context(ours):
         late()
     assert refused.value.score_id == theirs.score_id
     assert store.score_ids() == [theirs.score_id]
@@ -389,7 +389,7 @@ def test_remote_output_taken_meanwhile_keeps_the_rows(store, inputs, tmp_path, m
 
     monkeypatch.setattr(fault_injection, "failpoint", meanwhile)
     given = config(inputs / "a.parquet", output=f"memory://{tmp_path.name}/out")
-    with pytest.raises(StoreError, match="was not there when the job began"):
+    with pytest.raises(StoreError, match="no longer empty since the job began"):
         nnbuild.score(given, store.root)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     assert [each.name for each in output.iterdir()] == ["theirs.parquet"]

@@ -44,7 +44,7 @@ def statuses(parts):
 
 def test_each_day_is_scored_once_by_a_model(store, days):
     told = []
-    parts = backfill(config(days), FIRST, LAST, store.root, told=told.append)
+    parts = backfill(config(days), FIRST, LAST, store.root, on_day_done=told.append)
     assert statuses(parts) == ["scored", "scored", "scored", "missing", "scored"]
     assert [each.day.day for each in parts] == [1, 2, 3, 4, 5]
     assert sorted(each.day for each in told) == [
@@ -116,8 +116,8 @@ def test_a_signal_stops_and_the_same_call_goes_on(store, days):
         if not killed:
             killed.append(os.kill(os.getpid(), signal.SIGTERM))
 
-    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
-        backfill(config(days), FIRST, LAST, store.root, at_once=1, told=told)
+    with pytest.raises(Interrupted, match="repeat the command to resume") as stopped:
+        backfill(config(days), FIRST, LAST, store.root, at_once=1, on_day_done=told)
     assert stopped.value.exit_code == 143
     done = len(store.score_ids())
     assert 1 <= done < 4

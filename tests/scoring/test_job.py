@@ -24,8 +24,8 @@ from nnbuild.runtime import fault_injection
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.filters import parse
-from nnbuild.scoring.prefetch import ahead
+from nnbuild.scoring.filters import parse_filter
+from nnbuild.scoring.prefetch import prefetch
 from nnbuild.store import champion
 from nnbuild.store.filesystem import read_json, write_json
 
@@ -52,7 +52,7 @@ def test_the_engine_is_chosen_once(store, tmp_path):
     job = jobs.open_job(config, store.root)
     assert job.config.engine == "onnx"
     assert jobs.open_job(config, store.root).score_id == job.score_id
-    with jobs.working_on(job):
+    with jobs.job_context(job):
         done = commit_job(job, jobs.score_input(job))
     assert jobs.scored_before(store, config) == done.score_id
     assert jobs.scored_before(store, config.model_copy(update={"engine": "keras"})) is None
@@ -218,7 +218,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
         job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
         monkeypatch.setattr(fault_injection, "failpoint", killing_at(number))
         try:
-            with jobs.working_on(job):
+            with jobs.job_context(job):
                 commit_job(job, jobs.score_input(job))
             break
         except _Killed:
@@ -232,7 +232,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
                 == 0
             )
             job = jobs.resume_job(job.score_id, store.root)
-            with jobs.working_on(job):
+            with jobs.job_context(job):
                 commit_job(job, jobs.score_input(job))
         assert files(store, job.score_id) == files(store, straight.score_id)
         assert drift(store, job.score_id) == drift(store, straight.score_id)
@@ -317,7 +317,7 @@ def test_an_output_folder_of_ones_own(store, tmp_path):
     assert (tmp_path / "out" / "_manifest.json").exists()
     assert done.score_id in store.score_ids()
     before = tree_digest(tmp_path)
-    with pytest.raises(ConfigError, match="holds something already"):
+    with pytest.raises(ConfigError, match="not empty"):
         scored(store, input=path, output=str(tmp_path / "out"))
     assert tree_digest(tmp_path) == before
 
@@ -400,7 +400,7 @@ def test_scoring_needs_no_tensorflow(store, tmp_path):
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 5))
 @settings(deadline=None, max_examples=30)
 def test_items_come_in_order_and_errors_at_their_place(items, depth):
-    assert list(ahead(iter(items), depth)) == items
+    assert list(prefetch(iter(items), depth)) == items
 
     def failing():
         yield from items
@@ -408,7 +408,7 @@ def test_items_come_in_order_and_errors_at_their_place(items, depth):
 
     seen = []
     with pytest.raises(ValueError, match="the end"):
-        seen.extend(ahead(failing(), depth))
+        seen.extend(prefetch(failing(), depth))
     assert seen == items
 
 
@@ -430,12 +430,12 @@ def test_items_come_in_order_and_errors_at_their_place(items, depth):
 )
 def test_where_is_no_python(text):
     with pytest.raises(ConfigError):
-        parse(text, ["confidence", "predicted"])
+        parse_filter(text, ["confidence", "predicted"])
 
 
 def test_where_suggests_the_nearest_column():
     with pytest.raises(ConfigError, match="did you mean 'confidence'"):
-        parse("confidense < 1", ["confidence", "predicted"])
+        parse_filter("confidense < 1", ["confidence", "predicted"])
 
 
 def test_what_the_guide_says_can_be_done(store, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_scored_pictures_carry_their_path(store, tmp_path, keep):
 
 
 def test_rejected_pictures_keep_paths_in_step(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PER_UNIT", 4)
+    monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 4)
     names = [f"{number}.png" for number in range(11)]
     folder = write(tmp_path / "pictures", names)
     bad = ["0.png", "4.png", "5.png", "notes.txt"]
@@ -94,13 +94,13 @@ def test_own_path_column_is_kept_on_request(store, tmp_path):
 )
 def test_other_columns_of_pictures_are_refused(store, tmp_path, columns):
     folder = write(tmp_path / "pictures", NAMES[:1])
-    with pytest.raises(DataError, match=r"has the column path alone, and (customer|Path) cannot"):
+    with pytest.raises(DataError, match=r"only has the column path, not (customer|Path)"):
         scored(store, input=folder, **columns)
 
 
 def test_output_named_path_is_refused(store, tmp_path):
     folder = write(tmp_path / "pictures", NAMES[:1])
-    with pytest.raises(ConfigError, match=r"the folder path=….* or give another --output"):
+    with pytest.raises(ConfigError, match=r"the folder path=….* or choose another output"):
         scored(store, input=folder, output=str(tmp_path / "path=1" / "out"))
 
 
@@ -125,7 +125,7 @@ class _StopAtFirst:
 
 
 def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_PER_UNIT", 2)
+    monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 2)
     config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
     with pytest.raises(Interrupted):
         nnbuild.score(config, store.root, progress=_StopAtFirst())

@@ -35,7 +35,7 @@ def test_input_and_output_behind_urls(store, tmp_path, bucket):
         found = pq.read_table(f"{url.removeprefix('s3://')}/out-{len(address)}", filesystem=s3)
         assert found["prob_0"].to_pylist() == 2 * here["prob_0"].to_pylist()
         assert s3.exists(f"{url}/out-{len(address)}/_manifest.json")
-        with pytest.raises(ConfigError, match="holds something already"):
+        with pytest.raises(ConfigError, match="not empty"):
             scored(store, input=f"{url}/in/a.parquet", output=f"{url}/out-{len(address)}")
     with pytest.raises(DataError, match="no Parquet files"):
         scored(store, input=f"{url}/nothing")

@@ -14,7 +14,7 @@ from score_data import ROWS, SHAPE, images, parquet, rows, scored
 
 from nnbuild.errors import DataError
 from nnbuild.scoring.parquet_input import ParquetInput
-from nnbuild.scoring.table import Columns, Reject
+from nnbuild.scoring.table import Columns, RejectedRows
 
 FIRST_TOO_LARGE = 2**63
 
@@ -55,10 +55,10 @@ def accounted(path, columns, batch_rows):
     """The rows that were scored and those that were rejected; each is there exactly once."""
     source = ParquetInput(str(path), [path], columns, SHAPE)
     good, bad = [], []
-    for unit in source.units():
-        for each in source.read(unit, batch_rows):
-            if isinstance(each, Reject):
-                assert each.row_group == unit.group
+    for chunk in source.chunks():
+        for each in source.read(chunk, batch_rows):
+            if isinstance(each, RejectedRows):
+                assert each.row_group == chunk.group
                 bad += range(each.row, each.row + each.rows)
             else:
                 lengths = {len(part) for part in each if part is not None}
@@ -152,7 +152,9 @@ def test_id_above_int64_stops_without_statistics_too(store, tmp_path):
     )
     pq.write_table(table, path, write_statistics=False)
     before = tree_digest(store.root)
-    with pytest.raises(DataError, match=rf"row {ROWS - 1}: column 'id' holds 9223372036854775808"):
+    with pytest.raises(
+        DataError, match=rf"row {ROWS - 1}: column 'id' contains 9223372036854775808"
+    ):
         scored(store, input=path, id_column="id")
     assert tree_digest(store.root) == before
 
@@ -171,8 +173,8 @@ def test_row_group_shorter_than_its_footer_is_accounted_for(tmp_path, monkeypatc
     path = parquet(tmp_path / "in.parquet", images(50), group=50)
     real = ParquetInput._batches
 
-    def short(source, unit, batch_rows):
-        yield from list(real(source, unit, batch_rows))[:-1]
+    def short(source, chunk, batch_rows):
+        yield from list(real(source, chunk, batch_rows))[:-1]
 
     monkeypatch.setattr(ParquetInput, "_batches", short)
     good, bad = accounted(path, Columns(), 20)
@@ -183,8 +185,8 @@ def test_row_group_longer_than_its_footer_is_cut(tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet", images(50), group=50)
     real = ParquetInput._batches
 
-    def long(source, unit, batch_rows):
-        batches = list(real(source, unit, batch_rows))
+    def long(source, chunk, batch_rows):
+        batches = list(real(source, chunk, batch_rows))
         yield from [*batches, batches[0]]
 
     monkeypatch.setattr(ParquetInput, "_batches", long)

@@ -232,7 +232,7 @@ def test_types_that_duckdb_lacks_are_read_as_others(store, tmp_path):
     ],
 )
 def test_names_that_readers_confuse_are_refused(kept, output):
-    with pytest.raises(ConfigError, match=f"--keep {kept[-1]}: "):
+    with pytest.raises(ConfigError, match=f"cannot keep column {kept[-1]!r}: "):
         require_distinct_names(kept, ["label", "prob_0"], output)
 
 
@@ -245,7 +245,9 @@ def test_other_names_are_taken(store, tmp_path):
     job(store, tmp_path, **{"run_id": [1] * ROWS, "a.b": [1] * ROWS, 'q"': [1] * ROWS})
     found = query(store, 'select run_id, "a.b", "q""" from scores limit 1').to_pylist()
     assert found == [{"run_id": 1, "a.b": 1, 'q"': 1}]
-    with pytest.raises(ConfigError, match=r"--keep A\.B: scoring job .* has it as 'a.b'"):
+    with pytest.raises(
+        ConfigError, match=r"cannot keep column 'A\.B': scoring job .* has it as 'a.b'"
+    ):
         job(store, tmp_path, **{"A.B": [1] * ROWS})
 
 
