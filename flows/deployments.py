@@ -19,10 +19,10 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Crashed
 
 from flows import automations
+from flows.cli.console import print_line
 from flows.embedded_server import require_api_url_without_credentials, trouble_with_server
 from flows.hooks import record_cancellation
 from flows.outage import SECONDS_TO_ANSWER
-from flows.printing import print_line
 from flows.scheduled import scheduled_retrain, scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError

@@ -1,66 +1,148 @@
-"""`nnbuild sweep`: the trials of a sweep in this process or on a cluster, and the best by validation to the gate."""
+"""`nnbuild sweep`: train a grid or a search of settings; the best trial goes through the gate."""
+
+from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.commands.run import configured_from, start
-from flows.commands.score import require_runner
-from flows.display import display_for
-from flows.printing import PlainConsole, jsonable, print_json, print_line, print_table
-from nnbuild.errors import ConfigError
-from nnbuild.sweep import (
-    Sweep,
-    SweepConfig,
-    SweepResult,
-    open_sweep,
-    require_possible,
-    sweep_config,
+from flows.cli.app import (
+    TRAIN,
+    AddressOption,
+    JsonOption,
+    RunnerOption,
+    StoreOption,
+    app,
+    explicit_options,
+    require_runner,
 )
-from nnbuild.sweep.dask import workers_of
-from nnbuild.sweep.space import options_of, split_file
+from flows.cli.console import (
+    PlainConsole,
+    display_for,
+    print_json,
+    print_line,
+    print_table,
+    to_json_row,
+)
+from flows.cli.run import (
+    DataDirOption,
+    DatasetOption,
+    EpochsOption,
+    ModelOption,
+    merge_config,
+    nest_options,
+    start_prefect,
+)
+from nnbuild.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nnbuild.sweep import Sweep, SweepConfig, SweepResult
 
 Settings = dict[str, Any]
 
 
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: nnbuild sweep --model lab --grid training.learning_rate=0.001,0.01 --seeds 2",
+)
 def sweep(
-    base: Settings,
-    options: Settings,
-    path: Path | None,
-    overrides: list[str],
-    *,
-    store: str | None,
-    sweep_id: str | None,
-    runner: str | None,
-    address: str | None,
-    as_json: bool,
+    ctx: typer.Context,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B", help="Values of a setting. May be repeated; all are combined."
+        ),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=RANGE",
+            help="Range of a setting that Optuna samples from: log:1e-4..1e-1, 1..8 or a,b. "
+            "May be repeated.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Total number of trials of a search.", show_default="20"),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Runs per trial, with seeds from --seed on.")
+    ] = 1,
+    objective: Annotated[
+        Literal["val_accuracy", "val_loss"],
+        typer.Option(help="Metric by which trials are compared."),
+    ] = "val_accuracy",
+    no_prune: Annotated[
+        bool, typer.Option("--no-prune", help="Never stop an unpromising trial of a search early.")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Database of Optuna.", show_default="a file in the store"),
+    ] = None,
+    sweep_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Name of the sweep; alone: resume it.")
+    ] = None,
+    dataset: DatasetOption = "mnist",
+    data_dir: DataDirOption = None,
+    model: ModelOption = "convnet",
+    epochs: EpochsOption = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="First seed of each trial.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="Settings of the runs from a file; its table [sweep] has those of the sweep.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, for all trials. May be repeated."
+        ),
+    ] = None,
+    runner: RunnerOption = "local",
+    address: AddressOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make the trials that are not there yet, and tell all of them, the best first.
-
-    Raises:
-        NnbuildError: bad input, or a signal; the same command goes on.
-        typer.Exit: with 1, if no trial finished.
-    """
-    began = time.perf_counter()
-    config = configured(base, options, path, overrides, sweep_id=sweep_id)
+    """Try many settings; the best run goes through the promotion gate."""
+    started = time.perf_counter()
+    base = explicit_options(
+        ctx, dataset=dataset, data_dir=data_dir, model=model, epochs=epochs, seed=seed
+    )
+    options = explicit_options(
+        ctx,
+        grid=grid,
+        search=search,
+        trials=trials,
+        seeds=seeds,
+        objective=objective,
+        storage=storage,
+    )
+    if no_prune:
+        options["prune"] = False
+    sweep_config = _sweep_config(base, options, config, settings or [], sweep_id=sweep_id)
     require_runner(runner, address)
-    opened = open_sweep(config, store, sweep_id)
+    from nnbuild.sweep import open_sweep, require_possible
+    from nnbuild.sweep.dask import workers_of
+
+    opened = open_sweep(sweep_config, store, sweep_id)
     require_possible(opened)
     workers = workers_of(opened, address) if address is not None else 0
     console = PlainConsole(stderr=True)
-    start(console)
-    swept = _swept(opened, workers, address, console)
+    start_prefect(console)
+    result = _run_flow(opened, workers, address, console)
     if as_json:
-        print_json(_object(swept, opened, time.perf_counter() - began))
+        print_json(_summarize(result, opened, time.perf_counter() - started))
     else:
-        _show(swept)
-    if swept.best is None:
+        _print_result(result)
+    if result.best is None:
         raise typer.Exit(1)
 
 
-def configured(
+def _sweep_config(
     base: Settings,
     options: Settings,
     path: Path | None,
@@ -68,44 +150,49 @@ def configured(
     *,
     sweep_id: str | None,
 ) -> SweepConfig | None:
-    """The config of a sweep: the file, and the options over it; None if there is but the id of one to go on with.
+    """Return the config of a sweep, or None if only the ID of a sweep to resume is known.
+
+    Args:
+        base: Options of the runs.
+        options: Options of the sweep itself.
+        path: TOML file, if there is one; options take precedence.
+        overrides: Settings of the runs as KEY=VALUE.
+        sweep_id: ID of the sweep.
 
     Raises:
-        ConfigError: something that was given cannot be used.
+        ConfigError: A setting is invalid.
     """
-    run, told = split_file(path)
-    over = {name: value for name, value in options.items() if value not in (None, [])}
+    from nnbuild.sweep import sweep_config
+    from nnbuild.sweep.space import options_of, split_file
+
+    run_settings, sweep_settings = split_file(path)
     for name in ("grid", "search"):
-        if name in over:
-            over[name] = options_of(over[name], f"--{name}")
-    if sweep_id is not None and not {"grid", "search"} & {*told, *over}:
-        if told or over or run or overrides or _named(base):
+        if name in options:
+            options[name] = options_of(options[name], f"--{name}")
+    if sweep_id is not None and not {"grid", "search"} & {*sweep_settings, *options}:
+        # The folder of the data may differ from machine to machine, and is no setting of the sweep.
+        named = base.keys() - {"data_dir"}
+        if sweep_settings or options or run_settings or overrides or named:
             raise ConfigError(
-                f"--id {sweep_id} alone goes on with the sweep's own settings; give no others"
+                f"--id {sweep_id} without --grid or --search resumes a sweep with its own "
+                "settings; remove the other options"
             )
         return None
-    return sweep_config(told | over, configured_from(run, base, path, overrides))
+    run_config = merge_config(run_settings, nest_options(base), path, overrides)
+    return sweep_config(sweep_settings | options, run_config)
 
 
-def _named(base: Settings) -> bool:
-    """Whether an option of the run was given; where the data are does not count, the environment may say that."""
-    given = (
-        base["dataset"]["name"],
-        base["model"]["name"],
-        base["training"]["epochs"],
-        base["seed"],
-    )
-    return any(each is not None for each in given)
-
-
-def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConsole) -> SweepResult:
+def _run_flow(
+    opened: Sweep, workers: int, address: str | None, console: PlainConsole
+) -> SweepResult:
     from flows.sweep import sweep as flow
     from tasks.progress import shown_on
 
     if address is not None:
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
-        flow = flow.with_options(task_runner=DaskTaskRunner(address=address))
+        runner = DaskTaskRunner(address=address)
+        flow = flow.with_options(task_runner=runner)  # type: ignore[arg-type]  (its futures)
     display = display_for(console)
     try:
         with shown_on(display):
@@ -114,34 +201,32 @@ def _swept(opened: Sweep, workers: int, address: str | None, console: PlainConso
         display.close()
 
 
-def _object(swept: SweepResult, opened: Sweep, seconds: float) -> Settings:
+def _summarize(result: SweepResult, opened: Sweep, seconds: float) -> Settings:
     return {
-        "sweep_id": swept.sweep_id,
-        "status": "succeeded" if swept.best else "failed",
-        "objective": swept.objective,
+        "sweep_id": result.sweep_id,
+        "status": "succeeded" if result.best else "failed",
+        "objective": result.objective,
         "trials": [
-            jsonable(trial.model_dump()) | {"values": trial.values, "runs": trial.runs}
-            for trial in swept.trials
+            to_json_row(trial.model_dump()) | {"values": trial.values, "runs": trial.runs}
+            for trial in result.trials
         ],
-        "best": swept.best,
-        "promoted": swept.promoted,
+        "best": result.best,
+        "promoted": result.promoted,
         "seconds": round(seconds, 3),
         "store": opened.root,
     }
 
 
-def _show(swept: SweepResult) -> None:
+def _print_result(result: SweepResult) -> None:
     from flows.sweep import rows_of
 
-    rows = rows_of(swept)
-    columns = list(rows[0]) if rows else []
-    print_table(
-        rows, [each for each in columns if any(row[each] is not None for row in rows)], "no trials"
-    )
-    told = (
-        f"{swept.best}, {'promoted' if swept.promoted else 'not promoted'}"
-        if swept.best
-        else "none finished"
-    )
+    rows = rows_of(result)
+    columns = [
+        name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)
+    ]
+    print_table(rows, columns, "no trials")
+    best = "no trial finished"
+    if result.best:
+        best = f"{result.best}, {'promoted' if result.promoted else 'not promoted'}"
     print_line("")
-    print_line(f"sweep {swept.sweep_id}; best by {swept.objective}: {told}")
+    print_line(f"sweep {result.sweep_id}; best by {result.objective}: {best}")
