@@ -218,7 +218,7 @@ def compare(
     run_ids: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN_ID RUN_ID…", help="Runs; the others are compared with the first."
+            metavar="RUN_ID", help="Two or more runs; the others are compared with the first."
         ),
     ],
     html: HtmlOption = None,

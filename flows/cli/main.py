@@ -12,6 +12,7 @@ from typing import Any
 
 _SIGNALLED = 128
 _CTRL_C = _SIGNALLED + signal.SIGINT
+_MAX_VALUE_CHARACTERS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,6 +125,11 @@ def _usage_message(error: Any) -> str:
     message = " ".join(error.format_message().split())
     if not message:  # no command was given, and the help was shown
         return ""
+    message = message.replace("Value error, ", "")
+    if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):
+        value = repr(error.__cause__.errors()[0]["input"])  # pydantic's message lacks it
+        if len(value) <= _MAX_VALUE_CHARACTERS:
+            message = message.replace("Input should", f"{value} should")
     context = getattr(error, "ctx", None)
     return f"{message.rstrip('.')}; see {context.command_path if context else 'nnbuild'} --help"
 

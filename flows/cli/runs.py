@@ -74,7 +74,7 @@ def _unfinished_row(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
 def history(
     run_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN_ID…]", help="Runs to show.", show_default="all runs"),
+        typer.Argument(metavar="RUN_ID", help="Runs to show.", show_default="all runs"),
     ] = None,
     wide: Annotated[
         bool, typer.Option("--wide", help="Print one row per epoch and one column per metric.")

@@ -111,7 +111,7 @@ def score(
         float,
         typer.Option(
             metavar="FACTOR",
-            help="Largest ratio between the mean brightness of the input and the model's reference.",
+            help="Largest ratio between the mean brightness of the input and of the reference.",
         ),
     ] = 10.0,
     logits: Annotated[bool, typer.Option("--logits", help="Also write the logits.")] = False,

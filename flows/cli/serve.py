@@ -71,7 +71,10 @@ def serve(
     ] = None,
     collision: Annotated[
         Literal["enqueue", "cancel-new"],
-        typer.Option(help="What to do with a run that is due while another one is running."),
+        typer.Option(
+            metavar="POLICY",
+            help="What to do with a run that is due while another one runs: enqueue or cancel-new.",
+        ),
     ] = "enqueue",
     catch_up: Annotated[
         bool,

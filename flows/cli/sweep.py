@@ -64,9 +64,8 @@ def sweep(
         ),
     ] = None,
     trials: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Total number of trials of a search.", show_default="20"),
-    ] = None,
+        int, typer.Option(metavar="N", help="Total number of trials of a search.")
+    ] = 20,
     seeds: Annotated[
         int, typer.Option(metavar="N", help="Runs per trial, with seeds from --seed on.")
     ] = 1,
@@ -93,7 +92,7 @@ def sweep(
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            help="Settings of the runs from a file; its table [sweep] has those of the sweep.",
+            help="Settings of the runs from a file; its table sweep has those of the sweep.",
         ),
     ] = None,
     settings: Annotated[
@@ -192,7 +191,8 @@ def _run_flow(
         from prefect_dask.task_runners import DaskTaskRunner
 
         runner = DaskTaskRunner(address=address)
-        flow = flow.with_options(task_runner=runner)  # type: ignore[arg-type]  (its futures)
+        # Its futures are not Prefect's class, but have the same interface.
+        flow = flow.with_options(task_runner=runner)  # type: ignore[arg-type]
     display = display_for(console)
     try:
         with shown_on(display):

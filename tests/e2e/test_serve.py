@@ -18,7 +18,7 @@ from socket_server import sending, server
 
 import nnbuild
 from flows import automations, deployments
-from flows.commands.serve import deployment_name
+from flows.cli.serve import deployment_name
 from flows.scheduled import scheduled_retrain, scheduled_score, waiting
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import resumable
@@ -225,7 +225,7 @@ def environment(settings, *given, **named):
     return before(settings, *given, **named)
 
 before, Settings.to_environment_variables = Settings.to_environment_variables, environment
-from flows.cli import main
+from flows.cli.main import main
 main(sys.argv[1:])
 """
 """Serves, and hears SIGTERM while a run is started: inside pydantic, which makes an error of whatever is raised."""
@@ -334,7 +334,7 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
         (["--interval", "-5"], "expected seconds from 1"),
         (["--set", 'dataset.fallback="digits"'], "never falls back"),
         (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
-        (["--collision", "both"], "enqueue or cancel-new"),
+        (["--collision", "both"], "'enqueue', 'cancel-new'"),
         (["--plan", "none.toml"], "none.toml"),
         (["--score-cron", "0 5 * * *"], "without --score-input"),
         (["--retrain-on-drift"], "give --score-input"),
