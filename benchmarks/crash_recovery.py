@@ -186,7 +186,7 @@ def started(
         (store.root.parent / "run.toml").write_text(_toml(settings))
         command = [
             "-m",
-            "flows.cli",
+            "flows.cli.main",
             "run",
             "--config",
             str(store.root.parent / "run.toml"),

@@ -59,7 +59,7 @@ def compare(
         "--epochs",
         str(options.epochs),
     ]
-    run = ["-m", "flows.cli", "run", *given, "--store", f"{folder}/with", "--json"]
+    run = ["-m", "flows.cli.main", "run", *given, "--store", f"{folder}/with", "--json"]
     without = [
         "-c",
         WITHOUT,

@@ -22,7 +22,7 @@ import psutil
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "helpers"))
 from real_server import Server, real_server, until
 
-from flows.commands.serve import deployment_name
+from flows.cli.serve import deployment_name
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
 from nnbuild.store.manifests import Manifest

@@ -23,7 +23,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from flows.signatures import load_app
+from flows.cli.app import load_app
 from nnbuild.config import presets
 from nnbuild.config.schema import ModelConfig, RunConfig, TrainingConfig
 from nnbuild.scoring.config import ScoreConfig

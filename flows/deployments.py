@@ -21,11 +21,11 @@ from prefect.states import Cancelled, Crashed
 from prefect.types.entrypoint import EntrypointType
 
 from flows import automations
+from flows.cli.console import print_line
 from flows.embedded_server import server_problem
 from flows.hooks import record_cancellation
 from flows.outage import SECONDS_TO_ANSWER
 from flows.prefect_settings import require_api_url_without_credentials
-from flows.printing import print_line
 from flows.scheduled import scheduled_retrain, scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError

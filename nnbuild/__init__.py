@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from nnbuild.store import Store
     from nnbuild.store.analysis import read_table
 
+    __version__: str
+
 __all__ = [
     "RunConfig",
     "ScoreConfig",
@@ -38,6 +40,18 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     from nnbuild.runtime.lazy_imports import find
 
     return find(name, _PLACES, __name__)
+
+
+def _version() -> str:
+    """Return the version of the installed package, 0 if nnbuild runs from a folder."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nnbuild")
+    except PackageNotFoundError:
+        return "0"

@@ -287,7 +287,7 @@ def headline(run: Run, manifest: Manifest) -> str:
     rows = [(name, markdown_text(value)) for name, value in [*cells, *facts(manifest)]]
     rows.append(("report", markdown_code(f"{run.store}/runs/{run.run_id}/report.html")))
     accuracy = f"test accuracy {row.test_accuracy:.2%}"
-    title = f"{markdown_text(row.model)} on {markdown_text(row['dataset'])}: {accuracy}"
+    title = f"{markdown_text(row.model)} on {markdown_text(str(row.dataset))}: {accuracy}"
     return f"## {title}\n\n| | |\n| --- | --- |\n{_table_rows(rows)}\n"
 
 

@@ -47,7 +47,7 @@ def test_no_array_is_unpickled():
     [
         "import nnbuild",
         "import nnbuild.store, nnbuild.logits, nnbuild.data.sources, nnbuild.scoring",
-        "import flows.cli; flows.cli.invoke(['run', '--help'])",
+        "from flows.cli.main import invoke; invoke(['run', '--help'])",
     ],
 )
 def test_what_is_light_imports_neither_tensorflow_nor_prefect(statement):

@@ -18,7 +18,7 @@ from socket_server import sending, server
 
 import nnbuild
 from flows import automations, deployments
-from flows.commands.serve import deployment_name
+from flows.cli.serve import deployment_name
 from flows.scheduled import run_to_resume, scheduled_retrain, scheduled_score
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import resumable
@@ -219,7 +219,7 @@ def environment(settings, *given, **named):
     return before(settings, *given, **named)
 
 before, Settings.to_environment_variables = Settings.to_environment_variables, environment
-from flows.cli import main
+from flows.cli.main import main
 main(sys.argv[1:])
 """
 """Serves, and receives SIGTERM while a run is started: inside pydantic, which wraps exceptions."""
@@ -328,7 +328,7 @@ def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatc
         (["--interval", "-5"], "expected seconds from 1"),
         (["--set", 'dataset.fallback="digits"'], "never falls back"),
         (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
-        (["--collision", "both"], "enqueue or cancel-new"),
+        (["--collision", "both"], "'enqueue', 'cancel-new'"),
         (["--plan", "none.toml"], "none.toml"),
         (["--score-cron", "0 5 * * *"], "without --score-input"),
         (["--retrain-on-drift"], "give --score-input"),

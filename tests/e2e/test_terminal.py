@@ -94,7 +94,7 @@ def test_ctrl_c_in_scoring_says_how_to_resume(tmp_path, store, environment):
 def test_ctrl_c_in_serve_leaves_no_process(tmp_path, small_folder, real_prefect, mark):
     settings = {"dataset.name": f'"{small_folder}"', "model.name": '"lab"', "training.epochs": 9999}
     options = [each for key, value in settings.items() for each in ("--set", f"{key}={value}")]
-    arguments = ["serve", "--interval", 2, "--overtaken", "run", *options, "--store", tmp_path]
+    arguments = ["serve", "--interval", 2, "--catch-up", *options, "--store", tmp_path]
     with terminal(*arguments, environment=real_prefect.environment) as program:
         program.wait_for(mark)
         stopped(program, "nnbuild: stopped")

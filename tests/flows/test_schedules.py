@@ -9,8 +9,7 @@ from command_line import call
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.commands import serve as serving
-from flows.commands.serve_scores import Scoring
+from flows.cli import serve as serving
 from flows.scheduled import day_of
 from flows.schedules import cron_schedule, interval_schedule, require_timezone, timezones
 from nnbuild.errors import ConfigError
@@ -219,28 +218,14 @@ def served(monkeypatch):
     )
 
     def serve(store, **changes):
-        options = {
-            "crons": [],
-            "interval": None,
-            "timezone": "UTC",
-            "path": None,
-            "overrides": [],
-            "plan": None,
-            "timeout": None,
-            "collision": "enqueue",
-            "overtaken": "skip",
-            "scoring": Scoring(None, [], [], 7),
-            "retrain_on_drift": False,
-        }
-        serving.serve(**options | changes, store=str(store))
+        serving.serve(**changes, store=str(store))
         return plans
 
     return serve
 
 
 def test_scoring_gets_its_timezone(served, tmp_path):
-    scoring = Scoring("in/date={date}", ["0 5 * * *"], [], 7)
-    _, scores = served(tmp_path, timezone="Pacific/Kiritimati", scoring=scoring)
+    _, scores = served(tmp_path, timezone="Pacific/Kiritimati", score_input="in/date={date}")
     assert scores.parameters["timezone"] == "Pacific/Kiritimati"
     assert [each["timezone"] for each in scores.schedules] == ["Pacific/Kiritimati"]
 
@@ -248,8 +233,8 @@ def test_scoring_gets_its_timezone(served, tmp_path):
 def test_paths_of_a_deployment_are_absolute(served, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    overrides = ['dataset.name="mine"', 'dataset.data_dir="data"']
-    retraining, _ = served(tmp_path, interval=60.0, overrides=overrides)
+    settings = ['dataset.name="mine"', 'dataset.data_dir="data"']
+    retraining, _ = served(tmp_path, interval=60.0, settings=settings)
     dataset = retraining.parameters["config"]["dataset"]
     assert dataset["name"] == str(tmp_path / "mine")
     assert dataset["data_dir"] == str(tmp_path / "data")

@@ -188,7 +188,7 @@ USAGE = [
     _run("seeds past the largest", "expected less than", "--seed", 2**31 - 2, "--seeds", 3),
     _run(
         "seeds of a resumed run",
-        "leave one of them away",
+        "remove one of them",
         "--seeds",
         2,
         "--resume",
@@ -220,7 +220,7 @@ USAGE = [
     _run("setting without value", "key=value", "--set", "epochs"),
     _run("setting with a bad key", "key=value", "--set", "../x=3"),
     _run("unknown section", "did you mean 'training'?", "--set", "traning.epochs=3"),
-    _run("fallback to something else", "dataset.fallback is 'mnist'", "--fallback", "mnist"),
+    _run("fallback to something else", "'mnist' is not one of 'digits'", "--fallback", "mnist"),
     _run("unknown dataset", "did you mean 'fashion-mnist'?", "--dataset", "fashion-mnst"),
     _run("unknown model", "did you mean 'convnet'?", "--model", "convnt"),
     _run("malformed model", "package.module:function", "--dataset", "digits", "--model", "a b:c"),
@@ -377,8 +377,8 @@ SWEEPS = [
         ],
         "cannot be opened",
     ),
-    _sweep("id that is none", "sweep ID '../x'", *RATES, "--id", "../x"),
-    _sweep("unknown runner", "expected local or dask", *RATES, "--runner", "spark"),
+    _sweep("id that is none", "--id '../x'", *RATES, "--id", "../x"),
+    _sweep("unknown runner", "is not one of 'local', 'dask'", *RATES, "--runner", "spark"),
     _sweep("runner without an address", "go together", *RATES, "--runner", "dask"),
     Case("sweep: unknown id", lambda _: ["sweep", "--id", "none"], "no sweep none"),
     Case(

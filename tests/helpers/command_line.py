@@ -12,7 +12,7 @@ from typing import Any
 import prefect.context
 import pytest
 
-from flows import cli
+from flows.cli.main import invoke
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Call `nnbuild` with these arguments."""
     capfd.readouterr()
     with _server_unpublished():
-        code = cli.invoke([str(each) for each in arguments])
+        code = invoke([str(each) for each in arguments])
     out, err = capfd.readouterr()
     return Outcome(code, out, err)
 

@@ -61,7 +61,7 @@ class Server:
     @contextmanager
     def serving(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         """`nnbuild serve` with these arguments; at the end it is asked to stop."""
-        command = [sys.executable, "-m", "flows.cli", "serve", *map(str, arguments)]
+        command = [sys.executable, "-m", "flows.cli.main", "serve", *map(str, arguments)]
         with subprocess.Popen(
             command,
             cwd=ROOT,

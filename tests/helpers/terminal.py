@@ -117,7 +117,7 @@ def terminal(
     *arguments: object, environment: Mapping[str, str] = os.environ, cwd: Path = ROOT
 ) -> Iterator[Terminal]:
     """Run `nnbuild` with these arguments in a terminal; kill what is left of it at the end."""
-    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "flows.cli.main", *map(str, arguments)]
     found = Terminal(command, environment, cwd)
     try:
         yield found

@@ -372,7 +372,7 @@ def test_images_of_something_else_are_refused():
 
 def test_importing_it_does_not_wake_tensorflow():
     program = (
-        "import sys, nnbuild.report, flows.commands.report; "
+        "import sys, nnbuild.report, flows.cli.runs; "
         "sys.exit(bool({'tensorflow', 'keras', 'prefect', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

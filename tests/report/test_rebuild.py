@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import nnbuild
-from flows.commands.report import report as command
+from flows.cli.runs import report as command
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import DivergedError, StoreError
 from nnbuild.report import rebuild

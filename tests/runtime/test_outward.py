@@ -27,8 +27,8 @@ from small_data import run_config, write_small_dataset
 from socket_server import sending, server
 
 from flows import flow_runs, hooks
-from flows.commands.run import logged
-from flows.printing import PlainConsole
+from flows.cli.console import PlainConsole
+from flows.cli.run import log_to_mlflow
 from flows.retrain import retrain
 from nnbuild.errors import StoreError
 from nnbuild.report import mlflow
@@ -168,7 +168,10 @@ def test_hook_tells_everybody_that_can_be_told(monkeypatch, tmp_path):
 @pytest.mark.parametrize("error", FAULTS, ids=lambda each: type(each).__name__)
 def test_mlflow_that_fails_is_a_warning(store, monkeypatch, capsys, error):
     monkeypatch.setattr(mlflow, "log_run", raising(error, [], "log_run"))
-    assert logged(store, store.run_ids()[0], "sqlite:///x.db", PlainConsole(stderr=True)) is None
+    assert (
+        log_to_mlflow(store, store.run_ids()[0], "sqlite:///x.db", PlainConsole(stderr=True))
+        is None
+    )
     err = capsys.readouterr().err
     assert err.startswith("MLflow failed: ")
     assert "5ecre7" not in err

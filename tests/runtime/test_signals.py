@@ -56,7 +56,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
     ]
     command += ["--set", "training.threads=2", "--store", str(tmp_path / "store")]
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *command],
+        [sys.executable, "-m", "flows.cli.main", *command],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -76,7 +76,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
     assert nested == {"training.early_stopping.patience": 3, "seed": 1}
     other = call(capfd, "run", "--resume", run_id, "--epochs", 151, "--store", tmp_path / "store")
     assert other.code == 2
-    assert "begun with training.epochs 150, not 151" in other.err
+    assert "cannot change training.epochs from 150 to 151" in other.err
     retrain(store=tmp_path / "store", resume=run_id)
     assert values(Store(tmp_path / "store"), run_id) == values(
         Store(tmp_path / "straight"), straight.run_id
@@ -121,7 +121,7 @@ def test_the_embedded_server_ends_with_a_program_that_is_killed(tmp_path, small_
     ]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *command],
+        [sys.executable, "-m", "flows.cli.main", *command],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

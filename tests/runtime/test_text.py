@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from report_data import changed, made
 
-from flows import display, printing
+from flows.cli import console
 from nnbuild.report import render
 from nnbuild.report.artifacts import confusion_picture
 from nnbuild.report.comparison import comparison_page, trends_page
@@ -100,9 +100,9 @@ def test_table_shows_the_text(capsys, monkeypatch, text, terminal):
     if terminal:
         monkeypatch.setattr("sys.stdout.isatty", lambda: True)
         monkeypatch.setenv("TERM", "dumb")
-    printing.print_table([{text: text, "b": 1.5}], (text, "b"), "")
-    printing.print_table([], (), f"nothing in {text}")
-    printing.print_values({text: text})
+    console.print_table([{text: text, "b": 1.5}], (text, "b"), "")
+    console.print_table([], (), f"nothing in {text}")
+    console.print_values({text: text})
     out = capsys.readouterr().out
     assert not controls(out)
     assert sanitize(text)[:20] in out
@@ -116,7 +116,7 @@ def test_table_shows_the_text(capsys, monkeypatch, text, terminal):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_display_shows_the_text(capsys, text):
-    shown = display.display_for(printing.PlainConsole(stderr=True))
+    shown = console.display_for(console.PlainConsole(stderr=True))
     shown.note(text)
     shown.epoch(1, 2, {text: 1.0}, 3.0)
     shown.download(text, 5, 5)
@@ -127,8 +127,8 @@ def test_display_shows_the_text(capsys, text):
 
 
 def test_live_display_shows_the_text(capsys):
-    console = printing.PlainConsole(stderr=True, force_terminal=True, width=200)
-    shown = display.display_for(console)
+    terminal = console.PlainConsole(stderr=True, force_terminal=True, width=200)
+    shown = console.display_for(terminal)
     for text in HOSTILE:
         shown.step(1, 1, 1, 2, {text: 1.0})
         shown.download(text, 1, 2)
@@ -160,10 +160,10 @@ def test_path_of_a_store_is_shown_literally(capfd, tmp_path, command):
 
 
 def test_csv_is_verbatim_for_a_file_and_clean_for_a_terminal(monkeypatch):
-    assert printing.for_output(ESCAPE) == ESCAPE
+    assert console.escape_for_terminal(ESCAPE) == ESCAPE
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert printing.for_output(ESCAPE) == printable(ESCAPE)
-    assert printing.for_output(1.5) == 1.5
+    assert console.escape_for_terminal(ESCAPE) == printable(ESCAPE)
+    assert console.escape_for_terminal(1.5) == 1.5
 
 
 def test_page_has_each_text_as_one_node():

@@ -278,7 +278,7 @@ CASES = [
     ),
     ("resume", lambda _: ["--resume", RUN], "no scoring job"),
     ("resume elsewhere", lambda _: ["--resume", "../../etc"], "is no scoring job's id"),
-    ("resume with options", lambda _: ["--resume", RUN, "--logits"], "leave logits away"),
+    ("resume with options", lambda _: ["--resume", RUN, "--logits"], "remove --logits"),
     (
         "output",
         lambda at: ["--input", parquet(at / "in.parquet"), "--output", at],

@@ -121,7 +121,7 @@ def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):
     [
         (["--runner", "dask"], "go together"),
         (["--address", "tcp://127.0.0.1:1"], "go together"),
-        (["--runner", "spark"], "expected local or dask"),
+        (["--runner", "spark"], "'local', 'dask'"),
         (["--runner", "dask", "--address", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
         (["--runner", "dask", "--address", "nonsense"], "no Dask scheduler answers"),
     ],

@@ -72,7 +72,7 @@ def test_the_command(capfd, store, tmp_path, monkeypatch):
     before = tree_digest(tmp_path)
     for options, says in (
         (["champion", "--format", "onnx"], "exists"),
-        (["champion", "--format", "coreml", "--output", "x"], "unknown format"),
+        (["champion", "--format", "coreml", "--output", "x"], "'savedmodel', 'onnx'"),
         (["lab", "--output", "x"], "neither champion"),
         (["20200101T000000000Z-abcdef", "--output", "x"], "no committed run"),
     ):

@@ -286,7 +286,7 @@ def test_a_descriptor_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_standard_output_gets_a_file_that_can_be_read(shared):
-    code = "import sys; from flows.cli import main; main(sys.argv[1:])"
+    code = "import sys; from flows.cli.main import main; main(sys.argv[1:])"
     query = ["sql", "select 1 as a", "--parquet", "/dev/stdout", "--store", str(shared[0].root)]
     done = subprocess.run(
         [sys.executable, "-c", code, *query], capture_output=True, check=True, timeout=300

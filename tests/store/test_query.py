@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import call
 
-from flows import jsonvalues
-from flows.commands import sql as sql_command
+from flows.cli import analytics, json_values
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import cgroups
 from nnbuild.store import Store
@@ -111,10 +110,10 @@ EXACT = {
 def test_a_value_is_exact_in_json_and_csv(gated_runs, expression, expected):
     store, _ = gated_runs
     with Answer(store, f"select {expression} as x") as answer:
-        ((value,),) = [row for batch in answer for row in jsonvalues.rows(batch)]
-    assert jsonvalues.dumps(jsonvalues.plain(value)) == expected
+        ((value,),) = [row for batch in answer for row in json_values.rows(batch)]
+    assert json_values.dumps(json_values.plain(value)) == expected
     read = json.loads(expected, parse_float=Decimal)
-    text = sql_command._text(value)
+    text = analytics._csv_value(value)
     if isinstance(read, (list, dict)):
         assert text == expected
     elif read is not None and not isinstance(read, bool):
@@ -176,7 +175,7 @@ def test_a_table_says_how_much_it_leaves_out(ask):
 
 
 def test_a_table_of_any_length_ends(ask, monkeypatch):
-    monkeypatch.setattr(sql_command, "_COUNTING", 0.05)
+    monkeypatch.setattr(analytics, "_SECONDS_TO_COUNT", 0.05)
     outcome = ask("select * from range(1000000000000)", "--limit", 2)
     assert outcome.code == 0
     assert "at least" in outcome.err
@@ -258,7 +257,7 @@ def test_a_query_that_hears_nothing_ends_with_the_process(ask, interrupted, monk
         codes.append(code)
         raise SystemExit(code)
 
-    monkeypatch.setattr(sql_command.os, "_exit", leave)
+    monkeypatch.setattr(analytics.os, "_exit", leave)
     monkeypatch.setattr(queries, "_PATIENCE", 0.05)
     interrupted(signal.SIGINT)
     with pytest.raises(SystemExit):
@@ -269,7 +268,7 @@ def test_a_query_that_hears_nothing_ends_with_the_process(ask, interrupted, monk
 IN_TERMINAL = """
 import os, sys
 os.login_tty(int(sys.argv[1]))  # a session of its own, whose foreground group Ctrl-C reaches
-os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-m", "flows.cli.main", *sys.argv[2:]])
 """
 
 
@@ -301,7 +300,7 @@ def test_dates_of_python_are_iso_text_in_every_command(gated_runs, capfd):
     store, _ = gated_runs
     for row in call(capfd, "runs", "--json", "--store", store.root).json["runs"]:
         assert "T" in row["started_at"]
-    assert jsonvalues.plain({"at": date(2026, 1, 2), "n": float("nan"), "b": b"\xff"}) == {
+    assert json_values.plain({"at": date(2026, 1, 2), "n": float("nan"), "b": b"\xff"}) == {
         "at": "2026-01-02",
         "n": None,
         "b": "ff",

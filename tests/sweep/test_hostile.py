@@ -115,7 +115,7 @@ def test_a_search_that_is_killed_while_it_draws_draws_the_same(tmp_path, base, d
 def test_an_id_alone_goes_on(capfd, tmp_path):
     told = call(capfd, "sweep", "--id", "mine", "--epochs", 7, "--store", tmp_path)
     assert told.code == 2
-    assert "give no others" in told.err
+    assert "remove the other options" in told.err
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

@@ -13,7 +13,7 @@ from command_line import call, tree_digest
 from hostile_text import HOSTILE
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.signatures import load_app
+from flows.cli.app import load_app
 
 COMMANDS = typer.main.get_command(load_app()).commands
 # What a command needs so that only the value under test is wrong.

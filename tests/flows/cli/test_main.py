@@ -11,8 +11,8 @@ import pytest
 import typer
 from command_line import call
 
-from flows.printing import print_table
-from flows.signatures import load_app
+from flows.cli.app import load_app
+from flows.cli.console import print_table
 from nnbuild.config import loading
 from nnbuild.store import Store
 
@@ -39,7 +39,7 @@ def finished(request, tmp_path_factory, small_folder):
         16,
         "--json",
     ]
-    program = [sys.executable, "-m", "flows.cli", *map(str, arguments), "--store", str(root)]
+    program = [sys.executable, "-m", "flows.cli.main", *map(str, arguments), "--store", str(root)]
     done = subprocess.run(
         program, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3]
     )
@@ -97,7 +97,7 @@ def test_runs_and_history_show_the_run(capfd, finished):
 def test_no_command_is_help_and_no_error_of_its_own(capfd):
     shown = call(capfd)
     assert shown.code == 2
-    assert "Commands" in shown.out
+    assert "Train and score" in shown.out
     assert not shown.err
 
 
@@ -163,13 +163,13 @@ def test_every_flag_is_documented():
 
 
 def test_options_go_over_the_file_and_settings(tmp_path):
-    from flows.commands.run import configured
+    from flows.cli.run import load_config
 
     path = tmp_path / "run.toml"
     path.write_text(
         'seed = 5\n[model]\nname = "lab"\n[training]\nepochs = 3\nlearning_rate = 0.5\n'
     )
-    config = configured(
+    config = load_config(
         {"training": {"epochs": 7}}, path, ["training.learning_rate=0.25", "dataset.name=digits"]
     )
     assert (config.seed, config.model.name, config.training.epochs) == (5, "lab", 7)

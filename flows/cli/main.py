@@ -1,4 +1,4 @@
-"""The command line: `nnbuild`."""
+"""Entry point of `nnbuild`: run a command, print an error in one line, exit with its code."""
 
 import os
 import signal
@@ -12,10 +12,11 @@ from typing import Any
 
 _SIGNALLED = 128
 _CTRL_C = _SIGNALLED + signal.SIGINT
+_MAX_VALUE_CHARACTERS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit with its code; a user's own mistake is one line on standard error."""
+    """Run a command and exit with its code; a mistake of the user prints one line on stderr."""
     # What we start must not import what happens to be in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -24,21 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_closed_streams()
     code = invoke(arguments)
-    if code > _SIGNALLED and _is_inside_a_library():
+    if code > _SIGNALLED and _is_scoring():
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _is_inside_a_library() -> bool:
-    """Return whether a stage of scoring goes on, which the interpreter's end would wait for."""
+def _is_scoring() -> bool:
+    """Return whether a scoring stage is still running; a normal exit would wait for it."""
     from nnbuild.scoring.prefetch import STAGE
 
     return any(each.name == STAGE for each in threading.enumerate())
 
 
 def _open_closed_streams() -> None:
-    """Give a process that was started without standard streams (`2>&-`) some that lead nowhere.
+    """Open standard streams that lead nowhere if the process started without them (`2>&-`).
 
     Otherwise the next file that is opened becomes standard error, and receives our messages.
     """
@@ -52,38 +53,43 @@ def _open_closed_streams() -> None:
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command in this process.
+
+    Args:
+        arguments: Words after `nnbuild`; those of this process if None.
 
     Returns:
-        0 on success, 1 on a failed run, 2 on bad input or usage, 128 + the signal's number when stopped.
+        0 on success, 1 on a failed run, 2 on bad input or usage, 128 + the number of the signal
+        when stopped.
     """
     import typer
 
-    from flows.signatures import load_app
+    from flows.cli.app import load_app
 
     command = typer.main.get_command(load_app())
     try:
         with _ctrl_c_raises():
             code = command.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
     except typer.TyperException as error:
-        return _tell(_usage(error), 2)
+        return _print_message(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _CTRL_C
     except (BrokenPipeError, SystemExit) as error:  # Typer makes the second of the first
         if not isinstance(error.__context__ or error, BrokenPipeError):
             raise
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (so that the interpreter's own flush is quiet)
+        # So that the interpreter's own flush prints nothing.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 0
     except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
-        return report(error)
+        return report_error(error)
     if code == _CTRL_C:  # Typer catches some of the KeyboardInterrupts
-        _tell("stopped by Ctrl-C", code)
+        _print_message("stopped by Ctrl-C", code)
     return code if isinstance(code, int) else 0
 
 
 @contextmanager
 def _ctrl_c_raises() -> Iterator[None]:
-    """Let Ctrl-C raise `KeyboardInterrupt` in this block, if it would end the process otherwise."""
+    """Make Ctrl-C raise `KeyboardInterrupt` in this block if it would end the process."""
     ends_at_once = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     if ends_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,20 +100,20 @@ def _ctrl_c_raises() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def report(error: Exception) -> int:
-    """Print an error in one line; return the exit code."""
+def report_error(error: Exception) -> int:
+    """Print an error in one line and return the exit code."""
     from nnbuild.errors import NnbuildError
 
     notes = [f"({note})" for note in getattr(error, "__notes__", ())]
     if isinstance(error, NnbuildError):
-        return _tell(" ".join([str(error), *notes]), error.exit_code)
+        return _print_message(" ".join([str(error), *notes]), error.exit_code)
     message = f"{type(error).__name__}: {error}; this should not happen, please report it"
-    notes = notes or [f"(its traceback is {_traceback_file(error)})"]
-    return _tell(" ".join([message, *notes]), 1)
+    notes = notes or [f"(traceback: {_save_traceback(error)})"]
+    return _print_message(" ".join([message, *notes]), 1)
 
 
-def _traceback_file(error: Exception) -> str:
-    """Keep the traceback in a file for whoever fixes nnbuild; return the file's name."""
+def _save_traceback(error: Exception) -> str:
+    """Save the traceback in a file for a bug report and return the file's name."""
     from nnbuild.runtime.text import sanitize_lines
 
     with tempfile.NamedTemporaryFile("w", prefix="nnbuild-", suffix=".txt", delete=False) as file:
@@ -115,20 +121,25 @@ def _traceback_file(error: Exception) -> str:
     return file.name
 
 
-def _usage(error: Any) -> str:
+def _usage_message(error: Any) -> str:
     message = " ".join(error.format_message().split())
     if not message:  # no command was given, and the help was shown
         return ""
+    message = message.replace("Value error, ", "")
+    if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):
+        value = repr(error.__cause__.errors()[0]["input"])  # pydantic's message lacks it
+        if len(value) <= _MAX_VALUE_CHARACTERS:
+            message = message.replace("Input should", f"{value} should")
     context = getattr(error, "ctx", None)
     return f"{message.rstrip('.')}; see {context.command_path if context else 'nnbuild'} --help"
 
 
-def _tell(message: str, code: int) -> int:
+def _print_message(message: str, code: int) -> int:
     if message:
-        from flows.printing import print_line
+        from flows.cli.console import print_line
         from nnbuild.runtime.text import join_lines
 
-        with suppress(OSError):  # nobody reads it: the code still tells
+        with suppress(OSError):  # nobody reads it: the exit code remains
             print_line(f"nnbuild: {join_lines(message)}", sys.stderr)
     return code
 

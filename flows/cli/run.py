@@ -1,0 +1,384 @@
+"""`nnbuild run`: retrain in this process, as a Prefect flow."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flows.cli.app import TRAIN, JsonOption, StoreOption, app, explicit_options
+from flows.cli.console import PlainConsole, display_for, print_json, print_values
+from nnbuild.config.presets import DATASETS, PRESETS
+from nnbuild.errors import ConfigError, Interrupted, NnbuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nnbuild.config.schema import RunConfig
+    from nnbuild.store import Store
+
+Settings = dict[str, Any]
+
+_SETTING_OF_OPTION = {
+    "dataset": "dataset.name",
+    "data_dir": "dataset.data_dir",
+    "fallback": "dataset.fallback",
+    "model": "model.name",
+    "members": "model.members",
+    "epochs": "training.epochs",
+    "batch_size": "training.batch_size",
+    "precision": "training.precision",
+    "tensorboard": "training.tensorboard",
+    "seed": "seed",
+}
+_SERVER_LOST = (
+    "Prefect's embedded server ended during the run, so Prefect's record of it is incomplete; "
+    "the run itself is committed"
+)
+_STOPPED = "stopped before the run started; nothing was written, run the command again"
+BY_NETWORK = "set by the network"
+
+DatasetOption = Annotated[
+    str,
+    typer.Option(metavar="NAME|PATH", help=f"{', '.join(DATASETS)}, or a path to images."),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder with the files of the named dataset.",
+        show_default="$NNBUILD_DATA_DIR",
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"{', '.join(PRESETS)}, or your own network as package.module:function, installed or "
+        "in the current folder.",
+    ),
+]
+EpochsOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Passes over the training images.", show_default=BY_NETWORK),
+]
+
+
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: nnbuild run --dataset mnist --model convnet --epochs 12 --seed 0",
+)
+def run(
+    ctx: typer.Context,
+    dataset: DatasetOption = "mnist",
+    data_dir: DataDirOption = None,
+    fallback: Annotated[
+        Literal["digits"] | None,
+        typer.Option(help="Dataset to train on if the requested one is unavailable."),
+    ] = None,
+    model: ModelOption = "convnet",
+    members: Annotated[
+        int, typer.Option(metavar="N", help="Networks to train and average as one ensemble.")
+    ] = 1,
+    epochs: EpochsOption = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Images per training step.", show_default=BY_NETWORK),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "mixed_bfloat16", "mixed_float16"] | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Data type of the computations: float32, mixed_bfloat16 or mixed_float16.",
+            show_default=BY_NETWORK,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Seed of the split, the weights and the order of examples."),
+    ] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Train N runs, with seeds from --seed on, and print their spread."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Settings from a file; options take precedence."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting, such as training.learning_rate=0.01. May be repeated.",
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard logs into the run's folder.")
+    ] = False,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="MLflow server or database to log the committed run to."),
+    ] = None,
+    store: StoreOption = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Interrupted run to resume.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Retrain, evaluate, score and commit one run."""
+    started = time.perf_counter()
+    if seeds is not None and resume is not None:
+        raise ConfigError("--resume resumes one run, --seeds starts several; remove one of them")
+    options = explicit_options(
+        ctx,
+        dataset=dataset,
+        data_dir=data_dir,
+        fallback=fallback,
+        model=model,
+        members=members,
+        epochs=epochs,
+        batch_size=batch_size,
+        precision=precision,
+        tensorboard=tensorboard,
+        seed=seed,
+    )
+    run_config = load_config(nest_options(options), config, settings or [])
+    target = _open_target(run_config, store, mlflow)
+    if seeds is not None:
+        from flows.cli.seeds import run_seeds
+
+        run_seeds(run_config, target, seeds=seeds, mlflow=mlflow, as_json=as_json)
+        return
+    if resume is not None:
+        _require_same_settings(target, resume, run_config)
+    console = PlainConsole(stderr=True)
+    start_prefect(console)
+    try:
+        run_id = run_flow(run_config, target, console, resume)
+    except NnbuildError as error:
+        if as_json and error.exit_code == 1:
+            latest = max(target.run_ids(), default=None)
+            print_json({"run_id": latest, "status": "failed", "error": str(error)})
+        raise
+    summary = summarize_run(target, run_id, time.perf_counter() - started)
+    if mlflow is not None:
+        summary["mlflow"] = log_to_mlflow(target, run_id, mlflow, console)
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+
+
+def nest_options(options: Settings) -> Settings:
+    """Return options as the settings that they set: `epochs` becomes `training.epochs`."""
+    nested: Settings = {}
+    for name, value in options.items():
+        section, _, key = _SETTING_OF_OPTION[name].rpartition(".")
+        settings = nested.setdefault(section, {}) if section else nested
+        settings[key] = value
+    return nested
+
+
+def load_config(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
+    """Return the config of a run: a file, overridden by settings, overridden by options.
+
+    Args:
+        options: Nested settings from options.
+        path: TOML file, if there is one.
+        overrides: Settings as KEY=VALUE.
+
+    Raises:
+        ConfigError: The file or a setting is invalid.
+    """
+    from nnbuild.config import loading
+
+    return merge_config(loading.read_toml(path) if path else {}, options, path, overrides)
+
+
+def merge_config(
+    file: Settings, options: Settings, path: Path | None, overrides: list[str]
+) -> RunConfig:
+    """Return the config as `load_config` does, from settings that were read from `path` already."""
+    from nnbuild.config import loading
+
+    settings = dict(file)
+    for override in overrides:
+        settings = loading.merged(settings, loading.setting(override))
+    return loading.checked(loading.merged(settings, options), path)
+
+
+def _open_target(config: RunConfig, root: str | None, mlflow: str | None) -> Store:
+    """Return the store of a run, after refusing what can be refused before anything starts."""
+    from nnbuild.config.schema import resolve
+    from nnbuild.store import Store
+
+    resolve(config)
+    store = Store(root)
+    if mlflow is not None:
+        from nnbuild.report.mlflow import require_mlflow
+
+        require_mlflow(mlflow, store)
+    return store
+
+
+def _require_same_settings(store: Store, run_id: str, config: RunConfig) -> None:
+    """Refuse settings that differ from those of the run to resume, which keeps its own."""
+    from nnbuild.config.loading import flattened
+    from nnbuild.pipeline.run import waiting_run
+
+    recorded = flattened(waiting_run(store, run_id, config).config.model_dump(mode="json"))
+    for key, value in flattened(config.model_dump(mode="json", exclude_unset=True)).items():
+        if key != "dataset.data_dir" and value != recorded.get(key):
+            raise ConfigError(
+                f"cannot change {key} from {recorded.get(key)} to {value} when resuming run "
+                f"{run_id}; remove that setting, or start a new run"
+            )
+
+
+def start_prefect(console: PlainConsole) -> None:
+    """Import Prefect and TensorFlow while Prefect's server starts.
+
+    Raises:
+        ConfigError: The environment of Prefect does not allow a run.
+    """
+    from flows.embedded_server import EmbeddedServer
+    from nnbuild.runtime.lazy_imports import gc_paused
+
+    with (
+        _exiting_at_once(console),
+        display_for(console).waiting("starting Prefect and TensorFlow"),
+        gc_paused(),
+        EmbeddedServer(),
+    ):
+        import flows.retrain  # noqa: F401  (while the server boots)
+        import nnbuild.runtime.tensorflow  # noqa: F401  (as above)
+
+
+@contextmanager
+def _exiting_at_once(console: PlainConsole) -> Iterator[None]:
+    """Exit on Ctrl-C in this block: nothing has started, so nothing is lost."""
+    from nnbuild.runtime.signals import exiting_at_once
+
+    terminal = os.dup(2)  # importing TensorFlow redirects the descriptor itself for a while
+
+    def print_stopped(_code: int) -> None:
+        clear = "\r\x1b[2K\x1b[?25h" if console.is_terminal else ""  # the spinner, and the cursor
+        os.write(terminal, f"{clear}nnbuild: {_STOPPED}\n".encode())
+
+    try:
+        with exiting_at_once(print_stopped):
+            yield
+    finally:
+        os.close(terminal)
+
+
+def run_flow(
+    config: RunConfig, store: Store, console: PlainConsole, resume: str | None = None
+) -> str:
+    """Run the retraining flow once and show its progress on the console.
+
+    Returns:
+        Run ID.
+    """
+    from flows.cli.main import report_error
+    from flows.embedded_server import embedded_server_is_lost
+    from flows.outage import exit_without_server
+    from flows.retrain import retrain
+    from tasks.displays import attach_displays
+
+    display = display_for(console)
+
+    def report_stop(stop: Interrupted) -> int:
+        display.close()
+        return report_error(stop)
+
+    try:
+        with attach_displays(display), exit_without_server(report_stop):
+            return retrain(config, str(store.root), resume).run_id
+    except Exception:
+        if display.committed_run is None or not embedded_server_is_lost():
+            raise
+        display.note(_SERVER_LOST)
+        return display.committed_run
+    finally:
+        display.close()
+
+
+def log_to_mlflow(store: Store, run_id: str, uri: str, console: PlainConsole) -> str | None:
+    """Log a committed run to MLflow; a failure is a warning, because the run itself is committed.
+
+    Returns:
+        ID of the run in MLflow, None after a failure.
+    """
+    from nnbuild.report import mlflow as tracking
+    from nnbuild.runtime.outward import outward
+
+    with outward("MLflow", console.print_line):
+        return tracking.log_run(store, run_id, uri)
+    return None
+
+
+def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
+    """Return the object that `--json` prints: metrics, seconds and absolute paths."""
+    from nnbuild.engines import engine_of_run
+    from nnbuild.store.step_results import FittedModel, Scored
+
+    record = store.root / "runs" / run_id
+    manifest = store.manifest(run_id)
+    row, seconds = manifest.row, manifest.seconds
+    report = record / "report.html"
+    engine, reason = engine_of_run(manifest)
+    return {
+        "run_id": run_id,
+        "status": row.status,
+        "dataset": row.dataset,
+        "model_name": row.model,
+        "epochs": row.epochs,
+        "test_accuracy": row.test_accuracy,
+        "test_loss": row.test_loss,
+        "promoted": row.promoted,
+        "seconds": {
+            "fit": round(seconds[FittedModel.step], 3),
+            "score": round(seconds[Scored.step], 3),
+            "whole": round(total_seconds, 3),
+        },
+        "history": str(store.partition("history", run_id)),
+        "predictions": str(store.partition("predictions", run_id)),
+        "report": str(report) if report.exists() else None,
+        "model": str(record / "model.keras"),
+        "onnx": str(record / "model.onnx") if engine == "onnx" else None,
+        "engine": engine,
+        "engine_reason": reason,
+        "manifest": str(record / "manifest.json"),
+        "store": str(store.root),
+    }
+
+
+def _print_summary(summary: Settings) -> None:
+    from nnbuild.engines import describe_engine
+
+    seconds = summary["seconds"]
+    rows = {
+        "run": summary["run_id"],
+        "dataset": summary["dataset"],
+        **({"mlflow": summary["mlflow"]} if summary.get("mlflow") else {}),
+        "network": f"{summary['model_name']}, {summary['epochs']} epochs",
+        "test accuracy": f"{summary['test_accuracy']:.4f}",
+        "test loss": f"{summary['test_loss']:.4f}",
+        "scoring": describe_engine(summary["engine"], summary["engine_reason"]),
+        "time": f"{seconds['whole']:.1f} s total (fit {seconds['fit']:.1f} s, "
+        f"scoring {seconds['score']:.1f} s)",
+    }
+    paths = {
+        name: summary[name]
+        for name in ("history", "predictions", "model", "report", "manifest")
+        if summary[name]
+    }
+    print_values({**rows, **paths})

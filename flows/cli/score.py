@@ -1,0 +1,399 @@
+"""`nnbuild score`: one scoring job, or one per day of a range, in this process without Prefect."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from datetime import date
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flows.cli.app import (
+    TRAIN,
+    AddressOption,
+    JsonOption,
+    RunnerOption,
+    StoreOption,
+    app,
+    explicit_options,
+    require_runner,
+)
+from flows.cli.console import (
+    PlainConsole,
+    display_for,
+    print_json,
+    print_table,
+    print_values,
+    to_json_row,
+)
+from nnbuild.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from nnbuild.scoring import ScoreConfig, ScoredJob
+    from nnbuild.scoring.days import DayResult
+
+Settings = dict[str, Any]
+_DAY_COLUMNS = ("day", "status", "rows", "score_id", "drifted", "remark")
+_DAY_STATUSES = ("scored", "skipped", "missing", "failed")
+
+
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: nnbuild score --input 'images/*.parquet' --keep customer_id "
+    "--where 'confidence < 0.6'",
+)
+def score(
+    ctx: typer.Context,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|GLOB|URL",
+            help="Images to score: Parquet file, folder, glob or URL; IDX file, .npz, or pictures.",
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN_ID|FILE",
+            help="Model to score with: champion, a run ID, or a model file.",
+        ),
+    ] = "champion",
+    digest: Annotated[
+        str | None,
+        typer.Option(metavar="SHA256", help="SHA-256 of the model file, required for .onnx."),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="New folder or URL for the scored rows.",
+            show_default="table scores of the store",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Input columns to copy to the output.")
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="COLUMN",
+            help="Integer column to use as example_id.",
+            show_default="row number",
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Parquet column of the images.",
+            show_default="image, img or images",
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Parquet column of the labels.",
+            show_default="label, labels, fine_label or target",
+        ),
+    ] = None,
+    pixel_max: Annotated[
+        float | None,
+        typer.Option(
+            metavar="VALUE",
+            help="Pixel value of white, such as 1, 255 or 65535.",
+            show_default="inferred from the data",
+        ),
+    ] = None,
+    max_brightness_ratio: Annotated[
+        float,
+        typer.Option(
+            metavar="FACTOR",
+            help="Largest ratio between the mean brightness of the input and of the reference.",
+        ),
+    ] = 10.0,
+    logits: Annotated[bool, typer.Option("--logits", help="Also write the logits.")] = False,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="Also write the K most probable classes.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Condition of the rows to write, such as confidence < 0.6."
+        ),
+    ] = None,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Divide the logits by the run's temperature.")
+    ] = False,
+    engine: Annotated[
+        Literal["auto", "onnx", "keras"],
+        typer.Option(
+            help="Engine that runs the model. auto is ONNX Runtime, or Keras for a run without an "
+            "ONNX model."
+        ),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images per batch.")] = 4096,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Threads of the engine.", show_default="number of processors"
+        ),
+    ] = None,
+    on_error: Annotated[
+        Literal["stop", "quarantine"],
+        typer.Option(help="What to do with rows that cannot be scored."),
+    ] = "stop",
+    drift_psi: Annotated[
+        float,
+        typer.Option(
+            metavar="INDEX",
+            help="Population stability index above which drift is reported.",
+        ),
+    ] = 0.2,
+    drift_ks: Annotated[
+        float,
+        typer.Option(
+            metavar="DISTANCE",
+            help="Kolmogorov-Smirnov distance above which drift is reported.",
+        ),
+    ] = 0.2,
+    shard_rows: Annotated[
+        int, typer.Option(metavar="N", help="Approximate number of input rows per output file.")
+    ] = 262_144,
+    runner: RunnerOption = "local",
+    address: AddressOption = None,
+    first_day: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="DAY", help="First day to score; needs {date} in --input, and --to."
+        ),
+    ] = None,
+    last_day: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last day to score.")
+    ] = None,
+    max_parallel: Annotated[
+        int, typer.Option(metavar="N", help="Largest number of days to score in parallel.")
+    ] = 2,
+    resume: Annotated[
+        str | None, typer.Option(metavar="SCORE_ID", help="Interrupted scoring job to resume.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score any number of images into the table of probabilities."""
+    options = explicit_options(
+        ctx,
+        input=input,
+        model=model,
+        digest=digest,
+        output=output,
+        id_column=id_column,
+        image_column=image_column,
+        label_column=label_column,
+        pixel_max=pixel_max,
+        max_brightness_ratio=max_brightness_ratio,
+        logits=logits,
+        top_k=top_k,
+        where=where,
+        calibrated=calibrated,
+        engine=engine,
+        batch_size=batch_size,
+        threads=threads,
+        on_error=on_error,
+        shard_rows=shard_rows,
+        drift_psi=drift_psi,
+        drift_ks=drift_ks,
+    )
+    if keep:
+        options["keep"] = keep.split(",")
+    days = explicit_options(ctx, first_day=first_day, last_day=last_day, max_parallel=max_parallel)
+    if days:
+        _refuse_for_days(resume=resume, runner=runner, address=address)
+        range_of_days = _day("--from", first_day), _day("--to", last_day)
+        _score_days(options, range_of_days, store, max_parallel=max_parallel, as_json=as_json)
+    else:
+        _score_once(options, store, resume=resume, runner=runner, address=address, as_json=as_json)
+
+
+def _score_once(
+    options: Settings,
+    root: str | None,
+    *,
+    resume: str | None,
+    runner: str,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    started = time.perf_counter()
+    from nnbuild.runtime.outward import Harmless
+    from nnbuild.scoring import score as run_job
+    from nnbuild.store import Store
+
+    config = _job_config(options, resume)
+    require_runner(runner, address)
+    console = PlainConsole(stderr=True)
+    display = display_for(console)
+    progress = Harmless(display, console.print_line)
+    try:
+        job = run_job(config, root, resume=resume, address=address, progress=progress)
+    finally:
+        display.close()
+    seconds = round(time.perf_counter() - started, 3)
+    if as_json:
+        print_json(job.model_dump() | {"seconds": seconds, "store": str(Store(root).root)})
+    else:
+        _print_job(job, seconds)
+
+
+def _job_config(options: Settings, resume: str | None) -> ScoreConfig | None:
+    """Return the config of a new job, None for one that is resumed and has its own."""
+    from nnbuild.scoring.days import is_dated
+
+    if resume is not None:
+        if options:
+            raise ConfigError(
+                "--resume uses the options that the job was started with; remove "
+                f"{', '.join(map(_option_of, options))}"
+            )
+        return None
+    config = score_config(options)
+    if is_dated(config.input):
+        raise ConfigError(
+            f"--input {config.input!r} contains {{date}}; give --from and --to, such as "
+            "--from 2026-11-01 --to 2026-11-07"
+        )
+    return config
+
+
+def score_config(options: Settings) -> ScoreConfig:
+    """Return the config of a scoring job.
+
+    Args:
+        options: Fields of `ScoreConfig`.
+
+    Raises:
+        ConfigError: The input is missing, or a value is invalid; the message names the option.
+    """
+    from pydantic import ValidationError
+
+    from nnbuild.scoring import ScoreConfig
+
+    if "input" not in options:
+        raise ConfigError("nothing to score; give --input PATH, or --resume SCORE_ID")
+    try:
+        return ScoreConfig.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = _option_of(str(first["loc"][0]))
+        raise ConfigError(f"{option} {first['input']!r}: {first['msg']}") from error
+
+
+def _option_of(field: str) -> str:
+    return "--id" if field == "id_column" else f"--{field.replace('_', '-')}"
+
+
+def _print_job(job: ScoredJob, seconds: float) -> None:
+    from nnbuild.engines import describe_engine
+
+    rows = f"{job.rows:,} scored, {job.written:,} written, {job.quarantined:,} quarantined"
+    print_values(
+        {
+            "scoring job": job.score_id,
+            "run": job.run_id or "none (model file)",
+            "rows": rows,
+            "time": f"{seconds:.1f} s",
+            "engine": describe_engine(job.engine, job.engine_reason),
+            "output": job.output,
+            "drift": _describe_drift(job),
+        }
+    )
+
+
+def _describe_drift(job: ScoredJob) -> str:
+    if not job.drift.exceeded:
+        return job.drift.remark or "none"
+    measures = [
+        f"{each.statistic} of {each.measure} {each.value:.2f}, over {each.threshold:.2f}"
+        for each in job.drift.measures
+        if each.exceeded
+    ]
+    return f"EXCEEDED: {'; '.join(measures)}"
+
+
+def _refuse_for_days(*, resume: str | None, runner: str, address: str | None) -> None:
+    """Refuse options that do not apply to a range of days.
+
+    Raises:
+        ConfigError: One of them is present.
+    """
+    if resume is not None:
+        raise ConfigError(
+            "--resume applies to a single job; to resume a range of days, repeat its command "
+            "without --resume"
+        )
+    if runner != "local" or address is not None:
+        raise ConfigError(
+            "a range of days is scored in this process; remove --runner and --address"
+        )
+
+
+def _day(option: str, text: str | None) -> date:
+    if text is None:
+        raise ConfigError(
+            f"a range of days needs --from and --to; give {option} too, such as {option} 2026-11-01"
+        )
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} {text!r} is not a valid day, expected e.g. 2026-11-01"
+        ) from error
+
+
+def _score_days(
+    options: Settings,
+    days: tuple[date, date],
+    root: str | None,
+    *,
+    max_parallel: int,
+    as_json: bool,
+) -> None:
+    """Score each day of a range and print one row per day.
+
+    Raises:
+        RunError: Some days could not be scored.
+    """
+    from nnbuild.scoring import backfill
+    from nnbuild.store import Store
+
+    config, console = score_config(options), PlainConsole(stderr=True)
+
+    def print_day(result: DayResult) -> None:
+        scored = f"{result.rows:,} rows" if result.status == "scored" else str(result.score_id)
+        console.print_line(f"{result.day} {result.status}  {result.remark or scored}")
+
+    results = backfill(config, *days, root, at_once=max_parallel, on_day_done=print_day)
+    counts: Counter[str] = Counter(each.status for each in results)
+    rows = [_day_row(each) for each in results]
+    if as_json:
+        totals = {name: counts[name] for name in _DAY_STATUSES}
+        print_json(
+            {"days": [to_json_row(row) for row in rows], **totals, "store": str(Store(root).root)}
+        )
+    else:
+        print_table(rows, _DAY_COLUMNS, "no days")
+    if missing := [each.input for each in results if each.status == "missing"]:
+        console.print_line(f"{len(missing)} days have no input: {', '.join(missing)}")
+    if counts["failed"]:
+        raise RunError(
+            f"{counts['failed']} of {len(results)} days could not be scored; fix their input and "
+            "repeat the command"
+        )
+
+
+def _day_row(result: DayResult) -> dict[str, Any]:
+    return result.model_dump(mode="json", exclude={"drift", "run_id"}) | {
+        "drifted": ", ".join(result.drift.exceeded)
+    }
