@@ -1,11 +1,14 @@
-"""Test accuracy of the named networks over seeds, each run whole and in a process of its own.
+"""Measure the test accuracy of the built-in networks over several seeds.
 
-    python benchmarks/accuracy.py --data-dir DIR [--networks fast,tiny] [--seeds 10] [--members 5] [--at-once 2] [--together]
+    python benchmarks/accuracy.py --data-dir DIR [--networks fast,tiny] [--seeds 10]
+                                  [--members 5] [--max-parallel 2] [--together]
 
-The recipes were chosen with the last 10,000 training images held out; the test images are looked at here and nowhere
-else. Seeds are 0 to n - 1, and every one counts. Runs that are made at once share the processors, each with as many
-threads as there are for it; their seconds are no measure of a run that has them all. `--together` says what the networks
-of all seeds reach as one, by the mean of their log-probabilities, as the members of an ensemble do.
+Each run is a complete retraining in its own process. The recipes were chosen with the last 10,000
+training images held out; only this program evaluates on the test images. Seeds are 0 to n - 1, and
+every seed counts. Parallel runs split the processors evenly, so their seconds cannot be compared
+with those of a run that has all processors. `--together` also prints the accuracy of the networks
+of all seeds as one ensemble, which averages log-probabilities as the members of a trained ensemble
+do.
 """
 
 import argparse
@@ -27,7 +30,7 @@ from nnbuild.engines.onnx import OnnxEngine
 from nnbuild.logits.softmax import log_softmax
 from nnbuild.runtime.environment import processors
 
-ONE = """
+RETRAIN = """
 import sys
 from nnbuild import RunConfig, retrain
 network, members, threads, seed, folder, store = sys.argv[1:]
@@ -41,64 +44,71 @@ print(retrain(RunConfig.model_validate(settings), store).run_id)
 """
 
 
-def run(given: argparse.Namespace, network: str, store: str, seed: int) -> dict[str, Any]:
-    """The manifest of a run."""
-    threads = (
-        max(1, processors() // given.at_once) if given.at_once > 1 else 0
-    )  # 0: what a run takes by itself
-    settings = [network, given.members, threads, seed, given.data_dir, store]
-    command = [sys.executable, "-c", ONE, *map(str, settings)]
-    run_id = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[
-        -1
-    ]
-    told: dict[str, Any] = json.loads((Path(store) / "runs" / run_id / "manifest.json").read_text())
-    print(f"{network} seed {seed}: {told['row']['test_accuracy']:.4f}", file=sys.stderr, flush=True)
-    return told
+def train(options: argparse.Namespace, network: str, store: str, seed: int) -> dict[str, Any]:
+    """Train a network in its own process, and return the manifest of the run."""
+    parallel = options.max_parallel
+    threads = max(1, processors() // parallel) if parallel > 1 else 0  # 0: the default of a run
+    arguments = [network, options.members, threads, seed, options.data_dir, store]
+    command = [sys.executable, "-c", RETRAIN, *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    path = Path(store) / "runs" / output.split()[-1] / "manifest.json"
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    accuracy = manifest["row"]["test_accuracy"]
+    print(f"{network} seed {seed}: {accuracy:.4f}", file=sys.stderr, flush=True)
+    return manifest
 
 
-def together(store: str, told: list[dict[str, Any]], data_dir: str) -> float:
-    """The accuracy of the mean of the runs' log-probabilities."""
+def ensemble_accuracy(store: str, manifests: list[dict[str, Any]], data_dir: str) -> float:
+    """Return the test accuracy of the mean of the runs' log-probabilities."""
     test = sources.load("mnist", data_dir=Path(data_dir), cache=sources.default_cache()).test
-    models = [Path(store) / "runs" / each["run_id"] / "model.onnx" for each in told]
+    models = [Path(store) / "runs" / each["run_id"] / "model.onnx" for each in manifests]
     pooled = np.mean([log_softmax(OnnxEngine(each).logits(test.images)) for each in models], axis=0)
     return float((pooled.argmax(axis=1) == test.labels).mean())
 
 
 def main() -> None:
-    """Print a row for each network."""
+    """Print one row per network."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"))
-    parser.add_argument("--networks", default="fast,tiny,accurate")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--members", type=int, default=1, help="networks of an ensemble")
-    parser.add_argument("--at-once", type=int, default=1, help="runs beside each other")
     parser.add_argument(
-        "--together", action="store_true", help="the networks of all seeds as one, too"
+        "--data-dir", default=os.environ.get("NNBUILD_DATA_DIR"), help="folder with MNIST"
     )
-    given = parser.parse_args()
-    if not given.data_dir:
-        sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
-    print("| network | weights | seeds | mean | deviation | lowest | seconds of fit, median |")
+    parser.add_argument(
+        "--networks", default="fast,tiny,accurate", help="names, separated by commas"
+    )
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds per network")
+    parser.add_argument("--members", type=int, default=1, help="number of networks per ensemble")
+    parser.add_argument("--max-parallel", type=int, default=1, help="number of parallel runs")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="also evaluate the networks of all seeds as one ensemble",
+    )
+    options = parser.parse_args()
+    if not options.data_dir:
+        sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
+    print(
+        "| network | weights | seeds | mean | standard deviation | lowest | median seconds of fit |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.at_once) as pool:
-        for network in given.networks.split(","):
-            told = list(
-                pool.map(partial(run, given, network, f"{folder}/store"), range(given.seeds))
-            )
-            found = [each["row"]["test_accuracy"] for each in told]
-            weights = told[0]["steps"]["build_model"]["parameters"]
-            spread = statistics.stdev(found) if len(found) > 1 else 0.0
-            fit = statistics.median(each["steps"]["fit_model"]["seconds"] for each in told)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.max_parallel) as pool:
+        store = f"{folder}/store"
+        for network in options.networks.split(","):
+            runs = list(pool.map(partial(train, options, network, store), range(options.seeds)))
+            accuracies = [each["row"]["test_accuracy"] for each in runs]
+            weights = runs[0]["steps"]["build_model"]["parameters"]
+            deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+            fit = statistics.median(each["steps"]["fit_model"]["seconds"] for each in runs)
             print(
-                f"| {network} | {weights:,} | {given.seeds} | {statistics.mean(found):.4%} "
-                f"| {spread:.4%} | {min(found):.2%} | {fit:.1f} |",
+                f"| {network} | {weights:,} | {options.seeds} | {statistics.mean(accuracies):.4%} "
+                f"| {deviation:.4%} | {min(accuracies):.2%} | {fit:.1f} |",
                 flush=True,
             )
-            if given.together:
+            if options.together:
+                accuracy = ensemble_accuracy(store, runs, options.data_dir)
                 print(
-                    f"{network}, all {given.seeds} as one: {together(f'{folder}/store', told, given.data_dir):.2%}",
+                    f"{network}, all {options.seeds} seeds as an ensemble: {accuracy:.2%}",
                     flush=True,
                 )
 

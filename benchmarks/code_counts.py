@@ -1,33 +1,37 @@
-"""Count what makes the code hard or easy to read: files, docstrings, names, exceptions to the rules.
+"""Count what makes the code easy or hard to read: files, docstrings, names, exceptions to rules.
 
-Usage: python benchmarks/code_counts.py [FOLDER]  (a checkout; this one if not given)
+    python benchmarks/code_counts.py [FOLDER]
+
+FOLDER is a checkout of the repository; the default is the one of this program.
 """
 
+import argparse
 import ast
 import re
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 VERBS = frozenset(
     """
-    accept add answer append apply ask assemble attach average begin bind bound break bring build calibrate call cancel
-    capture carry catch change check choose clean clear clip close collect combine commit compare compile complete
-    compute concatenate configure connect convert copy count create cut decide decode decorate defer delete describe
-    detect discard display divide do download draw emit encode end enforce ensure escape estimate evaluate exit expand
-    explain export express extract fail fill filter find finish fit fix flatten flush fold follow form format free
-    generate get give group handle have hide hold import include infer initialize insert install iterate join keep
-    label lay leave let limit link list load lock log look make map mark mask match measure merge move multiply name
-    normalize note notify open order pad parse pass pause pick plan point predict prefetch prepare print process
-    promote propose prune publish put query quit quote raise read rebuild recall receive record recover reduce refuse
-    register release remember remove rename render repair repeat replace report request require rescale reserve reset
-    resize resolve restore resume retrain retry return reverse revoke roll round run sanitize save say scale scan
-    schedule score search see select send serve set shift shorten show shuffle sign simulate skip sort split start
-    stop store strip submit suggest sum summarize summarise suppress take tear tell test time trace track train
-    transform translate transpose try turn unlink unpack update upload use validate verify view wait walk warn watch
-    weigh withdraw wrap write yield zip
+    accept add answer append apply ask assemble attach average begin bind bound break bring build
+    calibrate call cancel capture carry catch change check choose clean clear clip close collect
+    combine commit compare compile complete compute concatenate configure connect convert copy count
+    create cut decide decode decorate defer delete describe detect discard display divide do
+    download draw emit encode end enforce ensure escape estimate evaluate exit expand explain export
+    express extract fail fill filter find finish fit fix flatten flush fold follow form format free
+    generate get give group handle have hide hold import include infer initialize insert install
+    iterate join keep label lay leave let limit link list load lock log look make map mark mask
+    match measure merge move multiply name normalize note notify open order pad parse pass pause
+    pick plan point predict prefetch prepare print process promote propose prune publish put query
+    quit quote raise read rebuild recall receive record recover reduce refuse register release
+    remember remove rename render repair repeat replace report request require rescale reserve reset
+    resize resolve restore resume retrain retry return reverse revoke roll round run sanitize save
+    say scale scan schedule score search see select send serve set shift shorten show shuffle sign
+    simulate skip sort split start stop store strip submit suggest sum summarize summarise suppress
+    take tear tell test time trace track train transform translate transpose try turn unlink unpack
+    update upload use validate verify view wait walk warn watch weigh withdraw wrap write yield zip
     """.split()  # noqa: SIM905
 )
 SHORT_FILE = 50
@@ -39,71 +43,75 @@ STEPS = re.compile(
 
 
 def sources(root: Path, *folders: str) -> Iterator[Path]:
+    """Yield the Python files of some folders of a checkout, sorted by path."""
     for folder in folders:
         yield from sorted((root / folder).rglob("*.py"))
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield all functions and methods of a syntax tree, nested ones included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
 
 def is_imperative(docstring: str) -> bool:
+    """Return whether a docstring opens with one of VERBS."""
     return re.split(r"[\s,;:.(]", docstring.strip().lower(), maxsplit=1)[0] in VERBS
 
 
-def arrows(root: Path) -> dict[str, set[str]]:
-    """Return what each module imports at its top level of the other modules."""
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Return which modules of the library each module imports at its top level."""
     modules = {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sources(root, "nnbuild", "tasks", "flows")
     }
-    found: dict[str, set[str]] = {name: set() for name in modules}
+    graph: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ImportFrom):
                 for each in node.names:
                     target = f"{node.module}.{each.name}"
-                    found[name].add(target if target in modules else str(node.module))
-        found[name] &= modules.keys() - {name}
-    return found
+                    graph[name].add(target if target in modules else str(node.module))
+        graph[name] &= modules.keys() - {name}
+    return graph
 
 
-def circles(root: Path) -> int:
-    """Return how many modules import themselves by way of others."""
-    graph = arrows(root)
+def count_modules_in_cycles(root: Path) -> int:
+    """Count the modules that import themselves through other modules."""
+    graph = import_graph(root)
 
-    def reached(start: str) -> set[str]:
-        seen, waiting = set(), [start]
-        while waiting:
-            for target in graph[waiting.pop()] - seen:
+    def reachable(start: str) -> set[str]:
+        seen, pending = set(), [start]
+        while pending:
+            for target in graph[pending.pop()] - seen:
                 seen.add(target)
-                waiting.append(target)
+                pending.append(target)
         return seen
 
-    return sum(name in reached(name) for name in graph)
+    return sum(name in reachable(name) for name in graph)
 
 
-def main(root: Path) -> None:
+def count(root: Path) -> dict[str, float]:
+    """Return all counts of a checkout, by description."""
     paths = list(sources(root, "nnbuild", "tasks", "flows"))
     texts = {path: path.read_text() for path in paths}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     lines = [line for text in texts.values() for line in text.splitlines()]
-    every = [node for tree in trees.values() for node in functions(tree)]
-    docstrings = [text for node in every if (text := ast.get_docstring(node))]
+    nodes = [node for tree in trees.values() for node in functions(tree)]
+    docstrings = [text for node in nodes if (text := ast.get_docstring(node))]
     tests = [
         node.name.removeprefix("test_")
         for path in sources(root, "tests")
         for node in functions(ast.parse(path.read_text()))
         if node.name.startswith("test_")
     ]
-    counts = {
+    return {
         "Python files of the library": len(paths),
         "loose modules in nnbuild/ (without __init__)": len(
             [each for each in (root / "nnbuild").glob("*.py") if each.name != "__init__.py"]
         ),
-        "modules in an import circle": circles(root),
+        "modules in an import cycle": count_modules_in_cycles(root),
         f"files of at most {SHORT_FILE} lines": sum(
             text.count("\n") <= SHORT_FILE for text in texts.values()
         ),
@@ -116,12 +124,29 @@ def main(root: Path) -> None:
         ),
         "# noqa": sum("# noqa" in line for line in lines),
         "functions that return Any": sum(
-            isinstance(node.returns, ast.Name) and node.returns.id == "Any" for node in every
+            isinstance(node.returns, ast.Name) and node.returns.id == "Any" for node in nodes
         ),
         "median test name, characters": statistics.median(len(f"test_{each}") for each in tests),
-        "lines with a step's name as a string": sum(bool(STEPS.search(line)) for line in lines),
+        "lines with the name of a step as a string": sum(
+            bool(STEPS.search(line)) for line in lines
+        ),
         "subscripts of a manifest": sum(len(re.findall(r"\bmanifest\[", line)) for line in lines),
     }
+
+
+def main() -> None:
+    """Print the commit of the checkout, and its counts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path(__file__).parent.parent,
+        help="checkout of the repository",
+    )
+    root = parser.parse_args().folder.resolve()
     commit = subprocess.run(
         ["git", "-C", root, "log", "-1", "--format=%h"],  # noqa: S607
         capture_output=True,
@@ -129,9 +154,9 @@ def main(root: Path) -> None:
         check=False,
     ).stdout.strip()
     print(f"{root.name} {commit}")
-    for name, count in counts.items():
-        print(f"{count:>8}  {name}")
+    for name, number in count(root).items():
+        print(f"{number:>8}  {name}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent.parent).resolve())
+    main()

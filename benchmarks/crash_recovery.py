@@ -1,12 +1,13 @@
-"""Kill real processes at every named point and at random moments, resume, and compare with a run that was never killed.
+"""Kill real runs at every failpoint and at random moments, and check that they resume exactly.
 
     python benchmarks/crash_recovery.py [--kills 100] [--seed 0] [--runs-in-one-process 50] [--json]
 
-Runs of one config are made in one store, each by as many processes as it takes. Most processes are killed: by
-themselves at a named point of the code (`$NNBUILD_FAULT`), or by this one at a random moment. Every fifth run is the
-command `nnbuild run` with its Prefect flow, the others call the library. All the while a thread reads every table. At
-the end each run is compared with one that was never killed: weights, history, evaluation, confusion, calibration,
-predictions, byte for byte. Then many runs in one process show whether it leaks.
+All runs have the same configuration and store, and each takes as many processes as it needs. Most
+processes are killed: by themselves at a failpoint of the code (`$NNBUILD_FAULT`), or by this
+program at a random moment. Every fifth run uses the command `nnbuild run` with its Prefect flow;
+the others call the library. Meanwhile a thread reads every table. Each finished run is compared
+with a run that was never killed: weights, history, evaluation, confusion, calibration and
+predictions must be equal to the byte. Finally, many runs in one process show whether it leaks.
 """
 
 import argparse
@@ -38,8 +39,8 @@ POINTS = (
     *(f"commit:{part}" for part in ("linked", "laid-out", "runs", *TABLES, "decisions")),
     "champion:changed",
 )
-MOST_KILLS_OF_A_RUN = 4
-MOST_TROUBLE = 5
+MAX_KILLS_PER_RUN = 4
+MAX_MESSAGES = 5
 EPOCHS = 4
 LIBRARY = """
 import sys, nnbuild
@@ -48,25 +49,40 @@ config = nnbuild.RunConfig.model_validate_json(sys.argv[3])
 print("ready", flush=True)
 nnbuild.retrain(config, store, resume=resume)
 """
-IN_ONE_PROCESS = """
-import gc, os, resource, sys, nnbuild
+REPEATED_RUNS = """
+import gc, os, sys, nnbuild
 config, count = nnbuild.RunConfig.model_validate_json(sys.argv[2]), int(sys.argv[3])
-def held():
+def usage():
     gc.collect()
     pages = int(open("/proc/self/statm").read().split()[1])
     return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 for number in range(count):
     nnbuild.retrain(config, sys.argv[1])
     if number == count // 5:
-        before = held()
-after = held()
+        before = usage()
+after = usage()
 print(after[0] - before[0], after[1] - before[1])
 """
 
 
 @dataclass
 class Counts:
-    """What is told at the end."""
+    """Counts that are printed at the end.
+
+    Attributes:
+        kills: Number of killed processes.
+        at_points: Number of processes that were killed at a failpoint.
+        at_random: Number of processes that were killed at a random moment.
+        resumes: Number of processes that resumed a run.
+        runs: Number of committed runs.
+        identical: Number of committed runs that equal the run that was never killed.
+        rows_read: Number of rows that the reading thread has read.
+        torn_reads: Number of reads that failed or returned an incomplete table.
+        leaked_descriptors: Growth of the number of open files in the process of many runs.
+        leaked_mebibytes: Growth of the memory of that process.
+        seconds: Duration of the whole program.
+        trouble: The first messages of torn reads.
+    """
 
     kills: int = 0
     at_points: int = 0
@@ -83,7 +99,7 @@ class Counts:
 
 
 def write_dataset(folder: Path) -> Path:
-    """Three classes of 12×12 images that can be learnt, some hundred of them."""
+    """Write a few hundred learnable 12×12 images of three classes, and return the path."""
     random_numbers = np.random.default_rng(0)
     patterns = random_numbers.integers(0, 200, (3, 12, 12))
     arrays = {}
@@ -98,8 +114,11 @@ def write_dataset(folder: Path) -> Path:
     return folder / "small.npz"
 
 
-def config_of(dataset: Path) -> str:
-    """Dropout, augmentation, a plateau schedule, early stopping and best weights: all that a resume must bring back."""
+def make_config(dataset: Path) -> str:
+    """Return a configuration, as JSON, with all kinds of state that a resume must restore.
+
+    These are dropout, augmentation, a plateau schedule, early stopping and restored best weights.
+    """
     settings = {
         "dataset": {"name": str(dataset)},
         "model": {"name": "convnet"},
@@ -118,25 +137,21 @@ def config_of(dataset: Path) -> str:
 
 
 class Reader(threading.Thread):
-    """Reads every table again and again; a committed run must be whole in each of them."""
+    """Thread that reads every table repeatedly and checks that committed runs are complete."""
 
     def __init__(self, store: Store, counts: Counts, expected: dict[str, int]) -> None:
         super().__init__(daemon=True)
-        self.store, self.counts, self.expected, self.over = (
-            store,
-            counts,
-            expected,
-            threading.Event(),
-        )
+        self.store, self.counts, self.expected = store, counts, expected
+        self.stop = threading.Event()
 
     def run(self) -> None:
-        """Until it is told that all is over."""
-        while not self.over.wait(0.1):
+        """Read until `stop` is set."""
+        while not self.stop.wait(0.1):
             try:
                 self._read()
-            except Exception as error:  # noqa: BLE001  (whatever a reader meets is what is counted)
+            except Exception as error:  # noqa: BLE001  (every error of a reader is a torn read)
                 self.counts.torn_reads += 1
-                if len(self.counts.trouble) < MOST_TROUBLE:
+                if len(self.counts.trouble) < MAX_MESSAGES:
                     self.counts.trouble.append(f"{type(error).__name__}: {error}"[:300])
 
     def _read(self) -> None:
@@ -144,42 +159,51 @@ class Reader(threading.Thread):
         for name in TABLES if committed else ():
             table = self.store.read_table(name)
             self.counts.rows_read += len(table)
-            found = {
+            rows = {
                 each["values"]: each["counts"]
                 for each in table["run_id"].value_counts().to_pylist()
             }
             for run_id in committed:
-                if found.get(run_id) != self.expected[name]:
+                if rows.get(run_id) != self.expected[name]:
                     raise StoreError(
-                        f"{name} has {found.get(run_id)} rows of {run_id}, not {self.expected[name]}"
+                        f"{name} has {rows.get(run_id)} rows of run {run_id}, "
+                        f"expected {self.expected[name]}"
                     )
 
 
-def values(store: Store, run_id: str) -> dict[str, Any]:
-    """Everything of a run that its seed decides."""
-    history = store.read_table("history", run_id).to_pylist()
-    told = [
+def read_results(store: Store, run_id: str) -> dict[str, Any]:
+    """Return everything in a run that its seed determines."""
+    rows = store.read_table("history", run_id).to_pylist()
+    history = [
         (row["epoch"], row["metric"], row["value"])
-        for row in history
+        for row in rows
         if row["metric"] != "epoch_seconds"
     ]
     tables = {
         name: store.read_table(name, run_id).drop_columns("run_id").to_pydict()
         for name in TABLES[1:]
     }
-    record = store.root / "runs" / run_id
+    folder = store.root / "runs" / run_id
     return {
-        "history": told,
+        "history": history,
         **tables,
-        "keras": file_digest(record / "model.keras"),
-        "onnx": file_digest(record / "model.onnx"),
+        "keras": file_digest(folder / "model.keras"),
+        "onnx": file_digest(folder / "model.onnx"),
     }
 
 
-def started(
+def start_process(
     store: Store, config: str, resume: str, *, by_command: bool, point: str | None
 ) -> subprocess.Popen[bytes]:
-    """A process that makes or resumes a run."""
+    """Start a process that begins or resumes a run.
+
+    Args:
+        store: Store of the run.
+        config: Configuration, as JSON.
+        resume: ID of the run to resume, or "" to begin one.
+        by_command: Whether to use `nnbuild run` rather than the library.
+        point: Failpoint at which the process kills itself, if any.
+    """
     environment = dict(os.environ) | ({"NNBUILD_FAULT": point} if point else {})
     if by_command:
         settings = json.loads(config)
@@ -202,32 +226,36 @@ def started(
     )
 
 
-def _toml(settings: dict[str, Any], above: str = "") -> str:
-    plain = [
+def _toml(settings: dict[str, Any], prefix: str = "") -> str:
+    values = [
         f"{name} = {json.dumps(value)}"
         for name, value in settings.items()
         if not isinstance(value, dict)
     ]
-    inner = [
-        f"[{above}{name}]\n{_toml(value, f'{above}{name}.')}"
+    sections = [
+        f"[{prefix}{name}]\n{_toml(value, f'{prefix}{name}.')}"
         for name, value in settings.items()
         if isinstance(value, dict)
     ]
-    return "\n".join([*plain, *inner]) + "\n"
+    return "\n".join([*values, *sections]) + "\n"
 
 
-def one_run(
+def complete_run(
     store: Store, config: str, kills: Iterator[str | float], counts: Counts, *, by_command: bool
 ) -> str:
-    """Make a run, killed as often as the list of kills says and a run may be.
+    """Kill and resume one run until it is committed, and return its ID.
 
-    Returns:
-        Its id.
+    Args:
+        store: Store of the run.
+        config: Configuration, as JSON.
+        kills: Failpoints, or seconds after which to kill; at most MAX_KILLS_PER_RUN are used.
+        counts: Counts to update.
+        by_command: Whether to use `nnbuild run` rather than the library.
     """
     known, resume = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}, ""
-    for attempt in range(MOST_KILLS_OF_A_RUN + 1):
-        kill = next(kills, None) if attempt < MOST_KILLS_OF_A_RUN else None
-        with started(
+    for attempt in range(MAX_KILLS_PER_RUN + 1):
+        kill = next(kills, None) if attempt < MAX_KILLS_PER_RUN else None
+        with start_process(
             store,
             config,
             resume,
@@ -248,14 +276,23 @@ def one_run(
         if new and new[0] in store.run_ids():
             return new[0]
         if not killed:
-            raise SystemExit(f"a process ended with code {run.returncode}, though nobody killed it")
+            raise SystemExit(f"a process that was not killed exited with code {run.returncode}")
         counts.resumes += bool(new)
         resume = new[0] if new else ""
-    raise SystemExit("a run was not committed by its last process, which nobody killed")
+    raise SystemExit("the last process of a run was not killed, but did not commit the run")
 
 
-def kills_of(number: int, seed: int, seconds: float) -> Iterator[str | float]:
-    """Where or when to kill: every named point in turn, and every third kill at a random moment of a process's life."""
+def plan_kills(number: int, seed: int, seconds: float) -> Iterator[str | float]:
+    """Yield where or when to kill: every third time at a random moment, else at a failpoint.
+
+    Args:
+        number: Number of kills.
+        seed: Seed of the order of the failpoints and of the random moments.
+        seconds: Duration of a process that is not killed.
+
+    Yields:
+        A failpoint, each one in turn, or the seconds after the start of the process.
+    """
     chance = random.Random(seed)  # noqa: S311
     points: list[str] = []
     for kill in range(number):
@@ -264,68 +301,71 @@ def kills_of(number: int, seed: int, seconds: float) -> Iterator[str | float]:
         yield chance.uniform(0.3, 1.0) * seconds if kill % 3 == 2 else points.pop()
 
 
-def soak(number: int, seed: int, in_one_process: int) -> Counts:
-    """All of it."""
-    counts, began = Counts(), time.perf_counter()
+def run_crash_test(number: int, seed: int, repeated_runs: int) -> Counts:
+    """Run the whole test in a temporary folder.
+
+    Args:
+        number: Least number of kills.
+        seed: Seed of the kills.
+        repeated_runs: Number of runs in one process that is checked for leaks; 0 skips this.
+    """
+    counts, start_time = Counts(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        config = config_of(write_dataset(Path(folder)))
-        straight = Store(Path(folder) / "straight")
+        config = make_config(write_dataset(Path(folder)))
+        reference = Store(Path(folder) / "straight")
         before = time.perf_counter()
-        expected_id = one_run(straight, config, iter(()), Counts(), by_command=False)
-        life = time.perf_counter() - before
-        expected = values(straight, expected_id)
+        expected_id = complete_run(reference, config, iter(()), Counts(), by_command=False)
+        duration = time.perf_counter() - before
+        expected = read_results(reference, expected_id)
         store = Store(Path(folder) / "store")
-        rows = {name: len(straight.read_table(name, expected_id)) for name in TABLES}
+        rows = {name: len(reference.read_table(name, expected_id)) for name in TABLES}
         reader = Reader(store, counts, rows)
         reader.start()
-        kills = kills_of(10**9, seed, life)
+        kills = plan_kills(10**9, seed, duration)
         while counts.kills < number:
-            run_id = one_run(store, config, kills, counts, by_command=counts.runs % 5 == 4)
+            run_id = complete_run(store, config, kills, counts, by_command=counts.runs % 5 == 4)
             counts.runs += 1
-            counts.identical += values(store, run_id) == expected
+            counts.identical += read_results(store, run_id) == expected
             print(
                 f"{counts.kills} kills, {counts.runs} runs, {counts.identical} identical",
                 file=sys.stderr,
                 flush=True,
             )
         time.sleep(0.5)
-        reader.over.set()
+        reader.stop.set()
         reader.join()
-        if in_one_process:
-            command = [
-                sys.executable,
-                "-c",
-                IN_ONE_PROCESS,
-                str(Path(folder) / "many"),
-                config,
-                str(in_one_process),
-            ]
-            told = subprocess.run(
-                command, check=True, capture_output=True, text=True
-            ).stdout.split()
-            counts.leaked_descriptors, counts.leaked_mebibytes = (
-                int(told[0]),
-                round(float(told[1]), 1),
-            )
-    counts.seconds = round(time.perf_counter() - began, 1)
+        if repeated_runs:
+            arguments = [str(Path(folder) / "many"), config, str(repeated_runs)]
+            command = [sys.executable, "-c", REPEATED_RUNS, *arguments]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            descriptors, mebibytes = done.stdout.split()
+            counts.leaked_descriptors = int(descriptors)
+            counts.leaked_mebibytes = round(float(mebibytes), 1)
+    counts.seconds = round(time.perf_counter() - start_time, 1)
     return counts
 
 
 def main() -> None:
-    """Print the table; the exit code is 1 if anything was lost."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs-in-one-process", type=int, default=50)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    counts = soak(given.kills, given.seed, given.runs_in_one_process)
-    told = dict(vars(counts))
-    if given.json:
-        print(json.dumps(told))
+    """Print the counts; exit with 1 if a run differs or a read was torn."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=100, help="least number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
+    parser.add_argument(
+        "--runs-in-one-process",
+        type=int,
+        default=50,
+        help="number of runs in the process that is checked for leaks; 0 skips this",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    counts = run_crash_test(options.kills, options.seed, options.runs_in_one_process)
+    if options.json:
+        print(json.dumps(vars(counts)))
     else:
         print("| what | count |\n| --- | --- |")
-        for name, value in told.items():
+        for name, value in vars(counts).items():
             print(f"| {name.replace('_', ' ')} | {value if value != [] else 'none'} |")
     sys.exit(counts.identical < counts.runs or counts.torn_reads > 0)
 

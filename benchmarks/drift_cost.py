@@ -1,6 +1,9 @@
-"""What the counts for drift cost: jobs with and without them in turn, and the ratio of the processor's seconds.
+"""Measure the cost of counting for drift: scoring jobs with and without the counts, in turn.
 
-python benchmarks/drift_cost.py --rows 600000 --pairs 7
+    python benchmarks/drift_cost.py --data-dir DIR [--rows 600000] [--pairs 7]
+
+The ratios are those of processor seconds, which depend less than elapsed seconds on what else the
+machine does.
 """
 
 import argparse
@@ -17,8 +20,15 @@ import nnbuild
 from nnbuild.scoring import shards
 
 
-def seconds(source: Path, root: Path, *, with_counts: bool) -> float:
-    """Of the processors, for one job; what else the machine does counts less than in the seconds of a clock."""
+def time_job(source: Path, root: Path, *, with_counts: bool) -> float:
+    """Return the processor seconds of one scoring job.
+
+    Args:
+        source: Parquet file to score.
+        root: Root of the store.
+        with_counts: Whether every batch is counted; if not, the counts of the first batch are
+            returned for all of them.
+    """
     real = shards.counted
     if not with_counts:
         first: list[object] = []
@@ -29,14 +39,15 @@ def seconds(source: Path, root: Path, *, with_counts: bool) -> float:
 
         shards.counted = once
     try:
-        began = time.process_time()
+        start_time = time.process_time()
         nnbuild.score(nnbuild.ScoreConfig(input=str(source)), root)
-        return time.process_time() - began
+        return time.process_time() - start_time
     finally:
         shards.counted = real
 
 
 def main() -> None:
+    """Print the ratio of each pair, and the median."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,11 +56,11 @@ def main() -> None:
         default=os.environ.get("NNBUILD_DATA_DIR"),
         help="folder with MNIST's IDX files",
     )
-    parser.add_argument("--rows", type=int, default=600_000)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=600_000, help="rows per job")
+    parser.add_argument("--pairs", type=int, default=7, help="number of pairs of jobs")
     options = parser.parse_args()
     if not options.data_dir:
-        sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
+        sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = {
@@ -60,17 +71,21 @@ def main() -> None:
         nnbuild.retrain(nnbuild.RunConfig.model_validate(settings), folder / "store")
         source = folder / "input.parquet"
         write_input(source, options.data_dir, options.rows)
-        seconds(source, folder / "store", with_counts=True)
+        time_job(source, folder / "store", with_counts=True)  # the first job also warms the caches
         ratios = []
         for number in range(1, options.pairs + 1):
-            turns = [seconds(source, folder / "store", with_counts=each) for each in (True, False)]
-            ratios.append(turns[0] / turns[1])
+            counted, uncounted = (
+                time_job(source, folder / "store", with_counts=each) for each in (True, False)
+            )
+            ratios.append(counted / uncounted)
             print(
-                f"pair {number}: {turns[0]:.2f} s with, {turns[1]:.2f} s without, {ratios[-1]:.3f} times",
+                f"pair {number}: {counted:.2f} s with counts, {uncounted:.2f} s without, "
+                f"ratio {ratios[-1]:.3f}",
                 flush=True,
             )
         print(
-            f"{options.rows:,} rows, with the counts / without, median of {options.pairs} pairs: {statistics.median(ratios):.3f}"
+            f"{options.rows:,} rows, with counts / without, "
+            f"median of {options.pairs} pairs: {statistics.median(ratios):.3f}"
         )
 
 

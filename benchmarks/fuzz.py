@@ -1,9 +1,11 @@
-"""Feeds the parsers of IDX files and manifests what a coverage-guided fuzzer makes up: only nnbuild's errors may come out.
+"""Fuzz the parsers of IDX files and manifests: they may raise nothing but nnbuild's own errors.
 
     pip install atheris
     python benchmarks/fuzz.py {idx,manifest} [--seconds 60] [--seed 1]
 
-The last lines are libFuzzer's: how many inputs were tried and how many of them reached new code. Exit 0: none did harm.
+The fuzzer is guided by coverage. The last lines of its output are libFuzzer's statistics: the
+number of inputs, and of those that reached new code. The exit code is 0 if no input caused another
+error.
 """
 
 import argparse
@@ -26,30 +28,31 @@ with atheris.instrument_imports(include=["nnbuild.data", "nnbuild.store", "gzip"
     from nnbuild.store.manifests import read_manifest, runs_table
 
 
-# The kernel counts the memory of the process that started this one, which pytest's can be large.
+# The peak that the kernel reports includes the parent process's, and pytest's can be large.
 _INHERITED_MB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def read_idx(path: Path) -> None:
-    """An array no larger than the file can hold."""
+    """Read an IDX file, and check that the array is no larger than the file can encode."""
     array = idx.read(path)
-    if array.nbytes > 1032 * path.stat().st_size + 64:  # deflate's best is 1032 to 1
-        raise RuntimeError(f"{array.nbytes} bytes out of {path.stat().st_size}")
+    size = path.stat().st_size
+    if array.nbytes > 1032 * size + 64:  # deflate compresses by at most 1032 to 1
+        raise RuntimeError(f"the array has {array.nbytes} bytes, but the file only {size}")
 
 
 def read_run(path: Path) -> None:
-    """A manifest, and the row that it stands for."""
+    """Read a manifest, and build the row of `runs` from it."""
     runs_table(read_manifest(path))
 
 
 def idx_seeds() -> list[bytes]:
-    """An IDX file of images, one of floats, and the first one gzipped."""
+    """Return an IDX file of images, one of floats, and the first one compressed with gzip."""
     images = struct.pack(">HBBIII", 0, 8, 3, 2, 3, 3) + bytes(18)
     return [images, struct.pack(">HBBI", 0, 0x0D, 1, 2) + bytes(8), gzip.compress(images)]
 
 
 def manifest_seeds() -> list[bytes]:
-    """Return manifests of two failed runs: one that diverged, and one that never had data."""
+    """Return the manifests of two failed runs: one that diverged, and one without data."""
     times = dict.fromkeys(("started_at", "finished_at"), "2026-11-01T03:00:00+00:00")
     texts = dict.fromkeys(
         ("dataset", "dataset_digest", "model", "flow_run_id", "code_version", "config"), "text"
@@ -83,8 +86,8 @@ def manifest_seeds() -> list[bytes]:
         "machine": {"system": "text", "python": "3", "processors": 2},
         "flow_run_id": None,
     }
-    without = {**diverged, "row": {**row, "dataset": None, "dataset_digest": None}}
-    return [json.dumps(each).encode() for each in (diverged, without)]
+    without_data = {**diverged, "row": {**row, "dataset": None, "dataset_digest": None}}
+    return [json.dumps(each).encode() for each in (diverged, without_data)]
 
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
@@ -94,22 +97,22 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
 
 
 def main() -> None:
-    """Fuzz until the time is over; libFuzzer ends the process."""
+    """Fuzz until the time is up; libFuzzer ends the process."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parser", choices=TARGETS)
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    read, seeds = TARGETS[given.parser]
+    parser.add_argument("parser", choices=TARGETS, help="parser to fuzz")
+    parser.add_argument("--seconds", type=int, default=60, help="duration")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the fuzzer")
+    options = parser.parse_args()
+    read, seeds = TARGETS[options.parser]
     folder = Path(tempfile.mkdtemp())
-    path = folder / "20261101T030000000Z-abcdef" / "input"  # the folder's name is checked as well
+    path = folder / "20261101T030000000Z-abcdef" / "input"  # the parser checks the folder's name
     path.parent.mkdir()
     (folder / "corpus").mkdir()
     for number, content in enumerate(seeds()):
         path.write_bytes(content)
-        read(path)  # a seed that is refused would teach the fuzzer nothing
+        read(path)  # the fuzzer learns nothing from a seed that the parser rejects
         (folder / "corpus" / str(number)).write_bytes(content)
 
     def try_one(content: bytes) -> None:
@@ -117,14 +120,14 @@ def main() -> None:
         with contextlib.suppress(NnbuildError):
             read(path)
 
-    options = [
-        f"-max_total_time={given.seconds}",
-        f"-seed={given.seed}",
+    arguments = [
+        f"-max_total_time={options.seconds}",
+        f"-seed={options.seed}",
         f"-rss_limit_mb={_INHERITED_MB + 4096}",
         "-max_len=4096",
     ]
-    options += ["-print_final_stats=1", "-verbosity=1", f"-artifact_prefix={folder}{os.sep}"]
-    atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], try_one)
+    arguments += ["-print_final_stats=1", "-verbosity=1", f"-artifact_prefix={folder}{os.sep}"]
+    atheris.Setup([sys.argv[0], *arguments, str(folder / "corpus")], try_one)
     atheris.Fuzz()
 
 

@@ -1,13 +1,19 @@
-"""Batch scoring beside the usual script, beside ONNX Runtime alone, at ten times the rows, and on two Dask workers.
-
-The input is MNIST, repeated with noise, as Parquet. Every measurement is a new process; those that are compared take
-turns, and a ratio is the median over the pairs. Seconds are counted without the imports, memory is the process's peak.
-The part `start` is a whole process with a thousand rows, imports and commit included.
+"""Measure the throughput of batch scoring.
 
     python benchmarks/scoring.py --data-dir DIR [--rows 1000000] [--big-rows 10000000] [--pairs 3]
 
-In pieces, for a machine that is quiet for minutes only: `--folder DIR` keeps the networks and the inputs, `--parts none`
-only makes them, and `--parts usual --networks lab` measures one thing.
+The input is MNIST, repeated with noise, as Parquet. Every measurement is a new process. Processes
+that are compared take turns, and a ratio is the median over the pairs. Seconds exclude the imports;
+memory is the peak of the process. The parts are:
+
+- `start`: a whole process with a thousand rows, imports and commit included
+- `usual`: `nnbuild score` compared with a script of pandas and Keras's `predict`
+- `alone`: `nnbuild score` compared with ONNX Runtime on images in memory
+- `dask`: two Dask workers compared with one
+- `big`: ten times the rows
+
+To measure in several short sessions, `--folder DIR` keeps the networks and inputs, `--parts none`
+only creates them, and `--parts usual --networks lab` measures one part of one network.
 """
 
 import argparse
@@ -40,7 +46,11 @@ TRAIN = """
 import sys
 import nnbuild
 network, epochs, data_dir, store = sys.argv[1:]
-settings = {"dataset": {"data_dir": data_dir}, "model": {"name": network}, "training": {"epochs": int(epochs)}}
+settings = {
+    "dataset": {"data_dir": data_dir},
+    "model": {"name": network},
+    "training": {"epochs": int(epochs)},
+}
 print(nnbuild.retrain(nnbuild.RunConfig.model_validate(settings), store).run_id)
 """
 
@@ -49,15 +59,16 @@ import json, sys, time
 import numpy as np, pandas as pd, tensorflow as tf, keras
 source, model, target = sys.argv[1:]
 model = keras.models.load_model(model)
-began = time.perf_counter()
+start_time = time.perf_counter()
 frame = pd.read_parquet(source)
-images = np.stack([np.frombuffer(each, np.uint8) for each in frame["image"]]).reshape(-1, *model.input_shape[1:])
+images = np.stack([np.frombuffer(each, np.uint8) for each in frame["image"]])
+images = images.reshape(-1, *model.input_shape[1:])
 probabilities = tf.nn.softmax(model.predict(images, verbose=0)).numpy()
 scores = pd.DataFrame(probabilities, columns=[f"prob_{k}" for k in range(10)])
 scores.insert(0, "confidence", probabilities.max(axis=1))
 scores.insert(0, "predicted", probabilities.argmax(axis=1))
 scores.to_parquet(target)
-print(json.dumps({"seconds": time.perf_counter() - began}))
+print(json.dumps({"seconds": time.perf_counter() - start_time}))
 """
 
 ALONE = """
@@ -71,24 +82,24 @@ table = pq.ParquetFile(source).read_row_group(0, columns=["image"])
 images = fixed_pixels(table["image"]).reshape(-1, 28, 28, 1)
 engine, batch, done = OnnxEngine(Path(model).read_bytes()), 4096, 0
 engine.logits(images[:batch])
-began = time.perf_counter()
+start_time = time.perf_counter()
 while done < int(rows):
     for start in range(0, len(images), batch):
         engine.logits(images[start : start + batch])
     done += len(images)
-print(json.dumps({"seconds": (time.perf_counter() - began) * int(rows) / done}))
+print(json.dumps({"seconds": (time.perf_counter() - start_time) * int(rows) / done}))
 """
 
 
 class Cost(NamedTuple):
-    """What a process took."""
+    """Seconds and peak memory of a process."""
 
     seconds: float
     megabytes: float
 
 
-def cost(*command: str) -> Cost:
-    """Run a process whose last line is JSON with `seconds`."""
+def measure_command(*command: str) -> Cost:
+    """Run a command whose last line of output is JSON with `seconds`, and return its cost."""
     with (
         tempfile.TemporaryFile("w+") as out,
         subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as process,
@@ -96,21 +107,27 @@ def cost(*command: str) -> Cost:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            sys.exit(f"{command[:3]} exited with {process.returncode}")
+            sys.exit(f"{' '.join(command[:3])} exited with code {process.returncode}")
         out.seek(0)
         seconds = json.loads(out.read().splitlines()[-1])["seconds"]
     return Cost(seconds if isinstance(seconds, float) else seconds["whole"], usage.ru_maxrss / 1024)
 
 
 def write_input(path: Path, data_dir: str, rows: int) -> None:
-    """Write so many images of MNIST with noise, a row group at a time."""
+    """Write images of MNIST with noise to a Parquet file, one row group at a time.
+
+    Args:
+        path: Path of the file.
+        data_dir: Folder with MNIST.
+        rows: Number of images.
+    """
     train = load("mnist", data_dir=Path(data_dir), cache=default_cache()).train
     random, writer = np.random.default_rng(0), None
     for start in range(0, rows, ROWS_PER_GROUP):
-        some = np.arange(start, min(start + ROWS_PER_GROUP, rows)) % len(train)
-        images = train.images[some]
+        indices = np.arange(start, min(start + ROWS_PER_GROUP, rows)) % len(train)
+        images = train.images[indices]
         images ^= random.integers(0, 8, images.shape, np.uint8)
-        table = split_table(Split(images, train.labels[some]))
+        table = split_table(Split(images, train.labels[indices]))
         writer = writer or pq.ParquetWriter(
             path, table.schema, compression="zstd", use_dictionary=False
         )
@@ -118,27 +135,26 @@ def write_input(path: Path, data_dir: str, rows: int) -> None:
     writer.close()
 
 
-def written(path: Path, data_dir: str, rows: int) -> str:
-    """The same in a process of its own: a child's peak memory is never told below what its parent held at its start."""
-    subprocess.run(
-        [
-            sys.executable,
-            __file__,
-            "--data-dir",
-            data_dir,
-            "--rows",
-            str(rows),
-            "--write",
-            str(path),
-        ],
-        check=True,
-    )
-    return str(path)
+def write_input_in_child(path: Path, data_dir: str, rows: int) -> None:
+    """Call `write_input` in a child process, to keep the memory of this process small.
+
+    The peak memory that the kernel reports for a process is at least what its parent used when it
+    started the process.
+    """
+    arguments = ["--data-dir", data_dir, "--rows", str(rows), "--write", str(path)]
+    subprocess.run([sys.executable, __file__, *arguments], check=True)
 
 
-def ratios(name: str, first: list[Cost], second: list[Cost], rows: tuple[int, int]) -> None:
-    """Print rows per second of both, and the medians of the pairs' ratios."""
-    rate = [
+def print_ratios(name: str, first: list[Cost], second: list[Cost], rows: tuple[int, int]) -> None:
+    """Print the throughput and memory of both sides, and the medians of their ratios.
+
+    Args:
+        name: Description of the comparison.
+        first: Costs of one side, one per pair.
+        second: Costs of the other side, one per pair.
+        rows: Number of rows that each side scored.
+    """
+    rates = [
         statistics.median(count / each.seconds for each in costs)
         for count, costs in zip(rows, (first, second), strict=True)
     ]
@@ -147,14 +163,14 @@ def ratios(name: str, first: list[Cost], second: list[Cost], rows: tuple[int, in
         rows[0] / a.seconds / (rows[1] / b.seconds) for a, b in zip(first, second, strict=True)
     )
     print(
-        f"{name}: {rate[0]:,.0f} against {rate[1]:,.0f} rows/s, {faster:.2f} times; "
-        f"{memory[0]:,.0f} against {memory[1]:,.0f} MB, {memory[0] / memory[1]:.2f} times",
+        f"{name}: {rates[0]:,.0f} vs. {rates[1]:,.0f} rows/s, ratio {faster:.2f}; "
+        f"{memory[0]:,.0f} vs. {memory[1]:,.0f} MB, ratio {memory[0] / memory[1]:.2f}",
         flush=True,
     )
 
 
 class Bench:
-    """The commands, and the folder that they work in."""
+    """The commands to measure, and the folder with their networks and inputs."""
 
     def __init__(self, folder: Path, data_dir: str, epochs: int) -> None:
         self.folder, self.store, self._data_dir = folder, str(folder / "store"), data_dir
@@ -163,26 +179,24 @@ class Bench:
         self.runs = json.loads(known.read_text()) if known.exists() else {}
         for network in (each for each in NETWORKS if each not in self.runs):
             arguments = [network, str(epochs), data_dir, self.store]
-            told = subprocess.run(
-                [sys.executable, "-c", TRAIN, *arguments],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            self.runs[network] = told.stdout.splitlines()[-1]
+            command = [sys.executable, "-c", TRAIN, *arguments]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            self.runs[network] = done.stdout.splitlines()[-1]
             known.write_text(json.dumps(self.runs))
 
     def input(self, rows: int) -> str:
-        """A file of so many images; made if it is not there."""
+        """Return the path of an input of `rows` images; create it if it does not exist."""
         path = self.folder / f"{rows}.parquet"
-        return str(path) if path.exists() else written(path, self._data_dir, rows)
+        if not path.exists():
+            write_input_in_child(path, self._data_dir, rows)
+        return str(path)
 
     def model(self, network: str, kind: str) -> str:
-        """The path of a network's model file."""
+        """Return the path of a network's model file of a kind, "keras" or "onnx"."""
         return str(Store(self.store).root / "runs" / self.runs[network] / f"model.{kind}")
 
     def ours(self, network: str, source: str, *options: str) -> Cost:
-        """What `nnbuild score` takes."""
+        """Measure `nnbuild score`, and delete the scores."""
         base = [
             self._nnbuild,
             "score",
@@ -194,20 +208,20 @@ class Bench:
             self.store,
             "--json",
         ]
-        found = cost(*base, *options)
+        cost = measure_command(*base, *options)
         for path in (Path(self.store) / "tables" / "scores").rglob("*.parquet"):
             path.unlink()
-        return found
+        return cost
 
     def start(self, network: str) -> float:
-        """Seconds of a whole `nnbuild score` of few rows."""
-        source, began = self.input(FEW), time.perf_counter()
+        """Return the seconds of a whole `nnbuild score` of a few rows."""
+        source, start_time = self.input(FEW), time.perf_counter()
         self.ours(network, source)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def usual(self, network: str, source: str) -> Cost:
-        """What the usual script takes."""
-        return cost(
+        """Measure the usual script."""
+        return measure_command(
             sys.executable,
             "-c",
             USUAL,
@@ -217,11 +231,15 @@ class Bench:
         )
 
     def alone(self, network: str, source: str, rows: int) -> Cost:
-        """What ONNX Runtime takes for images in the memory."""
-        return cost(sys.executable, "-c", ALONE, source, self.model(network, "onnx"), str(rows))
+        """Measure ONNX Runtime on images in memory."""
+        model = self.model(network, "onnx")
+        return measure_command(sys.executable, "-c", ALONE, source, model, str(rows))
 
     def on_dask(self, network: str, source: str, workers: int) -> Cost:
-        """What `nnbuild score` takes on a cluster of so many workers of one thread; of this process, not of theirs."""
+        """Measure `nnbuild score` on a Dask cluster of workers with one thread each.
+
+        The memory is that of the command, not of the workers.
+        """
         from distributed import Client, LocalCluster
 
         with (
@@ -237,14 +255,14 @@ class Bench:
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
-    """Measure the parts that were asked for."""
+    """Measure the requested parts, and print the results."""
     rows, big = options.rows, options.big_rows
 
-    def compared(
-        name: str, first: Callable[[], Cost], second: Callable[[], Cost], of: tuple[int, int]
+    def compare(
+        name: str, first: Callable[[], Cost], second: Callable[[], Cost], counts: tuple[int, int]
     ) -> None:
-        turns = [(first(), second()) for _ in range(options.pairs)]
-        ratios(name, [each for each, _ in turns], [each for _, each in turns], of)
+        pairs = [(first(), second()) for _ in range(options.pairs)]
+        print_ratios(name, [each for each, _ in pairs], [each for _, each in pairs], counts)
 
     print(
         f"{rows:,} rows, {os.cpu_count()} processors, medians of {options.pairs} pairs", flush=True
@@ -256,24 +274,21 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
             whole = statistics.median(bench.start(network) for _ in range(options.pairs))
             print(f"{ours}, a whole process with {FEW:,} rows: {whole:.2f} s", flush=True)
         if "usual" in options.parts:
-            compared(
-                f"{ours} against the usual script",
-                score,
-                partial(bench.usual, network, source),
-                (rows, rows),
-            )
+            usual = partial(bench.usual, network, source)
+            compare(f"{ours} vs. the usual script", score, usual, (rows, rows))
         if "alone" in options.parts:
             alone = partial(bench.alone, network, source, rows)
-            compared(f"{ours} against ONNX Runtime alone", score, alone, (rows, rows))
+            compare(f"{ours} vs. ONNX Runtime alone", score, alone, (rows, rows))
         if "dask" in options.parts:
             two, one = (partial(bench.on_dask, network, source, workers) for workers in (2, 1))
-            compared(f"{network}, two Dask workers against one", two, one, (rows, rows))
+            compare(f"{network}, two Dask workers vs. one", two, one, (rows, rows))
         if "big" in options.parts and big:
             large = partial(bench.ours, network, bench.input(big))
-            compared(f"{network}, {big:,} rows against {rows:,}", large, score, (big, rows))
+            compare(f"{network}, {big:,} rows vs. {rows:,}", large, score, (big, rows))
 
 
 def main() -> None:
+    """Create the networks and inputs, and measure the requested parts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -282,21 +297,31 @@ def main() -> None:
         default=os.environ.get("NNBUILD_DATA_DIR"),
         help="folder with MNIST's gzipped IDX files",
     )
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--big-rows", type=int, default=10_000_000, help="0 leaves it out")
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows per job")
     parser.add_argument(
-        "--epochs", type=int, default=1, help="of the two runs that are scored with"
+        "--big-rows", type=int, default=10_000_000, help="rows of the part big; 0 skips it"
     )
-    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "none"), default=PARTS)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--pairs", type=int, default=3, help="number of pairs of processes")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of the two networks")
     parser.add_argument(
-        "--folder", type=Path, help="keeps what is made; a temporary one if not given"
+        "--parts",
+        nargs="+",
+        choices=(*PARTS, "none"),
+        default=PARTS,
+        help="what to measure; all by default",
     )
-    parser.add_argument("--write", type=Path, help="only write the input there")
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="networks to score with"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="folder that keeps the networks and inputs; a temporary one by default",
+    )
+    parser.add_argument("--write", type=Path, help="only write an input to this path")
     options = parser.parse_args()
     if not options.data_dir:
-        sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
+        sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
     if options.write:
         write_input(options.write, options.data_dir, options.rows)
         return

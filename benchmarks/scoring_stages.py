@@ -1,9 +1,10 @@
-"""Where the processors' seconds of a scoring job go: each stage alone, on one thread, per million rows.
-
-However well the stages overlap, a job takes at least their sum over the number of processors: that is the last line,
-beside what inference alone would take. Give it the folder that `benchmarks/scoring.py --folder` has kept.
+"""Measure the processor seconds of each stage of a scoring job, on one thread, per million rows.
 
     python benchmarks/scoring_stages.py --folder DIR [--rows 1000000] [--network lab] [--repeat 3]
+
+However well the stages overlap, a job takes at least the sum of their seconds, divided by the
+number of processors. The last line compares this bound with the time of inference alone. The folder
+is the one of `benchmarks/scoring.py --folder`.
 """
 
 import argparse
@@ -30,18 +31,26 @@ INFERENCE = "inference"
 
 
 def table_of(rows: Batch, logits: Any) -> Any:
-    """The rows of the output."""
+    """Return the output table of a batch."""
     return probability_table(logits, rows.labels, example_ids=rows.example_ids)
 
 
-def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
-    """Processor seconds per million rows of every stage, one after the other, a row group of the output at a time."""
+def measure(source: Path, model: Path, target: Path) -> dict[str, float]:
+    """Return the processor seconds of every stage per million rows.
+
+    The stages run one after the other, and the output is written one row group at a time.
+
+    Args:
+        source: Input, a Parquet file.
+        model: ONNX file.
+        target: Path of the output.
+    """
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
-        began = time.process_time()
+        start_time = time.process_time()
         result = work()
-        seconds[name] = seconds.get(name, 0) + time.process_time() - began
+        seconds[name] = seconds.get(name, 0) + time.process_time() - start_time
         return result
 
     opened, engine, rows, waiting = (
@@ -52,13 +61,13 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
     )
     read = (piece for chunk in opened.chunks() for piece in opened.read(chunk, BATCH))
     first = next(read)
-    with parquet_writer(aside, table_of(first, engine.logits(first.images)).schema) as file:
+    with parquet_writer(target, table_of(first, engine.logits(first.images)).schema) as file:
         while batch := timed("reading", lambda: next(read, None)):
             logits = timed(INFERENCE, lambda: engine.logits(batch.images))
-            timed("is it logits", lambda: check_logits(logits, CLASSES, first_row=0))  # noqa: B023
-            some = batch._replace(images=batch.images[::EVERY].copy())
-            table = timed("softmax and columns", lambda: table_of(some, logits))  # noqa: B023
-            timed("counting for drift", lambda: counted(some, table, CLASSES))  # noqa: B023
+            timed("check of logits", lambda: check_logits(logits, CLASSES, first_row=0))  # noqa: B023
+            sample = batch._replace(images=batch.images[::EVERY].copy())
+            table = timed("softmax and columns", lambda: table_of(sample, logits))  # noqa: B023
+            timed("counting for drift", lambda: counted(sample, table, CLASSES))  # noqa: B023
             waiting.append(table)
             rows += len(table)
             if len(waiting) == ROW_GROUP // BATCH:
@@ -67,34 +76,42 @@ def measure(source: Path, model: Path, aside: Path) -> dict[str, float]:
                     lambda: file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP),
                 )
                 waiting.clear()
-    timed("flush and sha256", lambda: (fsync_file(aside), file_digest(aside)))
-    return {name: spent / rows * 1e6 for name, spent in seconds.items()}
+    timed("flush and SHA-256", lambda: (fsync_file(target), file_digest(target)))
+    return {name: total / rows * 1e6 for name, total in seconds.items()}
 
 
 def main() -> None:
+    """Print the median seconds of each stage, and the bound on the throughput."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True, help="of benchmarks/scoring.py")
     parser.add_argument(
-        "--rows", type=int, default=1_000_000, help="as given to benchmarks/scoring.py"
+        "--folder", type=Path, required=True, help="folder that benchmarks/scoring.py has kept"
     )
-    parser.add_argument("--network", default="lab")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=1_000_000,
+        help="rows of the input, as for benchmarks/scoring.py",
+    )
+    parser.add_argument("--network", default="lab", help="network to score with")
+    parser.add_argument("--repeat", type=int, default=3, help="number of measurements")
     options = parser.parse_args()
     run_id = json.loads((options.folder / "runs.json").read_text())[options.network]
     model = options.folder / "store" / "runs" / run_id / "model.onnx"
-    with tempfile.TemporaryDirectory() as aside:
-        source, target = options.folder / f"{options.rows}.parquet", Path(aside) / "scores.parquet"
-        found = [measure(source, model, target) for _ in range(options.repeat)]
-    spent = {name: statistics.median(each[name] for each in found) for name in found[0]}
-    for name, seconds in spent.items():
+    source = options.folder / f"{options.rows}.parquet"
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "scores.parquet"
+        repeats = [measure(source, model, target) for _ in range(options.repeat)]
+    stages = {name: statistics.median(each[name] for each in repeats) for name in repeats[0]}
+    for name, seconds in stages.items():
         print(f"{options.network}, {name:20} {seconds:6.3f} processor seconds per million rows")
     processors = os.cpu_count() or 1
-    least, alone = (each / processors for each in (sum(spent.values()), spent[INFERENCE]))
+    bound, alone = (each / processors for each in (sum(stages.values()), stages[INFERENCE]))
     print(
-        f"{options.network}, on {processors} processors at least {least:.3f} s per million rows, inference alone "
-        f"{alone:.3f} s: at most {alone / least:.2f} of its speed; {1e6 / least:,.0f} rows/s"
+        f"{options.network}, on {processors} processors at least {bound:.3f} s per million rows, "
+        f"inference alone {alone:.3f} s: at most {alone / bound:.2f} of its speed; "
+        f"{1e6 / bound:,.0f} rows/s"
     )
 
 

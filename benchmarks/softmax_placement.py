@@ -1,5 +1,6 @@
-"""Loss and gradient of three placements of softmax, and what is wrong with them beside exact values."""
+"""Loss and gradient of three placements of softmax, compared with exact values."""
 
+from functools import partial
 from typing import Any
 
 import mpmath
@@ -10,27 +11,27 @@ from nnbuild.runtime.tensorflow import keras, tf
 SCALES = (1, 3, 10, 30, 100, 300, 1000)
 TYPES = ("float16", "bfloat16", "float32")
 CLASSES = 10
-WRONG = 0.05  # a loss or a gradient that is further off than this share is called wrong
+TOLERANCE = 0.05  # relative error above which a loss or a gradient is called wrong
 
 Rows = list[dict[str, Any]]
 
 
 def outside(labels: Any, logits: Any) -> Any:
-    """The guide's advice: the loss takes the logits."""
+    """Return the losses on logits: softmax is part of the loss, as in nnbuild."""
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")(
         labels, logits
     )
 
 
 def inside(labels: Any, logits: Any) -> Any:
-    """Softmax as the model's last operation, and a loss on probabilities."""
+    """Return the losses on probabilities, with softmax as the last operation of the model."""
     return keras.losses.SparseCategoricalCrossentropy(reduction="none")(
         labels, tf.nn.softmax(logits)
     )
 
 
 def naive(labels: Any, logits: Any) -> Any:
-    """The formula of the textbook, as it stands."""
+    """Return the losses by the formula of the textbook, without any safeguard."""
     powers = tf.exp(logits)
     probabilities = powers / tf.reduce_sum(powers, axis=1, keepdims=True)
     return -tf.math.log(tf.gather(probabilities, labels, batch_dims=1))
@@ -39,31 +40,36 @@ def naive(labels: Any, logits: Any) -> Any:
 PLACEMENTS = {"outside": outside, "inside": inside, "naive": naive}
 
 
-def both(placement: Any, labels: Any, logits: Any) -> tuple[Any, Any]:
-    """The loss of each example, and the gradient of their sum by the logits."""
+def compute(placement: Any, labels: Any, logits: Any) -> tuple[Any, Any]:
+    """Return the loss of each example, and the gradient of their sum with respect to the logits."""
     with tf.GradientTape() as tape:
         tape.watch(logits)
         losses = placement(labels, logits)
     return tf.cast(losses, tf.float64), tf.cast(tape.gradient(losses, logits), tf.float64)
 
 
-# One compiled function for each placement: made here, so that the many calls below share it.
+# One compiled function per placement, created here so that the many calls below share it.
 COMPILED = {
-    name: tf.function(lambda y, z, at=placement: both(at, y, z))
+    name: tf.function(lambda y, z, at=placement: compute(at, y, z))
     for name, placement in PLACEMENTS.items()
 }
 
 
-def evaluated(
+def evaluate(
     name: str, *, compiled: bool, labels: Any, logits: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses, shape (n,), and gradients, shape (n, classes), of a placement, as float64."""
-    found = COMPILED[name](labels, logits) if compiled else both(PLACEMENTS[name], labels, logits)
-    return found[0].numpy(), found[1].numpy()
+    """Evaluate a placement, eagerly or compiled.
+
+    Returns:
+        Losses, shape (n,), and gradients, shape (n, classes), both float64.
+    """
+    function = COMPILED[name] if compiled else partial(compute, PLACEMENTS[name])
+    losses, gradients = function(labels, logits)
+    return losses.numpy(), gradients.numpy()
 
 
 def exact_by_mpmath(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same with 60 digits, rounded once to float64."""
+    """Compute losses and gradients with 60 digits, and round them once to float64."""
     losses, gradients = [], []
     with mpmath.workdps(60):
         for label, row in zip(labels.tolist(), logits.tolist(), strict=True):
@@ -77,38 +83,57 @@ def exact_by_mpmath(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray,
 
 
 def exact_by_float64(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same in float64 with the largest logit taken out: exact enough, and quick enough for every step."""
-    below = logits - logits.max(axis=1, keepdims=True)
-    powers = np.exp(below)
+    """Compute losses and gradients in float64, with the largest logit subtracted first.
+
+    This is accurate enough for the comparison, and fast enough for every training step.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    powers = np.exp(shifted)
     total = powers.sum(axis=1, keepdims=True)
     gradients = powers / total
     gradients[np.arange(len(labels)), labels] -= 1
-    return (np.log(total) - below[np.arange(len(labels)), labels][:, None])[:, 0], gradients
+    return (np.log(total) - shifted[np.arange(len(labels)), labels][:, None])[:, 0], gradients
 
 
-def off(
-    found: tuple[np.ndarray, np.ndarray], exact: tuple[np.ndarray, np.ndarray]
+def find_errors(
+    computed: tuple[np.ndarray, np.ndarray], exact: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What is wrong with each example.
+    """Compare losses and gradients with the exact ones.
 
-    A loss is wrong if it is off by more than 5 % and by more than 0.001; a gradient if its distance to the exact one
-    is more than 5 % of that one's length and more than 0.001; gone is one that is 0 where its length should be 0.1.
+    A loss is wrong if its error is more than 5 % of the exact loss and more than 0.001. A gradient
+    is wrong if its distance to the exact one is more than 5 % of that one's length and more than
+    0.001. A gradient is gone if it is 0 where its length should be more than 0.1.
+
+    Args:
+        computed: Losses, shape (n,), and gradients, shape (n, classes), of a placement.
+        exact: The same, exact.
+
+    Returns:
+        Boolean arrays, shape (n,), by the kind of error.
     """
-    losses, gradients = found
+    losses, gradients = computed
     finite = np.isfinite(losses) & np.isfinite(gradients).all(axis=1)
-    loss_off = np.abs(losses - exact[0])
+    error = np.abs(losses - exact[0])
     length = np.linalg.norm(exact[1], axis=1)
     distance = np.linalg.norm(gradients - exact[1], axis=1)
     return {
         "not_finite": ~finite,
-        "wrong_loss": ~(loss_off <= np.maximum(WRONG * np.abs(exact[0]), 1e-3)),
-        "wrong_gradient": ~(distance <= np.maximum(WRONG * length, 1e-3)),
+        "wrong_loss": ~(error <= np.maximum(TOLERANCE * np.abs(exact[0]), 1e-3)),
+        "wrong_gradient": ~(distance <= np.maximum(TOLERANCE * length, 1e-3)),
         "gone_gradient": finite & (length > 0.1) & ~gradients.any(axis=1),
     }
 
 
 def numerics(examples: int, seed: int = 0) -> Rows:
-    """Random logits of every scale, type, placement and way of running."""
+    """Measure the errors on random logits.
+
+    Args:
+        examples: Number of examples per scale and type.
+        seed: Seed of the logits and labels.
+
+    Returns:
+        One row per type, scale, placement and way to run, with the fraction of each kind of error.
+    """
     random = np.random.default_rng(seed)
     rows = []
     for kind in TYPES:
@@ -118,15 +143,20 @@ def numerics(examples: int, seed: int = 0) -> Rows:
             exact = exact_by_mpmath(labels, tf.cast(logits, tf.float64).numpy())
             for name in PLACEMENTS:
                 for compiled in (False, True):
-                    found = evaluated(
+                    computed = evaluate(
                         name, compiled=compiled, labels=tf.constant(labels), logits=logits
                     )
-                    shares = {
-                        each: float(wrong.mean()) for each, wrong in off(found, exact).items()
-                    }
-                    at = {"type": kind, "scale": scale, "placement": name, "compiled": compiled}
+                    errors = find_errors(computed, exact)
                     rows.append(
-                        at | {"examples": examples} | shares | {"largest_loss": _largest(found[0])}
+                        {
+                            "type": kind,
+                            "scale": scale,
+                            "placement": name,
+                            "compiled": compiled,
+                            "examples": examples,
+                            **{each: float(wrong.mean()) for each, wrong in errors.items()},
+                            "largest_loss": _largest(computed[0]),
+                        }
                     )
     return rows
 

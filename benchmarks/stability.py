@@ -1,8 +1,10 @@
-"""What it costs to put softmax inside the model: loss and gradient, training steps, and the three silent mistakes.
-
-Writes three Parquet tables and a figure, and prints the tables of docs/development/experiments/softmax-placement.md.
+"""Measure what it costs to compute softmax inside the model.
 
     python benchmarks/stability.py --data-dir DIR [--out stability] [--steps 1875] [--epochs 5]
+
+The program measures errors of loss and gradient on random logits, errors in training steps, and
+three silent mistakes. It writes three Parquet tables and a figure, and prints the tables of
+docs/development/experiments/softmax-placement.md.
 """
 
 import argparse
@@ -19,10 +21,10 @@ from softmax_placement import (
     CLASSES,
     PLACEMENTS,
     Rows,
-    evaluated,
+    evaluate,
     exact_by_float64,
+    find_errors,
     numerics,
-    off,
     outside,
 )
 
@@ -33,8 +35,8 @@ from nnbuild.report.charts import lines
 from nnbuild.runtime.tensorflow import keras, tf
 
 
-def lab(*, head: str | None = None) -> Any:
-    """The guide's lab, its last layer with or without an activation."""
+def build_lab(*, activation: str | None = None) -> Any:
+    """Build the network of `lab`, with an activation of the last layer or without one."""
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -42,96 +44,114 @@ def lab(*, head: str | None = None) -> Any:
             keras.layers.Flatten(),
             keras.layers.Dense(25, activation="relu"),
             keras.layers.Dense(15, activation="relu"),
-            keras.layers.Dense(CLASSES, activation=head),
+            keras.layers.Dense(CLASSES, activation=activation),
         ]
     )
 
 
 def training_steps(train: Any, steps: int, seed: int = 0) -> Rows:
-    """Train under mixed precision, and hold every placement against float64 on the logits of each step.
+    """Train in mixed precision, and compare every placement with float64 on each step's logits.
 
-    The head computes in the policy's half precision, as it does where nobody says otherwise. The weights go the right
-    way (loss on logits), so that every placement sees the same logits; a step is wrong if the gradient of any of its 32
-    examples is wrong, or not finite.
+    The head computes in the half precision of the policy, which is Keras's default. The weights
+    are trained by the loss on logits, so that every placement gets the same logits. A step is wrong
+    if the gradient of any of its 32 examples is wrong or not finite.
+
+    Args:
+        train: Training images and labels.
+        steps: Number of training steps.
+        seed: Seed of the weights and of the order of the images.
+
+    Returns:
+        One row per policy, placement and way to run, with the number of steps with each error.
     """
     rows = []
     for policy in ("mixed_float16", "mixed_bfloat16"):
         keras.utils.set_random_seed(seed)
         keras.config.set_dtype_policy(policy)
-        model, optimizer = lab(), keras.optimizers.Adam(0.01)
+        model, optimizer = build_lab(), keras.optimizers.Adam(0.01)
         keras.config.set_dtype_policy("float32")
-        images, truth = tf.constant(train.images), tf.constant(train.labels.astype(np.int32))
+        data = tf.constant(train.images), tf.constant(train.labels.astype(np.int32))
         order = np.random.default_rng(seed).permutation(len(train.images)).astype(np.int32)
         optimizer.build(model.trainable_variables)
 
         @tf.function
         def step(
-            chosen: Any, model: Any = model, optimizer: Any = optimizer, data: Any = (images, truth)
+            batch: Any, model: Any = model, optimizer: Any = optimizer, data: Any = data
         ) -> Any:
-            labels = tf.gather(data[1], chosen)
+            labels = tf.gather(data[1], batch)
             with tf.GradientTape() as tape:
-                logits = model(tf.gather(data[0], chosen), training=True)
+                logits = model(tf.gather(data[0], batch), training=True)
                 loss = tf.reduce_mean(outside(labels, logits))
             optimizer.apply(
                 tape.gradient(loss, model.trainable_variables), model.trainable_variables
             )
             return labels, logits
 
-        wrong = {(name, compiled): [0, 0, 0] for name in PLACEMENTS for compiled in (False, True)}
-        for place in range(steps):
-            labels, logits = step(
-                tf.constant(np.take(order, range(place * 32, place * 32 + 32), mode="wrap"))
-            )
+        totals = {(name, compiled): [0, 0, 0] for name in PLACEMENTS for compiled in (False, True)}
+        for number in range(steps):
+            batch = np.take(order, range(number * 32, number * 32 + 32), mode="wrap")
+            labels, logits = step(tf.constant(batch))
             exact = exact_by_float64(labels.numpy(), tf.cast(logits, tf.float64).numpy())
-            for (name, compiled), counts in wrong.items():
-                found = off(evaluated(name, compiled=compiled, labels=labels, logits=logits), exact)
-                counts[0] += bool((found["wrong_gradient"] | found["not_finite"]).any())
-                counts[1] += bool(found["not_finite"].any())
-                counts[2] += bool(found["gone_gradient"].any())
+            for (name, compiled), counts in totals.items():
+                computed = evaluate(name, compiled=compiled, labels=labels, logits=logits)
+                errors = find_errors(computed, exact)
+                counts[0] += bool((errors["wrong_gradient"] | errors["not_finite"]).any())
+                counts[1] += bool(errors["not_finite"].any())
+                counts[2] += bool(errors["gone_gradient"].any())
         names = ("wrong_steps", "not_finite_steps", "gone_steps")
         rows += [
             {"policy": policy, "placement": name, "compiled": compiled, "steps": steps}
             | dict(zip(names, counts, strict=True))
-            for (name, compiled), counts in wrong.items()
+            for (name, compiled), counts in totals.items()
         ]
     return rows
 
 
-RECIPES = {  # name: (the head's activation, from_logits, how often softmax is applied when scoring)
-    "logits head, loss on logits": (None, True, 1),
-    "softmax head, loss on probabilities": ("softmax", False, 0),
-    "softmax head, loss on logits, softmax again": ("softmax", True, 1),
-    "logits head, loss on probabilities": (None, False, 1),
+RECIPES = {  # name: (activation of the head, from_logits, whether softmax is applied to the scores)
+    "logits head, loss on logits": (None, True, True),
+    "softmax head, loss on probabilities": ("softmax", False, False),
+    "softmax head, loss on logits, softmax again": ("softmax", True, True),
+    "logits head, loss on probabilities": (None, False, True),
 }
 
 
 def mistakes(train: Any, test: Any, epochs: int, seed: int = 0) -> Rows:
-    """Train the lab by each recipe, compiled, and score it as that recipe's author would."""
+    """Train `lab` by each recipe, compiled, and score it as the author of the recipe would.
+
+    Args:
+        train: Training images and labels.
+        test: Test images and labels.
+        epochs: Number of epochs per recipe.
+        seed: Seed of the weights and of the order of the images.
+
+    Returns:
+        One row per recipe, with Keras's warning and the metrics on the test images.
+    """
     rows = []
-    for name, (head, from_logits, softmaxes) in RECIPES.items():
+    for name, (activation, from_logits, with_softmax) in RECIPES.items():
         keras.utils.set_random_seed(seed)
-        model = lab(head=head)
+        model = build_lab(activation=activation)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
         model.compile(keras.optimizers.Adam(1e-3), loss, steps_per_execution=100)
-        with warnings.catch_warnings(record=True) as heard:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.fit(train.images, train.labels, batch_size=32, epochs=epochs, verbose=0)
         values = model.predict(test.images, batch_size=1000, verbose=0).astype(np.float64)
-        if softmaxes:
+        if with_softmax:
             values = np.exp(values - values.max(axis=1, keepdims=True))
             values /= values.sum(axis=1, keepdims=True)
         rows.append(
-            {"recipe": name, "epochs": epochs, "warned": _warned(heard)}
-            | _judged(values, test.labels)
+            {"recipe": name, "epochs": epochs, "warned": _has_warning(caught)}
+            | _metrics(values, test.labels)
         )
     return rows
 
 
-def _warned(heard: Any) -> bool:
-    return any("from_logits" in str(each.message) for each in heard)
+def _has_warning(caught: Any) -> bool:
+    return any("from_logits" in str(each.message) for each in caught)
 
 
-def _judged(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     tiny = np.finfo(np.float64).tiny
     confidence = probabilities.max(axis=1)
     of_label = probabilities[np.arange(len(labels)), labels]
@@ -145,37 +165,45 @@ def _judged(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def figure(rows: Rows) -> str:
-    """Share of wrong gradients by the scale of the logits, in float32, run eagerly, as an SVG."""
-    chosen = [row for row in rows if row["type"] == "float32" and not row["compiled"]]
+    """Draw the fraction of wrong gradients by the scale of the logits, float32, eager, as SVG."""
+    selected = [row for row in rows if row["type"] == "float32" and not row["compiled"]]
     series = {
         name: [
             (float(np.log10(row["scale"])), row["wrong_gradient"])
-            for row in chosen
+            for row in selected
             if row["placement"] == name
         ]
         for name in PLACEMENTS
     }
-    title = "Share of examples whose gradient is wrong, by the scale of the logits, float32, run eagerly"
+    title = "Fraction of examples with a wrong gradient, by the scale of the logits, float32, eager"
     return standalone(lines(title, series, below="scale of the logits, power of ten"))
 
 
-def turned(rows: Rows, measure: str) -> Rows:
-    """One row for each type, placement and way of running, one column for each scale; equal ways are one row."""
-    found: dict[tuple[str, str, bool], dict[str, Any]] = {}
+def pivot(rows: Rows, measure: str) -> Rows:
+    """Arrange a measure in one column per scale.
+
+    Args:
+        rows: Rows of `numerics`.
+        measure: Name of the column to arrange.
+
+    Returns:
+        One row per type, placement and way to run; equal rows of both ways are merged.
+    """
+    groups: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for row in rows:
-        shares = found.setdefault((row["type"], row["placement"], row["compiled"]), {})
-        shares[f"×{row['scale']}"] = row[measure]
+        fractions = groups.setdefault((row["type"], row["placement"], row["compiled"]), {})
+        fractions[f"×{row['scale']}"] = row[measure]
     table = []
-    for (kind, placement, compiled), shares in found.items():
-        same = shares == found[kind, placement, not compiled]
+    for (kind, placement, compiled), fractions in groups.items():
+        same = fractions == groups[kind, placement, not compiled]
         if not (same and compiled):
             run = "either way" if same else "compiled" if compiled else "eagerly"
-            table.append({"type": kind, "placement": placement, "run": run} | shares)
+            table.append({"type": kind, "placement": placement, "run": run} | fractions)
     return table
 
 
 def markdown(rows: Rows) -> str:
-    """Rows as a table for a document."""
+    """Format rows as a Markdown table."""
 
     def cell(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -186,6 +214,7 @@ def markdown(rows: Rows) -> str:
 
 
 def main() -> None:
+    """Measure everything, write the tables and the figure, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -195,14 +224,14 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("stability"), help="folder for the tables and the figure"
     )
-    parser.add_argument("--examples", type=int, default=500, help="random rows for each scale")
+    parser.add_argument("--examples", type=int, default=500, help="random rows per scale and type")
     parser.add_argument(
-        "--steps", type=int, default=1875, help="training steps of 32 images, an epoch is 1875"
+        "--steps", type=int, default=1875, help="training steps of 32 images; an epoch has 1875"
     )
-    parser.add_argument("--epochs", type=int, default=5, help="of each recipe")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs per recipe")
     options = parser.parse_args()
     if not options.data_dir:
-        sys.exit("give --data-dir, or set NNBUILD_DATA_DIR")
+        sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
     dataset = load("mnist", data_dir=Path(options.data_dir), cache=default_cache())
     options.out.mkdir(parents=True, exist_ok=True)
     tables = {"numerics": numerics(options.examples)}
@@ -212,8 +241,8 @@ def main() -> None:
     for name, rows in tables.items():
         pq.write_table(pa.Table.from_pylist(rows), options.out / f"{name}.parquet")
     for measure in ("wrong_loss", "wrong_gradient", "gone_gradient", "not_finite"):
-        print(f"\nnumerics: {measure}, share of {options.examples} examples\n")
-        print(markdown(turned(tables["numerics"], measure)))
+        print(f"\nnumerics: {measure}, fraction of {options.examples} examples\n")
+        print(markdown(pivot(tables["numerics"], measure)))
     for name in ("steps", "mistakes"):
         print(f"\n{name}\n\n{markdown(tables[name])}")
 

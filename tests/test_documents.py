@@ -242,7 +242,7 @@ def test_placement_page_says_what_its_program_measures(monkeypatch):
             assert (row["wrong_loss"], wrong, row["not_finite"]) == (0, 0, 0), row
         else:
             assert wrong > 0.5, row
-    printed = stability.markdown(stability.turned(rows, "wrong_gradient")).splitlines()
+    printed = stability.markdown(stability.pivot(rows, "wrong_gradient")).splitlines()
     assert printed[0] == "| type | placement | run | ×1 | ×100 |"
     assert len(printed) == 2 + 3 * 3 + 1  # compiled and eager differ for one placement in one type
     assert "<svg" in stability.figure(rows)
