@@ -54,7 +54,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def test_quick_start_runs_from_top_to_bottom(capfd, empty_folder, prefect_server):
-    assert run_blocks("guide/quick-start.md", capfd) == 3
+    assert run_blocks("guide/quick-start.md", capfd) == 5
     store = Store("nnbuild-store")
     assert len(store.run_ids()) == 2
     assert store.read_table("decisions").num_rows == 2
