@@ -220,6 +220,12 @@ def test_architecture_page_has_every_package():
         assert (ROOT / name).exists(), name
 
 
+def test_programs_named_in_pages_exist():
+    for page in PAGES:
+        for name in re.findall(r"benchmarks/\w+\.py", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+
+
 def test_pages_named_in_code_exist():
     for folder in ("nnbuild", "tasks", "flows", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
