@@ -54,7 +54,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def test_quick_start_runs_from_top_to_bottom(capfd, empty_folder, prefect_server):
-    assert run_blocks("guide/quick-start.md", capfd) == 3
+    assert run_blocks("guide/quick-start.md", capfd) == 5
     store = Store("nnbuild-store")
     assert len(store.run_ids()) == 2
     assert store.read_table("decisions").num_rows == 2
@@ -218,6 +218,12 @@ def test_architecture_page_has_every_package():
             assert f"| `nnbuild/{path.name}/` |" in page, path.name
     for name in re.findall(r"`((?:nnbuild|tasks|flows|tests|benchmarks)/[\w/.]*)`", page):
         assert (ROOT / name).exists(), name
+
+
+def test_programs_named_in_pages_exist():
+    for page in PAGES:
+        for name in re.findall(r"benchmarks/\w+\.py", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page}: {name}"
 
 
 def test_pages_named_in_code_exist():
