@@ -38,6 +38,6 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.runtime.lazy_imports import find
+    from nnbuild.runtime.lazy_imports import attach
 
-    return find(name, _PLACES, __name__)
+    return attach(name, _PLACES, __name__)

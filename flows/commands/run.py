@@ -69,8 +69,8 @@ def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
     """Refuse settings that the run which is resumed does not have: it keeps its own."""
     from nnbuild.pipeline.run import waiting_run
 
-    begun = loading.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
-    for key, value in loading.flattened(config.model_dump(mode="json", exclude_unset=True)).items():
+    begun = loading.flatten(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
+    for key, value in loading.flatten(config.model_dump(mode="json", exclude_unset=True)).items():
         if key != "dataset.data_dir" and value != begun.get(key):
             raise ConfigError(
                 f"run {run_id} was begun with {key} {begun.get(key)}, not {value}; leave that out"
@@ -176,8 +176,8 @@ def configured_from(
     """As `configured`, from what was read of the file at `path`."""
     given = dict(file)
     for override in overrides:
-        given = loading.merged(given, loading.setting(override))
-    return loading.checked(loading.merged(given, _given(options)), path)
+        given = loading.merge(given, loading.parse_setting(override))
+    return loading.parse_config(loading.merge(given, _given(options)), path)
 
 
 def _given(options: Settings) -> Settings:

@@ -51,10 +51,10 @@ def serve(
     common = {"store": str(place.root), "timeout_seconds": timeout, "overtaken": overtaken}
     schedules = _planned(plan) if plan else _simple(crons, interval, timezone)
     for each in schedules:
-        given = loading.merged(
+        given = loading.merge(
             base.model_dump(mode="json", exclude_none=True), each.pop("config", {})
         )
-        config = _checked(loading.checked(given, plan))
+        config = _checked(loading.parse_config(given, plan))
         each["parameters"] = common | {"config": config.model_dump(mode="json")}
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scores = _scores(scoring, str(place.root), timezone, timeout)

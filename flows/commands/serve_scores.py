@@ -41,7 +41,7 @@ def parameters(scoring: Scoring, root: str, timezone: str, timeout: float | None
     given = scoring.input if is_url(scoring.input) else str(Path(scoring.input).absolute())
     options: dict[str, Any] = {"input": given}
     for text in scoring.settings:
-        options |= loading.setting(text)
+        options |= loading.parse_setting(text)
     config = configured(options).model_dump(mode="json")
     return {
         "config": config,

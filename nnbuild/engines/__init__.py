@@ -38,9 +38,9 @@ __all__ = ["Engine", "KerasEngine", "Logits", "OnnxEngine", "Pixels"]
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.runtime.lazy_imports import find
+    from nnbuild.runtime.lazy_imports import attach
 
-    return find(
+    return attach(
         name,
         {"nnbuild.engines.keras": ("KerasEngine",), "nnbuild.engines.onnx": ("OnnxEngine",)},
         __name__,

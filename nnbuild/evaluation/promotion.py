@@ -22,14 +22,14 @@ class Candidate:
     Attributes:
         run_id: its id.
         test_set: sha256 of the test images and labels that it was evaluated on; None if that is not known any more.
-        right: shape (n,): which test examples it has right, by example_id.
+        correct: Whether each test example is classified correctly, bool, shape (n,), by example_id.
         metrics: its figures over all classes.
         recalls: by class.
     """
 
     run_id: str
     test_set: str | None
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     metrics: Mapping[str, float]
     recalls: Mapping[int, float]
 
@@ -69,7 +69,7 @@ def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig
         if config.on_other_data == "promote":
             return Decision(not refused, refused or f"{told}, and such a challenger is promoted")
         return Decision(promote=False, reason=refused or f"{told}; nnbuild promote decides by hand")
-    paired = mcnemar_test(champion.right, challenger.right)
+    paired = mcnemar_test(champion.correct, challenger.correct)
     label, drop = _largest_drop(challenger, champion)
     reason = refused or _too_much_worse(drop, label, config) or _by_the_test(paired, config)
     return Decision(reason is None, reason or _in_favour(paired, config), paired, drop, label)

@@ -51,9 +51,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.runtime.lazy_imports import find
+    from nnbuild.runtime.lazy_imports import attach
 
-    return find(
+    return attach(
         name,
         {
             "nnbuild.pipeline.training": (

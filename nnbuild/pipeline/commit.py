@@ -24,7 +24,7 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
         now: aware time of the end; the clock's if not given.
     """
     store = Store(run.store)
-    with champion.locked(store):
+    with champion.lock(store):
         decided = _decided(run)
         committed = _commit(run, None, now)
         _promote(store, run, decided, now)
@@ -41,7 +41,7 @@ def complete_interrupted_commits(store: Store) -> list[str]:
     finished = []
     for run in store.committed_in_staging():
         try:
-            with locks.held(run.folder), champion.locked(store):
+            with locks.lock(run.folder), champion.lock(store):
                 _promote(store, run, run.load_result("decide", Decided), None)
                 run.clear()
         except LockedError:  # it is just being committed

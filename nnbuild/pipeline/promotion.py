@@ -148,17 +148,17 @@ def _of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate
     found = _candidate(run_id, folder, evaluation, predictions)
     if data.classes == classes:
         return found
-    return promotion.Candidate(run_id, None, found.right, found.metrics, found.recalls)
+    return promotion.Candidate(run_id, None, found.correct, found.metrics, found.recalls)
 
 
 def _candidate(run_id: str, folder: Any, evaluation: Any, predictions: Any) -> promotion.Candidate:
     rows = [row for row in evaluation.to_pylist() if row["subset"] == "test"]
     ordered = predictions.sort_by("example_id")
-    right = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
+    correct = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
     return promotion.Candidate(
         run_id=run_id,
         test_set=_test_set(folder),
-        right=right,
+        correct=correct,
         metrics={row["metric"]: row["value"] for row in rows if row["label"] is None},
         recalls={row["label"]: row["value"] for row in rows if row["metric"] == "recall"},
     )

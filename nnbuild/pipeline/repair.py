@@ -160,7 +160,7 @@ def _clearing(folder: Path) -> Callable[[], object]:
     """Return what removes a folder of staging, unless a process has begun to work on it since."""
 
     def clear() -> None:
-        with locks.held(folder):
+        with locks.lock(folder):
             shutil.rmtree(folder)
 
     return clear

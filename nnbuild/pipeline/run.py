@@ -141,7 +141,7 @@ def run_context(run: Run) -> Iterator[None]:
     Raises:
         LockedError: another process holds the run.
     """
-    with locks.held(run.folder), sigterm_as_exception():
+    with locks.lock(run.folder), sigterm_as_exception():
         _ = run.config  # read while it is there: the advice on how to resume depends on it
         try:
             yield

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def find(name: str, places: Mapping[str, tuple[str, ...]], package: str) -> Any:
+def attach(name: str, places: Mapping[str, tuple[str, ...]], package: str) -> Any:
     """The object behind a name of a package, for its `__getattr__`.
 
     Args:

@@ -99,7 +99,7 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
         return {}
     job, work = _opened(root, score_id, threading.get_ident())
     try:
-        with presence.watched(folder):
+        with presence.watch(folder):
             pieces = make_shards(work, [(number, shards_of(job)[number])], job.folder)
             (shard,) = (each for each in pieces if not isinstance(each, int))
             return shard.model_dump()

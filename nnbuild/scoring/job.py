@@ -148,7 +148,7 @@ def working_on(job: Job) -> Iterator[None]:
 def _held(job: Job) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            stack.enter_context(locks.held(job.folder))
+            stack.enter_context(locks.lock(job.folder))
         except LockedError as error:
             raise BeingScoredError(str(error)) from error
         yield

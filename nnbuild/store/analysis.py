@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbuild.config.loading import flattened
+from nnbuild.config.loading import flatten
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.significance import mcnemar_test as paired_test
 from nnbuild.store.manifests import Manifest
@@ -56,7 +56,7 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
             f"cannot compare {', '.join(run_ids) or 'no run'}; give two or more different runs, see `nnbuild runs`"
         )
     manifests = [_manifest(store, run_id) for run_id in run_ids]
-    differing = _differing([flattened(each.config) for each in manifests])
+    differing = _differing([flatten(each.config) for each in manifests])
     rows = [
         _figures(store, each, settings) for each, settings in zip(manifests, differing, strict=True)
     ]

@@ -117,7 +117,7 @@ def change(
         ChampionChangedError: the champion is another by now.
         StoreError: the run is not committed, or failed.
     """
-    with locked(store):
+    with lock(store):
         return change_locked(store, run_id, expected=expected, by=by, now=now)
 
 
@@ -129,7 +129,7 @@ def change_locked(
     by: Literal["gate", "promote", "rollback"],
     now: datetime | None = None,
 ) -> Change:
-    """As `change`, for a caller that holds `locked`.
+    """As `change`, for a caller that holds `lock`.
 
     Raises:
         ChampionChangedError: as `change`.
@@ -180,7 +180,7 @@ def rollback(store: Store, *, now: datetime | None = None) -> Change:
 
 
 @contextmanager
-def locked(store: Store) -> Iterator[None]:
+def lock(store: Store) -> Iterator[None]:
     """Let one process of this machine at a time change the pointer.
 
     Raises:

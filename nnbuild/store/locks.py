@@ -66,7 +66,7 @@ def is_held(folder: Path) -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Hold the run in this staging folder, and watch that its store does not disappear.
 
     Raises:
@@ -85,12 +85,12 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(_me()).encode())
         file.flush()
-        with presence.watched(folder):
+        with presence.watch(folder):
             yield
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the living process that holds a lock file, as in `claimed`; None if there is none."""
+    """Return the living process that holds a lock file, as in `claim`; None if there is none."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -102,7 +102,7 @@ def holder(path: Path) -> Holder | None:
 
 
 @contextmanager
-def claimed(
+def claim(
     path: Path, record: Mapping[str, str], refusal: Callable[[Holder], LockedError]
 ) -> Iterator[None]:
     """Hold a lock file for the duration of a block, and remove it afterwards.

@@ -39,7 +39,7 @@ _watches: list[_Watch] = []
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[None]:
+def watch(folder: Path) -> Iterator[None]:
     """Watch a folder of `staging/` and its store for as long as the block runs.
 
     Raises:
@@ -48,15 +48,15 @@ def watched(folder: Path) -> Iterator[None]:
     root = folder.parent.parent
     with ExitStack() as opened:
         # An open descriptor keeps the inode from being given to another folder of the same name.
-        watch = _Watch(
+        entry = _Watch(
             folder,
             root,
             opened.enter_context(_descriptor(folder)),
             opened.enter_context(_descriptor(root)),
             marked=(root / MARKER).exists(),
         )
-        _watches.append(watch)
-        opened.callback(_watches.remove, watch)
+        _watches.append(entry)
+        opened.callback(_watches.remove, entry)
         yield
 
 
@@ -74,18 +74,18 @@ def _descriptor(folder: Path) -> Iterator[int]:
 
 def gone(path: Path) -> StoreGoneError | None:
     """Return the error to raise if `path` is below a watched store that disappeared, else None."""
-    for watch in tuple(_watches):
-        if not path.is_relative_to(watch.root):
+    for entry in tuple(_watches):
+        if not path.is_relative_to(entry.root):
             continue
-        if not _is_at(watch.root, watch.open_root) or (
-            watch.marked and not (watch.root / MARKER).exists()
+        if not _is_at(entry.root, entry.open_root) or (
+            entry.marked and not (entry.root / MARKER).exists()
         ):
             return StoreGoneError(
-                f"the store {watch.root} disappeared during the run (deleted, moved or unmounted); "
+                f"the store {entry.root} disappeared during the run (deleted, moved or unmounted); "
                 "bring it back, or give its new place as --store"
             )
-        if path.is_relative_to(watch.folder) and not _is_at(watch.folder, watch.open_folder):
-            return StoreGoneError(f"{watch.folder} disappeared during the run; bring it back")
+        if path.is_relative_to(entry.folder) and not _is_at(entry.folder, entry.open_folder):
+            return StoreGoneError(f"{entry.folder} disappeared during the run; bring it back")
     return None
 
 

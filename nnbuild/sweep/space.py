@@ -181,8 +181,8 @@ class SweepConfig(Section):
             nested: Any = value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
-            told = loading.merged(told, nested)
-        config = loading.checked(told | {"seed": self.run.seed + seed, "trial": tag})
+            told = loading.merge(told, nested)
+        config = loading.parse_config(told | {"seed": self.run.seed + seed, "trial": tag})
         return resolve(config)
 
 
