@@ -100,6 +100,8 @@ def report(error: Exception) -> int:
 
     notes = [f"({note})" for note in getattr(error, "__notes__", ())]
     if isinstance(error, NnbuildError):
+        if (setting := getattr(error, "setting", None)) is not None:
+            notes.insert(0, f"(option --{setting.replace('_', '-')})")
         return _tell(" ".join([str(error), *notes]), error.exit_code)
     message = f"{type(error).__name__}: {error}; this should not happen, please report it"
     notes = notes or [f"(its traceback is {_traceback_file(error)})"]

@@ -253,8 +253,7 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
             content = file.read(most + 1)
     if len(content) > most:
         raise StoreError(
-            f"{path} has more than {most} bytes, expected a small JSON file; "
-            "restore it from a copy"
+            f"{path} has more than {most} bytes, expected a small JSON file; restore it from a copy"
         )
     try:
         return json.loads(content)

@@ -292,7 +292,9 @@ class Store:
             )
             names = sorted(path.name for path in begun)
         return [
-            UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in committed
+            UnfinishedRun(name, locks.is_held(folder / name))
+            for name in names
+            if name not in committed
         ]
 
     def committed_in_staging(self) -> list[Run]:

@@ -136,7 +136,7 @@ def test_rollback_and_promote(capfd, gated_runs):
     for arguments, says in [
         (("promote", second), "already"),
         (("promote", "20200101T000000000Z-abcdef"), "no committed run"),
-        (("promote", "../../etc"), "is no run id"),
+        (("promote", "../../etc"), "invalid run ID"),
     ]:
         outcome = call(capfd, *arguments, "--store", store.root)
         assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)

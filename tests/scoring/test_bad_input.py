@@ -269,7 +269,7 @@ CASES = [
         "for a model file",
     ),
     ("resume", lambda _: ["--resume", RUN], "no scoring job"),
-    ("resume elsewhere", lambda _: ["--resume", "../../etc"], "is no scoring job's id"),
+    ("resume elsewhere", lambda _: ["--resume", "../../etc"], "of a scoring job"),
     ("resume with options", lambda _: ["--resume", RUN, "--logits"], "leave logits away"),
     (
         "output",
