@@ -11,14 +11,14 @@
     │       ├── LockedError         run that another process is working on
     │       │   └── BeingScoredError    input that another job is scoring
     │       └── StoreGoneError      store that disappeared during a run
-    ├── RunError                    run that failed permanently and was recorded   exit code 1
+    ├── RunError                    run that failed permanently and is recorded    exit code 1
     │   ├── CheckError              data that failed a check
     │   ├── DivergedError           loss that became NaN or infinite
     │   └── PrunedError             trial that a sweep stopped early
-    └── Interrupted                 run that a signal stopped; resumable           exit code 130, 143
+    └── Interrupted                 run that a signal stopped; resumable          exit code 130, 143
 
-A message is one line: what is wrong, the value, what was expected, what to do. It speaks of settings
-and arguments; the command line adds the option, from the attribute `setting`.
+A message is one line: what is wrong, the value, what was expected, what to do. It speaks of
+settings and arguments; the command line adds the option, from the attribute `setting`.
 """
 
 import difflib

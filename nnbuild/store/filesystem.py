@@ -1,4 +1,4 @@
-"""Atomic and durable file access of a store: write to a temporary file, flush it, then rename it."""
+"""Atomic, durable file access of a store: write a temporary file, flush it, then rename it."""
 
 import errno
 import hashlib
@@ -192,7 +192,7 @@ def make_durable_dir(folder: Path) -> None:
 
 
 def create_beside(path: Path) -> Path:
-    """Create an empty file in the same folder, to be renamed to `path`; its mode follows the umask."""
+    """Create an empty file to be renamed to `path`, with the mode that the umask gives."""
     temporary = path.with_name(temporary_name(path.name))
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     return temporary

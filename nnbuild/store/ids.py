@@ -68,8 +68,8 @@ def require_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or ".." in name:
         raise StoreError(
-            f"{name!r} is not a valid name in a store; use lower-case letters, digits, dots, dashes "
-            "and underscores"
+            f"{name!r} is not a valid name in a store; use lower-case letters, digits, "
+            "dots, dashes and underscores"
         )
     return name
 

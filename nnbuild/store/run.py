@@ -71,8 +71,8 @@ class Run:
             return RunConfig.model_validate(self.record["config"])
         except ValidationError as error:
             raise StoreError(
-                f"run {self.run_id} has a config that this nnbuild does not know ({error.error_count()} fields); "
-                "resume it with the version that began it"
+                f"run {self.run_id} has a config that this version of nnbuild does not know "
+                f"({error.error_count()} fields); resume it with the version that began it"
             ) from error
 
     def attach_flow_run(self, flow_run_id: str) -> None:
