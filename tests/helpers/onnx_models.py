@@ -247,8 +247,8 @@ def unusable():
         "colours first": (shaped(["n", 3, 28, 28]), "channels first"),
         "flat images": (shaped(["n", 64]), "(n, height, width, channels)"),
         "a map of logits": (shaped(["n", 8, 8, 1], ["n", 8, 8, 3]), "(n, classes)"),
-        "one class": (shaped(["n", 8, 8, 1], ["n", 1]), "one logit a class"),
-        "too many classes": (shaped(["n", 8, 8, 1], ["n", 40_000]), "one logit a class"),
+        "one class": (shaped(["n", 8, 8, 1], ["n", 1]), "one logit per class"),
+        "too many classes": (shaped(["n", 8, 8, 1], ["n", 40_000]), "one logit per class"),
         "an image too large": (shaped(["n", 60_000, 60_000, 3]), "values per image"),
         "two batches": (shaped([2, 8, 8, 1], [3, 3]), "2 images per call and outputs 3"),
         "a batch inside": (
