@@ -42,9 +42,9 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    from nnbuild.runtime.lazy_imports import find
+    from nnbuild.runtime.lazy_imports import attach
 
-    return find(name, _PLACES, __name__)
+    return attach(name, _PLACES, __name__)
 
 
 def _version() -> str:

@@ -1,23 +1,24 @@
-"""Everything that nnbuild raises on purpose.
+"""The exceptions of nnbuild, as one tree.
 
     NnbuildError
-    ├── InputError                  what was given cannot be used: nothing was changed        exit 2
-    │   ├── ConfigError             a setting that is unknown, ill-typed or out of bounds
-    │   │   └── OutputError         a file that was asked for and cannot be written
-    │   ├── DataError               a source that is missing, damaged or not what it claims
-    │   ├── ContractError           a model that does not end in logits
-    │   ├── AlreadyScoredError      an input that another job has scored meanwhile
-    │   └── StoreError              a store that cannot be read or written
-    │       ├── LockedError         a run that another process holds
-    │       │   └── BeingScoredError    an input that another job is scoring
-    │       └── StoreGoneError      a store that disappeared while a run was in progress
-    ├── RunError                    the run began and failed for good: it is recorded          exit 1
-    │   ├── CheckError              the data was read, and is not fit to train on
-    │   ├── DivergedError           the loss stopped being a number
-    │   └── PrunedError             a sweep gave the run up: others were better by then
-    └── Interrupted                 a signal stopped the run: it can be resumed                exit 130, 143
+    ├── InputError                  invalid input; nothing was changed             exit code 2
+    │   ├── ConfigError             unknown setting, or invalid value
+    │   │   └── OutputError         output file that cannot be written
+    │   ├── DataError               missing or damaged data source
+    │   ├── ContractError           model that does not output logits
+    │   ├── AlreadyScoredError      input that another job has just scored
+    │   └── StoreError              store that cannot be read or written
+    │       ├── LockedError         run that another process is working on
+    │       │   └── BeingScoredError    input that another job is scoring
+    │       └── StoreGoneError      store that disappeared during a run
+    ├── RunError                    run that failed permanently and is recorded    exit code 1
+    │   ├── CheckError              data that failed a check
+    │   ├── DivergedError           loss that became NaN or infinite
+    │   └── PrunedError             trial that a sweep stopped early
+    └── Interrupted                 run that a signal stopped; resumable          exit code 130, 143
 
-A message says what was given, what was expected and how to mend it, on one line.
+A message is one line: what is wrong, the value, what was expected, what to do. It speaks of
+settings and arguments; the command line adds the option, from the attribute `setting`.
 """
 
 import difflib
@@ -29,31 +30,45 @@ from pathlib import Path
 
 
 class NnbuildError(Exception):
-    """Base of the family."""
+    """Base class of all exceptions of nnbuild.
+
+    Attributes:
+        exit_code: Exit code of a command that raises the exception.
+    """
 
     exit_code = 1
 
 
 class InputError(NnbuildError):
-    """What the user gave cannot be used; the store is as it was."""
+    """Invalid input; the store is unchanged.
+
+    Attributes:
+        setting: Name of the setting or argument that is invalid, such as `store`; None if the
+            error concerns no single one.
+        value: Its value.
+    """
 
     exit_code = 2
 
+    def __init__(self, message: str, *, setting: str | None = None, value: object = None) -> None:
+        super().__init__(message)
+        self.setting, self.value = setting, value
+
 
 class ConfigError(InputError):
-    """A setting is unknown, ill-typed or out of bounds."""
+    """A setting is unknown, or its value is invalid."""
 
 
 class OutputError(ConfigError):
-    """A file that the user asked for cannot be written."""
+    """An output file cannot be written."""
 
 
 class DataError(InputError):
-    """A data source is missing, damaged, or not what it claims to be."""
+    """A data source is missing, damaged, or not of the expected kind."""
 
 
 class ContractError(InputError):
-    """A model, a loss or an array breaks the logits contract."""
+    """A model, a loss or an array violates the logits contract."""
 
 
 class StoreError(InputError):
@@ -61,7 +76,7 @@ class StoreError(InputError):
 
 
 class LockedError(StoreError):
-    """Another process holds the run."""
+    """Another process is working on the run."""
 
 
 class BeingScoredError(LockedError):
@@ -69,10 +84,10 @@ class BeingScoredError(LockedError):
 
 
 class AlreadyScoredError(InputError):
-    """Another job has scored the same input with the same model and options meanwhile.
+    """Another job has scored the same input with the same model and options in the meantime.
 
     Attributes:
-        score_id: The job that has scored it.
+        score_id: ID of that job.
     """
 
     def __init__(self, message: str, score_id: str) -> None:
@@ -81,26 +96,26 @@ class AlreadyScoredError(InputError):
 
 
 class StoreGoneError(StoreError):
-    """The store was deleted, moved or unmounted while a run was in progress; the run waits."""
+    """The store was deleted, moved or unmounted during a run; the run can be resumed."""
 
 
 class RunError(NnbuildError):
-    """The run began and failed for good; it is recorded with status `failed`."""
+    """The run failed permanently; it is recorded with status `failed`."""
 
 
 class CheckError(RunError):
-    """The data was read, and a hard check says that it is not fit to train on."""
+    """The data failed a hard check."""
 
 
 class DivergedError(RunError):
-    """The loss became infinite or not a number."""
+    """The loss became NaN or infinite."""
 
 
 class PrunedError(RunError):
-    """A sweep gave the run up before its end: other trials were better at the same epoch."""
+    """A sweep stopped the run early: other trials were better at the same epoch."""
 
 
-class Interrupted(NnbuildError):  # noqa: N818  (it is no error: the run is whole and waits)
+class Interrupted(NnbuildError):  # noqa: N818  (not an error: the run can be resumed)
     """A signal stopped the run after a checkpoint; it can be resumed."""
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -109,44 +124,44 @@ class Interrupted(NnbuildError):  # noqa: N818  (it is no error: the run is whol
 
 
 def one_line(error: object) -> str:
-    """What an error of another library says, on one line."""
+    """Return the message of an exception as one line."""
     return " ".join(str(error).split())
 
 
-_MOST_CHARACTERS = 300
+_MAX_MESSAGE_LENGTH = 300
 _TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # Keras writes its messages with them
 
 
 def raised(error: BaseException) -> str:
-    """Describe an exception of somebody else's code on one line: type, message, and file and line.
+    """Describe an exception of the user's code in one line: type, message, file and line.
 
     Args:
-        error: Exception with its traceback. The place is the innermost one in neither nnbuild, nor
-            Python's library, nor an installed package; there may be none.
+        error: Exception with its traceback. The file is the innermost one outside of nnbuild,
+            Python's library and installed packages; it is left out if there is none.
     """
     message = one_line(_TERMINAL_COLOURS.sub("", str(error)))
-    if len(message) > _MOST_CHARACTERS:
-        message = message[:_MOST_CHARACTERS] + "…"
+    if len(message) > _MAX_MESSAGE_LENGTH:
+        message = message[:_MAX_MESSAGE_LENGTH] + "…"
     description = f"{type(error).__name__}: {message}" if message else type(error).__name__
     libraries = map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
-    others = (Path(__file__).parent, *map(Path, libraries))
+    excluded = (Path(__file__).parent, *map(Path, libraries))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.is_absolute() and not any(path.is_relative_to(each) for each in others):
+        if path.is_absolute() and not any(path.is_relative_to(each) for each in excluded):
             return f"{description} ({path.name}, line {frame.lineno})"
     return description
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name.
+    """Return the end of a message about an unknown name.
 
     Args:
-        name: what was given.
-        known: the names that exist.
+        name: The unknown name.
+        known: The known names.
 
     Returns:
-        `did you mean 'x'?` when one is near, otherwise `expected one of …`.
+        `did you mean 'x'?` if there is a similar name, otherwise `expected one of …`.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+    similar = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {similar[0]!r}?" if similar else f"expected one of {', '.join(names)}"

@@ -106,6 +106,8 @@ def report_error(error: Exception) -> int:
 
     notes = [f"({note})" for note in getattr(error, "__notes__", ())]
     if isinstance(error, NnbuildError):
+        if (setting := getattr(error, "setting", None)) is not None:
+            notes.insert(0, f"(option --{setting.replace('_', '-')})")
         return _print_message(" ".join([str(error), *notes]), error.exit_code)
     message = f"{type(error).__name__}: {error}; this should not happen, please report it"
     notes = notes or [f"(traceback: {_save_traceback(error)})"]

@@ -210,8 +210,8 @@ def merge_config(
 
     settings = dict(file)
     for override in overrides:
-        settings = loading.merged(settings, loading.setting(override))
-    return loading.checked(loading.merged(settings, options), path)
+        settings = loading.merge(settings, loading.parse_setting(override))
+    return loading.parse_config(loading.merge(settings, options), path)
 
 
 def _open_target(config: RunConfig, root: str | None, mlflow: str | None) -> Store:
@@ -230,11 +230,11 @@ def _open_target(config: RunConfig, root: str | None, mlflow: str | None) -> Sto
 
 def _require_same_settings(store: Store, run_id: str, config: RunConfig) -> None:
     """Refuse settings that differ from those of the run to resume, which keeps its own."""
-    from nnbuild.config.loading import flattened
+    from nnbuild.config.loading import flatten
     from nnbuild.pipeline.run import waiting_run
 
-    recorded = flattened(waiting_run(store, run_id, config).config.model_dump(mode="json"))
-    for key, value in flattened(config.model_dump(mode="json", exclude_unset=True)).items():
+    recorded = flatten(waiting_run(store, run_id, config).config.model_dump(mode="json"))
+    for key, value in flatten(config.model_dump(mode="json", exclude_unset=True)).items():
         if key != "dataset.data_dir" and value != recorded.get(key):
             raise ConfigError(
                 f"cannot change {key} from {recorded.get(key)} to {value} when resuming run "

@@ -196,8 +196,8 @@ def _merge(base: ScheduledConfig, settings: dict[str, Any], plan: Path | None) -
     """Return the config of one schedule: the common settings, overridden by its own."""
     from nnbuild.config import loading
 
-    merged = loading.merged(base.model_dump(mode="json", exclude_none=True), settings)
-    return _scheduled_config(loading.checked(merged, plan)).model_dump(mode="json")
+    merged = loading.merge(base.model_dump(mode="json", exclude_none=True), settings)
+    return _scheduled_config(loading.parse_config(merged, plan)).model_dump(mode="json")
 
 
 def _schedules(crons: list[str], interval: float | None, timezone: str) -> list[Schedule]:
@@ -278,7 +278,7 @@ def _score_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
         )
     options = {"input": source if is_url(source) else str(Path(source).absolute())}
     for text in settings:
-        options |= loading.setting(text)
+        options |= loading.parse_setting(text)
     return score_config(options).model_dump(mode="json")
 
 

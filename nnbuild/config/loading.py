@@ -40,20 +40,18 @@ def read_toml(path: Path) -> Settings:
         ) from error
 
 
-def merged(base: Settings, over: Mapping[str, Any]) -> Settings:
+def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
     """Settings with others laid over them, section by section."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
         result[key] = (
-            merged(below, value)
-            if isinstance(below, dict) and isinstance(value, Mapping)
-            else value
+            merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
         )
     return result
 
 
-def setting(text: str) -> Settings:
+def parse_setting(text: str) -> Settings:
     """One setting as it is given on the command line: `training.learning_rate=0.01`.
 
     The value is read as TOML, and as plain text where it is none.
@@ -84,19 +82,19 @@ def setting(text: str) -> Settings:
     return dict(parsed)
 
 
-def flattened(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested settings as one level: `training.epochs`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= (
-            flattened(value, f"{above}{name}.")
+            flatten(value, f"{above}{name}.")
             if isinstance(value, Mapping)
             else {f"{above}{name}": value}
         )
     return flat
 
 
-def checked(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
+def parse_config(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
     """Settings as a config.
 
     Args:

@@ -1,4 +1,4 @@
-"""What turns images into logits, a batch at a time."""
+"""Engines compute logits from batches of images: Keras and ONNX Runtime behind one interface."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,22 +15,22 @@ Pixels = NDArray[np.uint8]
 
 
 class Engine(Protocol):
-    """Turns images into logits.
+    """Interface of the engines.
 
     Attributes:
-        name: as it is written into tables.
+        name: Name of the engine in tables.
     """
 
     name: str
 
     def logits(self, images: Pixels) -> Logits:
-        """The logits of a batch.
+        """Compute the logits of a batch.
 
         Args:
-            images: uint8, shape (n, height, width, channels), n of 1 or more.
+            images: Images, uint8, shape (n, height, width, channels), n of 1 or more.
 
         Returns:
-            float32, shape (n, classes), any real values.
+            Logits, float32, shape (n, classes).
         """
 
 
@@ -38,9 +38,9 @@ __all__ = ["Engine", "KerasEngine", "Logits", "OnnxEngine", "Pixels"]
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.runtime.lazy_imports import find
+    from nnbuild.runtime.lazy_imports import attach
 
-    return find(
+    return attach(
         name,
         {"nnbuild.engines.keras": ("KerasEngine",), "nnbuild.engines.onnx": ("OnnxEngine",)},
         __name__,
@@ -48,23 +48,23 @@ def __getattr__(name: str) -> Any:
 
 
 def engine_of_run(manifest: "Manifest") -> tuple[str, str]:
-    """Return the engine that scores by a run's model, and why it is not ONNX Runtime.
+    """Return the engine for the model of a run, and the reason if it is not ONNX Runtime.
 
     Args:
-        manifest: Of a run that succeeded, committed or about to be.
+        manifest: Manifest of a run that succeeded.
 
     Returns:
-        `onnx` and an empty text, or `keras` and the reason that the export gave.
+        `onnx` and an empty string, or `keras` and the reason why the model was not exported.
     """
     exported = manifest.steps.export_model
     if exported is None:
         return "keras", "it was never exported"
-    # Before 0.2 a file that was not proven could be left beside the manifest: the result decides.
+    # Version 0.1 could leave a file that had not been verified, so the result of the step decides.
     return ("onnx", "") if exported.path else ("keras", exported.remark)
 
 
 def describe_engine(engine: str, reason: str) -> str:
-    """Say what scores, and why it is not ONNX Runtime if there is a reason."""
+    """Describe the engine, with the reason if it is not ONNX Runtime."""
     if engine == "onnx":
         return "ONNX Runtime"
     return f"Keras; not exported to ONNX: {reason}" if reason else "Keras"

@@ -1,4 +1,4 @@
-"""The reference engine: Keras itself."""
+"""The reference engine: Keras."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ from nnbuild.engines import Logits, Pixels
 
 
 class KerasEngine:
-    """The reference: one compiled function of a Keras model, batches of one size.
+    """Engine that calls one compiled function of a Keras model, with batches of one size.
 
     Args:
-        model: pixels in, logits out.
-        batch_size: images per call; a smaller batch is filled up with zeros, so that one trace serves all.
+        model: Keras model from pixels to logits.
+        batch_size: Images per call; smaller batches are padded with zeros, so that the model is
+            traced only once.
     """
 
     name = "keras"
@@ -27,8 +28,8 @@ class KerasEngine:
         )
 
     def logits(self, images: Pixels) -> Logits:
-        """See `Engine`."""
+        """Compute the logits of a batch, see `Engine`."""
         missing = self._batch_size - len(images)
-        filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing > 0 else images
-        logits: Logits = self._infer(self._constant(filled)).numpy()
+        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing > 0 else images
+        logits: Logits = self._infer(self._constant(padded)).numpy()
         return logits[: len(images)].astype(np.float32, copy=False)

@@ -1,45 +1,48 @@
-"""Check an ONNX file before ONNX Runtime opens it: it must be whole, and no larger than it looks."""
+"""Check an ONNX file before ONNX Runtime opens it: complete, and not a decompression bomb."""
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnbuild.data.archives import allowance
 from nnbuild.errors import ContractError, one_line
 
-_MOST_BYTES = 2**31  # of a protobuf message
-_MOST_VALUE_BYTES = 2**32  # of a value that depends on the images
-_MOST_NODES, _MOST_FUNCTIONS = 1_000_000, 500
-_SMALL = 1024  # bytes of a constant that can be a shape
-_SHOWN = 80
+if TYPE_CHECKING:
+    import onnx
+
+_MAX_BYTES = 2**31  # of a protobuf message
+_MAX_VALUE_BYTES = 2**32  # of a value that depends on the images
+_MAX_NODES, _MAX_FUNCTIONS = 1_000_000, 500
+_MAX_SHAPE_BYTES = 1024  # of a constant that can be a shape
+_MAX_SHOWN = 80
 
 
 def refuse_external_data(content: bytes, name: str) -> None:
-    """Refuse a model that keeps tensors in other files; nothing of those is read.
+    """Refuse a model with tensors in other files; those files are not read.
 
-    The digest of the model covers its own bytes only, and ONNX Runtime looks for the other files in
+    The digest of the model covers only its own bytes, and ONNX Runtime looks for the other files in
     the current folder.
 
     Args:
-        content: Bytes of the file.
-        name: What the file is called in a message.
+        content: Content of the file.
+        name: Name of the file for messages.
 
     Raises:
         ContractError: A tensor is stored elsewhere, or the file cannot be parsed.
     """
-    if b"location" in content:  # the key that every reference to another file has, letter by letter
+    if b"location" in content:  # the key that every reference to another file contains
         _refuse_external_data(_parsed(content, name), name)
 
 
 def check_file(content: bytes, name: str) -> None:
-    """Refuse a model of unknown origin that is not whole, or that is a decompression bomb.
+    """Refuse a model of unknown origin that is incomplete or a decompression bomb.
 
     Args:
-        content: Bytes of the file.
-        name: What the file is called in a message.
+        content: Content of the file.
+        name: Name of the file for messages.
 
     Raises:
-        ContractError: It is not an ONNX model, keeps tensors in other files, or declares constants
+        ContractError: It is not an ONNX model, has tensors in other files, or declares constants
             that are far larger than the file.
     """
     model = _parsed(content, name)
@@ -47,20 +50,20 @@ def check_file(content: bytes, name: str) -> None:
     _require_bounded(model, allowance(len(content)), name)
 
 
-def _parsed(content: bytes, name: str) -> Any:
+def _parsed(content: bytes, name: str) -> "onnx.ModelProto":
     import onnx
 
-    if len(content) >= _MOST_BYTES:
+    if len(content) >= _MAX_BYTES:
         raise ContractError(
-            f"{name} has {len(content)} bytes, an ONNX file has less than {_MOST_BYTES}; "
+            f"{name} has {len(content)} bytes, an ONNX file has less than {_MAX_BYTES}; "
             "give a smaller network"
         )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except Exception as error:  # protobuf's own class depends on how it is built
+    except Exception as error:  # the class depends on how protobuf was built
         raise ContractError(
-            f"{name} is not an ONNX model ({one_line(error)[:_SHOWN]}); give a .onnx file"
+            f"{name} is not an ONNX model ({one_line(error)[:_MAX_SHOWN]}); give a .onnx file"
         ) from error
     return model
 
@@ -71,8 +74,8 @@ def _refuse_external_data(model: Any, name: str) -> None:
             continue
         place = next((each.value for each in tensor.external_data if each.key == "location"), "?")
         raise ContractError(
-            f"{name} keeps its weights in another file ({place[:_SHOWN]!r}), which its digest does "
-            "not cover; put them into the file by onnx.save_model(onnx.load('old.onnx'), "
+            f"{name} has its weights in another file ({place[:_MAX_SHOWN]!r}), which its digest does "
+            "not cover; include them in the file by onnx.save_model(onnx.load('old.onnx'), "
             "'new.onnx'), and give the new file and its digest"
         )
 
@@ -89,20 +92,20 @@ def _require_bounded(model: Any, limit: int, name: str) -> None:
             f"{name} declares constants of {constants} bytes, expected at most {limit} for a file "
             "of its size; export it with weights that are stored as they are"
         )
-    if largest > _MOST_VALUE_BYTES:
+    if largest > _MAX_VALUE_BYTES:
         raise ContractError(
-            f"{name} computes a value of {largest} bytes, expected at most {_MOST_VALUE_BYTES}; "
+            f"{name} computes a value of {largest} bytes, expected at most {_MAX_VALUE_BYTES}; "
             "export it with a smaller batch"
         )
-    if (nodes := _inlined_nodes(model)) > _MOST_NODES:
+    if (nodes := _inlined_nodes(model)) > _MAX_NODES:
         raise ContractError(
-            f"{name} has functions that expand to {nodes} nodes, expected at most {_MOST_NODES}; "
+            f"{name} has functions that expand to {nodes} nodes, expected at most {_MAX_NODES}; "
             "export a smaller network"
         )
 
 
 def _tensors(model: Any) -> Iterator[Any]:
-    """Yield every dense tensor of a model, wherever it is: in subgraphs and functions too."""
+    """Yield every dense tensor of a model, also in subgraphs and functions."""
     for graph in _graphs(model):
         yield from graph.initializer
     for attribute in _attributes(model):
@@ -134,7 +137,7 @@ def _main_graphs(model: Any) -> list[Any]:
 
 
 def _attributes(model: Any) -> Iterator[Any]:
-    """Yield every attribute of every node, and the defaults of functions."""
+    """Yield every attribute of every node, and the default attributes of functions."""
     for function in model.functions:
         yield from function.attribute_proto
     pending = [*_main_graphs(model), *model.functions]
@@ -150,10 +153,10 @@ def _subgraphs(attribute: Any) -> list[Any]:
 
 
 def _bodies(model: Any) -> Iterator[tuple[Any, set[str]]]:
-    """Yield each graph and each function as a graph of its own, and the names of its constants."""
+    """Yield each graph and function as a separate graph, with the names of its constants."""
     import onnx
 
-    outer = [each for each in model.graph.initializer if _tensor_bytes(each) <= _SMALL]
+    outer = [each for each in model.graph.initializer if _tensor_bytes(each) <= _MAX_SHAPE_BYTES]
     for body in [*_graphs(model), *model.functions]:
         alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
         graph = alone.graph
@@ -164,8 +167,8 @@ def _bodies(model: Any) -> Iterator[tuple[Any, set[str]]]:
             graph.output.extend(body.output)
             own = list(body.initializer)
         constants = {each.name: each for each in [*outer, *own]}
-        for each in constants.values():  # shapes are computed from small ones; others only have one
-            if _tensor_bytes(each) <= _SMALL:
+        for each in constants.values():  # shapes are computed from small constants only
+            if _tensor_bytes(each) <= _MAX_SHAPE_BYTES:
                 graph.initializer.append(each)
             else:
                 kind = onnx.helper.make_tensor_value_info(each.name, each.data_type, each.dims)
@@ -177,14 +180,14 @@ def _with_shapes(model: Any) -> Any:
     import onnx
 
     try:
-        # Without `data_prop`, which itself computes constants, of any size.
+        # Without `data_prop`, which computes constants of any size.
         return onnx.shape_inference.infer_shapes(model).graph
-    except Exception:  # noqa: BLE001  (an invalid model: ONNX Runtime says what is wrong with it)
+    except Exception:  # noqa: BLE001  (ONNX Runtime reports what is invalid)
         return model.graph
 
 
 def _values(graph: Any, constants: set[str]) -> Iterator[tuple[Any, bool]]:
-    """Yield the typed results of a graph, and whether they can be computed without an image."""
+    """Yield the typed results of a graph, and whether they are independent of the images."""
     known, results = set(constants), set()
     for node in graph.node:
         results |= set(node.output)
@@ -196,24 +199,24 @@ def _values(graph: Any, constants: set[str]) -> Iterator[tuple[Any, bool]]:
 
 
 def _inlined_nodes(model: Any) -> int:
-    """Return the number of nodes when every function is replaced by its body."""
+    """Return the number of nodes with every function replaced by its body."""
     bodies = {(each.domain, each.name): each for each in model.functions}
     counts: dict[tuple[str, str], int] = {}
 
     def count(body: Any, depth: int) -> int:
         if depth > len(bodies):  # a function that calls itself
-            return _MOST_NODES + 1
+            return _MAX_NODES + 1
         total, pending = 0, [body]
         while pending:
             for node in pending.pop().node:
                 key = (node.domain, node.op_type)
                 if key in bodies and key not in counts:
                     counts[key] = count(bodies[key], depth + 1)
-                total = min(total + counts.get(key, 1), _MOST_NODES + 1)
+                total = min(total + counts.get(key, 1), _MAX_NODES + 1)
                 pending += [each for one in node.attribute for each in _subgraphs(one)]
         return total
 
-    return count(model.graph, 0) if len(bodies) < _MOST_FUNCTIONS else _MOST_NODES + 1
+    return count(model.graph, 0) if len(bodies) < _MAX_FUNCTIONS else _MAX_NODES + 1
 
 
 def _tensor_bytes(tensor: Any) -> int:
@@ -230,7 +233,7 @@ def _value_bytes(value: Any) -> int:
 
 
 def _bytes(sizes: Any, kind: int) -> int:
-    """Return the memory that a tensor takes; 0 if its type or one of its sizes is not known."""
+    """Return the memory of a tensor in bytes; 0 if its type or a size is unknown."""
     import onnx
 
     if not sizes or min(sizes) <= 0:

@@ -1,4 +1,4 @@
-"""Evaluation: metrics, confusion, calibration."""
+"""Metrics, calibration, significance tests, drift and the promotion rule."""
 
 from nnbuild.evaluation.calibration import fit_temperature
 from nnbuild.evaluation.metrics import (

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes probabilities mean what they say (Guo et al. 2017, arXiv 1706.04599)."""
+"""Calibrate probabilities by temperature scaling (Guo et al. 2017, arXiv 1706.04599)."""
 
 from typing import Any
 
@@ -7,30 +7,34 @@ from numpy.typing import NDArray
 
 from nnbuild.logits import log_softmax
 
-LEAST, MOST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> float:
-    """The temperature T that minimises the mean negative log-likelihood of softmax(logits / T).
+    """Find the temperature T that minimises the mean negative log-likelihood of softmax(logits / T).
 
-    The loss is convex in 1 / T, so there is one minimum; where it lies beyond the bounds, because every example is
-    right or next to none is, the bound is given.
+    The loss is convex in 1 / T, so there is one minimum. If it is beyond the bounds, because all
+    examples or almost none are classified correctly, the bound is returned.
 
     Args:
-        logits: float, shape (n, classes), finite; of examples that the network was not trained on.
-        labels: shape (n,), their true classes.
+        logits: Finite logits of examples that were not used for training, float, shape
+            (n, classes).
+        labels: True classes, shape (n,).
 
     Returns:
-        Between 0.05 and 20. Above 1 the network was too sure of itself.
+        Temperature between 0.05 and 20; above 1 the model was overconfident.
     """
-    from scipy.optimize import minimize_scalar  # half a second, and only here
+    from scipy.optimize import minimize_scalar  # imported here, since it takes half a second
 
-    wide, each = logits.astype(np.float64), np.arange(len(labels))
+    wide, rows = logits.astype(np.float64), np.arange(len(labels))
 
     def loss(logarithm: float) -> float:
-        return float(-log_softmax(wide, temperature=float(np.exp(logarithm)))[each, labels].mean())
+        return float(-log_softmax(wide, temperature=float(np.exp(logarithm)))[rows, labels].mean())
 
-    found = minimize_scalar(
-        loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded", options={"xatol": 1e-6}
+    result = minimize_scalar(
+        loss,
+        bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)),
+        method="bounded",
+        options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(result.x))

@@ -1,8 +1,9 @@
-"""Does what is scored still look like what the model was validated on?
+"""Measure the drift of scored data from the validation data of the model.
 
-Four measures of an image and its score are counted: the predicted class, the confidence, the mean brightness and the
-share of inked pixels. Counts of two sets are compared by the population stability index and by Kolmogorov–Smirnov.
-Counts add up batch by batch, and a reference of them is small enough to be kept with a run.
+Four measures of an image and its score are counted: the predicted class, the confidence, the mean
+brightness and the fraction of bright pixels (`ink`). The counts of two sets are compared by the
+population stability index and by the Kolmogorov–Smirnov distance. Counts add up batch by batch, and
+a reference is small enough to be stored with a run.
 """
 
 import math
@@ -18,30 +19,32 @@ from pydantic import BaseModel, ConfigDict
 from nnbuild.errors import DataError
 
 REFERENCE = "reference.json"
-"""The file of a run that holds what its scores are compared with."""
+"""File of a run with the counts that its scores are compared with."""
 
 BINS = 200
 MEASURES = ("predicted", "confidence", "brightness", "ink")
-_INKED = 128  # a pixel from here on counts as ink
-_GROUPS = 10  # of about equal share in the reference, for the index: deciles are its usual bins
-_FLOOR = 1e-4  # a share of none would make the index infinite
-_BY_CHANCE = 1e-3  # how often rows like the reference's may pass a threshold
+_INK_THRESHOLD = 128  # smallest pixel that counts as ink
+_GROUPS = 10  # the index is usually computed over deciles of the reference
+_MIN_FRACTION = 1e-4  # a fraction of 0 would make the index infinite
+_FALSE_ALARM_RATE = 1e-3  # for rows that are distributed as the reference is
 
 Counts = NDArray[np.int64]
 
 
 class Drift(BaseModel):
-    """One measure, held against the reference.
+    """One measure, compared with the reference.
 
     Attributes:
         measure: `predicted`, `confidence`, `brightness` or `ink`.
-        statistic: `psi`, the population stability index, 0 or more; or `ks`, the Kolmogorov–Smirnov distance, 0 to 1:
-            the largest gap between the cumulated shares (of classes: in the order of their numbers).
-        value: of the statistic.
-        threshold: what it may be: as asked for, or what chance alone reaches with so few rows if that is more.
-        exceeded: whether the value is above it.
-        rows: that were compared with the reference.
-        reference_rows: of the reference.
+        statistic: `psi`, the population stability index, 0 or more; or `ks`, the
+            Kolmogorov–Smirnov distance, 0 to 1: the largest difference between the cumulative
+            distributions (of classes: in the order of their numbers).
+        value: Value of the statistic.
+        threshold: The requested threshold, or the value that chance reaches with so few rows if
+            that is larger.
+        exceeded: Whether the value is above the threshold.
+        rows: Number of rows compared with the reference.
+        reference_rows: Number of rows of the reference.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,13 +59,14 @@ class Drift(BaseModel):
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a set of images and what was predicted for them; two summaries add up.
+    """Histograms of a set of images and their predictions; summaries can be added.
 
     Attributes:
-        predicted: int64, shape (classes,).
-        confidence: int64, shape (200,), in bins of equal width from 0 to 1, as the others.
-        brightness: int64, shape (200,), of the images' mean pixel over 255.
-        ink: int64, shape (200,), of the share of pixels of 128 or more.
+        predicted: Number of images by predicted class, int64, shape (classes,).
+        confidence: Histogram of the confidence, int64, shape (200,), in bins of equal width from
+            0 to 1, as the others.
+        brightness: Histogram of the mean pixel over 255, int64, shape (200,).
+        ink: Histogram of the fraction of pixels of 128 or more, int64, shape (200,).
     """
 
     predicted: Counts
@@ -71,53 +75,57 @@ class Summary:
     ink: Counts
 
     def __add__(self, other: "Summary") -> "Summary":
-        """Both sets together."""
+        """Add the counts of two sets."""
         return Summary(
             *(mine + theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True))
         )
 
     def parts(self) -> tuple[Counts, ...]:
-        """The counts, in the order of `MEASURES`."""
+        """Return the histograms in the order of `MEASURES`."""
         return self.predicted, self.confidence, self.brightness, self.ink
 
     def mean_brightness(self) -> float:
-        """Return the mean pixel of all images, above 0 and below 255, as far as the bins tell it."""
+        """Return the mean pixel of all images, between 0 and 255, estimated from the histogram."""
         middles = (np.arange(BINS) + 0.5) * (255 / BINS)
         return float((self.brightness * middles).sum() / self.brightness.sum())
 
     def as_json(self) -> dict[str, list[int]]:
-        """As it is kept."""
+        """Return the JSON value of the summary."""
         return {name: counts.tolist() for name, counts in zip(MEASURES, self.parts(), strict=True)}
 
     @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> "Summary":
-        """The inverse of `as_json`.
+    def from_json(cls, value: Mapping[str, Any]) -> "Summary":
+        """Restore a summary from the result of `as_json`.
 
         Raises:
-            DataError: it is something else.
+            DataError: The value has another form.
         """
         try:
-            return cls(*(np.asarray(kept[name], np.int64) for name in MEASURES))
+            return cls(*(np.asarray(value[name], np.int64) for name in MEASURES))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
-                f"no counts of {', '.join(MEASURES)} ({type(error).__name__}); restore the file"
+                f"the reference has no counts of {', '.join(MEASURES)} "
+                f"({type(error).__name__}); restore the file"
             ) from error
 
 
 def summarise(
     images: NDArray[np.uint8], predicted: NDArray[Any], confidence: NDArray[Any], classes: int
 ) -> Summary:
-    """Count a batch.
+    """Compute the histograms of a batch.
 
     Args:
-        images: uint8, shape (m, height, width, channels): of the whole batch, or of a part; they cost the most.
-        predicted: integers, shape (n,).
-        confidence: float, shape (n,), from 0 to 1.
-        classes: how many there are.
+        images: Images of the batch, or of a part of it to save time, uint8, shape
+            (m, height, width, channels).
+        predicted: Predicted classes, integers, shape (n,).
+        confidence: Probability of the predicted class, float, shape (n,), from 0 to 1.
+        classes: Number of classes.
     """
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
-    # Bits of a byte at a time: eight times fewer numbers to add up.
-    inked = np.bitwise_count(np.packbits(flat >= _INKED, axis=1)).sum(axis=1, dtype=np.uint32)
+    # Packed into bits, so that eight times fewer numbers are added up.
+    inked = np.bitwise_count(np.packbits(flat >= _INK_THRESHOLD, axis=1)).sum(
+        axis=1, dtype=np.uint32
+    )
     return Summary(
         np.bincount(predicted, minlength=classes),
         _binned(confidence, 1),
@@ -133,26 +141,28 @@ def _binned(values: NDArray[Any], most: int) -> Counts:
 
 
 def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> list[Drift]:
-    """How far what was scored is from the reference: both statistics of each measure.
+    """Compare scored data with the reference: both statistics of each measure.
 
-    With few rows chance alone passes any threshold, so that it is raised to what rows like the reference's pass once
-    in a thousand times: by the chi-squared distribution of the index (Yurdakul, Statistical Properties of Population
-    Stability Index, 2018), and by Smirnov's bound of the distance.
+    With few rows, chance alone exceeds any threshold. Thresholds are therefore raised to the value
+    that rows with the distribution of the reference exceed once in a thousand times: by the
+    chi-squared distribution of the index (Yurdakul, "Statistical Properties of Population
+    Stability Index", 2018), and by Smirnov's bound of the distance.
 
     Args:
-        reference: of examples that the network was not trained on.
-        scored: of the job.
-        psi: threshold of the population stability index.
-        ks: threshold of the Kolmogorov–Smirnov distance.
+        reference: Summary of examples that were not used for training.
+        scored: Summary of the scored data.
+        psi: Threshold of the population stability index.
+        ks: Threshold of the Kolmogorov–Smirnov distance.
 
     Raises:
-        DataError: one of them is empty, or they are of different numbers of classes.
+        DataError: A summary is empty, or the numbers of classes differ.
     """
-    found = []
+    drifts = []
     for name, mine, theirs in zip(MEASURES, reference.parts(), scored.parts(), strict=True):
         if len(mine) != len(theirs):
             raise DataError(
-                f"{name} has {len(theirs)} bins, the reference {len(mine)}; compare runs of the same classes"
+                f"{name} has {len(theirs)} bins, the reference {len(mine)}; compare runs with the "
+                "same classes"
             )
         rows, others = int(theirs.sum()), int(mine.sum())
         if not rows or not others:
@@ -164,7 +174,7 @@ def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> li
             (
                 "ks",
                 _distance(mine, theirs),
-                max(ks, math.sqrt(-math.log(_BY_CHANCE / 2) / 2 * both)),
+                max(ks, math.sqrt(-math.log(_FALSE_ALARM_RATE / 2) / 2 * both)),
             ),
         ):
             about = {
@@ -173,23 +183,28 @@ def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> li
                 "value": value,
                 "threshold": threshold,
             }
-            found.append(
+            drifts.append(
                 Drift(**about, exceeded=value > threshold, rows=rows, reference_rows=others)
             )
-    return found
+    return drifts
 
 
 def _grouped(mine: Counts, theirs: Counts) -> tuple[Counts, Counts]:
-    """Neighbouring bins together, so that each group has about a tenth of the reference."""
+    """Merge neighbouring bins into groups of about a tenth of the reference each."""
     below = np.cumsum(mine) - mine
     group = np.minimum(below * _GROUPS // max(int(mine.sum()), 1), _GROUPS - 1)
     _, number = np.unique(group, return_inverse=True)
-    return tuple(np.bincount(number, weights=each).astype(np.int64) for each in (mine, theirs))  # type: ignore[return-value]
+    return _merged(number, mine), _merged(number, theirs)
+
+
+def _merged(group: NDArray[np.intp], counts: Counts) -> Counts:
+    return np.bincount(group, weights=counts).astype(np.int64)
 
 
 def _stability(mine: Counts, theirs: Counts) -> float:
     expected, actual = (
-        np.maximum(each / each.sum(), max(_FLOOR, 0.5 / each.sum())) for each in (mine, theirs)
+        np.maximum(each / each.sum(), max(_MIN_FRACTION, 0.5 / each.sum()))
+        for each in (mine, theirs)
     )
     return float(((actual - expected) * np.log(actual / expected)).sum())
 
@@ -204,5 +219,6 @@ def _chance_of_psi(freedom: int) -> float:
         return 0.0
     spread = 2 / (9 * freedom)
     return float(
-        freedom * (1 - spread + NormalDist().inv_cdf(1 - _BY_CHANCE) * math.sqrt(spread)) ** 3
+        freedom
+        * (1 - spread + NormalDist().inv_cdf(1 - _FALSE_ALARM_RATE) * math.sqrt(spread)) ** 3
     )

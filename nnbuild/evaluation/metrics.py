@@ -1,4 +1,4 @@
-"""How good the logits are: every figure of the `evaluation`, `confusion` and `calibration` tables."""
+"""Compute the metrics in the tables `evaluation`, `confusion` and `calibration` from logits."""
 
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ class MetricValue(NamedTuple):
     """One row of the evaluation table.
 
     Attributes:
-        metric: its name.
-        label: the class that it is about, from 0; None for all classes.
-        value: a share from 0 to 1, unless the metric says otherwise (`loss` is in nats, `support` counts examples).
+        metric: Name of the metric.
+        label: Class of the metric, from 0; None for all classes.
+        value: Value from 0 to 1, except for `loss` and `negative_log_likelihood` (in nats),
+            `brier_score` (0 to 2) and `support` (number of examples).
     """
 
     metric: str
@@ -27,41 +28,41 @@ class MetricValue(NamedTuple):
 
 
 def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[MetricValue]:
-    """All metrics of a set of examples.
+    """Compute all metrics of a set of examples.
 
-    A class that is never predicted has precision 0, and one without examples recall 0; neither is NaN.
+    A class that is never predicted has precision 0, and one without examples recall 0, not NaN.
 
     Args:
-        logits: float, shape (n, classes), n of 1 or more.
-        labels: int16, shape (n,), the true classes.
-        classes: how many there are.
+        logits: Logits, float, shape (n, classes), n of 1 or more.
+        labels: True classes, int16, shape (n,).
+        classes: Number of classes.
 
     Returns:
-        Over all classes: `loss`, the mean cross-entropy in nats, which is also the `negative_log_likelihood`;
-        `accuracy`; `top_2_accuracy`; `brier_score`, the mean over examples of the squared distance between the
-        probabilities and the one-hot label, 0 to 2; `expected_calibration_error` over 15 bins of equal width;
-        and the `macro_` means of the figures of each class: `precision`, `recall`, `f1`. For each class these
-        three and its `support`, the number of its examples.
+        Over all classes: `loss`, the mean cross-entropy in nats, which is also the
+        `negative_log_likelihood`; `accuracy`; `top_2_accuracy`; `brier_score`, the mean squared
+        distance between the probabilities and the one-hot label, 0 to 2;
+        `expected_calibration_error` over 15 bins of equal width; and the `macro_` means over the
+        classes of `precision`, `recall` and `f1`. For each class these three, and `support`, the
+        number of its examples.
 
     Raises:
-        ContractError: the logits are none.
+        ContractError: The logits violate the contract.
     """
     check_logits(logits, classes)
-    each = np.arange(len(labels))
+    rows = np.arange(len(labels))
     log_probabilities = log_softmax(logits.astype(np.float64))
     probabilities = softmax(logits.astype(np.float64))
-    right = logits.argmax(axis=1) == labels
-    of_label = logits[each, labels]
-    # Ties count as wrong for the example, except with itself: a network that cannot tell is not right.
-    better = (logits > of_label[:, None]).sum(axis=1)
-    loss = float(-log_probabilities[each, labels].mean())
+    correct = logits.argmax(axis=1) == labels
+    of_label = logits[rows, labels]
+    larger = (logits > of_label[:, None]).sum(axis=1)
+    loss = float(-log_probabilities[rows, labels].mean())
     overall = {
         "loss": loss,
-        "accuracy": float(right.mean()),
-        "top_2_accuracy": float((better < 2).mean()),  # noqa: PLR2004
+        "accuracy": float(correct.mean()),
+        "top_2_accuracy": float((larger < 2).mean()),  # noqa: PLR2004
         "negative_log_likelihood": loss,
         "brier_score": float(
-            ((probabilities**2).sum(axis=1) - 2 * probabilities[each, labels] + 1).mean()
+            ((probabilities**2).sum(axis=1) - 2 * probabilities[rows, labels] + 1).mean()
         ),
         "expected_calibration_error": calibration_error(probabilities, labels),
     }
@@ -81,32 +82,33 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[MetricV
 def confusion_counts(
     labels: NDArray[Any], predicted: NDArray[Any], classes: int
 ) -> NDArray[np.int64]:
-    """How often each class was taken for each.
+    """Count the examples of each true class by predicted class.
 
     Args:
-        labels: integers from 0 to classes - 1, shape (n,).
-        predicted: likewise.
-        classes: how many there are.
+        labels: True classes, integers from 0 to classes - 1, shape (n,).
+        predicted: Predicted classes, of the same form.
+        classes: Number of classes.
 
     Returns:
-        int64, shape (classes, classes): rows are true classes, columns predicted ones.
+        Confusion matrix, int64, shape (classes, classes): true classes in rows, predicted ones in
+        columns.
     """
     cells = labels.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def _by_class(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    right = np.diag(confusion).astype(np.float64)
+    correct = np.diag(confusion).astype(np.float64)
     support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     return {
-        "precision": _share(right, predicted),
-        "recall": _share(right, support),
-        "f1": _share(2 * right, support + predicted),
+        "precision": _ratio(correct, predicted),
+        "recall": _ratio(correct, support),
+        "f1": _ratio(2 * correct, support + predicted),
         "support": support.astype(np.float64),
     }
 
 
-def _share(part: NDArray[np.float64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
@@ -114,58 +116,59 @@ class Bin(NamedTuple):
     """One row of the calibration table.
 
     Attributes:
-        bin_lower: the bin holds confidences above this, from 0 to 1,
-        bin_upper: and up to this.
-        count: examples in it.
-        mean_confidence: mean of their largest probability; None if there are none.
-        accuracy: share of them that is classified right; None likewise.
+        bin_lower: Lower bound of the confidence in the bin, exclusive, from 0 to 1.
+        bin_upper: Upper bound, inclusive.
+        count: Number of examples in the bin.
+        mean_confidence: Mean of their largest probabilities; None if the bin is empty.
+        accuracy: Fraction of them that is classified correctly; None if the bin is empty.
     """
 
     bin_lower: float
     bin_upper: float
-    count: int  # type: ignore[assignment]  # it is the column's name, and hides tuple.count
+    count: int  # type: ignore[assignment]  # name of the column; hides tuple.count
     mean_confidence: float | None
     accuracy: float | None
 
 
 def calibration_bins(probabilities: NDArray[Any], labels: Labels, bins: int = BINS) -> list[Bin]:
-    """The reliability diagram: confidence against accuracy in bins of equal width.
+    """Compute the reliability diagram: accuracy by confidence, in bins of equal width.
 
     Args:
-        probabilities: float, shape (n, classes).
-        labels: int16, shape (n,).
-        bins: how many; bin i holds the confidences over i / bins and up to (i + 1) / bins.
+        probabilities: Probabilities, float, shape (n, classes).
+        labels: True classes, int16, shape (n,).
+        bins: Number of bins; bin i has the confidences above i / bins and up to (i + 1) / bins.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    confidences = np.bincount(place, weights=confidence, minlength=bins)
-    rights = np.bincount(place, weights=right, minlength=bins)
+    correct = probabilities.argmax(axis=1) == labels
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    confidences = np.bincount(index, weights=confidence, minlength=bins)
+    hits = np.bincount(index, weights=correct, minlength=bins)
     return [
         Bin(
-            index / bins,
-            (index + 1) / bins,
+            number / bins,
+            (number + 1) / bins,
             int(count),
-            float(confidences[index] / count) if count else None,
-            float(rights[index] / count) if count else None,
+            float(confidences[number] / count) if count else None,
+            float(hits[number] / count) if count else None,
         )
-        for index, count in enumerate(counts)
+        for number, count in enumerate(counts)
     ]
 
 
 def calibration_error(probabilities: NDArray[Any], labels: Labels, bins: int = BINS) -> float:
-    """Expected calibration error: the mean gap between confidence and accuracy over the bins, weighted by count.
+    """Compute the expected calibration error.
 
-    Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
+    It is the mean difference between confidence and accuracy over the bins of the reliability
+    diagram, weighted by their counts: Guo et al. 2017 (arXiv 1706.04599), equation 3.
 
     Args:
-        probabilities: float, shape (n, classes).
-        labels: int16, shape (n,).
-        bins: how many.
+        probabilities: Probabilities, float, shape (n, classes).
+        labels: True classes, int16, shape (n,).
+        bins: Number of bins.
 
     Returns:
-        From 0 to 1; 0 without examples.
+        Error from 0 to 1; 0 without examples.
     """
     gaps = (
         each.count * abs(each.mean_confidence - each.accuracy)

@@ -1,8 +1,8 @@
-"""The champion gate: does the challenger become the champion?
+"""The champion gate: decide whether a challenger becomes the champion.
 
-The one decision that looks at the test set. The hypothesis is that challenger and champion are equally good; the
-default rule promotes unless it can be rejected against the challenger, the strict one only if it can be rejected
-for it.
+It is the only decision that uses the test set. The null hypothesis is that challenger and champion
+are equally good. The rule `not-worse` promotes unless the challenger is significantly worse, the rule
+`better` only if it is significantly better.
 """
 
 from collections.abc import Mapping
@@ -17,33 +17,34 @@ from nnbuild.evaluation.significance import McNemarResult, mcnemar_test
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the gate knows of a run.
+    """Results of a run that the gate compares.
 
     Attributes:
-        run_id: its id.
-        test_set: sha256 of the test images and labels that it was evaluated on; None if that is not known any more.
-        right: shape (n,): which test examples it has right, by example_id.
-        metrics: its figures over all classes.
-        recalls: by class.
+        run_id: ID of the run.
+        test_set: SHA-256 of the test images and labels that it was evaluated on; None if unknown.
+        correct: Whether each test example is classified correctly, bool, shape (n,), in the order of
+            example_id.
+        metrics: Metrics over all classes, by name.
+        recalls: Recall by class.
     """
 
     run_id: str
     test_set: str | None
-    right: NDArray[np.bool_]
+    correct: NDArray[np.bool_]
     metrics: Mapping[str, float]
     recalls: Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says.
+    """Decision of the gate.
 
     Attributes:
-        promote: whether the challenger becomes the champion.
-        reason: why, in a sentence.
-        paired: the comparison; None if there was nothing to compare with.
-        recall_drop: the largest drop of a class's recall; None likewise.
-        recall_label: that class.
+        promote: Whether the challenger becomes the champion.
+        reason: Reason, as a sentence.
+        paired: Comparison with the champion; None if there was none to compare with.
+        recall_drop: Largest drop of the recall of a class; None without a comparison.
+        recall_label: Class with that drop; None without a comparison.
     """
 
     promote: bool
@@ -54,36 +55,42 @@ class Decision:
 
 
 def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig) -> Decision:
-    """Decide on a challenger.
+    """Decide whether a challenger becomes the champion.
 
     Args:
-        challenger: the new run.
-        champion: the one to beat; None if there is none yet.
-        config: the bounds and the rule.
+        challenger: The new run.
+        champion: The present champion; None if there is none yet.
+        config: Thresholds and rule.
     """
-    refused = _below_the_floor(challenger, config)
+    refused = _missed_threshold(challenger, config)
     if champion is None:
-        return Decision(not refused, refused or "there was no champion")
+        return Decision(not refused, refused or "no previous champion")
     if challenger.test_set is None or challenger.test_set != champion.test_set:
-        told = "the champion was evaluated on other test images, so the two cannot be compared"
+        reason = "the champion was evaluated on other test images, so the two cannot be compared"
         if config.on_other_data == "promote":
-            return Decision(not refused, refused or f"{told}, and such a challenger is promoted")
-        return Decision(promote=False, reason=refused or f"{told}; nnbuild promote decides by hand")
-    paired = mcnemar_test(champion.right, challenger.right)
+            return Decision(not refused, refused or f"{reason}; gate.on_other_data is promote")
+        return Decision(
+            promote=False, reason=refused or f"{reason}; promote it manually by `nnbuild promote`"
+        )
+    paired = mcnemar_test(champion.correct, challenger.correct)
     label, drop = _largest_drop(challenger, champion)
-    reason = refused or _too_much_worse(drop, label, config) or _by_the_test(paired, config)
-    return Decision(reason is None, reason or _in_favour(paired, config), paired, drop, label)
+    objection = refused or _recall_objection(drop, label, config) or _test_objection(paired, config)
+    reason = objection or _reason_for_promotion(paired, config)
+    return Decision(objection is None, reason, paired, drop, label)
 
 
-def _below_the_floor(challenger: Candidate, config: GateConfig) -> str:
+def _missed_threshold(challenger: Candidate, config: GateConfig) -> str:
     accuracy, error = (
         challenger.metrics["accuracy"],
         challenger.metrics["expected_calibration_error"],
     )
     if accuracy < config.min_accuracy:
-        return f"its accuracy {accuracy:.4f} is below the floor of {config.min_accuracy:g}"
+        return f"its accuracy {accuracy:.4f} is below the minimum of {config.min_accuracy:g}"
     if error > config.max_calibration_error:
-        return f"its calibration error {error:.4f} is above {config.max_calibration_error:g}"
+        return (
+            f"its calibration error {error:.4f} is above the maximum of "
+            f"{config.max_calibration_error:g}"
+        )
     return ""
 
 
@@ -95,21 +102,27 @@ def _largest_drop(challenger: Candidate, champion: Candidate) -> tuple[int, floa
     return label, drops[label]
 
 
-def _too_much_worse(drop: float, label: int, config: GateConfig) -> str:
+def _recall_objection(drop: float, label: int, config: GateConfig) -> str:
     if drop <= config.max_recall_drop:
         return ""
-    return f"its recall of class {label} is {drop:.4f} below the champion's, and {config.max_recall_drop:g} is allowed"
+    return (
+        f"its recall of class {label} is {drop:.4f} below the champion's, more than the maximum "
+        f"of {config.max_recall_drop:g}"
+    )
 
 
-def _by_the_test(paired: McNemarResult, config: GateConfig) -> str | None:
+def _test_objection(paired: McNemarResult, config: GateConfig) -> str | None:
     if config.rule == "not-worse" and paired.p_worse < config.significance:
-        return f"it is significantly worse (p = {paired.p_worse:.2g}, below {config.significance:g}); {_counts(paired)}"
+        return (
+            f"it is significantly worse (p = {paired.p_worse:.2g}, below "
+            f"{config.significance:g}); {_counts(paired)}"
+        )
     if config.rule == "better" and paired.p_better >= config.significance:
         return f"it is not significantly better (p = {paired.p_better:.2g}); {_counts(paired)}"
     return None
 
 
-def _in_favour(paired: McNemarResult, config: GateConfig) -> str:
+def _reason_for_promotion(paired: McNemarResult, config: GateConfig) -> str:
     if config.rule == "better":
         return f"it is significantly better (p = {paired.p_better:.2g}); {_counts(paired)}"
     return f"it is not significantly worse (p = {paired.p_worse:.2g}); {_counts(paired)}"
@@ -117,6 +130,6 @@ def _in_favour(paired: McNemarResult, config: GateConfig) -> str:
 
 def _counts(paired: McNemarResult) -> str:
     return (
-        f"of {paired.examples:,} test images {paired.only_challenger:,} are right by it alone, "
-        f"{paired.only_champion:,} by the champion alone"
+        f"of {paired.examples:,} test images, only it classifies {paired.only_challenger:,} "
+        f"correctly, only the champion {paired.only_champion:,}"
     )

@@ -1,4 +1,4 @@
-"""Two networks on the same examples: are their accuracies really different?"""
+"""Significance tests and confidence intervals of metrics."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ class McNemarResult(NamedTuple):
     """A comparison of a challenger with a champion on the same examples.
 
     Attributes:
-        examples: how many there are.
-        only_champion: examples that only the champion has right.
-        only_challenger: examples that only the challenger has right.
-        p_worse: under the hypothesis that both are equally good, the probability that the champion alone is right on
-            so many examples, or more, of those on which the two differ; small if the challenger is worse.
-        p_better: the same for the challenger; small if it is better.
-        difference: the challenger's accuracy less the champion's.
-        low: lower end of the difference's 95 % interval.
-        high: its upper end.
+        examples: Number of examples.
+        only_champion: Number of examples that only the champion classifies correctly.
+        only_challenger: Number of examples that only the challenger classifies correctly.
+        p_worse: One-sided p-value against the hypothesis that both are equally good; small if the
+            challenger is worse.
+        p_better: The same for the other side; small if the challenger is better.
+        difference: Accuracy of the challenger minus that of the champion.
+        low: Lower end of the 95 % confidence interval of the difference.
+        high: Upper end of the interval.
     """
 
     examples: int
@@ -36,27 +36,30 @@ class McNemarResult(NamedTuple):
 
 
 def mcnemar_test(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> McNemarResult:
-    """The exact one-sided McNemar tests, and Wald's interval of the difference of two paired shares.
+    """Run both one-sided exact McNemar tests, and compute Wald's interval of the difference.
 
-    Sources: McNemar 1947 (doi 10.1007/BF02295996); the exact form is a binomial test with probability one half on
-    the examples on which the two differ. The interval: Agresti, "Categorical Data Analysis", 2nd edition, 10.1.1.
+    Sources: McNemar 1947 (doi 10.1007/BF02295996); the exact form is a binomial test with
+    probability one half on the examples on which the two differ. The interval of the difference of
+    two paired proportions: Agresti, "Categorical Data Analysis", 2nd edition, 10.1.1.
 
     Args:
-        champion: shape (n,), n of 1 or more: which examples it has right.
-        challenger: shape (n,), likewise.
+        champion: Whether the champion classifies each example correctly, bool, shape (n,), n of 1
+            or more.
+        challenger: The same for the challenger.
     """
+    # Not scipy.stats.binomtest: it takes twice as long to import, and differs in the last digits.
     from scipy.special import bdtrc
 
     examples = len(champion)
     lost, won = int((champion & ~challenger).sum()), int((challenger & ~champion).sum())
-    differing = lost + won
+    discordant = lost + won
 
     def at_least(count: int) -> float:
-        return float(bdtrc(count - 1, differing, 0.5)) if count else 1.0
+        return float(bdtrc(count - 1, discordant, 0.5)) if count else 1.0
 
     difference = (won - lost) / examples
-    spread = _Z * math.sqrt(max(differing - (won - lost) ** 2 / examples, 0.0)) / examples
-    low, high = max(difference - spread, -1.0), min(difference + spread, 1.0)
+    half = _Z * math.sqrt(max(discordant - (won - lost) ** 2 / examples, 0.0)) / examples
+    low, high = max(difference - half, -1.0), min(difference + half, 1.0)
     return McNemarResult(examples, lost, won, at_least(lost), at_least(won), difference, low, high)
 
 
@@ -64,14 +67,15 @@ _CONFIDENCE = 0.95
 
 
 class Spread(NamedTuple):
-    """Mean and spread of a figure over independent runs.
+    """Mean and spread of a metric over independent runs.
 
     Attributes:
-        runs: how many values there are, one from each.
-        mean: of the values.
-        standard_deviation: of a single value, from the sample (divided by count - 1); None for fewer than two.
-        low: lower end of the mean's 95 % confidence interval; None for fewer than two values.
-        high: its upper end.
+        runs: Number of values, one for each run.
+        mean: Mean of the values.
+        standard_deviation: Sample standard deviation of the values (divided by count - 1); None for
+            fewer than two values.
+        low: Lower end of the 95 % confidence interval of the mean; None for fewer than two values.
+        high: Upper end of the interval.
     """
 
     runs: int
@@ -82,22 +86,22 @@ class Spread(NamedTuple):
 
 
 def mean_confidence_interval(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation, and the 95 % confidence interval of the mean by Student's t.
+    """Compute mean, standard deviation, and the 95 % confidence interval of the mean.
 
-    Source: Student, "The Probable Error of a Mean", 1908 (doi 10.1093/biomet/6.1.1): mean ± t · s / √n with n - 1
-    degrees of freedom. It takes the values as independent and about normal.
+    The interval is mean ± t · s / √n with n - 1 degrees of freedom: Student, "The Probable Error
+    of a Mean", 1908 (doi 10.1093/biomet/6.1.1). It assumes independent, roughly normal values.
 
     Args:
-        values: finite, one or more.
+        values: One or more finite values.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are no values.
     """
     from scipy.special import stdtrit
 
     count = len(values)
     if not count:
-        raise ValueError("no values to take the mean of; give one or more")
+        raise ValueError("cannot compute the mean of no values; give one or more")
     mean = math.fsum(values) / count
     if count == 1:
         return Spread(1, mean, None, None, None)

@@ -1,11 +1,11 @@
-"""How a model ends, read from its graph: whatever it was written with, softmax is the operation `Softmax` there."""
+"""Find the operation that a model ends in, from its graph, where every softmax is a `Softmax`."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nnbuild.runtime.tensorflow import tf
 
-# The head may be looked at through these: they move numbers about, or combine them linearly.
+# The search continues through these: they move numbers, or combine them linearly.
 _MOVING = {
     "Identity",
     "Cast",
@@ -57,11 +57,11 @@ _COMBINING = {
     "Maximum",
     "LogSoftmax",
 }
-_PASSED = _MOVING | _COMBINING
-_FIRST_PASSED = {"FusedBatchNormV3"}  # only its first input is an image's; at scoring it is linear
+_TRANSPARENT = _MOVING | _COMBINING
+_FIRST_TRANSPARENT = {"FusedBatchNormV3"}  # linear at scoring, in its first input
 _DIVISIONS = {"RealDiv", "Div", "DivNoNan", "Xdivy"}
 
-# What a head must not be. LogSoftmax is no such thing: log-probabilities are logits, if logits lie behind it.
+# Not allowed as a head. LogSoftmax is: log-probabilities of logits are logits.
 _NONLINEAR = {
     "Softmax",
     "Sigmoid",
@@ -90,10 +90,10 @@ _NONLINEAR = {
     "ArgMax",
     "OneHot",
 }
-# What comes out of these does not depend on the values of what goes in.
+# Their outputs do not depend on the values of their inputs.
 _SHAPE_ONLY = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"}
 
-# The functions that an operation calls, and how many of its inputs come before their arguments.
+# Attributes with the functions that an operation calls, and its number of inputs before theirs.
 _CALLS = {
     "PartitionedCall": (("f",), 0),
     "StatefulPartitionedCall": (("f",), 0),
@@ -108,7 +108,7 @@ _LOOPS = {"While", "StatelessWhile"}
 
 
 class Nonlinear(NamedTuple):
-    """An operation that the head must not be, and the name of the place in the graph."""
+    """A nonlinear operation at the end of a model, and its name in the graph."""
 
     operation: str
     place: str
@@ -130,16 +130,16 @@ def traced(model: Any, image_shape: tuple[int, ...]) -> Any:
 
 
 def nonlinear_end(function: Any) -> Nonlinear | None:
-    """Find the first operation, seen from the model's output, that makes it something else than logits.
+    """Find the first operation, from the output backwards, that makes the output not logits.
 
-    The search follows only what depends on the images. A temperature that was learnt, or the statistics
-    of batch norm, are constants at scoring, however they are computed.
+    The search follows only values that depend on the images. A learnt temperature or the statistics
+    of batch normalisation are constants at scoring.
 
     Args:
         function: Concrete function of a model, see `traced`.
 
     Returns:
-        The operation, or None if the model ends linearly.
+        The operation; None if the end of the model is linear.
     """
     definition = function.graph.as_graph_def()
     functions = {each.signature.name: each for each in definition.library.function}
@@ -148,11 +148,11 @@ def nonlinear_end(function: Any) -> Nonlinear | None:
 
 
 class _Body:
-    """The operations of a graph, or of a function within it, and which of them depend on the images.
+    """The operations of a graph, or of a function in it, and which of them depend on the images.
 
     Args:
         nodes: All operations.
-        sources: Names of the operations or arguments that the images come in by.
+        sources: Names of the operations or arguments that receive the images.
     """
 
     def __init__(self, nodes: Iterable[Any], sources: Collection[str]) -> None:
@@ -186,18 +186,18 @@ def _search(body: _Body, ends: Iterable[str], functions: Mapping[str, Any]) -> N
         for inner, end in _called(node, output, body, functions):
             if found := _search(inner, [end], functions):
                 return found
-        pending.extend(each for each in _passed(node, output) if body.depends(each))
+        pending.extend(each for each in _continued(node, output) if body.depends(each))
     return None
 
 
-def _passed(node: Any, output: int) -> list[str]:
-    """The inputs through which the search goes on."""
+def _continued(node: Any, output: int) -> list[str]:
+    """Return the inputs through which the search continues."""
     inputs = _inputs(node)
-    if node.op in _PASSED:
+    if node.op in _TRANSPARENT:
         return inputs
-    if node.op in _FIRST_PASSED:
+    if node.op in _FIRST_TRANSPARENT:
         return inputs[:1]
-    if node.op == "IdentityN":  # around an operation with a gradient of its own, as swish has
+    if node.op == "IdentityN":  # around an operation with a custom gradient, such as swish
         return [inputs[output]]
     return []
 
@@ -205,10 +205,10 @@ def _passed(node: Any, output: int) -> list[str]:
 def _called(
     node: Any, output: int, body: _Body, functions: Mapping[str, Any]
 ) -> Iterator[tuple[_Body, str]]:
-    """Yield the functions that an operation calls, each with what it returns as that output."""
+    """Yield the functions that an operation calls, each with its result for an output."""
     attributes, skipped = _CALLS.get(node.op, ((), 0))
     depends = [body.depends(each) for each in _inputs(node)[skipped:]]
-    if node.op in _LOOPS:  # from one turn to the next anything may come to depend on anything
+    if node.op in _LOOPS:  # over the iterations any value may come to depend on any other
         depends = [any(depends)] * len(depends)
     for attribute in attributes:
         value = node.attr[attribute]
@@ -225,6 +225,6 @@ def _inputs(node: Any) -> list[str]:
 
 
 def _origin(end: str) -> tuple[str, int]:
-    """The node and the number of its output, of `node:output:0`, `node:0` or `node`."""
+    """Split `node:output:0`, `node:0` or `node` into the node and the number of its output."""
     name, *rest = end.split(":")
     return name, int(rest[-1]) if rest else 0

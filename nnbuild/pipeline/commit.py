@@ -32,7 +32,7 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
         Paths of the run's outputs.
     """
     store = Store(run.store)
-    with champion.locked(store):
+    with champion.lock(store):
         decided = _current_decision(run)
         committed = _commit(run, None, now)
         _promote(store, run, decided, now)
@@ -54,7 +54,7 @@ def complete_interrupted_commits(store: Store) -> list[str]:
     finished = []
     for run in store.committed_in_staging():
         try:
-            with locks.held(run.folder), champion.locked(store):
+            with locks.lock(run.folder), champion.lock(store):
                 _promote(store, run, run.load_result(Decided), None)
                 run.clear()
         except LockedError:  # its own process is committing it now

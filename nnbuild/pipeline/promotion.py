@@ -160,11 +160,11 @@ def _candidate(
 ) -> promotion.Candidate:
     rows = [row for row in evaluation.to_pylist() if row["subset"] == "test"]
     ordered = predictions.sort_by("example_id")
-    right = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
+    correct = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
     return promotion.Candidate(
         run_id=run_id,
         test_set=_test_set_digest(folder),
-        right=right,
+        correct=correct,
         metrics={row["metric"]: row["value"] for row in rows if row["label"] is None},
         recalls={row["label"]: row["value"] for row in rows if row["metric"] == "recall"},
     )

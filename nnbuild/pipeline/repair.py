@@ -166,7 +166,7 @@ def _removal(folder: Path) -> Callable[[], object]:
     """Return a function that removes a folder of staging, if no process holds it by then."""
 
     def remove() -> None:
-        with locks.held(folder):
+        with locks.lock(folder):
             shutil.rmtree(folder)
 
     return remove

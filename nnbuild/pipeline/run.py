@@ -151,7 +151,7 @@ def run_context(run: Run) -> Iterator[None]:
     Raises:
         LockedError: Another process holds the run.
     """
-    with locks.held(run.folder), sigterm_as_exception():
+    with locks.lock(run.folder), sigterm_as_exception():
         _ = run.config  # read before the store can disappear: the resume hint needs it
         try:
             yield

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nnbuild.config.loading import flattened
+from nnbuild.config.loading import flatten
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.runtime.credentials import mask_credentials, split_credentials
 from nnbuild.runtime.outward import describe
@@ -122,7 +122,7 @@ def _log(mlflow: Any, client: Any, experiment: str, store: Store, manifest: Mani
     entities = mlflow.entities
     settings = [
         entities.Param(name, str(value)[:_LONGEST])
-        for name, value in flattened(manifest.config).items()
+        for name, value in flatten(manifest.config).items()
     ]
     for first in range(0, len(settings), 100):  # as many as one request may hold
         client.log_batch(target, params=settings[first : first + 100])

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from nnbuild.config.loading import flattened
+from nnbuild.config.loading import flatten
 from nnbuild.report import charts, data, examples, text
 from nnbuild.report.charts import heat_map
 from nnbuild.report.metadata import digests, facts, timings
@@ -220,7 +220,7 @@ def making(manifest: Manifest) -> Context:
         "checks_answer": text.on_checks([(each.passed, each.hard) for each in checks]),
         "facts": facts(manifest),
         "timings": timings(manifest),
-        "settings": {name: setting(value) for name, value in flattened(manifest.config).items()},
+        "settings": {name: setting(value) for name, value in flatten(manifest.config).items()},
         "packages": {name: version for name, version in manifest.packages.items() if version},
         "digests": digests(manifest),
     }

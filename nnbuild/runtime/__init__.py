@@ -1,1 +1,1 @@
-"""What a process needs around its work: limits, printable text, reports to the outside."""
+"""Process-level services: environment, limits, signals, safe text, webhook."""

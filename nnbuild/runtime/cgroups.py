@@ -1,9 +1,9 @@
-"""Read the limits that control groups put on this process: a container's share of the machine.
+"""Read the limits of the control groups of this process, such as those of a container.
 
-A container sees every processor and all memory of its host; what it may use is written in the files
-of its control group. Both versions are read, as Linux documents them: `cpu.max` and `memory.max` of
+A container sees all processors and memory of its host; its limits are in the files of its control
+group. Both versions are read, as Linux documents them: `cpu.max` and `memory.max` of
 version 2 (Documentation/admin-guide/cgroup-v2.rst), `cpu.cfs_quota_us` and `memory.limit_in_bytes`
-of version 1. A group inside another one is held to the limits of both.
+of version 1. A nested group is subject to the limits of its parents as well.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path("/")
 _UNLIMITED_BYTES = 2**60
-"""Version 1 has no word for "no limit": it is a number near 2**63."""
+"""Version 1 has no value for "no limit", but uses a number near 2**63."""
 
 
 class _Mount(NamedTuple):
@@ -33,10 +33,10 @@ class _Mount(NamedTuple):
 
 
 def processor_limit(root: Path = ROOT) -> int | None:
-    """Return how many processors the CPU quota is worth, rounded up.
+    """Return the CPU quota as a number of processors, rounded up.
 
     Args:
-        root: Folder that holds `proc/` and the mounted control groups.
+        root: Folder with `proc/` and the mounted control groups.
 
     Returns:
         At least 1, or None if there is no quota.
@@ -46,13 +46,13 @@ def processor_limit(root: Path = ROOT) -> int | None:
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Return the bytes of memory that the process may use.
+    """Return the memory that the process may use, in bytes.
 
     Args:
-        root: Folder that holds `proc/` and the mounted control groups.
+        root: Folder with `proc/` and the mounted control groups.
 
     Returns:
-        The smallest limit of the groups that the process is in, or None if there is none.
+        The smallest limit of the groups of the process, or None if there is none.
     """
     limits = [*_limits(root, None, _memory_v2), *_limits(root, "memory", _memory_v1)]
     return int(min(limits)) if limits else None
@@ -61,19 +61,18 @@ def memory_limit(root: Path = ROOT) -> int | None:
 def _limits(
     root: Path, controller: str | None, read: Callable[[Path], float | None]
 ) -> Iterator[float]:
-    """Read a limit of the process's group and of each group around it.
+    """Read a limit of the process's group and of its parent groups.
 
     Args:
-        root: Folder that holds `proc/` and the mounted control groups.
-        controller: Controller of version 1; None for version 2, whose one hierarchy has all of
-            them.
-        read: Function that returns the limit in a group's folder, or None if it has none.
+        root: Folder with `proc/` and the mounted control groups.
+        controller: Controller of version 1; None for version 2, which has one hierarchy for all.
+        read: Function that returns the limit in the folder of a group, or None.
     """
     group, mount = _group(root, controller), _mount(root, controller)
     if group is None or mount is None:
         return
     inside = PurePosixPath(".")
-    if group.is_relative_to(mount.root):  # it is not where the group lies outside a namespace
+    if group.is_relative_to(mount.root):  # not if the group is outside of the namespace
         inside = group.relative_to(mount.root)
     for folder in (inside, *inside.parents):
         limit = read(root / mount.point.relative_to("/") / folder)
@@ -96,15 +95,15 @@ def _mount(root: Path, controller: str | None) -> _Mount | None:
     for line in _lines(root / "proc" / "self" / "mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kind, options = before.split(), after.split(maxsplit=1)[:1], after.split()[-1:]
-        wanted = ["cgroup2"] if controller is None else ["cgroup"]
-        has_it = controller is None or controller in ",".join(options).split(",")
-        if len(fields) > 4 and kind == wanted and has_it:  # noqa: PLR2004
+        expected = ["cgroup2"] if controller is None else ["cgroup"]
+        has_controller = controller is None or controller in ",".join(options).split(",")
+        if len(fields) > 4 and kind == expected and has_controller:  # noqa: PLR2004
             return _Mount(_unescaped(fields[4]), _unescaped(fields[3]))
     return None
 
 
 def _unescaped(path: str) -> PurePosixPath:
-    """Decode the octal escapes that stand for spaces and the like."""
+    """Decode octal escapes of spaces and similar characters."""
     return PurePosixPath(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path) or "/")
 
 
@@ -120,9 +119,9 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Return quota / period; None for `max`, -1 and what cannot be read."""
-    above, below = _number(quota), _number(period)
-    return above / below if above and below else None
+    """Return quota / period; None for `max`, -1 and unreadable values."""
+    numerator, denominator = _number(quota), _number(period)
+    return numerator / denominator if numerator and denominator else None
 
 
 def _memory_v2(folder: Path) -> float | None:
@@ -134,8 +133,8 @@ def _memory_v1(folder: Path) -> float | None:
 
 
 def _bytes(file: Path) -> float | None:
-    found = _number(_first_line(file))
-    return found if found is not None and found < _UNLIMITED_BYTES else None
+    size = _number(_first_line(file))
+    return size if size is not None and size < _UNLIMITED_BYTES else None
 
 
 def _number(text: str) -> int | None:
@@ -147,7 +146,7 @@ def _first_line(file: Path) -> str:
 
 
 def _lines(file: Path) -> list[str]:
-    """Return the lines of a file, or none if it cannot be read."""
+    """Return the lines of a file; an empty list if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -155,9 +154,9 @@ def _lines(file: Path) -> list[str]:
 
 
 def total_memory() -> int:
-    """Return the bytes of memory that this process may use.
+    """Return the memory that this process may use, in bytes.
 
-    It is the machine's memory, or the control group's limit if that is smaller, as in a container.
+    It is the memory of the machine, or the limit of the control group if that is smaller.
     """
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(installed, memory_limit() or installed)
@@ -165,13 +164,13 @@ def total_memory() -> int:
 
 @contextmanager
 def memory_growth_limited(size: int) -> Iterator[None]:
-    """Let allocations fail once this process has grown by a number of bytes.
+    """Limit the memory that this process may allocate in the block.
 
-    The kernel refuses the memory, so that a library that keeps to no limit of its own fails
-    instead of the machine. Systems that do not report a process's memory set no limit.
+    The kernel refuses further allocations, so that a library without its own limit fails instead
+    of the machine. There is no limit on systems that do not report the memory of a process.
 
     Args:
-        size: Bytes that the process may allocate inside the block.
+        size: Number of bytes that may be allocated.
     """
     in_use = _data_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -187,7 +186,7 @@ def memory_growth_limited(size: int) -> Iterator[None]:
 
 
 def _data_bytes() -> int | None:
-    """Return the bytes of this process that count against the limit, if Linux tells."""
+    """Return the bytes that count against the limit; None if the system does not report them."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

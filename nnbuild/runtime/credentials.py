@@ -1,4 +1,4 @@
-"""Credentials in URLs: mask them in any text, refuse them where they would be stored."""
+"""Mask credentials in URLs, and refuse them in settings that would be stored."""
 
 import re
 from urllib.parse import unquote
@@ -7,8 +7,8 @@ from nnbuild.errors import ConfigError
 
 MASK = "***"
 
-_SCHEME_END = re.compile(r":/{1,2}")  # one slash is what `pathlib.Path` leaves of a URL's two
-_AZURE = re.compile(r"(?:abfss?|wasbs?)$", re.IGNORECASE)  # CONTAINER@ACCOUNT is no credential
+_SCHEME_END = re.compile(r":/{1,2}")  # one slash if `pathlib.Path` has removed the other
+_AZURE = re.compile(r"(?:abfss?|wasbs?)$", re.IGNORECASE)  # CONTAINER@ACCOUNT is not a credential
 _USER = re.compile(r"[^/?#:]*")
 _HOST_AND_PORT = re.compile(
     r"(?:localhost|\[[\da-f:.]+\]|[^/?#:@\s]*\.[^/?#:@\s]*)(?::\d{1,5})?(?=[/?#]|$)", re.IGNORECASE
@@ -28,14 +28,14 @@ _SECRET_PARAMETER = re.compile(
 
 
 def mask_credentials(text: str) -> str:
-    """Replace the credentials in every URL of a text by `***`.
+    """Replace the credentials in all URLs of a text by `***`.
 
-    A user and password before the host are masked, and so are the values of query parameters whose
-    name says that they are secret. A password may hold any character but whitespace: where it is not
+    This masks users and passwords before the host, and the values of query parameters whose names
+    suggest a secret. A password may contain any character but whitespace; if it is not
     percent-encoded and the end of the credentials is ambiguous, more is masked rather than less.
 
     Args:
-        text: Any text: a URL, a message, a traceback.
+        text: Any text, such as a URL, a message or a traceback.
     """
     if ":/" in text:
         text = re.sub(r"\S+", lambda found: _without_userinfo(found[0]), text)
@@ -43,21 +43,22 @@ def mask_credentials(text: str) -> str:
 
 
 def has_credentials(url: str) -> bool:
-    """Return whether a text is a URL with credentials that `mask_credentials` would mask."""
+    """Return whether a text is a URL with credentials, see `mask_credentials`."""
     if ":/" not in url:
         return False
     return _without_userinfo(url) != url or _SECRET_PARAMETER.search(url) is not None
 
 
 def require_no_credentials(url: str, what: str) -> None:
-    """Refuse a URL with credentials, where it would be stored or shown.
+    """Refuse a URL with credentials, since it would be stored or shown.
 
     Args:
-        url: Any setting; only a URL can be refused.
-        what: Name of the setting, for the message.
+        url: Value of a setting; other values than URLs are accepted.
+        what: Name of the setting for the message.
 
     Raises:
-        ConfigError: The URL holds a password, a token or a signature. The message does not repeat it.
+        ConfigError: The URL contains a password, a token or a signature; the message does not
+            repeat it.
     """
     if has_credentials(url):
         raise ConfigError(
@@ -68,11 +69,11 @@ def require_no_credentials(url: str, what: str) -> None:
 
 
 def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Return a URL without its user and password, and the two, percent-decoded.
+    """Split a URL into the URL without credentials, and the decoded user and password.
 
     Raises:
-        ValueError: The URL holds white space, or the credentials are not percent-encoded, so that their
-            end is ambiguous. The message does not repeat them.
+        ValueError: The URL contains whitespace, or the credentials are not percent-encoded, so
+            that their end is ambiguous; the message does not repeat them.
     """
     scheme, separator, rest = url.partition("://")
     end = _AUTHORITY_END.search(rest)
@@ -81,7 +82,7 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
     tail = rest[len(authority) :]
     ambiguous = "@" in userinfo or "@" in tail if at else _without_userinfo(url) != url
     if re.search(r"\s", url):
-        raise ValueError("it holds white space; percent-encode it as %20")
+        raise ValueError("it contains whitespace; percent-encode it as %20")
     if ambiguous:
         raise ValueError(
             "its user and password are ambiguous; percent-encode them, such as %40 for @"
@@ -93,33 +94,33 @@ def split_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _without_userinfo(text: str) -> str:
-    """Mask the user and password of the URLs in a text that is taken for one word.
+    """Mask users and passwords of URLs in a text without whitespace.
 
-    Linear in the length of the text, unlike a regular expression with the same meaning.
+    The time is linear in the length of the text, unlike that of a regular expression.
     """
     last_at = text.rfind("@")
-    done: list[str] = []
-    begun = 0
-    while (found := _SCHEME_END.search(text, begun)) and found.start() < last_at:
+    parts: list[str] = []
+    position = 0
+    while (found := _SCHEME_END.search(text, position)) and found.start() < last_at:
         start = found.end()
         end = _userinfo_end(text, start, last_at)
-        done.append(text[begun:start])
+        parts.append(text[position:start])
         if end is None or (
-            ":" not in text[start:end] and _AZURE.search(text[begun : found.start()])
+            ":" not in text[start:end] and _AZURE.search(text[position : found.start()])
         ):
-            begun = start
+            position = start
         else:
-            done.append(MASK)
-            begun = end
-    return "".join([*done, text[begun:]])
+            parts.append(MASK)
+            position = end
+    return "".join([*parts, text[position:]])
 
 
 def _userinfo_end(text: str, start: int, last_at: int) -> int | None:
-    """Return the place of the `@` after a user and password that begin at `start`, if there are any."""
+    """Return the position of the `@` after a user and password at `start`; None without them."""
     user = _USER.match(text, start)
     after = user.end() if user else start
     at = text.rfind("@", start, after)
-    # HOST:80/a@b has no password. A host without a dot cannot be told from a user, and is masked.
+    # HOST:80/a@b has no password. A host without a dot looks like a user, and is masked.
     is_host = _HOST_AND_PORT.match(text, at + 1 if at >= 0 else start)
     if text[after : after + 1] == ":" and after < last_at and not is_host:
         return last_at
@@ -130,10 +131,10 @@ def _alternative(scheme: str) -> str:
     if scheme in {"s3", "s3a"}:
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if scheme in {"http", "https"}:
-        return "give the header by $FSSPEC_HTTP, or download the file"
+        return "set the header in $FSSPEC_HTTP, or download the file"
     if scheme.partition("+")[0] in {"postgresql", "postgres"}:
         return "set PGPASSWORD or use ~/.pgpass"
     if scheme.partition("+")[0] in {"mysql", "mariadb", "mssql", "oracle"}:
-        return "keep the password in the driver's own configuration"
+        return "put the password into the configuration of the driver"
     protocol = re.sub(r"\W", "_", scheme).upper()
     return f"set FSSPEC_{protocol}_USERNAME and FSSPEC_{protocol}_PASSWORD"

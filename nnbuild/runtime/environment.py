@@ -1,4 +1,4 @@
-"""What a run was made with: code, packages, processor."""
+"""The environment of a run: versions of code and packages, processor."""
 
 import hashlib
 import os
@@ -25,12 +25,12 @@ _PACKAGES = (
 )
 
 OPERATIONS_AT_ONCE = 2
-"""How many operations of a graph TensorFlow runs beside each other; each has the threads that the config says."""
+"""Number of operations of a graph that TensorFlow runs in parallel, with `training.threads` each."""
 
 
 @cache
 def code_version() -> str:
-    """The version of nnbuild, and twelve digits of the sha256 of its source: it changes when the code does."""
+    """Return the version of nnbuild, and twelve digits of the SHA-256 of its source code."""
     package = Path(__file__).parent
     source = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -40,14 +40,14 @@ def code_version() -> str:
 
 def _version(package: str) -> str | None:
     try:
-        told = distribution(package).read_text("METADATA") or ""
+        metadata = distribution(package).read_text("METADATA") or ""
     except PackageNotFoundError:
         return None
-    # Not `importlib.metadata.version`, which parses a package's whole description as an e-mail first.
+    # Not `importlib.metadata.version`, which parses the whole description of the package.
     return next(
         (
             line.partition(":")[2].strip()
-            for line in told.splitlines()
+            for line in metadata.splitlines()
             if line.startswith("Version:")
         ),
         None,
@@ -55,24 +55,24 @@ def _version(package: str) -> str | None:
 
 
 def packages() -> dict[str, str | None]:
-    """The versions of what a run's result depends on."""
+    """Return the versions of the packages that results depend on; None if not installed."""
     return {name: _version(name) for name in _PACKAGES}
 
 
 def processors(root: Path = cgroups.ROOT) -> int:
-    """Return how many processors this process may use by its affinity and its CPU quota.
+    """Return the number of processors that this process may use, by affinity and CPU quota.
 
     Args:
-        root: Folder that holds `proc/` and the control groups, which have the quota.
+        root: Folder with `proc/` and the control groups, which contain the quota.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux only
     usable = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     return min(usable, cgroups.processor_limit(root) or usable)
 
 
 @cache
 def processor() -> dict[str, Any]:
-    """What of the processor decides the bytes of a convolution: its features, and oneDNN."""
+    """Return the properties of the processor that change the result bytes of a convolution."""
     features = ""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -89,7 +89,7 @@ def processor() -> dict[str, Any]:
 
 
 def description() -> dict[str, Any]:
-    """The machine, for the manifest."""
+    """Describe the machine for the manifest."""
     return {
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Named places where a test may kill the process, to prove that nothing is lost there."""
+"""Named points where tests kill the process, to check that nothing is lost."""
 
 import os
 import signal
@@ -7,6 +7,6 @@ _VARIABLE = "NNBUILD_FAULT"
 
 
 def failpoint(name: str) -> None:
-    """Die here by SIGKILL if `$NNBUILD_FAULT` names this place. Only tests set it."""
+    """Stop the process by SIGKILL if `$NNBUILD_FAULT` names this point. Only tests set it."""
     if os.environ.get(_VARIABLE) == name:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Names that are imported when they are first asked for: TensorFlow takes seconds, and much does without it."""
+"""Import names on first use, since TensorFlow takes seconds and many commands do not need it."""
 
 import gc
 import importlib
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def find(name: str, places: Mapping[str, tuple[str, ...]], package: str) -> Any:
-    """The object behind a name of a package, for its `__getattr__`.
+def attach(name: str, exports: Mapping[str, tuple[str, ...]], package: str) -> Any:
+    """Return an attribute of a package that a module exports, for the package's `__getattr__`.
 
     Args:
-        name: what was asked for.
-        places: the names of each module.
-        package: who was asked.
+        name: Name of the attribute.
+        exports: Exported names by module.
+        package: Name of the package.
 
     Raises:
-        AttributeError: no module has the name.
+        AttributeError: No module exports the name.
     """
-    for module, names in places.items():
+    for module, names in exports.items():
         if name in names:
             return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
@@ -26,16 +26,16 @@ def find(name: str, places: Mapping[str, tuple[str, ...]], package: str) -> Any:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Import something large. Python's search for cycles rests meanwhile, and leaves alone what was made from then on.
+    """Pause the garbage collector during a large import, and exempt the new objects afterwards.
 
-    The imports make half a million objects that stay. Looking through them again and again took 0.8 of the 3 s of
-    TensorFlow's import, and a part of each step behind it.
+    The import of TensorFlow creates half a million permanent objects. Searching them for cycles
+    took 0.8 s of the 3 s of the import, and slowed down every later step.
     """
-    searching = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        if searching:
+        if enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""Log records without credentials and control characters, whoever writes them."""
+"""Remove credentials and control characters from all log records of the process."""
 
 import logging
 import traceback
@@ -7,14 +7,14 @@ from typing import Any
 from nnbuild.errors import NnbuildError
 from nnbuild.runtime.text import sanitize, sanitize_lines
 
-_OURS = ("nnbuild", "prefect.flow_runs", "prefect.task_runs")  # a line of these is one event
+_OURS = ("nnbuild", "prefect.flow_runs", "prefect.task_runs")  # each line is one event
 
 
 def sanitize_log_records() -> None:
-    """Make every log record of this process safe to show. A second call changes nothing.
+    """Make every log record of this process safe to display; repeated calls change nothing.
 
-    Libraries write URLs into their messages, and users' texts are in the messages of exceptions that
-    Prefect logs. A handler's filter would not do: Prefect configures the handlers.
+    Libraries log URLs, and Prefect logs exceptions whose messages contain texts of users. A filter
+    of a handler is not enough, since Prefect configures the handlers.
     """
     factory = logging.getLogRecordFactory()
     if getattr(factory, "sanitizes", False):
@@ -32,7 +32,7 @@ def sanitize_log_records() -> None:
 def _sanitize(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
-    except Exception:  # noqa: BLE001  (logging itself reports a message that does not fit its arguments)
+    except Exception:  # noqa: BLE001  (logging reports arguments that do not match)
         return
     clean = (
         sanitize(_on_one_line(message))
@@ -42,12 +42,12 @@ def _sanitize(record: logging.LogRecord) -> None:
     if clean != message:
         record.msg, record.args = clean, ()
     if record.exc_info and isinstance(record.exc_info[1], (NnbuildError, KeyboardInterrupt)):
-        record.exc_info = None  # the message is for the user, who is not to read our code
+        record.exc_info = None  # the message is enough for the user
     if record.exc_info and record.exc_info[1] is not None:
         lines = "".join(traceback.format_exception(record.exc_info[1]))
         record.exc_text = sanitize_lines(lines).rstrip("\n")
 
 
 def _on_one_line(message: str) -> str:
-    """Join lines, and leave the spaces within a line as they are."""
+    """Join lines without changing the spaces within a line."""
     return message if message.isprintable() else " ".join(map(str.strip, message.splitlines()))

@@ -1,4 +1,4 @@
-"""What is reported to the outside: it may fail in any way, and the run goes on."""
+"""Isolate reports to other systems: if they fail, the run continues."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -8,42 +8,41 @@ from typing import Any
 from nnbuild.errors import NnbuildError
 from nnbuild.runtime.text import join_lines, sanitize
 
-_LONGEST = 300
+_MAX_LENGTH = 300
 
 
 @contextmanager
 def outward(what: str, warn: Callable[[str], object]) -> Iterator[None]:
-    """Turn any exception of this block into a warning: a report never decides how a run ends.
+    """Turn any exception of the block into a warning, so that a report never fails a run.
 
-    `KeyboardInterrupt`, `SystemExit` and Prefect's signals are requests to stop, not failures of a
-    report, and are passed on.
+    `KeyboardInterrupt`, `SystemExit` and Prefect's signals are requests to stop, and are raised.
 
     Args:
-        what: Name of the report, for the warning.
-        warn: Receives the warning, one line without credentials. It may fail too.
+        what: Name of the report for the warning.
+        warn: Function that receives the warning, one line without credentials; it may fail too.
     """
     try:
         yield
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (whatever it is)
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (any failure)
         with suppress(Exception):
             warn(f"{what} failed: {describe(error)}; the run is not affected")
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as one line for a person, without credentials and control characters."""
-    message, name = sanitize(join_lines(str(error)))[:_LONGEST], type(error).__name__
+    """Describe an exception in one line, without credentials and control characters."""
+    message, name = sanitize(join_lines(str(error)))[:_MAX_LENGTH], type(error).__name__
     if isinstance(error, NnbuildError):
         return message
     return f"{name}: {message}" if message else name
 
 
 class Harmless:
-    """Passes calls on to an object that shows progress, until the object fails for the first time.
+    """Proxy of a progress display that stops forwarding calls after the first failure.
 
-    A terminal that is gone would fail at every step of a fit: one warning is enough.
+    A closed terminal would fail at every step of a fit; one warning is enough.
 
     Args:
-        display: Whose methods return nothing that matters.
+        display: Display whose methods return nothing of interest.
         warn: As for `outward`.
     """
 

@@ -1,4 +1,4 @@
-"""Read a file that somebody else named, which can be a pipe, a device or a folder instead."""
+"""Read files by paths from users, which may lead to a pipe, a device or a folder."""
 
 import os
 import stat
@@ -14,27 +14,28 @@ _KINDS = (
 
 
 def irregular(mode: int) -> str | None:
-    """Return what a file is, by its `st_mode`, unless it is a regular file."""
+    """Return the kind of a file by its `st_mode`; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Read a whole file without ever waiting for a pipe or a device; links are followed.
+    """Read a file without ever waiting for a pipe or a device; links are followed.
 
     Args:
-        path: The file.
-        most: Number of bytes that it may have.
+        path: Path of the file.
+        most: Largest size in bytes.
 
     Raises:
-        OSError: It is missing or cannot be read.
-        ValueError: It is not a regular file, or is too large; the message says what it is.
+        OSError: The file is missing or cannot be read.
+        ValueError: The file is not a regular file, or is too large; the message is a predicate,
+            such as `is a folder, not a file`.
     """
-    _require(path.stat(), most)  # before it is opened: that alone can set a device going
+    _require(path.stat(), most)  # before opening it, since that can start a device
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:  # noqa: PTH123
-        _require(os.fstat(descriptor), most)  # it can have been replaced in the meantime
+        _require(os.fstat(descriptor), most)  # it may have been replaced in the meantime
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"has more than {most} bytes")

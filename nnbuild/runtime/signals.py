@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: heard between the steps of a fit, and torn out of anything else."""
+"""Handle Ctrl-C and SIGTERM: deferred between the steps of a fit, raised everywhere else."""
 
 import os
 import signal
@@ -9,101 +9,103 @@ from types import FrameType
 
 from nnbuild.errors import Interrupted
 
-_HEARD = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class SigtermReceived(KeyboardInterrupt):
-    """SIGTERM, which tears out of a block as Ctrl-C does, through every `except Exception`."""
+    """SIGTERM was received; like Ctrl-C, it is not caught by `except Exception`."""
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
-    """Handle signals in this block, and restore what handled them before."""
+    """Handle signals in the block, and restore the previous handlers afterwards."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, previous in before.items():
-            # None stands for a handler that was not installed from Python.
+            # None means that the handler was not installed from Python.
             signal.signal(number, previous if previous is not None else signal.SIG_DFL)
 
 
 def interrupted(error: KeyboardInterrupt) -> Interrupted:
-    """Return what a command raises after Ctrl-C or SIGTERM has interrupted its work."""
+    """Return the error that a command raises after Ctrl-C or SIGTERM."""
     number = int(signal.SIGTERM if isinstance(error, SigtermReceived) else signal.SIGINT)
     return Interrupted(f"stopped by signal {number}", number)
 
 
 @contextmanager
 def sigterm_as_exception() -> Iterator[None]:
-    """Let SIGTERM raise `SigtermReceived` in this block; outside the main thread, do nothing."""
+    """Raise `SigtermReceived` on SIGTERM in the block; outside the main thread, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def tear(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def raise_exception(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise SigtermReceived
 
-    with _handled_by(tear, signal.SIGTERM):
+    with _handled_by(raise_exception, signal.SIGTERM):
         yield
 
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], int | None]]:
-    """Hold the signals that ask to stop for as long as the block runs.
+    """Defer Ctrl-C and SIGTERM for the duration of the block.
+
+    A second Ctrl-C raises `KeyboardInterrupt` immediately.
 
     Yields:
-        A function that gives the number of the signal that has arrived, or None. A second Ctrl-C raises
-        `KeyboardInterrupt` at once. Outside the main thread, where Python hears no signals, always None.
+        A function that returns the number of the signal that was received, or None. Outside the
+        main thread, where Python receives no signals, it always returns None.
     """
-    arrived: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        if arrived and number == signal.SIGINT:
+    def record(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        arrived.append(number)
+        received.append(number)
 
-    with _handled_by(hear, *_HEARD):
-        yield lambda: arrived[0] if arrived else None
+    with _handled_by(record, *_STOP_SIGNALS):
+        yield lambda: received[0] if received else None
 
 
 @contextmanager
 def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process in this block, where there is nothing to save yet.
+    """Exit immediately on Ctrl-C and SIGTERM in the block, where there is nothing to save yet.
 
-    An exception that is raised in the middle of an import can be swallowed, or leave half a module.
+    An exception in the middle of an import could be swallowed, or leave a module incomplete.
 
     Args:
-        before_exit: Called with the exit code, 128 + the signal's number, to say so.
+        before_exit: Function that receives the exit code, 128 + the number of the signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def exit_process(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         before_exit(128 + number)
         os._exit(128 + number)
 
-    with _handled_by(leave, *_HEARD):
+    with _handled_by(exit_process, *_STOP_SIGNALS):
         yield
 
 
 @contextmanager
 def children_spared_ctrl_c() -> Iterator[None]:
-    """Keep a terminal's Ctrl-C from the processes that this thread starts in the block.
+    """Shield the processes that this thread starts in the block from Ctrl-C in a terminal.
 
     The terminal signals the whole process group. A child inherits the signals that its parent
-    blocks, so the signal is blocked here and left to a thread that only waits for it; Python runs
-    the handler in the main thread all the same.
+    blocks, so the signal is blocked here and received by a thread that only waits; Python still
+    runs the handler in the main thread.
     """
-    over = threading.Event()
+    finished = threading.Event()
 
     def receive() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        over.wait()
+        finished.wait()
 
     threading.Thread(target=receive, name="ctrl-c", daemon=True).start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -111,22 +113,23 @@ def children_spared_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        over.set()
+        finished.set()
 
 
 GRACE = 30.0
+"""Seconds between the request to stop and the kill of `hard_timeout`."""
 
 
 @contextmanager
 def hard_timeout(seconds: float | None, *, grace: float = GRACE) -> Iterator[None]:
-    """Ask the process to stop after a time, and let the kernel kill it if it has not stopped a while later.
+    """Send SIGTERM to the process after a time, and let the kernel kill it after a grace period.
 
-    The request is SIGTERM, which a fit answers with a checkpoint. The end is SIGALRM with its default action: the
-    kernel carries it out, and no hanging library or held interpreter lock can keep it off.
+    A fit reacts to SIGTERM with a checkpoint. The kill is SIGALRM with its default action, which
+    works even if a library hangs or holds the interpreter lock.
 
     Args:
-        seconds: until the request; None for no limit.
-        grace: seconds from the request to the end.
+        seconds: Seconds until SIGTERM; None for no limit.
+        grace: Seconds from SIGTERM to the kill.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield

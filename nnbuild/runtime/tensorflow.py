@@ -1,8 +1,8 @@
-"""TensorFlow and Keras, imported once and in silence.
+"""Import TensorFlow and Keras once and without output.
 
-TensorFlow writes to the file descriptor of standard error before its own log settings apply, so the
-import, and the first operation that wakes the runtime, happen with that descriptor set aside. Modules
-that need the two say `from nnbuild.runtime.tensorflow import keras, tf`; nothing else imports them.
+TensorFlow writes to the descriptor of standard error before its log settings apply, so that
+descriptor is redirected during the import and the first operation. Other modules use `from
+nnbuild.runtime.tensorflow import keras, tf`; only this module imports the two.
 """
 
 import atexit
@@ -19,20 +19,20 @@ from nnbuild.runtime.lazy_imports import gc_paused
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what is written to descriptor 2, and show it only if the block raises."""
+    """Suppress output to descriptor 2, and show it only if the block raises."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+    original = os.dup(2)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 2)
         try:
             yield
         except BaseException:
-            aside.seek(0)
-            os.write(kept, aside.read())
+            output.seek(0)
+            os.write(original, output.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,33 +42,33 @@ with quiet(), gc_paused():
     import keras
     import tensorflow as tf
 
-# Its warnings are advice to whoever writes TensorFlow code, not to whoever runs this.
+# Its warnings are for developers of TensorFlow code, not for users of nnbuild.
 tf.get_logger().setLevel("ERROR")
-# TensorFlow's rewriting of graphs ("Grappler") reorders arithmetic, and not every time in the same way: a network that
-# was trained twice by the same seed differed in its last bits. Without it a graph does what it says, and as fast.
+# Grappler, TensorFlow's optimizer of graphs, reorders arithmetic in a nondeterministic way: two
+# trainings with one seed differed in the last bits. Without it the training is as fast.
 tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-# A GPU's memory is taken as it is needed, so that several runs and the desktop share it. Never tried: there was no GPU.
-with suppress(RuntimeError):  # the runtime is awake already; whoever woke it has decided
+# Allocate GPU memory on demand, so that several runs can share a GPU. Not tested on a GPU.
+with suppress(RuntimeError):  # the runtime was initialised before, with other settings
     for _gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(_gpu, enable=True)
 
-# At its end Python looks once more for cycles among all that TensorFlow has made, which takes a second or two of the
-# processor, and frees what ends with the process anyway: a run that was cancelled would keep its place so long.
+# At exit Python searches all objects of TensorFlow for cycles, which takes a second or two and frees
+# only what ends with the process anyway. A cancelled run would occupy its slot in the meantime.
 atexit.register(gc.freeze)
 
 __all__ = ["keras", "pin_threads", "quiet", "tf"]
 
 
 def pin_threads(threads: int) -> bool:
-    """Fix how many threads one operation may use, and wake the runtime.
+    """Set the number of threads for one operation, and initialise the runtime.
 
-    Convolutions give other bytes with another number of threads, so the number is part of a run.
+    Convolutions have other result bytes with another number of threads, so it is part of a run.
 
     Args:
-        threads: for one operation; `OPERATIONS_AT_ONCE` run beside each other.
+        threads: Threads for one operation; `OPERATIONS_AT_ONCE` operations run in parallel.
 
     Returns:
-        Whether it is so. TensorFlow takes the setting only before its first operation.
+        Whether the setting is in effect. TensorFlow accepts it only before its first operation.
     """
     if tf.config.threading.get_intra_op_parallelism_threads() != threads:
         try:

@@ -1,4 +1,4 @@
-"""Text of users, made safe for a terminal, a log, an HTML page and Markdown."""
+"""Make the texts of users safe for terminals, logs, HTML pages and Markdown."""
 
 import re
 
@@ -13,10 +13,11 @@ _PLAIN_CODE = re.compile(r"[\w./:=,+-]+(?: [\w./:=,+-]+)*")
 
 
 def printable(text: str) -> str:
-    r"""Escape what a terminal would obey or a reader could not see.
+    r"""Escape characters that control a terminal or are invisible.
 
     Control characters (ANSI escape sequences begin with one), line breaks, bidirectional overrides,
-    zero-width characters and lone surrogates become `\x1b`, `\n`, `\u202e`, … Everything else stays.
+    zero-width characters and lone surrogates become `\x1b`, `\n`, `\u202e`, … Other characters are
+    unchanged.
 
     Args:
         text: Any text.
@@ -33,38 +34,38 @@ def _escaped(character: str) -> str:
 
 
 def _is_wide_space(character: str) -> bool:
-    """Return whether a character is a space other than the ASCII one, and no line break."""
+    """Return whether a character is a non-ASCII space, but not a line break."""
     return character.isspace() and character > "\x9f" and character not in "\u2028\u2029"
 
 
 def encodable(text: str) -> str:
-    r"""Return a text that UTF-8 can encode: a file name's byte that is not UTF-8 becomes `\udce9`.
+    r"""Return a text that UTF-8 can encode; an invalid byte in a file name becomes `\udce9`.
 
     Args:
-        text: Any text, such as a path; one that can be encoded stays as it is.
+        text: Any text, such as a path; valid text is unchanged.
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def sanitize(text: str) -> str:
-    """Mask the credentials in a text and escape its control characters, for one line."""
+    """Mask credentials and escape control characters in a text of one line."""
     return printable(mask_credentials(text))
 
 
 def sanitize_lines(text: str) -> str:
-    """Do the same for a text of several lines, such as a traceback."""
+    """Mask credentials and escape control characters in a text of several lines."""
     return "\n".join(
         "\t".join(map(printable, line.split("\t"))) for line in mask_credentials(text).splitlines()
     )
 
 
 def join_lines(text: str) -> str:
-    """Return a text of several lines as one, with single spaces between its words."""
+    """Join the lines of a text, with single spaces between words."""
     return " ".join(text.split())
 
 
 def markdown_text(text: str) -> str:
-    """Escape a text so that Markdown shows it literally, within a sentence or a cell of a table."""
+    """Escape a text for Markdown, within a sentence or a cell of a table."""
     escaped = sanitize(text.strip()).translate(_MARKDOWN_TABLE)
     escaped = escaped.replace("://", r"\://")  # no automatic links
     escaped = re.sub(r"\b(www)\.", r"\1\\.", escaped, flags=re.IGNORECASE)
@@ -73,5 +74,5 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return a text as a span of code; escaped as text, where it holds what a span cannot."""
+    """Format a text as a code span; as escaped text if it cannot be one."""
     return f"`{text}`" if _PLAIN_CODE.fullmatch(text) else markdown_text(text)

@@ -1,4 +1,4 @@
-"""Send a message to another program over HTTP."""
+"""Send a message to a webhook over HTTP."""
 
 import ipaddress
 import logging
@@ -18,7 +18,7 @@ _THREAD = "nnbuild-webhook"
 
 
 class WebhookError(NnbuildError):
-    """The message was not accepted. The message of this error never shows more than the URL's host."""
+    """The webhook did not accept a message; the error shows only the host of the URL."""
 
 
 def configured() -> str | None:
@@ -29,7 +29,7 @@ def configured() -> str | None:
     """
     url = os.environ.get(VARIABLE) or None
     if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigError(  # without the value, which is a secret even where it is mistyped
+        raise ConfigError(  # without the value, which may be a secret
             f"${VARIABLE} is not a valid URL, expected one that begins with http:// or https://"
         )
     return url
@@ -38,28 +38,29 @@ def configured() -> str | None:
 def post(url: str, message: Mapping[str, Any], *, timeout: float = 5.0) -> int:
     """Send a message as JSON.
 
-    Redirects are not followed, and the answer's body is not read.
+    Redirects are not followed, and the body of the response is not read.
 
     Args:
-        url: http or https, with user and password for basic authentication if need be.
-        message: Values that JSON can hold. `text` is what chat programs show.
-        timeout: Seconds for the whole exchange, from looking up the host to the answer's headers.
+        url: URL with http or https, optionally with user and password for basic authentication.
+        message: JSON object; chat programs show the value of `text`.
+        timeout: Seconds for the whole exchange, from the DNS lookup to the headers of the
+            response.
 
     Returns:
         The HTTP status, 200 to 299.
 
     Raises:
-        WebhookError: There was no such answer in time, or the URL cannot be used.
+        WebhookError: There was no such response in time, or the URL is invalid.
     """
-    import httpx  # noqa: F401  (here, since it takes a part of a second that is not the server's)
+    import httpx  # noqa: F401  (imported here, so that the import does not count against the timeout)
 
     try:
         clean, credentials = split_credentials(url)
     except ValueError as error:
         raise WebhookError(f"${VARIABLE} is not a valid URL: {error}") from None
     exchange = _Exchange(clean, credentials, message, timeout)
-    # httpx limits each operation, and a server that sends a byte a second never exceeds that: the limit
-    # for all of them is how long this thread waits. Looking up a host cannot be cancelled at all.
+    # httpx limits each operation, which a server that sends one byte per second never exceeds, and
+    # a DNS lookup cannot be cancelled. The limit for everything is how long this thread waits.
     thread = threading.Thread(target=exchange.run, name=_THREAD, daemon=True)
     thread.start()
     thread.join(timeout)
@@ -76,7 +77,7 @@ def _problem(host: str, reason: str) -> str:
 
 
 class _Exchange:
-    """One request, made by a thread of its own."""
+    """One request, sent by a separate thread."""
 
     def __init__(
         self,
@@ -96,14 +97,14 @@ class _Exchange:
     def run(self) -> None:
         try:
             self.status = self._send()
-        except Exception as error:  # noqa: BLE001  (any server may answer anything)
+        except Exception as error:  # noqa: BLE001  (servers may respond with anything)
             self.error, self.problem = error, _reason(error)
         else:
             if not 200 <= self.status < 300:  # noqa: PLR2004
                 self.problem = f"it answered with status {self.status}, expected 200 to 299"
 
     def abandon(self) -> None:
-        """Close the connection, so that the thread ends at the next byte or time-out."""
+        """Close the connection, so that the thread ends at the next byte or timeout."""
         with suppress(Exception):
             self._client.close()
 
@@ -127,12 +128,12 @@ class _Exchange:
 
 
 def _is_not_from_the_webhook(record: logging.LogRecord) -> bool:
-    """Filter httpx's own log of requests: the path of a webhook's URL is often its password."""
+    """Filter the requests from httpx's log, since the path of a webhook is often its password."""
     return record.threadName != _THREAD
 
 
 def _is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, which no proxy can reach."""
+    """Return whether a host is this machine, which proxies cannot reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -140,7 +141,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Describe an error without what the server sent, which may repeat the URL."""
+    """Describe an error without the server's response, which may repeat the URL."""
     import httpx
 
     if isinstance(error, httpx.TimeoutException):

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from nnbuild.runtime.lazy_imports import find
+    from nnbuild.runtime.lazy_imports import attach
 
     places = {
         "nnbuild.scoring.days": ("backfill",),
@@ -38,4 +38,4 @@ def __getattr__(name: str) -> Any:
         "nnbuild.scoring.commit": ("ScoredJob",),
         "nnbuild.scoring.scorer": ("score",),
     }
-    return find(name, places, __name__)
+    return attach(name, places, __name__)

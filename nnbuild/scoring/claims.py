@@ -34,11 +34,11 @@ def claimed(job: "Job") -> Iterator[None]:
     """
     record = {"score_id": job.score_id, "store": str(job.store.root), "input": job.config.input}
     with ExitStack() as claims:
-        claims.enter_context(locks.claimed(_input_lock(job), record, _being_scored))
+        claims.enter_context(locks.claim(_input_lock(job), record, _being_scored))
         require_unscored(job)
         if (output := job.config.output) is not None:
             lock = outputs.lock_file(outputs.location(output))
-            claims.enter_context(locks.claimed(lock, record, lambda holder: in_use(output, holder)))
+            claims.enter_context(locks.claim(lock, record, lambda holder: in_use(output, holder)))
             _require_free(job, output)
         yield
 

@@ -105,7 +105,7 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
         return {}
     job, context = _open_on_worker(root, score_id, threading.get_ident())
     try:
-        with presence.watched(folder):
+        with presence.watch(folder):
             results = make_shards(context, [(number, shards_of(job)[number])], job.folder)
             (shard,) = (each for each in results if not isinstance(each, int))
             return shard.model_dump()

@@ -143,7 +143,7 @@ def job_context(job: Job) -> Iterator[None]:
 def _locked(job: Job) -> Iterator[None]:
     with ExitStack() as stack:
         try:
-            stack.enter_context(locks.held(job.folder))
+            stack.enter_context(locks.lock(job.folder))
         except LockedError as error:
             raise BeingScoredError(str(error)) from error
         yield

@@ -1,21 +1,25 @@
-"""Questions over several runs: two beside each other, and all of them over time. Figures from the tables alone."""
+"""Compare runs and summarise trends, from committed tables only."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from nnbuild.config.loading import flattened
+from nnbuild.config.loading import flatten
 from nnbuild.errors import ConfigError, StoreError
-from nnbuild.evaluation.significance import mcnemar_test as paired_test
+from nnbuild.evaluation.significance import mcnemar_test
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.schemas import JOB_TABLES
 from nnbuild.store.step_results import FittedModel, Scored
 from nnbuild.store.store import Store
 
-_OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
-_SHOWN_ANYHOW = (
+Labels = NDArray[np.integer[Any]]
+
+_RUN_COLUMNS = ("dataset", "model", "seed", "epochs", "status", "promoted")
+_ALWAYS_SHOWN = (
     "seed",
     "trial",
     "dataset.name",
@@ -31,72 +35,76 @@ _METRICS = (
     "top_2_accuracy",
     "macro_f1",
 )
-_OF_PAIR = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
+_PAIRED_COLUMNS = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
 _SECONDS = (FittedModel.step, Scored.step)
+_LEAST_RUNS = 2
 
 
 def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
-    """Runs side by side; each but the first is held against the first by the paired test.
+    """Compare runs; each one but the first is compared with the first by a paired test.
 
     Args:
-        store: where they are.
-        run_ids: two or more committed runs that succeeded.
+        store: Store of the runs.
+        run_ids: IDs of two or more committed runs that succeeded.
 
     Returns:
-        For each run what it was, the settings in which the runs differ by their dotted keys, its figures on the test
-        set, its seconds, and, if it was evaluated on the same test labels as the first, `difference` (of the accuracy),
-        `low`, `high` (its 95 % interval), `only_first`, `only_it` (test images that one of the two alone has right),
-        `p_worse` and `p_better`; null otherwise.
+        For each run its ID, dataset, model and seed, the settings in which the runs differ by
+        their dotted keys, its metrics on the test set and its durations in seconds. If it was
+        evaluated on the same test labels as the first run, also `difference` (of the accuracies),
+        `low` and `high` (95 % interval of the difference), `only_first` and `only_it` (number of
+        test images that only one of the two classifies correctly), `p_worse` and `p_better`;
+        otherwise these are None.
 
     Raises:
-        ConfigError: fewer than two runs, or one twice.
-        StoreError: a run is not committed, or failed.
+        ConfigError: There are fewer than two runs, or one is given twice.
+        StoreError: A run is not committed, or failed.
     """
-    if len(run_ids) < 2 or len(set(run_ids)) < len(run_ids):  # noqa: PLR2004
+    if len(run_ids) < _LEAST_RUNS or len(set(run_ids)) < len(run_ids):
         raise ConfigError(
-            f"cannot compare {', '.join(run_ids) or 'no run'}; give two or more different runs, see `nnbuild runs`"
+            f"cannot compare {', '.join(run_ids) or 'no run'}; give two or more different runs, "
+            "see `nnbuild runs`"
         )
     manifests = [_manifest(store, run_id) for run_id in run_ids]
-    differing = _differing([flattened(each.config) for each in manifests])
+    differing = _differing([flatten(each.config) for each in manifests])
     rows = [
-        _figures(store, each, settings) for each, settings in zip(manifests, differing, strict=True)
+        _summary(store, each, settings) for each, settings in zip(manifests, differing, strict=True)
     ]
-    answers = [_answers(store, run_id) for run_id in run_ids]
+    predictions = [_predictions(store, run_id) for run_id in run_ids]
     return [
-        row | (_against(answers[0], answer) if place else dict.fromkeys(_OF_PAIR))
-        for place, (row, answer) in enumerate(zip(rows, answers, strict=True))
+        row | (_paired(predictions[0], own) if position else dict.fromkeys(_PAIRED_COLUMNS))
+        for position, (row, own) in enumerate(zip(rows, predictions, strict=True))
     ]
 
 
 def _manifest(store: Store, run_id: str) -> Manifest:
     manifest = store.manifest(run_id)
     if manifest.row.status != "succeeded":
-        raise StoreError(f"run {run_id} failed and has no figures; see `nnbuild runs`")
+        raise StoreError(f"run {run_id} failed and has no metrics; see `nnbuild runs`")
     return manifest
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run, the settings in which the runs differ, but for what is shown anyhow."""
+    """Return for each run the settings in which the runs differ, without those always shown."""
     keys = dict.fromkeys(
-        key for each in settings for key in each if not key.startswith(_SHOWN_ANYHOW)
+        key for each in settings for key in each if not key.startswith(_ALWAYS_SHOWN)
     )
     differ = [
         key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)
     ]
-    return [{key: _told(each.get(key)) for key in differ} for each in settings]
+    return [{key: _scalar(each.get(key)) for key in differ} for each in settings]
 
 
-def _told(value: Any) -> Any:
+def _scalar(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def _figures(store: Store, manifest: Manifest, differing: dict[str, Any]) -> dict[str, Any]:
+def _summary(store: Store, manifest: Manifest, differing: dict[str, Any]) -> dict[str, Any]:
     row, run_id = manifest.row, manifest.run_id
     metrics = _metrics(store, run_id)
     calibrated = manifest.steps.calibrate_model
     return {
         "run_id": run_id,
-        **{name: getattr(row, name) for name in _OF_RUN},
+        **{name: getattr(row, name) for name in _RUN_COLUMNS},
         **differing,
         **{name: metrics.get(name) for name in _METRICS},
         "temperature": calibrated.temperature if calibrated else None,
@@ -113,31 +121,32 @@ def _metrics(store: Store, run_id: str) -> dict[str, float]:
     }
 
 
-def _answers(store: Store, run_id: str) -> tuple[Any, Any]:
+def _predictions(store: Store, run_id: str) -> tuple[Labels, Labels]:
     table = store.read_table("predictions", run_id, ["example_id", "label", "predicted"]).sort_by(
         "example_id"
     )
     return np.asarray(table["label"].to_numpy()), np.asarray(table["predicted"].to_numpy())
 
 
-def _against(first: tuple[Any, Any], other: tuple[Any, Any]) -> dict[str, Any]:
+def _paired(first: tuple[Labels, Labels], other: tuple[Labels, Labels]) -> dict[str, Any]:
     if not np.array_equal(first[0], other[0]):
-        return dict.fromkeys(_OF_PAIR)
-    found = paired_test(first[0] == first[1], other[0] == other[1])
-    values = (found.difference, found.low, found.high, found.only_champion, found.only_challenger)
-    return dict(zip(_OF_PAIR, (*values, found.p_worse, found.p_better), strict=True))
+        return dict.fromkeys(_PAIRED_COLUMNS)
+    test = mcnemar_test(first[0] == first[1], other[0] == other[1])
+    values = (test.difference, test.low, test.high, test.only_champion, test.only_challenger)
+    return dict(zip(_PAIRED_COLUMNS, (*values, test.p_worse, test.p_better), strict=True))
 
 
 def drift_by_job(store: Store, run_id: str | None = None) -> list[dict[str, Any]]:
-    """Each scoring job that was held against its model's reference, oldest first: how far off what it scored was.
+    """Return the drift of each scoring job that was compared with a reference, oldest first.
 
     Args:
-        store: where they are.
-        run_id: of the model; all of them if not given.
+        store: Store of the jobs.
+        run_id: ID of the run whose model scored; all runs if not given.
 
     Returns:
-        For each job `score_id`, `run_id`, `measured_at`, `rows`, the largest `psi` and the largest `ks` of its
-        measures, and in `exceeded` the names of those that passed a threshold, with commas between them.
+        For each job `score_id`, `run_id`, `measured_at`, `rows`, the largest `psi` and the largest
+        `ks` of its measures, and in `exceeded` the names of the measures that exceeded a
+        threshold, separated by commas.
     """
     jobs: dict[str, dict[str, Any]] = {}
     for row in store.read_table("drift").to_pylist():
@@ -152,9 +161,10 @@ def drift_by_job(store: Store, run_id: str | None = None) -> list[dict[str, Any]
 
 
 def trends(store: Store) -> list[dict[str, Any]]:
-    """Every run that succeeded, oldest first: its figures, its seconds, and whether it was promoted.
+    """Return metrics, duration and promotion of every run that succeeded, oldest first.
 
-    `drift` is the largest population stability index of what its model scored, in any job; null if none was measured.
+    `drift` is the largest population stability index of all scoring jobs with the run's model;
+    None if none was measured.
     """
     succeeded = [
         row for row in store.read_table("runs").to_pylist() if row["status"] == "succeeded"
@@ -191,39 +201,41 @@ def read_table(
     run_id: str | None = None,
     score_id: str | None = None,
     columns: list[str] | None = None,
-) -> Any:
-    """The committed rows of a table, as Arrow; `.to_pandas()` gives a DataFrame.
+) -> pa.Table:
+    """Read the committed rows of a table; `.to_pandas()` converts them to a DataFrame.
 
     Args:
-        store: or its root.
-        name: of the table: `runs`, `history`, `predictions`, `scores` and so on.
-        run_id: of one run; of a table of scoring jobs, those that its model scored.
-        score_id: of one scoring job, for `scores`, `score_runs` and `drift`.
-        columns: which ones; all if not given.
+        store: A store, or its root; the default root if None.
+        name: Name of the table, such as `runs`, `history`, `predictions` or `scores`.
+        run_id: ID of one run. In a table of scoring jobs: the jobs that its model scored.
+        score_id: ID of one scoring job, for `scores`, `score_runs` and `drift`.
+        columns: Names of the columns; all if not given.
 
     Returns:
-        A `pyarrow.Table`, its first column the `run_id`, or the `score_id` of a table of scoring jobs.
+        The rows. The first column is `run_id`, or `score_id` in a table of scoring jobs.
 
     Raises:
-        StoreError: no store, an unknown table, run, job or column, or a file of another schema version.
+        StoreError: There is no store, the table, run, job or column is unknown, or a file is
+            damaged or of another schema version.
     """
-    place = store if isinstance(store, Store) else Store.open(store)
+    opened = store if isinstance(store, Store) else Store.open(store)
     if name not in JOB_TABLES:
         if score_id is not None:
             raise StoreError(
-                f"score_id {score_id!r} with table {name!r}; give run_id, or read {' or '.join(JOB_TABLES)}"
+                f"score_id {score_id!r} does not apply to table {name!r}; give run_id, or read "
+                f"{' or '.join(JOB_TABLES)}"
             )
-        return place.read_table(name, run_id, columns)
+        return opened.read_table(name, run_id, columns)
     if run_id is None:
-        return place.read_table(name, score_id, columns)
-    jobs = place.read_table("score_runs", score_id).to_pylist()
-    found = [
+        return opened.read_table(name, score_id, columns)
+    jobs = opened.read_table("score_runs", score_id).to_pylist()
+    score_ids = [
         each["score_id"]
         for each in jobs
         if each["run_id"] == run_id and (name != "scores" or not each["output"])
     ]
-    if not found:
+    if not score_ids:
         raise StoreError(
-            f"no scoring job by run {run_id} in {place.root}; see the table score_runs"
+            f"no scoring job by run {run_id} in {opened.root}; see the table score_runs"
         )
-    return place.read_table(name, found, columns)
+    return opened.read_table(name, score_ids, columns)

@@ -1,7 +1,8 @@
-"""The champion: a pointer to a run, which changes in one step and remembers where it pointed before.
+"""The champion: a pointer to a run that changes atomically and keeps its history.
 
-`champion.json` holds every change, the newest last; the champion is what that one names. A change is made only
-if the champion is still the one that the change was decided against (compare and set).
+`champion.json` contains every change, the newest last; the champion is the run of the newest one.
+A change requires that the champion is still the one that the decision was based on (compare and
+set).
 """
 
 import fcntl
@@ -26,10 +27,10 @@ class Change(BaseModel):
     """One change of the pointer.
 
     Attributes:
-        run_id: the champion from then on; None if there was none any more.
-        previous: the champion before.
-        at: when, UTC.
-        by: what made it: the gate, a person's `promote`, or a `rollback`.
+        run_id: The new champion; None for no champion.
+        previous: The champion before the change; None if there was none.
+        at: Time of the change, UTC.
+        by: Origin of the change: the gate, a person's `promote`, or a `rollback`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,31 +41,28 @@ class Change(BaseModel):
 
 
 class _Changes(BaseModel):
-    """What `champion.json` holds."""
+    """Content of `champion.json`."""
 
     changes: list[Change]
 
     @model_validator(mode="after")
-    def _lead_from_one_to_the_next(self) -> Self:
-        standing: list[str | None] = []
+    def _require_consistent_history(self) -> Self:
+        champions = 0
         for each in self.changes:
             if each.run_id is not None and not is_run_id(each.run_id):
                 raise ValueError(f"{each.run_id!r} is not a valid run ID")
-            if each.by != "rollback":
-                standing.append(each.run_id)
-            elif standing:
-                standing.pop()
-            else:
-                raise ValueError("a rollback has no champion to go back from")
+            champions += -1 if each.by == "rollback" else 1
+            if champions < 0:
+                raise ValueError("a rollback has no champion to roll back")
         return self
 
 
 class ChampionChangedError(StoreError):
-    """The champion is no longer the one that a change was decided against."""
+    """The champion is no longer the one that a decision was based on."""
 
 
 def history(store: Store) -> list[Change]:
-    """Every change of the pointer, the oldest first.
+    """Return every change of the champion, the oldest first.
 
     Raises:
         StoreError: `champion.json` is damaged.
@@ -77,23 +75,24 @@ def history(store: Store) -> list[Change]:
 
 
 def current(store: Store) -> str | None:
-    """The champion's run id; None if there is none."""
+    """Return the run ID of the champion; None if there is no champion."""
     changes = history(store)
     return changes[-1].run_id if changes else None
 
 
 def require(store: Store) -> str:
-    """The champion's run id.
+    """Return the run ID of the champion.
 
     Raises:
-        StoreError: there is none.
+        StoreError: There is no champion.
     """
-    found = current(store)
-    if found is None:
+    run_id = current(store)
+    if run_id is None:
         raise StoreError(
-            f"{store.root} has no champion yet; nnbuild run or nnbuild promote RUN_ID makes one"
+            f"{store.root} has no champion yet; train one by `nnbuild run`, or choose one by "
+            "`nnbuild promote RUN_ID`"
         )
-    return found
+    return run_id
 
 
 def change(
@@ -104,20 +103,20 @@ def change(
     by: Literal["gate", "promote", "rollback"],
     now: datetime | None = None,
 ) -> Change:
-    """Point to another run.
+    """Make a run the champion.
 
     Args:
-        store: where.
-        run_id: a committed run that succeeded; None to have no champion.
-        expected: the champion that the change was decided against.
-        by: what makes the change.
-        now: aware time; the clock's if not given.
+        store: Store of the run.
+        run_id: ID of a committed run that succeeded; None for no champion.
+        expected: The champion that the decision was based on.
+        by: Origin of the change.
+        now: Time of the change, with a time zone; the current time if not given.
 
     Raises:
-        ChampionChangedError: the champion is another by now.
-        StoreError: the run is not committed, or failed.
+        ChampionChangedError: The champion is not the expected one.
+        StoreError: The run is not committed, or failed.
     """
-    with locked(store):
+    with lock(store):
         return change_locked(store, run_id, expected=expected, by=by, now=now)
 
 
@@ -129,59 +128,53 @@ def change_locked(
     by: Literal["gate", "promote", "rollback"],
     now: datetime | None = None,
 ) -> Change:
-    """As `change`, for a caller that holds `locked`.
-
-    Raises:
-        ChampionChangedError: as `change`.
-        StoreError: as `change`.
-    """
+    """Make a run the champion as `change` does, for a caller that holds `lock`."""
     if run_id is not None and store.manifest(run_id).row.status != "succeeded":
         raise StoreError(f"run {run_id} failed, expected one that succeeded; see `nnbuild runs`")
     changes = history(store)
-    found = changes[-1].run_id if changes else None
-    if found != expected:
+    previous = changes[-1].run_id if changes else None
+    if previous != expected:
         raise ChampionChangedError(
-            f"the champion is {found} by now, expected {expected}; decide again"
+            f"the champion is {previous} by now, expected {expected}; decide again"
         )
-    made = Change(run_id=run_id, previous=found, at=now or datetime.now(UTC), by=by)
+    new = Change(run_id=run_id, previous=previous, at=now or datetime.now(UTC), by=by)
     write_json(
-        store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, made]]}
+        store.root / FILE, {"changes": [each.model_dump(mode="json") for each in [*changes, new]]}
     )
     fault_injection.failpoint("champion:changed")
-    return made
+    return new
 
 
 def rollback(store: Store, *, now: datetime | None = None) -> Change:
-    """Point to the champion before this one; a second rollback goes one further back.
+    """Restore the previous champion; a second rollback restores the one before that.
 
     Args:
-        store: where.
-        now: aware time of the change; the clock's if not given.
+        store: Store of the champion.
+        now: Time of the change, with a time zone; the current time if not given.
 
     Returns:
-        The change, as it is kept.
+        The recorded change.
 
     Raises:
-        StoreError: there is none before it.
+        StoreError: There is no champion to roll back.
     """
-    changes = history(store)
-    standing: list[str | None] = []
-    for each in changes:
+    champions: list[str | None] = []
+    for each in history(store):
         if each.by == "rollback":
-            standing.pop()
+            champions.pop()
         else:
-            standing.append(each.run_id)
-    if not standing:
+            champions.append(each.run_id)
+    if not champions:
         raise StoreError(
-            f"{store.root} has no champion to go back from; nnbuild promote RUN_ID makes one"
+            f"{store.root} has no champion to roll back; choose one by `nnbuild promote RUN_ID`"
         )
-    before = standing[-2] if len(standing) > 1 else None
-    return change(store, before, expected=standing[-1], by="rollback", now=now)
+    previous = champions[-2] if len(champions) > 1 else None
+    return change(store, previous, expected=champions[-1], by="rollback", now=now)
 
 
 @contextmanager
-def locked(store: Store) -> Iterator[None]:
-    """Let one process of this machine at a time change the pointer.
+def lock(store: Store) -> Iterator[None]:
+    """Let only one process of this machine at a time change the champion.
 
     Raises:
         StoreError: There is no store.

@@ -1,7 +1,7 @@
-"""From staging to the store: everything is made ready aside, then moved, and the `runs` row comes last.
+"""Commit a run: prepare its files in staging, then move them to the store, the `runs` row last.
 
-`commit/` in the run's staging folder mirrors the store. Once `commit/ready.json` stands, nothing is computed any
-more: a commit that is killed is finished by making the moves that are left.
+The folder `commit/` in the run's staging folder mirrors the store. Once `commit/ready.json` exists,
+nothing is computed any more: a commit that was killed is completed by the remaining moves.
 """
 
 import shutil
@@ -28,29 +28,29 @@ PART = "part-0.parquet"
 
 
 class _Ready(BaseModel):
-    """What `ready.json` holds."""
+    """Content of `ready.json`."""
 
     row: Row
 
 
 def is_ready(run: Run) -> bool:
-    """Whether the run only has to be moved."""
+    """Return whether only the moves of the commit are left."""
     return (run.folder / "commit" / "ready.json").exists()
 
 
 def make_ready(
     run: Run, manifest: Manifest, files: Mapping[str, Path], tables: Mapping[str, Path]
 ) -> None:
-    """Lay out everything that the run leaves in the store.
+    """Prepare everything that the run adds to the store.
 
     Args:
-        run: in staging.
+        run: Run in staging.
         manifest: Manifest without files; their digests and sizes are added here.
-        files: what goes into `runs/<run_id>/`, by name there.
-        tables: one Parquet file for each table, by the table's name.
+        files: Files for `runs/<run_id>/`, by their name there.
+        tables: One Parquet file for each table, by the name of the table.
     """
     layout = run.folder / "commit"
-    with os_errors_as_store_errors(f"make run {run.run_id} ready"):
+    with os_errors_as_store_errors(f"prepare the commit of run {run.run_id}"):
         shutil.rmtree(layout, ignore_errors=True)
         record = layout / "runs" / run.run_id
         make_durable_dir(record)
@@ -62,12 +62,12 @@ def make_ready(
         fault_injection.failpoint("commit:linked")
         runs_part = layout / "tables" / "runs" / f"run_id={run.run_id}" / PART
         write_table(runs_part, runs_table(manifest), schemas.RUNS)
-        kept = [*(record / name for name in files), *parts.values(), runs_part]
+        paths = [*(record / name for name in files), *parts.values(), runs_part]
         entries = {
             path.relative_to(layout).as_posix(): FileEntry(
                 sha256=file_digest(path), bytes=path.stat().st_size
             )
-            for path in kept
+            for path in paths
         }
         complete = manifest.model_copy(update={"files": entries})
         write_json(record / "manifest.json", complete.to_json())
@@ -76,25 +76,27 @@ def make_ready(
 
 
 def publish(run: Run, root: Path, dataset: tuple[Path, Path] | None = None) -> None:
-    """Move what is ready into the store; may be called again until it has happened. Staging is left to the caller.
+    """Move the prepared files into the store; repeatable until every move is done.
+
+    The caller removes the staging folder.
 
     Args:
-        run: made ready.
-        root: of the store.
-        dataset: the staged dataset, and where it belongs.
+        run: Run that is ready.
+        root: Root of the store.
+        dataset: Folder of the staged dataset, and its place in the store.
     """
     for source, target in _moves(run, root, dataset):
         if source.exists():
             publish_dir(source, target)
             fault_injection.failpoint(f"commit:{target.parent.name}")
-    # What is not in staging was moved before; unless the store disappeared, and everything with it.
+    # A source that is missing was moved before, or the store disappeared with everything in it.
     presence.require(run.folder)
 
 
 def staged_row(run: Run) -> Row:
     """Return the `runs` row of a run that is ready."""
     path = run.folder / "commit" / "ready.json"
-    return read_model(path, _Ready, "the end of a run").row
+    return read_model(path, _Ready, "a record of a commit").row
 
 
 def _moves(run: Run, root: Path, dataset: tuple[Path, Path] | None) -> Iterator[tuple[Path, Path]]:
@@ -109,7 +111,7 @@ def _moves(run: Run, root: Path, dataset: tuple[Path, Path] | None) -> Iterator[
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name: the first stays for a resume until the run is committed."""
+    """Link or copy a file; the source stays for a resume until the run is committed."""
     make_durable_dir(target.parent)
     try:
         target.hardlink_to(source)

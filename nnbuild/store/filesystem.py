@@ -1,4 +1,4 @@
-"""Local files that are whole or not there: written aside, flushed to the disk, then moved."""
+"""Atomic, durable file access of a store: write a temporary file, flush it, then rename it."""
 
 import errno
 import hashlib
@@ -22,21 +22,21 @@ _LOCAL = ("file", "local")
 
 
 def is_url(address: str) -> bool:
-    """Whether a store's address names a protocol."""
+    """Return whether an address is a URL."""
     return "://" in address
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path leads away from the local file system."""
+    """Return whether a path is not on the local file system."""
     return not isinstance(path, Path)
 
 
 def open_root(url: str) -> Path:
-    """The path behind a URL.
+    """Return the path that a URL leads to.
 
     Raises:
-        ConfigError: the URL holds credentials.
-        StoreError: the protocol is not known, or what it needs is not installed.
+        ConfigError: The URL contains credentials.
+        StoreError: The protocol is unknown, or the package that it needs is not installed.
     """
     require_no_credentials(url, "the address of the store, an input or an output")
     protocol, _, place = url.partition("://")
@@ -49,7 +49,7 @@ def open_root(url: str) -> Path:
 
         if protocol in _LOCAL:
             return Path(UPath(url).path)
-        # Listings are asked for anew each time: other machines write to the same store.
+        # No cached listings: other machines write to the same store.
         path = UPath(url, use_listings_cache=False)
         _ = path.fs
     except (ImportError, ValueError) as error:
@@ -72,16 +72,19 @@ def overlap(path: Any, root: Any) -> bool:
 
 
 def local_root(url: str) -> Path:
-    """Where runs of the store behind a URL are made, on this machine: below `$NNBUILD_WORKSHOP`, or the cache."""
+    """Return the local folder for the runs in progress of a remote store.
+
+    It is below `$NNBUILD_WORKSHOP`, or below the user's cache folder if that is not set.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    above = Path(os.environ.get("NNBUILD_WORKSHOP") or Path(cache) / "nnbuild" / "stores")
-    return above / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    parent = Path(os.environ.get("NNBUILD_WORKSHOP") or Path(cache) / "nnbuild" / "stores")
+    return parent / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 def upload_folder(source: Path, target: Any) -> None:
-    """Write every file of a folder as an object; what stands there already is overwritten by the same bytes.
+    """Upload every file of a folder as an object, replacing existing objects.
 
-    JSON comes last: it vouches for the files beside it.
+    JSON files come last, since they contain the digests of the other files.
     """
     files = (each for each in source.rglob("*") if each.is_file())
     for path in sorted(files, key=lambda each: (each.suffix == ".json", each)):
@@ -89,56 +92,65 @@ def upload_folder(source: Path, target: Any) -> None:
 
 
 def fetch_folder(source: Any, target: Path) -> None:
-    """Copy the objects of a folder into an existing folder; the target appears once it is complete."""
-    aside = target.with_name(temporary_name(target.name))
-    aside.mkdir()
+    """Copy the objects of a folder to a local folder, which appears once it is complete."""
+    temporary = target.with_name(temporary_name(target.name))
+    temporary.mkdir()
     try:
         for path in source.iterdir():
-            source.fs.get_file(path.path, str(aside / path.name))
-        aside.rename(target)
+            source.fs.get_file(path.path, str(temporary / path.name))
+        temporary.rename(target)
     except OSError:
         if not target.is_dir():  # otherwise another process was quicker
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-_MENDS = {
+_REMEDIES = {
     errno.ENOSPC: "free some space, then resume the run",
     errno.EDQUOT: "raise the quota, then resume the run",
-    errno.EROFS: "mount the store writable, or give another --store",
-    errno.EACCES: "grant this user write access, or give another --store",
-    errno.EPERM: "grant this user write access, or give another --store",
+    errno.EROFS: "mount the store writable, or give another store",
+    errno.EACCES: "grant this user write access, or give another store",
+    errno.EPERM: "grant this user write access, or give another store",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.ENOENT: "bring the store back, or give another --store",
+    errno.ENOENT: "bring the store back, or give another store",
 }
 
 
-# What a remote store's client raises when the service does not answer or refuses: no OSError, alas.
+# Clients of remote stores raise these, not an OSError, if the service does not answer or refuses.
 _CLIENTS = ("botocore.", "aiobotocore.", "aiohttp.")
 
 
 def as_store_error(what: str, error: Exception) -> StoreError:
-    """An operating system's or a service's error as one that says what was tried and how to mend it."""
+    """Return a StoreError for an error of the operating system or a remote service.
+
+    Args:
+        what: The failed operation, such as `read PATH`.
+        error: The error.
+    """
     place = getattr(error, "filename", None)
     if isinstance(place, str) and _is_temporary(place) and str(Path(place).parent) not in what:
         return StoreError(
-            f"cannot {what}, for want of {place}: {getattr(error, 'strerror', None)}; mend it, or set $TMPDIR"
+            f"cannot {what}: temporary file {place}: {getattr(error, 'strerror', None)}; "
+            "make room there, or set $TMPDIR"
         )
-    mend = _MENDS.get(getattr(error, "errno", None) or 0, "see `nnbuild doctor`")
-    return StoreError(
-        f"cannot {what}: {one_line(getattr(error, 'strerror', None) or error)}; {mend}"
-    )
+    remedy = _REMEDIES.get(getattr(error, "errno", None) or 0, "see `nnbuild doctor`")
+    reason = one_line(getattr(error, "strerror", None) or error)
+    return StoreError(f"cannot {what}: {reason}; {remedy}")
 
 
 def _is_temporary(path: str) -> bool:
-    """Whether a path is one of the temporary files that libraries write."""
+    """Return whether a path is in the folder of temporary files."""
     return Path(path).is_relative_to(tempfile.gettempdir())
 
 
 @contextmanager
 def os_errors_as_store_errors(what: str) -> Iterator[None]:
-    """Turn an operating system's or a service's error into one that says what was tried and how to mend it."""
+    """Turn errors of the operating system and of remote services into StoreErrors.
+
+    Args:
+        what: The operation of the block, for the message, such as `read PATH`.
+    """
     try:
         yield
     except Exception as error:
@@ -148,7 +160,7 @@ def os_errors_as_store_errors(what: str) -> Iterator[None]:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename outlives a power cut."""
+    """Flush the entries of a folder to the disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -157,7 +169,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Flush a file that some library wrote to the disk."""
+    """Flush a file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -172,7 +184,7 @@ def make_durable_dir(folder: Path) -> None:
         StoreGoneError: The folder is below a store that disappeared during the work on it.
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    # After the search: a store that is there now is not among the missing, so it is never created.
+    # After the search, so that a store that disappears in the meantime is not created again.
     presence.require(folder)
     for parent in reversed(missing):
         parent.mkdir(exist_ok=True)
@@ -180,7 +192,7 @@ def make_durable_dir(folder: Path) -> None:
 
 
 def create_beside(path: Path) -> Path:
-    """Create an empty file in the same folder, to be renamed to `path`; its mode follows the umask."""
+    """Create an empty file to be renamed to `path`, with the mode that the umask gives."""
     temporary = path.with_name(temporary_name(path.name))
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     return temporary
@@ -188,46 +200,51 @@ def create_beside(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` when the block ends well and vanishes when it does not.
+    """Replace a file atomically; if the block raises, the file is unchanged.
 
-    The path keeps the file's ending, for the libraries that go by it.
+    Yields:
+        A temporary path to write to, with the same ending as `path`.
     """
     with os_errors_as_store_errors(f"write {path}"):
         make_durable_dir(path.parent)
-        aside = create_beside(path)
+        temporary = create_beside(path)
         try:
-            yield aside
-            fsync_file(aside)
-            aside.replace(path)
+            yield temporary
+            fsync_file(temporary)
+            temporary.replace(path)
             fsync_dir(path.parent)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file, or a whole object of a remote store, or nothing."""
+    """Write a file, or an object of a remote store, atomically."""
     if is_remote(path):
         with os_errors_as_store_errors(f"write {path}"):
             path.write_bytes(content)
         return
-    with atomic_write(path) as aside:
-        aside.write_bytes(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all; infinite numbers and NaN are refused."""
+    """Write a value as JSON atomically.
+
+    Raises:
+        ValueError: The value contains NaN or an infinite number.
+    """
     write_bytes(path, json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file.
 
     Args:
-        path: the file.
-        most: bytes that it may have.
+        path: Path of the file.
+        most: Largest size in bytes.
 
     Raises:
-        StoreError: it cannot be read, is larger, or is no JSON.
+        StoreError: The file cannot be read, is too large, or is not valid JSON.
     """
     with os_errors_as_store_errors(f"read {path}"):
         if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
@@ -236,30 +253,30 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
             content = file.read(most + 1)
     if len(content) > most:
         raise StoreError(
-            f"{path} is larger than {most} bytes, expected a small JSON file; restore it from a copy"
+            f"{path} has more than {most} bytes, expected a small JSON file; restore it from a copy"
         )
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is no JSON ({error}); restore it from a copy") from error
+        raise StoreError(f"{path} is not valid JSON ({error}); restore it from a copy") from error
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def publish_dir(source: Path, target: Path, *, before: Callable[[], None] = lambda: None) -> bool:
-    """Move a folder into a store: in one step, unless the target is there; object by object to a remote store.
+    """Move a folder into a store: atomically, or object by object if the store is remote.
 
     Args:
-        source: a complete folder; its files are flushed before the move.
-        target: where it shall stand.
-        before: called between the flush and the move.
+        source: Complete folder; its files are flushed before the move.
+        target: New path of the folder.
+        before: Called between the flush and the move.
 
     Returns:
-        Whether it was moved now. A target that stands already is left, and the source removed.
+        Whether the folder was moved. If the target exists, the source is removed instead.
     """
     with os_errors_as_store_errors(f"move {source} to {target}"):
         if is_remote(target):

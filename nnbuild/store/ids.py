@@ -1,4 +1,4 @@
-"""The names in a store: what they look like, and that none of them can lead out of it."""
+"""Names and IDs in a store; a valid one never leads out of the store."""
 
 import re
 import secrets
@@ -13,11 +13,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 
 
 def new_run_id(now: datetime, newest: str | None = None) -> str:
-    """An id that sorts by time: UTC to the millisecond, then six random hexadecimal digits.
+    """Return an ID that sorts by time: UTC in milliseconds, then six random hexadecimal digits.
 
     Args:
-        now: aware time of the start.
-        newest: the newest id in the store. The new one sorts behind it even if the clock was set back.
+        now: Start time, with a time zone.
+        newest: Newest ID in the store. The new one sorts after it even if the clock was set back.
     """
     stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3] + "Z"
     if newest is not None and stamp < newest[: len(stamp)]:
@@ -27,45 +27,49 @@ def new_run_id(now: datetime, newest: str | None = None) -> str:
 
 
 def require_run_id(run_id: str) -> str:
-    """The id, if it is one.
+    """Return the ID of a run if it is valid.
 
     Raises:
-        StoreError: it is not, whatever it may try to be instead.
+        StoreError: It is not valid.
     """
     if not _RUN_ID.fullmatch(run_id):
         raise StoreError(
-            f"{run_id!r} is no run id, expected one like 20261123T030000000Z-4f2a1c; see `nnbuild runs`"
+            f"invalid run ID {run_id!r} (expected e.g. 20261123T030000000Z-4f2a1c); "
+            "see `nnbuild runs`"
         )
     return run_id
 
 
 def require_score_id(score_id: str) -> str:
-    """The id of a scoring job, if it is one; it looks like a run's.
+    """Return the ID of a scoring job if it is valid; it has the form of a run ID.
 
     Raises:
-        StoreError: it is not.
+        StoreError: It is not valid.
     """
     if not _RUN_ID.fullmatch(score_id):
         raise StoreError(
-            f"{score_id!r} is no scoring job's id, expected one like 20261123T030000000Z-4f2a1c"
+            f"invalid ID {score_id!r} of a scoring job (expected e.g. "
+            "20261123T030000000Z-4f2a1c); see the table score_runs"
         )
     return score_id
 
 
 def is_run_id(name: str) -> bool:
-    """Whether a folder's name is that of a run."""
+    """Return whether the name of a folder has the form of a run ID."""
     return _RUN_ID.fullmatch(name) is not None
 
 
 def require_name(name: str) -> str:
-    """The name of a table or a dataset, if it can be a folder's.
+    """Return the name of a table or a dataset if it can be the name of a folder.
 
     Raises:
-        StoreError: it holds anything but lower-case letters, digits, dots, dashes and underscores.
+        StoreError: It has other characters than lower-case letters, digits, dots, dashes and
+            underscores.
     """
     if not _NAME.fullmatch(name) or ".." in name:
         raise StoreError(
-            f"{name!r} cannot be a name in a store; use lower-case letters, digits, dots and dashes"
+            f"{name!r} is not a valid name in a store; use lower-case letters, digits, "
+            "dots, dashes and underscores"
         )
     return name
 
@@ -73,11 +77,10 @@ def require_name(name: str) -> str:
 def temporary_name(name: str) -> str:
     """Return a new name for a file that will be renamed to `name`, with the same ending.
 
-    No one else gives files such names, so `nnbuild doctor --repair` can tell them from a user's files.
+    `nnbuild doctor` recognises the files that a killed process left behind by these names.
     """
-    return (
-        f".nnbuild-{secrets.token_hex(6)}.{name[-32:]}"  # the name may be as long as a name can be
-    )
+    # Cut, since the name may be as long as the file system allows.
+    return f".nnbuild-{secrets.token_hex(6)}.{name[-32:]}"
 
 
 def is_temporary_name(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""JSON files of a store, read through the pydantic model of what was written."""
+"""Read the JSON files of a store through pydantic models."""
 
 import json
 from datetime import UTC, datetime
@@ -13,35 +13,35 @@ from nnbuild.store.filesystem import read_json
 M = TypeVar("M", bound=BaseModel)
 
 _RESTORE = "restore it from a copy"
-_LONGEST = 60
+_MAX_VALUE_LENGTH = 60
 
 
 def _moment(text: str) -> str:
-    """Refuse a text that is not a time with a zone which UTC has a time for."""
+    """Return a text that is a time with a zone, within the range of UTC times."""
     try:
         if datetime.fromisoformat(text).tzinfo is not None:
             datetime.fromisoformat(text).astimezone(UTC)
             return text
     except OverflowError:
         pass
-    raise ValueError("expected a time with its zone, in the form of ISO 8601")
+    raise ValueError("expected a time with a time zone, in ISO 8601 format")
 
 
 Moment = Annotated[str, AfterValidator(_moment)]
-"""A time with its zone, as the text that `datetime.isoformat` makes."""
+"""A time with a time zone, in the format of `datetime.isoformat`."""
 
 
 def read_model(path: Path, kind: type[M], what: str, *, remedy: str = _RESTORE) -> M:
     """Return the content of a JSON file as a model.
 
     Args:
-        path: The file.
-        kind: Model of what it holds.
-        what: What to call it in an error, such as `a history of champions`.
-        remedy: What a person can do if it is damaged.
+        path: Path of the file.
+        kind: Model of its content.
+        what: Description of the content for messages, such as `a history of champions`.
+        remedy: Advice for the case that it is damaged.
 
     Raises:
-        StoreError: The file cannot be read, or does not hold such a thing; the message names the
+        StoreError: The file cannot be read, or does not match the model; the message names the
             field.
     """
     value = read_json(path)
@@ -52,30 +52,30 @@ def read_model(path: Path, kind: type[M], what: str, *, remedy: str = _RESTORE) 
 
 
 def read_text(path: Path, *keys: str) -> str:
-    """Return one text in a JSON file.
+    """Return one string from a JSON file.
 
     Args:
-        path: The file.
-        keys: Names of the fields that lead to it.
+        path: Path of the file.
+        keys: Names of the nested fields that lead to the string.
 
     Raises:
-        StoreError: The file cannot be read, or has no such text.
+        StoreError: The file cannot be read, or has no such string.
     """
     value = read_json(path)
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     if not isinstance(value, str):
-        raise StoreError(f"{path} has no text {'.'.join(keys)}; {_RESTORE}")
+        raise StoreError(f"{path} has no string {'.'.join(keys)}; {_RESTORE}")
     return value
 
 
 def validated(kind: type[M], value: Any) -> M:
-    """Return a JSON value as a model; numbers must be numbers, and text must be text.
+    """Return a JSON value as a model, without converting between types.
 
     Raises:
-        ValidationError: It is something else.
+        ValidationError: The value does not match the model.
     """
-    # Through text, since JSON has neither tuples nor times, and strict validation knows that of text alone.
+    # From text, since strict validation accepts a list as a tuple only there.
     try:
         text = json.dumps(value)
     except RecursionError:
@@ -84,24 +84,24 @@ def validated(kind: type[M], value: Any) -> M:
 
 
 def lacks(*names: str) -> str:
-    """Say that a field is missing, by the names that lead to it: `its row has no status`."""
+    """Return the message about a missing field, by its path: `its row has no status`."""
     *holders, name = names
     return f"its {'.'.join(holders)} has no {name}" if holders else f"it has no {name}"
 
 
 def problem(error: ValidationError, *above: str) -> str:
-    """Return the first thing that is wrong, with the name of its field.
+    """Describe the first problem of a validation, with the name of its field.
 
     Args:
-        error: What pydantic says.
+        error: Error of pydantic.
         above: Names of the fields that lead to the model.
     """
     first = error.errors(include_url=False)[0]
     names = [one_line(name) for name in (*above, *map(str, first["loc"]))]
     if first["type"] == "missing":
         return lacks(*names)
-    field = ".".join(names) or "the whole"
+    field = ".".join(names) or "the value"
     message = one_line(first["msg"]).removeprefix("Value error, ")
     value = one_line(repr(first["input"]))
-    shown = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}…"
+    shown = value if len(value) <= _MAX_VALUE_LENGTH else f"{value[:_MAX_VALUE_LENGTH]}…"
     return f"{field} is {shown}: {message[:1].lower()}{message[1:]}"

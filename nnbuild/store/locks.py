@@ -1,4 +1,4 @@
-"""Locks on runs, jobs and outputs. The kernel keeps them, so a lock ends with its holder, however that one dies."""
+"""Locks on runs, jobs and outputs; the kernel releases them when their holder dies."""
 
 import errno
 import fcntl
@@ -16,12 +16,10 @@ from nnbuild.errors import LockedError
 from nnbuild.store import presence
 from nnbuild.store.filesystem import os_errors_as_store_errors
 
-_HELD = "lock"
-# A look at a lock takes it for an instant, so a claim that finds it taken tries again.
+_LOCK_FILE = "lock"
+# Testing a lock takes it for an instant, so a claim that finds it taken tries again.
 _TRIES = 4
 _SECONDS_BETWEEN_TRIES = 0.02
-
-
 _KINDS = {"sweep-": "sweep", "score-": "scoring job"}
 
 
@@ -29,8 +27,8 @@ class Holder(NamedTuple):
     """The living process that holds a lock.
 
     Attributes:
-        process: Its number and host, for a message.
-        record: What it wrote into the lock file; empty if that cannot be read.
+        process: ID of the process and its host, for a message.
+        record: Content of the lock file; empty if it cannot be read.
     """
 
     process: str
@@ -39,14 +37,14 @@ class Holder(NamedTuple):
 
 def _holder(path: Path) -> Holder:
     try:
-        found = json.loads(path.read_text())
-        record = {str(name): str(value) for name, value in found.items()}
+        content = json.loads(path.read_text())
+        record = {str(name): str(value) for name, value in content.items()}
         return Holder(f"process {int(record['pid'])} on {record['host']}", record)
     except (OSError, ValueError, KeyError, AttributeError):
         return Holder("another process", {})
 
 
-def _named(folder: Path) -> str:
+def _described(folder: Path) -> str:
     for prefix, kind in _KINDS.items():
         if folder.name.startswith(prefix):
             return f"{kind} {folder.name.removeprefix(prefix)}"
@@ -54,9 +52,9 @@ def _named(folder: Path) -> str:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a living process works on the run in this staging folder."""
+    """Return whether a living process works on the run in this staging folder."""
     try:
-        with (folder / _HELD).open("rb") as file:
+        with (folder / _LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -66,13 +64,13 @@ def is_held(folder: Path) -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the run in this staging folder, and watch that its store does not disappear.
+def lock(folder: Path) -> Iterator[None]:
+    """Lock the run in this staging folder, and watch that its store does not disappear.
 
     Raises:
-        LockedError: a living process holds it; the message names its pid and host.
+        LockedError: A living process holds the lock; the message names its process ID and host.
     """
-    path = folder / _HELD
+    path = folder / _LOCK_FILE
     with os_errors_as_store_errors(f"lock {path}"):
         file = path.open("a+b")
     with file:
@@ -80,17 +78,18 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LockedError(
-                f"{_named(folder)} is held by {_holder(path).process}; wait for it, or stop it and resume again"
+                f"{_described(folder)} is held by {_holder(path).process}; wait for it, or stop "
+                "it and resume again"
             ) from error
         file.truncate(0)
         file.write(json.dumps(_me()).encode())
         file.flush()
-        with presence.watched(folder):
+        with presence.watch(folder):
             yield
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the living process that holds a lock file, as in `claimed`; None if there is none."""
+    """Return the living process that holds a lock file, as in `claim`; None if there is none."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -102,18 +101,18 @@ def holder(path: Path) -> Holder | None:
 
 
 @contextmanager
-def claimed(
+def claim(
     path: Path, record: Mapping[str, str], refusal: Callable[[Holder], LockedError]
 ) -> Iterator[None]:
-    """Hold a lock file for the duration of a block, and remove it afterwards.
+    """Lock a file for the duration of a block, and remove it afterwards.
 
     The kernel releases the lock when its holder dies, so a claim never outlives its process. The
     file that a killed process leaves behind is taken over by the next claim.
 
     Args:
-        path: The lock file. Missing folders above it are made, and removed again if empty.
-        record: What others learn about the holder; its process and host are added.
-        refusal: Makes the error that is raised if a living process holds the lock.
+        path: The lock file. Missing parent folders are created, and removed again if empty.
+        record: Information about the holder for other processes; process and host are added.
+        refusal: Returns the error to raise if a living process holds the lock.
 
     Raises:
         LockedError: A living process holds the lock.
@@ -139,8 +138,8 @@ def claimed(
 def remove_if_free(path: Path) -> bool:
     """Remove a lock file that a killed process left behind, unless a living process holds it.
 
-    It is removed as its holder removes it: locked. A claim that has opened it meanwhile finds that
-    its file is no longer at this path, and tries again.
+    It is removed while it is locked. A claim that has opened it in the meantime finds that its
+    file is no longer at this path, and tries again.
 
     Returns:
         Whether it was removed.
@@ -157,7 +156,7 @@ def remove_if_free(path: Path) -> bool:
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
-    """Return whether an open file is the one at a path, and not one that was there before."""
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(path.stat(follow_symlinks=False), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -165,7 +164,11 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
-    """Open and lock a file; return None in its place if it is locked, and the folders made for it."""
+    """Open and lock a file.
+
+    Returns:
+        The file, or None if a living process holds the lock; and the folders created for it.
+    """
     made: list[Path] = []
     tries = _TRIES
     while True:
@@ -174,7 +177,7 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
         made = missing or made
         try:
             file = _opened(path)
-        except FileNotFoundError:  # the folder was removed by the process that had made it
+        except FileNotFoundError:  # the process that created the folder has removed it
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,11 +192,11 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
             raise
         if _is_at(path, file):
             return file, made
-        file.close()  # its last holder has removed it in this moment
+        file.close()  # its last holder has just removed it
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a lock file, never through a link that somebody has put in its place."""
+    """Open a lock file, but never a symbolic link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: PTH123, SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

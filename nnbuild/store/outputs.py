@@ -1,7 +1,8 @@
-"""Write the files and folders that a user asked for, outside the store.
+"""Write the output files and folders of a user, outside the store.
 
-A regular file is replaced atomically and keeps its mode; a link stays a link. What is not a regular file is never
-replaced: a device, a pipe or an open descriptor of this process receives the bytes, everything else is refused.
+A regular file is replaced atomically and keeps its mode; a link remains a link. Other files are
+never replaced: a device, a pipe or an open descriptor of this process receives the bytes, and
+everything else is refused.
 """
 
 import errno
@@ -30,25 +31,25 @@ _REMEDIES = {
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.ASCII)  # `Path` has made one slash of two
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 _MOST_LINKS = 40  # as the kernel has it
-_LONGEST_NAME_OF_OURS = 64  # of a file in a folder that we fill
+_LONGEST_FILE_NAME = 64  # of a file that nnbuild writes into an output folder
 
 
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what is written there becomes the file at `path`.
+    """Replace an output file atomically; if the block raises, it is unchanged.
 
-    The missing folders above it are created. If the block raises, nothing at `path` has changed.
+    Missing parent folders are created.
 
     Args:
-        path: The file that the user asked for.
+        path: Path of the output file.
 
     Yields:
-        A temporary path with the same ending.
+        A temporary path to write to, with the same ending.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    with _in_one_line(path):
+    with _os_errors_as_output_errors(path):
         if (stream := _stream(path)) is not None:
             with stream, tempfile.TemporaryDirectory() as folder:
                 temporary = Path(folder) / path.name[-32:]
@@ -70,29 +71,29 @@ def output_file(path: Path) -> Iterator[Path]:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write the file that a user asked for; see `output_file`."""
+    """Write an output file; see `output_file`."""
     with output_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def require_new(path: Path) -> None:
-    """Refuse a path at which there is something already.
+    """Require that nothing exists at a path.
 
     Raises:
-        OutputError: There is, or the path cannot be looked at.
+        OutputError: Something exists there, or the path cannot be accessed.
     """
-    with _in_one_line(path):
+    with _os_errors_as_output_errors(path):
         if _stat(path) is not None:
             raise OutputError(f"{path} exists already; give a new path")
 
 
 def require_new_folder(path: Path) -> None:
-    """Refuse a folder that could not be filled later: one that holds something, or cannot be created.
+    """Require that a folder is empty or can be created, and can be written to.
 
     Raises:
-        OutputError: Saying which.
+        OutputError: It is not empty, cannot be created, or is not writable.
     """
-    with _in_one_line(path):
+    with _os_errors_as_output_errors(path):
         status = _stat(path)
         if status is not None and (not stat.S_ISDIR(status.st_mode) or any(path.iterdir())):
             raise OutputError(f"{path} holds something already; give a new folder")
@@ -104,27 +105,30 @@ def require_new_folder(path: Path) -> None:
 
 
 def _require_short_names(nearest: Path, folder: Path) -> None:
-    """Raise the system's error for a name or a path that is too long for a file in a folder.
+    """Raise the system's error if the path of a file in a folder would be too long.
 
-    The system looks at no name below a folder that is missing, so each is looked up by itself.
+    The system does not check names below a missing folder, so each name is checked separately.
     """
     for name in folder.relative_to(nearest).parts:
         _stat(nearest / name)
-    _stat(folder / ("x" * _LONGEST_NAME_OF_OURS))
+    _stat(folder / ("x" * _LONGEST_FILE_NAME))
 
 
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which is moved to `path` when the block ends well.
+    """Create an output folder atomically; if the block raises, it does not appear.
 
     Args:
-        path: The new folder that the user asked for.
+        path: Path of the new folder.
+
+    Yields:
+        An empty temporary folder to fill.
 
     Raises:
         OutputError: The folder exists, or cannot be written.
     """
     require_new(path)
-    with _in_one_line(path):
+    with _os_errors_as_output_errors(path):
         target = _new_target(path)
         temporary = target.with_name(temporary_name(target.name))
         temporary.mkdir()
@@ -142,7 +146,7 @@ def is_stdout(path: Path) -> bool:
 
 
 def _stream(path: Path) -> BinaryIO | None:
-    """Open what takes bytes one after another: None for a regular file, or where there is nothing.
+    """Open a device, pipe or descriptor; return None for a regular file or a free path.
 
     Raises:
         OutputError: The path leads to something that cannot be written to.
@@ -155,7 +159,7 @@ def _stream(path: Path) -> BinaryIO | None:
     if stat.S_ISCHR(status.st_mode):
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_NOCTTY), "wb")
     if stat.S_ISFIFO(status.st_mode):
-        # Without O_NONBLOCK this would wait for a reader, perhaps for ever.
+        # Without O_NONBLOCK this could wait for a reader forever.
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -177,7 +181,7 @@ def _descriptor_stream(path: Path, process: int, number: int) -> BinaryIO:
         raise _refusal(path, status)
     if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         raise OutputError(f"{path} is open for reading only; give a path that can be written")
-    # Not opened again: that would begin at the start of a file that others are writing to, too.
+    # Duplicated, not opened again: a new descriptor would write from the start of the file.
     return os.fdopen(os.dup(number), "wb")
 
 
@@ -188,17 +192,17 @@ def _refusal(path: Path, status: os.stat_result) -> OutputError:
 
 
 def _descriptor(path: Path) -> tuple[int, int] | None:
-    """Return the process and the number of the descriptor that a path such as `/dev/fd/3` names."""
-    place = os.fspath(path)
+    """Return the process and number of the descriptor that a path such as `/dev/fd/3` names."""
+    location = os.fspath(path)
     for _ in range(_MOST_LINKS):
-        folder = os.path.realpath(os.path.dirname(place))  # noqa: PTH120
-        name = os.path.basename(place)  # noqa: PTH119
+        folder = os.path.realpath(os.path.dirname(location))  # noqa: PTH120
+        name = os.path.basename(location)  # noqa: PTH119
         if (found := _DESCRIPTORS.fullmatch(folder)) and name.isdigit():
             return int(found[1]), int(name)
         here = Path(folder) / name
         if not here.is_symlink():
             return None
-        place = os.path.join(folder, here.readlink())  # noqa: PTH118  (it may be absolute)
+        location = os.path.join(folder, here.readlink())  # noqa: PTH118  (it may be absolute)
     return None
 
 
@@ -233,7 +237,7 @@ def _keep_owner_and_mode(temporary: Path, before: os.stat_result) -> None:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Return the status of what a path leads to, or None if there is nothing."""
+    """Return the status of the file at a path, following links; None if there is none."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -241,10 +245,10 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 @contextmanager
-def _in_one_line(path: Path) -> Iterator[None]:
-    """Turn an operating system's error into one that says what was tried and what to do."""
+def _os_errors_as_output_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system into OutputErrors with a remedy."""
     if "\0" in str(path):
-        raise OutputError(f"{str(path)!r} holds a NUL character, expected a file's path")
+        raise OutputError(f"{str(path)!r} contains a NUL character, expected the path of a file")
     if _URL.match(str(path)):
         raise OutputError(f"{path} is a URL, expected a path on this machine")
     try:

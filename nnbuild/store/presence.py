@@ -1,8 +1,8 @@
 """Notice that a store disappeared while work on it is in progress.
 
-Writing a file creates the folders above it, so a run whose store was deleted, moved or unmounted would bring the
-store back, empty. Whoever works in a folder of `staging/` watches it; writing below a watched store that is no
-longer the same is refused.
+Writing a file creates its parent folders, so a run whose store was deleted, moved or unmounted
+would create an empty store in its place. Work in a folder of `staging/` is therefore watched, and
+writing below a watched store that was replaced is refused.
 """
 
 import os
@@ -20,11 +20,11 @@ class _Watch(NamedTuple):
     """A folder of `staging/` and its store, as they were when the work began.
 
     Attributes:
-        folder: The folder that is worked in.
-        root: The local folder that holds `staging/`.
+        folder: Folder of the work.
+        root: Local folder with `staging/`.
         open_folder: Descriptor of `folder`.
         open_root: Descriptor of `root`.
-        marked: Whether the root held a marker.
+        marked: Whether the root contained a marker.
     """
 
     folder: Path
@@ -34,29 +34,29 @@ class _Watch(NamedTuple):
     marked: bool
 
 
-# What this process works on. Threads share it: the threads of a job write below the same store.
+# Shared by all threads of the process: the threads of a job write below the same store.
 _watches: list[_Watch] = []
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[None]:
-    """Watch a folder of `staging/` and its store for as long as the block runs.
+def watch(folder: Path) -> Iterator[None]:
+    """Watch a folder of `staging/` and its store for the duration of the block.
 
     Raises:
-        StoreGoneError: The folder is not there.
+        StoreGoneError: The folder does not exist.
     """
     root = folder.parent.parent
     with ExitStack() as opened:
-        # An open descriptor keeps the inode from being given to another folder of the same name.
-        watch = _Watch(
+        # While a descriptor is open, the inode is not reused for another folder of the same name.
+        entry = _Watch(
             folder,
             root,
             opened.enter_context(_descriptor(folder)),
             opened.enter_context(_descriptor(root)),
             marked=(root / MARKER).exists(),
         )
-        _watches.append(watch)
-        opened.callback(_watches.remove, watch)
+        _watches.append(entry)
+        opened.callback(_watches.remove, entry)
         yield
 
 
@@ -74,26 +74,27 @@ def _descriptor(folder: Path) -> Iterator[int]:
 
 def gone(path: Path) -> StoreGoneError | None:
     """Return the error to raise if `path` is below a watched store that disappeared, else None."""
-    for watch in tuple(_watches):
-        if not path.is_relative_to(watch.root):
+    for entry in tuple(_watches):
+        if not path.is_relative_to(entry.root):
             continue
-        if not _is_at(watch.root, watch.open_root) or (
-            watch.marked and not (watch.root / MARKER).exists()
+        if not _is_at(entry.root, entry.open_root) or (
+            entry.marked and not (entry.root / MARKER).exists()
         ):
             return StoreGoneError(
-                f"the store {watch.root} disappeared during the run (deleted, moved or unmounted); "
-                "bring it back, or give its new place as --store"
+                f"the store {entry.root} disappeared during the run (deleted, moved or unmounted); "
+                "bring it back, or give its new path as the store",
+                setting="store",
             )
-        if path.is_relative_to(watch.folder) and not _is_at(watch.folder, watch.open_folder):
-            return StoreGoneError(f"{watch.folder} disappeared during the run; bring it back")
+        if path.is_relative_to(entry.folder) and not _is_at(entry.folder, entry.open_folder):
+            return StoreGoneError(f"{entry.folder} disappeared during the run; bring it back")
     return None
 
 
 def require(path: Path) -> None:
-    """Refuse to write below a watched store that disappeared.
+    """Require that a path is not below a watched store that disappeared.
 
     Raises:
-        StoreGoneError: The store, or the folder that is worked in, is no longer the one it was.
+        StoreGoneError: The store or the watched folder was removed or replaced.
     """
     if (error := gone(path)) is not None:
         raise error

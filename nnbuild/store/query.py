@@ -1,4 +1,4 @@
-"""SQL over the tables: DuckDB sees the rows of committed runs and jobs, and nothing else of the machine."""
+"""SQL over the tables: DuckDB sees the rows of committed runs and jobs, and no other data."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ from nnbuild.store.store import Store
 
 T = TypeVar("T")
 
-# Before the statement runs: no file, no network, no extension, no Python variable, and no way back.
+# Set before the statement runs: no file, network, extension or Python variable, and no undoing.
 _CLOSED = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -31,20 +31,20 @@ _CLOSED = {
     "lock_configuration": "true",
 }
 _BATCH_ROWS = 2048  # DuckDB's own vectors: a batch of long texts stays small
-_PATIENCE = 2.0  # seconds that a query gets to stop
+_STOP_SECONDS = 2.0  # in which a query has to stop
 _OUT_OF_MEMORY = "Out of Memory Error"
 _DAMAGED = "reading the stream registered as"
-# Types that Arrow has no equal of: DuckDB would hand out their bytes, or lose a part.
+# Types without an equivalent in Arrow: DuckDB would return their bytes, or lose a part.
 _SHOWN_AS_TEXT = ("BIT", "BIGNUM", "VARINT", "TIME WITH TIME ZONE", "UHUGEINT", "UNION")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a query may take of the machine.
+    """Limits on the resources of a query.
 
     Attributes:
-        memory: Share of the machine's memory, or of its control group's, from 0 to 1.
-        timeout: Seconds to compute; the time in which the caller uses the rows does not count.
+        memory: Fraction of the memory of the machine, or of its control group, from 0 to 1.
+        timeout: Seconds of computing; the time in which the caller uses the rows does not count.
     """
 
     memory: float = 0.5
@@ -53,42 +53,45 @@ class Limits:
     def __post_init__(self) -> None:
         if not 0 < self.memory <= 1:
             raise ConfigError(
-                f"memory {self.memory:g} of a query is not a share of the machine's; "
-                "give a number above 0 and up to 1, such as 0.5"
+                f"memory {self.memory:g} of a query is not a fraction of the machine's memory; "
+                "give a number above 0 and up to 1, such as 0.5",
+                setting="memory",
+                value=self.memory,
             )
         if not self.timeout > 0:
             raise ConfigError(
                 f"timeout {self.timeout:g} of a query is not a number of seconds above 0; "
-                "give one such as 600"
+                "give one such as 600",
+                setting="timeout",
+                value=self.timeout,
             )
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes that a query may hold."""
+        """Return the memory limit in bytes."""
         return int(self.memory * total_memory())
 
     def out_of_memory(self) -> ConfigError:
-        """Return the error of a query that needs more."""
+        """Return the error for a query that needs more memory."""
         return ConfigError(
             f"the query needs more than {self.memory_bytes / 2**30:.2g} GiB of memory, "
-            f"{self.memory:g} of this machine's; raise the limit on memory, or ask for less"
+            f"{self.memory:g} of this machine's; raise the memory limit, or select less",
+            setting="memory",
+            value=self.memory,
         )
 
 
-def query(store: Store, sql: str, limits: Limits | None = None) -> Any:
-    """Return the answer to one SELECT over the store's tables, each of which is a view of its name.
+def query(store: Store, sql: str, limits: Limits | None = None) -> pa.Table:
+    """Return the result of one SELECT over the tables of a store.
 
     Args:
         store: Store to read.
         sql: One statement.
-        limits: What it may take of the machine; half of the memory and ten minutes if not given.
-
-    Returns:
-        An Arrow table.
+        limits: Limits on its resources; half of the memory and ten minutes if not given.
 
     Raises:
-        ConfigError: The statement does not parse, is no SELECT, asks for something that does not
-            exist, or passes a limit; the message is DuckDB's.
+        ConfigError: The statement does not parse, is not a SELECT, names something that does not
+            exist, or exceeds a limit; the message is DuckDB's.
         StoreError: A table cannot be read.
     """
     with Answer(store, sql, limits) as answer:
@@ -96,28 +99,28 @@ def query(store: Store, sql: str, limits: Limits | None = None) -> Any:
 
 
 class Answer:
-    """The rows of one SELECT: Arrow batches, each computed when it is asked for.
+    """The rows of one SELECT as Arrow batches, each computed when it is requested.
 
-    DuckDB computes in a thread of its own, so that the caller's thread stays free to hear signals.
-    Nothing is written to the disk: what does not fit into the memory limit is refused. Leaving
-    the block stops the query.
+    DuckDB computes in a separate thread, so that the caller's thread can react to signals. Nothing
+    is written to the disk: a query that exceeds the memory limit fails. Leaving the block stops
+    the query.
 
     Args:
         store: Store to read.
         sql: One statement.
-        limits: What it may take of the machine.
+        limits: Limits on its resources.
 
     Attributes:
-        stuck: Whether the query went on computing when it was told to stop.
+        stuck: Whether the query did not stop when it was interrupted.
 
     Raises:
-        ConfigError: From whatever computes, as `query` does.
-        StoreError: As `query` does.
+        ConfigError: As `query`, from every method that computes.
+        StoreError: As `query`.
     """
 
     def __init__(self, store: Store, sql: str, limits: Limits | None = None) -> None:
         self._store, self._sql, self._limits = store, sql, limits or Limits()
-        self._left = self._limits.timeout
+        self._seconds_left = self._limits.timeout
         self._connection = duckdb.connect(
             config={
                 "threads": environment.processors(),
@@ -135,35 +138,35 @@ class Answer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the query. A signal that comes now is too late to matter."""
+        """Stop the query; signals are deferred until it has stopped."""
         with deferred_signals():
             self.close()
 
     @cached_property
-    def _reader(self) -> Any:
-        return self._done(self._open)
+    def _reader(self) -> pa.RecordBatchReader:
+        return self._call(self._open)
 
     @property
-    def schema(self) -> Any:
-        """The Arrow schema of the batches; columns may have the same name."""
+    def schema(self) -> pa.Schema:
+        """Return the Arrow schema of the batches; several columns may have one name."""
         return self._reader.schema
 
     @property
     def names(self) -> list[str]:
-        """The columns' names, with a number after each that occurred before: a, a_1."""
+        """Return the names of the columns, with a number after repeated ones: a, a_1."""
         return distinct(self.schema.names)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of rows, none of them empty."""
+        """Yield the batches of rows without empty ones."""
         reader = self._reader
-        while (batch := self._done(lambda: _next(reader))) is not None:
+        while (batch := self._call(lambda: _next(reader))) is not None:
             if batch.num_rows:
                 yield batch
 
     def close(self) -> None:
         """Stop computing."""
-        deadline = time.monotonic() + _PATIENCE
-        # Again and again: an interrupt that comes before DuckDB begins is lost.
+        deadline = time.monotonic() + _STOP_SECONDS
+        # Repeated, since an interrupt that comes before DuckDB starts computing is lost.
         while self._last is not None and not self._last.done():
             if time.monotonic() > deadline:
                 self.stuck = True
@@ -179,41 +182,43 @@ class Answer:
             future, call = work
             try:
                 future.set_result(call())
-            except BaseException as error:  # noqa: BLE001  (it is raised where the result is asked for)
+            except BaseException as error:  # noqa: BLE001  (raised again by the caller)
                 future.set_exception(error)
 
-    def _done(self, call: Callable[[], T]) -> T:
-        """Return what a call in the query's thread returns, as soon as it does."""
+    def _call(self, call: Callable[[], T]) -> T:
+        """Call a function in the query's thread, and return its result."""
         future: Future[T] = Future()
         self._last = future
-        began = time.monotonic()
+        start = time.monotonic()
         self._calls.put((future, call))
         try:
-            return future.result(min(self._left, threading.TIMEOUT_MAX))
+            return future.result(min(self._seconds_left, threading.TIMEOUT_MAX))
         except TimeoutError as error:
             raise ConfigError(
                 f"the query has computed for {self._limits.timeout:g} seconds, its timeout; "
-                "raise the timeout, or ask for less"
+                "raise the timeout, or select less",
+                setting="timeout",
+                value=self._limits.timeout,
             ) from error
         except (duckdb.Error, pa.ArrowException, MemoryError, OSError) as error:
-            raise self._translated(error) from error
+            raise self._user_error(error) from error
         finally:
-            self._left -= time.monotonic() - began
+            self._seconds_left -= time.monotonic() - start
 
-    def _open(self) -> Any:
+    def _open(self) -> pa.RecordBatchReader:
         statements = self._connection.extract_statements(self._sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(each.type.name for each in statements) or "nothing"
-            raise ConfigError(f"the SQL is {kinds}, expected one SELECT; the tables are only read")
+            raise ConfigError(f"the SQL is {kinds}, expected one SELECT; the tables are read-only")
         self._connection.execute("SET TimeZone = 'UTC'")
-        for name in _named(self._sql):
+        for name in _used_tables(self._sql):
             _register(self._connection, self._store, name)
         for setting, value in _CLOSED.items():
             self._connection.execute(f"SET {setting} = {value}")
         relation = self._connection.sql(statements[0].query)
-        return _as_arrow_has(relation).to_arrow_reader(_BATCH_ROWS)
+        return _with_arrow_types(relation).to_arrow_reader(_BATCH_ROWS)
 
-    def _translated(self, error: Exception) -> InputError:
+    def _user_error(self, error: Exception) -> InputError:
         message = one_line(error)
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY in message:
             return self._limits.out_of_memory()
@@ -222,10 +227,11 @@ class Answer:
                 f"cannot read the tables of {self._store.root}: {message[:500]}; "
                 "restore them from a copy"
             )
-        return ConfigError(f"DuckDB refuses the SQL: {message[:500]}; the tables are {_names()}")
+        tables = ", ".join(sorted(schemas.TABLES))
+        return ConfigError(f"DuckDB refuses the SQL: {message[:500]}; the tables are {tables}")
 
 
-def _next(reader: Any) -> Any | None:
+def _next(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
     try:
         return reader.read_next_batch()
     except StopIteration:
@@ -233,22 +239,22 @@ def _next(reader: Any) -> Any | None:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return names with a number after each that occurred before: a, a_1.
+    """Return names with a number after repeated ones: a, a_1.
 
     Args:
-        names: In order; the first of each name keeps it.
+        names: Names in order; the first of several equal ones is unchanged.
     """
-    taken, found = set(names), []
+    taken, unique = set(names), []
     for place, name in enumerate(names):
         new = name
         if name in names[:place]:
             new = next(each for number in count(1) if (each := f"{name}_{number}") not in taken)
         taken.add(new)
-        found.append(new)
-    return found
+        unique.append(new)
+    return unique
 
 
-def _as_arrow_has(relation: Any) -> Any:
+def _with_arrow_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     """Return a relation with the columns that Arrow has no type for cast to text."""
     lost = [str(kind).startswith(_SHOWN_AS_TEXT) for kind in relation.types]
     if not any(lost):
@@ -260,17 +266,13 @@ def _as_arrow_has(relation: Any) -> Any:
     return relation.project(", ".join(columns))
 
 
-def _named(sql: str) -> list[str]:
-    """Return the tables that a statement may ask for: opening one means to look into each of its files."""
+def _used_tables(sql: str) -> list[str]:
+    """Return the tables that a statement may use: only these are opened, file by file."""
     return [name for name in schemas.TABLES if name in sql.lower()] or list(schemas.TABLES)
 
 
-def _names() -> str:
-    return ", ".join(sorted(schemas.TABLES))
-
-
 def _register(connection: Any, store: Store, name: str) -> None:
-    """Let statements see the committed rows of a table, read as far as a statement needs them."""
+    """Register the committed rows of a table as a view that is read lazily."""
     parts = views.committed_parts(store, name)
     if not parts:
         schema = schemas.STATIC_SCHEMAS.get(name, schemas.predictions(2))
@@ -285,7 +287,7 @@ def _register(connection: Any, store: Store, name: str) -> None:
         schema, found = groups.popitem()
         connection.register(name, views.dataset(found, schema))
         return
-    # By their places: names that differ by case only are one name to DuckDB.
+    # By position: DuckDB treats names that differ only by case as one name.
     columns = [f"#1 AS {_quoted(view.key)}"]
     for place, (column, kind) in enumerate(view.types.items(), start=2):
         value = f"CAST(#{place} AS VARCHAR)" if kind is None else f"#{place}"
@@ -293,7 +295,7 @@ def _register(connection: Any, store: Store, name: str) -> None:
     selects = []
     for number, (schema, found) in enumerate(groups.items(), start=1):
         connection.register(f"{name} part {number}", views.dataset(found, schema))
-        # The names are quoted: they are those of files that the store holds.
+        # The names are quoted, since they come from the files of the store.
         selects.append(f'SELECT {", ".join(columns)} FROM "{name} part {number}"')  # noqa: S608
     connection.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(selects)}")
 
@@ -302,8 +304,8 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _readable(schema: Any) -> Any:
-    """Return a schema in which DuckDB knows every type."""
+def _readable(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with types that DuckDB supports."""
     for place, field in enumerate(schema):
         if pa.types.is_float16(field.type):
             schema = schema.set(place, field.with_type(pa.float32()))

@@ -1,4 +1,4 @@
-"""A run in progress: its folder in staging, its config, and what its finished steps said."""
+"""A run in progress: its folder in staging, its config, and the results of its finished steps."""
 
 import math
 import shutil
@@ -23,13 +23,13 @@ R = TypeVar("R", bound=StepResult)
 
 @dataclass(frozen=True)
 class Run:
-    """A handle that is small enough to pass between tasks.
+    """A handle of a run, small enough to pass between tasks.
 
     Attributes:
-        root: absolute path of the folder that holds the run's `staging/`: the store's root, or its workshop on this
-            machine if the store is remote.
-        run_id: the run's id.
-        url: of a remote store.
+        root: Absolute path of the local folder whose `staging/` holds the run, see
+            `Store.local_root`.
+        run_id: ID of the run.
+        url: URL of the store if it is remote.
     """
 
     root: Path
@@ -41,49 +41,49 @@ class Run:
 
     @property
     def store(self) -> str:
-        """The address of the store that the run belongs to."""
+        """Return the path or URL of the store that the run belongs to."""
         return self.url or str(self.root)
 
     @property
     def folder(self) -> Path:
-        """Where the run's files are until it is committed."""
+        """Return the folder of the run's files until it is committed."""
         return self.root / "staging" / self.run_id
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What was written when the run began.
+        """Return the record that was written when the run began.
 
         Raises:
-            StoreError: it is missing or damaged.
+            StoreError: The record is missing or damaged.
         """
         path = self.folder / "run.json"
         remedy = "clear it by `nnbuild doctor --repair`"
-        return read_model(path, _Record, "a run's record", remedy=remedy).model_dump()
+        return read_model(path, _Record, "the record of a run", remedy=remedy).model_dump()
 
     @cached_property
     def config(self) -> RunConfig:
-        """The resolved config.
+        """Return the resolved config.
 
         Raises:
-            StoreError: it is of another version of nnbuild.
+            StoreError: The config was written by another version of nnbuild.
         """
         try:
             return RunConfig.model_validate(self.record["config"])
         except ValidationError as error:
             raise StoreError(
-                f"run {self.run_id} has a config that this nnbuild does not know ({error.error_count()} fields); "
-                "resume it with the version that began it"
+                f"run {self.run_id} has a config that this version of nnbuild does not know "
+                f"({error.error_count()} fields); resume it with the version that began it"
             ) from error
 
     def attach_flow_run(self, flow_run_id: str) -> None:
-        """Write down which flow run of Prefect's goes on with it: the rest of it is shown there.
+        """Record the Prefect flow run that resumes the run, and shows the rest of it.
 
-        A cancellation of the flow run before is over with that.
+        This clears an earlier cancellation.
         """
         self._amend(flow_run_id=flow_run_id, cancelled_at=None)
 
     def release(self) -> None:
-        """Take the run from its flow run; it waits for `nnbuild run --resume`."""
+        """Detach the run from its flow run, so that a person resumes it."""
         self._amend(flow_run_id=None)
 
     def mark_cancelled(self, at: datetime) -> None:
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether a person has cancelled it, and nobody has resumed it since."""
+        """Return whether the run was cancelled by a person and not resumed since."""
         return self.record.get("cancelled_at") is not None
 
     def _amend(self, **values: str | None) -> None:
@@ -101,18 +101,21 @@ class Run:
 
     @property
     def started_at(self) -> datetime:
-        """When the run began, UTC."""
+        """Return the start time, UTC."""
         return datetime.fromisoformat(self.record["started_at"]).astimezone(UTC)
 
     @property
     def store_id(self) -> str | None:
-        """The id of the store that the run was begun in; None if the run created it, or it had none."""
+        """Return the ID of the store in which the run began.
+
+        None if the run created the store, or the store had no ID.
+        """
         found = self._begun_in.get("id")
         return found if isinstance(found, str) else None
 
     @property
     def created(self) -> list[str]:
-        """What of the store was created for this run, see `Store.create`."""
+        """Return the parts of the store that were created for this run, see `Store.create`."""
         found = self._begun_in.get("created")
         return found if isinstance(found, list) else []
 
@@ -125,7 +128,7 @@ class Run:
         return found if isinstance(found, dict) else {}
 
     def relative(self, path: Path) -> str:
-        """A path as it is written into tables and results: relative to the root."""
+        """Return a path relative to the root, as tables and results contain it."""
         return path.relative_to(self.root).as_posix()
 
     def save_result(self, result: StepResult, seconds: float) -> None:
@@ -179,19 +182,18 @@ class Run:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def seconds(self) -> dict[str, float]:
-        """How long each finished step took."""
-        steps = sorted(
-            (self.folder / "steps").glob("[!.]*.json")
-        )  # not what a kill left half written
+        """Return the duration of each finished step in seconds."""
+        # Temporary files, which a killed process may leave behind, begin with a dot.
+        steps = sorted((self.folder / "steps").glob("[!.]*.json"))
         return {path.stem: float(_read_step(path)["seconds"]) for path in steps}
 
     def digests(self, *names: str) -> dict[str, str]:
-        """sha256 of files in the run's folder, by their path in it."""
+        """Return the SHA-256 of files in the run's folder, by their path in it."""
         return {name: file_digest(self.folder / name) for name in names}
 
 
 class _Record(BaseModel):
-    """What `create` writes, and what other versions of nnbuild may write beside it."""
+    """Content of `run.json`; other versions of nnbuild may add fields."""
 
     model_config = ConfigDict(extra="allow")
     started_at: Moment
@@ -201,10 +203,10 @@ class _Record(BaseModel):
 
 
 def _read_step(path: Path) -> dict[str, Any]:
-    """What `Run.keep` has written.
+    """Read a file that `Run.save_result` wrote.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: The file is damaged.
     """
     kept = read_json(path)
     if (
@@ -214,7 +216,7 @@ def _read_step(path: Path) -> dict[str, Any]:
         and "result" in kept
     ):
         return kept
-    raise StoreError(f"{path} is no record of a step; remove it, and the step is made again")
+    raise StoreError(f"{path} is not a valid record of a step; remove it to repeat the step")
 
 
 def create(
@@ -230,9 +232,9 @@ def create(
     Args:
         run: New run.
         config: Resolved config.
-        started_at: Aware time of the start.
-        flow_run_id: Prefect's flow run, if there is one.
-        store: The store's `id`, and what of the store was `created` for this run.
+        started_at: Start time, with a time zone.
+        flow_run_id: ID of the Prefect flow run, if there is one.
+        store: The store's `id`, and the parts of it that were `created` for this run.
     """
     write_json(
         run.folder / "run.json",

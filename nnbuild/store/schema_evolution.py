@@ -1,15 +1,21 @@
-"""Columns whose type is not the same in every file of a table: what type a reader sees.
+"""Find one type for the columns whose type differs between the files of a table.
 
-The columns that nnbuild writes have fixed types. Those that users carry through to `scores` have
-the types of their inputs, which change from one day to the next: integers become floats when a
-value is missing, or numbers become text. Types with a common one are converted to it without
-loss; all others are read as text.
+The columns that nnbuild writes have fixed types. Columns that users carry through to `scores` have
+the types of their inputs, which change from day to day: integers become floats when a value is
+missing, or numbers become text. Types with a common type are converted to it without loss; all
+others are read as text.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_TypeTest = Callable[[pa.DataType], bool]
+_PairTest = Callable[[pa.DataType, pa.DataType], bool]
 
 _MOST_DIGITS = 38  # of a decimal that every reader knows
 _DOUBLE_DIGITS = 15  # decimal digits that a double holds exactly
@@ -21,26 +27,26 @@ _UNITS = ("s", "ms", "us", "ns")
 
 
 class File(NamedTuple):
-    """What the types of one file's columns are decided by.
+    """Schema and statistics of one file, which decide the types of its columns.
 
     Attributes:
         schema: Arrow schema of the file.
         metadata: Its Parquet metadata, with the statistics of its values.
     """
 
-    schema: Any
-    metadata: Any
+    schema: pa.Schema
+    metadata: "pq.FileMetaData"
 
 
-def unified(files: Sequence[File]) -> dict[str, Any | None]:
-    """Return the type that each column has for a reader of all files, in the order of appearance.
+def unified(files: Sequence[File]) -> dict[str, pa.DataType | None]:
+    """Return one type for each column of several files, in the order of appearance.
 
     Args:
         files: Files of one table.
 
     Returns:
-        By the column's name its type, or None where it is read as text: its types have no common
-        one, or a file has values that the common type would not hold exactly.
+        Type of each column by its name; None if the column is read as text, because its types
+        have no common type, or a file has values that are not exact in the common type.
     """
     columns: dict[str, list[File]] = {}
     for file in files:
@@ -49,7 +55,7 @@ def unified(files: Sequence[File]) -> dict[str, Any | None]:
     return {name: _type_in_all(name, found) for name, found in columns.items()}
 
 
-def _type_in_all(name: str, files: Sequence[File]) -> Any | None:
+def _type_in_all(name: str, files: Sequence[File]) -> pa.DataType | None:
     kinds = list(dict.fromkeys(file.schema.field(name).type for file in files))
     kind = _most_common_type(kinds)
     if kind is None or all(fits(file, name, kind) for file in files):
@@ -57,7 +63,7 @@ def _type_in_all(name: str, files: Sequence[File]) -> Any | None:
     return None
 
 
-def _most_common_type(kinds: Sequence[Any]) -> Any | None:
+def _most_common_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
     found = kinds[0]
     for kind in kinds[1:]:
         if found is None:
@@ -66,13 +72,13 @@ def _most_common_type(kinds: Sequence[Any]) -> Any | None:
     return found
 
 
-def fits(file: File, name: str, target: Any) -> bool:
-    """Return whether a column's values are exactly the same in another type.
+def fits(file: File, name: str, target: pa.DataType) -> bool:
+    """Return whether all values of a column are exact in another type.
 
     Args:
         file: File with the column.
         name: Name of the column.
-        target: Type that is common to the column's and others.
+        target: Common type of the column in this and other files.
     """
     kind = file.schema.field(name).type
     if kind.equals(target):
@@ -90,8 +96,8 @@ def fits(file: File, name: str, target: Any) -> bool:
     )
 
 
-def _may_lose(kind: Any, target: Any) -> bool:
-    """Return whether some value of a type is not exact in another one, as far as rules allow that."""
+def _may_lose(kind: pa.DataType, target: pa.DataType) -> bool:
+    """Return whether a value of a type may be inexact in another type that the rules allow."""
     if pa.types.is_nested(kind):
         return True
     if pa.types.is_integer(kind):
@@ -100,7 +106,7 @@ def _may_lose(kind: Any, target: Any) -> bool:
     return bool(temporal and getattr(target, "unit", None) == "ns")
 
 
-def _is_exact(value: int, kind: Any, target: Any) -> bool:
+def _is_exact(value: int, kind: pa.DataType, target: pa.DataType) -> bool:
     storage = pa.int32() if pa.types.is_date32(kind) else pa.int64()
     stored = pa.uint64() if pa.types.is_uint64(kind) else storage
     try:
@@ -110,10 +116,10 @@ def _is_exact(value: int, kind: Any, target: Any) -> bool:
     return True
 
 
-def _extremes(metadata: Any, name: str) -> Iterator[int]:
-    """Yield the smallest and largest integer of each row group of a column, as they are stored.
+def _extremes(metadata: "pq.FileMetaData", name: str) -> Iterator[int]:
+    """Yield the smallest and largest stored integer of each row group of a column.
 
-    Without statistics the largest 64-bit integers stand for values that nobody knows.
+    Without statistics, the largest 64-bit integer stands for the unknown values.
     """
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
@@ -134,18 +140,18 @@ def _extremes(metadata: Any, name: str) -> Iterator[int]:
                 yield 2**63 - 1
 
 
-def _stored_range(statistics: Any) -> tuple[int, int]:
+def _stored_range(statistics: "pq.Statistics") -> tuple[int, int]:
     if statistics.logical_type.type == "INT":  # unsigned ones too, whose raw value has a sign
         return statistics.min, statistics.max
     return statistics.min_raw, statistics.max_raw
 
 
-def common_type(first: Any, second: Any) -> Any | None:
-    """Return the Arrow type that holds the values of two others, or None if there is none.
+def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """Return the Arrow type for the values of two others, or None if there is none.
 
     Numbers are promoted (int64 and double to double, integers and decimals to a wider decimal),
     the unit of times to the finer one, zones to UTC. A type of nulls takes the other one.
-    Whether the values of a particular file fit as well is for `unified` to say.
+    It does not check the values of particular files, as `unified` does.
     """
     if first.equals(second):
         return first
@@ -159,8 +165,8 @@ def common_type(first: Any, second: Any) -> Any | None:
     return None
 
 
-def _plain(kind: Any) -> Any:
-    """Return the type without the encodings that only concern memory."""
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return a type without encodings that only concern memory."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType):
@@ -174,7 +180,7 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_binary(kind: pa.DataType) -> bool:
     return any(
         check(kind)
         for check in (
@@ -186,15 +192,15 @@ def _is_binary(kind: Any) -> bool:
     )
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(kind: pa.DataType) -> bool:
     return any(
         check(kind)
         for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     )
 
 
-def _integers(one: Any, other: Any) -> Any:
-    """Return the smallest integer type that holds both, a decimal if there is none."""
+def _integers(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Return the smallest integer type for both, or a decimal if there is none."""
     if pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other):
         return max(one, other, key=lambda kind: kind.bit_width)
     unsigned, signed = (other, one) if pa.types.is_signed_integer(one) else (one, other)
@@ -204,46 +210,46 @@ def _integers(one: Any, other: Any) -> Any:
     return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[width]
 
 
-def _decimals(one: Any, other: Any) -> Any | None:
+def _decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """Return the decimal that holds both types' digits before and after the point."""
     whole = max(each.precision - each.scale for each in (one, other))
     scale = max(one.scale, other.scale)
     return pa.decimal128(whole + scale, scale) if whole + scale <= _MOST_DIGITS else None
 
 
-def _integer_and_decimal(integer: Any, decimal: Any) -> Any | None:
+def _integer_and_decimal(integer: pa.DataType, decimal: pa.DataType) -> pa.DataType | None:
     return _decimals(pa.decimal128(_INTEGER_DIGITS[integer.bit_width], 0), decimal)
 
 
-def _float_and_decimal(_: Any, decimal: Any) -> Any | None:
+def _float_and_decimal(_: pa.DataType, decimal: pa.DataType) -> pa.DataType | None:
     return pa.float64() if decimal.precision <= _DOUBLE_DIGITS else None
 
 
-def _timestamps(one: Any, other: Any) -> Any | None:
+def _timestamps(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if (one.tz is None) != (other.tz is None):
-        return None  # nobody knows which moment a time without a zone is
+        return None  # the moment of a time without a zone is unknown
     zone = one.tz if one.tz == other.tz else "UTC"
     return pa.timestamp(max(one.unit, other.unit, key=_UNITS.index), zone)
 
 
-def _date_and_timestamp(_: Any, timestamp: Any) -> Any | None:
+def _date_and_timestamp(_: pa.DataType, timestamp: pa.DataType) -> pa.DataType | None:
     return timestamp if timestamp.tz is None else None
 
 
-def _times(one: Any, other: Any) -> Any:
+def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     return pa.time64("ns" if "ns" in (one.unit, other.unit) else "us")
 
 
-def _durations(one: Any, other: Any) -> Any:
+def _durations(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     return pa.duration(max(one.unit, other.unit, key=_UNITS.index))
 
 
-def _lists(one: Any, other: Any) -> Any | None:
+def _lists(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     values = common_type(one.value_type, other.value_type)
     return None if values is None else pa.list_(values)
 
 
-def _structs(one: Any, other: Any) -> Any | None:
+def _structs(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     fields = {field.name: field.type for field in one}
     for field in other:
         kind = common_type(fields.get(field.name, field.type), field.type)
@@ -253,15 +259,15 @@ def _structs(one: Any, other: Any) -> Any | None:
     return pa.struct(list(fields.items()))
 
 
-def _both(check: Any) -> Any:
+def _both(check: _TypeTest) -> _PairTest:
     return lambda one, other: check(one) and check(other)
 
 
-def _pair(first: Any, second: Any) -> Any:
+def _pair(first: _TypeTest, second: _TypeTest) -> _PairTest:
     return lambda one, other: first(one) and second(other)
 
 
-# Whether a rule applies to two plain types that differ, and the common type; both orders are tried.
+# Condition on two different plain types, and their common type; both orders are tried.
 _RULES = (
     (_both(pa.types.is_integer), _integers),
     (_both(pa.types.is_floating), lambda *_: pa.float64()),

@@ -1,7 +1,7 @@
-"""Every table's columns. The writer refuses anything else, so that a query written today holds tomorrow.
+"""The schema of every table. Writers accept nothing else, so that queries remain valid.
 
-All tables are partitioned by `run_id`, those of scoring jobs by `score_id`; the key stands in the folder's name and not
-in the files.
+All tables are partitioned by `run_id`, those of scoring jobs by `score_id`; the key is in the name
+of the folder and not in the files.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ _VERSION_KEY = b"nnbuild.schema_version"
 _UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
 
 
-def _field(name: str, kind: Any, description: str, *, nullable: bool = False) -> Any:
+def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"description": description})
 
 
-def _table(*fields: Any) -> Any:
+def _table(*fields: pa.Field) -> pa.Schema:
     return pa.schema(fields, metadata={_VERSION_KEY: SCHEMA_VERSION.encode()})
 
 
@@ -167,8 +167,8 @@ DRIFT = _table(
 
 
 @cache
-def predictions(classes: int) -> Any:
-    """The probability table's schema for a number of classes."""
+def predictions(classes: int) -> pa.Schema:
+    """Return the schema of `predictions` for a number of classes."""
     return _table(
         _field("example_id", pa.int64(), "Row of the example in its split, from 0"),
         _field("label", pa.int16(), "True class; null if it is not known", nullable=True),
@@ -197,17 +197,17 @@ JOB_TABLES = ("scores", "score_runs", "drift")
 """The tables that are partitioned by `score_id`."""
 
 
-def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:
-    """An Arrow table with just the schema's columns.
+def table_of(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Build a table from rows that have exactly the columns of a schema.
 
     Raises:
-        StoreError: a row has a column too many, one too few, or a value of another type.
+        StoreError: A row has an extra column, lacks one, or has a value of another type.
     """
     for row in rows:
         if row.keys() != set(schema.names):
-            given, expected = sorted(row), sorted(schema.names)
             raise StoreError(
-                f"row has columns {given}, the schema has {expected}; change nnbuild.store.schemas first"
+                f"row has columns {sorted(row)}, expected {sorted(schema.names)}; change "
+                "nnbuild.store.schemas first"
             )
     try:
         return validate(pa.Table.from_pylist(list(rows), schema=schema), schema)
@@ -217,29 +217,31 @@ def table_of(schema: Any, rows: Sequence[dict[str, Any]]) -> Any:
         ) from error
 
 
-def validate(table: Any, schema: Any) -> Any:
-    """The table, if it keeps the schema to the letter.
+def validate(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table if it has exactly the given schema.
 
     Raises:
-        StoreError: a column is missing, extra, out of order, of another type, or null where it may not be.
+        StoreError: A column is missing, extra, out of order, of another type, or null although
+            its schema allows no nulls.
     """
     if not table.schema.equals(schema, check_metadata=True):
         raise StoreError(
-            f"table has {table.schema.names}, expected the schema {schema.names}, types and metadata alike"
+            f"table has columns {table.schema.names}, expected {schema.names} with the types and "
+            "metadata of the schema"
         )
     for field in schema:
         if not field.nullable and table[field.name].null_count:
-            raise StoreError(f"column {field.name!r} holds nulls, and its schema allows none")
+            raise StoreError(f"column {field.name!r} has nulls, but its schema allows none")
     return table
 
 
-def require_columns(name: str, schema: Any, where: str) -> None:
-    """Refuse a file that lacks what every file of its table has.
+def require_columns(name: str, schema: pa.Schema, where: str) -> None:
+    """Require the columns that every file of a table has.
 
     Args:
-        name: Name of the table; of one that is not nnbuild's, nothing is known.
+        name: Name of the table; files of unknown tables need no columns.
         schema: Arrow schema of the file.
-        where: What to call the file.
+        where: Name of the file for the message.
 
     Raises:
         StoreError: A column is missing or has another type; the message names it.
@@ -258,12 +260,12 @@ def require_columns(name: str, schema: Any, where: str) -> None:
             )
 
 
-def expected_columns(name: str, schema: Any) -> Any:
-    """Return the columns that nnbuild writes to each file of a table.
+def expected_columns(name: str, schema: pa.Schema) -> pa.Schema:
+    """Return the columns that nnbuild writes to every file of a table.
 
     Args:
         name: Name of the table.
-        schema: Schema of a file, which shows the number of classes.
+        schema: Schema of a file, from which the number of classes is read.
     """
     if name in STATIC_SCHEMAS:
         return STATIC_SCHEMAS[name]
@@ -273,16 +275,17 @@ def expected_columns(name: str, schema: Any) -> Any:
     return predictions(max(classes, 1))
 
 
-def require_version(schema: Any, where: str) -> None:
-    """Refuse a file of another schema version.
+def require_version(schema: pa.Schema, where: str) -> None:
+    """Require that a file has this schema version.
 
     Raises:
-        StoreError: naming the file, its version and ours.
+        StoreError: The file has another version; the message names both.
     """
     version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != SCHEMA_VERSION:
         raise StoreError(
-            f"{where} has schema version {one_line(version)}, expected {SCHEMA_VERSION}; use the nnbuild that wrote it"
+            f"{where} has schema version {one_line(version)}, expected {SCHEMA_VERSION}; use the "
+            "version of nnbuild that wrote it"
         )
 
 

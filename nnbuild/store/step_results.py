@@ -1,6 +1,7 @@
-"""What each step of a run hands to the next: paths, ids, digests and small numbers, never models or arrays.
+"""Results of the steps of a run: paths, IDs, digests and small numbers, never models or arrays.
 
-Paths are relative to the store's root. Each is kept as JSON beside the run, so that a resumed run recalls it.
+Paths are relative to the store's root. Each result is stored as JSON with the run, so that a
+resumed run can load it.
 """
 
 from typing import Any, ClassVar
@@ -22,11 +23,11 @@ class StepResult(BaseModel):
 
 
 class LoadedData(StepResult):
-    """The dataset that the run uses; its Parquet files are in `folder`.
+    """The dataset of the run; its Parquet files are in `folder`.
 
     Attributes:
-        validation: Images of the validation split that the source has; 0 if it has none.
-        pixel_scales: How the pixels of each split were read, by its name.
+        validation: Number of images in the source's own validation split; 0 if it has none.
+        pixel_scales: Rule by which the pixels were read, by split.
     """
 
     step = "load_data"
@@ -44,7 +45,7 @@ class LoadedData(StepResult):
 
 
 class Check(BaseModel):
-    """One check of the data: what was measured, and the bound that it was held against."""
+    """One check of the data: the measured value, and its bound."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -56,7 +57,7 @@ class Check(BaseModel):
 
 
 class CheckedData(StepResult):
-    """The checks on the data, all of them passed or only soft."""
+    """Checks of the data; those that failed are soft."""
 
     step = "check_data"
     checks: tuple[Check, ...]
@@ -66,7 +67,7 @@ class BuiltModel(StepResult):
     """An uncompiled model.
 
     Attributes:
-        factory: sha256 of the source of the user's function that built it; None for a named
+        factory: SHA-256 of the source of the user's function that built it; None for a named
             network.
     """
 
@@ -85,14 +86,14 @@ class CompiledModel(StepResult):
 
 
 class FittedModel(StepResult):
-    """A fitted model, and how the fit went.
+    """A fitted model.
 
     Attributes:
-        epochs: how many were finished.
-        weights_epoch: the epoch, from 1, whose weights the model has.
-        seconds: of fitting, over all the processes that took part.
-        remarks: what a resume had to say about itself.
-        identity: config, dataset, code, threads and processor that the fit ran with.
+        epochs: Number of finished epochs.
+        weights_epoch: Epoch, from 1, whose weights the model has.
+        seconds: Duration of the fit, over all processes that took part.
+        remarks: Remarks of resumed fits.
+        identity: Config, dataset, code, threads and processor of the fit.
     """
 
     step = "fit_model"
@@ -105,7 +106,7 @@ class FittedModel(StepResult):
 
 
 class HistoryTable(StepResult):
-    """The History as a table."""
+    """The training history as a table."""
 
     step = "persist_history"
     path: str
@@ -113,7 +114,7 @@ class HistoryTable(StepResult):
 
 
 class Evaluated(StepResult):
-    """The figures on the test set that are about all classes."""
+    """Metrics on the test set over all classes."""
 
     step = "evaluate_model"
     test_accuracy: float
@@ -125,11 +126,12 @@ class ExportedModel(StepResult):
     """The model as ONNX, for scoring without TensorFlow.
 
     Attributes:
-        path: of the `.onnx` file; null if the model cannot be exported.
-        remark: why not; empty if it can.
-        largest_difference: of a logit from Keras's on the probe, relative to the largest logit of its row.
-        same_predictions: whether both give each image of the probe the same class.
-        probe: how many images were compared.
+        path: Path of the `.onnx` file; None if the model cannot be exported.
+        remark: Reason why it cannot; empty if it can.
+        largest_difference: Largest difference between the logits of ONNX Runtime and Keras on the
+            probe, relative to the largest logit of the row.
+        same_predictions: Whether both predict the same class for every image of the probe.
+        probe: Number of compared images.
     """
 
     step = "export_model"
@@ -141,13 +143,14 @@ class ExportedModel(StepResult):
 
 
 class Calibrated(StepResult):
-    """The temperature, and what it does to the expected calibration error.
+    """The temperature, and its effect on the expected calibration error.
 
     Attributes:
-        temperature: fitted on the validation examples.
-        before: the error at temperature 1, by subset.
-        after: the error at the fitted temperature, by subset.
-        validation: accuracy and loss (cross-entropy, in nats) of the kept network on the validation examples.
+        temperature: Temperature fitted on the validation examples.
+        before: Calibration error at temperature 1, by subset.
+        after: Calibration error at the fitted temperature, by subset.
+        validation: Accuracy and loss (cross-entropy, in nats) of the final model on the validation
+            examples.
     """
 
     step = "calibrate_model"
@@ -167,16 +170,16 @@ class Scored(StepResult):
 
 
 class Decided(StepResult):
-    """What the gate said of a run.
+    """Decision of the champion gate.
 
     Attributes:
-        champion: the run that it was held against; None if there was none.
-        promote: whether the run becomes the champion.
-        reason: why, in a sentence.
-        champion_metrics: the champion's figures over all classes, if the two were compared or could have been.
-        figures: the numbers of the decision, as in the `decisions` table.
-        waits: whether the gate says yes, and a person has to say it too.
-        passed_over: whether the run was kept from the gate.
+        champion: ID of the champion before the decision; None if there was none.
+        promote: Whether the run becomes the champion.
+        reason: Reason, as a sentence.
+        champion_metrics: Metrics of the champion over all classes; empty without a champion.
+        figures: Numbers of the decision, as in the table `decisions`.
+        waits: Whether the run passed the gate and waits for a person's approval.
+        passed_over: Whether the run was committed without the gate.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
     """
 
@@ -192,14 +195,14 @@ class Decided(StepResult):
 
 
 class Reported(StepResult):
-    """The page that a person looks at."""
+    """The HTML report."""
 
     step = "write_report"
     path: str
 
 
 class Committed(StepResult):
-    """Where a run's outputs stand."""
+    """Paths of the outputs of a committed run."""
 
     run_id: str
     status: str

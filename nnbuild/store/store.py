@@ -1,4 +1,4 @@
-"""The store: one root that holds datasets, runs and tables, and the runs in progress."""
+"""The store: one root folder or URL with datasets, runs, tables, and the runs in progress."""
 
 import os
 import shutil
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError, StoreGoneError, one_line
@@ -32,56 +33,71 @@ def default_root() -> str:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run in staging: `held` while a living process works on it."""
+    """A run in staging.
+
+    Attributes:
+        run_id: ID of the run.
+        held: Whether a living process is working on it.
+    """
 
     run_id: str
     held: bool
 
 
 class Store:
-    """Opens a store, which need not exist yet; nothing is written before a run begins.
+    """A store, which need not exist yet: nothing is written before the first run begins.
 
     Args:
-        root: a local folder, or a URL such as `s3://bucket/folder`.
+        root: Local folder, or a URL such as `s3://bucket/folder`; `default_root()` if not given.
 
     Attributes:
-        root: where readers look: a `pathlib.Path`, or a path of universal_pathlib, which has the same methods.
-        workshop: the local folder whose `staging/` holds the runs in progress; the root, unless that is remote.
+        root: Folder that readers see: a `pathlib.Path`, or a path of universal_pathlib, which has
+            the same methods.
+        local_root: Local folder whose `staging/` holds the runs in progress. It is the root,
+            unless the store is remote.
 
     Raises:
-        StoreError: the root is a file, a URL that nothing here can open, or a store of another schema version.
+        StoreError: The root is a file, a URL whose protocol is not supported, or a store of
+            another schema version.
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
-        given = str(root or default_root())
-        if "\0" in given:
-            raise StoreError(f"store {given!r} holds a NUL character, expected a folder's path")
-        with os_errors_as_store_errors(f"open store {given}"):
-            self.root = (
-                filesystem.open_root(given)
-                if filesystem.is_url(given)
-                else Path(given).expanduser().resolve()
+        address = str(root or default_root())
+        if "\0" in address:
+            raise StoreError(
+                f"store {address!r} contains a NUL character, expected the path of a folder",
+                setting="store",
             )
-            self.local_root = filesystem.local_root(given) if self.is_remote else self.root
+        with os_errors_as_store_errors(f"open store {address}"):
+            self.root = (
+                filesystem.open_root(address)
+                if filesystem.is_url(address)
+                else Path(address).expanduser().resolve()
+            )
+            self.local_root = filesystem.local_root(address) if self.is_remote else self.root
             if not self.is_remote:
-                above = next(each for each in (self.root, *self.root.parents) if each.exists())
-                if not above.is_dir():
+                existing = next(each for each in (self.root, *self.root.parents) if each.exists())
+                if not existing.is_dir():
                     raise StoreError(
-                        f"store {given}: {above} is a file, expected a folder; give another --store"
+                        f"store {address}: {existing} is a file, expected a folder; "
+                        "give another store",
+                        setting="store",
                     )
-            marked = self._marker.exists()
-        if marked:
+            has_marker = self._marker.exists()
+        if has_marker:
             marker = read_json(self._marker)
             version = marker.get("schema_version") if isinstance(marker, dict) else None
             if version != schemas.SCHEMA_VERSION:
                 raise StoreError(
-                    f"store {given} has schema version {one_line(version)}, expected {schemas.SCHEMA_VERSION}; "
-                    "use the nnbuild that wrote it, or give another --store"
+                    f"store {address} has schema version {one_line(version)}, expected "
+                    f"{schemas.SCHEMA_VERSION}; use the version of nnbuild that wrote it, or give "
+                    "another store",
+                    setting="store",
                 )
 
     @property
     def is_remote(self) -> bool:
-        """Whether readers look behind a URL."""
+        """Return whether the root is a URL."""
         return filesystem.is_remote(self.root)
 
     @property
@@ -103,54 +119,56 @@ class Store:
         return store
 
     def exists(self) -> bool:
-        """Return whether there is a store at the root: its `store.json` says so."""
+        """Return whether there is a store at the root: a folder with a `store.json`."""
         with os_errors_as_store_errors(f"look for store {self.root}"):
             return self._marker.exists()
 
     def require(self) -> None:
-        """Refuse to go on without a store.
+        """Require that the store exists.
 
         Raises:
             StoreError: There is no store at the root.
         """
         if self.exists():
             return
-        found = (
+        reason = (
             f"it has no {self._marker.name}"
             if self.is_remote or self.root.exists()
             else "the folder does not exist"
         )
         raise StoreError(
-            f"no store at {self.root}: {found}; check --store, or create a store by `nnbuild run`"
+            f"no store at {self.root}: {reason}; check the path, or create a store by "
+            "`nnbuild run`",
+            setting="store",
         )
 
     @property
     def id(self) -> str | None:
-        """The id that the store was given when it was created; None if it is older than ids."""
+        """Return the ID of the store; None for a store that was created before stores had IDs."""
         marker = read_json(self._marker)
-        found = marker.get("id") if isinstance(marker, dict) else None
-        return found if isinstance(found, str) else None
+        store_id = marker.get("id") if isinstance(marker, dict) else None
+        return store_id if isinstance(store_id, str) else None
 
     def require_same(self, run: Run) -> None:
-        """Refuse to commit a run into another store than the one that it was begun in.
+        """Require that this is the store in which a run was begun, before the run is committed.
 
         Raises:
             StoreError: There is no store.
-            StoreGoneError: There is another one.
+            StoreGoneError: It is another store.
         """
         self.require()
-        begun_in, found = run.store_id, self.id
-        if None not in (begun_in, found) and begun_in != found:
+        expected, actual = run.store_id, self.id
+        if None not in (expected, actual) and expected != actual:
             raise StoreGoneError(
-                f"the store at {self.root} has id {found}, run {run.run_id} was begun in {begun_in}; "
-                "bring that store back"
+                f"the store at {self.root} has ID {actual}, but run {run.run_id} was begun in "
+                f"store {expected}; bring that store back"
             )
 
     def create(self) -> list[str]:
-        """Create the store unless it exists; whether it can be written shows here.
+        """Create the store unless it exists, and check that it can be written.
 
         Returns:
-            What did not exist before, for `discard`: the root (`.`), the marker.
+            Names of what did not exist before, for `discard_folder`: the root (`.`), the marker.
 
         Raises:
             StoreError: The store cannot be written.
@@ -170,12 +188,12 @@ class Store:
         """Open a new run in staging.
 
         Args:
-            config: resolved.
-            now: aware time of the start.
-            flow_run_id: Prefect's, if there is one.
+            config: Resolved config.
+            now: Start time, with a time zone.
+            flow_run_id: ID of the Prefect flow run, if there is one.
 
         Raises:
-            StoreError: the store cannot be written.
+            StoreError: The store cannot be written.
         """
         created = self.create()
         with os_errors_as_store_errors(f"write to store {self.root}"):
@@ -187,7 +205,7 @@ class Store:
                 config,
                 started_at=now,
                 flow_run_id=flow_run_id,
-                # Runs that create a store at the same time write its marker over each other's.
+                # Runs that create a store at the same time overwrite each other's marker.
                 store={
                     "id": None if self._marker.name in created else self.id,
                     "created": created,
@@ -198,15 +216,15 @@ class Store:
         return Run(self.local_root, run_id, str(self.root) if self.is_remote else None)
 
     def unfinished_run(self, run_id: str) -> Run:
-        """A run that waits in staging.
+        """Return a run in staging.
 
         Raises:
-            StoreError: there is none of that id, or it is committed already.
+            StoreError: There is no run of that ID in staging, or it is already committed.
         """
         require_run_id(run_id)
         if run_id in self.run_ids():
             raise StoreError(
-                f"run {run_id} is committed, there is nothing to resume; begin a new run"
+                f"run {run_id} is already committed, so there is nothing to resume; begin a new run"
             )
         run = self._run(run_id)
         if not run.folder.is_dir():
@@ -214,9 +232,9 @@ class Store:
         return run
 
     def run_of_flow(self, flow_run_id: str) -> Run | None:
-        """The run in staging that a flow run of Prefect began, if there is one."""
-        for waiting in reversed(self.unfinished_runs()):
-            run = self._run(waiting.run_id)
+        """Return the run in staging that belongs to a Prefect flow run, if there is one."""
+        for unfinished in reversed(self.unfinished_runs()):
+            run = self._run(unfinished.run_id)
             try:
                 if run.record.get("flow_run_id") == flow_run_id:
                     return run
@@ -252,21 +270,21 @@ class Store:
             return
 
     def run_ids(self) -> list[str]:
-        """The ids of all runs that exist for readers, oldest first."""
+        """Return the IDs of all committed runs, oldest first."""
         return views.partitions(self.root / "tables" / "runs", "run_id")
 
     def score_ids(self) -> list[str]:
-        """The ids of all scoring jobs that exist for readers, oldest first."""
+        """Return the IDs of all committed scoring jobs, oldest first."""
         return views.partitions(self.root / "tables" / "score_runs", "score_id")
 
     def unfinished_runs(self) -> list[UnfinishedRun]:
-        """The runs in staging, oldest first."""
+        """Return the runs in staging, oldest first."""
         folder = self.local_root / "staging"
         if not folder.is_dir():
             return []
-        done = set(self.run_ids())
+        committed = set(self.run_ids())
         with os_errors_as_store_errors(f"list {folder}"):
-            # Without its record a run has not begun: its process died before that, or is just beginning.
+            # Without its record a run has not begun: its process died, or is just starting.
             begun = (
                 path
                 for path in folder.iterdir()
@@ -274,33 +292,34 @@ class Store:
             )
             names = sorted(path.name for path in begun)
         return [
-            UnfinishedRun(name, locks.is_held(folder / name)) for name in names if name not in done
+            UnfinishedRun(name, locks.is_held(folder / name))
+            for name in names
+            if name not in committed
         ]
 
     def committed_in_staging(self) -> list[Run]:
-        """Committed runs whose folder is still in staging: they were killed behind their row."""
-        done = self.run_ids()
-        return [run for run in map(self._run, done) if run.folder.is_dir()]
+        """Return the committed runs that were killed before their staging folder was removed."""
+        return [run for run in map(self._run, self.run_ids()) if run.folder.is_dir()]
 
     def partition(self, table: str, run_id: str) -> Path:
-        """The folder that holds a run's part of a table."""
+        """Return the folder with a run's part of a table."""
         return self.root / "tables" / require_name(table) / f"run_id={require_run_id(run_id)}"
 
     def dataset_folder(self, name: str, digest: str) -> Path:
-        """Where an ingested dataset stands, or will."""
+        """Return the folder of an ingested dataset, whether it exists or not."""
         return self.root / self.dataset_name(name, digest)
 
     def dataset_name(self, name: str, digest: str) -> str:
-        """The path of an ingested dataset, relative to the root."""
+        """Return the path of an ingested dataset relative to the root."""
         return f"datasets/{require_name(name)}/{require_name(digest)}"
 
     def has_dataset(self, name: str, digest: str) -> bool:
-        """Whether the store holds a dataset."""
+        """Return whether the store has a dataset."""
         with os_errors_as_store_errors(f"list {self.root}"):
             return (self.dataset_folder(name, digest) / "dataset.json").exists()
 
     def local_dataset(self, name: str, digest: str) -> Path:
-        """A folder on this machine with an ingested dataset: the store's own, or a copy of a remote store's."""
+        """Return a local folder with an ingested dataset, fetched first if the store is remote."""
         folder = self.local_root / self.dataset_name(name, digest)
         if self.is_remote and not folder.is_dir():
             with os_errors_as_store_errors(f"fetch dataset {name} from {self.root}"):
@@ -309,10 +328,11 @@ class Store:
         return folder
 
     def ensure_outside(self, path: Path) -> Path:
-        """Refuse to write a user's file or folder into the store, by whatever way its path leads there.
+        """Refuse to write a user's file or folder into the store, also through links and mounts.
 
         Args:
-            path: Local, in which a leading `~` is the home folder, or a path of universal_pathlib.
+            path: Local path, in which a leading `~` is the home folder, or a path of
+                universal_pathlib.
 
         Returns:
             The path to write to.
@@ -324,12 +344,12 @@ class Store:
             overlaps = self.is_remote and filesystem.overlap(path, self.root)
         else:
             if "\0" in str(path):
-                raise StoreError(f"{str(path)!r} holds a NUL character, expected a path")
+                raise StoreError(f"{str(path)!r} contains a NUL character, expected a path")
             path = Path(os.path.expanduser(path))  # noqa: PTH111  (it leaves an unknown ~user alone)
-            overlaps = _overlap(path, self.local_root)  # the root, or what of a remote one is here
+            overlaps = _overlap(path, self.local_root)
         if overlaps:
             raise StoreError(
-                f"{path} is in the store {self.root} or holds it; give a path outside the store"
+                f"{path} is in the store {self.root} or contains it; give a path outside the store"
             )
         return path
 
@@ -343,8 +363,11 @@ class Store:
             raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
         return read_manifest(self.root / "runs" / run_id / "manifest.json")
 
-    def staged_history(self, run_id: str) -> Any | None:
-        """The epochs so far of a run in staging, like `read_table`'s; None if there is no such run, or no epoch yet."""
+    def staged_history(self, run_id: str) -> pa.Table | None:
+        """Return the history of a run in staging so far, with the columns of `read_table`.
+
+        None if there is no such run, or it has not finished an epoch.
+        """
         path = self.local_root / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
         return (
             views.keyed("run_id", run_id, read_table(path, schemas.HISTORY))
@@ -357,20 +380,20 @@ class Store:
         name: str,
         run_id: str | Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
-    ) -> Any:
-        """The committed rows of a table, as Arrow, in the order of the runs.
+    ) -> pa.Table:
+        """Return the committed rows of a table, in the order of the runs.
 
         The first column is `run_id`, or `score_id` in `scores` and `score_runs`. A column that was
         carried through from inputs of different types has their common type, such as double for
         int64 and double; without a common type it is text.
 
         Args:
-            name: Name of the table.
-            run_id: Id of one run or scoring job, or several; all of them if not given.
+            name: Name of the table, such as `runs`, `history` or `predictions`.
+            run_id: ID of one run or scoring job, or several; all of them if not given.
             columns: Names of the columns; all if not given. Files without one give nulls.
 
         Raises:
-            StoreError: An unknown table, run or column, a damaged file, or a file of another
+            StoreError: The table, run or column is unknown, or a file is damaged or of another
                 schema version.
         """
         return views.committed_rows(self, name, run_id, columns)
@@ -378,14 +401,14 @@ class Store:
 
 def _overlap(path: Path, root: Path) -> bool:
     """Return whether one of two local paths is the other, or in it."""
-    wanted = Path(os.path.realpath(path))
-    return root.is_relative_to(wanted) or any(
-        _is_same(each, root) for each in (wanted, *wanted.parents)
+    resolved = Path(os.path.realpath(path))
+    return root.is_relative_to(resolved) or any(
+        _is_same(each, root) for each in (resolved, *resolved.parents)
     )
 
 
 def _is_same(path: Path, root: Path) -> bool:
-    """Return whether two paths lead to the same folder; a bind mount is seen as such, too."""
+    """Return whether two paths lead to the same folder, also by a bind mount."""
     try:
         return path == root or path.samefile(root)
     except OSError:

@@ -1,7 +1,6 @@
-"""One Parquet file of a table: it keeps its schema to the letter, and stands whole or not at all."""
+"""Read and write one Parquet file of a table, strictly by its schema and atomically."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,25 +10,25 @@ from nnbuild.store import schemas
 from nnbuild.store.filesystem import atomic_write, os_errors_as_store_errors
 
 
-def write_table(path: Path, table: Any, schema: Any) -> None:
+def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
     """Write a table.
 
     Raises:
-        StoreError: the table is not of the schema, or cannot be written.
+        StoreError: The table does not have the schema, or cannot be written.
     """
-    with atomic_write(path) as aside:
-        pq.write_table(schemas.validate(table, schema), aside, compression="zstd")
+    with atomic_write(path) as temporary:
+        pq.write_table(schemas.validate(table, schema), temporary, compression="zstd")
 
 
-def read_table(path: Path, schema: Any) -> Any:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a table.
 
     Raises:
-        StoreError: the file is missing or damaged, or not of the schema.
+        StoreError: The file is missing or damaged, or does not have the schema.
     """
     with os_errors_as_store_errors(f"read {path}"):
         try:
-            with path.open("rb") as file:  # once: it may be replaced while it is read
+            with path.open("rb") as file:  # opened once: it may be replaced in the meantime
                 table = pq.ParquetFile(file).read()
         except pa.ArrowException as error:
             raise StoreError(

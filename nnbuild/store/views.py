@@ -1,4 +1,4 @@
-"""What a reader sees of the tables: the rows of committed runs and scoring jobs, and no others."""
+"""Tables as readers see them: the rows of committed runs and scoring jobs only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,13 @@ from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id, require_name, require_run_id, require_score_id
 
 if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
     from nnbuild.store.store import Store
 
 
 def partitions(folder: Any, key: str) -> list[str]:
-    """The ids that have a partition in a table's folder, in order."""
+    """Return the IDs of the partitions in the folder of a table, sorted."""
     with os_errors_as_store_errors(f"list {folder}"):
         if not folder.is_dir():
             return []
@@ -39,7 +41,7 @@ class Part:
 
     Attributes:
         table: Name of the table.
-        value: Id of the run or scoring job.
+        value: ID of the run or scoring job.
         path: Path of the file.
     """
 
@@ -48,10 +50,10 @@ class Part:
     path: Any
 
     @cached_property
-    def fragment(self) -> Any:
-        """The file as Arrow scans it, with the id that its folder is named after.
+    def fragment(self) -> "ds.ParquetFileFragment":
+        """Return the file as Arrow scans it, with the ID that its folder is named after.
 
-        The id is not parsed from the path, since folders above the store may have such names too.
+        The ID is not parsed from the path, since folders above the store may have such names too.
         """
         import pyarrow.dataset as ds  # it imports pandas, which writing a table does not need
 
@@ -60,8 +62,8 @@ class Part:
         return ds.ParquetFileFormat().make_fragment(path, filesystem, partition)
 
     @cached_property
-    def schema(self) -> Any:
-        """The columns of the file that a reader can see: the table's key hides one of its name.
+    def schema(self) -> pa.Schema:
+        """Return the columns of the file, without one that has the name of the table's key.
 
         Raises:
             StoreError: The file is damaged, of another schema version, or of another table.
@@ -74,7 +76,7 @@ class Part:
         return schema.remove(hidden) if hidden >= 0 else schema
 
     def file(self) -> schema_evolution.File:
-        """Return what the types of its columns are decided by."""
+        """Return the schema and the statistics that decide the types of its columns."""
         return schema_evolution.File(self.schema, self.fragment.metadata)
 
 
@@ -88,7 +90,7 @@ def _address(path: Any) -> tuple[str, Any]:
 
 @contextmanager
 def reading_errors(path: Any) -> Iterator[None]:
-    """Turn what Arrow says of a file that it cannot read into an error that names the file."""
+    """Turn Arrow's errors about a file into a StoreError that names the file."""
     with os_errors_as_store_errors(f"read {path}"):
         try:
             yield
@@ -99,28 +101,28 @@ def reading_errors(path: Any) -> Iterator[None]:
 
 
 def committed_parts(
-    store: "Store", name: str, wanted: str | Sequence[str] | None = None
+    store: "Store", name: str, only: str | Sequence[str] | None = None
 ) -> list[Part]:
     """Return the files with the committed rows of a table, oldest run or scoring job first.
 
     Args:
         store: Store to read.
         name: Name of the table.
-        wanted: Id of one run or scoring job, or several; all of them if not given.
+        only: ID of one run or scoring job, or several; all of them if not given.
 
     Raises:
-        StoreError: Nothing of such an id is committed.
+        StoreError: No run or scoring job of such an ID is committed.
     """
     of_jobs = require_name(name) in schemas.JOB_TABLES
     require = require_score_id if of_jobs else require_run_id
-    # The list of what is committed is taken first: whatever it names was complete before its row was written.
+    # The list of IDs is read first: all files of an ID were complete before its row was written.
     ids = store.score_ids() if of_jobs else store.run_ids()
-    for each in [wanted] if isinstance(wanted, str) else wanted or ():
+    for each in [only] if isinstance(only, str) else only or ():
         if require(each) not in ids:
             what = "scoring job" if of_jobs else "run"
             raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
-    if wanted is not None:
-        ids = [wanted] if isinstance(wanted, str) else list(wanted)
+    if only is not None:
+        ids = [only] if isinstance(only, str) else list(only)
     folders = [
         (each, store.root / "tables" / name / f"{partition_key(name)}={each}") for each in ids
     ]
@@ -135,7 +137,7 @@ def committed_parts(
 
 
 class TableView:
-    """A table as a reader sees it: each column with one type, whatever the single files have.
+    """A table with one type for each column, whatever types the single files have.
 
     Args:
         name: Name of the table.
@@ -152,7 +154,7 @@ class TableView:
     def __init__(self, name: str, parts: Sequence[Part]) -> None:
         self.name, self.parts = name, parts
         self.key = partition_key(name)
-        self._fields: dict[str, Any] = {}
+        self._fields: dict[str, pa.Field] = {}
         for part in parts:
             for field in part.schema:
                 self._fields.setdefault(field.name, field)
@@ -161,8 +163,8 @@ class TableView:
             self._fields.setdefault(field.name, field)  # younger than all of the files
             self.types.setdefault(field.name, field.type)
 
-    def schema_of(self, part: Part) -> Any:
-        """Return the schema to scan a file with: what is read as text has the file's own type."""
+    def schema_of(self, part: Part) -> pa.Schema:
+        """Return the schema to scan a file with: columns read as text have the file's own type."""
         fields = [pa.field(self.key, pa.string())]
         for name, kind in self.types.items():
             place = part.schema.get_field_index(name)
@@ -171,20 +173,20 @@ class TableView:
             fields.append(field if place >= 0 else field.with_nullable(nullable=True))
         return pa.schema(fields, metadata=self.parts[0].schema.metadata)
 
-    def scans(self) -> Iterator[tuple[Any, list[Part]]]:
+    def scans(self) -> Iterator[tuple[pa.Schema, list[Part]]]:
         """Yield neighbouring files that have the same types, and the schema to scan them with."""
         with_schemas = [(self.schema_of(part), part) for part in self.parts]
         for schema, found in groupby(with_schemas, key=lambda each: each[0]):
             yield schema, [part for _, part in found]
 
-    def read(self, columns: Sequence[str] | None) -> Any:
-        """Return the rows as an Arrow table, the key first.
+    def read(self, columns: Sequence[str] | None) -> pa.Table:
+        """Return the rows, with the key as the first column.
 
         Args:
             columns: Names of the columns to read; all of them if not given.
 
         Raises:
-            StoreError: A column that no file has, or a file is damaged.
+            StoreError: No file has such a column, or a file is damaged.
         """
         names = [each for each in columns or self.types if each != self.key]
         for each in names:
@@ -195,7 +197,7 @@ class TableView:
         found = [self._read(schema, parts, names) for schema, parts in self.scans()]
         return pa.concat_tables(found, promote_options="default")
 
-    def _read(self, schema: Any, parts: list[Part], names: list[str]) -> Any:
+    def _read(self, schema: pa.Schema, parts: list[Part], names: list[str]) -> pa.Table:
         with reading_errors(parts[0].path if len(parts) == 1 else parts[0].path.parents[1]):
             table = dataset(parts, schema).to_table(columns=[self.key, *names])
             table.validate(full=True)
@@ -212,12 +214,12 @@ class TableView:
         return table
 
 
-def dataset(parts: Sequence[Part], schema: Any) -> Any:
+def dataset(parts: Sequence[Part], schema: pa.Schema) -> "ds.FileSystemDataset":
     """Return files of a table as one Arrow dataset.
 
     Args:
         parts: Files of the same store.
-        schema: The columns that they are scanned with, the key among them.
+        schema: Schema to scan them with, the key included.
     """
     import pyarrow.dataset as ds
 
@@ -225,44 +227,44 @@ def dataset(parts: Sequence[Part], schema: Any) -> Any:
     return ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat(), fragments[0].filesystem)
 
 
-def as_text(column: Any) -> Any:
-    """Return a column as `nnbuild sql` shows it: the text that DuckDB casts its values to."""
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as the text that DuckDB casts its values to, as `nnbuild sql` shows it."""
     import duckdb
 
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        connection.register("held", pa.table({"value": column}))
-        found = connection.sql("SELECT CAST(value AS VARCHAR) AS value FROM held")
+        connection.register("source", pa.table({"value": column}))
+        found = connection.sql("SELECT CAST(value AS VARCHAR) AS value FROM source")
         return found.to_arrow_table()["value"].cast(pa.string())
 
 
 def committed_rows(
     store: "Store",
     name: str,
-    wanted: str | Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-) -> Any:
+) -> pa.Table:
     """Return the committed rows of a table; see `nnbuild.store.Store.read_table`."""
-    parts = committed_parts(store, name, wanted)
+    parts = committed_parts(store, name, only)
     if parts:
         return TableView(name, parts).read(columns)
     if name in schemas.STATIC_SCHEMAS:
         return keyed(partition_key(name), "", schemas.STATIC_SCHEMAS[name].empty_table())
     if name in schemas.TABLES:
-        if wanted is not None:
-            why = (
-                "its rows are where its --output says"
+        if only is not None:
+            reason = (
+                "its rows are in its output folder"
                 if name in schemas.JOB_TABLES
                 else "it failed before it had any"
             )
-            named = wanted if isinstance(wanted, str) else ", ".join(wanted)
-            raise StoreError(f"{named} has no {name} in {store.root}: {why}; choose another")
-        raise StoreError(f"no rows of {name!r} in {store.root}; it holds {_tables(store)}")
+            ids = only if isinstance(only, str) else ", ".join(only)
+            raise StoreError(f"{ids} has no {name} in {store.root}: {reason}; choose another")
+        raise StoreError(f"no rows of {name!r} in {store.root}; its tables are {_tables(store)}")
     raise StoreError(f"no table {name!r} in {store.root}; {suggestion(name, schemas.TABLES)}")
 
 
-def keyed(key: str, value: str, table: Any) -> Any:
-    """Return a part of a table with its partition's key as the first column."""
+def keyed(key: str, value: str, table: pa.Table) -> pa.Table:
+    """Return a part of a table with the key of its partition as the first column."""
     return table.add_column(
         0, pa.field(key, pa.string()), pc.cast(pa.repeat(value, len(table)), pa.string())
     )
@@ -270,8 +272,4 @@ def keyed(key: str, value: str, table: Any) -> Any:
 
 def _tables(store: "Store") -> str:
     folder = store.root / "tables"
-    return (
-        ", ".join(sorted(path.name for path in folder.iterdir()))
-        if folder.is_dir()
-        else "no tables"
-    )
+    return ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "none"

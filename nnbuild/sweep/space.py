@@ -204,8 +204,8 @@ class SweepConfig(Section):
             nested: Any = value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
-            settings = loading.merged(settings, nested)
-        config = loading.checked(settings | {"seed": self.run.seed + seed, "trial": tag})
+            settings = loading.merge(settings, nested)
+        config = loading.parse_config(settings | {"seed": self.run.seed + seed, "trial": tag})
         return resolve(config)
 
 

@@ -166,7 +166,7 @@ def sweep_context(sweep: Sweep) -> Iterator[None]:
     created = sweep.store.create()
     with os_errors_as_store_errors(f"write to store {sweep.root}"):
         make_durable_dir(sweep.folder)
-    with locks.held(sweep.folder):  # without the lock, the folder is another process's
+    with locks.lock(sweep.folder):  # without the lock, the folder is another process's
         try:
             write_json(sweep.folder / _RECORD, sweep.config.model_dump(mode="json"))
             yield

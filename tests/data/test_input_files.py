@@ -372,9 +372,9 @@ def test_long_names_on_the_command_line(capfd, tmp_path, trained):
 def test_numbers_that_are_too_long_are_named(tmp_path, text):
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ConfigError):
-        loading.checked(loading.read_toml(tmp_path / "c.toml"))
+        loading.parse_config(loading.read_toml(tmp_path / "c.toml"))
     with pytest.raises(ConfigError):
-        loading.checked(loading.setting(text.replace(" ", "")))
+        loading.parse_config(loading.parse_setting(text.replace(" ", "")))
 
 
 def test_damaged_members_of_any_compression_are_named(tmp_path):

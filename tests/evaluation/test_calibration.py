@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbuild.evaluation import calibration_error, fit_temperature
-from nnbuild.evaluation.calibration import LEAST, MOST
+from nnbuild.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from nnbuild.logits import log_softmax, softmax
 from nnbuild.pipeline import run
 from nnbuild.store import Store
@@ -38,7 +38,7 @@ def test_no_other_temperature_is_likelier(seed, spread):
     logits, labels = random.normal(0, spread, (200, 4)), random.integers(0, 4, 200)
     best = fit_temperature(logits, labels)
     found = likelihood(logits, labels, best)
-    for other in np.clip([1.0, 0.9 * best, 1.1 * best], LEAST, MOST):
+    for other in np.clip([1.0, 0.9 * best, 1.1 * best], MIN_TEMPERATURE, MAX_TEMPERATURE):
         assert found >= likelihood(logits, labels, other) - 1e-6
 
 

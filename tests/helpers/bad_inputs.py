@@ -267,14 +267,14 @@ USAGE = [
         "--set",
         "training.validation_fraction=0.00001",
     ),
-    _run("resume of no id", "is no run id", "--resume", "../../etc"),
+    _run("resume of no id", "invalid run ID", "--resume", "../../etc"),
     _run(
         "resume of an unknown run",
         "no run 20200101T000000000Z-000000",
         "--resume",
         "20200101T000000000Z-000000",
     ),
-    Case("history of no id", lambda _: ["history", "x/../y"], "is no run id"),
+    Case("history of no id", lambda _: ["history", "x/../y"], "invalid run ID"),
     Case(
         "history of an unknown run",
         lambda _: ["history", "20200101T000000000Z-000000"],
@@ -569,7 +569,7 @@ FILES = [
         lambda _: ["report", "20200101T000000000Z-abcdef"],
         "no committed run",
     ),
-    Case("report of no run", lambda _: ["report", "nonsense"], "is no run id"),
+    Case("report of no run", lambda _: ["report", "nonsense"], "invalid run ID"),
     Case(
         "compare with an unknown run",
         lambda _: ["compare", "20200101T000000000Z-abcdef", "20200101T000000000Z-abcdee"],

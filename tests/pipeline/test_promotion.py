@@ -75,7 +75,7 @@ def test_a_worse_challenger_is_rejected_and_a_better_one_promoted_under_both_rul
 @pytest.mark.parametrize(
     ("challenger", "settings", "says"),
     [
-        (candidate(0.9), {"min_accuracy": 0.95}, "below the floor"),
+        (candidate(0.9), {"min_accuracy": 0.95}, "below the minimum"),
         (candidate(0.99, error=0.2), {"max_calibration_error": 0.1}, "calibration error"),
         (candidate(0.95, recalls={0: 0.99, 1: 0.7}), {}, "recall of class 1"),
         (candidate(0.99, test_set="b"), {}, "other test images"),
@@ -136,7 +136,7 @@ def test_rollback_and_promote(capfd, gated_runs):
     for arguments, says in [
         (("promote", second), "already"),
         (("promote", "20200101T000000000Z-abcdef"), "no committed run"),
-        (("promote", "../../etc"), "is no run id"),
+        (("promote", "../../etc"), "invalid run ID"),
     ]:
         outcome = call(capfd, *arguments, "--store", store.root)
         assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)

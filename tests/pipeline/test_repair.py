@@ -161,7 +161,7 @@ def listing(root):
 
 
 def claim(path):
-    return locks.claimed(path, {"score_id": "mine"}, lambda holder: LockedError(holder.process))
+    return locks.claim(path, {"score_id": "mine"}, lambda holder: LockedError(holder.process))
 
 
 def test_repair_clears_locks_that_nobody_holds(capfd, store):

@@ -181,7 +181,7 @@ def test_every_step_recalls_what_it_has_done(tmp_path, small_config, monkeypatch
 
 def test_a_run_that_is_held_cannot_be_resumed(tmp_path, small_config):
     run = nnbuild.open_run(small_config, tmp_path)
-    with locks.held(run.folder):
+    with locks.lock(run.folder):
         assert Store(tmp_path).unfinished_runs()[0].held
         with pytest.raises(LockedError, match=r"held by process \d+ on "):
             nnbuild.retrain(store=tmp_path, resume=run.run_id)

@@ -12,7 +12,7 @@ import pytest
 from command_line import call
 from run_values import values
 
-from nnbuild.config.loading import flattened
+from nnbuild.config.loading import flatten
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import Interrupted
 from nnbuild.pipeline.run import retrain
@@ -72,7 +72,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
     (listed,) = call(capfd, "runs", "--store", tmp_path / "store", "--json").json["runs"]
     assert (listed["run_id"], listed["status"]) == (run_id, "unfinished")
     assert 3 <= listed["epochs"] < 150
-    nested = flattened({"training": {"early_stopping": {"patience": 3}}, "seed": 1})
+    nested = flatten({"training": {"early_stopping": {"patience": 3}}, "seed": 1})
     assert nested == {"training.early_stopping.patience": 3, "seed": 1}
     other = call(capfd, "run", "--resume", run_id, "--epochs", 151, "--store", tmp_path / "store")
     assert other.code == 2

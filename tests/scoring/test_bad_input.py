@@ -277,7 +277,7 @@ CASES = [
         "applies to model files only",
     ),
     ("resume", lambda _: ["--resume", RUN], "no scoring job"),
-    ("resume elsewhere", lambda _: ["--resume", "../../etc"], "is no scoring job's id"),
+    ("resume elsewhere", lambda _: ["--resume", "../../etc"], "of a scoring job"),
     ("resume with options", lambda _: ["--resume", RUN, "--logits"], "remove --logits"),
     (
         "output",

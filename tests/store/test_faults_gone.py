@@ -223,7 +223,7 @@ def test_a_watch_ends_with_its_block(tmp_path):
     folder = store.root / "staging" / "x"
     before = len(list(Path("/proc/self/fd").iterdir()))
     folder.mkdir()
-    with locks.held(folder):
+    with locks.lock(folder):
         shutil.rmtree(store.root)
         with pytest.raises(StoreGoneError):
             make_durable_dir(store.root / "tables")

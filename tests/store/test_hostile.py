@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from json_values import JSON
 from small_data import run_config
 
-from nnbuild.config.loading import checked, read_toml
+from nnbuild.config.loading import parse_config, read_toml
 from nnbuild.errors import Interrupted, NnbuildError
 from nnbuild.models.serialization import load_model, refuse_code
 from nnbuild.pipeline.run import retrain
@@ -74,7 +74,7 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
     ),
     "staging/*/checkpoints/*.json": lambda _, path: newest_checkpoint(path),
     "staging/*/checkpoints/*.npz": lambda _, path: newest_checkpoint(path),
-    "run.toml": lambda _, path: checked(read_toml(path), path),
+    "run.toml": lambda _, path: parse_config(read_toml(path), path),
 }
 
 
@@ -136,7 +136,7 @@ def test_any_text_is_harmless_as_a_config(text):
     with scratch() as folder:
         (folder / "run.toml").write_text(text, encoding="utf-8", errors="surrogateescape")
         with contextlib.suppress(NnbuildError):
-            checked(read_toml(folder / "run.toml"), folder / "run.toml")
+            parse_config(read_toml(folder / "run.toml"), folder / "run.toml")
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from nnbuild.errors import LockedError
 from nnbuild.store import locks
-with locks.claimed(Path(sys.argv[1]), {"score_id": "theirs"}, lambda _: LockedError("held")):
+with locks.claim(Path(sys.argv[1]), {"score_id": "theirs"}, lambda _: LockedError("held")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -25,7 +25,7 @@ def refusal(holder):
 
 
 def claim(path, score_id="mine"):
-    return locks.claimed(path, {"score_id": score_id}, refusal)
+    return locks.claim(path, {"score_id": score_id}, refusal)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_events_have_the_run_and_its_metrics(notified):
         (promoted,) = events_named(client, "nnbuild.champion.promoted", first)
         (rejected,) = events_named(client, "nnbuild.champion.rejected", second)
     assert committed["payload"]["test_accuracy"] == store.manifest(first).row.test_accuracy
-    assert promoted["payload"]["reason"] == "there was no champion"
+    assert promoted["payload"]["reason"] == "no previous champion"
     assert rejected["payload"]["p_better"] == 1.0
     assert rejected["payload"]["champion"] == first
 

@@ -87,7 +87,7 @@ def _below_a_file(folder: Path) -> Path:
     [
         (_file, "is a file"),
         (_of_another_version, "schema version 99"),
-        (_with_a_broken_marker, "is no JSON"),
+        (_with_a_broken_marker, "is not valid JSON"),
         (_below_a_file, "store"),
         (lambda _: "gopher://store", "cannot be opened"),
     ],
