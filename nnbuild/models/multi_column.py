@@ -27,7 +27,7 @@ class TestTimeAugmentation(keras.layers.Layer):  # type: ignore[misc]
     with it, the results were not better (docs/benchmarks.md).
     """
 
-    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:  # noqa: FBT001, FBT002  (Keras passes it)
+    def call(self, images: tf.Tensor, *, training: bool = False) -> tf.Tensor:
         """Return the images when training, otherwise four views of each."""
         if training:
             return images
@@ -37,11 +37,7 @@ class TestTimeAugmentation(keras.layers.Layer):  # type: ignore[misc]
             [framed[:, top : top + height, left : left + width] for top, left in _VIEWS], axis=0
         )
 
-    def compute_output_spec(
-        self,
-        images: keras.KerasTensor,
-        training: bool = False,  # noqa: ARG002, FBT001, FBT002
-    ) -> keras.KerasTensor:
+    def compute_output_spec(self, images: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """Return a number of images that is not known, of the same shape."""
         return keras.KerasTensor((None, *images.shape[1:]), images.dtype)
 
@@ -62,7 +58,7 @@ class BatchShard(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**layer)
         self.column, self.columns = column, columns
 
-    def call(self, batch: tf.Tensor, training: bool = False) -> tf.Tensor:  # noqa: FBT001, FBT002  (Keras passes it)
+    def call(self, batch: tf.Tensor, *, training: bool = False) -> tf.Tensor:
         """Return the rows of the column."""
         if not training:
             return batch
@@ -72,11 +68,7 @@ class BatchShard(keras.layers.Layer):  # type: ignore[misc]
         last = ops.minimum((self.column + 1) * size, count)
         return batch[first : ops.maximum(first + 1, last)]
 
-    def compute_output_spec(
-        self,
-        batch: keras.KerasTensor,
-        training: bool = False,  # noqa: ARG002, FBT001, FBT002
-    ) -> keras.KerasTensor:
+    def compute_output_spec(self, batch: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
         """Return a number of rows that is not known, of the same shape."""
         return keras.KerasTensor((None, *batch.shape[1:]), batch.dtype)
 
@@ -93,7 +85,7 @@ class MergeColumns(keras.layers.Layer):  # type: ignore[misc]
     its label. Otherwise an image has a row for each view and column.
     """
 
-    def call(self, batch_and_columns: list[tf.Tensor], training: bool = False) -> tf.Tensor:  # noqa: FBT001, FBT002
+    def call(self, batch_and_columns: list[tf.Tensor], *, training: bool = False) -> tf.Tensor:
         """Return the features for each image of the batch."""
         batch, *columns = batch_and_columns
         count, features = ops.shape(batch)[0], ops.concatenate(columns, axis=0)
@@ -102,9 +94,7 @@ class MergeColumns(keras.layers.Layer):  # type: ignore[misc]
         return ops.mean(ops.reshape(features, (-1, count, features.shape[-1])), axis=0)
 
     def compute_output_spec(
-        self,
-        batch_and_columns: list[keras.KerasTensor],
-        training: bool = False,  # noqa: ARG002, FBT001, FBT002
+        self, batch_and_columns: list[keras.KerasTensor], **_: Any
     ) -> keras.KerasTensor:
         """Return features of the shape of one column's."""
         return keras.KerasTensor(batch_and_columns[1].shape, batch_and_columns[1].dtype)

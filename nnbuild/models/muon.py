@@ -79,7 +79,7 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
 
 
 def orthogonal(matrix: tf.Tensor) -> tf.Tensor:
-    """Approximate the nearest matrix with singular values of 1, by Newton-Schulz iteration.
+    """Return about the nearest matrix with singular values of 1, by Newton-Schulz iteration.
 
     A round maps X to aX + b(XXᵀ)X + c(XXᵀ)²X. All rounds together are P·X, where P depends on XXᵀ
     alone. They are computed on XXᵀ, which is smaller than X unless X is square.

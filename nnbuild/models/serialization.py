@@ -28,7 +28,7 @@ from nnbuild.store.filesystem import atomic_write, file_digest
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Derive every seed that Keras draws in a block from `seed`; also sets Keras's global seed."""
+    """Set Keras's global seed, and draw every seed in a block from it."""
     keras.utils.set_random_seed(seed)
     generator: Any = importlib.import_module("keras.src.random.seed_generator")
     shared = generator.python_random
