@@ -227,7 +227,7 @@ BEFORE_THE_FIT = {
             "        def call(self, x): return x\n"
             "    return dense(input_shape, classes, Own())"
         ),
-        "holds .*Own, which is neither",
+        "contains .*Own, which is neither",
     ),
     "a config that cannot be written": (
         (
@@ -239,7 +239,7 @@ BEFORE_THE_FIT = {
             "    model(ops.zeros((1, *input_shape)))\n"
             "    return model"
         ),
-        "mine:build' cannot be|holds .*Own",
+        "mine:build' cannot be|contains .*Own",
     ),
     "a compile of its own": (
         (

@@ -149,7 +149,7 @@ def test_load_h5_raises(tmp_path):
     with h5py.File(tmp_path / "model.h5", "w") as file:
         file["weights"] = [1.0]
     path = (tmp_path / "model.h5").rename(tmp_path / "model.keras")
-    refused(path, file_digest(path), r"is no \.keras file")
+    refused(path, file_digest(path), r"is not a \.keras file")
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "/etc/evil", "assets/evil.txt", "__init__.py"])
@@ -157,7 +157,7 @@ def test_load_unknown_member_raises(model, name):
     path, _ = model
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, "evil")
-    refused(path, file_digest(path), "holds")
+    refused(path, file_digest(path), "has the members")
 
 
 @pytest.mark.parametrize("hidden", ["builtins", "os", "subprocess"])
@@ -241,7 +241,7 @@ def test_load_false_size_raises(model):
     write(path, members(path) | {"config.json": b" " * 4096}, zipfile.ZIP_DEFLATED)
     content = path.read_bytes().replace((4096).to_bytes(4, "little"), (8).to_bytes(4, "little"))
     path.write_bytes(content)
-    refused(path, file_digest(path), r"is no \.keras file")
+    refused(path, file_digest(path), r"is not a \.keras file")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -249,7 +249,7 @@ def test_load_duplicate_member_raises(model):
     path, _ = model
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", "{}")
-    refused(path, file_digest(path), "same member twice")
+    refused(path, file_digest(path), "has a member twice")
 
 
 def test_load_long_directory_raises(model):
@@ -263,7 +263,7 @@ def test_load_long_directory_raises(model):
 def test_load_deep_config_raises(model):
     path, _ = model
     write(path, members(path) | {"config.json": b"[" * 10**6 + b"]" * 10**6})
-    refused(path, file_digest(path), r"is no \.keras file")
+    refused(path, file_digest(path), r"is not a \.keras file")
 
 
 @pytest.mark.parametrize(

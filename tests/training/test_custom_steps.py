@@ -389,7 +389,7 @@ def test_callbacks_use_step_values():
     ("kind", "monitor", "says"),
     [
         (NoTestLogs, "val_loss", "monitor 'val_loss' is not a metric that the model reports"),
-        (Tracked, "val_accuracy", "monitor 'val_accuracy' is nothing"),
+        (Tracked, "val_accuracy", "monitor 'val_accuracy' is not a metric"),
         (ExtraKeys, "spread", "monitor 'spread': whether it should rise or fall is not known"),
     ],
 )
