@@ -164,7 +164,7 @@ def commit(
 
 def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
     """Say what was committed, and what the gate made of it."""
-    row, decided = manifest["row"], manifest["steps"].get(Decided.step)
+    row, decided = manifest["row"], manifest["steps"].get("decide")
     figures = {
         name: row[name]
         for name in ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")
@@ -187,8 +187,8 @@ def _tell(run: Run, manifest: Mapping[str, Any]) -> None:
 
 def headline(run: Run, manifest: Mapping[str, Any]) -> str:
     """The head of the report as Markdown: the figures, the decision, how the run was made, and where the page is."""
-    row, metrics = manifest["row"], manifest["steps"][Evaluated.step]["metrics"]
-    decided = manifest["steps"].get(Decided.step)
+    row, metrics = manifest["row"], manifest["steps"]["evaluate_model"]["metrics"]
+    decided = manifest["steps"].get("decide")
     of_run = [
         (name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics
     ]

@@ -19,7 +19,6 @@ from nnbuild.runtime.lazy_imports import gc_paused
 from nnbuild.runtime.outward import outward
 from nnbuild.runtime.signals import exiting_at_once
 from nnbuild.store import Store
-from nnbuild.store.step_results import FittedModel, Scored
 
 Settings = dict[str, Any]
 
@@ -70,7 +69,7 @@ def _require_same(place: Store, run_id: str, config: RunConfig) -> None:
     """Refuse settings that the run which is resumed does not have: it keeps its own."""
     from nnbuild.pipeline.run import waiting_run
 
-    begun = loading.flattened(waiting_run(place, run_id, config).config.model_dump(mode="json"))
+    begun = loading.flattened(waiting_run(place, run_id, of=config).config.model_dump(mode="json"))
     for key, value in loading.flattened(config.model_dump(mode="json", exclude_unset=True)).items():
         if key != "dataset.data_dir" and value != begun.get(key):
             raise ConfigError(
@@ -211,8 +210,8 @@ def summarise(store: Store, run_id: str, whole: float) -> Settings:
         "test_loss": row["test_loss"],
         "promoted": row["promoted"],
         "seconds": {
-            "fit": round(seconds[FittedModel.step], 3),
-            "score": round(seconds[Scored.step], 3),
+            "fit": round(seconds["fit_model"], 3),
+            "score": round(seconds["score_test_set"], 3),
             "whole": round(whole, 3),
         },
         "history": str(store.partition("history", run_id)),

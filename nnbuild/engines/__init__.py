@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nnbuild.store.step_results import ExportedModel
-
 if TYPE_CHECKING:
     from nnbuild.engines.keras import KerasEngine
     from nnbuild.engines.onnx import OnnxEngine
@@ -58,7 +56,7 @@ def engine_of_run(manifest: Mapping[str, Any]) -> tuple[str, str]:
     Returns:
         `onnx` and an empty text, or `keras` and the reason that the export gave.
     """
-    exported = manifest["steps"].get(ExportedModel.step)
+    exported = manifest["steps"].get("export_model")
     if exported is None:
         return "keras", "it was never exported"
     # Before 0.2 a file that was not proven could be left beside the manifest: the result decides.

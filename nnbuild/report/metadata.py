@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nnbuild.engines import describe_engine, engine_of_run
-from nnbuild.store.step_results import BuiltModel, FittedModel, LoadedData, Reported
+from nnbuild.store.step_results import Reported
 
 _AFTER = Reported.step  # the page is written in this step, and cannot know how long it takes
 
@@ -22,7 +22,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         manifest["machine"],
         manifest["config"]["training"],
     )
-    data, fitted = steps[LoadedData.step], steps[FittedModel.step]
+    data, fitted = steps["load_data"], steps["fit_model"]
     height, width, channels = data["image_shape"]
     yield "run", manifest["run_id"]
     yield "started", manifest["row"]["started_at"]
@@ -39,7 +39,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "seed", str(manifest["config"]["seed"])
     yield (
         "network",
-        f"{manifest['row']['model']}, {steps[BuiltModel.step]['parameters']:,} parameters",
+        f"{manifest['row']['model']}, {steps['build_model']['parameters']:,} parameters",
     )
     yield "weights", f"of epoch {fitted['weights_epoch']} of {fitted['epochs']}"
     yield "scoring", describe_engine(*engine_of_run(manifest))
@@ -66,7 +66,7 @@ def timings(manifest: Manifest) -> list[dict[str, Any]]:
 def digests(manifest: Manifest) -> dict[str, str]:
     """sha256 by what it is of: the dataset, the config, and each file that a step made."""
     found = {
-        "dataset": manifest["steps"][LoadedData.step]["digest"],
+        "dataset": manifest["steps"]["load_data"]["digest"],
         "config": manifest["config_digest"],
     }
     for name, step in manifest["steps"].items():

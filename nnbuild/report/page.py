@@ -20,7 +20,6 @@ from nnbuild.runtime.text import sanitize
 from nnbuild.store.analysis import drift_by_job
 from nnbuild.store.filesystem import write_bytes, write_json
 from nnbuild.store.outputs import write_output
-from nnbuild.store.step_results import LoadedData
 from nnbuild.store.store import Store
 
 
@@ -45,7 +44,7 @@ def render(
     Raises:
         DataError: the images are not those of the predictions.
     """
-    names = [str(name) for name in manifest["steps"][LoadedData.step]["class_names"]]
+    names = [str(name) for name in manifest["steps"]["load_data"]["class_names"]]
     if images is not None:
         examples.require_matching(images, tables["predictions"])
     return (
@@ -133,7 +132,7 @@ def _page(store: Store, manifest: dict[str, Any], run_id: str) -> str:
 
 
 def _test_images(store: Store, manifest: dict[str, Any]) -> NDArray[np.uint8] | None:
-    data = manifest["steps"][LoadedData.step]
+    data = manifest["steps"]["load_data"]
     if not store.has_dataset(data["name"], data["digest"]):
         return None
     try:

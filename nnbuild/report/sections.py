@@ -13,7 +13,6 @@ from nnbuild.report import charts, data, examples, text
 from nnbuild.report.charts import heat_map
 from nnbuild.report.metadata import Manifest, digests, facts, timings
 from nnbuild.report.text import percent, setting
-from nnbuild.store.step_results import CheckedData, Decided, FittedModel, LoadedData
 
 _HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
     "accuracy": ("accuracy", True, True),
@@ -43,7 +42,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
         "wanted": wanted,
         "fallback": config["dataset"]["fallback"] == row["dataset"] != wanted,
         "started": f"{begun.day} {begun:%B %Y, %H:%M} UTC",
-        "data": manifest["steps"][LoadedData.step],
+        "data": manifest["steps"]["load_data"],
         "epochs": row["epochs"],
         "images": images,
         "accuracy": accuracy,
@@ -53,7 +52,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
 
 def gate(manifest: Manifest, tables: Tables) -> Context:
     """Is it better than the last one? The figures beside the champion's, and the paired test."""
-    decided = manifest["steps"].get(Decided.step) or {}
+    decided = manifest["steps"].get("decide") or {}
     mine, theirs = data.overall(tables["evaluation"]), decided.get("champion_metrics", {})
     champion, paired = decided.get("champion"), decided.get("figures", {})
     counts = [paired.get(name) for name in ("only_challenger", "only_champion")]
@@ -94,7 +93,7 @@ def loss(manifest: Manifest, tables: Tables) -> Context:
     """Did the loss go down? A chart for each metric, the best epoch and the kept one marked."""
     curves, kept = (
         data.curves(tables["history"]),
-        manifest["steps"][FittedModel.step]["weights_epoch"],
+        manifest["steps"]["fit_model"]["weights_epoch"],
     )
     pictures = []
     for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
@@ -211,7 +210,7 @@ def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
 
 def making(manifest: Manifest) -> Context:
     """Is the data sound, and how was it made?"""
-    checks = manifest["steps"][CheckedData.step]["checks"]
+    checks = manifest["steps"]["check_data"]["checks"]
     return {
         "checks": checks,
         "checks_answer": text.on_checks([(each["passed"], each["hard"]) for each in checks]),

@@ -17,7 +17,6 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id
-from nnbuild.store.step_results import Calibrated, LoadedData
 
 CHAMPION = "champion"
 _MOST_BYTES = 2**34  # of a model file
@@ -91,7 +90,7 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
         raise ContractError(f"run {run_id} has no model.{engine}; restore the run from a copy")
     content = _read(store.root / name)
     digest = _verified(content, manifest["files"][name]["sha256"], f"model {name}")
-    data, calibrated = manifest["steps"][LoadedData.step], manifest["steps"].get(Calibrated.step)
+    data, calibrated = manifest["steps"]["load_data"], manifest["steps"].get("calibrate_model")
     height, width, channels = data["image_shape"]
     temperature = calibrated["temperature"] if calibrated else None
     factory = manifest["row"]["model"]

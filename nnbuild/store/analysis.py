@@ -10,7 +10,7 @@ from nnbuild.config.loading import flattened
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.significance import mcnemar_test as paired_test
 from nnbuild.store.schemas import JOB_TABLES
-from nnbuild.store.step_results import Calibrated, FittedModel, Scored
+from nnbuild.store.step_results import FittedModel, Scored
 from nnbuild.store.store import Store
 
 _OF_RUN = ("dataset", "model", "seed", "epochs", "status", "promoted")
@@ -92,7 +92,7 @@ def _told(value: Any) -> Any:
 def _figures(store: Store, manifest: dict[str, Any], differing: dict[str, Any]) -> dict[str, Any]:
     row, run_id = manifest["row"], manifest["run_id"]
     metrics = _metrics(store, run_id)
-    temperature = manifest["steps"].get(Calibrated.step, {}).get("temperature")
+    temperature = manifest["steps"].get("calibrate_model", {}).get("temperature")
     return {
         "run_id": run_id,
         **{name: row[name] for name in _OF_RUN},
