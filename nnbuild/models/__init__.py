@@ -1,6 +1,4 @@
-"""The networks: named ones, the user's own, and how they are built, compiled, written and read."""
-
-from typing import Any
+"""Networks: named ones and the user's own; how they are built, compiled, saved and loaded."""
 
 from nnbuild.config.schema import RunConfig, is_factory, require_names
 from nnbuild.models.architectures import NETWORKS, Shape, build_network
@@ -12,23 +10,23 @@ from nnbuild.runtime.tensorflow import keras
 __all__ = ["NETWORKS", "build", "build_float32", "compile_model", "load_model", "save_model"]
 
 
-def build(config: RunConfig, shape: Shape, classes: int) -> Any:
-    """Build the config's network with the config's seed.
+def build(config: RunConfig, shape: Shape, classes: int) -> keras.Model:
+    """Build the network of a configuration.
 
-    Sets Keras's global seed and clears its counters of layer names, so that the same config gives the
-    same model in any process.
+    Sets Keras's global seed to that of the configuration and clears its counters of layer names, so
+    that the same configuration gives the same model in any process.
 
     Args:
-        config: resolved.
-        shape: of an image: height and width in pixels, and channels.
-        classes: how many logits there are.
+        config: Resolved configuration.
+        shape: Height and width of an image in pixels, and number of channels.
+        classes: Number of logits.
 
     Returns:
-        An uncompiled Keras model, pixels in, logits out.
+        Uncompiled model from pixels to logits.
 
     Raises:
-        ConfigError: the model's name is not known or cannot be imported.
-        ContractError: the function that was named returns something else.
+        ConfigError: The model's name is unknown, or its function cannot be imported.
+        ContractError: The user's function does not return an uncompiled model.
     """
     require_names(config)
     keras.utils.clear_session()
@@ -38,22 +36,22 @@ def build(config: RunConfig, shape: Shape, classes: int) -> Any:
         return build_network(config.model, shape, classes, config.seed)
 
 
-def build_float32(model: Any, config: RunConfig, shape: Shape, classes: int) -> Any:
-    """The config's network with the weights of a trained one, computing in float32 and compiled alike.
+def build_float32(model: keras.Model, config: RunConfig, shape: Shape, classes: int) -> keras.Model:
+    """Return a trained network that computes in float32.
 
     Args:
-        model: compiled and trained, of the config.
-        config: resolved.
-        shape: of an image: height and width in pixels, and channels.
-        classes: how many logits there are.
+        model: Trained model of the configuration.
+        config: Resolved configuration.
+        shape: Height and width of an image in pixels, and number of channels.
+        classes: Number of logits.
 
     Returns:
-        `model` itself if it was trained in float32.
+        `model` itself if it was trained in float32, otherwise a compiled copy.
     """
     if config.training.precision in {None, "float32"}:
         return model
     training = config.training.model_copy(update={"precision": "float32"})
-    plain = build(config.model_copy(update={"training": training}), shape, classes)
-    plain.set_weights(model.get_weights())
-    compile_model(plain, training, steps=int(model.optimizer.iterations) or 1)
-    return plain
+    copy = build(config.model_copy(update={"training": training}), shape, classes)
+    copy.set_weights(model.get_weights())
+    compile_model(copy, training, steps=int(model.optimizer.iterations) or 1)
+    return copy

@@ -1,4 +1,4 @@
-"""Refuse `.keras` archives that are small on the disk and enormous in memory, before they expand."""
+"""Refuse `.keras` archives that are small on the disk and would be huge in memory."""
 
 import importlib
 import io
@@ -11,11 +11,11 @@ from nnbuild.errors import ContractError
 from nnbuild.runtime.tensorflow import keras
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
-_ENTRY = b"PK\x01\x02"  # of which a central directory has one for each member
-_MOST_ENTRIES = 100
-_MOST_JSON = 16 * 2**20
-_MOST_OBJECTS = 100_000  # in the weights: groups and arrays
-_FLOOR = 64 * 2**20  # bytes that may be declared without being in the file, such as an optimizer's
+_ENTRY = b"PK\x01\x02"  # the signature of each member in the directory of an archive
+_MAX_ENTRIES = 100
+_MAX_JSON = 16 * 2**20
+_MAX_OBJECTS = 100_000  # in the weights: groups and arrays
+_FLOOR = 64 * 2**20  # bytes that may be declared and not stored, such as an optimizer's
 
 
 def require_few_entries(content: bytes, where: str) -> None:
@@ -28,7 +28,7 @@ def require_few_entries(content: bytes, where: str) -> None:
     Raises:
         ContractError: It has far more members than Keras writes.
     """
-    if (entries := content.count(_ENTRY)) > _MOST_ENTRIES:
+    if (entries := content.count(_ENTRY)) > _MAX_ENTRIES:
         raise ContractError(
             f"model {where} has {entries} members, expected {sorted(MEMBERS)}; export it again"
         )
@@ -45,17 +45,18 @@ def require_bounded_members(archive: zipfile.ZipFile, size: int, where: str) -> 
         where: Its name, for the message.
 
     Raises:
-        ContractError: A member is missing, unknown, there twice, or too large.
+        ContractError: A member is missing, unknown, duplicated, or too large.
     """
     names = [each.filename for each in archive.infolist()]
     if not {"config.json", "model.weights.h5"} <= set(names) <= MEMBERS:
         raise ContractError(
-            f"model {where} holds {sorted(set(names))[:5]}, expected {sorted(MEMBERS)}; export it again"
+            f"model {where} has the members {sorted(set(names))[:5]}, expected {sorted(MEMBERS)}; "
+            "export it again"
         )
     if len(names) > len(set(names)):
-        raise ContractError(f"model {where} holds the same member twice; export it again")
+        raise ContractError(f"model {where} has a member twice; export it again")
     for each in archive.infolist():
-        most = _MOST_JSON if each.filename.endswith(".json") else size + _FLOOR
+        most = _MAX_JSON if each.filename.endswith(".json") else size + _FLOOR
         if each.file_size > most:
             raise ContractError(
                 f"model {where}: {each.filename} expands to {each.file_size} bytes, expected at "
@@ -64,16 +65,16 @@ def require_bounded_members(archive: zipfile.ZipFile, size: int, where: str) -> 
 
 
 def declared_weights(weights: bytes, where: str) -> int:
-    """Return how many bytes the arrays of a weights file take in memory.
+    """Return the number of bytes that the arrays of a weights file take in memory.
 
     Args:
-        weights: The bytes of an HDF5 file.
-        where: The model's name, for the message.
+        weights: Bytes of an HDF5 file.
+        where: Name of the model, for the message.
 
     Raises:
-        ContractError: They are not all in the file itself, or far larger than it.
+        ContractError: The arrays are not all in the file itself, or far larger than it.
     """
-    import h5py  # of Keras's own dependencies
+    import h5py  # a dependency of Keras
 
     total = 0
     with h5py.File(io.BytesIO(weights), "r") as file:
@@ -84,43 +85,43 @@ def declared_weights(weights: bytes, where: str) -> int:
                 link = group.get(name, getlink=True)
                 if not isinstance(link, h5py.HardLink):
                     raise ContractError(
-                        f"model {where}: its weights hold a {type(link).__name__}, expected "
+                        f"model {where}: its weights contain a {type(link).__name__}, expected "
                         "arrays; export it again"
                     )
-                found = group[name]
-                place = h5py.h5o.get_info(found.id).addr
-                if place in seen:
+                member = group[name]
+                address = h5py.h5o.get_info(member.id).addr
+                if address in seen:
                     continue
-                seen.add(place)
-                if isinstance(found, h5py.Group):
-                    pending.append(found)
-                elif isinstance(found, h5py.Dataset):
-                    total += _array_bytes(found, where)
-                if len(seen) > _MOST_OBJECTS or total > len(weights) + _FLOOR:
+                seen.add(address)
+                if isinstance(member, h5py.Group):
+                    pending.append(member)
+                elif isinstance(member, h5py.Dataset):
+                    total += _array_bytes(member, where)
+                if len(seen) > _MAX_OBJECTS or total > len(weights) + _FLOOR:
                     raise ContractError(
                         f"model {where}: its weights declare {total} bytes in {len(seen)} objects, "
-                        f"and have {len(weights)}; export it again"
+                        f"and the file has {len(weights)}; export it again"
                     )
     return total
 
 
-def _array_bytes(found: Any, where: str) -> int:
-    if found.external or found.is_virtual:
+def _array_bytes(dataset: Any, where: str) -> int:
+    if dataset.external or dataset.is_virtual:
         raise ContractError(
-            f"model {where}: its weights are in other files; save it by model.save('….keras')"
+            f"model {where}: its weights are in other files; save it with model.save('….keras')"
         )
-    return math.prod(found.shape or ()) * int(found.dtype.itemsize)
+    return math.prod(dataset.shape or ()) * int(dataset.dtype.itemsize)
 
 
 def require_bounded_variables(config: dict[str, Any], weights: int, where: str) -> None:
     """Refuse a config with layers that are far larger than the stored weights.
 
-    The network is built without memory for its variables: they know their shapes only.
+    The network is built with variables that have shapes, but no memory.
 
     Args:
-        config: The model's, which names no code to run.
+        config: Configuration of a model that runs no code of its own.
         weights: Number of bytes that the stored arrays take in memory.
-        where: The model's name, for the message.
+        where: Name of the model, for the message.
 
     Raises:
         ContractError: The variables take more memory than the stored weights can fill.
@@ -130,11 +131,11 @@ def require_bounded_variables(config: dict[str, Any], weights: int, where: str) 
             keras.saving.deserialize_keras_object(
                 {**config, "compile_config": None}, safe_mode=True
             )
-    except Exception:  # noqa: BLE001, S110  (Keras says what is wrong when it reads the model)
+    except Exception:  # noqa: BLE001, S110  (Keras reports it when it reads the model)
         pass
     finally:
-        size = _waiting_bytes()
-        # What has no values yet would get them at the next chance.
+        size = _uninitialized_bytes()
+        # Otherwise Keras would initialize these variables later.
         keras.utils.clear_session(free_memory=False)
     if size > weights + _FLOOR:
         raise ContractError(
@@ -143,11 +144,11 @@ def require_bounded_variables(config: dict[str, Any], weights: int, where: str) 
         )
 
 
-def _waiting_bytes() -> int:
-    """Return how many bytes the variables will take that were made without values."""
+def _uninitialized_bytes() -> int:
+    """Return the number of bytes of the variables that were created without values."""
     state: Any = importlib.import_module("keras.src.backend.common.global_state")
-    waiting = state.get_global_attribute("uninitialized_variables", [])
-    return sum(math.prod(each.shape) * _itemsize(each.dtype) for each in waiting)
+    variables = state.get_global_attribute("uninitialized_variables", [])
+    return sum(math.prod(each.shape) * _itemsize(each.dtype) for each in variables)
 
 
 def _itemsize(dtype: str) -> int:

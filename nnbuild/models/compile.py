@@ -1,8 +1,7 @@
-"""Compile: the loss takes logits, the optimizer and the metrics come from the config."""
+"""Compile a model with a loss on logits, and the optimizer and metrics of the settings."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from nnbuild.config.sections import WITH_BETAS, TrainingConfig
 from nnbuild.models.lr_schedules import learning_rate
@@ -12,10 +11,10 @@ from nnbuild.runtime.tensorflow import keras
 
 @contextmanager
 def computing_in(policy: str) -> Iterator[None]:
-    """Layers that are made here compute in a policy of Keras, unless they name their own dtype.
+    """Set Keras's dtype policy for the layers that are created in a block.
 
     Args:
-        policy: float32, mixed_bfloat16 or mixed_float16; under the last two the weights stay float32.
+        policy: float32, mixed_bfloat16 or mixed_float16; the weights are always float32.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -25,11 +24,16 @@ def computing_in(policy: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def with_scaled_loss(optimizer: Any, policy: str) -> Any:
-    """The optimizer, which under mixed_float16 scales the loss: small gradients would be 0 in float16."""
-    return (
-        keras.optimizers.LossScaleOptimizer(optimizer) if policy == "mixed_float16" else optimizer
-    )
+def with_scaled_loss(
+    optimizer: keras.optimizers.Optimizer, policy: str
+) -> keras.optimizers.Optimizer:
+    """Return the optimizer with a scaled loss under mixed_float16.
+
+    Small gradients would otherwise be 0 in float16.
+    """
+    if policy != "mixed_float16":
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
 
 
 _OPTIMIZERS = {
@@ -40,8 +44,8 @@ _OPTIMIZERS = {
     "rmsprop": keras.optimizers.RMSprop,
 }
 
-# The config names a metric once; the target form decides which of Keras's classes it is.
-_METRICS: dict[str, Callable[[bool], Any]] = {
+# The metrics of the settings; Keras has a class of each for sparse and for one-hot targets.
+_METRICS: dict[str, Callable[[bool], str | keras.metrics.Metric]] = {
     "accuracy": lambda _: "accuracy",
     "crossentropy": lambda sparse: (
         keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="crossentropy")
@@ -53,7 +57,7 @@ _METRICS: dict[str, Callable[[bool], Any]] = {
 }
 
 
-def _top_k(k: int, *, sparse: bool) -> Any:
+def _top_k(k: int, *, sparse: bool) -> keras.metrics.Metric:
     kind = (
         keras.metrics.SparseTopKCategoricalAccuracy
         if sparse
@@ -62,28 +66,26 @@ def _top_k(k: int, *, sparse: bool) -> Any:
     return kind(k=k, name=f"top_{k}_accuracy")
 
 
-def _optimizer(training: TrainingConfig, steps: int) -> Any:
-    given = (
-        {"beta_1": training.beta_1, "beta_2": training.beta_2}
-        if training.optimizer in WITH_BETAS
-        else {}
-    )
-    betas = {name: value for name, value in given.items() if value is not None}
-    average = (
-        {}
-        if training.ema is None
-        else {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
-    )
-    return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **betas, **average)
+def _optimizer(training: TrainingConfig, steps: int) -> keras.optimizers.Optimizer:
+    options: dict[str, float | bool] = {}
+    if training.optimizer in WITH_BETAS:
+        betas = {"beta_1": training.beta_1, "beta_2": training.beta_2}
+        options |= {name: value for name, value in betas.items() if value is not None}
+    if training.ema is not None:
+        options |= {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
+    return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **options)
 
 
-def _momentum(wanted: float, steps: int) -> float:
-    """Of the average of the weights, over a tenth of the fit at most: a short one would end as it began."""
-    return min(wanted, max(0.0, 1 - 10 / max(steps, 1)))
+def _momentum(momentum: float, steps: int) -> float:
+    """Limit the momentum of the weights' average to a tenth of the fit.
+
+    The average over a whole short fit would still be close to the initial weights.
+    """
+    return min(momentum, max(0.0, 1 - 10 / max(steps, 1)))
 
 
-def loss_of(training: TrainingConfig) -> Any:
-    """The cross-entropy on logits that the target form takes."""
+def loss_of(training: TrainingConfig) -> keras.losses.Loss:
+    """Return the cross-entropy on logits for the target form."""
     sparse = training.target_form == "sparse"
     loss = (
         keras.losses.SparseCategoricalCrossentropy
@@ -93,23 +95,23 @@ def loss_of(training: TrainingConfig) -> Any:
     return loss(from_logits=True)
 
 
-def metrics_of(training: TrainingConfig) -> list[Any]:
-    """The metrics that the config names, for its target form."""
+def metrics_of(training: TrainingConfig) -> list[str | keras.metrics.Metric]:
+    """Return the metrics of the settings, for their target form."""
     return [_METRICS[name](training.target_form == "sparse") for name in training.metrics]
 
 
-def compile_model(model: Any, training: TrainingConfig, *, steps: int) -> None:
-    """Compile a model for a loss on logits; modifies `model` in place.
+def compile_model(model: keras.Model, training: TrainingConfig, *, steps: int) -> None:
+    """Compile a model with a loss on logits; modifies `model` in place.
 
     Args:
-        model: uncompiled, ending in logits.
-        training: resolved.
-        steps: of the whole fit, for the schedules.
+        model: Uncompiled model that outputs logits.
+        training: Resolved settings.
+        steps: Number of steps of the whole fit, for the learning rate schedules.
     """
     model.compile(
         optimizer=with_scaled_loss(_optimizer(training, steps), str(training.precision)),
         loss=loss_of(training),
         metrics=metrics_of(training),
-        auto_scale_loss=False,  # the optimizer above does
+        auto_scale_loss=False,  # `with_scaled_loss` does it
     )
     model.optimizer.build(model.trainable_variables)

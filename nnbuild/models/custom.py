@@ -1,4 +1,4 @@
-"""A network of the user's own: a function that is imported by name and returns an uncompiled Keras model."""
+"""Import and call the user's function that builds a network, and report its errors."""
 
 import hashlib
 import importlib
@@ -21,11 +21,11 @@ from nnbuild.runtime.tensorflow import keras, tf
 
 @contextmanager
 def current_folder_importable() -> Iterator[None]:
-    """Let modules of the current folder be imported in a block, after all others.
+    """Add the current folder to the end of Python's search path in a block.
 
-    Python itself puts the current folder first for `python script.py` and nowhere for an installed
-    command, or under `-P`. First, a `json.py` beside the user's model would take the standard library's
-    place.
+    For `python script.py`, Python puts the script's folder first; for an installed command, or with
+    `-P`, nowhere. At the start of the path, a `json.py` next to the user's model would replace that
+    of the standard library.
     """
     folder = str(Path.cwd())
     added = folder not in sys.path
@@ -40,11 +40,11 @@ def current_folder_importable() -> Iterator[None]:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module by its name: the one in the current folder, if there is one, by its file.
+    """Import a module by name; one in the current folder takes precedence.
 
     Raises:
-        ConfigError: The current folder has a module of that name, and another one is in use by it.
-        Exception: Whatever the module raises.
+        ConfigError: The current folder has a module whose name another module already uses.
+        Exception: The module raised it.
     """
     with current_folder_importable():
         top = name.partition(".")[0]
@@ -54,18 +54,18 @@ def import_module(name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-# Modules that were loaded from a current folder; the folder may be another the next time.
+# Files of the modules that were loaded from the current folder, which may change.
 _loaded: dict[str, str] = {}
 
 
 def _load(name: str, spec: importlib.machinery.ModuleSpec) -> None:
     """Load a module of the current folder, unless it is loaded already."""
-    there = sys.modules.get(name)
+    known = sys.modules.get(name)
     origin = str(spec.origin)
-    if there is not None and _is_file(there, origin):
+    if known is not None and _is_file(known, origin):
         return
-    if name in sys.stdlib_module_names or (there is not None and name not in _loaded):
-        other = getattr(there, "__file__", None) or "one of Python's own"
+    if name in sys.stdlib_module_names or (known is not None and name not in _loaded):
+        other = getattr(known, "__file__", None) or "a module of Python"
         raise ConfigError(
             f"{origin} has the name of another module, {other}; give your file another name"
         )
@@ -83,7 +83,7 @@ def _load(name: str, spec: importlib.machinery.ModuleSpec) -> None:
 
 
 def _is_file(module: ModuleType, path: str) -> bool:
-    """Whether a module was loaded from a file, by whatever links its path leads there."""
+    """Return whether a module was loaded from a file; links are followed."""
     loaded = Path(getattr(module, "__file__", None) or "")
     return loaded.is_file() and loaded.samefile(path)
 
@@ -92,41 +92,47 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def import_factory(name: str) -> Callable[..., Any]:
-    """Import a user's function, from the current folder or the installed packages.
+    """Import the user's function from the current folder or the installed packages.
 
-    Importing it also registers the custom layers that its module brings.
+    The import also registers the custom layers of its module.
+
+    Args:
+        name: Name of the form `package.module:function`.
 
     Raises:
-        ConfigError: the name is malformed, or the module or the function is missing or fails to import.
+        ConfigError: The name is malformed, or the function or its module cannot be imported.
     """
     if not _FACTORY.fullmatch(name):
         raise ConfigError(
-            f"model {name!r} is not of the form package.module:function; name it like mymodels.small:build"
+            f"model {name!r} does not have the form package.module:function; "
+            "write it like mymodels.small:build"
         )
     module_name, function_name = name.split(":")
     try:
         module = import_module(module_name)
     except ConfigError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
-    except (Exception, SystemExit) as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module can raise anything
         raise ConfigError(
-            f"model {name!r}: cannot import {module_name} ({raised(error)}) from the current folder, "
-            f"{Path.cwd()}, or the installed packages; run where it can be imported, or install it"
+            f"model {name!r}: cannot import {module_name} ({raised(error)}) from the current "
+            f"folder, {Path.cwd()}, or the installed packages; run nnbuild in the folder of the "
+            "module, or install it"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise ConfigError(
-            f"model {name!r}: {module_name} has no function {function_name}; {suggestion(function_name, functions)}"
+            f"model {name!r}: {module_name} has no function {function_name}; "
+            f"{suggestion(function_name, functions)}"
         )
     return function  # type: ignore[no-any-return]
 
 
 def factory_digest(name: str) -> str:
-    """sha256 of the source of a user's module, 64 hexadecimal digits: another source is another model.
+    """Return the SHA-256 of the source of the user's module, 64 hexadecimal digits.
 
     Raises:
-        ConfigError: as `import_factory`; or the module has no source that can be read.
+        ConfigError: The function cannot be imported, or its source cannot be read.
     """
     function = import_factory(name)
     module = inspect.getmodule(function) or sys.modules[name.partition(":")[0]]
@@ -134,26 +140,31 @@ def factory_digest(name: str) -> str:
         source = inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise ConfigError(
-            f"model {name!r} has no source that can be read ({error}); give it as a .py file"
+            f"model {name!r}: cannot read its source ({error}); give it as a .py file"
         ) from error
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def build_user_model(name: str, shape: Shape, classes: int) -> Any:
-    """Call a user's function with what it asks for: `input_shape`, `classes`, both or neither.
+def build_user_model(name: str, shape: Shape, classes: int) -> keras.Model:
+    """Call the user's function with those of `input_shape` and `classes` that it accepts.
+
+    Args:
+        name: Name of the form `package.module:function`.
+        shape: Height and width of an image in pixels, and number of channels.
+        classes: Number of classes.
 
     Raises:
-        ConfigError: the function raises.
-        ContractError: it returns something else than an uncompiled Keras model.
+        ConfigError: The function raised an error.
+        ContractError: The function did not return an uncompiled Keras model.
     """
     function = import_factory(name)
     try:
-        with current_folder_importable():  # the function may import more
+        with current_folder_importable():  # the function may import modules
             model = function(**_arguments(function, {"input_shape": shape, "classes": classes}))
-    except (Exception, SystemExit) as error:  # the user's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function can raise anything
         raise ConfigError(
-            f"model {name!r} raised {raised(error)}; it is called with input_shape={shape} and "
-            f"classes={classes}, as far as it has parameters of these names"
+            f"model {name!r} raised {raised(error)}; it was called with those of "
+            f"input_shape={shape} and classes={classes} that it has parameters for"
         ) from error
     if not isinstance(model, keras.Model):
         raise ContractError(
@@ -161,34 +172,34 @@ def build_user_model(name: str, shape: Shape, classes: int) -> Any:
         )
     if model.compiled:
         raise ContractError(
-            f"model {name!r} is compiled; return it uncompiled, the loss is given by the config"
+            f"model {name!r} is compiled; return it uncompiled, nnbuild compiles it with its loss"
         )
     return model
 
 
-def _arguments(function: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
-    """Of what is offered, that which a function has parameters for."""
+def _arguments(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return those values for which a function has parameters."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some built-in functions have none
-        return offered
+    except ValueError:  # some built-in functions have no signature
+        return values
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return offered
-    return {each.name: offered[each.name] for each in parameters if each.name in offered}
+        return values
+    return {each.name: values[each.name] for each in parameters if each.name in values}
 
 
 @contextmanager
 def refusing_user_model(name: str, doing: str) -> Iterator[None]:
-    """Report what a user's model raises in a block, before it is trained, as a model that cannot be used.
+    """Convert an error that the user's model raises before training: the model cannot be used.
 
     Args:
-        name: Of the model, as in the config; a named network's errors pass unchanged.
-        doing: What the model cannot be: `saved`, for example.
+        name: Name of the model in the settings; errors of a named network pass unchanged.
+        doing: Participle of what cannot be done with the model, such as `saved`.
 
     Raises:
-        ContractError: Something was raised.
+        ContractError: The model raised an error.
     """
-    with _reported(
+    with _converting(
         name, lambda problem: ContractError(f"model {name!r} cannot be {doing}: {problem}")
     ):
         yield
@@ -196,24 +207,26 @@ def refusing_user_model(name: str, doing: str) -> Iterator[None]:
 
 @contextmanager
 def failing_user_model(name: str, doing: str) -> Iterator[None]:
-    """Report what a user's model raises in a block as a run that failed.
+    """Convert an error that the user's model raises during or after training: the run failed.
 
     Args:
-        name: As for `refusing_user_model`.
-        doing: What was being done: `training`, for example.
+        name: Name of the model in the settings; errors of a named network pass unchanged.
+        doing: Name of the activity, such as `training`.
 
     Raises:
-        RunError: Something was raised.
+        RunError: The model raised an error.
     """
-    with _reported(name, lambda problem: RunError(f"model {name!r} failed in {doing}: {problem}")):
+    with _converting(
+        name, lambda problem: RunError(f"model {name!r} failed in {doing}: {problem}")
+    ):
         yield
 
 
 @contextmanager
-def _reported(name: str, as_error: Callable[[str], NnbuildError]) -> Iterator[None]:
+def _converting(name: str, as_error: Callable[[str], NnbuildError]) -> Iterator[None]:
     importable = current_folder_importable() if is_factory(name) else nullcontext()
     try:
-        with importable:  # a layer may import more when it is called
+        with importable:  # a layer may import modules when it is called
             yield
     except (NnbuildError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
         raise

@@ -1,7 +1,6 @@
-"""Several networks as one: the mean of their log-probabilities, which are logits themselves."""
+"""Combine networks into an ensemble: the mean of their log-probabilities, which are logits too."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,34 +13,36 @@ layers = keras.layers
 
 
 def member_seed(seed: int, number: int) -> int:
-    """The seed of an ensemble's member; the first has the run's own.
+    """Return the seed of an ensemble's member; the first has the run's own.
 
     Args:
-        seed: of the run.
-        number: of the member, from 0.
+        seed: Seed of the run.
+        number: Number of the member, from 0.
 
     Returns:
-        A number from 0 to 2³¹ - 1.
+        Seed from 0 to 2³¹ - 1.
     """
     if number == 0:
         return seed
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
 
 
-def combine(members: Sequence[Any], training: TrainingConfig, shape: Shape) -> Any:
-    """One model of several: the mean over the members of log-softmax of their logits.
+def combine(members: Sequence[keras.Model], training: TrainingConfig, shape: Shape) -> keras.Model:
+    """Combine models into one that averages the log-softmax of their logits.
 
-    Softmax of what comes out is the normalised geometric mean of the members' probabilities, a logarithmic opinion
-    pool (Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1997).
+    Softmax of its output is the normalized geometric mean of the members' probabilities, a
+    logarithmic opinion pool (Heskes, "Selecting weighting factors in logarithmic opinion pools",
+    NIPS 1997).
 
     Args:
-        members: uncompiled float32 models, uint8 pixels in and logits out. They are renamed in place and belong to
-            the ensemble from then on, which is not trained further.
-        training: of the config, for the loss and the metrics.
-        shape: of an image: height and width in pixels, and channels.
+        members: Uncompiled float32 models from uint8 pixels to logits. They are renamed in place
+            and become part of the ensemble, which is not trained further.
+        training: Resolved settings, for the loss and the metrics.
+        shape: Height and width of an image in pixels, and number of channels.
 
     Returns:
-        A compiled model: uint8 pixels of shape (n, *shape) in; float32 logits of shape (n, classes) out, none above 0.
+        Compiled model from uint8 pixels of shape (n, *shape) to float32 logits of shape
+        (n, classes), of which none is above 0.
     """
     pixels = keras.Input(shape, dtype="uint8", name="pixels")
     pooled = []

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step. They keep nothing, so a resumed run is at the same rate."""
+"""Learning rate schedules. They depend on the step alone, so a resumed fit has the same rate."""
 
 import math
 from typing import Any
@@ -9,22 +9,22 @@ from nnbuild.runtime.tensorflow import keras, tf
 
 @keras.saving.register_keras_serializable("nnbuild")
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """Rises to the peak over the first part of the steps and falls to nearly nothing over the rest.
+    """Schedule that rises to a peak and falls to nearly 0, both along half a cosine.
 
-    Both ways along half a cosine, as in Smith, "Super-convergence" (arXiv 1708.07120).
+    As in Smith and Topin, "Super-convergence" (arXiv 1708.07120).
 
     Attributes:
-        peak: the highest learning rate.
-        steps: of the whole fit.
-        rising: share of the steps before the peak.
+        peak: Highest learning rate.
+        steps: Number of steps of the whole fit.
+        rising: Fraction of the steps before the peak.
     """
 
     def __init__(self, peak: float, steps: int, rising: float = 0.25) -> None:
         super().__init__()
         self.peak, self.steps, self.rising = peak, steps, rising
 
-    def __call__(self, step: Any) -> Any:
-        """The learning rate of a step: float32 scalar."""
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """Return the learning rate of a step, a float32 scalar."""
         position = tf.cast(step, tf.float32) / float(max(self.steps, 1))
         climb = tf.minimum(position / self.rising, 1.0)
         descent = tf.clip_by_value((position - self.rising) / (1 - self.rising), 0.0, 1.0)
@@ -33,12 +33,14 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore
         return self.peak * tf.maximum(tf.where(position < self.rising, up, down), 1e-4)
 
     def get_config(self) -> dict[str, Any]:
-        """What `keras.saving` needs to build it again."""
+        """Return the arguments for `keras.saving` to build it again."""
         return {"peak": self.peak, "steps": self.steps, "rising": self.rising}
 
 
-def learning_rate(training: TrainingConfig, steps: int) -> Any:
-    """What the optimizer is given: a number, or a schedule over all the steps of the fit."""
+def learning_rate(
+    training: TrainingConfig, steps: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """Return the learning rate for the optimizer: a number, or a schedule over the whole fit."""
     if training.schedule == "one-cycle":
         return OneCycle(float(training.learning_rate or 0), steps)
     if training.schedule == "cosine":

@@ -1,7 +1,7 @@
-"""Muon: the momentum of a hidden kernel is made orthogonal before it is taken as the step; all else is left to Adam.
+"""Muon: orthogonalize the momentum of hidden kernels, and leave all other weights to Adam.
 
-Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Keras has a Muon as well, which leaves
-the kernels of convolutions, and so all of a convolutional network, to Adam.
+Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). Keras has a Muon
+too, which leaves the kernels of convolutions, and so a whole convolutional network, to Adam.
 """
 
 from collections.abc import Sequence
@@ -9,41 +9,41 @@ from typing import Any
 
 from nnbuild.runtime.tensorflow import keras, tf
 
-_PIXEL_CHANNELS = 4  # at most: grey, RGB, and with transparency
+_MAX_PIXEL_CHANNELS = 4  # RGB with transparency
 _ROUNDS = 5
-_QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of Jordan et al.: five rounds bring singular values to between 0.7 and 1.2
-_LIKE_ADAM = 0.2  # of Liu et al., "Muon is scalable for LLM training" (arXiv 2502.16982): how long Adam's steps are
+# Jordan et al.: five rounds bring the singular values to between 0.7 and 1.2.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+# The root mean square of Adam's steps: Liu et al., "Muon is scalable for LLM training"
+# (arXiv 2502.16982).
+_ADAM_RMS = 0.2
 
 
 @keras.saving.register_keras_serializable("nnbuild")
 class Muon(keras.optimizers.Adam):  # type: ignore[misc]
-    """Adam, but for the hidden kernels: those that take more than the channels of pixels, and give no logits.
+    """Optimizer that is Muon for hidden kernels, and Adam for all other weights.
 
-    A step of a hidden kernel is as long, per weight, as one of Adam's usually is, so they share the learning rate.
+    Hidden kernels are those whose inputs are not pixels and whose outputs are not logits. Their
+    steps are as long per weight as Adam's usually are, so that both share the learning rate.
 
     Attributes:
-        momentum: of the hidden kernels' gradients, from 0 to 1.
+        momentum: Momentum of the hidden kernels' gradients, from 0 to 1.
     """
 
     def __init__(self, learning_rate: Any = 0.001, momentum: float = 0.95, **adam: Any) -> None:
         super().__init__(learning_rate, **adam)
         self.momentum = momentum
 
-    def build(self, variables: Sequence[Any]) -> None:
-        """Make the optimizer's variables.
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Create the optimizer's variables.
 
         Args:
-            variables: that will be trained, in the order of the layers.
+            variables: Trainable variables, in the order of the layers.
         """
         if self.built:
             return
         super().build(variables)
         hidden = {id(variable) for variable in _hidden_kernels(variables)}
-        # A list, and no dict: TensorFlow's export of a compiled model follows it, and takes no numbers for keys.
+        # Not a dict: TensorFlow's export of a compiled model does not accept numbers as keys.
         self._kernel_momentums = [
             self.add_variable_from_reference(variable, name="kernel_momentum")
             if id(variable) in hidden
@@ -51,13 +51,15 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
             for variable in variables
         ]
 
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Change a variable and its momentum in place, by its gradient.
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        """Update a variable and its momentum in place.
 
         Args:
-            gradient: of the loss.
-            variable: to change.
-            learning_rate: scalar.
+            gradient: Gradient of the loss.
+            variable: Variable to update.
+            learning_rate: Scalar learning rate.
         """
         average = self._kernel_momentums[self._get_variable_index(variable)]
         if average is None:
@@ -65,29 +67,29 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
             return
         gradient = tf.cast(gradient, variable.dtype)
         average.assign(self.momentum * average + gradient)
-        direction = tf.reshape(
-            gradient + self.momentum * average, (-1, variable.shape[-1])
-        )  # Nesterov's
-        scale = _LIKE_ADAM * max(direction.shape) ** 0.5
+        nesterov = gradient + self.momentum * average
+        direction = tf.reshape(nesterov, (-1, variable.shape[-1]))
+        scale = _ADAM_RMS * max(direction.shape) ** 0.5
         step = tf.cast(learning_rate, variable.dtype) * scale * orthogonal(direction)
         variable.assign_sub(tf.reshape(step, variable.shape))
 
     def get_config(self) -> dict[str, Any]:
-        """What `keras.saving` needs to build it again."""
+        """Return the arguments for `keras.saving` to build it again."""
         return {**super().get_config(), "momentum": self.momentum}
 
 
-def orthogonal(matrix: Any) -> Any:
-    """About the nearest matrix whose singular values are all 1, by Newton-Schulz rounds.
+def orthogonal(matrix: tf.Tensor) -> tf.Tensor:
+    """Return about the nearest matrix with singular values of 1, by Newton-Schulz iteration.
 
-    A round takes X to aX + b(XXᵀ)X + c(XXᵀ)²X. All of them together are P·X for a P that follows from XXᵀ alone, so the
-    rounds are made on that, which is the smaller by as much as X is oblong.
+    A round maps X to aX + b(XXᵀ)X + c(XXᵀ)²X. All rounds together are P·X, where P depends on XXᵀ
+    alone. They are computed on XXᵀ, which is smaller than X unless X is square.
 
     Args:
-        matrix: float32, shape (n, m), known.
+        matrix: float32 matrix of static shape (n, m).
 
     Returns:
-        The same shape; singular values between about 0.7 and 1.2, but for those that were next to nothing.
+        Matrix of the same shape, with singular values between about 0.7 and 1.2, except those that
+        were close to 0.
     """
     is_wide = matrix.shape[0] < matrix.shape[1]
     wide = matrix if is_wide else tf.transpose(matrix)
@@ -98,13 +100,13 @@ def orthogonal(matrix: Any) -> Any:
     for _ in range(_ROUNDS):
         factor = a * identity + b * gram + c * gram @ gram
         product, gram = factor @ product, factor @ gram @ factor
-    found = product @ wide
-    return found if is_wide else tf.transpose(found)
+    result = product @ wide
+    return result if is_wide else tf.transpose(result)
 
 
-def _hidden_kernels(variables: Sequence[Any]) -> list[Any]:
-    """The kernels that take more than pixels' channels and give more than one, without the last, which gives logits."""
+def _hidden_kernels(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    """Return the kernels but the last one, of logits, and those of pixels or one output."""
     kernels = [each for each in variables if len(each.shape) > 1]
     return [
-        each for each in kernels[:-1] if each.shape[-2] > _PIXEL_CHANNELS and each.shape[-1] > 1
+        each for each in kernels[:-1] if each.shape[-2] > _MAX_PIXEL_CHANNELS and each.shape[-1] > 1
     ]

@@ -1,4 +1,4 @@
-"""Models as ONNX: for scoring without TensorFlow."""
+"""Export a model to ONNX, for scoring without TensorFlow."""
 
 import importlib
 import logging
@@ -6,117 +6,50 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnbuild.engines.onnx import ROWS_PER_CALL
 from nnbuild.errors import ContractError
 from nnbuild.models.architectures import Shape
-from nnbuild.runtime.tensorflow import quiet, tf
+from nnbuild.runtime.tensorflow import keras, quiet, tf
 from nnbuild.store.filesystem import write_bytes
 
+if TYPE_CHECKING:
+    import onnx
+
+PIXELS, LOGITS, BATCH = "pixels", "logits", "batch"
+_CACHE = 3 * 2**19  # bytes for the widest layer: about the size of one processor's own cache
+_MAX_ROWS = 4096
 _SHAPE_ONLY = {"Reshape", "Transpose"}
 _LINEAR = {"MatMul", "Conv"}
 
 
-def fold_rescaling(model: Any) -> None:
-    """Multiply the first layer's weights by the factor of the pixels; modifies the ONNX model in place.
+def export_onnx(model: keras.Model, path: Path, shape: Shape) -> None:
+    """Write a model as ONNX.
 
-    pixels × factor, moved into another shape and multiplied by weights, is pixels multiplied by weights × factor. It
-    is done where nothing else uses the rescaled pixels, and their offset is 0; any other graph is left as it is.
-
-    Args:
-        model: an `onnx.ModelProto`.
-    """
-    from onnx import numpy_helper
-
-    graph = model.graph
-    weights = {each.name: each for each in graph.initializer}
-    users: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-
-    def constant(name: str) -> Any:
-        return numpy_helper.to_array(weights[name]) if name in weights else None
-
-    scaling = next((node for node in graph.node if node.op_type == "Mul"), None)
-    if scaling is None or (factor := constant(scaling.input[1])) is None or factor.size != 1:
-        return
-    passed = [scaling]
-    while len(found := users.get(passed[-1].output[0], [])) == 1:
-        node = found[0]
-        offset = constant(node.input[1]) if node.op_type == "Add" else None
-        if node.op_type in _LINEAR:
-            kernel = node.input[1]
-            if (
-                node.input[0] == passed[-1].output[0]
-                and kernel in weights
-                and len(users[kernel]) == 1
-            ):
-                values = constant(kernel)
-                scaled = (values * factor.reshape(())).astype(values.dtype)
-                weights[kernel].CopyFrom(numpy_helper.from_array(scaled, kernel))
-                _bypass(graph, [each for each in passed if each.op_type not in _SHAPE_ONLY], users)
-            return
-        if node.op_type not in _SHAPE_ONLY and (offset is None or offset.size != 1 or offset.any()):
-            return
-        passed.append(node)
-
-
-def _bypass(graph: Any, nodes: list[Any], users: dict[str, list[Any]]) -> None:
-    """Let the users of each node's output take its first input instead."""
-    for node in nodes:
-        for user in users[node.output[0]]:
-            for place, name in enumerate(user.input):
-                if name == node.output[0]:
-                    user.input[place] = node.input[0]
-        graph.node.remove(node)
-    used = set(_used(graph))
-    kept = [each for each in graph.initializer if each.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _used(graph: Any) -> Iterator[str]:
-    """Yield the names that a graph's nodes take, also those in the graphs within them."""
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _used(inner)
-
-
-PIXELS, LOGITS, BATCH = "pixels", "logits", "batch"
-_CACHE = (
-    3 * 2**19
-)  # bytes that the widest layer may take: about what one processor's own cache holds
-_MOST_ROWS = 4096
-
-
-def export_onnx(model: Any, path: Path, shape: Shape) -> None:
-    """Write a model as ONNX: `pixels`, uint8 of shape (batch, *shape), in; `logits`, float32 (batch, classes), out.
-
-    The model is exported as it scores, with `training=False`. Equal models have equal files: the numbers
-    that the converter counts up from call to call are taken out again.
+    Its input `pixels` is uint8 of shape (batch, *shape), its output `logits` float32 of shape
+    (batch, classes). The model is exported as it scores, with `training=False`. Equal models have
+    equal files: the numbers that the converter counts up from call to call are removed.
 
     Args:
-        model: pixels in, logits out.
-        path: of the file, which is written whole or not at all.
-        shape: of an image: height and width in pixels, and channels.
+        model: Model from pixels to logits.
+        path: Path of the file, which is written atomically.
+        shape: Height and width of an image in pixels, and number of channels.
 
     Raises:
-        ContractError: ONNX has no operation for one of the model's.
-        Exception: whatever the converter meets, of a layer that it cannot express.
+        ContractError: ONNX has no operation for one of the model.
+        Exception: The converter cannot express a layer.
     """
-    exported = _converted(model, shape)
+    exported = _convert(model, shape)
     _make_canonical(exported)
     write_bytes(path, exported.SerializeToString(deterministic=True))
 
 
-def _converted(model: Any, shape: Shape) -> Any:
-    """Convert a model to an `onnx.ModelProto` with one input."""
+def _convert(model: keras.Model, shape: Shape) -> "onnx.ModelProto":
+    """Convert a model to an ONNX model with one input."""
     import onnx
     import tf2onnx
 
@@ -132,8 +65,9 @@ def _converted(model: Any, shape: Shape) -> Any:
         _make_converter_ready()
         try:
             traced = function.get_concrete_function(pixels)
-            # Named as the only input, the pixels are. A tensor that a layer holds, as `Normalization` does, becomes a
-            # constant like the weights; the converter's own way from a function makes it an input.
+            # The pixels are named as the only input. A tensor that a layer holds, as that of
+            # `Normalization`, then becomes a constant like the weights; `from_function` of the
+            # converter would make it an input.
             names = {
                 "input_names": [traced.inputs[0].name],
                 "output_names": [traced.outputs[0].name],
@@ -142,7 +76,7 @@ def _converted(model: Any, shape: Shape) -> Any:
             exported, _ = tf2onnx.convert.from_graph_def(
                 frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
             )
-        except Exception as error:  # noqa: BLE001  (raised below, where what the converter printed is gone)
+        except Exception as error:  # noqa: BLE001  (raised below, without what the converter printed)
             failed = error
     if failed is not None:
         raise failed
@@ -161,7 +95,7 @@ def _make_converter_ready() -> None:
 
 
 def _erfc(graph: Any, node: Any, _name: str, _args: Any) -> None:
-    """Express 1 - erf(x), which TensorFlow's exact GELU uses, as ONNX can: it has no operation of its own for it."""
+    """Express 1 - erf(x), which TensorFlow's exact GELU uses and ONNX has no operation for."""
     kind = graph.get_dtype(node.output[0])
     shape = graph.get_shape(node.output[0])
     one = graph.make_const(f"{node.name}_one", np.ones((), np.float32))
@@ -171,22 +105,21 @@ def _erfc(graph: Any, node: Any, _name: str, _args: Any) -> None:
     graph.make_node("Sub", inputs, outputs=node.output, shapes=[shape], dtypes=[kind])
 
 
-def _make_canonical(model: Any) -> None:
+def _make_canonical(model: "onnx.ModelProto") -> None:
+    """Fold the rescaling, name all values and nodes by number, and sort the weights."""
     import onnx
 
     fold_rescaling(model)
     graph = model.graph
     names = {graph.input[0].name: PIXELS, graph.output[0].name: LOGITS}
-    for holder, field in _names(graph):
-        given = getattr(holder, field)
-        values = [given] if isinstance(given, str) else given
-        renamed = [
-            names.setdefault(each, f"value_{len(names)}") if each else each for each in values
-        ]
-        if isinstance(given, str):
-            setattr(holder, field, renamed[0])
+    for holder, field in _name_fields(graph):
+        value = getattr(holder, field)
+        old = [value] if isinstance(value, str) else value
+        new = [names.setdefault(each, f"value_{len(names)}") if each else each for each in old]
+        if isinstance(value, str):
+            setattr(holder, field, new[0])
         else:
-            given[:] = renamed
+            value[:] = new
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"
     for value in (*graph.input, *graph.output):
@@ -200,26 +133,101 @@ def _make_canonical(model: Any) -> None:
     onnx.helper.set_model_props(model, {ROWS_PER_CALL: str(rows)})
 
 
-def _rows_per_call(graph: Any) -> int:
-    """How many images to run at once: a power of two, so that the widest layer's values stay in the cache."""
+def _rows_per_call(graph: "onnx.GraphProto") -> int:
+    """Return how many images to run at once, so that the widest layer's values fit the cache.
+
+    The number is a power of two.
+    """
     sizes = [
         [each.dim_value for each in value.type.tensor_type.shape.dim[1:]]
         for value in graph.value_info
     ]
     widest = max((math.prod(size) for size in sizes if size), default=0)
     fitting = max(_CACHE / (4 * max(widest, 1)), 1)
-    return min(_MOST_ROWS, 1 << round(math.log2(fitting)))
+    return min(_MAX_ROWS, 1 << round(math.log2(fitting)))
 
 
-def _names(graph: Any) -> Iterator[tuple[Any, str]]:
-    """Where a graph, and the graphs inside its nodes, name a value: the holder and its field."""
+def _name_fields(graph: "onnx.GraphProto") -> Iterator[tuple[Any, str]]:
+    """Yield object and field of each name of a value in a graph, and in the graphs in its nodes."""
     for value in graph.input:
         yield value, "name"
     for node in graph.node:
         yield node, "input"
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                yield from _names(inner)
+                yield from _name_fields(inner)
         yield node, "output"
     for value in (*graph.initializer, *graph.output):
         yield value, "name"
+
+
+def fold_rescaling(model: "onnx.ModelProto") -> None:
+    """Fold the factor of the pixels into the first layer's weights; modifies `model` in place.
+
+    (pixels × factor), reshaped and multiplied by weights, is pixels multiplied by (weights ×
+    factor). A graph is left unchanged if the rescaled pixels have an offset or several uses.
+
+    Args:
+        model: ONNX model.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    weights = {each.name: each for each in graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+
+    def constant(name: str) -> NDArray[Any] | None:
+        return numpy_helper.to_array(weights[name]) if name in weights else None
+
+    scaling = next((node for node in graph.node if node.op_type == "Mul"), None)
+    if scaling is None or (factor := constant(scaling.input[1])) is None or factor.size != 1:
+        return
+    path = [scaling]
+    while len(next_nodes := users.get(path[-1].output[0], [])) == 1:
+        node = next_nodes[0]
+        offset = constant(node.input[1]) if node.op_type == "Add" else None
+        if node.op_type in _LINEAR:
+            kernel = node.input[1]
+            values = constant(kernel)
+            if (
+                node.input[0] == path[-1].output[0]
+                and values is not None
+                and len(users[kernel]) == 1
+            ):
+                scaled = (values * factor.reshape(())).astype(values.dtype)
+                weights[kernel].CopyFrom(numpy_helper.from_array(scaled, kernel))
+                _bypass(graph, [each for each in path if each.op_type not in _SHAPE_ONLY], users)
+            return
+        if node.op_type not in _SHAPE_ONLY and (offset is None or offset.size != 1 or offset.any()):
+            return
+        path.append(node)
+
+
+def _bypass(
+    graph: "onnx.GraphProto",
+    nodes: "list[onnx.NodeProto]",
+    users: "dict[str, list[onnx.NodeProto]]",
+) -> None:
+    """Remove nodes from a graph, and connect the users of their outputs to their first inputs."""
+    for node in nodes:
+        for user in users[node.output[0]]:
+            for position, name in enumerate(user.input):
+                if name == node.output[0]:
+                    user.input[position] = node.input[0]
+        graph.node.remove(node)
+    names = set(_input_names(graph))
+    used = [each for each in graph.initializer if each.name in names]
+    del graph.initializer[:]
+    graph.initializer.extend(used)
+
+
+def _input_names(graph: "onnx.GraphProto") -> Iterator[str]:
+    """Yield the names of the inputs of a graph's nodes, and of the graphs in its nodes."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _input_names(inner)

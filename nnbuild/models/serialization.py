@@ -1,8 +1,8 @@
-"""Model files: written whole and the same for the same weights; read only if they are what was written.
+"""Save and load models: atomically, with the same bytes for the same weights, and verified.
 
-A `.keras` file is an archive that can name code to run. So it is looked at before Keras may read it: the bytes
-must have the digest that was recorded, and its config may name no Lambda and no class but Keras's own, this
-project's, and those that the run's own model function brings.
+A `.keras` file is an archive that can run code. Before Keras reads it, its bytes must have the
+recorded digest, and its configuration must not contain a Lambda, or a class that does not belong to
+Keras, to nnbuild or to the module of the user's function.
 """
 
 import hashlib
@@ -28,33 +28,36 @@ from nnbuild.store.filesystem import atomic_write, file_digest
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let every seed that Keras draws in this block follow from `seed`; also sets Keras's global seed."""
+    """Set Keras's global seed, and draw every seed in a block from it."""
     keras.utils.set_random_seed(seed)
-    drawing: Any = importlib.import_module("keras.src.random.seed_generator")
-    shared = drawing.python_random
-    drawing.python_random = random.Random(seed)  # noqa: S311  (no secret hangs on a model's first weights)
+    generator: Any = importlib.import_module("keras.src.random.seed_generator")
+    shared = generator.python_random
+    generator.python_random = random.Random(seed)  # noqa: S311  (initial weights are not secret)
     try:
         yield
     finally:
-        drawing.python_random = shared
+        generator.python_random = shared
 
 
-_MOST_BYTES = 2**34
+_MAX_BYTES = 2**34
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def save_model(model: Any, path: Path) -> str:
-    """Write a model.
+def save_model(model: keras.Model, path: Path) -> str:
+    """Save a model; equal models have equal files.
 
-    Keras writes the time and addresses of memory into the archive; they are taken out again, so that equal models
-    have equal files.
+    Keras writes the time and memory addresses to the archive, which are removed.
+
+    Args:
+        model: Model to save.
+        path: Path of the `.keras` file.
 
     Returns:
-        sha256 of the file.
+        SHA-256 of the file.
     """
-    with atomic_write(path) as aside:
-        model.save(aside)
-        _make_canonical(aside)
+    with atomic_write(path) as temporary:
+        model.save(temporary)
+        _make_canonical(temporary)
     return file_digest(path)
 
 
@@ -70,66 +73,66 @@ def _make_canonical(path: Path) -> None:
 
 
 def _renumbered(config: str) -> str:
-    """A config in which shared objects are numbered as they come, and not by their addresses."""
+    """Replace the addresses that identify shared objects by consecutive numbers."""
     numbers: dict[str, int] = {}
     return re.sub(
         r'(?<="shared_object_id": )\d+',
-        lambda found: str(numbers.setdefault(found[0], len(numbers))),
+        lambda match: str(numbers.setdefault(match[0], len(numbers))),
         config,
     )
 
 
 def load_model(
     path: Path, digest: str, *, model_name: str = "", seed: int = 0, compiled: bool = True
-) -> Any:
-    """Read a model that `save_model` wrote.
+) -> keras.Model:
+    """Load a model that `save_model` has saved.
 
     Args:
-        path: a `.keras` file.
-        digest: sha256 that was recorded for it.
-        model_name: of the config; a user's function is imported first, for the classes that its module registers.
-        seed: for layers that were given none; the same seed gives the same draws.
-        compiled: whether it is to be compiled, if it was.
-
-    Returns:
-        The model.
+        path: Path of the `.keras` file.
+        digest: Recorded SHA-256 of the file.
+        model_name: Name of the model in the settings; the user's function is imported, for the
+            classes that its module registers.
+        seed: Seed for the layers without one.
+        compiled: Whether to compile the model, if it was compiled when it was saved.
 
     Raises:
-        ContractError: the file is missing, is no `.keras` file, has another digest, or names code to run.
+        ContractError: The file is missing, has another digest, is not a valid `.keras` file, or
+            would run code.
     """
     content = _content(path)
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
         raise ContractError(
-            f"model {path} has sha256 {found}, expected {digest}; it was changed, restore it from a copy"
+            f"model {path} has sha256 {actual}, expected {digest}; it has changed, restore it from "
+            "a copy"
         )
     factory = import_factory(model_name) if is_factory(model_name) else None
     refuse_code(content, str(path))
-    # A layer of the user's may import more when it is called, as it is while a model is read.
+    # A layer of the user's may import modules when it is called, as it is while a model is read.
     importable = current_folder_importable if factory else nullcontext
     with seeded(seed), importable():
         _refuse_bombs(content, str(path))
-    # Keras numbers what has no name through the life of a process; a resumed run must come to the same numbers.
+    # Keras numbers objects without a name per process; a resumed run must have the same numbers.
     keras.utils.clear_session(free_memory=False)
     try:
         with seeded(seed), importable():
             return keras.saving.load_model(path, safe_mode=True, compile=compiled)
     except NnbuildError:
         raise
-    except Exception as error:  # Keras raises whatever it meets
-        mend = (
+    except Exception as error:  # Keras can raise anything
+        remedy = (
             f"register the classes of {model_name} with keras.saving"
             if factory
             else "restore it from a copy"
         )
         raise ContractError(
-            f"Keras cannot read model {path}: {_first_line(error)}; {mend}"
+            f"Keras cannot read model {path}: {_first_line(error)}; {remedy}"
         ) from error
 
 
 def _content(path: Path) -> bytes:
     try:
-        return read_regular(path, _MOST_BYTES)
+        return read_regular(path, _MAX_BYTES)
     except OSError as error:
         raise ContractError(
             f"cannot read model {path}: {error.strerror}; give the path of a .keras file"
@@ -139,15 +142,15 @@ def _content(path: Path) -> bytes:
 
 
 def refuse_code(content: bytes, where: str) -> None:
-    """Refuse a `.keras` file that would run code or fill the memory, before Keras sees it.
+    """Refuse a `.keras` file that would run code or fill the memory, before Keras reads it.
 
     Args:
-        content: the file's bytes.
-        where: its name, for the message.
+        content: Bytes of the file.
+        where: Name of the file, for the message.
 
     Raises:
-        ContractError: it is no `.keras` archive, holds more than it should, or names a Lambda or a
-            class that is not registered.
+        ContractError: It is not a valid `.keras` file, has unexpected members, or contains a Lambda
+            or a class that is not registered.
     """
     archive_limits.require_few_entries(content, where)
     try:
@@ -162,7 +165,7 @@ def refuse_code(content: bytes, where: str) -> None:
         RuntimeError,
     ) as error:
         raise ContractError(
-            f"model {where} is no .keras file ({error}); save it by model.save('….keras')"
+            f"model {where} is not a .keras file ({error}); save it with model.save('….keras')"
         ) from error
     for kind, module, registered, inner in _classes(config):
         if kind == "function" and _is_known_function(inner):
@@ -170,35 +173,37 @@ def refuse_code(content: bytes, where: str) -> None:
         if kind in {"Lambda", "__lambda__"} or module == "builtins":
             name = f"{kind} {inner!r}" if kind == "function" else kind.strip("_")
             raise ContractError(
-                f"model {where} holds a {name} that runs code of its own; register it with "
+                f"model {where} contains a {name} that runs code of its own; register it with "
                 "keras.saving.register_keras_serializable, or write a registered layer instead"
             )
         known = keras.saving.get_registered_object(registered or kind) is not None
-        if not _is_kerass_own(module) and not known:
+        if not _is_keras_module(module) and not known:
             raise ContractError(
-                f"model {where} holds {module}.{kind}, which is neither Keras's nor registered by the run's own model "
-                "function; register it with keras.saving.register_keras_serializable"
+                f"model {where} contains {module}.{kind}, which is neither Keras's nor registered "
+                "by the module of the run's model; register it with "
+                "keras.saving.register_keras_serializable"
             )
 
 
 def _refuse_bombs(content: bytes, where: str) -> None:
-    """Refuse weights or layers that are far larger than the file; `refuse_code` has passed it."""
+    """Refuse weights or layers that are far larger than the file, after `refuse_code`."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             weights = archive_limits.declared_weights(archive.read("model.weights.h5"), where)
             config = json.loads(archive.read("config.json"))
     except (zipfile.BadZipFile, OSError, ValueError, KeyError, RuntimeError) as error:
         raise ContractError(
-            f"model {where} has no readable weights ({one_line(error)[:200]}); restore it from a copy"
+            f"model {where} has no readable weights ({one_line(error)[:200]}); "
+            "restore it from a copy"
         ) from error
     archive_limits.require_bounded_variables(config, weights, where)
 
 
-def _is_kerass_own(module: str | None) -> bool:
+def _is_keras_module(module: str | None) -> bool:
     return module is None or module == "keras" or module.startswith("keras.")
 
 
-# Where Keras looks for a function that is known by its name alone.
+# The modules in which Keras looks up a function by its name alone.
 _FUNCTIONS = (
     keras.activations,
     keras.constraints,
@@ -210,7 +215,7 @@ _FUNCTIONS = (
 
 
 def _is_known_function(name: Any) -> bool:
-    """Whether a function is registered, or Keras's own: nothing else is looked up by such a name."""
+    """Return whether a name is that of a registered function, or of a function of Keras."""
     if not isinstance(name, str):
         return False
     return keras.saving.get_registered_object(name) is not None or any(
@@ -219,7 +224,7 @@ def _is_known_function(name: Any) -> bool:
 
 
 def _classes(config: Any) -> Iterator[tuple[str, str | None, str | None, Any]]:
-    """Class, module, registered name and own config of every object in a config."""
+    """Yield class, module, registered name and configuration of each object in a configuration."""
     pending = [config]
     while pending:
         value = pending.pop()

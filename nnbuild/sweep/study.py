@@ -9,7 +9,9 @@ from nnbuild.errors import ConfigError, StoreError
 from nnbuild.sweep.sweep import ShouldPrune, Sweep, Trial, TrialResult
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
 
 def _import_optuna() -> Any:
@@ -106,29 +108,35 @@ class Study:
 
     def begun(self) -> list[Trial]:
         """Return all trials so far, also those that were stopped."""
-        return [self._trial(each._trial_id) for each in self._study.get_trials(deepcopy=False)]  # noqa: SLF001
+        return [self._trial(each.number) for each in self._study.get_trials(deepcopy=False)]
 
     def ask(self) -> Trial:
         """Draw a new trial."""
-        return self._trial(self._study.ask()._trial_id)  # noqa: SLF001  (no public attribute has the ID)
+        return self._trial(self._study.ask().number)
 
-    def _trial(self, trial_id: int) -> Trial:
+    def _trial(self, number: int) -> Trial:
         """Return a trial with all its values, drawing those that it does not have yet.
 
         What is drawn depends on the seed, the number of the trial, the position of the setting and
         the results so far alone, so that a search that was stopped draws the same values.
         """
-        known = self._study._storage.get_trial(trial_id)  # noqa: SLF001
+        known = self._study.get_trials(deepcopy=False)[number]
         if known.state.is_finished():
-            return Trial(number=known.number, values=known.params)
-        trial = self._optuna.trial.Trial(self._study, trial_id)
+            return Trial(number=number, values=known.params)
+        trial = self._open(known)
         values = {}
         for position, (key, dimension) in enumerate(self._dimensions.items()):
-            entropy = [self._sweep.config.run.seed, trial.number, position]
+            entropy = [self._sweep.config.run.seed, number, position]
             seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
             self._study.sampler = self._optuna.samplers.TPESampler(seed=seed)
             values[key] = dimension.suggest(key, trial)  # or recall, if drawn before a kill
-        return Trial(number=trial.number, values=values)
+        return Trial(number=number, values=values)
+
+    def _open(self, known: "FrozenTrial") -> "optuna.Trial":
+        """Return an unfinished trial in a form that can draw values and report objectives."""
+        trial_id = known._trial_id  # noqa: SLF001  (Optuna has no public way to continue a trial)
+        trial: optuna.Trial = self._optuna.trial.Trial(self._study, trial_id)
+        return trial
 
     def record(self, result: TrialResult) -> None:
         """Record the result of a trial; a second time changes nothing."""
@@ -147,7 +155,7 @@ class Study:
         known = self._study.get_trials(deepcopy=False)[number]
         if known.state.is_finished():
             return None
-        trial = self._optuna.trial.Trial(self._study, known._trial_id)  # noqa: SLF001
+        trial = self._open(known)
         reported = set(known.intermediate_values)
 
         def should_prune(epoch: int, value: float) -> bool:

@@ -20,7 +20,7 @@ def shift(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def affine(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Rotate, scale, shear and shift each image.
+    """Turn, scale, shear and shift each image.
 
     By up to 12°, 12 %, 0.15 and a tenth of the size; the margin is 0.
     """
@@ -51,7 +51,7 @@ def _transform(images: tf.Tensor, transforms: tf.Tensor, interpolation: str) -> 
     return tf.ensure_shape(moved, images.shape)
 
 
-def none(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:  # noqa: ARG001  (an `Augment`)
+def none(images: tf.Tensor, _seed: tf.Tensor) -> tf.Tensor:
     """Return the images unchanged."""
     return images
 

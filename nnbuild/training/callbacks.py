@@ -34,8 +34,8 @@ def _direction(monitor: str, model: keras.Model) -> str:
             if each.name == name and (known := getattr(each, "_direction", None)) in _DIRECTIONS:
                 return _DIRECTIONS[known]
     raise ConfigError(
-        f"monitor {monitor!r}: whether it should rise or fall is not known; use a name that ends in "
-        "accuracy, loss, entropy, error or penalty, or one of Keras's metrics"
+        f"monitor {monitor!r}: whether it should rise or fall is not known; use a name that ends "
+        "in accuracy, loss, entropy, error or penalty, or one of Keras's metrics"
     )
 
 

@@ -35,7 +35,7 @@ class StepsPerCall:
     steps: int = 1
 
     def update(self, steps: int, seconds: float) -> None:
-        """Adapt to the duration of a call.
+        """Update the number of steps after a call.
 
         Args:
             steps: Number of steps of the call.

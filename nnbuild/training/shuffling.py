@@ -34,8 +34,8 @@ def split_rows(
     held_out = round(examples * fraction)
     if not 0 < held_out < examples:
         raise ConfigError(
-            f"validation_fraction {fraction} of {examples} examples leaves {examples - held_out} to "
-            f"train on and {held_out} to validate on; give a fraction that leaves some of both"
+            f"validation_fraction {fraction} of {examples} examples leaves {examples - held_out} "
+            f"to train on and {held_out} to validate on; give a fraction that leaves some of both"
         )
     drawn = np.random.default_rng([_SPLIT, seed]).permutation(examples).astype(np.int32)
     return np.sort(drawn[held_out:]), np.sort(drawn[:held_out])

@@ -1,4 +1,4 @@
-"""Networks of the user's own: whatever `--model module:function` gives, the outcome is one line."""
+"""The user's own networks: any bad function is reported on one line."""
 
 import importlib
 import sys
@@ -29,7 +29,7 @@ def dense(input_shape, classes, head=lambda x: x):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Write a module into a current folder of its own, without which Python would not find it."""
+    """Write a module to a new current folder, outside Python's search path."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -50,7 +50,7 @@ def built(name, shape=(8, 8, 1), **training):
     return models.build(resolve(RunConfig.model_validate(given)), shape, 3)
 
 
-def test_a_module_is_found_without_the_path(module):
+def test_import_from_current_folder(module):
     folder = module(
         HEAD + "def build(input_shape, classes):\n    return dense(input_shape, classes)\n"
     )
@@ -60,7 +60,7 @@ def test_a_module_is_found_without_the_path(module):
     assert sys.path == path
 
 
-def test_a_module_may_import_its_neighbours_late(module):
+def test_late_import_of_neighbour(module):
     module("WIDTH = 7\n", "helper_of_mine")
     module(
         HEAD
@@ -71,7 +71,7 @@ def test_a_module_may_import_its_neighbours_late(module):
     built("mine:build")
 
 
-def test_a_layer_may_import_a_neighbour_when_called(module, small_folder, tmp_path):
+def test_import_in_layer_call(module, small_folder, tmp_path):
     module("FACTOR = 2.0\n", "helper_of_mine")
     module(
         HEAD
@@ -98,7 +98,7 @@ def test_a_layer_may_import_a_neighbour_when_called(module, small_folder, tmp_pa
     assert runs.retrain(config, tmp_path / "store").status == "succeeded"
 
 
-def test_a_neighbour_takes_no_library_module_away(module):
+def test_neighbour_shadows_no_library(module):
     module("raise RuntimeError('not the library')\n", "colorsys")
     module(
         "import colorsys\n" + HEAD + "def build(input_shape, classes):\n"
@@ -109,7 +109,7 @@ def test_a_neighbour_takes_no_library_module_away(module):
 
 
 @pytest.mark.parametrize("name", ["random", "json", "keras", "colorsys", "numpy"])
-def test_a_module_with_a_taken_name_is_refused(module, name):
+def test_taken_module_name_raises(module, name):
     module("def build():\n    pass\n", name)
     before = sys.modules.get(name)
     with pytest.raises(ConfigError, match=f"{name}.py has the name of another module"):
@@ -117,7 +117,7 @@ def test_a_module_with_a_taken_name_is_refused(module, name):
     assert sys.modules.get(name) is before
 
 
-def test_a_package_is_found(module):
+def test_import_package(module):
     folder = module("")
     (folder / "mine_too" / "deep").mkdir(parents=True)
     (folder / "mine_too" / "__init__.py").touch()
@@ -125,14 +125,14 @@ def test_a_package_is_found(module):
     assert import_factory("mine_too.deep.small:build")() == 3
 
 
-def test_a_folder_without_init_is_found(module):
+def test_import_folder_without_init(module):
     folder = module("")
     (folder / "mine_plain").mkdir()
     (folder / "mine_plain" / "small.py").write_text("def build():\n    return 4\n")
     assert import_factory("mine_plain.small:build")() == 4
 
 
-def test_a_link_to_the_folder_is_the_folder(module, tmp_path, monkeypatch):
+def test_import_from_linked_folder(module, tmp_path, monkeypatch):
     folder = module("def build():\n    return 1\n")
     (tmp_path / "link").symlink_to(folder)
     monkeypatch.syspath_prepend(tmp_path / "link")
@@ -141,7 +141,7 @@ def test_a_link_to_the_folder_is_the_folder(module, tmp_path, monkeypatch):
     assert import_factory("mine:build") is mine.build
 
 
-def test_a_partial_function_is_a_function(module):
+def test_import_partial_function(module):
     module(
         HEAD + "from functools import partial\n"
         "def build(width, input_shape, classes):\n    return dense(input_shape, classes)\n"
@@ -151,7 +151,7 @@ def test_a_partial_function_is_a_function(module):
     assert len(factory_digest("mine:wide")) == 64
 
 
-def test_another_folder_has_another_module(module, tmp_path, monkeypatch):
+def test_import_from_other_folder(module, tmp_path, monkeypatch):
     module("def build():\n    return 1\n")
     assert import_factory("mine:build")() == 1
     (tmp_path / "there").mkdir()
@@ -160,7 +160,7 @@ def test_another_folder_has_another_module(module, tmp_path, monkeypatch):
     assert import_factory("mine:build")() == 2
 
 
-def test_a_missing_module_names_the_folder(module):
+def test_missing_module_names_folder(module):
     folder = module("")
     with pytest.raises(ConfigError, match=f"from the current folder, {folder}, or the installed"):
         import_factory("nowhere_at_all:build")
@@ -193,7 +193,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_an_unusable_function_is_one_line(module, case):
+def test_unusable_function_is_one_line(module, case):
     text, says = UNUSABLE[case]
     module(text)
     with pytest.raises(NnbuildError, match=says) as caught:
@@ -227,18 +227,19 @@ BEFORE_THE_FIT = {
             "        def call(self, x): return x\n"
             "    return dense(input_shape, classes, Own())"
         ),
-        "holds .*Own, which is neither",
+        "contains .*Own, which is neither",
     ),
     "a config that cannot be written": (
         (
             "class Own(keras.Model):\n"
-            "        def __init__(self, what): super().__init__(); self.head = layers.Dense(classes)\n"
+            "        def __init__(self, what):\n"
+            "            super().__init__(); self.head = layers.Dense(classes)\n"
             "        def call(self, x): return self.head(layers.Flatten()(x))\n"
             "    model = Own(object())\n"
             "    model(ops.zeros((1, *input_shape)))\n"
             "    return model"
         ),
-        "mine:build' cannot be|holds .*Own",
+        "mine:build' cannot be|contains .*Own",
     ),
     "a compile of its own": (
         (
@@ -264,7 +265,7 @@ BEFORE_THE_FIT = {
 
 
 @pytest.mark.parametrize("case", BEFORE_THE_FIT)
-def test_an_unfit_model_is_refused_before_the_fit(module, case, small_folder, tmp_path):
+def test_unusable_model_raises_early(module, case, small_folder, tmp_path):
     body, says = BEFORE_THE_FIT[case]
     module(f"{HEAD}\ndef build(input_shape, classes):\n    {body}\n")
     with pytest.raises(ContractError, match=says) as caught:
@@ -275,7 +276,7 @@ def test_an_unfit_model_is_refused_before_the_fit(module, case, small_folder, tm
     assert not store.unfinished_runs()
 
 
-def test_what_a_model_raises_in_the_fit_is_a_failed_run(module, small_folder, tmp_path):
+def test_error_in_fit_fails_run(module, small_folder, tmp_path):
     module(
         HEAD
         + textwrap.dedent("""
@@ -304,7 +305,7 @@ def test_what_a_model_raises_in_the_fit_is_a_failed_run(module, small_folder, tm
     assert store.manifest(run_id).row.status == "failed"
 
 
-def test_a_function_that_builds_another_network_each_time(module, small_folder, tmp_path):
+def test_inconsistent_function_raises(module, small_folder, tmp_path):
     module(
         HEAD
         + "count = 0\n"
@@ -325,10 +326,8 @@ def test_a_function_that_builds_another_network_each_time(module, small_folder, 
         pipeline.build_model(run, pipeline.load_data(run))
 
 
-def test_a_run_that_keras_scores_says_so_everywhere(
-    capfd, module, small_folder, tmp_path, prefect_server
-):
-    """A layer whose operation ONNX lacks: no file is kept, and every place names the engine and why."""
+def test_unexported_run_names_engine(capfd, module, small_folder, tmp_path, prefect_server):
+    """If ONNX lacks an operation, all outputs name the engine and the reason."""
     module(
         HEAD
         + textwrap.dedent("""

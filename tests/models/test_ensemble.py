@@ -1,4 +1,4 @@
-"""Ensembles: members that are trained one after another, and one model that is the mean of their log-probabilities."""
+"""Ensembles: members are trained one after another, and their log-probabilities are averaged."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def model_of(store, run_id):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_folder):
-    """An ensemble, and a single run with the same seed."""
+    """Return a store with an ensemble and a single run with the same seed."""
     store = Store(tmp_path_factory.mktemp("ensemble") / "store")
     return store, *(
         retrain(config_of(small_folder, members), store.root).run_id for members in (MEMBERS, 1)
@@ -39,7 +39,7 @@ def pixels(rows=20):
     return np.random.default_rng(0).integers(0, 256, (rows, *SHAPE), np.uint8)
 
 
-def test_its_logits_are_the_mean_of_the_members_log_probabilities(finished):
+def test_combine_averages_log_softmax(finished):
     store, run_id, _ = finished
     model = model_of(store, run_id)
     logits.check_model(model, CLASSES, SHAPE)
@@ -53,14 +53,14 @@ def test_its_logits_are_the_mean_of_the_members_log_probabilities(finished):
     assert np.abs(logits.softmax(found) - pooled / pooled.sum(axis=1, keepdims=True)).max() < 1e-6
 
 
-def test_the_first_member_is_the_run_with_the_same_seed(finished):
+def test_first_member_equals_single_run(finished):
     store, run_id, single = finished
     first = model_of(store, run_id).get_layer("member_0")
     for one, other in zip(first.get_weights(), model_of(store, single).get_weights(), strict=True):
         assert np.array_equal(one, other)
 
 
-def test_it_is_one_model_everywhere_else(finished):
+def test_ensemble_is_one_model(finished):
     store, run_id, single = finished
     manifest = store.manifest(run_id)
     assert manifest.steps.export_model.same_predictions
@@ -81,7 +81,7 @@ def test_it_is_one_model_everywhere_else(finished):
 
 
 class StopsAt:
-    """Stops as a signal would, behind an epoch."""
+    """Progress callback that stops like a signal after an epoch."""
 
     def __init__(self, epoch):
         self.at = epoch
@@ -94,9 +94,7 @@ class StopsAt:
             raise Interrupted("stopped by signal 15", 15)
 
 
-def test_an_ensemble_that_is_stopped_in_each_member_ends_like_one_that_ran_through(
-    finished, small_folder, tmp_path
-):
+def test_stopped_ensemble_ends_the_same(finished, small_folder, tmp_path):
     store, run_id, _ = finished
     run = open_run(config_of(small_folder), tmp_path)
     for epoch in (1, 3, 6):
@@ -108,7 +106,7 @@ def test_an_ensemble_that_is_stopped_in_each_member_ends_like_one_that_ran_throu
     assert values(Store(tmp_path), again) == values(store, run_id)
 
 
-def test_mixed_precision_and_a_model_of_ones_own(tmp_path, small_folder):
+def test_ensemble_of_user_model(tmp_path, small_folder):
     config = config_of(
         small_folder, 2, epochs=1, precision="mixed_bfloat16", metrics=("accuracy", "crossentropy")
     )
@@ -130,7 +128,7 @@ def own(input_shape, classes):
     return keras.Model(inputs, keras.layers.Dense(classes, dtype="float32")(features))
 
 
-def test_members_that_end_in_softmax_are_refused(small_folder):
+def test_softmax_members_raise(small_folder):
     def softmax_at_the_end():
         inputs = keras.Input(SHAPE, dtype="uint8")
         flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
@@ -143,7 +141,7 @@ def test_members_that_end_in_softmax_are_refused(small_folder):
         logits.check_model(model, CLASSES, SHAPE)
 
 
-def test_the_seeds_of_members_differ_and_the_first_is_the_runs():
+def test_member_seeds_differ():
     assert [member_seed(seed, 0) for seed in (0, 7, 2**31 - 1)] == [0, 7, 2**31 - 1]
     drawn = {member_seed(seed, number) for seed in range(50) for number in range(1, 20)}
     assert len(drawn) == 50 * 19

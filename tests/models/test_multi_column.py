@@ -1,5 +1,8 @@
-"""Columns: in training an image's features come back at its place, from the one column that had it; at scoring those
-of all columns and views are averaged."""
+"""Multi-column networks.
+
+In training, each image has the features of the one column that learned from it, in the order of the
+batch. When scoring, the features of all columns and views are averaged.
+"""
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ def flat(batch):
 
 
 def offset(share, prefix):
-    """Tells which column it was: adds 100 times its number."""
+    """Build a column that adds 100 times its number."""
     return layers.Rescaling(1.0, offset=100.0 * int(prefix.split("_")[1]))(layers.Flatten()(share))
 
 
@@ -37,7 +40,7 @@ def dense(share, prefix):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_each_row_comes_back_at_its_place_from_one_column(count):
+def test_training_rows_keep_their_order(count):
     model = network(offset, count)
     for rows in ROWS:
         found = model(batch_of(rows), training=True).numpy()
@@ -49,7 +52,7 @@ def test_each_row_comes_back_at_its_place_from_one_column(count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_at_scoring_it_is_the_mean_of_all_columns_and_of_the_image_moved_to_four_sides(count):
+def test_scoring_averages_all_views(count):
     framed = np.pad(batch_of(7), ((0, 0), (2, 2), (2, 2), (0, 0)))
     moved = [
         np.roll(framed, by, axis=(1, 2))[:, 2:-2, 2:-2] for by in ((1, 0), (-1, 0), (0, 1), (0, -1))
@@ -60,7 +63,7 @@ def test_at_scoring_it_is_the_mean_of_all_columns_and_of_the_image_moved_to_four
     )
 
 
-def test_a_column_learns_from_nothing_but_its_share():
+def test_column_learns_from_its_shard():
     model = network(dense, 3)
 
     def gradient(batch):
@@ -72,19 +75,19 @@ def test_a_column_learns_from_nothing_but_its_share():
         ]
 
     before, batch = gradient(batch_of(9)), batch_of(9)
-    batch[4] += 1  # of the second column's rows, 3 to 5
+    batch[4] += 1  # one of the rows 3 to 5 of the second column
     after = gradient(batch)
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True]
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_batch_norm_stays_finite_where_there_are_fewer_images_than_columns(rows):
+def test_small_batch_stays_finite(rows):
     model = network(lambda share, prefix: layers.BatchNormalization()(dense(share, prefix)), 3)
     assert np.isfinite(model(batch_of(rows), training=True)).all()
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-def test_it_is_the_same_when_it_was_saved_and_read(tmp_path):
+def test_saved_columns_are_the_same(tmp_path):
     model = network(dense, 3)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -95,7 +98,7 @@ def test_it_is_the_same_when_it_was_saved_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_a_network_has_the_columns_that_its_preset_says(name):
+def test_network_has_preset_columns(name):
     model = models.build(
         resolve(RunConfig.model_validate({"model": {"name": name}})), (28, 28, 1), 10
     )
@@ -104,7 +107,7 @@ def test_a_network_has_the_columns_that_its_preset_says(name):
     )
 
 
-def test_columns_that_keep_all_processors_busy_get_a_thread_each():
+def test_columns_get_a_thread_each():
     def threads(name, processors, **training):
         given = RunConfig.model_validate({"model": {"name": name}, "training": training})
         return resolve(given, processors=processors).training.threads

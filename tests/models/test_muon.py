@@ -1,4 +1,4 @@
-"""Muon: what it does to a matrix, which kernels it takes, and that the rest is Adam's."""
+"""Muon orthogonalizes the steps of hidden kernels, and is Adam for all other weights."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def network(*hidden):
 
 
 def moved(model, optimizer, steps=1):
-    """How far each weight goes in some steps on random images."""
+    """Return how far each weight moves in some steps on random images."""
     draw = np.random.default_rng(0)
     before = [weight.numpy() for weight in model.trainable_variables]
     model.compile(
@@ -37,7 +37,7 @@ def root_mean_square(step):
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (12, 12), (2, 90)])
-def test_the_singular_vectors_stay_and_the_singular_values_come_near_one(shape):
+def test_orthogonal_singular_values(shape):
     matrix = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     left, _, right = np.linalg.svd(matrix, full_matrices=False)
     middle = left.T @ orthogonal(tf.constant(matrix)).numpy() @ right.T
@@ -47,40 +47,40 @@ def test_the_singular_vectors_stay_and_the_singular_values_come_near_one(shape):
     assert np.abs(middle - np.diag(values)).max() < 1e-3
 
 
-def test_the_size_of_a_matrix_does_not_matter_and_zero_stays_zero():
+def test_orthogonal_ignores_scale():
     matrix = np.random.default_rng(2).normal(size=(9, 5)).astype(np.float32)
     np.testing.assert_allclose(orthogonal(1e3 * matrix), orthogonal(1e-3 * matrix), atol=1e-3)
     assert not np.any(orthogonal(tf.zeros((9, 5))))
 
 
-def test_without_a_hidden_kernel_it_is_adam():
+def test_muon_without_kernels_is_adam():
     adam, muon = moved(network(), keras.optimizers.Adam(RATE), 5), moved(network(), Muon(RATE), 5)
     for ours, expected in zip(muon, adam, strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
-# Layers are created by the network, after it has set the seed: they draw their own when created.
+# The network creates its layers after it has set the seed, from which they draw.
 @pytest.mark.parametrize(
     ("kind", "size"),
     [(layers.Conv2D, (10, 3)), (layers.Dense, (20,)), (layers.Conv2D, (4, 1))],
 )
-def test_the_step_of_a_hidden_kernel_is_orthogonal_and_a_fifth_of_the_rate(kind, size):
+def test_muon_step_is_orthogonal(kind, size):
     first, bias, hidden, *_, last, _ = moved(network((kind, size)), Muon(RATE))
     assert root_mean_square(hidden) == pytest.approx(RATE / 5, rel=0.4)
     values = np.linalg.svd(hidden.reshape(-1, hidden.shape[-1]), compute_uv=False)
     assert values.min() > values.max() / 2
-    for each in (first, bias, last):  # Adam's first step is as long as the rate, or nothing
+    for each in (first, bias, last):  # Adam's first step is the learning rate, or 0
         assert np.isclose(np.abs(each), RATE, rtol=0.01).mean() > 0.9
 
 
-def test_depthwise_kernels_are_left_to_adam():
+def test_muon_leaves_depthwise_to_adam():
     adam = moved(network((layers.DepthwiseConv2D, (3,))), keras.optimizers.Adam(RATE), 3)
     muon = moved(network((layers.DepthwiseConv2D, (3,))), Muon(RATE), 3)
     for ours, expected in zip(muon, adam, strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
-def test_it_is_built_again_from_its_config():
+def test_muon_config_round_trip():
     again = keras.optimizers.deserialize(
         keras.optimizers.serialize(Muon(RATE, momentum=0.9, beta_2=0.99))
     )

@@ -1,4 +1,4 @@
-"""The exported model is the model: the same logits, the same bytes for the same weights."""
+"""An exported model has the same logits, and the same bytes for the same weights."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ SHAPE = (12, 12, 1)
 
 
 def network(name, seed=0):
-    """Compiled, as a fit leaves it: the exporter goes through the optimizer too."""
+    """Return a compiled model, as after a fit: the exporter visits the optimizer too."""
     given = {"model": {"name": name}, "seed": seed, "training": {"precision": "float32"}}
     config = resolve(RunConfig.model_validate(given))
     model = models.build(config, SHAPE, 5)
@@ -27,7 +27,7 @@ def network(name, seed=0):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_onnx_gives_keras_logits_for_any_batch(tmp_path, name):
+def test_onnx_logits_equal_keras(tmp_path, name):
     model = network(name)
     export_onnx(model, tmp_path / "model.onnx", SHAPE)
     engine = OnnxEngine(tmp_path / "model.onnx", threads=1)
@@ -41,7 +41,7 @@ def test_onnx_gives_keras_logits_for_any_batch(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["lab", "convnet"])
-def test_threads_change_no_bit_and_each_image_keeps_its_logits(tmp_path, name):
+def test_onnx_threads_change_no_bit(tmp_path, name):
     export_onnx(network(name), tmp_path / "model.onnx", SHAPE)
     pixels = np.random.default_rng(0).integers(0, 256, (10_000, *SHAPE), np.uint8)
     alone, several = (OnnxEngine(tmp_path / "model.onnx", threads=threads) for threads in (1, 3))
@@ -53,7 +53,7 @@ def test_threads_change_no_bit_and_each_image_keeps_its_logits(tmp_path, name):
         )
 
 
-def test_equal_models_have_equal_files_and_others_have_not(tmp_path):
+def test_export_bytes_follow_weights(tmp_path):
     digests = []
     for number, seed in enumerate((3, 3, 4)):
         export_onnx(network("convnet", seed), tmp_path / f"{number}.onnx", SHAPE)
@@ -61,13 +61,13 @@ def test_equal_models_have_equal_files_and_others_have_not(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_onnx_invalid_file_raises(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ContractError, match="ONNX Runtime cannot run"):
         OnnxEngine(tmp_path / "model.onnx")
 
 
-def test_a_run_leaves_an_export_that_was_checked(tmp_path, small_config):
+def test_run_commits_verified_export(tmp_path, small_config):
     committed = runs.retrain(small_config, tmp_path)
     manifest = Store(tmp_path).manifest(committed.run_id)
     export = manifest.steps.export_model
@@ -77,7 +77,7 @@ def test_a_run_leaves_an_export_that_was_checked(tmp_path, small_config):
     assert manifest.files[path.relative_to(tmp_path).as_posix()].sha256 == file_digest(path)
 
 
-def test_a_model_that_cannot_be_exported_is_committed_without(tmp_path, small_config, monkeypatch):
+def test_unexportable_model_is_committed(tmp_path, small_config, monkeypatch):
     from nnbuild.pipeline import export as exporting
 
     def broken(*_):
@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_exported_is_committed_without(tmp_path, small_co
     assert values(store, committed.run_id) == values(Store(tmp_path / "whole"), whole.run_id)
 
 
-def test_an_export_with_other_logits_is_thrown_away(tmp_path, small_config, monkeypatch):
+def test_export_other_logits_is_discarded(tmp_path, small_config, monkeypatch):
     from nnbuild.pipeline import export as exporting
 
     real = exporting.export_onnx

@@ -1,4 +1,4 @@
-"""Networks of users' own as ONNX: what is exported equals Keras as it scores, and all else is refused."""
+"""Users' own networks as ONNX: an export scores like Keras, or is refused."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (40, *SHAPE), np.uint8)
 
 
 def stack(*between, rescale=True):
-    """Layers between the pixels and a linear head."""
+    """Return a network with layers between the pixels and a linear head."""
 
     def build():
         pixels = keras.Input(SHAPE)
@@ -36,7 +36,7 @@ def adapted():
 
 
 def by_pixel():
-    layer = layers.Normalization(axis=(1, 2))  # more numbers than TensorFlow writes into a graph
+    layer = layers.Normalization(axis=(1, 2))  # more numbers than TensorFlow stores in a graph
     layer.adapt(PIXELS.astype(np.float32)[..., 0])
     return layer
 
@@ -86,7 +86,7 @@ def normed_head():
 
 
 class Plain(keras.Model):
-    """No stack of layers; holds a tensor, as user code does."""
+    """Model with a tensor that is not a weight, as user code may have."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +152,7 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_export_of_a_users_network_equals_keras(tmp_path, name):
+def test_user_model_export_equals_keras(tmp_path, name):
     keras.utils.set_random_seed(1)
     model = EXPORTED[name]()
     logits.check_model(model, CLASSES, SHAPE)
@@ -179,7 +179,7 @@ class Bessel(layers.Layer):
 
 
 class ByBatch(layers.Layer):
-    """An image's logits depend on the images beside it."""
+    """Model whose logits of an image depend on the other images of the batch."""
 
     def call(self, x):
         return x - ops.mean(x, axis=0, keepdims=True)
@@ -193,7 +193,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_network_that_onnx_does_not_equal_is_refused(tmp_path, kind):
+def test_unequal_export_raises(tmp_path, kind):
     keras.utils.set_random_seed(1)
     model, path = stack(kind)(), tmp_path / "model.onnx"
 

@@ -1,4 +1,4 @@
-"""Mixed precision: the layers compute in half precision while they are trained, and nothing that is kept does."""
+"""Mixed precision: layers compute in half precision in training, and saved models in float32."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def config_of(name, precision):
 
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_only_what_lies_before_the_head_is_half(name, precision):
+def test_head_computes_in_float32(name, precision):
     model = models.build(config_of(name, precision), SHAPE, 3)
     logits.check_model(model, 3, SHAPE)
     assert model.layers[-1].compute_dtype == model.outputs[0].dtype == "float32"
@@ -34,7 +34,7 @@ def test_only_what_lies_before_the_head_is_half(name, precision):
 
 
 @pytest.mark.parametrize("precision", HALF)
-def test_what_is_kept_has_the_weights_and_computes_in_float32(precision):
+def test_build_float32_keeps_weights(precision):
     config = config_of("convnet", precision)
     model = models.build(config, SHAPE, 3)
     models.compile_model(model, config.training, steps=1)
@@ -51,7 +51,7 @@ def test_what_is_kept_has_the_weights_and_computes_in_float32(precision):
 
 
 @pytest.mark.parametrize("precision", HALF)
-def test_a_run_is_exported_and_learns(tmp_path, small_folder, precision):
+def test_run_half_precision_exports(tmp_path, small_folder, precision):
     training = {"epochs": 12, "precision": precision, "learning_rate": 0.01}
     run_id = retrain(run_config(small_folder, training=training), tmp_path).run_id
     manifest = Store(tmp_path).manifest(run_id)
@@ -60,8 +60,8 @@ def test_a_run_is_exported_and_learns(tmp_path, small_folder, precision):
     assert manifest.config["training"]["precision"] == precision
 
 
-def test_a_scaled_loss_makes_the_step_that_any_other_makes():
-    """The scale is a power of two, so that it leaves no trace in float32 unless it is undone twice or not at all."""
+def test_loss_scale_changes_no_step():
+    """The scale is a power of two, so that scaling and unscaling are exact in float32."""
     steps = []
     for precision in ("float32", "mixed_float16"):
         inputs = keras.Input((4,))
@@ -83,7 +83,7 @@ def half_head(input_shape, classes):
     return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.Flatten()(inputs)))
 
 
-def test_a_head_of_half_precision_is_refused():
+def test_half_precision_head_raises():
     config = config_of(f"{__name__}:half_head", "mixed_bfloat16")
     with pytest.raises(
         ContractError, match=r'logits of bfloat16, expected float32.*dtype="float32"'

@@ -1,4 +1,4 @@
-"""Model files that were tampered with are refused before Keras reads them."""
+"""Manipulated model files are refused before Keras reads them."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from nnbuild.store.filesystem import file_digest
 
 
 class Spy(keras.layers.Layer):
-    """A class that nobody registered; reading it would call this."""
+    """Unregistered class, which Keras would call when it reads the model."""
 
     read = False
 
@@ -51,7 +51,7 @@ def refused(path, digest, says):
     assert not Spy.read
 
 
-def test_a_changed_byte(model):
+def test_load_changed_byte_raises(model):
     path, digest = model
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -59,17 +59,17 @@ def test_a_changed_byte(model):
     refused(path, digest, "has sha256")
 
 
-def test_another_digest_than_the_manifests(model):
+def test_load_other_digest_raises(model):
     refused(model[0], "0" * 64, "has sha256")
 
 
-def test_a_lambda(tmp_path):
+def test_load_lambda_raises(tmp_path):
     path = tmp_path / "lambda.keras"
     small(keras.layers.Lambda(lambda x: x)).save(path)
     refused(path, file_digest(path), "Lambda that runs code")
 
 
-def test_a_class_that_the_run_does_not_bring(tmp_path):
+def test_load_unregistered_class_raises(tmp_path):
     path = tmp_path / "custom.keras"
     small(Spy()).save(path)
     refused(path, file_digest(path), "neither Keras's nor registered")
@@ -103,7 +103,7 @@ def not_registered(x):
         {"kernel_constraint": shrunk},
     ],
 )
-def test_registered_functions_are_read(tmp_path, options):
+def test_load_registered_function(tmp_path, options):
     path = tmp_path / "model.keras"
     model = small(keras.layers.Dense(4, **options))
     read = load_model(path, save_model(model, path))
@@ -111,21 +111,21 @@ def test_registered_functions_are_read(tmp_path, options):
         assert (one == other).all()
 
 
-def test_a_function_that_nobody_registered(tmp_path):
+def test_load_unregistered_function(tmp_path):
     path = tmp_path / "model.keras"
     small(keras.layers.Dense(4, activation=not_registered)).save(path)
     refused(path, file_digest(path), "that runs code of its own; register it")
 
 
 @pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
-def test_a_lambda_as_an_activation(tmp_path):
+def test_load_lambda_activation_raises(tmp_path):
     path = tmp_path / "model.keras"
     small(keras.layers.Dense(4, activation=lambda x: x)).save(path)
     refused(path, file_digest(path), "Keras cannot read model")
 
 
 @pytest.mark.parametrize("name", ["eval", "exec", "open", "__import__", None, ["eval"]])
-def test_a_function_of_pythons(model, name):
+def test_load_python_function_raises(model, name):
     path, _ = model
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -143,25 +143,25 @@ def test_a_function_of_pythons(model, name):
     refused(path, file_digest(path), "that runs code of its own")
 
 
-def test_an_h5_by_another_name(tmp_path):
+def test_load_h5_raises(tmp_path):
     import h5py
 
     with h5py.File(tmp_path / "model.h5", "w") as file:
         file["weights"] = [1.0]
     path = (tmp_path / "model.h5").rename(tmp_path / "model.keras")
-    refused(path, file_digest(path), r"is no \.keras file")
+    refused(path, file_digest(path), r"is not a \.keras file")
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "/etc/evil", "assets/evil.txt", "__init__.py"])
-def test_members_that_do_not_belong(model, name):
+def test_load_unknown_member_raises(model, name):
     path, _ = model
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, "evil")
-    refused(path, file_digest(path), "holds")
+    refused(path, file_digest(path), "has the members")
 
 
 @pytest.mark.parametrize("hidden", ["builtins", "os", "subprocess"])
-def test_a_config_that_names_other_modules(model, hidden):
+def test_load_other_module_raises(model, hidden):
     path, _ = model
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -229,30 +229,30 @@ def _circular(file):
 
 
 @pytest.mark.parametrize("name", ["config.json", "metadata.json", "model.weights.h5"])
-def test_member_that_expands_is_refused(model, name):
+def test_load_large_member_raises(model, name):
     path, _ = model
     write(path, members(path) | {name: b" " * (100 * 2**20)}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 2**20
     refused(path, file_digest(path), "expands to 104857600 bytes")
 
 
-def test_member_that_lies_about_its_size_is_refused(model):
+def test_load_false_size_raises(model):
     path, _ = model
     write(path, members(path) | {"config.json": b" " * 4096}, zipfile.ZIP_DEFLATED)
     content = path.read_bytes().replace((4096).to_bytes(4, "little"), (8).to_bytes(4, "little"))
     path.write_bytes(content)
-    refused(path, file_digest(path), r"is no \.keras file")
+    refused(path, file_digest(path), r"is not a \.keras file")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_member_that_is_there_twice_is_refused(model):
+def test_load_duplicate_member_raises(model):
     path, _ = model
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", "{}")
-    refused(path, file_digest(path), "same member twice")
+    refused(path, file_digest(path), "has a member twice")
 
 
-def test_long_directory_is_refused(model):
+def test_load_long_directory_raises(model):
     path, _ = model
     with zipfile.ZipFile(path, "a") as archive:
         for number in range(200):
@@ -260,10 +260,10 @@ def test_long_directory_is_refused(model):
     refused(path, file_digest(path), "has 203 members")
 
 
-def test_deep_config_is_refused(model):
+def test_load_deep_config_raises(model):
     path, _ = model
     write(path, members(path) | {"config.json": b"[" * 10**6 + b"]" * 10**6})
-    refused(path, file_digest(path), r"is no \.keras file")
+    refused(path, file_digest(path), r"is not a \.keras file")
 
 
 @pytest.mark.parametrize(
@@ -279,14 +279,14 @@ def test_deep_config_is_refused(model):
         (lambda file: file.attrs.create("empty", 1), "cannot read"),
     ],
 )
-def test_weights_that_are_not_in_the_file_are_refused(model, build, says):
+def test_load_external_weights_raises(model, build, says):
     path, _ = model
     write(path, members(path) | {"model.weights.h5": weights(build)})
     refused(path, file_digest(path), says)
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100)])
-def test_weights_that_are_damaged_are_refused(model, content):
+def test_load_damaged_weights_raises(model, content):
     path, _ = model
     write(path, members(path) | {"model.weights.h5": content})
     refused(path, file_digest(path), "no readable weights")
@@ -294,7 +294,7 @@ def test_weights_that_are_damaged_are_refused(model, content):
 
 @pytest.mark.parametrize("rebuilt", [True, False])
 @pytest.mark.parametrize("sizes", [[10**9], [2_000_000, 20_000]])
-def test_layers_larger_than_the_weights_are_refused(model, sizes, rebuilt):
+def test_load_huge_layers_raises(model, sizes, rebuilt):
     path, _ = model
     config = small(*[keras.layers.Dense(1, name=f"wide_{each}") for each in range(len(sizes))])
     config = json.loads(config.to_json())
@@ -308,7 +308,7 @@ def test_layers_larger_than_the_weights_are_refused(model, sizes, rebuilt):
     refused(path, file_digest(path), "bytes of weights, and")
 
 
-def test_counting_weights_leaves_no_trace(model):
+def test_load_check_leaves_no_variables(model):
     path, digest = model
     first, second = (load_model(path, digest, seed=3) for _ in range(2))
     assert [each.path for each in first.variables] == [each.path for each in second.variables]
@@ -316,7 +316,7 @@ def test_counting_weights_leaves_no_trace(model):
         assert (one == other).all()
 
 
-def test_pipe_in_place_of_a_model_is_refused(tmp_path):
+def test_load_pipe_raises(tmp_path):
     path = tmp_path / "model.keras"
     os.mkfifo(path)
     refused(path, "0" * 64, "is a named pipe")

@@ -1,4 +1,4 @@
-"""The gate: who becomes the champion, by which numbers, and that the pointer never points astray."""
+"""The promotion gate: the decision, its numbers, and a champion that is always a committed run."""
 
 import threading
 
@@ -23,7 +23,7 @@ RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 
 @given(RIGHT)
 @settings(deadline=None, max_examples=50)
-def test_the_paired_test_is_the_exact_binomial_one(pairs):
+def test_mcnemar_equals_exact_binomial(pairs):
     from scipy.stats import binomtest
 
     first, second = (np.array(each) for each in zip(*pairs, strict=True))
@@ -54,7 +54,7 @@ def config(**settings):
     return GateConfig.model_validate(settings)
 
 
-def test_an_equal_challenger_passes_by_default_and_not_under_the_strict_rule():
+def test_equal_challenger_by_rule():
     same = candidate(0.9)
     assert promotion.decide(same, same, config()).promote
     strict = promotion.decide(same, same, config(rule="better"))
@@ -62,7 +62,7 @@ def test_an_equal_challenger_passes_by_default_and_not_under_the_strict_rule():
     assert "not significantly better" in strict.reason
 
 
-def test_a_worse_challenger_is_rejected_and_a_better_one_promoted_under_both_rules():
+def test_worse_and_better_challenger():
     for rule in ("not-worse", "better"):
         worse = promotion.decide(
             candidate(0.9), candidate(0.95), config(rule=rule, max_recall_drop=1)
@@ -82,20 +82,20 @@ def test_a_worse_challenger_is_rejected_and_a_better_one_promoted_under_both_rul
         (candidate(0.99, test_set=None), {}, "other test images"),
     ],
 )
-def test_a_bound_that_is_broken_is_named(challenger, settings, says):
+def test_decision_names_broken_threshold(challenger, settings, says):
     decision = promotion.decide(challenger, candidate(0.95), config(**settings))
     assert not decision.promote
     assert says in decision.reason
 
 
-def test_other_data_may_promote_if_it_is_told_to():
+def test_other_test_set_promotes_if_set():
     decision = promotion.decide(
         candidate(0.5, test_set="b"), candidate(0.99), config(on_other_data="promote")
     )
     assert decision.promote
 
 
-def test_the_champion_changes_only_when_the_new_one_has_earned_it(gated_runs):
+def test_gate_promotes_better_runs_only(gated_runs):
     store, (first, second, third) = gated_runs
     rows = {row["run_id"]: row for row in store.read_table("runs").to_pylist()}
     assert [rows[each]["promoted"] for each in (first, second, third)] == [True, True, False]
@@ -111,7 +111,7 @@ def test_the_champion_changes_only_when_the_new_one_has_earned_it(gated_runs):
     assert second in page
 
 
-def test_the_report_is_rebuilt_with_the_same_champion(gated_runs):
+def test_report_rebuild_keeps_champion(gated_runs):
     from nnbuild.report import rebuild
 
     store, (_, _, third) = gated_runs
@@ -121,7 +121,7 @@ def test_the_report_is_rebuilt_with_the_same_champion(gated_runs):
     assert path.read_bytes() == before
 
 
-def test_rollback_and_promote(capfd, gated_runs):
+def test_promote_and_rollback(capfd, gated_runs):
     store, (first, second, third) = gated_runs
     assert call(capfd, "champion", "--store", store.root, "--json").json["champion"] == second
     assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
@@ -144,14 +144,14 @@ def test_rollback_and_promote(capfd, gated_runs):
     assert tree_digest(store.root) == before
 
 
-def test_there_is_nothing_to_roll_back_in_an_empty_store(capfd, tmp_path):
+def test_rollback_empty_store_raises(capfd, tmp_path):
     Store(tmp_path / "store").create()
     outcome = call(capfd, "rollback", "--store", tmp_path / "store")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "no champion" in outcome.err
 
 
-def test_of_many_who_race_for_the_pointer_one_wins(gated_runs):
+def test_champion_race_has_one_winner(gated_runs):
     store, runs = gated_runs
     standing = champion.current(store)
     others = [each for each in runs if each != standing]
@@ -175,7 +175,7 @@ def test_of_many_who_race_for_the_pointer_one_wins(gated_runs):
     champion.change(store, standing, expected=champion.current(store), by="promote")
 
 
-def test_a_decision_that_was_overtaken_is_made_again(tmp_path, small_folder):
+def test_outdated_decision_is_repeated(tmp_path, small_folder):
     from nnbuild import pipeline
     from nnbuild.pipeline import commit
     from nnbuild.pipeline.reporting import write_report
@@ -205,13 +205,13 @@ def test_a_decision_that_was_overtaken_is_made_again(tmp_path, small_folder):
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program may answer to it."""
+    """Simulated SIGKILL, which no handler of the program may catch."""
 
 
 @pytest.mark.parametrize(
     "at", ["commit:laid-out", "commit:decisions", "commit:runs", "champion:changed"]
 )
-def test_a_promotion_that_was_killed_is_finished(tmp_path, small_folder, monkeypatch, at):
+def test_killed_promotion_is_finished(tmp_path, small_folder, monkeypatch, at):
     def point(name):
         if name == at:
             raise _Killed

@@ -1,4 +1,4 @@
-"""The list of steps agrees with the functions of the steps, and with what their results say."""
+"""The registry of steps agrees with the functions and the results of the steps."""
 
 import inspect
 import typing
@@ -11,7 +11,7 @@ from nnbuild.store.step_results import MANIFEST_STEPS, Reported
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_step_declares_its_function(step):
+def test_step_matches_its_function(step):
     function = getattr(pipeline, step.name)
     hints = typing.get_type_hints(inspect.unwrap(function))
     positional = [
@@ -24,17 +24,17 @@ def test_step_declares_its_function(step):
     assert positional[1:] == list(step.arguments)  # the run comes first
 
 
-def test_steps_need_only_earlier_results():
+def test_step_needs_earlier_results():
     earlier = set()
     for step in STEPS:
         assert {*step.arguments, *step.after} <= earlier, step.name
         earlier.add(step.result)
 
 
-def test_manifest_holds_every_step_but_the_report():
+def test_manifest_has_all_but_report():
     assert [step.name for step in STEPS if step.result is not Reported] == list(MANIFEST_STEPS)
 
 
-def test_pipeline_has_no_other_attributes():
+def test_unknown_step_raises():
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         _ = pipeline.fit

@@ -1,4 +1,4 @@
-"""`nnbuild doctor --repair`: accidents are mended, and nothing that can still become a run is removed."""
+"""`nnbuild doctor --repair`: a store is repaired, and no run that can be resumed is removed."""
 
 import os
 import shutil
@@ -39,13 +39,13 @@ def actions(found):
     return {each.path: each.action for each in found}
 
 
-def test_a_store_in_order_is_left_alone(store):
+def test_repair_leaves_intact_store(store):
     before = tree_digest(store[0].root)
     assert repair(store[0], NOW) == []
     assert tree_digest(store[0].root) == before
 
 
-def test_a_lost_row_is_written_again_to_the_byte(store):
+def test_repair_rebuilds_lost_row_exactly(store):
     found, run_id = store
     before = tree_digest(found.root)
     shutil.rmtree(found.partition("runs", run_id))
@@ -57,7 +57,7 @@ def test_a_lost_row_is_written_again_to_the_byte(store):
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed", "manifest"])
-def test_a_run_that_is_not_whole_gets_no_row(store, harm):
+def test_repair_incomplete_run_stays_lost(store, harm):
     found, run_id = store
     shutil.rmtree(found.partition("runs", run_id))
     part = next(found.partition("predictions", run_id).iterdir())
@@ -71,7 +71,7 @@ def test_a_run_that_is_not_whole_gets_no_row(store, harm):
     assert found.run_ids() == []
 
 
-def test_what_can_be_resumed_stays_until_it_is_given_up(store, small_config):
+def test_repair_keeps_run_until_discarded(store, small_config):
     found, _ = store
     waiting = open_run(small_config, found.root)
     assert actions(repair(found, NOW)) == {f"staging/{waiting.run_id}": "keep"}
@@ -88,7 +88,7 @@ def test_what_can_be_resumed_stays_until_it_is_given_up(store, small_config):
         repair(found, NOW, discard=[waiting.run_id])
 
 
-def test_what_nobody_can_go_on_with_is_cleared(store, small_config):
+def test_repair_clears_useless_leftovers(store, small_config):
     found, _ = store
     waiting = open_run(small_config, found.root)
     (waiting.folder / "run.json").write_text("{")
@@ -125,7 +125,7 @@ PLACES = (".", "src", "staging", "tables", "tables/runs", "runs", "datasets/mine
 
 
 def with_users_files(root):
-    """Files and folders of the user's of every kind, everywhere, and an hour old."""
+    """Create two days old files and folders of the user of every kind in all folders."""
     old = (NOW - timedelta(days=2)).timestamp()
     for place in PLACES:
         folder = root / place
@@ -142,7 +142,7 @@ def with_users_files(root):
         (folder / input_lock_name("c" * 64)).mkdir()
         (folder / ".nnbuild-0123456789ab.folder").mkdir()
         (folder / ".nnbuild-0123456789ab.folder" / "mine").write_text("mine")
-    # Folders in which nnbuild never writes such files.
+    # nnbuild never writes such files to these folders.
     (root / "src" / temporary_name("x")).write_text("mine")
     (root / "runs" / input_lock_name("d" * 64)).write_text("mine")
     for path in root.rglob("*"):
@@ -164,7 +164,7 @@ def claim(path):
     return locks.claim(path, {"score_id": "mine"}, lambda holder: LockedError(holder.process))
 
 
-def test_repair_clears_locks_that_nobody_holds(capfd, store):
+def test_repair_clears_stale_locks(capfd, store):
     root = store[0].root
     stale, held = (root / "staging" / input_lock_name(digit * 64) for digit in "ab")
     stale.parent.mkdir(exist_ok=True)
@@ -182,7 +182,7 @@ def test_repair_clears_locks_that_nobody_holds(capfd, store):
     assert repair(store[0], NOW) == []
 
 
-def test_repair_keeps_a_lock_taken_since_the_plan(store):
+def test_repair_keeps_lock_held_since_plan(store):
     path = store[0].root / "staging" / input_lock_name("a" * 64)
     path.parent.mkdir(exist_ok=True)
     path.touch()
@@ -195,7 +195,7 @@ def test_repair_keeps_a_lock_taken_since_the_plan(store):
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_repair_of_no_store_is_refused(capfd, tmp_path, options):
+def test_repair_without_store_raises(capfd, tmp_path, options):
     with_users_files(tmp_path)
     before = listing(tmp_path)
     outcome = call(capfd, "doctor", "--repair", *options, "--store", tmp_path)
@@ -204,7 +204,7 @@ def test_repair_of_no_store_is_refused(capfd, tmp_path, options):
     assert listing(tmp_path) == before
 
 
-def test_repair_keeps_the_users_files(store):
+def test_repair_keeps_files_of_the_user(store):
     found, _ = store
     with_users_files(found.root)
     before = listing(found.root)
@@ -227,8 +227,8 @@ def test_repair_follows_no_links(store, tmp_path):
     assert leftover.exists()
 
 
-def accident(store, run_id, small_config):
-    """A store in which every action has something to do."""
+def damage(store, run_id, small_config):
+    """Damage a store so that every action has something to do."""
     shutil.rmtree(store.partition("runs", run_id))
     open_run(small_config, store.root)
     unreadable = open_run(small_config, store.root)
@@ -239,9 +239,9 @@ def accident(store, run_id, small_config):
     os.utime(leftover, (0, 0))
 
 
-def test_a_dry_run_lists_the_same_and_changes_nothing(capfd, store, small_config):
+def test_dry_run_changes_nothing(capfd, store, small_config):
     found, run_id = store
-    accident(found, run_id, small_config)
+    damage(found, run_id, small_config)
     before = listing(found.root)
     given = ("doctor", "--repair", "--store", found.root)
     dry = call(capfd, *given, "--dry-run")
@@ -256,15 +256,15 @@ def test_a_dry_run_lists_the_same_and_changes_nothing(capfd, store, small_config
     assert [each.action for each in repair(found, NOW)] == ["keep"]
 
 
-def test_a_dry_run_alone_is_refused(capfd, store):
+def test_dry_run_without_repair_raises(capfd, store):
     outcome = call(capfd, "doctor", "--dry-run", "--store", store[0].root)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "--repair" in outcome.err
 
 
-def test_a_repair_that_fails_says_what_was_made(capfd, store, small_config, monkeypatch):
+def test_failed_repair_names_progress(capfd, store, small_config, monkeypatch):
     found, run_id = store
-    accident(found, run_id, small_config)
+    damage(found, run_id, small_config)
     real = shutil.rmtree
 
     def failing(path, *arguments, **named):
@@ -279,7 +279,7 @@ def test_a_repair_that_fails_says_what_was_made(capfd, store, small_config, monk
     assert "rebuild" in outcome.out
 
 
-def test_repair_of_a_workshop_keeps_the_users_files(s3_store, small_config):
+def test_repair_remote_keeps_files_of_user(s3_store, small_config):
     run = open_run(small_config, s3_store)
     found = Store(s3_store)
     with_users_files(found.local_root)
@@ -297,7 +297,7 @@ def test_repair_of_a_workshop_keeps_the_users_files(s3_store, small_config):
     assert listing(found.local_root) == left
 
 
-def test_the_command(capfd, store):
+def test_doctor_repairs_and_reports(capfd, store):
     found, run_id = store
     shutil.rmtree(found.partition("runs", run_id))
     told = call(capfd, "doctor", "--repair", "--store", found.root, "--json").json

@@ -1,4 +1,4 @@
-"""The whole recipe without Prefect: what is committed, what fails, what is resumed."""
+"""The whole pipeline without Prefect: committed, failed and resumed runs."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def with_changes(config: RunConfig, changes: dict) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_folder):
-    """Three runs in one store: twice the same seed, and another."""
+    """Return a store with three runs: two with the same seed, and one with another."""
     root = tmp_path_factory.mktemp("runs") / "store"
     config = {
         "dataset": {"name": str(small_folder)},
@@ -40,14 +40,14 @@ def finished(tmp_path_factory, small_folder):
     return Store(root), [each.run_id for each in found]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(finished):
+def test_seed_decides_bytes(finished):
     store, (one, again, other) = finished
     assert values(store, one) == values(store, again)
     assert values(store, one)["model"] != values(store, other)["model"]
     assert values(store, one)["history"] != values(store, other)["history"]
 
 
-def test_a_run_leaves_every_table_and_nothing_in_staging(finished):
+def test_run_commits_all_tables(finished):
     store, run_ids = finished
     assert store.run_ids() == sorted(run_ids)
     assert store.unfinished_runs() == []
@@ -60,7 +60,7 @@ def test_a_run_leaves_every_table_and_nothing_in_staging(finished):
             assert table.column_names == ["run_id", *schema.names]
 
 
-def test_the_manifest_explains_the_run(finished):
+def test_manifest_describes_run(finished):
     store, run_ids = finished
     manifest = store.manifest(run_ids[0])
     for name, kept in manifest.files.items():
@@ -80,7 +80,7 @@ def test_the_manifest_explains_the_run(finished):
     assert manifest.steps.check_data.checks
 
 
-def test_the_probability_table_agrees_with_the_evaluation(finished):
+def test_predictions_match_evaluation(finished):
     store, run_ids = finished
     row = store.read_table("runs", run_ids[0]).to_pylist()[0]
     frame = store.read_table("predictions", run_ids[0]).to_pandas()
@@ -93,7 +93,7 @@ def test_the_probability_table_agrees_with_the_evaluation(finished):
     )
 
 
-def test_a_loaded_model_is_the_one_that_was_committed(finished):
+def test_load_model_verifies_digest(finished):
     store, run_ids = finished
     path = store.root / "runs" / run_ids[0] / "model.keras"
     assert load_model(path, file_digest(path)).output_shape == (None, 3)
@@ -101,7 +101,7 @@ def test_a_loaded_model_is_the_one_that_was_committed(finished):
         load_model(path, "0" * 64)
 
 
-def test_colour_images_of_another_size_run_through_everything(tmp_path, small_config):
+def test_run_colour_images_succeeds(tmp_path, small_config):
     data = write_npz(tmp_path / "colour.npz", separable(shape=(9, 7, 3), classes=5), grey=False)
     config = with_changes(
         small_config, {"dataset": {"name": str(data)}, "model": {"name": "accurate"}}
@@ -113,7 +113,7 @@ def test_colour_images_of_another_size_run_through_everything(tmp_path, small_co
     assert store.manifest(committed.run_id).steps.load_data.image_shape == (9, 7, 3)
 
 
-def test_one_hot_targets_and_every_option_run_through(tmp_path, small_config):
+def test_run_all_settings_succeeds(tmp_path, small_config):
     training = small_config.training.model_dump() | {
         "target_form": "one-hot",
         "metrics": ("accuracy", "top_2_accuracy", "crossentropy"),
@@ -136,7 +136,7 @@ def test_one_hot_targets_and_every_option_run_through(tmp_path, small_config):
     assert list((tmp_path / "runs" / committed.run_id / "tensorboard").rglob("events.out.*"))
 
 
-def test_a_loss_that_diverges_is_a_failed_run_with_its_history(tmp_path, small_config):
+def test_diverged_run_keeps_history(tmp_path, small_config):
     training = small_config.training.model_dump() | {
         "epochs": 50,
         "optimizer": "sgd",
@@ -154,7 +154,7 @@ def test_a_loss_that_diverges_is_a_failed_run_with_its_history(tmp_path, small_c
     assert len(Store(tmp_path).read_table("history")["epoch"].unique()) == row["epochs"]
 
 
-def test_data_that_is_not_fit_is_a_failed_run_with_the_numbers(tmp_path, small_config):
+def test_failed_checks_commit_failed_run(tmp_path, small_config):
     arrays = separable(shape=(8, 8, 1), classes=3)
     arrays.train_images[:100] = 0
     data = write_npz(tmp_path / "blank.npz", arrays)
@@ -166,7 +166,7 @@ def test_data_that_is_not_fit_is_a_failed_run_with_the_numbers(tmp_path, small_c
     assert (row["status"], row["epochs"]) == ("failed", 0)
 
 
-def test_every_step_recalls_what_it_has_done(tmp_path, small_config, monkeypatch):
+def test_step_done_is_not_repeated(tmp_path, small_config, monkeypatch):
     run = nnbuild.open_run(small_config, tmp_path, now=datetime(2026, 1, 1, tzinfo=UTC))
     with nnbuild.run_context(run):
         data = pipeline.load_data(run)
@@ -179,7 +179,7 @@ def test_every_step_recalls_what_it_has_done(tmp_path, small_config, monkeypatch
         assert pipeline.build_model(run, data) == built
 
 
-def test_a_run_that_is_held_cannot_be_resumed(tmp_path, small_config):
+def test_resume_held_run_raises(tmp_path, small_config):
     run = nnbuild.open_run(small_config, tmp_path)
     with locks.lock(run.folder):
         assert Store(tmp_path).unfinished_runs()[0].held
@@ -189,7 +189,7 @@ def test_a_run_that_is_held_cannot_be_resumed(tmp_path, small_config):
     assert nnbuild.retrain(store=tmp_path, resume=run.run_id).run_id == run.run_id
 
 
-def test_an_unexpected_error_is_a_failed_run(tmp_path, small_config, monkeypatch):
+def test_unexpected_error_fails_run(tmp_path, small_config, monkeypatch):
     monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         nnbuild.retrain(small_config, tmp_path)
@@ -198,7 +198,7 @@ def test_an_unexpected_error_is_a_failed_run(tmp_path, small_config, monkeypatch
     assert Store(tmp_path).read_table("history").num_rows > 0
 
 
-def test_trouble_with_the_disk_leaves_the_run_to_be_resumed(tmp_path, small_config, monkeypatch):
+def test_full_disk_leaves_run_resumable(tmp_path, small_config, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -211,7 +211,7 @@ def test_trouble_with_the_disk_leaves_the_run_to_be_resumed(tmp_path, small_conf
     assert nnbuild.retrain(store=tmp_path, resume=run_id).status == "succeeded"
 
 
-def test_real_mnist_from_every_packaging(tmp_path, real_mnist):
+def test_real_mnist_from_all_packagings(tmp_path, real_mnist):
     from nnbuild.data.sources import load
 
     dataset = load("mnist", data_dir=real_mnist, cache=tmp_path)
@@ -223,7 +223,7 @@ def test_real_mnist_from_every_packaging(tmp_path, real_mnist):
     )
 
 
-def test_a_store_can_be_moved(tmp_path, small_config):
+def test_moved_store_works(tmp_path, small_config):
     committed = nnbuild.retrain(small_config, tmp_path / "one")
     before = Store(tmp_path / "one").read_table("predictions")
     (tmp_path / "one").rename(tmp_path / "two")
@@ -244,7 +244,7 @@ def test_reading_changes_nothing(finished):
         store.read_table("../runs")
 
 
-def test_idx_files_of_ones_own(tmp_path: Path, small_config):
+def test_run_own_idx_files_succeeds(tmp_path: Path, small_config):
     folder = write_idx(tmp_path / "own", separable(shape=(8, 8, 1), classes=4), gzipped=True)
     committed = nnbuild.retrain(
         with_changes(small_config, {"dataset": {"name": str(folder)}}), tmp_path / "store"
@@ -254,9 +254,10 @@ def test_idx_files_of_ones_own(tmp_path: Path, small_config):
     )
 
 
-def test_several_runs_on_one_store_at_once_all_commit(tmp_path, small_folder):
+def test_parallel_runs_all_commit(tmp_path, small_folder):
     program = (
-        "import sys, nnbuild; config = nnbuild.RunConfig.model_validate({'dataset': {'name': sys.argv[2]}, "
+        "import sys, nnbuild; "
+        "config = nnbuild.RunConfig.model_validate({'dataset': {'name': sys.argv[2]}, "
         "'model': {'name': 'lab'}, 'training': {'epochs': 2}, 'seed': int(sys.argv[3])}); "
         "nnbuild.retrain(config, sys.argv[1])"
     )

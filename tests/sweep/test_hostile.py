@@ -1,4 +1,4 @@
-"""Sweeps whose settings, storage or neighbours are not as they should be."""
+"""Sweeps with bad settings or storage, and sweeps that other processes hold."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def base(small_config) -> RunConfig:
     return RunConfig.model_validate(small_config.model_dump() | {"training": training})
 
 
-def test_who_does_not_get_a_sweep_leaves_it_alone(tmp_path, base):
+def test_sweep_held_elsewhere_is_unchanged(tmp_path, base):
     store = tmp_path / "store"
     with sweep_context(open_sweep(sweep_config({"grid": RATES}, base), store, "mine")):
         before = tree_digest(store)
@@ -34,7 +34,7 @@ def test_who_does_not_get_a_sweep_leaves_it_alone(tmp_path, base):
         assert tree_digest(store) == before
 
 
-def test_only_its_sweep_goes_on_with_a_trial(capfd, tmp_path, base):
+def test_trial_is_resumed_by_its_sweep(capfd, tmp_path, base):
     trial = base.model_copy(update={"trial": TrialTag(sweep="mine", number=0)})
     run = nnbuild.open_run(trial, tmp_path)
     with pytest.raises(StoreError, match="nnbuild sweep --id mine"):
@@ -47,14 +47,14 @@ def test_only_its_sweep_goes_on_with_a_trial(capfd, tmp_path, base):
 
 @pytest.mark.parametrize("network", sorted(PRESETS))
 @pytest.mark.parametrize("optimizer", [*WITH_BETAS, "sgd", "rmsprop"])
-def test_a_network_takes_every_optimizer(network, optimizer):
+def test_preset_takes_every_optimizer(network, optimizer):
     config = {"model": {"name": network}, "training": {"optimizer": optimizer}}
     resolved = resolve(RunConfig.model_validate(config))
     assert resolved.training.optimizer == optimizer
     assert resolve(resolved) == resolved
 
 
-def test_what_a_network_brings_is_held_against_what_was_given():
+def test_preset_conflict_raises():
     plateau = {
         "model": {"name": "fast"},
         "training": {"reduce_on_plateau": {"monitor": "val_loss"}},
@@ -65,7 +65,7 @@ def test_what_a_network_brings_is_held_against_what_was_given():
 
 @pytest.fixture
 def networks(tmp_path, monkeypatch):
-    """A module with a network that cannot be built."""
+    """Return the name of a function that fails to build a network."""
     (tmp_path / "networks_of_mine.py").write_text(
         "def broken(input_shape, classes):\n    raise ValueError('mine')\n"
     )
@@ -73,7 +73,7 @@ def networks(tmp_path, monkeypatch):
     return "networks_of_mine:broken"
 
 
-def test_a_trial_that_cannot_begin_is_told_wherever_it_comes(tmp_path, base, networks):
+def test_trial_that_cannot_begin_fails(tmp_path, base, networks):
     swept = make_sweep(
         sweep_config({"grid": {"model.name": [networks, "lab"]}}, base), tmp_path / "store"
     )
@@ -84,7 +84,7 @@ def test_a_trial_that_cannot_begin_is_told_wherever_it_comes(tmp_path, base, net
     assert Store(tmp_path / "store").run_ids() == [swept.best]
 
 
-def test_if_no_trial_can_begin_the_store_is_as_it_was(tmp_path, base, networks):
+def test_no_trial_begins_leaves_no_store(tmp_path, base, networks):
     config = sweep_config({"grid": {"model.name": [networks]}}, base)
     with pytest.raises(ConfigError, match=r"no trial could begin.* ValueError: mine"):
         make_sweep(config, tmp_path / "store")
@@ -92,13 +92,13 @@ def test_if_no_trial_can_begin_the_store_is_as_it_was(tmp_path, base, networks):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder here that root cannot write to")
-def test_a_store_that_cannot_be_written_is_named(base):
+def test_unwritable_store_is_named(base):
     with pytest.raises(StoreError, match="write to store /proc/nnbuild"):
         make_sweep(sweep_config({"grid": RATES}, base), "/proc/nnbuild")
 
 
 @pytest.mark.parametrize("drawn", [0, 1], ids=["nothing-drawn", "one-setting-drawn"])
-def test_a_search_that_is_killed_while_it_draws_draws_the_same(tmp_path, base, drawn):
+def test_killed_search_draws_the_same(tmp_path, base, drawn):
     search = {"training.learning_rate": "log:1e-4..1e-1", "model.dropout": "0.0..0.5"}
     config = sweep_config({"search": search, "trials": 2}, base)
     with sweep_context(whole := open_sweep(config, tmp_path / "whole", "drawn")):
@@ -112,19 +112,19 @@ def test_a_search_that_is_killed_while_it_draws_draws_the_same(tmp_path, base, d
         assert [*study.begun(), study.ask()] == expected
 
 
-def test_an_id_alone_goes_on(capfd, tmp_path):
+def test_id_with_settings_raises(capfd, tmp_path):
     told = call(capfd, "sweep", "--id", "mine", "--epochs", 7, "--store", tmp_path)
     assert told.code == 2
     assert "remove the other options" in told.err
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
-def test_a_study_in_memory_is_refused(tmp_path, base, url):
+def test_study_in_memory_raises(tmp_path, base, url):
     config = sweep_config({"search": {"training.epochs": "1..2"}, "storage": url}, base)
     with pytest.raises(ConfigError, match="in memory"):
         require_possible(open_sweep(config, tmp_path))
 
 
-def test_the_runs_settings_have_no_second_place(base):
+def test_sweep_run_setting_raises(base):
     with pytest.raises(ConfigError, match=r"unknown key 'sweep\.run'"):
         sweep_config({"grid": RATES, "run": {"training": {"epochs": 2}}}, base)

@@ -1,4 +1,4 @@
-"""Sweeps: every trial a run, the best by validation to the gate, and nothing made twice."""
+"""Sweeps: trials are runs, the best by validation goes to the gate, and nothing runs twice."""
 
 import pytest
 from command_line import call, tree_digest
@@ -21,7 +21,7 @@ def base(small_config) -> RunConfig:
     )
 
 
-def test_a_grid_is_every_combination_the_last_key_fastest():
+def test_points_are_all_combinations():
     assert points({"a": (1, 2), "b": ("x", "y")}) == [
         {"a": 1, "b": "x"},
         {"a": 1, "b": "y"},
@@ -40,7 +40,7 @@ def test_a_grid_is_every_combination_the_last_key_fastest():
         ('["a,b"]', ("a,b",)),
     ],
 )
-def test_values_of_a_grid(text, expected):
+def test_grid_values_parses_text(text, expected):
     assert grid_values("key", text) == expected
 
 
@@ -53,14 +53,14 @@ def test_values_of_a_grid(text, expected):
         ("adam,sgd", Dimension(choices=("adam", "sgd"))),
     ],
 )
-def test_dimensions_of_a_search(text, expected):
+def test_dimension_parses_text(text, expected):
     assert dimension("key", text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", "log:", "log:a..b", "log:0..1", "3..1", "1..1", "1..x", "1..inf"]
 )
-def test_what_is_no_dimension(text):
+def test_dimension_invalid_text_raises(text):
     with pytest.raises(ConfigError):
         dimension("key", text)
 
@@ -69,9 +69,9 @@ def runs_of(store):
     return {row["run_id"]: row for row in store.read_table("runs").to_pylist()}
 
 
-def test_the_best_by_validation_alone_goes_to_the_gate(tmp_path, base):
+def test_only_best_trial_goes_to_gate(tmp_path, base):
     store = Store(tmp_path / "store")
-    # The largest learning rate diverges; the smallest learns nothing in an epoch.
+    # The largest learning rate diverges, the smallest learns nothing in one epoch.
     grid = {"model.name": ["regularized"], "training.optimizer": ["sgd"], "model.l2": [10.0]}
     grid["training.learning_rate"] = [1e-6, 0.01, 100.0]
     config = sweep_config({"grid": grid, "seeds": 2}, base)
@@ -105,14 +105,14 @@ def test_the_best_by_validation_alone_goes_to_the_gate(tmp_path, base):
         row["run_id"] for row in decisions if "only the best by validation" not in row["reason"]
     ]
     assert asked == [swept.best]
-    # The same again finds all of it there.
+    # The same call again loads all results.
     assert make_sweep(config, store.root) == swept
     assert runs_of(store) == runs
     assert make_sweep(None, store.root, sweep_id=swept.sweep_id) == swept
 
 
 class StopsIn:
-    """Stops as a signal would, in the nth epoch that it sees."""
+    """Progress callback that stops like a signal in the nth epoch."""
 
     def __init__(self, number):
         self.left = number
@@ -125,7 +125,7 @@ class StopsIn:
             raise Interrupted("stopped by signal 15", 15)
 
 
-def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
+def test_stopped_search_ends_the_same(tmp_path, base):
     search = {"training.learning_rate": "log:1e-4..1e-1", "training.optimizer": "adam,sgd"}
     config = sweep_config({"search": search, "trials": 2}, base)
     through = make_sweep(config, tmp_path / "through")
@@ -134,10 +134,10 @@ def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
     assert any("nnbuild sweep --id" in note for note in stopped.value.__notes__)
     again = make_sweep(config, tmp_path / "stopped")
 
-    def told(swept):
+    def summary(swept):
         return [(trial.number, trial.values, trial.state, trial.value) for trial in swept.trials]
 
-    assert told(again) == told(through)
+    assert summary(again) == summary(through)
     assert len(Store(tmp_path / "stopped").run_ids()) == 2
     # More trials of the same search are added to it.
     more = make_sweep(config.model_copy(update={"trials": 3}), tmp_path / "stopped")
@@ -145,30 +145,24 @@ def test_a_search_that_was_stopped_comes_to_the_same(tmp_path, base):
     assert len(Store(tmp_path / "stopped").run_ids()) == 3
 
 
-def test_a_trial_below_the_median_is_given_up(tmp_path, base):
+def test_trial_below_median_is_pruned(tmp_path, base):
     config = sweep_config(
         {"search": {"training.learning_rate": "log:1e-4..1e-1"}, "trials": 9}, base
     )
     sweep = open_sweep(config, tmp_path / "store")
     with sweep_context(sweep):
         study = Study(sweep)
-        for accuracy in (
-            0.5,
-            0.6,
-            0.7,
-            0.8,
-            0.9,
-        ):  # Optuna's median pruner lets the first five through
+        for accuracy in (0.5, 0.6, 0.7, 0.8, 0.9):  # Optuna's pruner lets the first five finish
             trial = study.ask()
-            report = study.pruning(trial.number)
-            assert not any(report(epoch, accuracy) for epoch in (1, 2, 3))
+            should_prune = study.pruning(trial.number)
+            assert not any(should_prune(epoch, accuracy) for epoch in (1, 2, 3))
             study.record(ended(trial, "finished", accuracy))
         good, bad = study.ask(), study.ask()
         assert not study.pruning(good.number)(1, 0.95)
-        watching = ObjectiveReporter(None, "val_accuracy", study.pruning(bad.number))
-        watching.epoch(1, 1, {"val_accuracy": 0.1}, 0.0)  # nothing would be left to give up
+        reporter = ObjectiveReporter(None, "val_accuracy", study.pruning(bad.number))
+        reporter.epoch(1, 1, {"val_accuracy": 0.1}, 0.0)  # the last epoch is never pruned
         with pytest.raises(PrunedError, match=r"pruned at epoch 2 of 3: val_accuracy 0\.1"):
-            watching.epoch(2, 3, {"val_accuracy": 0.1}, 0.0)
+            reporter.epoch(2, 3, {"val_accuracy": 0.1}, 0.0)
         study.record(ended(bad, "pruned", None))
         assert study.pruning(bad.number) is None
         assert [trial.number for trial in study.begun()] == list(range(7))
@@ -179,7 +173,7 @@ def ended(trial, state, value):
     return TrialResult(**trial.model_dump(), state=state, value=value, runs=())
 
 
-def test_a_pruned_trial_is_a_run_that_failed_and_the_sweep_goes_on(tmp_path, base, monkeypatch):
+def test_pruned_trial_is_failed_run(tmp_path, base, monkeypatch):
     monkeypatch.setattr(
         Study, "pruning", lambda _, number: lambda epoch, _: number == 0 and epoch == 1
     )
@@ -213,12 +207,11 @@ def arguments(small_folder, tmp_path):
     return [*given, "--store", tmp_path / "store"]
 
 
-def test_the_command_tells_every_trial_and_goes_on_by_its_id(
-    capfd, arguments, tmp_path, prefect_server
-):
+def test_command_reports_and_resumes_by_id(capfd, arguments, tmp_path, prefect_server):
     toml = tmp_path / "sweep.toml"
     toml.write_text(
-        "[training]\nbatch_size = 16\n[sweep]\nseeds = 1\n[sweep.grid]\ntraining.learning_rate = [1e-5, 0.01]\n"
+        "[training]\nbatch_size = 16\n[sweep]\nseeds = 1\n"
+        "[sweep.grid]\ntraining.learning_rate = [1e-5, 0.01]\n"
     )
     found = call(capfd, *arguments, "--config", toml, "--id", "rates", "--json")
     assert found.code == 0, found.err
@@ -244,7 +237,7 @@ def test_the_command_tells_every_trial_and_goes_on_by_its_id(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_cluster_comes_to_the_same(arguments, capfd, tmp_path, prefect_server):
+def test_sweep_on_dask_equals_local(arguments, capfd, tmp_path, prefect_server):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
         n_workers=1,
@@ -268,7 +261,7 @@ def test_a_cluster_comes_to_the_same(arguments, capfd, tmp_path, prefect_server)
     assert there.json["promoted"]
 
 
-def test_a_sweep_of_a_store_on_s3(s3_store, base):
+def test_sweep_in_s3_store(s3_store, base):
     config = sweep_config({"search": {"training.learning_rate": "0.001,0.01"}, "trials": 2}, base)
     swept = make_sweep(config, s3_store)
     store = Store(s3_store)
@@ -277,7 +270,7 @@ def test_a_sweep_of_a_store_on_s3(s3_store, base):
     assert make_sweep(None, s3_store, sweep_id=swept.sweep_id) == swept
 
 
-def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
+def test_sweep_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
     before = tree_digest(tmp_path)
     grid = ["--grid", "training.learning_rate=0.1,0.2"]
     found = call(
@@ -289,11 +282,10 @@ def test_bad_data_leaves_no_store(capfd, tmp_path, prefect_server):
     assert tree_digest(tmp_path) == before
 
 
-def test_what_is_compared_is_the_network_that_was_kept(tmp_path, monkeypatch, base):
-    """The averaged weights are kept, so they are what the history and the comparison measure."""
-    monkeypatch.setattr(
-        "nnbuild.models.compile._momentum", lambda wanted, _: wanted
-    )  # it would be held down
+def test_objective_is_of_final_network(tmp_path, monkeypatch, base):
+    """The averaged weights are final, so the history and the objective are theirs."""
+    # A short fit would limit the momentum.
+    monkeypatch.setattr("nnbuild.models.compile._momentum", lambda momentum, _: momentum)
     training = base.training.model_copy(update={"epochs": 3, "ema": 0.999, "learning_rate": 0.01})
     config = sweep_config(
         {"grid": {"model.dropout": [0.0]}}, base.model_copy(update={"training": training})

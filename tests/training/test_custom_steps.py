@@ -1,4 +1,7 @@
-"""Models with steps of their own: the history is what Keras's `fit` makes of them, or they are refused before it."""
+"""Models with their own training and test steps.
+
+Their history equals that of Keras's `fit`, or they are refused before the fit.
+"""
 
 import keras
 import numpy as np
@@ -19,7 +22,7 @@ def cross_entropy(y, logits):
 
 
 class Custom(keras.Model):
-    """Trains by hand; subclasses say what the steps return."""
+    """Model with its own steps; subclasses define what these return."""
 
     def penalised(self, x, y):
         logits = self(x, training=True)
@@ -73,7 +76,7 @@ class NoTestLogs(Custom):
 
 
 class Tracked(Custom):
-    """Has metric objects, and lists them itself."""
+    """Model that lists its own metric objects."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -114,7 +117,7 @@ class OnlyInTests(Custom):
 
 
 class Unlisted(Custom):
-    """Updates a metric and a counter that no list of Keras's holds."""
+    """Model that updates a metric and a counter that Keras does not list."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -137,7 +140,7 @@ class Unlisted(Custom):
 
 
 class KerasSteps(Custom):
-    """Keeps Keras's own steps; a layer adds to the loss."""
+    """Model with Keras's steps and a layer that adds to the loss."""
 
 
 class AddedLoss(Custom):
@@ -188,15 +191,15 @@ def network(kind, config):
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_history_of_a_custom_model_is_keras(kind, monkeypatch):
-    """The same batches in the same order: every key and value, also those of a step that keeps no state."""
+def test_custom_model_history_equals_keras(kind, monkeypatch):
+    """The same batches in the same order give the same keys and values."""
     split, config = small_split(), config_of(epochs=2)
     monkeypatch.setattr("nnbuild.training.trainer.epoch_order", lambda rows, *_: rows)
     found = fit(network(kind, config), split, config, CLASSES).history.history
     rows, held_out = split_rows(len(split), config.training.validation_fraction, config.seed)
     labels = split.labels.astype(np.int32)
     keras_model = network(kind, config)
-    # Keras's fit raises where a custom step leaves the compiled metrics unused.
+    # Keras's fit raises an error if a custom step does not use the compiled metrics.
     keras_model.compute_metrics(None, labels[:1], keras_model(split.images[:1]))
     wanted = keras_model.fit(
         split.images[rows],
@@ -213,14 +216,14 @@ def test_history_of_a_custom_model_is_keras(kind, monkeypatch):
         assert found[name] == pytest.approx(values, rel=1e-5), name
 
 
-def test_a_test_step_may_report_nothing():
+def test_empty_test_step_is_accepted():
     config = config_of()
     fitted = fit(network(NoTestLogs, config), small_split(), config, CLASSES)
     assert list(fitted.history.history) == ["learning_rate", "loss"]
 
 
 @pytest.mark.parametrize("kind", [Unlisted, Nested, Tracked])
-def test_resume_of_a_custom_model_is_exact(kind, tmp_path, monkeypatch):
+def test_custom_model_resumes_exactly(kind, tmp_path, monkeypatch):
     split, config = small_split(), config_of(epochs=2)
 
     def run(**around):
@@ -233,7 +236,7 @@ def test_resume_of_a_custom_model_is_exact(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "nnbuild.training.loop.StepsPerCall.update", lambda *_: None
     )  # one step a look
-    for looks in (2, 3, 4):  # the last of them right after an epoch's last step
+    for looks in (2, 3, 4):  # the last one right after the last step of an epoch
         with pytest.raises(Interrupted):
             run(stop=StopAfter(looks))
     resumed, found = run(stop=lambda: None)
@@ -273,7 +276,7 @@ class NotANumber(Custom):
 
 
 class ListsNoLoss(Custom):
-    """Keras's own train_step, whose loss is not among the metrics that are listed."""
+    """Model with Keras's train_step that does not list the loss among its metrics."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -329,7 +332,7 @@ UNSOUND = {
 
 
 @pytest.mark.parametrize("kind", UNSOUND)
-def test_a_step_that_no_history_holds_is_refused(kind):
+def test_unusable_step_raises(kind):
     config = config_of()
     model = network(kind, config)
     before = [weight.copy() for weight in model.get_weights()]
@@ -340,7 +343,7 @@ def test_a_step_that_no_history_holds_is_refused(kind):
 
 
 class OnceNaN(Custom):
-    """Reports a loss of NaN at its second step only."""
+    """Model that reports a NaN loss at its second step only."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -352,14 +355,14 @@ class OnceNaN(Custom):
         return {"loss": tf.where(self.step == 2, np.nan, loss)}
 
 
-def test_one_loss_of_nan_among_many_is_seen():
+def test_single_nan_loss_raises():
     config = config_of()
     with pytest.raises(DivergedError, match="loss became nan in epoch 1"):
         fit(network(OnceNaN, config), small_split(), config, CLASSES)
 
 
 class Rising(Custom):
-    """Its validation loss rises, whatever it learns."""
+    """Model whose validation loss always rises."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -373,7 +376,7 @@ class Rising(Custom):
         return {"loss": self.step + 0 * ops.mean(self(data[0], training=False))}
 
 
-def test_callbacks_act_on_what_the_steps_return():
+def test_callbacks_use_step_values():
     config = config_of(
         epochs=9, early_stopping={"monitor": "val_loss", "patience": 2}, best_weights="val_loss"
     )
@@ -386,24 +389,24 @@ def test_callbacks_act_on_what_the_steps_return():
     ("kind", "monitor", "says"),
     [
         (NoTestLogs, "val_loss", "monitor 'val_loss' is not a metric that the model reports"),
-        (Tracked, "val_accuracy", "monitor 'val_accuracy' is nothing"),
+        (Tracked, "val_accuracy", "monitor 'val_accuracy' is not a metric"),
         (ExtraKeys, "spread", "monitor 'spread': whether it should rise or fall is not known"),
     ],
 )
-def test_a_monitor_that_cannot_act_is_refused(kind, monitor, says):
+def test_unusable_monitor_raises(kind, monitor, says):
     config = config_of(model="mine:build", best_weights=monitor)
     with pytest.raises(ConfigError, match=says):
         fit(network(kind, config), small_split(), config, CLASSES)
 
 
-def test_a_metric_of_keras_knows_its_direction():
+def test_keras_metric_has_direction():
     config = config_of(model="mine:build", epochs=5, learning_rate=0.01, best_weights="val_right")
     fitted = fit(network(Tracked, config), small_split(), config, CLASSES)
     rights = fitted.history.history["val_right"]
     assert fitted.weights_epoch == int(np.argmax(rights)) + 1
 
 
-def test_creating_the_variables_moves_no_statistics():
+def test_build_keeps_batch_statistics():
     split = small_split()
     model = keras.Sequential(
         [
@@ -420,7 +423,7 @@ def test_creating_the_variables_moves_no_statistics():
     assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
 
 
-def test_named_networks_take_the_metrics_as_before():
+def test_named_networks_metrics_are_same():
     _, fitted = run_through(config_of(), small_split())
     assert list(fitted.history.history) == [
         "accuracy",

@@ -1,4 +1,4 @@
-"""History and table: nothing is lost on the way there and back."""
+"""Keras's History and its table: the conversion loses nothing in either direction."""
 
 import threading
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ NAMES = st.text("abcdefgh_", min_size=1, max_size=8).filter(lambda name: name !=
 
 @given(st.dictionaries(NAMES, st.floats(), min_size=1, max_size=4), st.integers(1, 5))
 @settings(deadline=None, max_examples=50)
-def test_rows_and_back(metrics, epochs):
+def test_rows_round_trip(metrics, epochs):
     rows = [row for epoch in range(epochs) for row in history.rows(epoch + 1, metrics, 0.5, AT)]
     table = history.table(rows)
     back = history.history_of_table(table)
@@ -31,7 +31,7 @@ def test_rows_and_back(metrics, epochs):
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3])
-def test_any_keras_history_comes_back_exactly(frequency):
+def test_keras_history_round_trip(frequency):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile(
@@ -55,13 +55,13 @@ def test_any_keras_history_comes_back_exactly(frequency):
     assert wide["val_loss"].count() == 5 // frequency
 
 
-def test_every_column_is_described():
+def test_columns_have_descriptions():
     for schema in (*schemas.STATIC_SCHEMAS.values(), schemas.predictions(3)):
         for field in schema:
             assert field.metadata[b"description"]
 
 
-def test_the_writer_refuses_any_deviation():
+def test_schema_deviation_raises():
     row = {"epoch": 1, "metric": "loss", "value": 0.5, "logged_at": AT}
     good = schemas.table_of(schemas.HISTORY, [row])
     assert schemas.validate(good, schemas.HISTORY) is good
@@ -83,8 +83,8 @@ def test_the_writer_refuses_any_deviation():
             schemas.validate(other, schemas.HISTORY)
 
 
-def test_a_table_that_is_replaced_while_it_is_read_is_the_one_or_the_other(tmp_path):
-    """The history of a run in progress is written anew after each epoch, and people look at it."""
+def test_table_replaced_during_read(tmp_path):
+    """The history of a run in progress is replaced after each epoch, and may be read meanwhile."""
     path = tmp_path / "history.parquet"
     tables = [
         history.table(
@@ -110,7 +110,7 @@ def test_a_table_that_is_replaced_while_it_is_read_is_the_one_or_the_other(tmp_p
     assert found == {table.num_rows for table in tables}
 
 
-def test_another_schema_version_is_refused():
+def test_other_schema_version_raises():
     with pytest.raises(StoreError, match=r"here has schema version 7, expected 1"):
         schemas.require_version(
             schemas.HISTORY.with_metadata({b"nnbuild.schema_version": b"7"}), "here"
@@ -132,7 +132,7 @@ def fitted(**given):
 
 
 @pytest.mark.parametrize("frequency", [1, 3, [1, 3], [2]])
-def test_history_of_vectors_comes_back(frequency):
+def test_vector_history_round_trip(frequency):
     found = fitted(validation_freq=frequency)
     table = history.table_of_history(found, AT, validation_freq=frequency)
     back = history.history_of_table(table)
@@ -144,7 +144,7 @@ def test_history_of_vectors_comes_back(frequency):
     assert validated["epoch"].tolist() == list(epochs)
 
 
-def test_history_that_hides_its_epochs_is_refused():
+def test_history_unknown_epochs_raises():
     class Once(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 2:
@@ -163,7 +163,7 @@ SHAPES = st.sampled_from([(), (1,), (2,), (2, 3)])
 
 @given(st.dictionaries(NAMES, SHAPES, min_size=1, max_size=3), st.integers(1, 3), st.data())
 @settings(deadline=None, max_examples=30)
-def test_arrays_of_any_shape_come_back(shapes, epochs, data):
+def test_arrays_round_trip(shapes, epochs, data):
     metrics = [
         {
             name: np.reshape([data.draw(VALUES) for _ in range(int(np.prod(shape)))], shape)
@@ -182,12 +182,12 @@ def test_arrays_of_any_shape_come_back(shapes, epochs, data):
 
 
 @pytest.mark.parametrize("value", ["much", None, [None], object()])
-def test_metric_that_is_no_number_is_refused(value):
+def test_metric_not_a_number_raises(value):
     with pytest.raises(DataError, match="metric 'loss'"):
         history.rows(1, {"loss": value}, None, AT)
 
 
-def test_wide_keeps_a_metric_that_is_nan_throughout():
+def test_wide_keeps_all_nan_metric():
     rows = [
         row
         for epoch in (1, 2)

@@ -1,3 +1,5 @@
+"""The split into training and validation and the order of an epoch follow from the seed."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from nnbuild.training.shuffling import epoch_order, split_rows
 
 @given(st.integers(4, 500), st.floats(0.2, 0.8), st.integers(0, 2**31 - 1))
 @settings(deadline=None, max_examples=50)
-def test_the_split_is_a_partition_that_the_seed_decides(examples, fraction, seed):
+def test_split_is_seeded_partition(examples, fraction, seed):
     train, validation = split_rows(examples, fraction, seed)
     assert sorted([*train, *validation]) == list(range(examples))
     assert len(validation) == round(examples * fraction)
@@ -20,7 +22,7 @@ def test_the_split_is_a_partition_that_the_seed_decides(examples, fraction, seed
 
 @given(st.integers(50, 300), st.integers(0, 2**31 - 1), st.integers(0, 1000))
 @settings(deadline=None, max_examples=50)
-def test_an_epochs_order_is_a_permutation_of_its_own(examples, seed, epoch):
+def test_epoch_order_is_permutation(examples, seed, epoch):
     rows = np.arange(examples, dtype=np.int32) * 3
     order = epoch_order(rows, seed, epoch)
     assert np.array_equal(np.sort(order), rows)
@@ -30,6 +32,6 @@ def test_an_epochs_order_is_a_permutation_of_its_own(examples, seed, epoch):
 
 
 @pytest.mark.parametrize("fraction", [0.0001, 0.9999])
-def test_a_split_without_one_of_the_two_is_refused(fraction):
+def test_split_empty_part_raises(fraction):
     with pytest.raises(ConfigError, match=r"leaves .* to train on and .* to validate on"):
         split_rows(100, fraction, 0)

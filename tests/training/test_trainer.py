@@ -1,4 +1,4 @@
-"""The fit: it learns, it is repeatable, and stopped anywhere it goes on to the same bytes."""
+"""The fit learns, is reproducible, and resumes from anywhere to the same bytes."""
 
 import gc
 import random
@@ -41,14 +41,11 @@ EVERYTHING = {
         ("lab", EVERYTHING | {"ema": 0.9}),
     ],
 )
-def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
-    tmp_path: Path, monkeypatch, model, training
-):
+def test_stopped_fit_resumes_exactly(tmp_path: Path, monkeypatch, model, training):
     split, config = small_split(), config_of(model, **training)
     straight, expected = run_through(config, split)
-    monkeypatch.setattr(
-        "nnbuild.training.loop.StepsPerCall.update", lambda *_: None
-    )  # one step a look
+    # One step per compiled call.
+    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
     for looks in (1, 3, 6):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, stop=StopAfter(looks))
@@ -57,12 +54,12 @@ def test_a_fit_stopped_again_and_again_ends_like_one_that_ran_through(
     assert same(straight, resumed)
     assert found.history.history == expected.history.history
     assert found.weights_epoch == expected.weights_epoch
-    kept = [row for row in found.table.to_pylist() if row["metric"] != "epoch_seconds"]
-    wanted = [row for row in expected.table.to_pylist() if row["metric"] != "epoch_seconds"]
-    assert [replace_time(row) for row in kept] == [replace_time(row) for row in wanted]
+    rows = [row for row in found.table.to_pylist() if row["metric"] != "epoch_seconds"]
+    expected_rows = [row for row in expected.table.to_pylist() if row["metric"] != "epoch_seconds"]
+    assert [without_time(row) for row in rows] == [without_time(row) for row in expected_rows]
 
 
-def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
+def test_resumed_fit_keeps_validation(tmp_path, monkeypatch):
     split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
     straight, expected = run_through(config, split, validation=own)
     monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
@@ -74,14 +71,14 @@ def test_resumed_fit_keeps_its_own_validation(tmp_path, monkeypatch):
     assert found.history.history == expected.history.history
     drawn, others = run_through(config, split)
     assert others.history.history["val_loss"] != found.history.history["val_loss"]
-    assert not same(straight, drawn)  # which was trained on fewer images
+    assert not same(straight, drawn)  # that one was trained on fewer images
 
 
-def replace_time(row):
+def without_time(row):
     return {name: value for name, value in row.items() if name != "logged_at"}
 
 
-def test_the_seed_decides_the_weights_and_the_order():
+def test_seed_decides_weights():
     split = small_split()
     one, first = run_through(config_of(), split)
     again, second = run_through(config_of(), split)
@@ -92,7 +89,7 @@ def test_the_seed_decides_the_weights_and_the_order():
     assert first.history.history != third.history.history
 
 
-def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
+def test_steps_per_call_change_nothing(monkeypatch):
     split, config = small_split(), config_of(augment="affine")
     monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
     single, _ = run_through(config, split)
@@ -104,14 +101,14 @@ def test_how_many_steps_share_a_call_changes_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(("steps", "momentum"), [(1, 0.0), (24, 1 - 10 / 24), (100_000, 0.998)])
-def test_the_average_of_the_weights_looks_back_over_a_tenth_of_the_fit_at_most(steps, momentum):
+def test_ema_momentum_of_short_fits(steps, momentum):
     model = models.build(config_of(), (8, 8, 1), CLASSES)
     models.compile_model(model, config_of(ema=0.998).training, steps=steps)
     assert model.optimizer.ema_momentum == pytest.approx(momentum)
 
 
-def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
-    """The same batches in the same order through `model.fit`: the same loss, metric and weights to rounding."""
+def test_unshuffled_epoch_equals_keras(monkeypatch):
+    """`model.fit` on the same batches gives the same metrics and weights but for rounding."""
     split, config = small_split(), config_of(epochs=1)
     monkeypatch.setattr("nnbuild.training.trainer.epoch_order", lambda rows, *_: rows)
     ours, fitted = run_through(config, split)
@@ -132,12 +129,12 @@ def test_an_unshuffled_epoch_is_what_keras_makes_of_it(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_it_learns():
+def test_fit_learns():
     _model, fitted = run_through(config_of(epochs=15, learning_rate=0.01), small_split())
     assert fitted.history.history["val_accuracy"][-1] == 1.0
 
 
-def test_a_loss_that_is_no_number_stops_the_fit():
+def test_nan_loss_stops_fit():
     with pytest.raises(DivergedError, match=r"loss became (nan|inf) in epoch \d, between steps"):
         run_through(
             config_of("regularized", l2=10, optimizer="sgd", learning_rate=100, epochs=50),
@@ -145,7 +142,7 @@ def test_a_loss_that_is_no_number_stops_the_fit():
         )
 
 
-def test_early_stopping_and_best_weights_do_what_they_say():
+def test_early_stopping_restores_best():
     config = config_of(
         epochs=60,
         learning_rate=0.05,
@@ -160,7 +157,7 @@ def test_early_stopping_and_best_weights_do_what_they_say():
 
 
 def evaluated(model, split, config):
-    """Loss on the validation images by the weights that a model has now."""
+    """Return the loss of a model on the validation images."""
     rows = split_rows(len(split), config.training.validation_fraction, config.seed)[1]
     labels = split.labels[rows].astype(np.int32)
     return model.evaluate(split.images[rows], labels, verbose=0, return_dict=True)["loss"]
@@ -171,7 +168,7 @@ AVERAGED = {"epochs": 6, "learning_rate": 0.05, "ema": 0.8}
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("best", [None, "val_loss", "loss"])
-def test_averaged_weights_are_validated_and_kept(precision, best):
+def test_ema_weights_are_validated(precision, best):
     split, config = small_split(), config_of(precision=precision, best_weights=best, **AVERAGED)
     model, fitted = run_through(config, split)
     losses = fitted.history.history["val_loss"]
@@ -181,7 +178,7 @@ def test_averaged_weights_are_validated_and_kept(precision, best):
         assert fitted.weights_epoch == int(np.argmin(losses)) + 1
 
 
-def test_an_average_of_the_weights_changes_no_step():
+def test_ema_changes_no_step():
     split = small_split()
     _, plain = run_through(config_of(**AVERAGED | {"ema": None, "best_weights": "val_loss"}), split)
     _, averaged = run_through(config_of(**AVERAGED, best_weights="val_loss"), split)
@@ -189,7 +186,7 @@ def test_an_average_of_the_weights_changes_no_step():
     assert plain.history.history["val_loss"] != averaged.history.history["val_loss"]
 
 
-def test_callbacks_of_the_users_own_see_averaged_weights():
+def test_callbacks_see_ema_weights():
     seen = []
 
     class Look(keras.callbacks.Callback):
@@ -200,7 +197,7 @@ def test_callbacks_of_the_users_own_see_averaged_weights():
     assert all(np.array_equal(*pair) for pair in zip(seen[-1], model.get_weights(), strict=True))
 
 
-def test_callbacks_of_the_users_own_are_called():
+def test_callbacks_are_called():
     seen = []
 
     class Count(keras.callbacks.Callback):
@@ -217,7 +214,7 @@ def damage(path):
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path):
+def test_damaged_checkpoint_falls_back(tmp_path: Path):
     split, config = small_split(), config_of()
     straight, _ = run_through(config, split)
     with pytest.raises(Interrupted):
@@ -229,7 +226,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path):
     assert same(straight, resumed)
 
 
-def test_damaged_checkpoints_begin_again(tmp_path: Path):
+def test_all_checkpoints_damaged_restarts(tmp_path: Path):
     split, config = small_split(), config_of()
     straight, _ = run_through(config, split)
     with pytest.raises(Interrupted):
@@ -241,7 +238,7 @@ def test_damaged_checkpoints_begin_again(tmp_path: Path):
 
 
 @pytest.mark.parametrize("what", ["config", "dataset", "code"])
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, what):
+def test_foreign_checkpoint_raises(tmp_path: Path, what):
     split, config = small_split(), config_of()
     with pytest.raises(Interrupted):
         run_through(config, split, tmp_path, stop=StopAfter(5))
@@ -256,7 +253,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, what):
         )
 
 
-def test_other_threads_are_remarked_on(tmp_path: Path):
+def test_other_threads_add_remark(tmp_path: Path):
     split, config = small_split(), config_of()
     identity = {"config": config.digest(), "dataset": "d", "code": "c", "threads": 1}
     around = FitContext(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
@@ -270,8 +267,8 @@ def test_other_threads_are_remarked_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize("model", ["lab", "convnet"])
-def test_what_other_threads_draw_changes_no_weights(model):
-    """Prefect's threads draw from Python's global generator while a model is built."""
+def test_draws_of_threads_change_nothing(model):
+    """Threads of Prefect draw from Python's global generator while a model is built."""
     expected = models.build(config_of(model), (8, 8, 1), CLASSES).get_weights()
     done = threading.Event()
 
@@ -291,7 +288,7 @@ def test_what_other_threads_draw_changes_no_weights(model):
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-def test_a_fit_leaves_no_graph_behind(precision):
+def test_fit_leaves_no_graph(precision):
     split, config = small_split(), config_of(precision=precision, epochs=1)
     kept = []
     for _ in range(3):
