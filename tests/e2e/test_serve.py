@@ -159,8 +159,8 @@ def test_cancelled_fit_is_not_resumed(real_prefect, tmp_path, small_folder):
     with real_prefect.serving(*yearly, "--store", store.root):
 
         def slugs():
-            found = real_prefect.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
-            return [schedule["slug"] for each in found for schedule in each["schedules"]]
+            answer = real_prefect.ask("/deployments/filter", deployments={"name": {"any_": [name]}})
+            return [schedule["slug"] for each in answer for schedule in each["schedules"]]
 
         until(lambda: slugs() == ["cron-1"], 60, "deployment without the interval")
 
@@ -213,10 +213,10 @@ class Heard(BaseModel):
         os.kill(os.getpid(), signal.SIGTERM)
         return it
 
-def environment(settings, *given, **named):
+def environment(settings, *arguments, **options):
     if signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, signal.SIG_IGN}:
         Heard().model_dump()
-    return before(settings, *given, **named)
+    return before(settings, *arguments, **options)
 
 before, Settings.to_environment_variables = Settings.to_environment_variables, environment
 from flows.cli.main import main

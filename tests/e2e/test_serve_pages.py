@@ -78,10 +78,10 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
         for key in ("nnbuild-loss", "nnbuild-confusion"):
             at = page.show(f"{ui}/artifacts/artifact/{keys[key]}", place)
             assert at["width"] > 300
-            taken = page.picture(
+            path = page.picture(
                 tmp_path / f"{key}.png", at["width"], at["height"], x=at["x"], y=at["y"]
             )
-            pixels = np.asarray(Image.open(taken).convert("RGB"), int)
+            pixels = np.asarray(Image.open(path).convert("RGB"), int)
             colored = (pixels.max(axis=2) - pixels.min(axis=2)) > 60
             assert colored.mean() > 0.002  # lines or squares
         shown = page.show(

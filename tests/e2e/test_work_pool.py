@@ -44,12 +44,12 @@ def pool(real_prefect, tmp_path_factory):
 
 
 def deployment(real_prefect, flow):
-    (found,) = real_prefect.ask(
+    (deployed,) = real_prefect.ask(
         "/deployments/filter",
         deployments={"name": {"any_": ["work-pool"]}},
         flows={"name": {"any_": [flow]}},
     )
-    return found
+    return deployed
 
 
 def test_deployments_match_the_file(real_prefect, pool):

@@ -72,8 +72,8 @@ def test_stopped_run_with_old_data_is_kept(tmp_path, own_data):
     source, config = own_data
     run = stopped(config, tmp_path / "store")
     write_other(source)
-    found, (remark,) = resumable(Store(tmp_path / "store"), config)
-    assert found is None
+    resumed, (remark,) = resumable(Store(tmp_path / "store"), config)
+    assert resumed is None
     assert "its data have changed" in remark
     assert f"nnbuild run --resume {run.run_id}" in remark
     assert nnbuild.retrain(config, tmp_path / "store", resume=run.run_id).run_id == run.run_id
@@ -102,8 +102,8 @@ def test_newest_current_run_is_resumed(tmp_path, own_data):
     stopped(changed(config, seed=8), store.root)
     assert resumable(store, config)[0].run_id == current.run_id
     current.clear()
-    found, remarks = resumable(store, config)
-    assert found is None
+    resumed, remarks = resumable(store, config)
+    assert resumed is None
     assert [stale.run_id in each for each in remarks] == [True]
 
 
@@ -149,8 +149,8 @@ def test_stopped_run_of_old_network_is_kept(tmp_path, small_config, monkeypatch)
     source.write_text(f"{source.read_text()}# another one\n")
     monkeypatch.delitem(sys.modules, "my_network")
     linecache.clearcache()
-    found, (remark,) = resumable(store, config)
-    assert found is None
+    resumed, (remark,) = resumable(store, config)
+    assert resumed is None
     assert "the source of its network" in remark
 
 

@@ -17,9 +17,9 @@ def test_flow_writes_the_same_as_the_command(store, tmp_path, prefect_server):
     here = nnbuild.score(config(path), store.root)
     done = score(config(path), str(store.root))
     assert files(store, done.score_id) == files(store, here.score_id)
-    found, tasks = artifacts("score-champion-flow.parquet")
-    assert found["nnbuild-scoring"] == 100
-    assert str(ROWS) in str(found["nnbuild-scores"])
+    data, tasks = artifacts("score-champion-flow.parquet")
+    assert data["nnbuild-scoring"] == 100
+    assert str(ROWS) in str(data["nnbuild-scores"])
     assert tasks == [f"commit {done.score_id}", "open scoring", f"score {ROWS} rows"]
 
 
