@@ -156,7 +156,7 @@ def figure(rows: Rows) -> str:
         for name in PLACEMENTS
     }
     title = "Share of examples whose gradient is wrong, by the scale of the logits, float32, run eagerly"
-    return standalone(lines(title, series, below="scale of the logits, power of ten"))
+    return standalone(lines(title, series, label="scale of the logits, power of ten"))
 
 
 def turned(rows: Rows, measure: str) -> Rows:

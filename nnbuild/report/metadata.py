@@ -1,17 +1,17 @@
-"""How a run was made, from its manifest alone, and from nothing there that a commit adds or changes."""
+"""How a run was made, from the parts of its manifest that the commit does not change."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nnbuild.engines import describe_engine, engine_of_run
 
-_AFTER = "write_report"  # the page is written in this step, and cannot know how long it takes
+_REPORT = "write_report"  # this step writes the page, which cannot contain its own duration
 
 Manifest = Mapping[str, Any]
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Name and value, as a reader wants them."""
+    """Return names and values that describe the run, in the order of the report."""
     return list(_facts(manifest))
 
 
@@ -27,14 +27,19 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "started", manifest["row"]["started_at"]
     if manifest["flow_run_id"]:
         yield "Prefect flow run", manifest["flow_run_id"]
-    yield "data from", data["source"]
+    yield "data source", data["source"]
     yield (
         "images",
-        f"{data['train']:,} to train on, {data['test']:,} to test on; {height} × {width} × {channels}",
+        f"{data['train']:,} for training, {data['test']:,} for testing, {height}×{width}×{channels}",
     )
-    own = data.get("validation", 0)
-    drawn = f"{100 * training['validation_fraction']:g} % of the training images, drawn by the seed"
-    yield "validation", f"{own:,} images of the data's own split" if own else drawn
+    images = data.get("validation", 0)
+    fraction = f"{100 * training['validation_fraction']:g} %"
+    yield (
+        "validation",
+        f"{images:,} images of the validation split of the dataset"
+        if images
+        else f"{fraction} of the training images, selected by the seed",
+    )
     yield "seed", str(manifest["config"]["seed"])
     yield (
         "network",
@@ -52,8 +57,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def timings(manifest: Manifest) -> list[dict[str, Any]]:
-    """Each step's seconds in the order of the recipe, and their share of the longest, 0 to 1."""
-    done = {name: seconds for name, seconds in manifest["seconds"].items() if name != _AFTER}
+    """Return the seconds of each step in order, and their fraction of the longest step."""
+    done = {name: seconds for name, seconds in manifest["seconds"].items() if name != _REPORT}
     order = {name: place for place, name in enumerate(manifest["steps"])}
     longest = max(done.values(), default=0.0) or 1.0
     return [
@@ -63,12 +68,12 @@ def timings(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def digests(manifest: Manifest) -> dict[str, str]:
-    """sha256 by what it is of: the dataset, the config, and each file that a step made."""
-    found = {
+    """Return the SHA-256 of the dataset, the config and each file of a step, by name."""
+    result = {
         "dataset": manifest["steps"]["load_data"]["digest"],
         "config": manifest["config_digest"],
     }
     for name, step in manifest["steps"].items():
-        if name != _AFTER:
-            found |= step["files"]
-    return found
+        if name != _REPORT:
+            result |= step["files"]
+    return result

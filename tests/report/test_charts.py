@@ -70,7 +70,9 @@ def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
 
 def test_the_best_epoch_and_the_kept_one_are_marked():
     points = [(1.0, 0.5), (2.0, 0.2), (3.0, 0.4)]
-    drawn = charts.lines("t", {"validation": points}, kept=2, best=text.best_of("val_loss", points))
+    drawn = charts.lines(
+        "t", {"validation": points}, restored=2, best=text.best_of("val_loss", points)
+    )
     across = svg.counting(1, 3, charts.LEFT + 8, charts.RIGHT - 8).place(2)
     assert f'<line x1="{across:.0f}" x2="{across:.0f}"' in drawn
     assert f'<circle cx="{across:.0f}"' in drawn
@@ -79,9 +81,9 @@ def test_the_best_epoch_and_the_kept_one_are_marked():
 
 def test_the_heat_map_says_every_count_and_who_was_taken_for_whom():
     drawn = charts.heat_map("t", [[90, 10], [0, 123456]], ["cat", "dog"], [100, 123456])
-    assert "cat taken for dog: 10 of 100" in drawn
+    assert "cat predicted as dog: 10 of 100" in drawn
     assert ">123k<" in drawn
-    assert "dog taken for cat" not in drawn
+    assert "dog predicted as cat" not in drawn
     assert drawn.count('class="none"') == 1
     assert charts.heat_map("t", [[0]], ["x"], [0]).count('class="none"') == 1
     assert "rotate(-90" in charts.heat_map("t", [[1]], ["a long name"], [1])
@@ -131,12 +133,12 @@ def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share()
         ),
         (
             [0.5, 0.2, 0.21],
-            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, after a lowest",
+            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, with a minimum",
         ),
         ([0.5, 0.2, 0.4], "Yes, but only at first:"),
         ([0.2, 0.3, 0.4], "No: the validation loss went from 0.2"),
-        ([0.2], "There is one value, after epoch 1"),
-        ([math.nan, math.inf], "The history has no finite loss."),
+        ([0.2], "There is only one value: the validation loss is 0.2 after epoch 1"),
+        ([math.nan, math.inf], "The history has no finite loss values."),
     ],
 )
 def test_what_is_said_of_the_loss(values, said):
@@ -146,7 +148,11 @@ def test_what_is_said_of_the_loss(values, said):
 
 @pytest.mark.parametrize(
     ("confidence", "said"),
-    [(0.9, "Yes, on average"), (0.99, "Not quite: it is too sure"), (0.8, "It is too unsure")],
+    [
+        (0.9, "Yes, on average"),
+        (0.99, "Not quite, the network is overconfident"),
+        (0.8, "Not quite, the network is underconfident"),
+    ],
 )
 def test_what_is_said_of_the_probabilities(confidence, said):
     assert text.on_trust([900], [100], confidence, 0.01).startswith(said)

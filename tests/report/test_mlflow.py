@@ -55,7 +55,7 @@ def test_what_mlflow_cannot_keep_is_one_line(gated_runs, tmp_path, monkeypatch):
         tracking.log_run(store, run_id, "./mlruns")
     for uri in (f"sqlite:///{tmp_path}/none/there/mlflow.db", "http://who:secret@127.0.0.1:9"):
         (tmp_path / "none").write_text("")
-        with pytest.raises(StoreError, match="does not take run") as caught:
+        with pytest.raises(StoreError, match="cannot log run") as caught:
             tracking.log_run(store, run_id, uri)
         assert "\n" not in str(caught.value)
         assert "secret" not in str(caught.value)

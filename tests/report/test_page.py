@@ -132,14 +132,14 @@ def test_a_thousand_classes_show_the_worst_ones():
     )
     text = report.render(manifest, tables, images)
     page = require_whole(text)
-    assert "only the 20 of 1000 classes" in page.text
+    assert "for the 20 of 1000 classes with the most errors" in page.text
     assert sum(each.get("class") == "small checks" for each in page.all("table")) == 1
     errors = tables["confusion"].filter(
         pc.not_equal(tables["confusion"]["label"], tables["confusion"]["predicted"])
     )
     most = max(errors.to_pylist(), key=lambda row: row["count"])
     assert most["count"] > 0
-    assert re.search(r"most often class \d+ taken for class \d+ \(", page.text)
+    assert re.search(r"most often class \d+ predicted as class \d+ \(", page.text)
 
 
 def test_large_noisy_colour_images_keep_the_page_small():
@@ -183,7 +183,7 @@ def test_it_does_without_images_and_without_labels():
 def test_a_perfect_network_has_no_errors_to_show():
     manifest, tables, images = made(lean=50, images=30)
     page = require_whole(report.render(manifest, tables, images))
-    assert "Nowhere: all 30 test images are right" in page.text
+    assert "Nowhere: all 30 test images are classified correctly" in page.text
     assert "The worst errors" not in page.text
 
 
@@ -225,23 +225,24 @@ def test_the_champion_stands_beside_the_figures():
     ):
         assert told in page.text
     assert (
-        "The difference is +2.00 percentage points, its 95 % interval -1.00 to +5.00" in page.text
+        "The difference in accuracy is +2.00 percentage points "
+        "(95 % confidence interval -1.00 to +5.00)" in page.text
     )
-    assert "with probability 0.9, this run with 0.03" in page.text
+    assert "p = 0.03 for this run being better, p = 0.9 for it being worse" in page.text
 
 
 def test_without_a_champion_or_a_comparison_the_page_says_so():
     manifest, tables, images = made()
     manifest["steps"]["decide"] = decided(
-        champion=None, reason="there was no champion", figures={"accuracy": 0.5}
+        champion=None, reason="no previous champion", figures={"accuracy": 0.5}
     )
     text = require_whole(report.render(manifest, tables, images)).text
-    assert "Promoted: there was no champion." in text
+    assert "Promoted: no previous champion." in text
     manifest["steps"]["decide"] = decided(
         champion="run-x", reason="other images", figures={"accuracy": 0.5}
     )
     text = require_whole(report.render(manifest, tables, images)).text
-    assert "alone has right" not in text
+    assert "only one of the two" not in text
     assert "other images" in text
 
 
@@ -262,10 +263,10 @@ def jobs_of(*exceeded):
 @pytest.mark.parametrize(
     ("exceeded", "told"),
     [
-        (("",), "Yes: no threshold of drift was passed in 1 scoring job "),
-        (("", ""), "Yes: no threshold of drift was passed in 2 scoring jobs "),
-        (("ink", ""), "By now it does: a threshold of drift was passed in 1 of 2 scoring jobs"),
-        (("", "ink, brightness"), "in the latest by ink, brightness."),
+        (("",), "Yes: no drift threshold was exceeded in 1 scoring job "),
+        (("", ""), "Yes: no drift threshold was exceeded in 2 scoring jobs "),
+        (("ink", ""), "Yes, again: a drift threshold was exceeded in 1 of 2 scoring jobs"),
+        (("", "ink, brightness"), "in the latest one for ink, brightness."),
     ],
 )
 def test_drift_is_there_when_something_was_scored(exceeded, told):
@@ -310,7 +311,7 @@ def test_everything_that_explains_the_run_is_there():
         "8.25",
         "Linux",
     ]
-    wanted += ["training.schedule", "at most 4", "1 of 2 checks wants a look", manifest["run_id"]]
+    wanted += ["training.schedule", "at most 4", "1 of 2 checks gave a warning", manifest["run_id"]]
     assert [each for each in wanted if each not in text] == []
 
 
@@ -321,7 +322,7 @@ def test_a_calibrated_diagram_is_drawn_beside_the_first():
     labels = [each["aria-label"] for each in page.all("svg")]
     assert [each for each in labels if each.startswith("Reliability")] == [
         f"Reliability diagram, {scaled}: calibration error {error:.4f}"
-        for scaled, error in zip(("plain softmax", "temperature 1.500"), errors, strict=True)
+        for scaled, error in zip(("uncalibrated", "temperature 1.500"), errors, strict=True)
     ]
 
 

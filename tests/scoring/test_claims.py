@@ -92,7 +92,7 @@ def test_output_in_use_is_refused(capfd, store, inputs, monkeypatch, spelling, o
         outcome = call(capfd, *given)
         assert outcome.code == 2
         assert f"scoring job {job.score_id} of store {store.root}" in outcome.err
-        assert "wait for it to end, or give another folder" in outcome.err
+        assert "wait for it to end, or choose another folder" in outcome.err
         assert len(outcome.err.splitlines()) == 1
         assert tree_digest(root) == before
         finish(job)

@@ -146,15 +146,15 @@ def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
         (["--to", "2026-11-01"], "give --from too"),
         (["--from", "yesterday", "--to", "2026-11-01"], "expected one like 2026-11-01"),
         (["--from", "2026-02-30", "--to", "2026-11-01"], "'2026-02-30' is no day"),
-        (["--from", "1026-01-01", "--to", "2026-11-01"], "expected 3660 at most"),
+        (["--from", "1026-01-01", "--to", "2026-11-01"], "expected at most 3660"),
         (["--from", "2026-11-01", "--to", "2026-11-02", "--at-once", "0"], "expected 1 to 64"),
         (
             ["--from", "2026-11-01", "--to", "2026-11-02", "--input", "same.parquet"],
-            "put {date} where the day stands",
+            "put {date} in place of the day",
         ),
         (
             ["--from", "2026-11-01", "--to", "2026-11-02", "--output", "same"],
-            "put {date} where the day stands",
+            "put {date} in place of the day",
         ),
         (
             ["--from", "2026-11-01", "--to", "2026-11-02", "--resume", "x"],

@@ -103,7 +103,7 @@ def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd,
     of_file = call(
         capfd, "score", "--input", path, "--model", model, "--digest", digest, "--store", store.root
     )
-    assert "a file has none" in of_file.out
+    assert "a model file has none" in of_file.out
     strip(store)
     told = call(capfd, "score", "--input", path, "--store", store.root, "--json").json
     assert told["drift"]["measures"] == []

@@ -133,7 +133,7 @@ def test_id_above_int64_stops_or_is_quarantined(capfd, store, tmp_path, ending):
     outcome = call(capfd, *given)
     if not ending:
         assert outcome.code == 2
-        assert "column 'id' holds 922337203685477" in outcome.err
+        assert "column 'id' contains 922337203685477" in outcome.err
         assert "above int64" not in outcome.err
         assert "expected an int64 of at most 9223372036854775807" in outcome.err
         assert len(outcome.err.splitlines()) == 1
