@@ -106,7 +106,7 @@ def test_a_flipped_bit_in_a_gzip_is_noticed(tmp_path):
     packed = bytearray(gzip.compress(idx_bytes(tiny().train_images)))
     packed[len(packed) // 2] ^= 1
     (tmp_path / "a").write_bytes(packed)
-    with pytest.raises(DataError, match="fetch it again"):
+    with pytest.raises(DataError, match="download it again"):
         idx.read(tmp_path / "a")
 
 

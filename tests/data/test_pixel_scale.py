@@ -206,7 +206,7 @@ def test_unclear_floats_are_an_error_until_told(tmp_path, store, values):
     path = write_numbers(tmp_path / "a.parquet", values, labels, "list")
     for function in (load, lambda each: open_input(str(each), Columns(), SHAPE).scales()):
         for file in (tmp_path / "a.npz", path):
-            with pytest.raises(DataError, match=r"unclear range.*pixel_max"):
+            with pytest.raises(DataError, match=r"ambiguous range.*pixel_max"):
                 function(file)
     expected = np.rint(values * (255 / 16)).astype(np.uint8)
     np.testing.assert_array_equal(load(tmp_path / "a.npz", pixel_max=16).train.images, expected)
@@ -218,7 +218,7 @@ def test_unclear_floats_are_an_error_until_told(tmp_path, store, values):
 def test_unclear_floats_are_no_fault_of_a_row(store, tmp_path):
     values = np.full((30, 8, 8, 1), 2, np.float32)
     path = write_numbers(tmp_path / "a.parquet", values, np.zeros(30, int), "list")
-    with pytest.raises(DataError, match="unclear range"):
+    with pytest.raises(DataError, match="ambiguous range"):
         scored(store, input=path, on_error="quarantine")
     assert not list((store.root / "staging").glob("score-*"))
 
@@ -239,9 +239,9 @@ def test_normalised_floats_are_refused(tmp_path, shift):
     values = tiny().train_images / 255 + shift
     labels = tiny().train_labels
     np.savez(tmp_path / "a.npz", x_train=values, y_train=labels, x_test=values, y_test=labels)
-    with pytest.raises(DataError, match="undo what shifted them"):
+    with pytest.raises(DataError, match="undo any normalisation"):
         load(tmp_path / "a.npz")
-    with pytest.raises(DataError, match="undo what shifted them"):
+    with pytest.raises(DataError, match="undo any normalisation"):
         read(tmp_path / "a.npz")
 
 

@@ -275,13 +275,13 @@ def test_images_without_a_label_are_left_out(tmp_path):
     arrays = tiny()
     none = np.full(20, -1)
     dataset = load(write_npz(tmp_path / "a.npz", arrays, y_test=none))
-    assert "test split left out" in dataset.source
+    assert "test split omitted" in dataset.source
     assert "a sixth of each class" in dataset.source
     some = arrays.train_labels.copy()
     some[:3] = -1
     dataset = load(write_npz(tmp_path / "b.npz", arrays, y_train=some))
     assert (len(dataset.train), dataset.class_names) == (37, ("0", "1", "2", "3"))
-    assert "3 training images without a label left out" in dataset.source
+    assert "3 training images without a label omitted" in dataset.source
     assert "no training image has a label" in refusal(
         write_npz(tmp_path / "c.npz", arrays, y_train=np.full(40, -1))
     )
