@@ -106,8 +106,8 @@ def assemble(
         source = f"{source}; {_HELD_OUT}"
         if not len(splits["test"]):
             raise DataError(
-                f"{where}: no class has two different images; expected enough of each class to hold "
-                "out some for testing"
+                f"{where}: no class has two different images; expected enough of each class to "
+                "hold out some for testing"
             )
     _require_one_size(splits, where)
     _require_known_classes(splits, encoded.class_names, where)

@@ -74,10 +74,10 @@ def read(file: Path) -> NDArray[np.uint8]:
 
 
 def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
-    """Return the pixels of a picture, upright as its EXIF orientation says.
+    """Return the pixels of a picture, rotated by its EXIF orientation.
 
-    Black-and-white and grey pictures have one channel, coloured ones and those with a palette three. An alpha
-    channel is dropped if it is opaque throughout.
+    Grayscale pictures have one channel, coloured ones and those with a palette three. An opaque
+    alpha channel is dropped.
 
     Args:
         payload: A PNG, JPEG, BMP, PGM, PPM or WebP file.
@@ -87,7 +87,8 @@ def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
         uint8, shape (height, width, channels), channels 1 or 3.
 
     Raises:
-        DataError: No such file, damaged, too large, with transparency, or of another kind such as CMYK.
+        DataError: The picture is damaged, too large, partly transparent, or of another mode, such
+            as CMYK.
     """
     try:
         with Image.open(io.BytesIO(payload), formats=_FORMATS) as picture:
@@ -151,7 +152,7 @@ def _plain(picture: Image.Image, where: object) -> Image.Image:
         return picture
     if picture.mode not in {"1", "L", "RGB", "P", "PA", "LA", "RGBA"}:
         raise DataError(
-            f"{where}: a picture of mode {picture.mode}; expected 8-bit grayscale or RGB: convert it"
+            f"{where}: picture of mode {picture.mode}; expected 8-bit grayscale or RGB: convert it"
         )
     full = picture.convert("RGBA")
     if full.getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):

@@ -16,8 +16,8 @@ _MARGIN = 2  # 24 and a margin of 2 on each side are MNIST's 28
 def load() -> Dataset:
     """Load 1,797 handwritten digits of 28 by 28 pixels, a sixth of them for testing.
 
-    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-    Repository, 1998.
+    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
+    Learning Repository, 1998.
     """
     # Here, because the import takes half a second.
     from sklearn.datasets import load_digits

@@ -111,7 +111,8 @@ def _transfer(url: str, part: IO[bytes], report: _Report | None, timeout: float)
     done = part.tell()
     headers = {"User-Agent": "nnbuild", **({"Range": f"bytes={done}-"} if done else {})}
     try:
-        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)  # noqa: S310
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  (see `_opener`)
+        response = _opener().open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
             if done and error.code == _RANGE_NOT_SATISFIABLE:

@@ -74,7 +74,8 @@ def require_matching(images: Images, predictions: pa.Table) -> None:
     valid = images.ndim == 4 and images.shape[-1] in _GRAY_OR_RGB  # noqa: PLR2004
     if not valid or len(images) < needed:
         raise DataError(
-            f"images have shape {images.shape}, expected (at least {needed}, height, width, 1 or 3); "
+            f"images have shape {images.shape}, expected ({needed} or more, height, width, "
+            "1 or 3); "
             "pass the test images of the predictions"
         )
 

@@ -28,10 +28,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest["flow_run_id"]:
         yield "Prefect flow run", manifest["flow_run_id"]
     yield "data source", data["source"]
-    yield (
-        "images",
-        f"{data['train']:,} for training, {data['test']:,} for testing, {height}×{width}×{channels}",
-    )
+    counts = f"{data['train']:,} for training, {data['test']:,} for testing"
+    yield "images", f"{counts}; {height} × {width} × {channels}"
     images = data.get("validation", 0)
     fraction = f"{100 * training['validation_fraction']:g} %"
     yield (

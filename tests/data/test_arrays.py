@@ -5,7 +5,7 @@ import pytest
 from data_files import tiny
 
 from nnbuild.data.arrays import Raw, as_pixels, assemble
-from nnbuild.data.labels import MOST_CLASSES
+from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.errors import DataError
 
 
@@ -127,7 +127,7 @@ def test_labels_below_none_are_refused(value):
 
 
 def test_more_classes_than_there_may_be_are_refused():
-    labels = np.arange(MOST_CLASSES + 1)
+    labels = np.arange(MAX_CLASSES + 1)
     images = np.zeros((len(labels), 2, 2), np.uint8)
     given = dict.fromkeys(("train_images", "test_images"), images)
     given |= dict.fromkeys(("train_labels", "test_labels"), labels)

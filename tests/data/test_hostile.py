@@ -203,7 +203,7 @@ def test_metadata_that_would_end_the_process_are_an_error(tmp_path):
     sound = list(files)
     while True:
         try:
-            parquet._require_sound(sound)
+            parquet._require_readable_metadata(sound)
         except DataError as error:
             sound.remove(Path(str(error).split(":")[0]))
         else:

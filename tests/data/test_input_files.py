@@ -264,7 +264,9 @@ def test_missing_shards_are_named(tmp_path, present, missing):
     assert len(parquet_files(f"{tmp_path}/train-*-of-00003.parquet")) == len(present)
     for address in (str(tmp_path), f"{tmp_path}/*.parquet"):
         if missing:
-            assert f"lacks {tmp_path if '*' in address else ''}" in refusal(parquet_files, address)
+            assert f"missing {tmp_path if '*' in address else ''}" in refusal(
+                parquet_files, address
+            )
             assert missing in refusal(parquet_files, address)
         else:
             assert len(parquet_files(address)) == len(present)
@@ -311,8 +313,8 @@ def test_parquet_beside_pictures_is_refused(tmp_path):
     arrays = tiny()
     write_pictures(tmp_path, arrays.train_images, arrays.train_labels)
     write_parquet(tmp_path / "train.parquet", arrays.train_images, arrays.train_labels)
-    assert "holds Parquet (train.parquet) and pictures" in refusal(load, tmp_path)
-    assert "holds Parquet" in refusal(open_input, str(tmp_path), Columns(), SHAPE)
+    assert "contains both Parquet files (train.parquet) and pictures" in refusal(load, tmp_path)
+    assert "contains both Parquet files" in refusal(open_input, str(tmp_path), Columns(), SHAPE)
 
 
 def test_remote_folder_is_walked_by_the_same_rule(s3_store, tmp_path):

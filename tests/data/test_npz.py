@@ -76,7 +76,7 @@ def test_an_uncompressed_archive_and_format_2_are_read(tmp_path):
 
 def test_missing_keys_are_named_with_those_that_are_there(tmp_path):
     np.savez(tmp_path / "a.npz", x_train=np.zeros(3), images=np.zeros(3))
-    assert "lacks y_train, x_test, y_test (it holds images.npy, x_train.npy)" in refused(
+    assert "lacks y_train, x_test, y_test, it contains images.npy, x_train.npy" in refused(
         tmp_path / "a.npz"
     )
 

@@ -129,8 +129,8 @@ def test_lists_of_several_lengths_are_refused(tmp_path):
 def test_pixels_without_a_shape_must_be_a_square(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 7, 1), np.uint8)
     labels = np.arange(20) % 2
-    assert "no square" in refused(write_parquet(tmp_path / "a.parquet", images, labels))
-    assert "no square" in refused(write_parquet(tmp_path / "a.parquet", images, labels, "list"))
+    assert "not a square" in refused(write_parquet(tmp_path / "a.parquet", images, labels))
+    assert "not a square" in refused(write_parquet(tmp_path / "a.parquet", images, labels, "list"))
     for shape in ((5, 7, 1), (7, 5, 1)):
         path = write_parquet(tmp_path / "a.parquet", images, labels, shape=shape)
         assert parquet.load_file(path).image_shape == shape
@@ -177,7 +177,7 @@ def test_tensors_in_another_order_are_refused(tmp_path):
 
 
 def test_an_empty_file_and_a_folder_without_train_files_are_refused(tmp_path):
-    assert "holds no rows" in refused(
+    assert "contains no rows" in refused(
         table(pa.array([], pa.binary(4)), pa.array([], pa.int64())), tmp_path
     )
     (tmp_path / "a.parquet").rename(tmp_path / "test.parquet")

@@ -60,7 +60,7 @@ def test_emnist_is_turned_upright_and_numbered(tmp_path):
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     np.testing.assert_array_equal(dataset.test.labels, arrays.test_labels)
     assert dataset.class_names == tuple(map(str, range(1, 27)))
-    assert "turned upright" in dataset.source
+    assert "transposed" in dataset.source
     path = tmp_path / "emnist" / "emnist-letters-test-images-idx3-ubyte.gz"
     source = open_input(str(path), Columns(), SHAPE)
     (read,) = source.read(source.chunks()[0], 100)

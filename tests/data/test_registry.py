@@ -43,7 +43,7 @@ def packed(arrays) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def own(packed) -> published.Named:
+def own(packed) -> published.PublishedDataset:
     """MNIST, if it had been these arrays."""
     digests = {
         name: sha256(gzip.decompress(content)).hexdigest() for name, content in packed.items()
@@ -52,7 +52,7 @@ def own(packed) -> published.Named:
 
 
 @pytest.fixture(scope="module")
-def kin(packed) -> published.Named:
+def kin(packed) -> published.PublishedDataset:
     """Fashion-MNIST, if it had been these arrays: known by the packed files."""
     return replace(
         published.FASHION_MNIST,
@@ -160,7 +160,7 @@ def test_damaged_files_of_the_user_are_an_error_and_stay(tmp_path, arrays, own, 
 
 def test_other_data_in_mnists_form_are_refused_with_the_way_out(tmp_path, own):
     folder = write_idx(tmp_path / "data", in_mnists_form(2))
-    with pytest.raises(DataError, match=f"published one .*--dataset {folder}"):
+    with pytest.raises(DataError, match=f"published one .*set dataset.name to {folder}"):
         load(own, tmp_path, data_dir=folder)
     assert sources.load(str(folder), data_dir=None, cache=tmp_path).name == "data"
 
@@ -229,7 +229,7 @@ def test_the_fallback_is_taken_only_where_nothing_is_to_be_had(tmp_path):
     options = {"cache": tmp_path / "cache", "fallback": "digits", "mirrors": {"mnist": []}}
     dataset = sources.load("mnist", data_dir=tmp_path / "absent", **options)
     assert dataset.name == "digits"
-    assert "fallback, as mnist was found in no place" in dataset.source
+    assert "fallback because mnist is unavailable" in dataset.source
     damaged = tmp_path / "data"
     damaged.mkdir()
     (damaged / "mnist.npz").write_bytes(b"PK")
@@ -242,8 +242,8 @@ def test_the_fallback_is_taken_only_where_nothing_is_to_be_had(tmp_path):
 
 
 def test_the_published_addresses_and_checksums_are_well_formed():
-    assert set(published.NAMED) == {"mnist", "fashion-mnist", "kmnist"}
-    for known in published.NAMED.values():
+    assert set(published.PUBLISHED) == {"mnist", "fashion-mnist", "kmnist"}
+    for known in published.PUBLISHED.values():
         assert len(known.class_names) == 10
         digests = known.payload or known.packed
         assert tuple(digests) == idx.FILES == IDX_NAMES

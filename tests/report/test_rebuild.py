@@ -137,7 +137,7 @@ def _a_row_of_nothing(store, run_id):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_no_predictions, "has no predictions"),
+        (_no_predictions, "has no table predictions"),
         (_damaged_table, "cannot read"),
         (_damaged_images, "cannot read the test images"),
         (_no_manifest_at_all, "not a whole manifest: it has no row"),
