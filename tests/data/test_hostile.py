@@ -110,7 +110,7 @@ def test_changed_bytes_do_no_harm(sound, form, data):
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_cut_and_lengthened_files_do_no_harm(sound, form, data):
+def test_cut_or_longer_files_are_harmless(sound, form, data):
     with scratch() as folder:
         path, files = copied(sound[form], folder)
         file = data.draw(st.sampled_from(files), "file")
@@ -127,7 +127,7 @@ def test_cut_and_lengthened_files_do_no_harm(sound, form, data):
     st.binary(max_size=200),
     st.sampled_from(["a.npz", "a.parquet", "a", "a.gz"]),
 )
-def test_any_bytes_are_harmless_as_a_file(magic, content, name):
+def test_file_of_any_bytes_is_harmless(magic, content, name):
     with scratch() as folder:
         (folder / name).write_bytes(magic + content)
         harmless(folder / name)
@@ -139,7 +139,7 @@ def test_any_bytes_are_harmless_as_a_file(magic, content, name):
     st.binary(max_size=200),
     st.sampled_from(["idx", "idx.gz", "pictures", "parquet png"]),
 )
-def test_any_bytes_are_harmless_in_a_folder(magic, content, form):
+def test_folder_of_any_bytes_is_harmless(magic, content, form):
     with scratch() as folder:
         paths = write_every_form(folder, Arrays(*tiny(train=4, test=2, classes=2)))
         file = min(path for path in paths[form].rglob("*") if path.is_file())
@@ -149,7 +149,7 @@ def test_any_bytes_are_harmless_in_a_folder(magic, content, form):
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_any_description_of_a_stored_dataset_is_harmless(sound, data):
+def test_any_description_is_harmless(sound, data):
     with scratch() as folder:
         path, _ = copied(sound["stored"], folder)
         description = json.loads((path / "dataset.json").read_text())
@@ -159,7 +159,7 @@ def test_any_description_of_a_stored_dataset_is_harmless(sound, data):
         harmless(path)
 
 
-def test_a_line_break_in_a_description_stays_out_of_the_message(sound):
+def test_error_of_description_is_one_line(sound):
     for key in json.loads((sound["stored"] / "dataset.json").read_text()):
         with scratch() as folder:
             path, _ = copied(sound["stored"], folder)
@@ -177,7 +177,7 @@ def test_any_name_is_harmless(name):
         load(f"no-such-{name}")
 
 
-def test_metadata_that_would_end_the_process_are_an_error(tmp_path):
+def test_metadata_that_abort_are_an_error(tmp_path):
     """Arrow's accessor of a column chunk aborts on histograms of another size, which random damage brings about."""
     table = pa.table(
         {

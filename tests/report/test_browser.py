@@ -103,7 +103,7 @@ def write(page: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("width", [390, 1180])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_browser_has_nothing_to_say_and_fetches_nothing(tmp_path, width, scheme):
+def test_browser_logs_and_fetches_nothing(tmp_path, width, scheme):
     page = write(tmp_path / "report.html", report.render(*made(shape=(28, 28, 1))))
     log, shot = tmp_path / "net.json", tmp_path / "shot.png"
     finished = browse(
@@ -122,7 +122,7 @@ def test_the_browser_has_nothing_to_say_and_fetches_nothing(tmp_path, width, sch
     assert (np.median(pixels) < 60) == (scheme == "dark")
 
 
-def test_what_is_looked_for_would_be_found(tmp_path):
+def test_probes_detect_what_they_look_for(tmp_path):
     text = report.render(*made())
     log = tmp_path / "net.json"
     loud = '<img src="http://127.0.0.1:9/x.png"><script>console.error("loud")</script></body>'
@@ -136,7 +136,7 @@ def test_what_is_looked_for_would_be_found(tmp_path):
     assert "http://127.0.0.1:9/x.png" in fetched(log)
 
 
-def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
+def test_policy_of_page_stops_a_fetch(tmp_path):
     text = report.render(*made())
     log = tmp_path / "net.json"
     page = write(
@@ -162,13 +162,13 @@ def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
     ],
     ids=["digits", "long names"],
 )
-def test_nothing_sticks_out_on_a_phone_and_no_picture_is_broken(tmp_path, given):
+def test_report_fits_on_a_phone(tmp_path, given):
     manifest, tables, images = made(**given)
     manifest["steps"]["decide"] = decided(champion=RUNS[0], reason="it is better")
     assert on_a_phone(tmp_path, report.render(manifest, tables, images, JOBS))["images"] >= 64
 
 
-def test_nothing_sticks_out_of_the_pages_over_several_runs(tmp_path):
+def test_comparison_fits_on_a_phone(tmp_path):
     rows = [
         {"run_id": run, "model": "lab", "accuracy": 0.9, "difference": None, "promoted": True}
         for run in RUNS

@@ -102,7 +102,7 @@ def test_output_in_use_is_refused(capfd, store, inputs, monkeypatch, spelling, o
     assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
 
 
-def test_output_of_a_job_that_failed_is_free(store, inputs):
+def test_output_of_failed_job_is_free(store, inputs):
     output = str(inputs / "new" / "out")
     with pytest.raises(DataError), running(store, path=inputs / "a.parquet", output=output):
         raise DataError("a bad row")
@@ -111,7 +111,7 @@ def test_output_of_a_job_that_failed_is_free(store, inputs):
     assert done.output == output
 
 
-def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
+def test_output_of_killed_job_is_reserved(store, inputs, monkeypatch):
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
     job = jobs.open_job(config(**options), store.root)
     killed_at(monkeypatch, "score:shards", job)
@@ -120,7 +120,7 @@ def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
     assert pq.read_table(inputs / "out").num_rows == ROWS
 
 
-def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
+def test_output_of_killed_job_can_be_taken(store, inputs, monkeypatch):
     output = str(inputs / "out")
     job = jobs.open_job(config(inputs / "a.parquet", output=output), store.root)
     killed_at(monkeypatch, "score:shards", job)
@@ -135,7 +135,7 @@ def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypatch, kind):
+def test_output_taken_meanwhile_keeps_rows(capfd, store, inputs, monkeypatch, kind):
     output = inputs / "out"
 
     def meanwhile(name):
@@ -163,7 +163,7 @@ def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypa
 
 
 @pytest.mark.parametrize("at", ["the copy", "the rename"])
-def test_job_killed_while_it_publishes_ends_the_same(store, inputs, monkeypatch, at):
+def test_job_killed_in_publish_resumes(store, inputs, monkeypatch, at):
     straight = nnbuild.score(config(inputs / "a.parquet", output=str(inputs / "o1")), store.root)
     given = config(inputs / "a.parquet", output=str(inputs / "o2"))
 
@@ -184,7 +184,7 @@ def test_job_killed_while_it_publishes_ends_the_same(store, inputs, monkeypatch,
     assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
 
 
-def test_output_that_is_a_link_to_an_empty_folder(store, inputs):
+def test_output_may_link_to_empty_folder(store, inputs):
     (inputs / "real").mkdir()
     (inputs / "out").symlink_to("real")
     nnbuild.score(config(inputs / "a.parquet", output=str(inputs / "out")), store.root)
@@ -192,7 +192,7 @@ def test_output_that_is_a_link_to_an_empty_folder(store, inputs):
     assert pq.read_table(inputs / "real").num_rows == ROWS
 
 
-def test_same_job_twice_at_once_is_refused(capfd, store, inputs):
+def test_same_job_in_parallel_is_refused(capfd, store, inputs):
     given = ["score", "--input", inputs / "a.parquet", "--store", store.root, "--json"]
     with running(store, path=inputs / "a.parquet") as job:
         before = tree_digest(store.root)
@@ -212,7 +212,7 @@ def test_same_job_twice_at_once_is_refused(capfd, store, inputs):
     assert not list((store.root / "staging").iterdir())
 
 
-def test_job_begun_in_the_same_instant_is_refused(store, inputs):
+def test_job_of_the_same_instant_is_refused(store, inputs):
     """Both were opened before either began."""
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
     first = jobs.open_job(config(**options), store.root)
@@ -236,7 +236,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("error", [None, _Killed(), DataError("a bad row")])
-def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
+def test_backfill_waits_for_a_busy_day(store, dated, error):
     reported, waits, results = [], threading.Event(), []
 
     def report(part):
@@ -267,7 +267,7 @@ def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_two_backfills_at_once_score_a_day_once(store, tmp_path):
+def test_parallel_backfills_score_once(store, tmp_path):
     last = date(2026, 11, 4)
     for number in range(1, 5):
         folder = tmp_path / "in" / f"date=2026-11-0{number}"
@@ -292,7 +292,7 @@ def test_two_backfills_at_once_score_a_day_once(store, tmp_path):
 
 
 @pytest.mark.parametrize("output", [None, "out/{date}"])
-def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
+def test_day_scored_after_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
     """The other job commits after the check and before this job begins."""
     monkeypatch.chdir(tmp_path)
     given = config(dated, output=output)
@@ -311,7 +311,7 @@ def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypat
     assert store.score_ids() == [part.score_id]
 
 
-def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
+def test_day_scored_meanwhile_is_skipped(store, dated):
     """A machine that shares the store and not its locks commits before this one."""
     given = config(dated.format(date=DAY))
     ours = jobs.open_job(given, store.root, once=True)
@@ -330,7 +330,7 @@ def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
     assert not list((store.root / "staging").iterdir())
 
 
-def test_backfill_with_an_output_in_use_is_refused(capfd, store, inputs, dated):
+def test_backfill_to_busy_output_is_refused(capfd, store, inputs, dated):
     output = str(inputs / "out" / str(DAY))
     options = ["--input", dated, "--from", DAY, "--to", DAY, "--store", store.root]
     with running(store, path=inputs / "a.parquet", output=output) as job:
@@ -340,7 +340,7 @@ def test_backfill_with_an_output_in_use_is_refused(capfd, store, inputs, dated):
         assert outcome.out == ""
 
 
-def test_one_output_for_two_days_is_refused():
+def test_output_of_two_days_is_refused():
     dated = ScoreConfig(input="in/{date}", output="out/{date:%Y-%m}")
     with pytest.raises(ConfigError, match="the same for 2026-11-01 and 2026-11-02"):
         partitions(dated, DAY, date(2026, 11, 2))
@@ -348,7 +348,7 @@ def test_one_output_for_two_days_is_refused():
     assert len(partitions(monthly, DAY, date(2026, 11, 2))) == 2
 
 
-def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_path, monkeypatch):
+def test_input_changed_meanwhile_is_rescored(store, dated, tmp_path, monkeypatch):
     """The manifest says which input was scored, not which one there was at the end."""
     path = tmp_path / "in" / f"date={DAY}" / "part.parquet"
 
@@ -363,7 +363,7 @@ def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_pat
     assert (part.status, part.rows) == ("scored", 91)
 
 
-def test_claims_of_remote_outputs_are_one_place(tmp_path, monkeypatch):
+def test_remote_outputs_share_a_lock_file(tmp_path, monkeypatch):
     pytest.importorskip("upath")
     monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path))
     same = ("memory://bucket/out", "memory://bucket/out/", "memory://bucket//out")
@@ -376,7 +376,7 @@ def test_claims_of_remote_outputs_are_one_place(tmp_path, monkeypatch):
     assert here == outputs.lock_file(outputs.location(str(tmp_path / "here" / "out")))
 
 
-def test_remote_output_taken_meanwhile_keeps_the_rows(store, inputs, tmp_path, monkeypatch):
+def test_remote_output_taken_keeps_rows(store, inputs, tmp_path, monkeypatch):
     upath = pytest.importorskip("upath")
     monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
     root = upath.UPath(f"memory://{tmp_path.name}")

@@ -42,7 +42,7 @@ def statuses(parts):
     return [each.status for each in parts]
 
 
-def test_each_day_is_scored_once_by_a_model(store, days):
+def test_backfill_scores_each_day_once(store, days):
     told = []
     parts = backfill(config(days), FIRST, LAST, store.root, on_day_done=told.append)
     assert statuses(parts) == ["scored", "scored", "scored", "missing", "scored"]
@@ -64,7 +64,7 @@ def test_each_day_is_scored_once_by_a_model(store, days):
     assert len(store.score_ids()) == 4
 
 
-def test_what_changed_or_is_asked_for_otherwise_is_scored_again(store, days, tmp_path):
+def test_changed_day_is_scored_again(store, days, tmp_path):
     backfill(config(days), FIRST, date(2026, 11, 2), store.root)
     parquet(tmp_path / "in" / "date=2026-11-02" / "part.parquet", images(ROWS + 1))
     parts = backfill(config(days, batch_size=16), FIRST, date(2026, 11, 3), store.root, at_once=1)
@@ -73,7 +73,7 @@ def test_what_changed_or_is_asked_for_otherwise_is_scored_again(store, days, tmp
     assert statuses(backfill(config(days, calibrated=True), FIRST, FIRST, store.root)) == ["scored"]
 
 
-def test_one_day_that_cannot_be_scored_keeps_no_other_back(capfd, store, days, tmp_path):
+def test_failed_day_stops_no_other_day(capfd, store, days, tmp_path):
     (tmp_path / "in" / "date=2026-11-02" / "part.parquet").write_bytes(b"PAR1 no more")
     arguments = (
         "score",
@@ -109,7 +109,7 @@ def test_one_day_that_cannot_be_scored_keeps_no_other_back(capfd, store, days, t
     ]
 
 
-def test_a_signal_stops_and_the_same_call_goes_on(store, days):
+def test_signal_stops_a_resumable_backfill(store, days):
     killed = []
 
     def told(_):
@@ -166,7 +166,7 @@ def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
         ([], "give --from and --to"),
     ],
 )
-def test_a_range_that_cannot_be_scored_is_one_line(capfd, store, days, options, says):
+def test_invalid_range_is_one_line(capfd, store, days, options, says):
     before = tree_digest(store.root)
     told = call(
         capfd,

@@ -41,7 +41,7 @@ def test_input_and_output_behind_urls(store, tmp_path, bucket):
         scored(store, input=f"{url}/nothing")
 
 
-def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
+def test_replaced_object_is_another_input(store, tmp_path, bucket):
     from nnbuild.scoring.job import open_job, resume_job
 
     url, s3 = bucket
@@ -55,7 +55,7 @@ def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
         resume_job(job.score_id, store.root)
 
 
-def test_a_store_on_s3_and_a_service_that_throttles(
+def test_throttled_s3_store_is_retried(
     s3_store, s3_service, tmp_path, small_config, capfd, monkeypatch
 ):
     run = retrain(small_config, s3_store)
