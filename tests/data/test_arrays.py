@@ -1,4 +1,4 @@
-"""Arrays in any usual form become uint8 pixels and labels from 0, or are refused with a reason."""
+"""Arrays of every usual format become uint8 pixels and labels from 0, or are refused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The checks find what was put into sound data, and nothing else."""
+"""The data checks detect every injected problem, and nothing in valid data."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Downloads against a server that this process starts: resumed, verified, whole or not there."""
+"""Downloads from a server of this process: resumed, verified, and atomic."""
 
 import fcntl
 import socket
@@ -48,7 +48,7 @@ def test_a_file_arrives_whole_and_alone(tmp_path):
         get(server, target)
     assert target.read_bytes() == BODY
     assert names(target.parent) == ["file"]
-    assert len(server.requests) == 1  # the second time it was there already
+    assert len(server.requests) == 1  # the second call finds the file
     assert seen[-1] == ("file", len(BODY), len(BODY))
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 

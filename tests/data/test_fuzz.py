@@ -1,4 +1,4 @@
-"""The short form of `benchmarks/fuzz.py`: a coverage-guided fuzzer gets nothing but nnbuild's own errors out."""
+"""Short form of `benchmarks/fuzz.py`: a coverage-guided fuzzer only causes nnbuild's errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whatever the bytes, every reader gives a dataset or one of nnbuild's own errors, on one line."""
+"""For any bytes, every reader returns a dataset or raises an nnbuild error of one line."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ MAGICS = [
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> dict[str, Path]:
-    """A small dataset in every form, the store's own among them."""
+    """A small dataset in every format, including that of the store."""
     folder = tmp_path_factory.mktemp("sound")
     arrays = tiny(train=8, test=4, classes=2)
     paths = write_every_form(folder, arrays)
@@ -46,7 +46,7 @@ def load(path):
 
 
 def harmless(path) -> None:
-    """Load it; pass if that gives a sound dataset or an error of ours."""
+    """Load a file; pass if it gives a valid dataset or an nnbuild error."""
     try:
         dataset = load(path)
     except NnbuildError as error:
@@ -60,7 +60,7 @@ def harmless(path) -> None:
 
 
 def copied(source: Path, folder: Path) -> tuple[Path, list[Path]]:
-    """A copy of a file or folder, and the files in it."""
+    """Copy a file or folder; return the copy and its files."""
     target = folder / source.name
     if source.is_file():
         target.write_bytes(source.read_bytes())
@@ -98,7 +98,7 @@ def test_changed_bytes_do_no_harm(sound, form, data):
         file = data.draw(st.sampled_from(files), "file")
         content = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(1, 4))):
-            # The ends of a file are where headers, directories and footers are.
+            # Headers, directories and footers are at the ends of a file.
             place = data.draw(
                 st.integers(0, 60) | st.integers(-400, -1) | st.integers(0, len(content) - 1)
             )
@@ -178,7 +178,7 @@ def test_any_name_is_harmless(name):
 
 
 def test_metadata_that_abort_are_an_error(tmp_path):
-    """Arrow's accessor of a column chunk aborts on histograms of another size, which random damage brings about."""
+    """Arrow aborts on histograms of another size, which random damage causes."""
     table = pa.table(
         {
             "image": pa.array([b"\0" * 64] * 50, pa.binary(64)),
@@ -209,7 +209,7 @@ def test_metadata_that_abort_are_an_error(tmp_path):
         else:
             break
     assert len(sound) > len(files) - 50
-    for file in sound:  # this process outlives all that were not refused
+    for file in sound:  # this process survives the files that were accepted
         with contextlib.suppress(pa.ArrowException, OSError):
             metadata = pq.read_metadata(file)
             for group in range(metadata.num_row_groups):

@@ -1,4 +1,4 @@
-"""IDX: what is written is read, and nothing is believed that the file cannot hold."""
+"""IDX files: round trips, and headers that claim too much."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ SMALL = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0
 
 
 def peak(function) -> int:
-    """The most bytes that a call that raises DataError has allocated."""
+    """Return the peak memory of a call that raises DataError."""
     tracemalloc.start()
     try:
         with pytest.raises(DataError):
@@ -77,7 +77,7 @@ def test_header_of_2e9_images_costs_nothing(tmp_path, gzipped, count):
 
 
 def test_a_size_of_zero_hides_no_others(tmp_path):
-    """Found by a fuzzer: the product is 0 bytes, and no array has that shape."""
+    """The product of the sizes is 0, but no array has that shape (found by a fuzzer)."""
     path = tmp_path / "file"
     path.write_bytes(struct.pack(">HBB4I", 0, 0x0D, 4, 2**32 - 1, 2**32 - 1, 0, 2**31))
     with pytest.raises(DataError, match="claims shape"):

@@ -1,4 +1,4 @@
-"""Which files count: the same for training and scoring, and never one that would block."""
+"""Which files are read: the same for training and scoring, never one that could block."""
 
 import os
 import socket
@@ -150,7 +150,7 @@ def test_hidden_names_are_ignored(tmp_path):
     hidden = tmp_path / "_own"
     hidden.mkdir()
     (hidden / "a.png").touch()
-    assert names(hidden) == ["a.png"]  # a folder that is given counts, whatever its name
+    assert names(hidden) == ["a.png"]  # an explicit folder is never ignored
 
 
 def test_one_tree_is_walked_alike(tmp_path):
@@ -195,7 +195,7 @@ def test_link_to_nowhere_is_named(tmp_path, target):
 
 
 def test_snapshot_of_links_is_read(tmp_path):
-    """The cache of Hugging Face's hub: links out of the folder, to files without an ending."""
+    """The cache of Hugging Face's hub has links out of the folder, to files without suffix."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc" / "data"
     arrays = tiny()
     write_parquet(blobs / "0f3a", arrays.train_images, arrays.train_labels, "hugging_face")
@@ -406,4 +406,4 @@ def test_leftovers_alone_are_no_input(tmp_path):
     assert not is_there(str(tmp_path / LONG))
     parquet(tmp_path / "day" / "a-00000-of-00002.parquet")
     for address in (tmp_path / "day", f"{tmp_path}/*/*.parquet"):
-        assert is_there(str(address))  # and what is wrong with it is said when it is opened
+        assert is_there(str(address))  # the error is raised when it is opened

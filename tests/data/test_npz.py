@@ -1,4 +1,4 @@
-"""The .npz reader: NumPy's files are read, its trust is not shared."""
+"""The .npz reader reads NumPy's files, but does not trust their headers."""
 
 import io
 import os
@@ -17,7 +17,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def members(**changed: bytes) -> dict[str, bytes]:
-    """The .npy files of a sound .npz, some of them replaced."""
+    """The .npy files of a valid .npz, some of them replaced."""
     arrays = dict(zip(KEYS, tiny(), strict=True))
     return {f"{key}.npy": npy(array) for key, array in arrays.items()} | {
         f"{key}.npy": value for key, value in changed.items()
@@ -31,7 +31,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def claiming(shape: str, descr: str = "'|u1'", payload: bytes = b"") -> bytes:
-    """An .npy file with a header of one's own."""
+    """An .npy file with a custom header."""
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + payload
 

@@ -1,4 +1,4 @@
-"""Parquet: every usual form of an image column, and a reason where there is none."""
+"""Parquet files: every usual format of an image column, and errors for the others."""
 
 import numpy as np
 import pyarrow as pa

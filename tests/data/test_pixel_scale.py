@@ -1,4 +1,4 @@
-"""The same images give the same pixels, whatever their type, their file, or the split they are in."""
+"""Equal images give equal pixels, whatever their type, file format or split."""
 
 import struct
 
@@ -249,7 +249,7 @@ def test_normalised_floats_are_refused(tmp_path, shift):
 @given(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from(["unit", "byte"]))
 def test_scale_is_found_for_any_images(seed, count, kind):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 5, 5, 1), np.uint8)
-    pixels[::3] = 0  # black ones say nothing
+    pixels[::3] = 0  # black images are no evidence
     expected = 1 if kind == "unit" else 255
     assert not pixels.any() or white_of(KINDS[kind](pixels), "") == expected
 

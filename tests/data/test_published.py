@@ -1,4 +1,4 @@
-"""The layouts in which image datasets are published, and the labels in them."""
+"""Layouts and labels of published image datasets."""
 
 import gzip
 import struct
@@ -290,7 +290,7 @@ def test_unlabelled_images_are_omitted(tmp_path):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"y_train": tiny().train_labels - 1},  # -1 is none, and so no training image has a 3
+        {"y_train": tiny().train_labels - 1},  # -1 is unlabelled, so no training image has label 3
         {"y_train": tiny().train_labels * 10},
         {"y_test": tiny().test_labels * 10},
         {"y_train": text(tiny().train_labels)},

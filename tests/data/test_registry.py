@@ -1,4 +1,4 @@
-"""The named datasets: which place wins, what is verified, when the fallback is taken.
+"""Published datasets: order of the sources, verification, and the fallback.
 
 The published data need a network, so most tests publish data of their own in MNIST's form.
 """
@@ -21,7 +21,7 @@ FOLDER = "/data/"
 
 
 def in_mnists_form(seed: int) -> Arrays:
-    """60,000 and 10,000 images of few bytes when packed: a pattern for each class."""
+    """60,000 and 10,000 images that compress well: a pattern for each class."""
     patterns = np.random.default_rng(seed).integers(0, 256, (10, 28, 28, 1), np.uint8)
     labels = np.arange(70_000) % 10
     images = patterns[labels]
@@ -44,7 +44,7 @@ def packed(arrays) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def own(packed) -> published.PublishedDataset:
-    """MNIST, if it had been these arrays."""
+    """MNIST with these arrays as its published content."""
     digests = {
         name: sha256(gzip.decompress(content)).hexdigest() for name, content in packed.items()
     }
@@ -53,7 +53,7 @@ def own(packed) -> published.PublishedDataset:
 
 @pytest.fixture(scope="module")
 def kin(packed) -> published.PublishedDataset:
-    """Fashion-MNIST, if it had been these arrays: known by the packed files."""
+    """Fashion-MNIST with these arrays, identified by its packed files."""
     return replace(
         published.FASHION_MNIST,
         packed={name: sha256(content).hexdigest() for name, content in packed.items()},
@@ -178,7 +178,7 @@ def test_a_damaged_cache_is_replaced(tmp_path, own, server, arrays):
     assert load(own, tmp_path, mirrors=[f"{server.address}/npz/mnist.npz"]).digest == digest
     assert load(own, tmp_path).digest == digest
     cached.with_name("mnist.npz").write_bytes(b"broken")
-    for _ in range(2):  # it is no fallback's turn, neither now nor the next night
+    for _ in range(2):  # no fallback, neither now nor in the next run
         with pytest.raises(DataError) as caught:
             load(own, tmp_path, mirrors=[f"{server.address}/absent/"])
         assert not isinstance(caught.value, UnavailableError)

@@ -1,4 +1,4 @@
-"""Loading by name or path: every packaging of the same data is the same dataset."""
+"""Loading by name or path: every format of the same data gives the same dataset."""
 
 import os
 from pathlib import Path

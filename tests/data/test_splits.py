@@ -1,4 +1,4 @@
-"""The held-out test split depends on the images alone."""
+"""The held-out test split depends only on the images."""
 
 import numpy as np
 from data_files import tiny

@@ -1,4 +1,4 @@
-"""The store's form of a dataset: written and read it is the same, changed it is refused."""
+"""Datasets of the store: round trips, and files that were changed."""
 
 import json
 import subprocess
@@ -98,7 +98,7 @@ def test_changed_file_is_refused(stored, name):
     for broken in (content[:-2], content[: len(content) // 2], b"", content + b"x", bytes(flipped)):
         (stored / name).write_bytes(broken)
         if name == "dataset.json" and broken == bytes(flipped):
-            continue  # a changed name is still a name; the digest of the store's path tells
+            continue  # a changed name is still valid; the digest in the path of the store detects it
         assert name in refused(stored)
     (stored / name).unlink()
     assert "no such file" in refused(stored)
@@ -174,7 +174,7 @@ raise SystemExit("pandas" in sys.modules)
 
 
 def calls_of(function, *arguments):
-    """How many calls of functions, of Python's and of C's, it takes."""
+    """Count the calls of Python and C functions."""
     count = 0
 
     def seen(frame, event, _):
@@ -194,8 +194,6 @@ def test_reading_has_no_loop_over_rows(tmp_path):
     for rows in (1_000, 20_000):
         folders.append(tmp_path / f"{rows}")
         tables.write_dataset(dataset((28, 28, 1), train=rows), folders[-1])
-        tables.read_dataset(
-            folders[-1]
-        )  # what is imported at the first call is none of the rows' business
+        tables.read_dataset(folders[-1])  # imports of the first call do not count
     few, many = (calls_of(tables.read_dataset, folder) for folder in folders)
     assert many < few + 1_000

@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing broken, nothing fetched, nothing that sticks out on a phone."""
+"""The report in a real browser: no errors, no requests, and a layout that fits on a phone."""
 
 import html
 import json
@@ -19,7 +19,7 @@ from nnbuild.report import comparison
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-# Chromium itself looks for updates and the time, whatever it is told: no name is resolved, so that none is reached.
+# Chromium looks for updates and the time by itself: no name is resolved, so none is reached.
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *(
@@ -44,7 +44,7 @@ JOBS = [
     for run in RUNS
 ]
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-# A window of Chromium is 500 pixels wide at least; a frame can be as narrow as a phone.
+# A window of Chromium is at least 500 pixels wide; a frame can be as narrow as a phone.
 PROBE = """<!doctype html><meta charset="utf-8"><body>
 <iframe style="width: 390px; height: 800px; border: 0" srcdoc="{}">
 </iframe><script>onload = () => {{
@@ -76,16 +76,16 @@ def console(finished) -> list[str]:
 
 
 def fetched(log: Path) -> set[str]:
-    """The addresses that a page asked for, out of Chromium's log of the network."""
+    """Return the URLs that a page requested, from Chromium's network log."""
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
     asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    # What the browser does for itself has no origin as its initiator.
+    # Requests of the browser itself have no origin as initiator.
     of_page = {each["url"] for each in asked if each["initiator"] != "not an origin"}
     return {url for url in of_page if not url.startswith(("file:", "data:"))}
 
 
 def on_a_phone(folder: Path, text: str) -> dict[str, Any]:
-    """What a page is like in a window of 390 pixels, once nothing of it sticks out and no picture is broken."""
+    """Measure a page in a window of 390 pixels; fail if it overflows or an image is broken."""
     page = write(folder / "probe.html", PROBE.format(html.escape(text)))
     out = browse(page, folder, "--dump-dom").stdout
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', out)[1]))

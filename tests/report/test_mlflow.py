@@ -1,4 +1,4 @@
-"""A committed run in MLflow: everything of it, once, and one line where that cannot be."""
+"""Committed runs in MLflow: complete, logged once, and errors of one line."""
 
 import pytest
 from command_line import call, tree_digest
@@ -40,9 +40,7 @@ def test_a_run_is_logged_whole_and_once(gated_runs, tmp_path):
     names = {each.path for each in client.list_artifacts(logged)}
     assert {"model.keras", "model.onnx", "manifest.json", "report.html", "tables"} <= names
     assert (tmp_path / "mlartifacts").is_dir()
-    client.set_terminated(
-        logged, status="RUNNING"
-    )  # as a log leaves it that is killed in the middle
+    client.set_terminated(logged, status="RUNNING")  # as a killed process leaves it
     again = tracking.log_run(store, run_id, uri)
     assert again != logged
     assert [each.info.run_id for each in client.search_runs([experiment.experiment_id])] == [again]

@@ -1,4 +1,4 @@
-"""The report: whole in itself, for any number of classes, epochs and pixels, and the same text every time."""
+"""The report: self-contained for any number of classes, epochs and pixels, and reproducible."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ NASTY = '</title><script>alert("x")</script>&amp;\'"<img src=x onerror=y>'
 
 
 class Page(HTMLParser):
-    """A page taken apart; refuses what is not nested well."""
+    """A parsed page; refuses tags that are not nested properly."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 
 def require_whole(text: str) -> Page:
-    """The page if it is complete in itself, and every picture in it is sound and described."""
+    """Return the parsed page if it is self-contained and every image is valid and described."""
     assert len(text.encode()) < MOST_BYTES
     page = Page(text)
     assert page.all("script") == []

@@ -1,4 +1,4 @@
-"""The report of a committed run, made again: the same bytes, or one clear line."""
+"""Rebuilding the report of a committed run: the same bytes, or an error of one line."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from nnbuild.store.filesystem import file_digest
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory, small_folder):
-    """A store with one run that succeeded and one that failed."""
+    """A store with a run that succeeded and a run that failed."""
     root = tmp_path_factory.mktemp("reports") / "store"
     training = {"epochs": 2, "batch_size": 16, "threads": 2}
     config = {
@@ -36,7 +36,7 @@ def committed(tmp_path_factory, small_folder):
 
 @pytest.fixture
 def store(committed, tmp_path):
-    """A copy of it, to be spoilt."""
+    """A copy of that store, to damage."""
     root, run_id = committed
     shutil.copytree(root, tmp_path / "store")
     return Store(tmp_path / "store"), run_id

@@ -1,4 +1,4 @@
-"""What cannot be scored: one line, exit 2, and the store with its earlier scores as it was."""
+"""Invalid input of scoring: one line, exit code 2, and an unchanged store."""
 
 import gzip
 import struct

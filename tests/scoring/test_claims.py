@@ -1,4 +1,4 @@
-"""Two scoring jobs at once: no output is written twice, and nothing is scored twice by accident."""
+"""Parallel scoring jobs: no output is written twice, no input is scored twice by accident."""
 
 import shutil
 import threading
@@ -40,7 +40,7 @@ def finish(job):
 
 @contextmanager
 def running(store, **options):
-    """A job that has begun and not ended."""
+    """A job in progress."""
     job = jobs.open_job(config(**options), store.root)
     with jobs.job_context(job):
         yield job
@@ -55,18 +55,18 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def dated(tmp_path):
-    """The address of one day's input."""
+    """Address of the input of one day."""
     (tmp_path / "in" / f"date={DAY}").mkdir(parents=True)
     parquet(tmp_path / "in" / f"date={DAY}" / "part.parquet", images(90))
     return f"{tmp_path}/in/date={{date}}/"
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Simulates SIGKILL."""
 
 
 def killed_at(monkeypatch, point, job):
-    """Work on a job until a named point, where its process dies."""
+    """Run a job up to a failpoint, where its process dies."""
 
     def dying(name):
         if name == point:
@@ -201,19 +201,19 @@ def test_same_job_in_parallel_is_refused(capfd, store, inputs):
         assert f"scoring job {job.score_id} (process " in outcome.err
         assert "is scoring" in outcome.err
         assert tree_digest(store.root) == before
-        with pytest.raises(LockedError):  # not even on a cluster, which is not asked
+        with pytest.raises(LockedError):  # before the cluster is contacted
             nnbuild.score(config(inputs / "a.parquet"), store.root, address="tcp://127.0.0.1:1")
         with pytest.raises(BeingScoredError, match="is held by process"):
             nnbuild.score(resume=job.score_id, store=store.root)
         for other in (["--logits"], ["--input", inputs / "b.parquet"]):
             assert call(capfd, *given, *other).code == 0
         finish(job)
-    assert call(capfd, *given).json["rows"] == ROWS  # one after the other, each time again
+    assert call(capfd, *given).json["rows"] == ROWS  # one after the other, both score
     assert not list((store.root / "staging").iterdir())
 
 
 def test_job_of_the_same_instant_is_refused(store, inputs):
-    """Both were opened before either began."""
+    """Both jobs are opened before either starts."""
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
     first = jobs.open_job(config(**options), store.root)
     second = jobs.open_job(config(**options, top_k=1), store.root)
@@ -293,7 +293,7 @@ def test_parallel_backfills_score_once(store, tmp_path):
 
 @pytest.mark.parametrize("output", [None, "out/{date}"])
 def test_day_scored_after_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
-    """The other job commits after the check and before this job begins."""
+    """The other job commits between the check and the start of this job."""
     monkeypatch.chdir(tmp_path)
     given = config(dated, output=output)
     (one,) = partitions(given, DAY, DAY)
@@ -312,7 +312,7 @@ def test_day_scored_after_check_is_skipped(store, dated, tmp_path, monkeypatch, 
 
 
 def test_day_scored_meanwhile_is_skipped(store, dated):
-    """A machine that shares the store and not its locks commits before this one."""
+    """A machine that shares the store but not its locks commits first."""
     given = config(dated.format(date=DAY))
     ours = jobs.open_job(given, store.root, once=True)
     theirs = jobs.open_job(given.model_copy(update={"batch_size": 16}), store.root)
@@ -349,7 +349,7 @@ def test_output_of_two_days_is_refused():
 
 
 def test_input_changed_meanwhile_is_rescored(store, dated, tmp_path, monkeypatch):
-    """The manifest says which input was scored, not which one there was at the end."""
+    """The manifest records the input that was scored, not that at the end."""
     path = tmp_path / "in" / f"date={DAY}" / "part.parquet"
 
     def changing(name):

@@ -1,4 +1,4 @@
-"""Scoring on a real Dask cluster of several processes: the same bytes as in one, whatever dies."""
+"""Scoring on a real Dask cluster: the same bytes as in one process, whatever worker dies."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A scheduler and two worker processes of one thread each, on loopback, without a dashboard."""
+    """A scheduler and two worker processes with one thread each, on loopback."""
     with distributed.LocalCluster(
         n_workers=2,
         threads_per_worker=1,
@@ -145,7 +145,7 @@ def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
         name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NNBUILD_"))
     }
     with distributed.Client(cluster, set_as_default=False) as client:
-        # As whoever starts workers would; the bound method would take a copy of the environment along.
+        # As on workers started by hand; the bound method would copy the environment.
         client.run(lambda: os.environ.update(known))
     there = nnbuild.score(asked, s3_store, address=cluster.scheduler_address)
     one, other = (

@@ -1,4 +1,4 @@
-"""A range of days: each is scored once by a model, what is missing is named, the same call goes on."""
+"""Backfills: each day is scored once, missing days are named, repeated calls resume."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ ROWS = 90
 
 @pytest.fixture
 def days(tmp_path):
-    """Inputs of four days out of five; the address of all."""
+    """Inputs of four days of five; the dated address."""
     for day in (1, 2, 3, 5):
         folder = tmp_path / "in" / f"date=2026-11-0{day}"
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Drift of what is scored: from the reference of the run, the same however the job went, told where one looks."""
+"""Drift of scored images: measured from the reference of the run, and reported."""
 
 import json
 
@@ -27,7 +27,7 @@ def reference(store):
 
 
 def validation(store):
-    """The images that the reference was made of."""
+    """The images of the reference."""
     manifest = store.manifest(store.run_ids()[0])
     data = manifest["steps"]["load_data"]
     table = pq.read_table(store.dataset_folder(data["name"], data["digest"]) / "train.parquet")

@@ -1,4 +1,4 @@
-"""Exports for servers: both answers are what nnbuild itself gives."""
+"""Exports for serving: both outputs equal nnbuild's own."""
 
 import hashlib
 

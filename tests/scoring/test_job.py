@@ -1,4 +1,4 @@
-"""Batch scoring: the same rows whatever the input's form, the batches and the interruptions; whole or not at all."""
+"""Batch scoring: the same rows for every input format, batch size and interruption; atomic."""
 
 import os
 import re
@@ -31,7 +31,7 @@ from nnbuild.store.filesystem import read_json, write_json
 
 
 def test_unproven_shard_is_not_used(store, tmp_path):
-    """Earlier versions committed a broken model.onnx of a run whose export had failed."""
+    """Earlier versions committed a broken model.onnx if the export had failed."""
     run_id = champion.require(store)
     folder = store.root / "runs" / run_id
     manifest = read_json(folder / "manifest.json")
@@ -47,7 +47,7 @@ def test_unproven_shard_is_not_used(store, tmp_path):
 
 
 def test_the_engine_is_chosen_once(store, tmp_path):
-    """A job asked for by `auto` is recorded and found again by what it ran with."""
+    """A job with engine `auto` is recorded and found by its actual engine."""
     config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), batch_size=32, shard_rows=100)
     job = jobs.open_job(config, store.root)
     assert job.config.engine == "onnx"
@@ -196,7 +196,7 @@ def test_calibrated_divides_the_logits(store, tmp_path):
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program may answer to it."""
+    """Simulates SIGKILL: no code may handle it."""
 
 
 def test_job_killed_anywhere_ends_the_same(store, tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_same_job_resumes_the_killed_one(store, tmp_path, monkeypatch):
     (waiting / "rows" / ".half.part-00003.parquet").write_bytes(b"of a process that was killed")
     before = (waiting / "rows" / "part-00000.parquet").stat().st_ino
     other = nnbuild.score(ScoreConfig(**options, top_k=1), store.root)
-    assert waiting.name != f"score-{other.score_id}"  # other options, another job
+    assert waiting.name != f"score-{other.score_id}"  # other settings, another job
     again = nnbuild.score(ScoreConfig(**options), store.root)
     assert waiting.name == f"score-{again.score_id}"
     assert files(store, again.score_id) == files(store, straight.score_id)

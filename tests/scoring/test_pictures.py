@@ -1,4 +1,4 @@
-"""Scored pictures say which file they are: the column `path`, in the scores and the quarantine."""
+"""The column `path` of scored pictures, in the scores and in the quarantine."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         nnbuild.score(config, store.root, watch=_StopAtFirst())
     (waiting,) = (store.root / "staging").glob("score-*")
-    same = config.model_copy(update={"keep": ()})  # writes the same rows: it is the same job
+    same = config.model_copy(update={"keep": ()})  # writes the same rows, so it is the same job
     done = nnbuild.score(same, store.root)
     assert f"score-{done.score_id}" == waiting.name
     assert rows(store, done)["path"].to_pylist() == sorted(NAMES)

@@ -1,4 +1,4 @@
-"""Whatever a column holds and whatever raises within a batch: each row is scored once, or rejected once."""
+"""Each row is scored once or rejected once, whatever a column contains or a batch raises."""
 
 import decimal
 
@@ -52,7 +52,7 @@ def column(data, kind, values, count):
 
 
 def accounted(path, columns, batch_rows):
-    """The rows that were scored and those that were rejected; each is there exactly once."""
+    """Return the scored and the rejected rows, after checking that each occurs once."""
     source = ParquetInput(str(path), [path], columns, SHAPE)
     good, bad = [], []
     for chunk in source.chunks():

@@ -1,4 +1,4 @@
-"""Logits to probability table: the contract of every row, whatever the batches."""
+"""From logits to the probability table: the contract of every row, for any batch size."""
 
 import numpy as np
 import pyarrow.parquet as pq
