@@ -176,7 +176,7 @@ def figure(rows: Rows) -> str:
         for name in PLACEMENTS
     }
     title = "Fraction of examples with a wrong gradient, by the scale of the logits, float32, eager"
-    return standalone(lines(title, series, below="scale of the logits, power of ten"))
+    return standalone(lines(title, series, label="scale of the logits, power of ten"))
 
 
 def pivot(rows: Rows, measure: str) -> Rows:

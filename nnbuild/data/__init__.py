@@ -1,1 +1,1 @@
-"""Reading images and labels from wherever they are, and the checks on what was read."""
+"""Read datasets of images and labels from files, folders and downloads, and check them."""

@@ -1,4 +1,4 @@
-"""Read files that nobody vouches for: ordinary files only, and no more bytes than they announce."""
+"""Read untrusted files: regular files only, and no more bytes than their headers claim."""
 
 import gzip
 import io
@@ -16,55 +16,55 @@ from nnbuild.runtime.regular_files import irregular
 
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
-_FLOOR = 64 << 20  # small files may expand to this, whatever their ratio
-_RATIO = 100  # images compress 2 to 20 times; deflate's limit, which bombs reach, is 1032
-_ADDRESS = re.compile(r"<[^<>]*\bat 0x[0-9a-fA-F]+>")  # of an object, another one in each process
+_MIN_ALLOWANCE = 64 << 20  # bytes; for small files, whatever their ratio
+_MAX_RATIO = 100  # images compress 2 to 20 times; zip bombs reach deflate's limit of 1032
+_ADDRESS = re.compile(r"<[^<>]*\bat 0x[0-9a-fA-F]+>")  # differs in each process
 
 
 def allowance(packed: int) -> int:
-    """How many bytes a compressed file may expand to.
+    """Return the number of bytes that a compressed file may expand to.
 
     Args:
-        packed: its size in bytes.
+        packed: Size of the compressed file in bytes.
 
     Returns:
-        64 MiB and 100 times its size: ten times more than images need, a tenth of what a bomb wants.
+        64 MiB plus 100 times the size: above what images need, far below what zip bombs need.
     """
-    return _FLOOR + _RATIO * packed
+    return _MIN_ALLOWANCE + _MAX_RATIO * packed
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error of a library says: on one line, and the same each time."""
+    """Return the message of a library's error on one line, without memory addresses."""
     text = " ".join(_ADDRESS.sub("the file", str(error)).split())
     return text or type(error).__name__
 
 
 @contextmanager
 def read_errors_as_data_errors(where: object) -> Iterator[None]:
-    """Turn what the standard library raises on a damaged file into a `DataError` that names it."""
+    """Convert errors of the standard library on a damaged file to a `DataError` that names it."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{where}: no such file; give a file that exists") from error
+        raise DataError(f"{where}: no such file") from error
     except PermissionError as error:
-        raise DataError(f"{where}: not readable; mend its permissions") from error
+        raise DataError(f"{where}: not readable; fix its permissions") from error
     except MemoryError as error:
         raise DataError(
-            f"{where}: does not fit into this machine's memory; give less data"
+            f"{where}: does not fit in the memory of this machine; use less data"
         ) from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError, OverflowError) as error:
         reason = reason_of(error)
-        raise DataError(f"{where}: damaged or unreadable ({reason}); fetch it again") from error
+        raise DataError(f"{where}: damaged or unreadable ({reason}); download it again") from error
 
 
 def require_regular(path: Path) -> int:
-    """Refuse what is not an ordinary file: reading a pipe or a device can block for ever.
+    """Refuse a path that is not a regular file, because reading a pipe or a device can block.
 
     Returns:
-        The file's size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        DataError: The path does not lead to an ordinary file.
+        DataError: The path does not lead to a regular file.
     """
     with read_errors_as_data_errors(path):
         status = path.stat()
@@ -75,20 +75,20 @@ def require_regular(path: Path) -> int:
 def _require_ordinary(path: Path, mode: int) -> None:
     if (kind := irregular(mode)) is not None:
         raise DataError(
-            f"{path}: {kind}, not an ordinary file; save what it gives as a file, and give that"
+            f"{path}: {kind}, not an ordinary file; save its content as a file, and use that"
         )
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open an ordinary file for reading, and nothing else.
+    """Open a regular file for reading.
 
     Raises:
-        DataError: The path does not lead to an ordinary file, or it cannot be opened.
+        DataError: The path does not lead to a regular file, or it cannot be opened.
     """
     if require_regular(path) == 0:
-        return io.BytesIO()  # files of /proc and /sys claim to be empty, and some of them block
+        return io.BytesIO()  # files of /proc and /sys claim to be empty, and some block
     with read_errors_as_data_errors(path):
-        # A pipe may have taken the file's place since: without O_NONBLOCK, opening it would block.
+        # A pipe may have replaced the file since: without O_NONBLOCK, opening it would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     file = os.fdopen(descriptor, "rb")
     try:
@@ -100,24 +100,24 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """Return the first bytes of an ordinary file.
+    """Return the first bytes of a regular file.
 
     Raises:
-        DataError: As for `open_regular`.
+        DataError: See `open_regular`.
     """
     with open_regular(path) as file, read_errors_as_data_errors(path):
         return file.read(count)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Open a file that may be gzipped, whatever its name says.
+def open_maybe_gzipped(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a file that may be gzipped, whatever its name.
 
     Yields:
-        The decompressed stream, and the most bytes that it may hold.
+        The decompressed stream, and the maximum number of bytes it may contain.
 
     Raises:
-        DataError: the file is missing, unreadable, or turns out to be damaged while it is read.
+        DataError: The file is missing or unreadable, or is found to be damaged while it is read.
     """
     size = require_regular(path)
     with open_regular(path) as raw, read_errors_as_data_errors(path):
@@ -131,23 +131,21 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def read_exactly(stream: Any, size: int, where: object) -> bytearray:
-    """Read the rest of a stream, which must be as long as announced.
+    """Read the rest of a stream, which must have the claimed size.
 
-    The memory grows with what really arrives, so that a false announcement costs nothing.
+    Memory is allocated as bytes arrive, so that a false claim costs nothing.
 
     Raises:
-        DataError: there is less, or more.
+        DataError: The stream is shorter or longer.
     """
     payload = bytearray()
     while len(payload) < size:
         chunk = stream.read(min(_CHUNK, size - len(payload)))
         if not chunk:
             raise DataError(
-                f"{where}: truncated, {len(payload)} bytes of data where its header promises {size}"
+                f"{where}: truncated, {len(payload)} bytes of data, expected {size} by its header"
             )
         payload += chunk
     if stream.read(1):
-        raise DataError(
-            f"{where}: more data than the {size} bytes that its header promises; it is damaged"
-        )
+        raise DataError(f"{where}: damaged, it has more data than the {size} bytes of its header")
     return payload

@@ -1,4 +1,4 @@
-"""From arrays in the forms that people keep images in, to a dataset of uint8 pixels and labels from 0."""
+"""Assemble a dataset of uint8 pixels and labels from 0 out of arrays in the usual formats."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,21 @@ from nnbuild.data.splits import hold_out
 from nnbuild.errors import DataError
 
 _CHANNELS = (1, 3)
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 _HELD_OUT = "test: a sixth of each class, by content"
+_IMAGE_DIMENSIONS = 4  # n, height, width, channels
 
 
 class Raw(NamedTuple):
-    """Splits as they were read: any numeric types, shapes not yet checked.
+    """Arrays as they were read, of any numeric type, with unchecked shapes.
 
     Attributes:
-        train_images: Should be of shape (n, height, width) or (n, height, width, channels).
-        train_labels: See `nnbuild.data.labels.encode`.
-        test_images: The same for another n; None if the source has no test split.
-        test_labels: The same.
-        validation_images: The same; None if the source has no validation split.
-        validation_labels: The same.
+        train_images: Images, expected (n, height, width) or (n, height, width, channels).
+        train_labels: Labels in a format of `nnbuild.data.labels.encode`.
+        test_images: Test images; None if the source has no test split.
+        test_labels: Test labels.
+        validation_images: Validation images; None if the source has no validation split.
+        validation_labels: Validation labels.
     """
 
     train_images: NDArray[Any]
@@ -40,16 +41,16 @@ class Raw(NamedTuple):
     validation_labels: NDArray[Any] | None = None
 
     def splits(self) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-        """Return images and labels of the splits that the source has, by their names."""
-        found: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        """Return images and labels of each available split by name."""
+        result: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         for name, images, labels in (
             (TRAIN, self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
             ("validation", self.validation_images, self.validation_labels),
         ):
             if images is not None and labels is not None:
-                found[name] = (images, labels)
-        return found
+                result[name] = (images, labels)
+        return result
 
 
 def assemble(
@@ -62,51 +63,51 @@ def assemble(
     pixel_max: float | None = None,
     pixel_scales: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Make a dataset from arrays; without a test split, a sixth of each class is held out.
+    """Assemble a dataset; without a test split, a sixth of each class is held out.
 
-    Images have shape (n, height, width) or (n, height, width, channels), channels 1 or 3. Each array
-    is scaled by its own type and content, see `nnbuild.data.pixel_scale`. Images labelled -1 have
-    no label and are left out.
+    Images have shape (n, height, width) or (n, height, width, channels), with 1 or 3 channels. Each
+    array is scaled by its own type and content; see `nnbuild.data.pixel_scale`. Images with the
+    label -1 are unlabelled and omitted.
 
     Args:
-        raw: The arrays.
-        name: The dataset's name.
-        source: Where it came from, for the manifest.
-        where: What an error message should name.
-        class_names: One for each class; by default the labels that occur, as text.
-        pixel_max: The value that is white; by default type and content of each array say it.
-        pixel_scales: How pixels of each split were scaled, if that happened before.
+        raw: Arrays of the splits.
+        name: Name of the dataset.
+        source: Description of its origin, for the manifest.
+        where: Path or address for error messages.
+        class_names: Name of each class; by default the labels that occur, as text.
+        pixel_max: Pixel value of white; None to infer it from type and content of each array.
+        pixel_scales: Scale of each split, if its pixels were converted before.
 
     Raises:
-        DataError: The arrays are none of this, or disagree with one another.
+        DataError: An array is invalid, or the arrays do not match.
     """
-    given = {
+    arrays = {
         split: (with_channels(images, where), labels)
         for split, (images, labels) in raw.splits().items()
     }
     whites = {
         split: pixel_scale.white_of(images, f"{where}, {split} images", pixel_max)
-        for split, (images, _) in given.items()
+        for split, (images, _) in arrays.items()
     }
     scales = {
         split: pixel_scale.description(images, whites[split])
-        for split, (images, _) in given.items()
+        for split, (images, _) in arrays.items()
     }
-    encoded = label_forms.encode([labels for _, labels in given.values()], where, class_names)
+    encoded = label_forms.encode([labels for _, labels in arrays.values()], where, class_names)
     splits: dict[str, Split] = {}
-    for (split, (images, _)), labels in zip(given.items(), encoded.splits, strict=True):
+    for (split, (images, _)), labels in zip(arrays.items(), encoded.splits, strict=True):
         pixels = pixel_scale.to_uint8(images, whites[split], where)
-        made, note = _labelled(split, pixels, labels, where)
+        labelled, note = _labelled(split, pixels, labels, where)
         source += note
-        if made is not None:
-            splits[split] = made
+        if labelled is not None:
+            splits[split] = labelled
     if "test" not in splits:
         splits[TRAIN], splits["test"] = hold_out(splits[TRAIN])
         source = f"{source}; {_HELD_OUT}"
         if not len(splits["test"]):
             raise DataError(
-                f"{where}: no class has two different images; expected enough of each label to hold "
-                "some out for testing"
+                f"{where}: no class has two different images; expected enough of each class to "
+                "hold out some for testing"
             )
     _require_one_size(splits, where)
     _require_known_classes(splits, encoded.class_names, where)
@@ -124,11 +125,11 @@ def assemble(
 def _labelled(
     split: str, images: NDArray[np.uint8], labels: NDArray[np.int16], where: object
 ) -> tuple[Split | None, str]:
-    """Return the images that have a label, and a note on those that were left out."""
+    """Return the images with a label, and a note about the omitted ones."""
     kind = "training" if split == TRAIN else split
     if len(images) != len(labels):
         raise DataError(
-            f"{where}: {len(images)} {kind} images, {len(labels)} labels; expected as many"
+            f"{where}: {len(images)} {kind} images, {len(labels)} labels; expected a label each"
         )
     known = labels != label_forms.NONE
     if known.all():
@@ -136,8 +137,8 @@ def _labelled(
     if not known.any():
         if split == TRAIN:
             raise DataError(f"{where}: no training image has a label; expected labels from 0")
-        return None, f"; {split} split left out: none of its {len(labels)} images has a label"
-    note = f"; {int((~known).sum())} {kind} images without a label left out"
+        return None, f"; {split} split omitted: none of its {len(labels)} images has a label"
+    note = f"; {int((~known).sum())} {kind} images without a label omitted"
     return Split(images[known], labels[known]), note
 
 
@@ -154,13 +155,13 @@ def _require_one_size(splits: Mapping[str, Split], where: object) -> None:
 def _require_known_classes(
     splits: Mapping[str, Split], class_names: Sequence[str], where: object
 ) -> None:
-    """Refuse labels that no training image has: those of the two splits do not fit together."""
+    """Refuse splits with labels that no training image has."""
     for name, split in splits.items():
         unknown = np.setdiff1d(split.labels, splits[TRAIN].labels)
         if len(unknown):
-            shown = ", ".join(class_names[label] for label in unknown[:_MOST_NAMED])
+            shown = ", ".join(class_names[label] for label in unknown[:_MAX_NAMED])
             raise DataError(
-                f"{where}: label {shown} of the {name} split is on no training image; "
+                f"{where}: no training image has the label {shown} of the {name} split; "
                 "expected the same labels in both"
             )
 
@@ -168,10 +169,10 @@ def _require_known_classes(
 def as_pixels(
     images: Sequence[NDArray[Any]], where: object, pixel_max: float | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Return images as uint8, shape (n, height, width, channels); each array is scaled by itself.
+    """Convert images to uint8, shape (n, height, width, channels), each array with its own scale.
 
     Raises:
-        DataError: A wrong shape, no image, a value outside the range, or no numbers.
+        DataError: An array has an invalid shape, no images, or values that are not pixels.
     """
     shaped = [with_channels(array, where) for array in images]
     whites = [pixel_scale.white_of(array, where, pixel_max) for array in shaped]
@@ -185,20 +186,22 @@ def with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
     """Return images as an array of shape (n, height, width, channels).
 
     Raises:
-        DataError: A shape that images do not have, or no image.
+        DataError: The shape is not one of images, or there are no images.
     """
     shape = array.shape
-    if len(shape) == 3:  # noqa: PLR2004
+    if array.ndim == _IMAGE_DIMENSIONS - 1:
         array = array[..., np.newaxis]
-    if array.ndim != 4 or array.shape[3] not in _CHANNELS or 0 in array.shape:  # noqa: PLR2004
+    valid = array.ndim == _IMAGE_DIMENSIONS and array.shape[-1] in _CHANNELS
+    if not valid or 0 in array.shape:
         raise DataError(
-            f"{where}: images of shape {shape}; expected (n, height, width) or (n, height, width, 1 or 3)"
+            f"{where}: images of shape {shape}; expected (n, height, width) or "
+            "(n, height, width, 1 or 3)"
         )
     return array
 
 
 def slug(path: Path) -> str:
-    """Return a dataset's name from its path: lower-case letters, digits, dots and dashes; never empty or `..`."""
+    """Return a dataset's name from its path, of lower-case letters, digits, dots and dashes."""
     resolved = path.resolve()
     stem = resolved.name if resolved.is_dir() else resolved.stem
     return re.sub(r"[^a-z0-9.]+", "-", stem.lower())[:60].strip(".-") or "dataset"

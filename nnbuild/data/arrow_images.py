@@ -1,4 +1,4 @@
-"""Arrow columns of images and of labels, as arrays: one reader for each form that images may have."""
+"""Convert Arrow columns of images and labels to arrays, with a reader for each image format."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,67 +16,61 @@ from nnbuild.data.tables import fixed_pixels, image_shape
 from nnbuild.errors import DataError, suggestion
 
 _WHITE = 255
-
-
 _IMAGE_NAMES = ("image", "img", "images")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target")
 
 
-def image_column(names: Sequence[str], wanted: str | None, where: object) -> str:
+def image_column(names: Sequence[str], requested: str | None, where: object) -> str:
     """Return the name of the column with the images.
 
     Args:
-        names: Of all columns.
-        wanted: The name that the user gave; the usual names are tried if None.
-        where: What a message should name.
+        names: Names of all columns.
+        requested: Name from the settings; None to look for the usual names.
+        where: Path or address for error messages.
 
     Raises:
         DataError: There is no such column.
     """
-    return _column(names, wanted, _IMAGE_NAMES, "image_column", where)
+    return _column(names, requested, _IMAGE_NAMES, "image_column", where)
 
 
-def label_column(names: Sequence[str], wanted: str | None, where: object) -> str:
+def label_column(names: Sequence[str], requested: str | None, where: object) -> str:
     """Return the name of the column with the labels; see `image_column`."""
-    return _column(names, wanted, _LABEL_NAMES, "label_column", where)
+    return _column(names, requested, _LABEL_NAMES, "label_column", where)
 
 
 def _column(
-    names: Sequence[str], wanted: str | None, usual: Sequence[str], setting: str, where: object
+    names: Sequence[str], requested: str | None, usual: Sequence[str], setting: str, where: object
 ) -> str:
-    if wanted is not None:
-        if wanted not in names:
-            raise DataError(f"{where}: no column {wanted!r}; {suggestion(wanted, names)}")
-        require_single(names, wanted, where)
-        return wanted
-    found = next((name for name in usual if name in names), None)
-    if found is None:
-        held = ", ".join(names[:20])
+    if requested is not None and requested not in names:
+        raise DataError(f"{where}: no column {requested!r}; {suggestion(requested, names)}")
+    name = requested or next((name for name in usual if name in names), None)
+    if name is None:
         raise DataError(
-            f"{where}: no column {usual[0]!r} among {held}; "
-            f"expected {' or '.join(map(repr, usual))}, or its name as {setting}"
+            f"{where}: no column {usual[0]!r} among {', '.join(names[:20])}; "
+            f"expected {' or '.join(map(repr, usual))}, or set {setting} to its name"
         )
-    require_single(names, found, where)
-    return found
+    require_single(names, name, where)
+    return name
 
 
 def require_single(names: Sequence[str], name: str, where: object) -> None:
-    """Refuse a file with two columns of one name.
+    """Refuse a file with two columns of the same name.
 
     Raises:
-        DataError: Names the column.
+        DataError: There are two columns of this name.
     """
     if names.count(name) > 1:
         raise DataError(f"{where}: two columns are called {name!r}; rename one of them")
 
 
 class Reader(ABC):
-    """Makes arrays of one form of image column.
+    """Reader of an image column of one format.
 
     Attributes:
-        column: What to read from the file.
-        value_bytes: Memory that one value of the file takes.
-        is_float: Whether the pixels are floats, whose range their values tell.
+        column: Name of the column, or of its part, to read from the file.
+        value_bytes: Bytes of memory for each value in the file.
+        is_float: Whether the pixels are floats, whose scale depends on their values.
     """
 
     column: str
@@ -84,39 +78,39 @@ class Reader(ABC):
     is_float: bool = False
 
     @abstractmethod
-    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:
-        """Images of shape (n, height, width) or (n, height, width, channels).
+    def read(self, column: pa.ChunkedArray, first: int, room: int, where: object) -> NDArray[Any]:
+        """Return images of shape (n, height, width) or (n, height, width, channels).
 
         Args:
-            column: the column of one row group.
-            first: the number of its first row in the file, for messages.
-            room: the most bytes that the images may take.
-            where: what a message should name.
+            column: Column of one row group.
+            first: Number of its first row in the file, for error messages.
+            room: Maximum size of the images in bytes.
+            where: Path or address for error messages.
 
         Raises:
-            DataError: nulls, images of several sizes, or pixels without a shape.
+            DataError: There are nulls, images of several sizes, or pixels without a shape.
         """
 
 
 def reader(
-    kind: Any, metadata: Mapping[bytes, bytes], where: object, column: str = "image"
+    kind: pa.DataType, metadata: Mapping[bytes, bytes], where: object, column: str = "image"
 ) -> Reader:
-    """Return the reader for a column's type.
+    """Return the reader for the type of a column.
 
     Args:
-        kind: Arrow type of the column.
-        metadata: The schema's, which may give height, width and channels.
-        where: What a message should name.
-        column: The column's name.
+        kind: Type of the column.
+        metadata: Metadata of the schema, which may contain height, width and channels.
+        where: Path or address for error messages.
+        column: Name of the column.
 
     Raises:
-        DataError: a type that cannot hold images.
+        DataError: The type cannot contain images.
     """
     shape = image_shape(metadata, where) if b"height" in metadata else None
     if isinstance(kind, pa.FixedShapeTensorType):
         if kind.permutation not in (None, list(range(len(kind.shape)))):
             raise DataError(
-                f"{where}: tensors in the order {kind.permutation}; expected height, width, channels"
+                f"{where}: tensor permutation {kind.permutation}; expected height, width, channels"
             )
         values = kind.value_type
         return _Lists(
@@ -139,29 +133,30 @@ def reader(
     if _is_bytes(kind):
         return _Pictures(column, column)
     raise DataError(
-        f"{where}: column {column!r} is {kind}; expected fixed_size_binary, lists of numbers, or PNG bytes"
+        f"{where}: column {column!r} is {kind}; expected fixed_size_binary, lists of numbers, "
+        "or PNG bytes"
     )
 
 
 def require_labels(kind: Any, where: object, column: str = "label") -> None:
-    """Refuse a column of labels by its type, before it is read.
+    """Refuse a label column of an invalid type before it is read.
 
     Raises:
-        DataError: Neither numbers, texts nor lists of numbers.
+        DataError: The type is neither numbers, strings nor lists of numbers.
     """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (_is_number(kind) or is_text(kind) or (_is_list(kind) and _is_number(kind.value_type))):
         raise DataError(
-            f"{where}: column {column!r} is {kind}; expected integers, texts or one-hot lists"
+            f"{where}: column {column!r} is {kind}; expected integers, strings or one-hot lists"
         )
 
 
 def labels(column: Any, first: int, where: object, name: str = "label") -> NDArray[Any]:
-    """Return labels as int64, float64 or text, shape (n,), or one-hot, shape (n, classes).
+    """Return labels as int64, float64 or strings, shape (n,), or one-hot, shape (n, classes).
 
     Raises:
-        DataError: Nulls, or lists of several lengths.
+        DataError: There are nulls, or lists of several lengths.
     """
     _require_values(column, name, first, where)
     values = _one(column)
@@ -184,7 +179,7 @@ def labels_of(values: Any, where: object, name: str) -> NDArray[Any]:
         return np.asarray(values.cast(pa.float64() if pa.types.is_floating(kind) else pa.int64()))
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"{where}: column {name!r} holds numbers beyond 2^63; expected smaller ones"
+            f"{where}: column {name!r} contains numbers above 2^63; expected smaller ones"
         ) from error
 
 
@@ -194,7 +189,13 @@ class _Fixed(Reader):
     shape: tuple[int, ...]
     value_bytes: int
 
-    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:  # noqa: ARG002
+    def read(
+        self,
+        column: pa.ChunkedArray,
+        first: int,
+        room: int,  # noqa: ARG002
+        where: object,
+    ) -> NDArray[Any]:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         _require_values(column, self.column, first, where)
@@ -208,7 +209,13 @@ class _Lists(Reader):
     value_bytes: int
     is_float: bool
 
-    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:  # noqa: ARG002
+    def read(
+        self,
+        column: pa.ChunkedArray,
+        first: int,
+        room: int,  # noqa: ARG002
+        where: object,
+    ) -> NDArray[Any]:
         _require_values(column, self.column, first, where)
         values = _one(column)
         if isinstance(values, pa.ExtensionArray):
@@ -225,7 +232,7 @@ class _Lists(Reader):
         shape = shape or tuple(sizes)
         if math.prod(shape) != math.prod(sizes):
             raise DataError(
-                f"{where}: images of {math.prod(sizes)} numbers, their shape is said to be {shape}"
+                f"{where}: images of {math.prod(sizes)} numbers, expected shape {shape}"
             )
         return _narrow(np.asarray(values.to_numpy(zero_copy_only=False))).reshape(count, *shape)
 
@@ -235,7 +242,7 @@ class _Pictures(Reader):
     column: str
     above: str
 
-    def read(self, column: Any, first: int, room: int, where: object) -> NDArray[Any]:
+    def read(self, column: pa.ChunkedArray, first: int, room: int, where: object) -> NDArray[Any]:
         _require_values(column, self.above, first, where)
         packed = _one(column)
         if pa.types.is_struct(packed.type):
@@ -252,35 +259,33 @@ class _Pictures(Reader):
                     )
                 if len(images) * images[0].nbytes > room:
                     raise DataError(
-                        f"{where}, row {row}: pictures that expand beyond {room} bytes; refused as a bomb"
+                        f"{where}, row {row}: pictures expand to more than {room} bytes; "
+                        "refused as a decompression bomb"
                     )
         return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
 
 
 def _narrow(values: NDArray[Any]) -> NDArray[Any]:
-    """Integers that are pixels as uint8, an eighth of what Python's lists of integers become in Arrow."""
+    """Convert integer pixels to uint8, an eighth of the memory of Python's integers in Arrow."""
     if values.dtype.kind in "iu" and len(values) and values.min() >= 0 and values.max() <= _WHITE:
         return values.astype(np.uint8)
     return values
 
 
-def _shape(size: int, given: tuple[int, ...] | None, where: object) -> tuple[int, ...]:
-    """The given shape, which must have `size` values; without one, a grey square."""
+def _shape(size: int, known: tuple[int, ...] | None, where: object) -> tuple[int, ...]:
+    """Return the known shape, which must have `size` values; otherwise a grayscale square."""
     side = math.isqrt(size)
-    shape = given or (side, side, 1)
+    shape = known or (side, side, 1)
     if math.prod(shape) != size or not size:
-        claim = (
-            f"metadata say {given}"
-            if given
-            else "that is no square, and its metadata give no shape"
-        )
+        reason = f"but shape {known} in the metadata" if known else "which is not a square"
         raise DataError(
-            f"{where}: images of {size} values, {claim}; expected metadata height, width and channels"
+            f"{where}: images of {size} values, {reason}; expected matching metadata height, "
+            "width and channels"
         )
     return shape
 
 
-def _is_list(kind: Any) -> bool:
+def _is_list(kind: pa.DataType) -> bool:
     tests = (
         pa.types.is_list,
         pa.types.is_large_list,
@@ -291,25 +296,25 @@ def _is_list(kind: Any) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _is_bytes(kind: Any) -> bool:
+def _is_bytes(kind: pa.DataType) -> bool:
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
     return any(test(kind) for test in tests)
 
 
-def is_text(kind: Any) -> bool:
-    """Return whether an Arrow type is one of texts, also as a dictionary."""
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is a string type, or a dictionary of strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(test(kind) for test in tests)
 
 
-def _is_number(kind: Any) -> bool:
+def _is_number(kind: pa.DataType) -> bool:
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     return any(test(kind) for test in tests)
 
 
-def _one(column: Any) -> Any:
+def _one(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 

@@ -1,4 +1,4 @@
-"""Is the data fit to train on? Counts what is wrong with it before a second is spent."""
+"""Check a dataset for problems before the training starts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,23 +10,23 @@ from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.splits import image_digests
 from nnbuild.errors import CheckError
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 _IMAGE_DIMENSIONS = 4
 _CHANNELS = (1, 3)
-_DARK = 0.1  # of 255: keeps images that are all black from dividing by 0
+_DARK = 0.1  # of 255; avoids a division by 0 if all images are black
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check.
+    """Result of one check.
 
     Attributes:
-        name: lower-case letters and underscores.
-        passed: whether the data keep the bound.
-        hard: whether a violation stops the run.
-        measured: the number, or what was found.
-        bound: what was expected, as it reads in a table.
-        detail: the counts behind it; empty if there is nothing to add.
+        name: Name of the check, in lower-case letters and underscores.
+        passed: Whether the data meet the bound.
+        hard: Whether a failure stops the run.
+        measured: Measured value.
+        bound: Expected value, as text for a table.
+        detail: Counts behind the value; may be empty.
     """
 
     name: str
@@ -38,41 +38,39 @@ class CheckResult:
 
 
 def check(dataset: Dataset, limits: CheckLimits | None = None) -> tuple[CheckResult, ...]:
-    """Run every check; those on the content only if the arrays have the right form.
+    """Run all checks; those of the content only if the arrays have valid shapes and types.
 
     Args:
-        dataset: what to look at.
-        limits: the bounds; by default `CheckLimits()`.
+        dataset: Dataset to check.
+        limits: Limits of the checks; `CheckLimits()` by default.
 
     Returns:
-        One result for each check, always in the same order.
+        The result of each check, always in the same order.
     """
     limits = CheckLimits() if limits is None else limits
-    form = tuple(_form(dataset))
-    if not all(result.passed for result in form):
-        return form
-    return form + tuple(_content(dataset, limits))
+    formal = tuple(_check_form(dataset))
+    if not all(result.passed for result in formal):
+        return formal
+    return formal + tuple(_check_content(dataset, limits))
 
 
 def require(results: Sequence[CheckResult]) -> None:
-    """Stop if a hard check is violated.
+    """Refuse data that failed a hard check.
 
     Raises:
-        CheckError: names every violated hard check with its numbers, on one line.
+        CheckError: A hard check failed; the message names each one with its values.
     """
-    violated = [result for result in results if result.hard and not result.passed]
-    if violated:
-        numbers = "; ".join(
+    failed = [result for result in results if result.hard and not result.passed]
+    if failed:
+        reasons = "; ".join(
             f"{result.name} is {result.measured}, expected {result.bound}"
             + (f" ({result.detail})" * bool(result.detail))
-            for result in violated
+            for result in failed
         )
-        raise CheckError(
-            f"the data are not fit to train on: {numbers}; mend the data, or the limits of the checks"
-        )
+        raise CheckError(f"data checks failed: {reasons}; fix the data or relax dataset.checks")
 
 
-def _form(dataset: Dataset) -> Iterator[CheckResult]:
+def _check_form(dataset: Dataset) -> Iterator[CheckResult]:
     splits = tuple(dataset.splits.values())
     counts = [(len(split.images), len(split.labels)) for split in splits]
     agree = all(images == labels and images for images, labels in counts)
@@ -82,25 +80,29 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
         passed=agree,
         hard=True,
         measured=shown,
-        bound="as many labels as images, in every split, and not none",
+        bound="equal numbers above 0 in every split",
     )
     shapes = [split.images.shape[1:] for split in splits]
-    fitting = (
+    valid = (
         len(set(shapes)) == 1
         and len(shapes[0]) == _IMAGE_DIMENSIONS - 1
         and shapes[0][2] in _CHANNELS
     )
     yield CheckResult(
         "image_shape",
-        passed=fitting,
+        passed=valid,
         hard=True,
-        measured=_once(shapes),
+        measured=_distinct(shapes),
         bound="one (height, width, 1 or 3)",
     )
     kinds = [f"{split.images.dtype} images, {split.labels.dtype} labels" for split in splits]
     expected = "uint8 images, int16 labels"
     yield CheckResult(
-        "dtype", passed=set(kinds) == {expected}, hard=True, measured=_once(kinds), bound=expected
+        "dtype",
+        passed=set(kinds) == {expected},
+        hard=True,
+        measured=_distinct(kinds),
+        bound=expected,
     )
     labels = np.concatenate([split.labels.ravel() for split in splits])
     low, high = (labels.min(), labels.max()) if len(labels) else (0, 0)
@@ -114,12 +116,12 @@ def _form(dataset: Dataset) -> Iterator[CheckResult]:
     )
 
 
-def _once(values: Sequence[object]) -> str:
-    """What the splits have, once if it is the same."""
+def _distinct(values: Sequence[object]) -> str:
+    """Join the distinct values of the splits."""
     return " and ".join(dict.fromkeys(str(value) for value in values))
 
 
-def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
+def _check_content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
     train, test = dataset.train, dataset.test
     counts = [np.bincount(split.labels, minlength=dataset.classes) for split in (train, test)]
     absent = [
@@ -133,7 +135,7 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
         hard=True,
         measured=f"{len(absent)} absent",
         bound="0 absent",
-        detail=_some(absent),
+        detail=_first_names(absent),
     )
     for subset, split in dataset.splits.items():
         yield _constant(f"constant_images_{subset}", split, limits)
@@ -144,10 +146,14 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
     )
     leaked = int(np.isin(digests[1], digests[0]).sum())
     yield _share("test_images_in_train", leaked, len(test), limits.leaked_share, hard=limits.strict)
-    if (own := dataset.validation) is not None:
-        seen = int(np.isin(image_digests(own.images), digests[0]).sum())
+    if (validation := dataset.validation) is not None:
+        seen = int(np.isin(image_digests(validation.images), digests[0]).sum())
         yield _share(
-            "validation_images_in_train", seen, len(own), limits.leaked_share, hard=limits.strict
+            "validation_images_in_train",
+            seen,
+            len(validation),
+            limits.leaked_share,
+            hard=limits.strict,
         )
     smallest, largest = int(counts[0].min()), int(counts[0].max())
     ratio = largest / max(smallest, 1)
@@ -163,7 +169,7 @@ def _content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResult]:
 
 
 def _brightness(dataset: Dataset, limits: CheckLimits) -> CheckResult:
-    """Compare the splits' mean pixels: no difference of content explains a factor of ten."""
+    """Compare the mean pixels of the splits; only different scales explain a large factor."""
     means = {subset: float(split.images.mean()) for subset, split in dataset.splits.items()}
     ratio = (max(means.values()) + _DARK) / (min(means.values()) + _DARK)
     shown = ", ".join(f"{mean:.2f} in {subset}" for subset, mean in means.items())
@@ -173,13 +179,13 @@ def _brightness(dataset: Dataset, limits: CheckLimits) -> CheckResult:
         hard=True,
         measured=round(ratio, 2),
         bound=f"at most {limits.brightness:g} times",
-        detail=f"mean pixels of 0 to 255: {shown}; give all splits on one scale",
+        detail=f"mean pixels of 0 to 255: {shown}; use one scale for all splits",
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _first_names(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _constant(name: str, split: Split, limits: CheckLimits) -> CheckResult:

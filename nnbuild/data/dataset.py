@@ -1,4 +1,4 @@
-"""What a dataset is, once it has been read: images, labels, and the names of the classes."""
+"""A dataset in memory: images, labels, and the names of the classes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -27,16 +27,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training, test and, if the source has one, validation split of the same classes.
+    """Training, test and optional validation split of the same classes.
 
     Attributes:
-        name: Lower-case letters, digits, dots and dashes: `mnist`, or made from the path.
-        train: Images to train on; without a validation split, some are held out for validation.
-        test: Images for evaluation only.
-        class_names: One for each class, in the order of the labels.
-        source: Where it was read from, for the manifest.
-        validation: Images to validate on; None if the source has no such split.
-        pixel_scales: How the pixels of each split were read, by its name: `float32 from 0 to 1`.
+        name: Name of lower-case letters, digits, dots and dashes: `mnist`, or made from the path.
+        train: Training split; without a validation split, part of it is used for validation.
+        test: Test split, for evaluation only.
+        class_names: Name of each class, in the order of the labels.
+        source: Description of its origin, for the manifest.
+        validation: Validation split; None if the source has none.
+        pixel_scales: Type and scale of the source's pixels by split, as `float32 from 0 to 1`.
     """
 
     name: str
@@ -49,24 +49,24 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits by name: `train`, `test`, and `validation` if there is one."""
-        found = {"train": self.train, "test": self.test}
-        return found if self.validation is None else found | {"validation": self.validation}
+        """Return the splits by name: `train`, `test`, and `validation` if there is one."""
+        splits = {"train": self.train, "test": self.test}
+        return splits if self.validation is None else splits | {"validation": self.validation}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height and width in pixels, and channels."""
+        """Return height and width in pixels, and channels."""
         height, width, channels = self.train.images.shape[1:]
         return int(height), int(width), int(channels)
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Return the number of classes."""
         return len(self.class_names)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the payload, 64 hexadecimal digits: the same for the same data in any packaging."""
+        """Return the SHA-256 of the content, which does not depend on the file format."""
         payload = hashlib.sha256()
         payload.update("\0".join(self.class_names).encode())
         for split in self.splits.values():

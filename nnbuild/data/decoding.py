@@ -1,4 +1,4 @@
-"""Decoding one picture of a file format: what is common to folders of images and to PNG bytes in Parquet."""
+"""Decode pictures: files of an image folder, and encoded bytes in Parquet."""
 
 import io
 import warnings
@@ -14,12 +14,10 @@ from nnbuild.data import archives
 from nnbuild.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"})
-NO_PICTURE = (
-    f"not a picture that can be read; expected a file that ends in {', '.join(sorted(SUFFIXES))}"
-)
+NO_PICTURE = f"not a readable picture; expected a file that ends in {', '.join(sorted(SUFFIXES))}"
 WHITE = 255
-_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # the fewer decoders, the fewer surprises
-_MOST_PIXELS = 1 << 24  # 4096 x 4096, far beyond what these networks take
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # few decoders, to limit the attack surface
+_MAX_PIXELS = 1 << 24  # 4096 x 4096, far above the size of these networks' images
 _OPAQUE = 255
 _ORIENTATION = 0x0112  # Exif 2.32, section 4.6.4
 _WITH_ORIENTATION = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
@@ -53,14 +51,14 @@ _BRANDS = {b"avif": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """While it lasts, Pillow's warnings are errors, and so end as a `DataError` that names the picture."""
+    """Turn Pillow's warnings into errors while the block runs, so that they name the picture."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
 
 
 def has_ending(name: str) -> bool:
-    """Return whether a file's name ends as those of pictures do."""
+    """Return whether a file name has the suffix of a picture."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
@@ -76,10 +74,10 @@ def read(file: Path) -> NDArray[np.uint8]:
 
 
 def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
-    """Return the pixels of a picture, upright as its EXIF orientation says.
+    """Return the pixels of a picture, rotated by its EXIF orientation.
 
-    Black-and-white and grey pictures have one channel, coloured ones and those with a palette three. An alpha
-    channel is dropped if it is opaque throughout.
+    Grayscale pictures have one channel, coloured ones and those with a palette three. An opaque
+    alpha channel is dropped.
 
     Args:
         payload: A PNG, JPEG, BMP, PGM, PPM or WebP file.
@@ -89,18 +87,19 @@ def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
         uint8, shape (height, width, channels), channels 1 or 3.
 
     Raises:
-        DataError: No such file, damaged, too large, with transparency, or of another kind such as CMYK.
+        DataError: The picture is damaged, too large, partly transparent, or of another mode, such
+            as CMYK.
     """
     try:
         with Image.open(io.BytesIO(payload), formats=_FORMATS) as picture:
             _require_size(picture, where)
-            picture.verify()  # a PNG's checksums, which decoding does not read to the end
+            picture.verify()  # the checksums of a PNG, which decoding does not check completely
         with Image.open(io.BytesIO(payload), formats=_FORMATS) as picture:
-            picture.load()  # also what follows the pixels, as a PNG's EXIF may
+            picture.load()  # also reads what follows the pixels, such as the EXIF of a PNG
             pixels = np.asarray(_upright(_plain(picture, where), _orientation(picture)))
     except DataError:
         raise
-    except Exception as error:  # what a decoder raises on a damaged file is any of a dozen types
+    except Exception as error:  # decoders raise errors of many types on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = _kind_of(payload) or (
             "an unknown format" if unknown else archives.reason_of(error)
@@ -112,25 +111,25 @@ def decode(payload: bytes, where: object) -> NDArray[np.uint8]:
 
 
 def _kind_of(payload: bytes) -> str | None:
-    """Return what a file is that is not a picture of the known formats; None if that is not clear."""
+    """Return the format of a file that is not a supported picture; None if unknown."""
     if not payload:
         return "an empty file"
     if payload[4:8] == b"ftyp":
-        return _BRANDS.get(payload[8:12], "a video or a picture in ISO's media format")
+        return _BRANDS.get(payload[8:12], "a video or a picture in the ISO base media format")
     return next((kind for magic, kind in _OTHERS if payload.startswith(magic)), None)
 
 
 def _orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if there is none that can be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     if _WITH_ORIENTATION.isdisjoint(picture.info):
-        return 1  # what Pillow would find too, after a search that takes a tenth of the decoding
+        return 1  # as Pillow would, after a search that takes a tenth of the decoding time
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = picture.getexif().get(_ORIENTATION, 1)
-        except Exception:  # noqa: BLE001  (a damaged tag is any of a dozen types, and no reason to lose the picture)
+            orientation = picture.getexif().get(_ORIENTATION, 1)
+        except Exception:  # noqa: BLE001  (a damaged tag must not discard the picture)
             return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
@@ -139,25 +138,25 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 
 
 def _require_size(picture: Image.Image, where: object) -> None:
-    if picture.width * picture.height > _MOST_PIXELS:
+    if picture.width * picture.height > _MAX_PIXELS:
         raise DataError(
-            f"{where}: {picture.width} x {picture.height} pixels; expected at most {_MOST_PIXELS}"
+            f"{where}: {picture.width} x {picture.height} pixels; expected at most {_MAX_PIXELS}"
         )
 
 
 def _plain(picture: Image.Image, where: object) -> Image.Image:
-    """The picture in mode L or RGB."""
+    """Convert a picture to mode L or RGB."""
     if picture.mode in {"1", "L"} and "transparency" not in picture.info:
         return picture.convert("L")
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode not in {"1", "L", "RGB", "P", "PA", "LA", "RGBA"}:
         raise DataError(
-            f"{where}: a picture of mode {picture.mode}; expected grey or RGB of 8 bits: convert it"
+            f"{where}: picture of mode {picture.mode}; expected 8-bit grayscale or RGB: convert it"
         )
     full = picture.convert("RGBA")
     if full.getchannel("A").getextrema() != (_OPAQUE, _OPAQUE):
         raise DataError(
-            f"{where}: transparent in places; expected an opaque picture: put it on a background"
+            f"{where}: partly transparent; expected an opaque picture: add a background"
         )
     return full.convert("L" if picture.mode in {"1", "L", "LA"} else "RGB")

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits, enlarged: real handwriting that needs no network."""
+"""scikit-learn's handwritten digits, enlarged to 28 by 28 pixels; available without a network."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,20 +8,19 @@ from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.splits import hold_out
 
 NAME = "digits"
-_INK = 16  # the darkest of scikit-learn's values
+_INK = 16  # the largest of scikit-learn's values
 _SIDE = 24
 _MARGIN = 2  # 24 and a margin of 2 on each side are MNIST's 28
 
 
 def load() -> Dataset:
-    """1,797 handwritten digits of 28 by 28 pixels, a sixth of them for testing.
+    """Load 1,797 handwritten digits of 28 by 28 pixels, a sixth of them for testing.
 
-    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-    Repository, 1998.
+    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
+    Learning Repository, 1998.
     """
-    from sklearn.datasets import (
-        load_digits,
-    )  # here, for the half second that only this dataset needs
+    # Here, because the import takes half a second.
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.stack([_enlarge(image) for image in bunch.images])[..., np.newaxis]

@@ -1,4 +1,4 @@
-"""One file from the network into a folder: resumed where it stopped, verified, and whole or not there."""
+"""Download a file: resumed after an interruption, verified, and moved into place atomically."""
 
 import fcntl
 import http.client
@@ -16,18 +16,18 @@ from typing import IO
 from nnbuild.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with the file's name, the bytes that are there, and their number in the end (None: not known)."""
+"""Callback for the name of the file, the bytes so far, and their total (None if unknown)."""
 _Report = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 18
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _ATTEMPTS = 3
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
 
 
 class UnavailableError(DataError):
-    """The data are nowhere to be had: not a word on whether they are sound."""
+    """The data are not available from any source."""
 
 
 def fetch(
@@ -38,25 +38,26 @@ def fetch(
     progress: Progress | None,
     timeout: float,
 ) -> None:
-    """Download a file, unless a sound one is there already.
+    """Download a file, unless a valid one exists.
 
-    What arrives is kept in a hidden `.part` file beside the target until it is verified, so that a broken
-    download goes on where it stopped. Of several processes one works on that file; the others use their own.
+    The content is stored in a hidden `.part` file next to the target until it is verified, so that
+    an interrupted download can be resumed. Of several processes one uses that file, the others use
+    temporary files.
 
     Args:
-        url: http or https.
-        target: where the file is to stand; its folder is made.
-        verify: raises `DataError` if the file is not what was wanted.
-        progress: told how far it is.
-        timeout: seconds that the server may be silent.
+        url: URL with the scheme http or https.
+        target: Path of the file; its folder is created.
+        verify: Function that raises `DataError` if the file is not the expected one.
+        progress: Callback for the progress.
+        timeout: Seconds to wait for a response of the server.
 
     Raises:
-        UnavailableError: the server cannot be reached, does not have it, or gives something else.
+        UnavailableError: The server is unreachable, has no such file, or sends another one.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _partial(target) as part:
-            if not _is_sound(target, verify):
+            if not _is_valid(target, verify):
                 _fill(
                     url, part, verify, partial(progress, target.name) if progress else None, timeout
                 )
@@ -66,7 +67,7 @@ def fetch(
         raise UnavailableError(f"{target.parent}: {_reason(error)}") from error
 
 
-def _is_sound(target: Path, verify: Callable[[Path], None]) -> bool:
+def _is_valid(target: Path, verify: Callable[[Path], None]) -> bool:
     if not target.exists():
         return False
     try:
@@ -83,14 +84,14 @@ def _fill(
     report: _Report | None,
     timeout: float,
 ) -> None:
-    """Download until `verify` is content; begin anew if what was resumed turns out to be unsound."""
+    """Download until `verify` succeeds; start again if a resumed download is invalid."""
     for attempt in range(1, _ATTEMPTS + 1):
         resumed = part.seek(0, os.SEEK_END) > 0
         try:
             _transfer(url, part, report, timeout)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            gone = isinstance(error, urllib.error.HTTPError) or part.tell() == 0
-            if gone or attempt == _ATTEMPTS:
+            hopeless = isinstance(error, urllib.error.HTTPError) or part.tell() == 0
+            if hopeless or attempt == _ATTEMPTS:
                 raise UnavailableError(f"{url}: {_reason(error)}") from error
             continue
         part.flush()
@@ -102,19 +103,20 @@ def _fill(
                 raise UnavailableError(f"{url}: not the published data ({error})") from error
         else:
             return
-    raise UnavailableError(f"{url}: not the published data, even when downloaded anew")
+    raise UnavailableError(f"{url}: not the published data, even when downloaded again")
 
 
 def _transfer(url: str, part: IO[bytes], report: _Report | None, timeout: float) -> None:
-    """Append what is missing; if the server does not resume, begin anew."""
+    """Append the missing bytes; start again if the server does not support that."""
     done = part.tell()
     headers = {"User-Agent": "nnbuild", **({"Range": f"bytes={done}-"} if done else {})}
     try:
-        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)  # noqa: S310
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  (see `_opener`)
+        response = _opener().open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         with error:
             if done and error.code == _RANGE_NOT_SATISFIABLE:
-                return  # nothing is missing, or the partial file is too long: `verify` decides
+                return  # complete, or too long: `verify` decides
             raise
     with response:
         if response.status != _PARTIAL_CONTENT or _range_start(response) != done:
@@ -124,9 +126,9 @@ def _transfer(url: str, part: IO[bytes], report: _Report | None, timeout: float)
         total = done + int(length) if length.isascii() and length.isdigit() else None
         while chunk := response.read(_CHUNK):
             done += part.write(chunk)
-            if done > _MOST_BYTES:
+            if done > _MAX_BYTES:
                 part.truncate(0)
-                raise UnavailableError(f"{url}: more than {_MOST_BYTES} bytes; refused")
+                raise UnavailableError(f"{url}: larger than {_MAX_BYTES} bytes; refused")
             if report:
                 report(done, total)
     if total is not None and done < total:
@@ -140,7 +142,7 @@ def _range_start(response: http.client.HTTPResponse) -> int | None:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS alone: a redirect to a file or an FTP server is followed nowhere."""
+    """Return an opener for HTTP and HTTPS only, which refuses redirects to files or FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -157,7 +159,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 @contextmanager
 def _partial(target: Path) -> Iterator[IO[bytes]]:
-    """The target's `.part` file, locked; if another process holds it, a file of our own."""
+    """Open the target's `.part` file and lock it; a temporary file if another process has it."""
     path = target.with_name(f".{target.name}.part")
     while True:
         with path.open("a+b") as part:
@@ -165,7 +167,7 @@ def _partial(target: Path) -> Iterator[IO[bytes]]:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 break
-            if _stands(part, path):  # else the holder before us has moved it to its place meanwhile
+            if _is_at(part, path):  # otherwise the previous owner has just moved it to the target
                 try:
                     yield part
                 finally:
@@ -180,7 +182,7 @@ def _partial(target: Path) -> Iterator[IO[bytes]]:
             Path(own.name).unlink(missing_ok=True)
 
 
-def _stands(part: IO[bytes], path: Path) -> bool:
+def _is_at(part: IO[bytes], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(part.fileno()), path.stat())
     except FileNotFoundError:
@@ -188,7 +190,7 @@ def _stands(part: IO[bytes], path: Path) -> bool:
 
 
 def _remove_empty(part: IO[bytes], path: Path) -> None:
-    if _stands(part, path) and not os.fstat(part.fileno()).st_size:
+    if _is_at(part, path) and not os.fstat(part.fileno()).st_size:
         path.unlink()
 
 

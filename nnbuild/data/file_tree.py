@@ -1,11 +1,11 @@
-"""Which files of a folder count as data: one rule for training and scoring, local folders and URLs.
+"""List the data files of a folder, by the same rules for training, scoring, local folders and URLs.
 
-- Names that begin with `.` or `_` are passed over at any depth, and so are the litter files of
-  desktops. A file or folder that is named explicitly always counts.
-- Links are followed, to files and to folders, wherever they lead; a link back to a folder above
-  it is not entered again, and a link that leads nowhere is an error.
-- A pipe, a socket or a device is an error: reading it can block for ever.
-- Files are ordered by their POSIX path below the folder, as text.
+- Names that begin with `.` or `_`, and the metadata files of desktops, are ignored at any depth. A
+  file or folder that is named explicitly is never ignored.
+- Links to files and folders are followed; a link to a folder above it is not entered again, and a
+  broken link is an error.
+- A pipe, a socket or a device is an error, because reading it can block.
+- Files are ordered by their POSIX path relative to the folder, as text.
 """
 
 import errno
@@ -22,11 +22,11 @@ from nnbuild.data import archives
 from nnbuild.errors import DataError
 from nnbuild.runtime.regular_files import irregular
 
-_LITTER = frozenset(
+_DESKTOP_FILES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
 )
 _SHARD = re.compile(r"^(?P<before>.*)-(?P<number>\d{5,9})-of-(?P<count>\d{5,9})(?P<after>.*)$")
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 class File(NamedTuple):
@@ -34,7 +34,7 @@ class File(NamedTuple):
 
     Attributes:
         path: Local path, or a path of universal_pathlib.
-        name: POSIX path below the folder: `day=1/part-0.parquet`.
+        name: POSIX path relative to the folder: `day=1/part-0.parquet`.
     """
 
     path: Any
@@ -42,39 +42,39 @@ class File(NamedTuple):
 
 
 def is_ignored(name: str) -> bool:
-    """Return whether a name of a file or folder is passed over."""
-    return name.startswith((".", "_")) or name.lower() in _LITTER
+    """Return whether files and folders with this name are ignored."""
+    return name.startswith((".", "_")) or name.lower() in _DESKTOP_FILES
 
 
 def is_local(path: Any) -> bool:
-    """Return whether a path is one of this machine."""
+    """Return whether a path is on this machine."""
     return isinstance(path, Path)
 
 
 def path_exists(path: Path | str) -> bool:
-    """Return whether a path leads to something; False for names that no file system takes."""
+    """Return whether a path exists; False for invalid names."""
     return os.path.exists(path)  # noqa: PTH110  (Path.exists raises on names that are too long)
 
 
 def files_below(folder: Any) -> list[File]:
-    """List the files of a folder and of those below it, in order.
+    """List the files of a folder and its subfolders, in order.
 
     Args:
         folder: Local folder, or a folder of universal_pathlib.
 
     Raises:
-        DataError: A folder cannot be listed, a link leads nowhere, or an entry is a pipe, a socket
-            or a device.
+        DataError: A folder cannot be listed, a link is broken, or an entry is a pipe, a socket or a
+            device.
     """
-    found = _local_files(folder) if is_local(folder) else _remote_files(folder)
-    return sorted(found, key=lambda file: file.name)
+    files = _local_files(folder) if is_local(folder) else _remote_files(folder)
+    return sorted(files, key=lambda file: file.name)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """List the names of the folders in a folder, in order, without those that are passed over.
+    """List the names of the folders in a folder, in order, except ignored ones.
 
     Raises:
-        DataError: As for `files_below`.
+        DataError: See `files_below`.
     """
     with archives.read_errors_as_data_errors(folder), os.scandir(folder) as entries:
         visible = sorted(entry.name for entry in entries if not is_ignored(entry.name))
@@ -96,14 +96,12 @@ def _local_files(folder: Path) -> Iterator[File]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Return whether an entry is a folder; anything else has to be an ordinary file."""
+    """Return whether an entry is a folder; refuse anything that is not a regular file either."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ELOOP} and path.is_symlink():
-            raise DataError(
-                f"{path}: a link that leads nowhere; remove it, or restore what it links to"
-            ) from error
+            raise DataError(f"{path}: a broken link; remove it, or restore its target") from error
         with archives.read_errors_as_data_errors(path):
             raise
     kind = irregular(mode)
@@ -120,22 +118,22 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _remote_files(folder: Any) -> Iterator[File]:
     base = folder.path.rstrip("/") + "/"
-    for found in folder.fs.find(folder.path):
-        name = found.removeprefix(base)
+    for path in folder.fs.find(folder.path):
+        name = path.removeprefix(base)
         parts = name.split("/")
-        if found.startswith(base) and all(part and not is_ignored(part) for part in parts):
+        if path.startswith(base) and all(part and not is_ignored(part) for part in parts):
             yield File(folder.joinpath(*parts), name)
 
 
 def has_wildcard(address: str) -> bool:
-    """Return whether an address is a glob pattern and not the name of something that exists."""
+    """Return whether an address is a glob pattern and not an existing path."""
     return glob.has_magic(address) and not path_exists(address)
 
 
 def matches(folder: Any, pattern: str) -> list[Any]:
-    """List what a glob pattern matches below a folder, in order.
+    """List the matches of a glob pattern below a folder, in order.
 
-    A wildcard matches no name that is passed over; a pattern that begins with `.` or `_` itself does.
+    A wildcard does not match ignored names, unless the pattern begins with the same `.` or `_`.
 
     Args:
         folder: Local folder, or a folder of universal_pathlib.
@@ -192,34 +190,34 @@ def _listed(folder: Any) -> list[str]:
 
 
 def require_all_shards(names: Iterable[str], where: object) -> None:
-    """Refuse a set of files in which a numbered shard is missing: `train-00001-of-00003.parquet`.
+    """Refuse files of which a numbered shard is missing, such as `train-00001-of-00003.parquet`.
 
     Args:
-        names: POSIX paths.
-        where: What a message should name.
+        names: POSIX paths of the files.
+        where: Path or address for error messages.
 
     Raises:
-        DataError: Names the missing shards, or two numbers of shards of the same files.
+        DataError: Shards are missing, or their names have different numbers of shards.
     """
     sets: dict[tuple[str, str], dict[str, set[int]]] = {}
     for name in names:
-        if found := _SHARD.match(name):
-            shards = sets.setdefault((found["before"], found["after"]), {})
-            shards.setdefault(found["count"], set()).add(int(found["number"]))
+        if match := _SHARD.match(name):
+            shards = sets.setdefault((match["before"], match["after"]), {})
+            shards.setdefault(match["count"], set()).add(int(match["number"]))
     for (before, after), counts in sets.items():
         if len(counts) > 1:
-            given = " and of ".join(sorted(counts))
+            totals = " and of ".join(sorted(counts))
             raise DataError(
-                f"{where}: {before} has shards of {given}{after}; remove those of the older write"
+                f"{where}: {before} has shards of {totals}{after}; remove the older ones"
             )
         ((count, numbers),) = counts.items()
         first = 1 if 0 not in numbers and int(count) in numbers else 0
         absent = (each for each in range(first, first + int(count)) if each not in numbers)
         shown = [
             f"{before}-{number:0{len(count)}}-of-{count}{after}"
-            for number in islice(absent, _MOST_NAMED)
+            for number in islice(absent, _MAX_NAMED)
         ]
         if shown:
             others = int(count) - len(numbers) - len(shown)
             more = f" and {others} more" if others > 0 else ""
-            raise DataError(f"{where}: lacks {', '.join(shown)}{more}; add the missing shards")
+            raise DataError(f"{where}: missing {', '.join(shown)}{more}; add these shards")

@@ -1,4 +1,4 @@
-"""IDX, the format of MNIST's files: two zero bytes, a type, the number of dimensions, their sizes, values.
+"""Read IDX files, the format of MNIST: zeros, type, number of dimensions, sizes, values.
 
 Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database", section on file formats.
 """
@@ -25,11 +25,13 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _QMNIST_COLUMNS = 8  # the class, then the writer, the form and so on
+_STACK = 3  # dimensions of grayscale images: n, height, width
+_MATRIX = 2  # dimensions of extended labels: n, columns
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAGIC = 4  # bytes
-_MOST_DIMENSIONS = 4  # images, height, width, channels
-_MOST_BYTES = 2**62  # NumPy's own bound is just above
+_MAX_DIMENSIONS = 4  # images, height, width, channels
+_MAX_BYTES = 2**62  # just below NumPy's limit
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -37,25 +39,28 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-"""MNIST's names: training images and labels, test images and labels."""
+"""File names of MNIST: training images and labels, test images and labels."""
 
 
 def read(path: Path) -> NDArray[Any]:
-    """The array in an IDX file, gzipped or not.
+    """Read the array in an IDX file, gzipped or not.
 
     Returns:
-        Of the type and the shape that the header says, at most four dimensions, as MNIST's images (n, 28, 28) uint8.
+        Array with the type and shape of the header, at most four dimensions: uint8 of shape
+        (n, 28, 28) for the images of MNIST.
 
     Raises:
-        DataError: missing, truncated, damaged, no IDX file, or a header that promises more than it can hold.
+        DataError: The file is missing, truncated or damaged, is not an IDX file, or its header
+            claims more data than it can contain.
     """
-    with archives.opened(path) as (stream, limit):
+    with archives.open_maybe_gzipped(path) as (stream, limit):
         kind, shape = _read_header(stream, path)
         size = math.prod(shape) * kind.itemsize
         # A size of 0 makes the product 0, whatever the other sizes are.
-        if size > limit or math.prod(max(each, 1) for each in shape) * kind.itemsize > _MOST_BYTES:
+        if size > limit or math.prod(max(each, 1) for each in shape) * kind.itemsize > _MAX_BYTES:
             raise DataError(
-                f"{path}: claims shape {shape}, {size} bytes, and can hold {limit}; fetch it again"
+                f"{path}: claims shape {shape}, {size} bytes, but can contain at most {limit}; "
+                "download it again"
             )
         payload = archives.read_exactly(stream, size, path)
     return np.frombuffer(payload, kind).reshape(shape)
@@ -67,10 +72,11 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[in
         len(magic) < _MAGIC
         or magic[:2] != b"\0\0"
         or magic[2] not in _TYPES
-        or not 1 <= magic[3] <= _MOST_DIMENSIONS
+        or not 1 <= magic[3] <= _MAX_DIMENSIONS
     ):
         raise DataError(
-            f"{path}: starts with {magic.hex() or 'nothing'}, expected an IDX header such as 00000803"
+            f"{path}: starts with {magic.hex() or 'nothing'}, "
+            "expected an IDX header such as 00000803"
         )
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
@@ -79,38 +85,38 @@ def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[in
 
 
 def read_all(folder: Path) -> tuple[NDArray[Any], ...]:
-    """Training images and labels, test images and labels from a folder of MNIST's four files.
+    """Read training images and labels, test images and labels from MNIST's four files.
 
     Returns:
-        Four arrays, as `read` gives them: images of shape (n, height, width), labels of shape (n,).
+        Four arrays: images of shape (n, height, width), labels of shape (n,).
 
     Raises:
-        DataError: a file is missing, or as `read` says.
+        DataError: A file is missing or invalid; see `read`.
     """
-    found = require_all(folder)
-    return tuple(read(found[name]) for name in FILES)
+    paths = require_all(folder)
+    return tuple(read(paths[name]) for name in FILES)
 
 
 def require_all(folder: Path) -> dict[str, Path]:
-    """Return the path of each of MNIST's four files in a folder, by its name in `FILES`.
+    """Return the paths of MNIST's four files in a folder, by their names in `FILES`.
 
     Raises:
         DataError: A file is missing.
     """
-    found = find(folder)
-    if missing := [name for name in FILES if name not in found]:
-        held = ", ".join(found) or "nothing"
+    paths = find(folder)
+    if missing := [name for name in FILES if name not in paths]:
+        present = ", ".join(paths) or "nothing"
         raise DataError(
-            f"{folder}: has {held} but lacks {', '.join(missing)}; expected all four files"
+            f"{folder}: has {present} but lacks {', '.join(missing)}; expected all four files"
         )
-    return found
+    return paths
 
 
 def payload_digest(array: NDArray[np.uint8]) -> str:
-    """sha256 of the IDX file that this array would be, so that any packaging of the same data has one digest.
+    """Return the SHA-256 of an array as an IDX file, whatever format it was read from.
 
     Args:
-        array: uint8, any shape of one to four dimensions.
+        array: uint8, one to four dimensions.
 
     Returns:
         64 hexadecimal digits.
@@ -122,13 +128,14 @@ def payload_digest(array: NDArray[np.uint8]) -> str:
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """Which of MNIST's four files a folder holds, under the usual variants of their names.
+    """Find MNIST's four files in a folder, under the usual variants of their names.
 
     Returns:
-        The path of each that was found, by its name in `FILES`: `train-images-idx3-ubyte` and
-        `train-images.idx3-ubyte`, with `.gz` or without (without is taken first: it is faster).
+        Path of each existing file by its name in `FILES`. Variants are `train-images-idx3-ubyte`
+        and `train-images.idx3-ubyte`, with or without `.gz`; files without it are preferred because
+        they are faster to read.
     """
-    found = {}
+    result = {}
     for name in FILES:
         variants = (name + end for end in ("", ".gz"))
         dotted = (name.replace("-idx", ".idx") + end for end in ("", ".gz"))
@@ -138,73 +145,75 @@ def find(folder: Path) -> dict[str, Path]:
             if path_exists(path)
         ]
         if paths:
-            found[name] = paths[0]
-    return found
+            result[name] = paths[0]
+    return result
 
 
 Files = dict[tuple[str, str], Path]
 
 
 def find_set(folder: Path, names: Sequence[str]) -> tuple[str, Files] | None:
-    """Find the IDX files of a dataset that is published in files of its own names, as EMNIST is.
+    """Find the IDX files of a dataset with other file names, such as EMNIST.
 
     Args:
-        folder: Where the files are.
-        names: Of its files.
+        folder: Folder with the files.
+        names: Names of the files in the folder.
 
     Returns:
-        The name that the files begin with, such as `emnist-letters`, and the path of each by split
-        and kind (`images`, `labels`); None if there are no such files.
+        Common prefix of the names, such as `emnist-letters`, and the path of each file by split and
+        kind (`images`, `labels`); None if there are no such files.
 
     Raises:
-        DataError: The files of several datasets, or no training images and labels among them.
+        DataError: There are files of several datasets, or no training images and labels.
     """
     sets: dict[str, Files] = {}
-    for name in sorted(names, reverse=True):  # of two packagings of a file the plain one is taken
-        found = _NAME.match(name)
-        split = split_named(found["split"].lower().replace("t10k", TEST)) if found else None
-        if found and split:
-            files = sets.setdefault((found["set"] or "").lower(), {})
-            files[split, found["kind"].lower()] = folder / name
+    for name in sorted(names, reverse=True):  # a plain file overrides its gzipped copy
+        match = _NAME.match(name)
+        split = split_named(match["split"].lower().replace("t10k", TEST)) if match else None
+        if match and split:
+            files = sets.setdefault((match["set"] or "").lower(), {})
+            files[split, match["kind"].lower()] = folder / name
     if not sets:
         return None
     if len(sets) > 1:
         raise DataError(
-            f"{folder}: holds several datasets, {', '.join(sorted(sets))}; "
-            "put the files of one into a folder of its own"
+            f"{folder}: contains several datasets, {', '.join(sorted(sets))}; "
+            "use a separate folder for each"
         )
     ((prefix, files),) = sets.items()
     for split in {TRAIN, *(split for split, _ in files)}:
         for kind in ("images", "labels"):
             if (split, kind) not in files:
-                held = ", ".join(sorted(path.name for path in files.values()))
-                raise DataError(f"{folder}: lacks the {kind} of {split} among {held}; add the file")
+                present = ", ".join(sorted(path.name for path in files.values()))
+                raise DataError(
+                    f"{folder}: lacks the {kind} of {split} among {present}; add the file"
+                )
     return prefix, files
 
 
 def read_images(path: Path) -> NDArray[Any]:
-    """Read images, those of EMNIST turned upright: its files have rows and columns exchanged.
+    """Read images; those of EMNIST are transposed, because its files swap rows and columns.
 
     Raises:
-        DataError: As for `read`.
+        DataError: See `read`.
     """
     images = read(path)
-    if is_transposed(path.name) and images.ndim == 3:  # noqa: PLR2004
+    if is_transposed(path.name) and images.ndim == _STACK:
         return images.transpose(0, 2, 1)
     return images
 
 
 def is_transposed(name: str) -> bool:
-    """Return whether a file's images have rows and columns exchanged, by its name."""
+    """Return whether the images of a file have rows and columns swapped, by its name."""
     return name.lower().startswith("emnist")
 
 
 def read_labels(path: Path) -> NDArray[Any]:
-    """Read labels; of QMNIST's eight columns the first, which is the class.
+    """Read labels; for QMNIST the first of eight columns, which is the class.
 
     Raises:
-        DataError: As for `read`.
+        DataError: See `read`.
     """
     labels = read(path)
-    extended = labels.ndim == 2 and labels.shape[1] == _QMNIST_COLUMNS  # noqa: PLR2004
+    extended = labels.ndim == _MATRIX and labels.shape[1] == _QMNIST_COLUMNS
     return labels[:, 0] if extended and path.name.lower().startswith("qmnist") else labels

@@ -1,4 +1,4 @@
-"""A folder of images by class: train/<class>/*.png and test/<class>/*.png, or <class>/*.png alone."""
+"""Read image folders: train/<class>/*.png and test/<class>/*.png, or only <class>/*.png."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,15 +16,15 @@ from nnbuild.data.labels import by_value, normalized
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.errors import DataError
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 
 class _Examples(NamedTuple):
-    """The pictures of a split.
+    """Pictures of a split.
 
     Attributes:
-        files: Paths, class after class.
-        labels: Label of each.
+        files: Paths, ordered by class.
+        labels: Label of each picture.
         skipped: Files that are not pictures.
     """
 
@@ -34,17 +34,16 @@ class _Examples(NamedTuple):
 
 
 def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
-    """Read a dataset from pictures in one folder for each class.
+    """Read a dataset from pictures in a folder for each class.
 
-    The classes are the folders' names in order, numbers by their value; a class folder may have
-    folders of its own. Splits are the folders `train`, `test` and `val`, and their synonyms,
-    without regard to case; see `nnbuild.data.splits`. All pictures must have one size, and be all
-    grey or all coloured. Without a test split a sixth of each class is held out. For what is passed
-    over see `nnbuild.data.file_tree`.
+    The classes are the names of the folders in order, numbers by value; class folders may have
+    subfolders. Splits are the folders `train`, `test` and `val`, and their synonyms, in any case;
+    see `nnbuild.config.names`. All pictures must have the same size and channels. Without a test
+    split, a sixth of each class is held out. `nnbuild.data.file_tree` says which files are ignored.
 
     Raises:
-        DataError: No class, an empty one, a file that is not a picture, or one of another size; the
-            message names it.
+        DataError: There are no classes, a class has no files, a file is not a picture, or the
+            pictures differ in size.
     """
     splits = _split_folders(path)
     classes = {split: _class_folders(folder) for split, folder in splits.items()}
@@ -62,7 +61,8 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     }
     if not examples[TRAIN].files:
         raise DataError(
-            f"{path}: no pictures; expected train/<class>/*.png and test/<class>/*.png, or <class>/*.png"
+            f"{path}: no pictures; expected train/<class>/*.png and test/<class>/*.png, "
+            "or <class>/*.png"
         )
     shape = _shape_of(examples[TRAIN].files[0])
     arrays: dict[str, NDArray[Any]] = {}
@@ -81,69 +81,69 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
-    """Return the folder of each split; the whole folder is for training if it has no `train`."""
-    found: dict[str, Path] = {}
+    """Return the folder of each split; without `train`, the whole folder is for training."""
+    splits: dict[str, Path] = {}
     folders = subfolders(path)
     for name in folders:
         split = split_named(name)
-        if split in found:
+        if split in splits:
             raise DataError(
-                f"{path}: {found[split].name} and {name} are both named after the {split} split; "
+                f"{path}: {splits[split].name} and {name} are both named after the {split} split; "
                 "keep one of them"
             )
         if split is not None:
-            found[split] = path / name
-    if TRAIN in found and subfolders(found[TRAIN]):  # otherwise `train` is a class, beside `bus`
-        return {TRAIN: found.pop(TRAIN), **found}
-    if found and len(found) == len(folders):
+            splits[split] = path / name
+    if TRAIN in splits and subfolders(splits[TRAIN]):  # otherwise `train` is a class, like `bus`
+        return {TRAIN: splits.pop(TRAIN), **splits}
+    if splits and len(splits) == len(folders):
         raise DataError(f"{path}: has {', '.join(folders)} and no train/; add the training images")
     return {TRAIN: path}
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
-    """Return the folder of each class by its name in Unicode's composed form."""
-    found: dict[str, Path] = {}
+    """Return the folder of each class by its name in composed Unicode form (NFC)."""
+    folders: dict[str, Path] = {}
     for name in subfolders(folder):
-        if normalized(name) in found:
+        if normalized(name) in folders:
             raise DataError(
-                f"{folder}: two folders are called {normalized(name)!r}, in different Unicode forms; "
-                "merge them"
+                f"{folder}: two folders are called {normalized(name)!r}, in different Unicode "
+                "forms; merge them"
             )
-        found[normalized(name)] = folder / name
-    return found
+        folders[normalized(name)] = folder / name
+    return folders
 
 
 def _by_class(
     files: Sequence[File], path: Path, folders: Mapping[str, Path]
 ) -> dict[str, list[File]]:
-    """Return the files of each class of a split, out of all files."""
+    """Return the files of each class of a split."""
     above = {folder.relative_to(path).parts: name for name, folder in folders.items()}
     depth = max(map(len, above), default=0)
-    found: dict[str, list[File]] = {name: [] for name in folders}
+    classes: dict[str, list[File]] = {name: [] for name in folders}
     for file in files:
         parts = PurePosixPath(file.name).parts
         if len(parts) > depth and parts[:depth] in above:
-            found[above[parts[:depth]]].append(file)
-    if empty := next((name for name, of_class in found.items() if not of_class), None):
+            classes[above[parts[:depth]]].append(file)
+    if empty := next((name for name, members in classes.items() if not members), None):
         raise DataError(f"{folders[empty]}: an empty folder; expected the pictures of a class")
-    return found
+    return classes
 
 
 def _examples(
     files: Mapping[str, Sequence[File]], class_names: Sequence[str], options: ReadOptions
 ) -> _Examples:
-    """List every picture of a split with its label."""
-    found = _Examples([], [], [])
+    """Return the pictures of a split with their labels."""
+    examples = _Examples([], [], [])
     for label, name in enumerate(class_names):
-        for file in files.get(name, ()):  # a test split may lack a class; the checks say so
+        for file in files.get(name, ()):  # a test split without a class fails a data check
             if decoding.has_ending(file.name):
-                found.files.append(file.path)
-                found.labels.append(label)
+                examples.files.append(file.path)
+                examples.labels.append(label)
             elif options.skip_other_files:
-                found.skipped.append(file.path)
+                examples.skipped.append(file.path)
             else:
                 raise _not_a_picture(file)
-    return found
+    return examples
 
 
 def _not_a_picture(file: File) -> DataError:
@@ -158,12 +158,12 @@ def _note(
     examples: Mapping[str, _Examples],
     files: Sequence[File],
 ) -> str:
-    """Return what a person should know about the files that were not read."""
+    """Describe the files that were not read, for the source of the dataset."""
     note = ""
     depth = 1 if splits[TRAIN] == path else 2
     loose = sum(decoding.has_ending(each.name) and each.name.count("/") < depth for each in files)
     if loose:
-        note += f"; {loose} picture(s) outside of the class folders not read"
+        note += f"; {loose} picture(s) outside the class folders not read"
     skipped = sum(len(each.skipped) for each in examples.values())
     if skipped:
         note += f"; {skipped} file(s) that are not pictures skipped"
@@ -171,8 +171,8 @@ def _note(
         read = {folder.name for folder in splits.values()}
         unread = [name for name in subfolders(path) if name not in read]
         if unread:
-            more = ", …" * (len(unread) > _MOST_NAMED)
-            note += f"; not read, since they name no split: {', '.join(unread[:_MOST_NAMED])}{more}"
+            more = ", …" * (len(unread) > _MAX_NAMED)
+            note += f"; not read, not named after a split: {', '.join(unread[:_MAX_NAMED])}{more}"
     return note
 
 
@@ -184,16 +184,16 @@ def _shape_of(file: Path) -> tuple[int, ...]:
 def _read(
     examples: _Examples, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-    """Images of shape (n, height, width, channels) and their labels.
+    """Read images of shape (n, height, width, channels) and their labels.
 
     Raises:
-        DataError: A picture is damaged or has another shape, or they would take too much memory.
+        DataError: A picture is damaged or has another shape, or the images need too much memory.
     """
     files = examples.files
     size = int(np.prod(shape)) * len(files)
     if size > archives.allowance(sum(archives.require_regular(file) for file in files)):
         raise DataError(
-            f"{files[0].parent}: {len(files)} pictures that claim to expand to {size} bytes; refused"
+            f"{files[0].parent}: {len(files)} pictures would expand to {size} bytes; refused"
         )
     images = np.empty((len(files), *shape), np.uint8)
     with decoding.strict():
@@ -201,8 +201,8 @@ def _read(
             pixels = decoding.read(file)
             if pixels.shape != shape:
                 raise DataError(
-                    f"{file}: height, width, channels {pixels.shape}, the first picture's are {shape};"
-                    " expected one size, all grey or all RGB"
+                    f"{file}: height, width, channels {pixels.shape}, but {shape} in the first "
+                    "picture; expected one size, all grayscale or all RGB"
                 )
             images[row] = pixels
     return images, np.array(examples.labels, np.int16)

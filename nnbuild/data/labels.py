@@ -1,4 +1,4 @@
-"""Labels in the forms that people keep them in, as classes from 0 with their names."""
+"""Encode labels of the usual formats as class numbers from 0, with class names."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -9,21 +9,22 @@ from numpy.typing import NDArray
 
 from nnbuild.errors import DataError
 
-MOST_CLASSES = 1000
+MAX_CLASSES = 1000
 NONE = -1
-"""The label of an image that has none."""
+"""Label of unlabelled images."""
 
 _LONG_NUMBER = 10  # digits
-_JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words in Persian or Hindi
-_EXPECTED = "expected one for each image: integers, texts, whole floats, or one-hot rows"
+_JOINERS = str.maketrans("", "", "\u200c\u200d")  # needed in words of Persian or Hindi
+_MATRIX = 2  # dimensions of one-hot labels, or of a single column
+_EXPECTED = "expected one for each image: integers, strings, whole floats, or one-hot rows"
 
 
 class Encoded(NamedTuple):
-    """Labels of several splits as classes.
+    """Encoded labels of several splits.
 
     Attributes:
-        splits: int16, shape (n,) each, from 0; -1 for an image without a label.
-        class_names: One for each class, in the order of the labels.
+        splits: Labels of each split from 0, or -1 for unlabelled images, int16, shape (n,).
+        class_names: Name of each class, in the order of the labels.
     """
 
     splits: tuple[NDArray[np.int16], ...]
@@ -33,21 +34,23 @@ class Encoded(NamedTuple):
 def encode(
     columns: Sequence[NDArray[Any]], where: object, class_names: Sequence[str] | None = None
 ) -> Encoded:
-    """Number the classes that several splits share.
+    """Encode the labels of several splits with common class numbers.
 
-    Labels may be integers (from 0 or 1, with gaps), texts, floats that are whole numbers, booleans
-    or one-hot rows. The classes are the labels that occur, numbers by their value and texts by the
-    alphabet, and are named by them; -1 is no label.
+    Labels may be integers (from 0 or 1, with gaps), strings, whole floats, booleans or one-hot
+    rows. The classes are the labels that occur, numbers by value and strings in alphabetical order,
+    and are named after them; -1 marks unlabelled images.
 
     Args:
         columns: Labels of each split, shape (n,), (n, 1) or, one-hot, (n, classes).
-        where: What a message should name.
-        class_names: Names that the source gives to the labels 0, 1, 2 and so on.
+        where: Path or address for error messages.
+        class_names: Names of the labels 0, 1, 2 and so on, if the source defines them.
 
     Raises:
-        DataError: Labels of another form, or a number of classes that cannot be trained on.
+        DataError: The labels have another format, or the number of classes is out of range.
     """
-    widths = [labels.shape[1] for labels in columns if labels.ndim == 2 and labels.shape[1] > 1]  # noqa: PLR2004
+    widths = [
+        labels.shape[1] for labels in columns if labels.ndim == _MATRIX and labels.shape[1] > 1
+    ]
     flat = [_flat(labels, where) for labels in columns]
     if class_names is None and widths:
         class_names = [str(label) for label in range(max(widths))]
@@ -58,10 +61,10 @@ def encode(
 
 
 def _flat(labels: NDArray[Any], where: object) -> NDArray[Any]:
-    """Return labels as int64 or as normalised texts, shape (n,)."""
-    if labels.ndim == 2 and labels.shape[1] == 1:  # noqa: PLR2004
+    """Return labels as int64 or as normalized strings, shape (n,)."""
+    if labels.ndim == _MATRIX and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim == 2 and labels.dtype.kind in "biuf":  # noqa: PLR2004
+    if labels.ndim == _MATRIX and labels.dtype.kind in "biuf":
         return _from_one_hot(labels, where)
     if labels.ndim != 1 or not len(labels):
         raise DataError(
@@ -98,14 +101,15 @@ def _from_floats(labels: NDArray[Any], where: object) -> NDArray[Any]:
 
 
 def _names(columns: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
-    """Return the labels that occur, in order, as text."""
+    """Return the labels that occur as strings, in order."""
     if any(labels.dtype == object for labels in columns):
         texts = {str(label) for labels in columns for label in labels}
         return tuple(sorted(texts, key=by_value))
     values = np.unique(np.concatenate([np.unique(labels) for labels in columns]))
     if values[0] < NONE:
         raise DataError(
-            f"{where}: labels from {values[0]} to {values[-1]}; expected 0 or more, -1 for none"
+            f"{where}: labels from {values[0]} to {values[-1]}; expected 0 or more, "
+            "or -1 for unlabelled images"
         )
     return tuple(str(label) for label in values[values != NONE])
 
@@ -115,47 +119,47 @@ def _numbers(
 ) -> list[NDArray[Any]]:
     if occurring or any(labels.dtype == object for labels in columns):
         known = {name: number for number, name in enumerate(names)} | {str(NONE): NONE}
-        return [_looked_up(labels, known, where) for labels in columns]
+        return [_encode_names(labels, known, where) for labels in columns]
     low, high = (f(int(f(labels)) for labels in columns) for f in (min, max))
     if low < NONE or high >= len(names):
         label = high if high >= len(names) else low
         raise DataError(
-            f"{where}: label {label}, and {len(names)} classes; expected 0 to {len(names) - 1}"
+            f"{where}: label {label} with {len(names)} classes; expected 0 to {len(names) - 1}"
         )
     return list(columns)
 
 
-def _looked_up(labels: NDArray[Any], known: dict[str, int], where: object) -> NDArray[Any]:
+def _encode_names(labels: NDArray[Any], known: dict[str, int], where: object) -> NDArray[Any]:
     values, inverse = np.unique(labels, return_inverse=True)
     if unknown := [value for value in values if str(value) not in known]:
         raise DataError(
-            f"{where}: label {str(unknown[0])!r}, which is not one of the {len(known) - 1} classes"
+            f"{where}: label {str(unknown[0])!r} is not one of the {len(known) - 1} classes"
         )
     return np.array([known[str(value)] for value in values], np.int64)[inverse]
 
 
 def by_value(name: str) -> tuple[int, int, str]:
-    """Return a sort key of class names: numbers by their value, then texts."""
+    """Return a sort key of class names: numbers by value, then strings."""
     number = name.isascii() and name.isdigit() and len(name) < _LONG_NUMBER
     return (0, int(name), name) if number else (1, 0, name)
 
 
 def normalized(name: str) -> str:
-    """Return a class name in Unicode's composed form, so that equal names are equal text."""
+    """Return a class name in composed Unicode form (NFC), so that equal names compare equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def require_names(class_names: Sequence[str], where: object) -> None:
-    """Refuse names or a number of classes that cannot be trained on.
+    """Refuse invalid class names, or an invalid number of classes.
 
     Raises:
-        DataError: Names what is wrong.
+        DataError: There are too few or too many classes, or a name is repeated or unprintable.
     """
-    if not 2 <= len(class_names) <= MOST_CLASSES:  # noqa: PLR2004
-        raise DataError(f"{where}: {len(class_names)} class(es); expected 2 to {MOST_CLASSES}")
+    if len(class_names) not in range(2, MAX_CLASSES + 1):
+        raise DataError(f"{where}: {len(class_names)} class(es); expected 2 to {MAX_CLASSES}")
     if unprintable := [name for name in class_names if not _is_printable(name)]:
         raise DataError(
-            f"{where}: a class is called {unprintable[0]!r}; expected a name that can be printed"
+            f"{where}: invalid class name {unprintable[0]!r}; expected printable characters"
         )
     if (repeated := _first_repeated(class_names)) is not None:
         raise DataError(

@@ -1,4 +1,4 @@
-"""NumPy's .npz: a zip of .npy files. Read without NumPy's own loader, which trusts what the headers claim."""
+"""Read .npz files, zip files of .npy arrays, without NumPy's loader, which trusts the headers."""
 
 import lzma
 import math
@@ -32,13 +32,13 @@ _HEADERS = {
 
 
 def names(path: Path) -> list[str]:
-    """What the arrays of an .npz file are called.
+    """Return the names of the arrays in an .npz file.
 
     Raises:
-        DataError: no zip.
+        DataError: The file is not a readable .npz file.
     """
     archives.require_regular(path)
-    with _translated(path), zipfile.ZipFile(path) as archive:
+    with _errors_as_data_errors(path), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -48,29 +48,29 @@ def read(
     """Read arrays of an .npz file, by default x_train, y_train, x_test and y_test, in this order.
 
     Args:
-        path: The file.
+        path: Path of the file.
         keys: Names of the arrays.
-        texts: Those of the keys that may be texts, as labels are.
+        texts: Names of the arrays that may contain strings, such as labels.
 
     Returns:
-        One array for each key, of any numeric type; shapes are as stored, and not yet checked.
+        The array of each key, of any numeric type and with unchecked shape.
 
     Raises:
-        DataError: no zip, a key is missing, pickled objects, or a member that is not what its header claims.
+        DataError: The file is not a readable .npz file, an array is missing or contains pickled
+            objects, or its size contradicts its header.
     """
     packed = archives.require_regular(path)
-    with _translated(path), zipfile.ZipFile(path) as archive:
+    with _errors_as_data_errors(path), zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if missing := [key for key in keys if f"{key}.npy" not in members]:
-            held = ", ".join(sorted(members)[:10]) or "nothing"
+            present = ", ".join(sorted(members)[:10]) or "nothing"
             raise DataError(
-                f"{path}: lacks {', '.join(missing)} (it holds {held}); expected {', '.join(keys)}"
+                f"{path}: lacks {', '.join(missing)}, it contains {present}; "
+                f"expected {', '.join(keys)}"
             )
         needed = [members[f"{key}.npy"] for key in keys]
         if (size := sum(member.file_size for member in needed)) > archives.allowance(packed):
-            raise DataError(
-                f"{path}: {packed} bytes that claim to expand to {size}; refused as a zip bomb"
-            )
+            raise DataError(f"{path}: {packed} bytes would expand to {size}; refused as a zip bomb")
         return tuple(
             _read_member(
                 archive,
@@ -88,12 +88,13 @@ def _read_member(
     with archive.open(member) as stream:
         shape, fortran, kind = _read_header(stream, where)
         if kind.kind not in kinds:
-            what = "pickled objects" if kind.hasobject else f"values of type {kind}"
-            raise DataError(f"{where}: holds {what}, which are refused; expected numbers")
+            content = "pickled objects" if kind.hasobject else f"values of type {kind}"
+            raise DataError(f"{where}: contains {content}, which are refused; expected numbers")
         size = math.prod(shape) * kind.itemsize
         if min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
             raise DataError(
-                f"{where}: claims shape {shape} of {kind}, {size} bytes, in a member of {member.file_size}"
+                f"{where}: claims shape {shape} of {kind}, {size} bytes, "
+                f"in a member of {member.file_size} bytes"
             )
         payload = archives.read_exactly(stream, size, where)
     values = np.frombuffer(payload, kind)
@@ -104,20 +105,21 @@ def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise DataError(
-            f"{where}: .npy version {version}, expected 1.0 or 2.0; save it with numpy.savez_compressed"
+            f"{where}: .npy version {version}, expected 1.0 or 2.0; "
+            "save it with numpy.savez_compressed"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # files of Python 2 warn, and are read well
+        warnings.simplefilter("ignore")  # files of Python 2 warn, but are readable
         return _HEADERS[version](stream)
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _errors_as_data_errors(path: Path) -> Iterator[None]:
     try:
         with archives.read_errors_as_data_errors(path):
             yield
     except (*_BAD_ZIP, *_BAD_HEADER) as error:
         reason = archives.reason_of(error)
         raise DataError(
-            f"{path}: not a readable .npz file ({reason}); fetch or save it again"
+            f"{path}: not a readable .npz file ({reason}); download or save it again"
         ) from error

@@ -1,4 +1,4 @@
-"""What a user says about data that cannot be guessed from the files."""
+"""Options for reading files whose content cannot be inferred."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How files are to be read.
+    """Options for reading files.
 
     Attributes:
-        image_column: Column of the images in Parquet; the usual names are tried if None.
-        label_column: Column of the labels in Parquet; the same.
-        keys: Arrays of an .npz by what they hold: `x_train`, `y_train`, `x_validation`,
-            `y_validation`, `x_test`, `y_test`; the usual names are tried for the others.
-        pixel_max: The value that is white; type and content say it if None.
-        skip_other_files: Whether files that are not pictures are left out of a folder of pictures.
+        image_column: Parquet column of the images; None to look for the usual names.
+        label_column: Parquet column of the labels; None to look for the usual names.
+        keys: Names of the arrays of an .npz by role: `x_train`, `y_train`, `x_validation`,
+            `y_validation`, `x_test`, `y_test`; other roles are looked up under the usual names.
+        pixel_max: Pixel value of white; None to infer it from type and content.
+        skip_other_files: Whether to skip files that are not pictures in a folder of pictures.
     """
 
     image_column: str | None = None

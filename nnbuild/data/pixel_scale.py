@@ -1,8 +1,8 @@
-"""How the pixels of an array or a file become 0 to 255: by its type, and for floats by its values.
+"""Scale the pixels of an array or a file to 0 to 255, by type, and for floats by value.
 
-Integers are taken as they are. Floats are 0 to 1 or 0 to 255, and the whole content of the array or
-file is the evidence for which: one odd row must not change how all the others are read. Where the
-evidence is not clear, that is an error; `pixel_max` then says it.
+Integers are used as they are. Floats are 0 to 1 or 0 to 255, which is inferred from the content of
+the whole array or file: a single odd row must not change how the others are read. If the content is
+ambiguous, an error asks for `pixel_max`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,22 +16,22 @@ from nnbuild.errors import DataError
 
 WHITE = 255
 SIXTEEN_BITS = 65535
-_DIM = 16.0  # no image of 0 to 255 is this dark throughout; scikit-learn's digits are 0 to 16
+_DIM = 16.0  # a dataset of 0 to 255 is never this dark; scikit-learn's digits are 0 to 16
 _NEARLY_ALL = 0.95
-_ROUNDED = 0.5 / WHITE  # what arithmetic in float32 may add to a white of 1
-_ROWS = 4096  # converted at a time, so that float images need no second copy of themselves
+_TOLERANCE = 0.5 / WHITE  # rounding errors of float32 around a white of 1
+_ROWS = 4096  # converted at a time, to avoid a second copy of all float images
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Counts of float images by their brightest pixel; those of batches add up.
+    """Counts of float images by their brightest pixel; counts of batches can be added.
 
-    An image counts only if all of its values could be pixels: finite, and from 0 to 255.
+    Only images whose values are all finite and from 0 to 255 count.
 
     Attributes:
-        unit: Images up to 1, but not all zero.
-        dim: Images above 1, up to 16.
-        bright: Images above 16.
+        unit: Number of images up to 1, but not all zero.
+        dim: Number of images above 1, up to 16.
+        bright: Number of images above 16.
     """
 
     unit: int = 0
@@ -39,17 +39,17 @@ class Evidence:
     bright: int = 0
 
     def __add__(self, other: "Evidence") -> "Evidence":
-        """Return the counts of both."""
+        """Return the sums of the counts."""
         return Evidence(self.unit + other.unit, self.dim + other.dim, self.bright + other.bright)
 
     def white(self, where: object) -> float:
-        """Return the value that is white: 1 or 255.
+        """Return the pixel value of white, 1 or 255.
 
         Args:
-            where: What a message should name.
+            where: Path or address for error messages.
 
         Raises:
-            DataError: The images could be either.
+            DataError: The counts are ambiguous.
         """
         total = self.unit + self.dim + self.bright
         if self.unit >= _NEARLY_ALL * total and total:
@@ -57,9 +57,9 @@ class Evidence:
         if self.unit <= (1 - _NEARLY_ALL) * total and 2 * self.bright >= total:
             return float(WHITE)
         raise DataError(
-            f"{where}: float pixels of an unclear range: {self.unit} images up to 1, {self.dim} up "
+            f"{where}: ambiguous range of float pixels: {self.unit} images up to 1, {self.dim} up "
             f"to {_DIM:g}, {self.bright} above; expected all from 0 to 1 or all from 0 to 255: "
-            "convert them, or give the value that is white as pixel_max"
+            "convert them, or set pixel_max to the value of white"
         )
 
 
@@ -74,21 +74,21 @@ def evidence_of(images: NDArray[Any]) -> Evidence:
     rows = images.reshape(len(images), -1)
     low, high = rows.min(axis=1), rows.max(axis=1)
     high = high[(low >= 0) & (high <= WHITE) & (high > 0)]  # a NaN fails this too
-    unit = int((high <= 1 + _ROUNDED).sum())
+    unit = int((high <= 1 + _TOLERANCE).sum())
     bright = int((high > _DIM).sum())
     return Evidence(unit, len(high) - unit - bright, bright)
 
 
 def white_of(images: NDArray[Any], where: object, pixel_max: float | None = None) -> float:
-    """Return the value that is white in an array.
+    """Return the pixel value of white in an array.
 
     Args:
-        images: Numbers, shape (n, …).
-        where: What a message should name.
-        pixel_max: The value, if it is known.
+        images: Integers or floats, shape (n, …).
+        where: Path or address for error messages.
+        pixel_max: The value, if known.
 
     Raises:
-        DataError: Float images that could be 0 to 1 as well as 0 to 255.
+        DataError: The range of float images is ambiguous.
     """
     if pixel_max is not None:
         return pixel_max
@@ -103,16 +103,20 @@ def _white_of_batches(batches: Iterable[Evidence], where: object) -> float:
 
 
 def white_of_floats(batches: Iterable[NDArray[Any]], where: object) -> float:
-    """Return the value that is white in a file of float images, read batch by batch.
+    """Return the pixel value of white in a file of float images.
+
+    Args:
+        batches: Images of the whole file, a batch at a time.
+        where: Path or address for error messages.
 
     Raises:
-        DataError: The images could be 0 to 1 as well as 0 to 255.
+        DataError: The range of the images is ambiguous.
     """
     return _white_of_batches((evidence_of(batch) for batch in batches), where)
 
 
 def description(images: NDArray[Any], white: float) -> str:
-    """Return the rule that was applied, for the manifest: `float32 from 0 to 1`."""
+    """Describe the type and scale of images for the manifest, as `float32 from 0 to 1`."""
     return f"{images.dtype} from 0 to {white:g}"
 
 
@@ -120,12 +124,12 @@ def to_uint8(images: NDArray[Any], white: float, where: object) -> NDArray[np.ui
     """Scale pixels to 0 to 255, rounded.
 
     Args:
-        images: Numbers, shape (n, …).
-        white: The value that becomes 255.
-        where: What a message should name.
+        images: Integers or floats, shape (n, …).
+        white: Pixel value of white, which becomes 255.
+        where: Path or address for error messages.
 
     Raises:
-        DataError: Values that are not numbers, or beyond 0 to `white`.
+        DataError: Values are not numbers, or are outside 0 to `white`.
     """
     if images.dtype.kind not in "iuf":
         raise DataError(f"{where}: images of type {images.dtype}; expected integers or floats")
@@ -157,10 +161,10 @@ def _scaled(batch: NDArray[Any], white: float, where: object) -> NDArray[Any]:
 
 def _expected(batch: NDArray[Any], white: float) -> str:
     if white not in {1, WHITE}:
-        return f"expected [0, {white:g}], as pixel_max says"
+        return f"expected [0, {white:g}] by pixel_max"
     text = "expected [0, 255], or [0, 1] in floats"
     if batch.min() < 0:
-        return f"{text}: undo what shifted them, such as a normalisation to [-1, 1]"
+        return f"{text}: undo any normalisation, such as one to [-1, 1]"
     if batch.dtype.kind in "iu" and batch.max() <= SIXTEEN_BITS:
-        return f"{text}: of 16 bits, give {SIXTEEN_BITS} as pixel_max"
+        return f"{text}: for 16 bits, set pixel_max to {SIXTEEN_BITS}"
     return text

@@ -1,4 +1,4 @@
-"""The datasets that nnbuild knows by name: MNIST and two of its form, their addresses and checksums."""
+"""Published datasets with a name: MNIST and two in its format, with URLs and checksums."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,17 @@ from nnbuild.data import idx
 
 
 @dataclass(frozen=True)
-class Named:
-    """A published dataset in MNIST's form: 60,000 and 10,000 images of 28 by 28 grey pixels, ten classes.
+class PublishedDataset:
+    """A published dataset in MNIST's format.
+
+    It has 60,000 training and 10,000 test images of 28 by 28 grayscale pixels, in ten classes.
 
     Attributes:
-        name: as it is given on the command line.
-        class_names: in the order of the labels.
-        mirrors: addresses in the order in which they are tried: of an .npz, or of a folder of gzipped IDX.
-        payload: sha256 of the four decompressed IDX files, if they are published.
-        packed: sha256 of the four gzipped IDX files, if they are published.
+        name: Name in `dataset.name`.
+        class_names: Names of the classes, in the order of the labels.
+        mirrors: URLs of an .npz, or of a folder of gzipped IDX files, in the order of preference.
+        payload: SHA-256 of each of the four decompressed IDX files, if published.
+        packed: SHA-256 of each of the four gzipped IDX files, if published.
     """
 
     name: str
@@ -29,7 +31,7 @@ def _by_file(*digests: str) -> Mapping[str, str]:
     return dict(zip(idx.FILES, digests, strict=True))
 
 
-MNIST = Named(
+MNIST = PublishedDataset(
     "mnist",
     tuple("0123456789"),
     (
@@ -45,8 +47,9 @@ MNIST = Named(
     ),
 )
 
-# Checksums of these two: TensorFlow Datasets, url_checksums/fashion_mnist.txt and url_checksums/kmnist.txt.
-FASHION_MNIST = Named(
+# Source of the checksums of Fashion-MNIST and KMNIST: TensorFlow Datasets,
+# url_checksums/fashion_mnist.txt and url_checksums/kmnist.txt.
+FASHION_MNIST = PublishedDataset(
     "fashion-mnist",
     (
         "T-shirt/top",
@@ -73,7 +76,7 @@ FASHION_MNIST = Named(
     ),
 )
 
-KMNIST = Named(
+KMNIST = PublishedDataset(
     "kmnist",
     ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
@@ -85,4 +88,4 @@ KMNIST = Named(
     ),
 )
 
-NAMED = {named.name: named for named in (MNIST, FASHION_MNIST, KMNIST)}
+PUBLISHED = {each.name: each for each in (MNIST, FASHION_MNIST, KMNIST)}

@@ -1,4 +1,4 @@
-"""Loading a named dataset from the first place that has it, and verifying that it is what was published."""
+"""Load a published dataset from the first source that has it, and verify its checksums."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from nnbuild.data.arrays import Raw, assemble
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError, fetch
 from nnbuild.data.file_tree import path_exists
-from nnbuild.data.published import MNIST, Named
+from nnbuild.data.published import MNIST, PublishedDataset
 from nnbuild.errors import DataError
 
 _TRAINING, _TEST, _SIDE = 60_000, 10_000, 28
@@ -23,7 +23,7 @@ _SHAPES = ((_TRAINING, _SIDE, _SIDE), (_TRAINING,), (_TEST, _SIDE, _SIDE), (_TES
 
 
 def load(
-    named: Named,
+    published: PublishedDataset,
     *,
     data_dir: Path | None,
     cache: Path,
@@ -31,72 +31,78 @@ def load(
     progress: Progress | None = None,
     timeout: float = 30.0,
 ) -> Dataset:
-    """A named dataset from the first place that has it: `data_dir`, the cache, the mirrors in order.
+    """Load a published dataset from the first source: `data_dir`, the cache, or a mirror.
+
+    Args:
+        published: Dataset to load.
+        data_dir: Folder that may contain its files, directly or in a subfolder of its name.
+        cache: Folder for downloads.
+        mirrors: URLs to use instead of the published ones.
+        progress: Callback for the progress of downloads.
+        timeout: Seconds to wait for a response of a server.
 
     Raises:
-        UnavailableError: no place has it; the message lists what was tried.
-        DataError: `data_dir` has it, but damaged, incomplete or with another content.
+        UnavailableError: No source has it; the message lists what was tried.
+        DataError: `data_dir` or the cache has it, but damaged, incomplete or with other content.
     """
     tried = []
     if data_dir is not None:
-        if dataset := _from_data_dir(named, data_dir):
+        if dataset := _from_data_dir(published, data_dir):
             return dataset
-        tried.append(f"{data_dir} (has none of its files)")
-    own = cache / named.name
+        tried.append(f"{data_dir} (no files of the dataset)")
+    own = cache / published.name
     failure: type[DataError] = UnavailableError
-    remedy = "put its files into --data-dir, or pass --fallback digits"
+    remedy = "put its files into dataset.data_dir, or set dataset.fallback to digits"
     try:
-        if dataset := _from_cache(named, own):
+        if dataset := _from_cache(published, own):
             return dataset
-        tried.append(f"cache {own} (empty or unfinished)")
+        tried.append(f"cache {own} (empty or incomplete)")
     except DataError as error:
         tried.append(f"cache ({error})")
-        failure = DataError  # what is there, but damaged, is no reason to train on something else
-        remedy = f"put its files into --data-dir, or remove {own}"
-    for mirror in named.mirrors if mirrors is None else mirrors:
+        failure = DataError  # no fallback: a damaged copy should be repaired
+        remedy = f"put its files into dataset.data_dir, or remove {own}"
+    for mirror in published.mirrors if mirrors is None else mirrors:
         try:
-            _download(named, mirror, own, progress, timeout)
+            _download(published, mirror, own, progress, timeout)
         except UnavailableError as error:
             tried.append(str(error))
             continue
-        _discard_damaged(named, own)
-        if dataset := _from_cache(named, own):
+        _discard_damaged(published, own)
+        if dataset := _from_cache(published, own):
             return dataset
-    raise failure(f"{named.name} was found in no place: {'; '.join(tried)}; {remedy}")
+    raise failure(f"{published.name} is unavailable: {'; '.join(tried)}; {remedy}")
 
 
-def _from_data_dir(named: Named, data_dir: Path) -> Dataset | None:
-    for folder in (data_dir / named.name, data_dir):
-        raw = _read(named, folder)
-        if raw is None or (
-            named is not MNIST and _is_mnist(raw)
-        ):  # the files of both have the same names
+def _from_data_dir(published: PublishedDataset, data_dir: Path) -> Dataset | None:
+    for folder in (data_dir / published.name, data_dir):
+        raw = _read(published, folder)
+        if raw is None:
+            continue
+        if published is not MNIST and _is_mnist(raw):  # its files have the same names
             continue
         try:
-            _verify(named, raw, folder)
+            _verify(published, raw, folder)
         except DataError as error:
-            hint = (
-                f"to train on other data of that form, pass the folder itself: --dataset {folder}"
-            )
+            hint = f"to train on other data of this format, set dataset.name to {folder}"
             raise DataError(f"{error}; {hint}") from error
-        return _assemble(named, raw, str(folder))
+        return _assemble(published, raw, str(folder))
     return None
 
 
-def _from_cache(named: Named, folder: Path) -> Dataset | None:
-    raw = _read(named, folder) if _is_complete(named, folder) else None
+def _from_cache(published: PublishedDataset, folder: Path) -> Dataset | None:
+    raw = _read(published, folder) if _is_complete(published, folder) else None
     if raw is None:
         return None
-    for name, digest in named.packed.items():
+    for name, digest in published.packed.items():
         _verify_packed(digest, folder / f"{name}.gz")
-    _verify(named, raw, folder)
-    return _assemble(named, raw, str(folder))
+    _verify(published, raw, folder)
+    return _assemble(published, raw, str(folder))
 
 
-def _discard_damaged(named: Named, folder: Path) -> None:
-    """Remove what would be found before the sound copy that has just arrived."""
-    verifiers = {f"{name}.gz": _verifier(named, name) for name in idx.FILES}
-    verifiers[f"{named.name}.npz"] = partial(_verify_npz, named)
+def _discard_damaged(published: PublishedDataset, folder: Path) -> None:
+    """Remove damaged files that would be preferred to the copy just downloaded."""
+    verifiers = {f"{name}.gz": _verifier(published, name) for name in idx.FILES}
+    verifiers[f"{published.name}.npz"] = partial(_verify_npz, published)
     for name, verify in verifiers.items():
         try:
             verify(folder / name)
@@ -105,19 +111,19 @@ def _discard_damaged(named: Named, folder: Path) -> None:
                 (folder / name).unlink()
 
 
-def _is_complete(named: Named, folder: Path) -> bool:
-    """Whether no download into a folder was broken off."""
-    archive = folder / f"{named.name}.npz"
+def _is_complete(published: PublishedDataset, folder: Path) -> bool:
+    """Return whether all downloads to a folder are complete."""
+    archive = folder / f"{published.name}.npz"
     return len(idx.find(folder)) == len(idx.FILES) or path_exists(archive)
 
 
-def _read(named: Named, folder: Path) -> Raw | None:
-    """The arrays that a folder holds as IDX files or as an .npz; None if it has no file of either."""
-    archive = folder / f"{named.name}.npz"
-    found = idx.find(folder)
-    if path_exists(archive) and len(found) < len(idx.FILES):
+def _read(published: PublishedDataset, folder: Path) -> Raw | None:
+    """Read the arrays of IDX files or of an .npz in a folder; None if it has neither."""
+    archive = folder / f"{published.name}.npz"
+    files = idx.find(folder)
+    if path_exists(archive) and len(files) < len(idx.FILES):
         return Raw(*npz.read(archive))
-    return Raw(*idx.read_all(folder)) if found else None
+    return Raw(*idx.read_all(folder)) if files else None
 
 
 def _is_mnist(raw: Raw) -> bool:
@@ -127,16 +133,18 @@ def _is_mnist(raw: Raw) -> bool:
     return labels.dtype == np.uint8 and idx.payload_digest(labels) == MNIST.payload[idx.FILES[3]]
 
 
-def _verify(named: Named, raw: Raw, where: object) -> None:
-    """Refuse arrays that are not the published ones, as far as that can be told from their payload."""
+def _verify(published: PublishedDataset, raw: Raw, where: object) -> None:
+    """Refuse arrays that differ from the published ones in shape or checksum."""
     for file, array, shape in zip(idx.FILES, raw[:4], _SHAPES, strict=True):
         if array is None or array.shape != shape:
             raise DataError(
-                f"{where}: {file} has shape {getattr(array, 'shape', None)}, {named.name}'s has {shape}"
+                f"{where}: {file} has shape {getattr(array, 'shape', None)}, "
+                f"expected {shape} for {published.name}"
             )
-        if file in named.payload and _payload_digest(array) != named.payload[file]:
+        if file in published.payload and _payload_digest(array) != published.payload[file]:
             raise DataError(
-                f"{where}: the payload of {file} is not {named.name}'s published one (sha256 differs)"
+                f"{where}: the payload of {file} differs from the published one of "
+                f"{published.name} (SHA-256)"
             )
 
 
@@ -147,29 +155,33 @@ def _payload_digest(array: NDArray[Any]) -> str:
 
 def _verify_packed(digest: str, path: Path) -> None:
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
-        given = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
-    if given != digest:
-        raise DataError(f"{path}: sha256 {given}, published is {digest}")
+        actual = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
+    if actual != digest:
+        raise DataError(f"{path}: SHA-256 {actual}, expected {digest} as published")
 
 
-def _assemble(named: Named, raw: Raw, source: str) -> Dataset:
+def _assemble(published: PublishedDataset, raw: Raw, source: str) -> Dataset:
     return assemble(
-        raw, name=named.name, source=source, where=source, class_names=named.class_names
+        raw, name=published.name, source=source, where=source, class_names=published.class_names
     )
 
 
 def _download(
-    named: Named, mirror: str, folder: Path, progress: Progress | None, timeout: float
+    published: PublishedDataset,
+    mirror: str,
+    folder: Path,
+    progress: Progress | None,
+    timeout: float,
 ) -> None:
     if mirror.endswith(".npz"):
-        if not named.payload:
+        if not published.payload:
             raise UnavailableError(
-                f"{mirror}: the payload of {named.name} has no published checksum to verify it by"
+                f"{mirror}: the payload of {published.name} has no published checksum to verify"
             )
         fetch(
             mirror,
-            folder / f"{named.name}.npz",
-            partial(_verify_npz, named),
+            folder / f"{published.name}.npz",
+            partial(_verify_npz, published),
             progress=progress,
             timeout=timeout,
         )
@@ -177,21 +189,27 @@ def _download(
     for name in idx.FILES:
         url = f"{mirror.rstrip('/')}/{name}.gz"
         fetch(
-            url, folder / f"{name}.gz", _verifier(named, name), progress=progress, timeout=timeout
+            url,
+            folder / f"{name}.gz",
+            _verifier(published, name),
+            progress=progress,
+            timeout=timeout,
         )
 
 
-def _verify_npz(named: Named, path: Path) -> None:
-    _verify(named, Raw(*npz.read(path)), path)
+def _verify_npz(published: PublishedDataset, path: Path) -> None:
+    _verify(published, Raw(*npz.read(path)), path)
 
 
-def _verifier(named: Named, name: str) -> Callable[[Path], None]:
-    if name in named.packed:
-        return partial(_verify_packed, named.packed[name])
-    return partial(_verify_payload, named, name)
+def _verifier(published: PublishedDataset, name: str) -> Callable[[Path], None]:
+    if name in published.packed:
+        return partial(_verify_packed, published.packed[name])
+    return partial(_verify_payload, published, name)
 
 
-def _verify_payload(named: Named, name: str, path: Path) -> None:
+def _verify_payload(published: PublishedDataset, name: str, path: Path) -> None:
     digest = idx.payload_digest(idx.read(path))
-    if digest != named.payload[name]:
-        raise DataError(f"{path}: payload sha256 {digest}, published is {named.payload[name]}")
+    if digest != published.payload[name]:
+        raise DataError(
+            f"{path}: payload SHA-256 {digest}, expected {published.payload[name]} as published"
+        )

@@ -1,4 +1,4 @@
-"""Hold out a test split where the source has none."""
+"""Hold out a test split if the source has none."""
 
 import hashlib
 
@@ -11,29 +11,31 @@ FRACTION = 1 / 6
 
 
 def hold_out(split: Split, fraction: float = FRACTION) -> tuple[Split, Split]:
-    """Split off a share of every class, chosen by the images' digests alone.
+    """Split off a fraction of every class, selected by the digests of the images.
 
-    The choice depends on neither the order of the rows nor a seed, and copies of one image stay together.
+    The selection depends on neither the order of the rows nor a seed, and copies of an image stay
+    together.
 
     Args:
-        split: all the examples.
-        fraction: the share of each class that is held out, above 0 and below 1.
+        split: All examples.
+        fraction: Fraction of each class to hold out, above 0 and below 1.
 
     Returns:
-        Training and test split, each in the order of the rows. A class with a single image has none to test.
+        Training and test split, each in the order of the rows. A class with a single distinct
+        image has no test images.
     """
-    held = np.zeros(len(split), bool)
+    test = np.zeros(len(split), bool)
     digests = image_digests(split.images)
     for label in np.unique(split.labels):
         members = split.labels == label
         distinct = np.unique(digests[members])  # sorted
         count = min(max(1, round(len(distinct) * fraction)), len(distinct) - 1)
-        held |= members & np.isin(digests, distinct[len(distinct) - count :])
-    return _take(split, ~held), _take(split, held)
+        test |= members & np.isin(digests, distinct[len(distinct) - count :])
+    return _take(split, ~test), _take(split, test)
 
 
 def image_digests(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """A number for each image: equal for equal images, and for others by accident (2^-64 for a pair).
+    """Return a 64-bit digest of each image, equal for equal images.
 
     Args:
         images: uint8, shape (n, height, width, channels).

@@ -1,4 +1,4 @@
-"""The store's own form of a dataset: a Parquet file per split, and a dataset.json that vouches for them."""
+"""Datasets in the store: a Parquet file for each split, and a dataset.json with their digests."""
 
 import hashlib
 import json
@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from nnbuild.data import archives
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.labels import MOST_CLASSES
+from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.errors import DataError, one_line
 from nnbuild.store.schemas import SCHEMA_VERSION
 
@@ -21,7 +22,8 @@ DESCRIPTION = "dataset.json"
 _SHAPE_KEYS = (b"height", b"width", b"channels")
 _VERSION_KEY = b"nnbuild.schema_version"
 _ROW_GROUP = 16384
-_MOST_JSON = 1 << 20
+_MAX_JSON = 1 << 20
+_MAX_DIGITS = 5  # of height, width and channels
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -43,7 +45,7 @@ class _Description(BaseModel):
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt
-    class_names: Annotated[tuple[str, ...], Field(min_length=2, max_length=MOST_CLASSES)]
+    class_names: Annotated[tuple[str, ...], Field(min_length=2, max_length=MAX_CLASSES)]
     source: str
     train: _File
     test: _File
@@ -51,16 +53,17 @@ class _Description(BaseModel):
 
     def splits(self) -> dict[str, _File]:
         """Return the file of each split by its name."""
-        found = {"train": self.train, "test": self.test}
-        return found if self.validation is None else found | {"validation": self.validation}
+        files = {"train": self.train, "test": self.test}
+        return files if self.validation is None else files | {"validation": self.validation}
 
 
-def split_table(split: Split) -> Any:
-    """A split as an Arrow table, without copying its pixels.
+def split_table(split: Split) -> pa.Table:
+    """Convert a split to an Arrow table, without copying its pixels.
 
     Returns:
-        Columns `image` (fixed_size_binary: height x width x channels bytes, row by row, channels last) and
-        `label` (int16); the schema's metadata has height, width, channels and nnbuild.schema_version.
+        Table with the columns `image` (fixed_size_binary of height x width x channels bytes, in
+        row-major order, channels last) and `label` (int16). The metadata of the schema contain
+        height, width, channels and nnbuild.schema_version.
     """
     count, *shape = split.images.shape
     pixels = pa.py_buffer(np.ascontiguousarray(split.images))
@@ -82,17 +85,17 @@ def split_table(split: Split) -> Any:
         ],
         metadata={**metadata, _VERSION_KEY: SCHEMA_VERSION.encode()},
     )
-    # Not pa.array, which imports pandas (a second) to look at a NumPy array.
+    # `pa.array` would import pandas, which takes a second.
     labels = pa.py_buffer(np.ascontiguousarray(split.labels, np.int16))
     label = pa.Array.from_buffers(pa.int16(), count, [None, labels])
     return pa.Table.from_arrays([image, label], schema=schema)
 
 
-def split_from_table(table: Any, where: object = "table") -> Split:
-    """The split in a table of `split_table`; the arrays are read-only views where Arrow allows it.
+def split_from_table(table: pa.Table, where: object = "table") -> Split:
+    """Return the split in a table of `split_table`; its arrays may be read-only views.
 
     Raises:
-        DataError: another schema, another schema version, or nulls.
+        DataError: The schema or its version differs, or there are nulls.
     """
     metadata = table.schema.metadata or {}
     version = one_line(metadata.get(_VERSION_KEY, b"none").decode(errors="replace"))
@@ -107,41 +110,47 @@ def split_from_table(table: Any, where: object = "table") -> Split:
             f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16"
         )
     if table["image"].null_count or table["label"].null_count:
-        raise DataError(f"{where}: holds nulls; ingest the data again")
+        raise DataError(f"{where}: contains nulls; ingest the data again")
     return Split(
         fixed_pixels(table["image"]).reshape(-1, *shape), _values(table["label"], np.int16)
     )
 
 
 def image_shape(metadata: Any, where: object) -> tuple[int, int, int]:
-    """Height, width and channels from a schema's metadata.
+    """Return height, width and channels from the metadata of a schema.
 
     Raises:
-        DataError: they are missing or no positive numbers.
+        DataError: They are missing or not positive integers.
     """
-    given = [metadata.get(key, b"").decode(errors="replace") for key in _SHAPE_KEYS]
-    if not all(text.isascii() and text.isdigit() and len(text) < 6 and int(text) for text in given):  # noqa: PLR2004
+    sizes = [metadata.get(key, b"").decode(errors="replace") for key in _SHAPE_KEYS]
+    if not all(map(_is_size, sizes)):
         raise DataError(
-            f"{where}: metadata give height, width, channels as {given}; expected three whole numbers above 0"
+            f"{where}: height, width, channels are {sizes} in the metadata; "
+            "expected three integers above 0"
         )
-    height, width, channels = map(int, given)
+    height, width, channels = map(int, sizes)
     return height, width, channels
 
 
-def fixed_pixels(column: Any) -> Any:
-    """The bytes of a column of fixed_size_binary without nulls: uint8, shape (n, size)."""
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and int(text) > 0
+
+
+def fixed_pixels(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """Return the bytes of a fixed_size_binary column without nulls, uint8, shape (n, size)."""
     width = column.type.byte_width
     return _values(column, np.uint8, width).reshape(-1, width)
 
 
-def _values(column: Any, kind: type[np.generic], each: int = 1) -> Any:
-    """A column's memory as a flat array; Arrow's own to_numpy imports pandas (a second).
+def _values(column: pa.ChunkedArray, kind: type[np.generic], each: int = 1) -> NDArray[Any]:
+    """Return the memory of a column as a flat array.
 
     Args:
-        column: of a type of fixed width, without nulls.
-        kind: of the values.
-        each: how many values a row has.
+        column: Column of a fixed-width type, without nulls.
+        kind: Type of the values.
+        each: Number of values in a row.
     """
+    # Arrow's to_numpy would import pandas, which takes a second.
     parts = [
         np.frombuffer(chunk.buffers()[1] or b"", kind)[
             chunk.offset * each : (chunk.offset + len(chunk)) * each
@@ -152,15 +161,15 @@ def _values(column: Any, kind: type[np.generic], each: int = 1) -> Any:
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write a Parquet file per split and dataset.json, and have them on the disk when this returns.
+    """Write a Parquet file for each split and dataset.json durably.
 
     Args:
-        dataset: what to write.
-        folder: made if it does not exist. To be moved to its place by the caller: a half-written one has no
-            dataset.json.
+        dataset: Dataset to write.
+        folder: Folder to create and fill; the caller moves it into place. dataset.json is written
+            last, so an incomplete folder has none.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     height, width, channels = dataset.image_shape
@@ -189,7 +198,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
 
 def _write_split(split: Split, path: Path) -> _File:
     sink = pa.BufferOutputStream()
-    # Pixels repeat too seldom for a dictionary: one costs time and gains nothing.
+    # Pixels rarely repeat: a dictionary would cost time and save nothing.
     pq.write_table(
         split_table(split),
         sink,
@@ -211,10 +220,10 @@ def _write_durably(path: Path, payload: Any) -> None:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """What `write_dataset` wrote, after comparing every file's sha256 with dataset.json.
+    """Read a dataset of `write_dataset`, and verify every file by its digest.
 
     Raises:
-        DataError: a file is missing, or anything is not as it was written.
+        DataError: A file is missing or was changed.
     """
     description = _read_description(folder / DESCRIPTION)
     splits = {
@@ -225,7 +234,8 @@ def read_dataset(folder: Path) -> Dataset:
     for name, split in splits.items():
         if split.images.shape[1:] != shape:
             raise DataError(
-                f"{folder}: {name} images of {split.images.shape[1:]}, {DESCRIPTION} says {shape}"
+                f"{folder}: {name} images have shape {split.images.shape[1:]}, "
+                f"expected {shape} by {DESCRIPTION}"
             )
     return Dataset(
         description.name,
@@ -238,9 +248,9 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def _read_description(path: Path) -> _Description:
-    if archives.require_regular(path) > _MOST_JSON:
+    if archives.require_regular(path) > _MAX_JSON:
         raise DataError(
-            f"{path}: larger than {_MOST_JSON} bytes; it is no description of a dataset"
+            f"{path}: larger than {_MAX_JSON} bytes; it is not a description of a dataset"
         )
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         text = file.read()
@@ -251,7 +261,7 @@ def _read_description(path: Path) -> _Description:
         key = one_line(".".join(map(str, first["loc"])))
         raise DataError(f"{path}: {key}: {first['msg']}; ingest the data again") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no JSON; ingest the data again") from error
+        raise DataError(f"{path}: invalid JSON; ingest the data again") from error
     if description.schema_version != SCHEMA_VERSION:
         version = one_line(description.schema_version)
         raise DataError(
@@ -260,8 +270,9 @@ def _read_description(path: Path) -> _Description:
     return description
 
 
-def _table(payload: bytes) -> Any:
-    """The table in a Parquet file; pq.read_table would import pyarrow.dataset, and that pandas (a second)."""
+def _table(payload: bytes) -> pa.Table:
+    """Read the table in a Parquet file."""
+    # pq.read_table would import pyarrow.dataset, and that pandas, which takes a second.
     with pq.ParquetFile(pa.BufferReader(payload)) as file:
         return file.read()
 
@@ -270,22 +281,25 @@ def _read_split(path: Path, expected: _File) -> Split:
     size = archives.require_regular(path)
     if size != expected.bytes:
         raise DataError(
-            f"{path}: {size} bytes, {DESCRIPTION} says {expected.bytes}; ingest the data again"
+            f"{path}: {size} bytes, expected {expected.bytes} by {DESCRIPTION}; "
+            "ingest the data again"
         )
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         payload = file.read()
     if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
         raise DataError(
-            f"{path}: sha256 {digest}, {DESCRIPTION} says {expected.sha256}; ingest the data again"
+            f"{path}: SHA-256 {digest}, expected {expected.sha256} by {DESCRIPTION}; "
+            "ingest the data again"
         )
     try:
         split = split_from_table(_table(payload), path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: no readable Parquet ({' '.join(str(error).split())}); ingest the data again"
+            f"{path}: not readable as Parquet ({archives.reason_of(error)}); ingest the data again"
         ) from error
     if len(split) != expected.rows:
         raise DataError(
-            f"{path}: {len(split)} rows, {DESCRIPTION} says {expected.rows}; ingest the data again"
+            f"{path}: {len(split)} rows, expected {expected.rows} by {DESCRIPTION}; "
+            "ingest the data again"
         )
     return split

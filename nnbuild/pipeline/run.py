@@ -50,19 +50,19 @@ def open_run(
     store = Store(root)
     commit.complete_interrupted_commits(store)
     if resume is not None:
-        return waiting_run(store, resume, of=config)
+        return waiting_run(store, resume, config)
     if flow_run_id is not None and (waiting := store.run_of_flow(flow_run_id)) is not None:
         return waiting
     return store.begin(resolve(config), now=now or datetime.now(UTC), flow_run_id=flow_run_id)
 
 
-def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
+def waiting_run(store: Store, run_id: str, config: RunConfig) -> Run:
     """Return a run that was stopped and can be resumed.
 
     Args:
         store: Store with the run.
         run_id: ID of the run.
-        of: Configuration of the caller. A trial of a sweep is resumed by its sweep only, which
+        config: Configuration of the caller. A trial of a sweep is resumed by its sweep only, which
             decides on what goes to the gate.
 
     Raises:
@@ -71,7 +71,7 @@ def waiting_run(store: Store, run_id: str, *, of: RunConfig) -> Run:
     store.require()
     run = store.unfinished_run(run_id)
     tag = run.config.trial
-    if tag is not None and tag != of.trial:
+    if tag is not None and tag != config.trial:
         raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_resume_hint(run)}")
     return run
 

@@ -1,14 +1,15 @@
-"""The page that a run ends in: one HTML file, made from its manifest and tables alone.
+"""The report of a run: one HTML file, generated from its manifest and tables.
 
-render ── page.py, page.html, head.html     what stands where
-   ├── sections.py                          what each section is filled with
-   ├── figures.py                           what the tables say
-   ├── words.py, formats.py                 the same in sentences
-   ├── charts.py, matrix.py, svg.py         and in pictures
-   ├── examples.py                          the images
-   └── facts.py                             how the run was made
-rebuild ── rebuilding.py                    for a run that is committed
-across.py, across.html                      pages over several runs
+render, rebuild ── page.py, page.html, head.html   the page
+   ├── sections.py                                 the content of each section
+   ├── data.py                                     values from the tables
+   ├── text.py                                     sentences
+   ├── charts.py, svg.py                           charts
+   ├── examples.py                                 test images
+   └── metadata.py                                 how the run was made
+comparison.py, across.html                         pages over several runs
+artifacts.py                                       charts as separate files
+mlflow.py                                          runs in MLflow
 """
 
 from nnbuild.report.page import rebuild, render

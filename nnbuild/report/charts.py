@@ -1,4 +1,4 @@
-"""The charts of the page: lines by epoch, reliability, a histogram."""
+"""Charts of the report: lines, reliability diagram, histogram and confusion matrix."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,20 +6,20 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from nnbuild.report.svg import Axis, counting, linear, logarithmic, picture, tag, told
+from nnbuild.report.svg import Axis, counting, linear, logarithmic, picture, tag, tick_label
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 388, 32, 212
-_LOG_FROM = 10  # a largest value so many times the smallest is drawn on a logarithmic axis
-_DOTS, _POINTS = 40, 400
-_LETTER = 6.6
+_LOG_RATIO = 10  # ratio of the largest to the smallest value above which an axis is logarithmic
+_MAX_DOTS, _MAX_POINTS = 40, 400
+_LETTER_WIDTH = 6.6
 _FEW_IMAGES = 20
 
 Points = Sequence[tuple[float, float]]
 
 
 class Bin(NamedTuple):
-    """One bar of a reliability diagram; the last two are None where there are no examples."""
+    """One bar of a reliability diagram; confidence and accuracy are None without images."""
 
     lower: float
     upper: float
@@ -32,22 +32,23 @@ def lines(
     title: str,
     series: Mapping[str, Points],
     *,
-    kept: float | None = None,
+    restored: float | None = None,
     best: tuple[float, float] | None = None,
     marks: Points = (),
     log: bool = False,
-    below: str = "epoch",
+    label: str = "epoch",
 ) -> Markup:
-    """One line for each series, by epoch.
+    """Draw one line for each series, by epoch.
 
     Args:
-        title: what it shows, in words.
-        series: (epoch, value) by name, "" if it needs none; values that are not finite are left out.
-        kept: the epoch to draw a dashed line at.
-        best: the point to draw a ring around.
-        marks: more points of that kind.
-        log: whether a logarithmic axis may be taken where the values differ much.
-        below: what the axis counts, if it is no epochs.
+        title: Description of the chart for screen readers.
+        series: Points (epoch, value) by name; the name "" has no legend. Values that are not
+            finite are omitted.
+        restored: Epoch at which to draw a dashed line.
+        best: Point to circle.
+        marks: Further points to circle.
+        log: Whether the axis may be logarithmic if the values differ much.
+        label: Label of the horizontal axis.
     """
     drawn = {
         name: _thinned([each for each in points if math.isfinite(each[1])])
@@ -56,11 +57,11 @@ def lines(
     values = [value for points in drawn.values() for _, value in points]
     epochs = [int(epoch) for points in series.values() for epoch, _ in points] or [1]
     across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
-    wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_FROM
+    wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO
     up = logarithmic(values, BOTTOM, TOP) if wide else linear(values, BOTTOM, TOP)
-    inside = [*_grid(up), *_below(across, below), *_legend(list(drawn))]
-    if kept is not None:
-        x = across.place(kept)
+    inside = [*_grid(up), *_labels(across, label), *_legend(list(drawn))]
+    if restored is not None:
+        x = across.place(restored)
         inside.append(tag("line", x1=x, x2=x, y1=TOP, y2=BOTTOM, class_="kept"))
     for kind, points in enumerate(drawn.values()):
         inside += _line([(across.place(x), up.place(y)) for x, y in points], kind % 4)
@@ -71,15 +72,16 @@ def lines(
 
 
 def _thinned(points: Points) -> Points:
-    if len(points) <= _POINTS:
+    if len(points) <= _MAX_POINTS:
         return points
-    return [points[round(index * (len(points) - 1) / (_POINTS - 1))] for index in range(_POINTS)]
+    step = (len(points) - 1) / (_MAX_POINTS - 1)
+    return [points[round(index * step)] for index in range(_MAX_POINTS)]
 
 
 def _line(places: Points, kind: int) -> Iterator[Markup]:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     yield tag("polyline", points=path, class_=f"line k{kind}")
-    if len(places) <= _DOTS:
+    if len(places) <= _MAX_DOTS:
         yield from (tag("circle", cx=x, cy=y, r=2.6, class_=f"dot k{kind}") for x, y in places)
 
 
@@ -90,32 +92,32 @@ def _legend(names: Sequence[str]) -> Iterator[Markup]:
             continue
         yield tag("line", x1=x, x2=x + 18, y1=14, y2=14, class_=f"line k{kind % 4}")
         yield tag("text", name, x=x + 24, y=18)
-        x += 24 + _LETTER * len(name) + 18
+        x += 24 + _LETTER_WIDTH * len(name) + 18
 
 
 def _grid(up: Axis) -> Iterator[Markup]:
     for value in up.ticks:
         y = up.place(value)
         yield tag("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="grid")
-        yield tag("text", told(value), x=LEFT - 6, y=y + 4, class_="end")
+        yield tag("text", tick_label(value), x=LEFT - 6, y=y + 4, class_="end")
 
 
-def _below(across: Axis, label: str, base: float = BOTTOM) -> Iterator[Markup]:
+def _labels(across: Axis, label: str, base: float = BOTTOM) -> Iterator[Markup]:
     for value in across.ticks:
-        yield tag("text", told(value), x=across.place(value), y=base + 16, class_="middle")
+        yield tag("text", tick_label(value), x=across.place(value), y=base + 16, class_="middle")
     yield tag("text", label, x=(across.start + across.end) / 2, y=base + 33, class_="middle label")
 
 
 def reliability(title: str, bins: Sequence[Bin]) -> Markup:
-    """Accuracy in each bin of confidence, and how far the confidence is from it.
+    """Draw the accuracy in each bin of confidence, and its distance from the confidence.
 
     Args:
-        title: what it shows, in words.
-        bins: in order.
+        title: Description of the chart for screen readers.
+        bins: Bins in ascending order.
     """
     base = 300.0
     across, up = linear((0, 1), LEFT, RIGHT), linear((0, 1), base, 14)
-    inside = [*_grid(up), *_below(across, "confidence", base)]
+    inside = [*_grid(up), *_labels(across, "confidence", base)]
     for each in bins:
         if each.confidence is None or each.accuracy is None:
             continue
@@ -156,60 +158,65 @@ def _bar(left: float, right: float, top: float, bottom: float, kind: str) -> Mar
     )
 
 
-def histogram(title: str, right: Sequence[int], wrong: Sequence[int]) -> Markup:
-    """Counts from 0 to 1, of two kinds side by side, on a logarithmic axis: the few are what one looks for.
+def histogram(title: str, correct: Sequence[int], incorrect: Sequence[int]) -> Markup:
+    """Draw counts of correct and incorrect predictions by confidence from 0 to 1.
+
+    The axis is logarithmic, so that a few incorrect predictions remain visible.
 
     Args:
-        title: what it shows, in words.
-        right: counts in bins of equal width.
-        wrong: of as many bins.
+        title: Description of the chart for screen readers.
+        correct: Counts in bins of equal width.
+        incorrect: Counts in the same bins.
     """
     base = 300.0
     across = linear((0, 1), LEFT, RIGHT)
-    up = logarithmic([0.6, *right, *wrong], base, TOP)
+    up = logarithmic([0.6, *correct, *incorrect], base, TOP)
     shown = Axis(
         0.6, up.high, base, TOP, tuple(each for each in up.ticks if each >= 1), logarithmic=True
     )
-    inside = [*_grid(shown), *_below(across, "confidence", base)]
-    width = (RIGHT - LEFT) / max(len(right), 1)
-    for index, counts in enumerate(zip(right, wrong, strict=True)):
+    inside = [*_grid(shown), *_labels(across, "confidence", base)]
+    bins = max(len(correct), 1)
+    width = (RIGHT - LEFT) / bins
+    for index, counts in enumerate(zip(correct, incorrect, strict=True)):
         for place, (kind, count) in enumerate(zip(("good", "bad"), counts, strict=True)):
             if count:
                 x = LEFT + (index + place / 2) * width + 1
-                words = f"{count:,} images, confidence {index / len(right):.2f} to {(index + 1) / len(right):.2f}"
+                low, high = index / bins, (index + 1) / bins
+                words = f"{count:,} images, confidence {low:.2f} to {high:.2f}"
                 bar = _bar(x, x + width / 2 - 1, shown.place(count), base, kind)
                 inside.append(tag("g", tag("title", words), bar))
-    for place, (kind, name) in enumerate((("good", "right"), ("bad", "wrong"))):
-        inside.append(_bar(LEFT + 70 * place, LEFT + 70 * place + 12, 8, 20, kind))
-        inside.append(tag("text", name, x=LEFT + 70 * place + 18, y=18))
+    for place, (kind, name) in enumerate((("good", "correct"), ("bad", "incorrect"))):
+        left = LEFT + 84 * place
+        inside.append(_bar(left, left + 12, 8, 20, kind))
+        inside.append(tag("text", name, x=left + 18, y=18))
     return picture(title, WIDTH, base + 38, *inside)
 
 
 _CELL = 34
-_LONGEST = 12
-_UPRIGHT = 3  # longer names do not fit above a column
+_MAX_NAME = 12
+_MAX_UPRIGHT = 3  # longer names do not fit above a column
 _THOUSANDS = 10_000
-_TINY = 0.02
+_MIN_STRONGEST = 0.02
 
 
 def heat_map(
     title: str, counts: Sequence[Sequence[int]], names: Sequence[str], totals: Sequence[int]
 ) -> Markup:
-    """True classes down, predicted ones across; the stronger the red, the larger that share of the true class.
+    """Draw a confusion matrix: true classes down, predicted classes across.
 
-    The strongest is the largest such share, if that is not tiny.
+    The red of a cell grows with its share of the true class, up to the largest such share.
 
     Args:
-        title: what it shows, in words.
-        counts: of examples, square.
-        names: of the classes.
-        totals: examples of each true class, those that were taken for classes not shown among them.
+        title: Description of the chart for screen readers.
+        counts: Numbers of images, a square matrix.
+        names: Names of the classes shown.
+        totals: Number of images of each true class, including predictions of classes not shown.
     """
     short = [shortened(name) for name in names]
     longest = max(map(len, short), default=1)
-    turned = longest > _UPRIGHT
-    left = 30 + _LETTER * longest
-    top = 30 + (_LETTER * longest if turned else 12)
+    turned = longest > _MAX_UPRIGHT
+    left = 30 + _LETTER_WIDTH * longest
+    top = 30 + (_LETTER_WIDTH * longest if turned else 12)
     side = _CELL * len(names)
     shares = [
         [count / max(total, 1) for count in line]
@@ -217,7 +224,7 @@ def heat_map(
     ]
     strongest = max(
         [
-            _TINY,
+            _MIN_STRONGEST,
             *(share for row, line in enumerate(shares) for share in line[:row] + line[row + 1 :]),
         ]
     )
@@ -243,8 +250,8 @@ def heat_map(
     for row, line in enumerate(counts):
         for column, count in enumerate(line):
             place_of = (left + column * _CELL, top + row * _CELL)
-            words = f"{names[row]} taken for {names[column]}: {count:,} of {totals[row]:,}"
-            # The root, because a few in a thousand are what there is to see.
+            words = f"{names[row]} predicted as {names[column]}: {count:,} of {totals[row]:,}"
+            # The square root keeps shares of a few in a thousand visible.
             share = shares[row][column]
             strength = (
                 0.15 + 0.3 * share if row == column else 0.08 + 0.67 * (share / strongest) ** 0.5
@@ -256,10 +263,9 @@ def heat_map(
 
 
 def shortened(name: str) -> str:
-    """A class's name; of a long one its beginning and its end, which names of one kind often differ in."""
-    return (
-        name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-(_LONGEST // 2 - 1) :]}"
-    )
+    """Shorten a long class name to its beginning and its end, in which similar names differ."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-(half - 1) :]}"
 
 
 def _turn(x: float, y: float) -> str:

@@ -1,23 +1,24 @@
-"""What the tables say, in the form that the page needs it; figures only, no words."""
+"""Values for the report, read from the tables of a run."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.report.charts import Bin
 from nnbuild.training.history import SECONDS
 
 SHOWN_CLASSES = 20
-_CONFUSIONS = 8
+_MAX_CONFUSIONS = 8
 _TEST = "test"
 
 Points = list[tuple[float, float]]
 
 
 class Confusion(NamedTuple):
-    """How often one class was taken for another."""
+    """Number of images of one class that were predicted as another."""
 
     label: str
     predicted: str
@@ -26,12 +27,12 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class Errors:
-    """Where the network is wrong.
+    """Incorrect predictions on the test images.
 
     Attributes:
-        counts: int64, shape (classes, classes): rows are true classes, columns predicted ones.
-        shown: the classes with the most errors, in the order of the labels; all of them if they are few.
-        most: the most frequent confusions, the first first.
+        counts: Confusion matrix, int64, shape (classes, classes), with a row for each true class.
+        shown: Labels of the classes to show, at most 20: those with the most errors, in order.
+        most: Most frequent confusions, in descending order.
     """
 
     counts: NDArray[np.int64]
@@ -40,35 +41,35 @@ class Errors:
 
     @property
     def images(self) -> int:
-        """All of them."""
+        """Return the number of test images."""
         return int(self.counts.sum())
 
     @property
-    def wrong(self) -> int:
-        """Those that were taken for another class."""
+    def incorrect(self) -> int:
+        """Return the number of test images that are classified incorrectly."""
         return self.images - int(np.trace(self.counts))
 
 
-def overall(evaluation: Any) -> dict[str, float]:
-    """The metrics on the test set that are about all classes."""
+def overall(evaluation: pa.Table) -> dict[str, float]:
+    """Return the metrics over all classes of the test set."""
     return {row["metric"]: row["value"] for row in _of_test(evaluation) if row["label"] is None}
 
 
-def by_class(evaluation: Any) -> dict[int, dict[str, float]]:
-    """The metrics on the test set of each class, by its label."""
-    found: dict[int, dict[str, float]] = {}
+def by_class(evaluation: pa.Table) -> dict[int, dict[str, float]]:
+    """Return the metrics of each class of the test set, by label."""
+    metrics: dict[int, dict[str, float]] = {}
     for row in _of_test(evaluation):
         if row["label"] is not None:
-            found.setdefault(row["label"], {})[row["metric"]] = row["value"]
-    return found
+            metrics.setdefault(row["label"], {})[row["metric"]] = row["value"]
+    return metrics
 
 
-def _of_test(table: Any) -> list[dict[str, Any]]:
+def _of_test(table: pa.Table) -> list[dict[str, Any]]:
     return [row for row in table.to_pylist() if row["subset"] == _TEST]
 
 
-def errors(confusion: Any, names: list[str]) -> Errors:
-    """Read the confusion table."""
+def errors(confusion: pa.Table, names: list[str]) -> Errors:
+    """Return the incorrect predictions from the `confusion` table."""
     counts = np.zeros((len(names), len(names)), np.int64)
     test = np.array(confusion["subset"].to_pylist()) == _TEST
     columns = (confusion[name].to_numpy()[test] for name in ("label", "predicted", "count"))
@@ -76,7 +77,7 @@ def errors(confusion: Any, names: list[str]) -> Errors:
     counts[labels, predicted] = count
     off = counts - np.diag(np.diag(counts))
     shown = np.sort(np.argsort(-(off.sum(axis=0) + off.sum(axis=1)), kind="stable")[:SHOWN_CLASSES])
-    most = np.argsort(-off, axis=None, kind="stable")[:_CONFUSIONS]
+    most = np.argsort(-off, axis=None, kind="stable")[:_MAX_CONFUSIONS]
     pairs = [tuple(map(int, divmod(int(cell), len(names)))) for cell in most]
     return Errors(
         counts,
@@ -85,48 +86,49 @@ def errors(confusion: Any, names: list[str]) -> Errors:
     )
 
 
-def curves(history: Any) -> dict[str, Points]:
-    """(epoch, value) of each metric in the order that Keras gave them, without the seconds, which are no metric."""
-    found: dict[str, Points] = {}
+def curves(history: pa.Table) -> dict[str, Points]:
+    """Return the points (epoch, value) of each metric, in the order of the history."""
+    points: dict[str, Points] = {}
     ordered = history.sort_by("epoch")
     columns = (ordered[name].to_pylist() for name in ("metric", "epoch", "value"))
     for metric, epoch, value in zip(*columns, strict=True):
         if metric != SECONDS:
-            found.setdefault(metric, []).append((epoch, value))
-    return found
+            points.setdefault(metric, []).append((epoch, value))
+    return points
 
 
 class Diagram(NamedTuple):
-    """The reliability at one temperature, and its expected calibration error."""
+    """Reliability diagram at one temperature, with its expected calibration error."""
 
     temperature: float
     error: float
     bins: list[Bin]
 
 
-def diagrams(calibration: Any) -> list[Diagram]:
-    """The reliability diagrams of the test set: before temperature scaling and after."""
-    found: dict[tuple[float, float], list[Bin]] = {}
+def diagrams(calibration: pa.Table) -> list[Diagram]:
+    """Return the reliability diagrams of the test set, before and after temperature scaling."""
+    bins: dict[tuple[float, float], list[Bin]] = {}
     for row in sorted(_of_test(calibration), key=lambda each: float(each["bin_lower"])):
-        about = row["temperature"], row["expected_calibration_error"]
-        bins = Bin(
+        key = row["temperature"], row["expected_calibration_error"]
+        each = Bin(
             row["bin_lower"],
             row["bin_upper"],
             row["count"],
             row["mean_confidence"],
             row["accuracy"],
         )
-        found.setdefault(about, []).append(bins)
-    return [Diagram(*about, found[about]) for about in sorted(found, key=lambda each: each[0] != 1)]
+        bins.setdefault(key, []).append(each)
+    return [Diagram(*key, bins[key]) for key in sorted(bins, key=lambda each: each[0] != 1)]
 
 
-def confidences(predictions: Any, bins: int = 20) -> tuple[list[int], list[int]]:
-    """How many labelled test images were classified right, and wrong, at each confidence from 0 to 1."""
+def confidences(predictions: pa.Table, bins: int = 20) -> tuple[list[int], list[int]]:
+    """Count the correct and the incorrect predictions in bins of confidence from 0 to 1."""
     known = predictions.filter(predictions["label"].is_valid())
     confidence = known["confidence"].to_numpy()
-    right = known["label"].to_numpy() == known["predicted"].to_numpy()
-    both = [
-        np.histogram(confidence[each], bins=bins, range=(0, 1))[0].tolist()
-        for each in (right, ~right)
-    ]
-    return both[0], both[1]
+    correct = known["label"].to_numpy() == known["predicted"].to_numpy()
+
+    def counts(rows: NDArray[np.bool_]) -> list[int]:
+        histogram, _ = np.histogram(confidence[rows], bins=bins, range=(0, 1))
+        return [int(each) for each in histogram]
+
+    return counts(correct), counts(~correct)

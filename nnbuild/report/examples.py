@@ -1,4 +1,4 @@
-"""The images on the page: some at random, and the worst errors, each inside the file as a small PNG."""
+"""Test images of the report, random ones and the worst errors, embedded as small PNG files."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -13,16 +14,22 @@ from nnbuild.errors import DataError
 
 SAMPLES, WORST = 64, 12
 _SEED = 0
-_LARGEST = 64  # pixels on the longer side: a page of thumbnails stays small whatever the images are
-_PIXELATED = 64
-_BARS = 5
-_UNDERFLOW = 100.0
+_MAX_SIDE = 64  # pixels of the longer side of a thumbnail, so that the page stays small
+_MAX_BARS = 5
+_UNDERFLOW = 100.0  # nats; a float32 probability is 0 from there on
+_GRAY_OR_RGB = {1, 3}
 
 Images = NDArray[np.uint8]
 
 
 class Chance(NamedTuple):
-    """One class and its probability; `kind` says whether it is the true one, the predicted one, or neither."""
+    """A class and its probability.
+
+    Attributes:
+        name: Name of the class.
+        probability: Its probability.
+        kind: `true`, `predicted` or `other` class.
+    """
 
     name: str
     probability: float
@@ -30,16 +37,16 @@ class Chance(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One test image and what the network made of it.
+    """A test image and its prediction.
 
     Attributes:
-        number: row in the test split.
+        number: Row in the test split.
         image: PNG as a data URI.
-        label: the true class; None if it is not known.
-        predicted: the class with the largest logit.
-        confidence: its probability.
-        loss: the negative log-likelihood of the true class in nats, as text.
-        chances: the likeliest classes, the true one among them.
+        label: True class; None if unknown.
+        predicted: Predicted class.
+        confidence: Probability of the predicted class.
+        loss: Negative log-likelihood of the true class in nats, as text.
+        chances: Most likely classes, including the true one.
     """
 
     number: int
@@ -52,48 +59,50 @@ class Example(NamedTuple):
 
     @property
     def miss(self) -> bool:
-        """Whether the network is wrong."""
+        """Return whether the prediction is incorrect."""
         return self.label is not None and self.label != self.predicted
 
 
-def require_matching(images: Images, predictions: Any) -> None:
-    """Refuse images that are not those of the predictions.
+def require_matching(images: Images, predictions: pa.Table) -> None:
+    """Refuse images that cannot be those of the predictions.
 
     Raises:
-        DataError: they are too few, or of another form.
+        DataError: There are too few images, or their shape is invalid.
     """
     numbers = predictions["example_id"].to_numpy()
     needed = int(numbers.max(initial=-1)) + 1
-    if images.ndim != 4 or images.shape[-1] not in {1, 3} or len(images) < needed:  # noqa: PLR2004
+    valid = images.ndim == 4 and images.shape[-1] in _GRAY_OR_RGB  # noqa: PLR2004
+    if not valid or len(images) < needed:
         raise DataError(
-            f"images have shape {images.shape}, expected ({needed} or more, height, width, 1 or 3); "
-            "pass the test images that the predictions are about"
+            f"images have shape {images.shape}, expected ({needed} or more, height, width, "
+            "1 or 3); "
+            "pass the test images of the predictions"
         )
 
 
-def samples(predictions: Any, images: Images, names: list[str]) -> list[Example]:
-    """Some test images, the same of the same dataset whatever the network."""
+def samples(predictions: pa.Table, images: Images, names: list[str]) -> list[Example]:
+    """Return random test images, the same for each network on the same dataset."""
     drawn = np.random.default_rng(_SEED).permutation(len(predictions))[:SAMPLES]
     return _examples(predictions, images, names, np.sort(drawn))
 
 
-def worst(predictions: Any, images: Images, names: list[str]) -> list[Example]:
-    """The errors with the greatest negative log-likelihood of the true class, the worst first."""
+def worst(predictions: pa.Table, images: Images, names: list[str]) -> list[Example]:
+    """Return the errors with the highest loss, in descending order."""
     known = predictions.filter(predictions["label"].is_valid())
     labels, predicted = (known[name].to_numpy() for name in ("label", "predicted"))
-    of_label = np.zeros(len(known))
+    likelihood = np.zeros(len(known))
     for label in range(len(names)):
         of_class = labels == label
         if of_class.any():
-            of_label[of_class] = known[f"prob_{label}"].to_numpy()[of_class]
-    wrong = np.flatnonzero(labels != predicted)
-    # Where the probability has underflowed, the surer error is the worse one.
-    order = np.lexsort((-known["confidence"].to_numpy()[wrong], of_label[wrong]))
-    return _examples(known, images, names, wrong[order][:WORST])
+            likelihood[of_class] = known[f"prob_{label}"].to_numpy()[of_class]
+    incorrect = np.flatnonzero(labels != predicted)
+    # Among likelihoods that underflow to 0, the more confident error is the worse one.
+    order = np.lexsort((-known["confidence"].to_numpy()[incorrect], likelihood[incorrect]))
+    return _examples(known, images, names, incorrect[order][:WORST])
 
 
 def _examples(
-    predictions: Any, images: Images, names: list[str], rows: NDArray[np.int64]
+    predictions: pa.Table, images: Images, names: list[str], rows: NDArray[np.int64]
 ) -> list[Example]:
     return [_example(row, images, names) for row in predictions.take(rows).to_pylist()]
 
@@ -117,7 +126,7 @@ def _example(row: dict[str, Any], images: Images, names: list[str]) -> Example:
 
 def _likeliest(probabilities: list[float], label: int | None) -> list[int]:
     order = sorted(range(len(probabilities)), key=lambda each: -probabilities[each])
-    shown = order[:_BARS]
+    shown = order[:_MAX_BARS]
     return shown if label is None or label in shown else [*shown[:-1], label]
 
 
@@ -132,18 +141,18 @@ def _loss(probability: float) -> str:
 
 
 def png(image: Images) -> str:
-    """An image as a data URI, made smaller if it is large.
+    """Encode an image as a data URI of a PNG thumbnail.
 
     Args:
         image: uint8, shape (height, width, 1 or 3).
     """
     small = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    small.thumbnail((_LARGEST, _LARGEST))
+    small.thumbnail((_MAX_SIDE, _MAX_SIDE))
     file = io.BytesIO()
     small.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def pixelated(images: Images) -> bool:
-    """Whether the images are so small that one wants to see their pixels."""
-    return bool(max(images.shape[1:3]) <= _PIXELATED)
+    """Return whether the images are so small that their pixels should be visible."""
+    return bool(max(images.shape[1:3]) <= _MAX_SIDE)

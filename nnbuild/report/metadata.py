@@ -1,4 +1,4 @@
-"""How a run was made, from its manifest alone, and from nothing there that a commit adds or changes."""
+"""How a run was made, from the parts of its manifest that the commit does not change."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,11 +7,11 @@ from nnbuild.engines import describe_engine, engine_of_run
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import Reported
 
-_AFTER = Reported.step  # the page is written in this step, and cannot know how long it takes
+_REPORT = Reported.step  # this step writes the page, which cannot contain its own duration
 
 
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Name and value, as a reader wants them."""
+    """Return names and values that describe the run, in the order of the report."""
     return list(_facts(manifest))
 
 
@@ -23,14 +23,16 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "started", manifest.row.started_at
     if manifest.flow_run_id:
         yield "Prefect flow run", manifest.flow_run_id
-    yield "data from", data.source
+    yield "data source", data.source
+    counts = f"{data.train:,} for training, {data.test:,} for testing"
+    yield "images", f"{counts}; {height} × {width} × {channels}"
+    fraction = f"{100 * settings.training.validation_fraction:g} %"
     yield (
-        "images",
-        f"{data.train:,} to train on, {data.test:,} to test on; {height} × {width} × {channels}",
+        "validation",
+        f"{data.validation:,} images of the validation split of the dataset"
+        if data.validation
+        else f"{fraction} of the training images, selected by the seed",
     )
-    own = data.validation
-    drawn = f"{100 * settings.training.validation_fraction:g} % of the training images, drawn by the seed"
-    yield "validation", f"{own:,} images of the data's own split" if own else drawn
     yield "seed", str(settings.seed)
     yield (
         "network",
@@ -48,8 +50,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def timings(manifest: Manifest) -> list[dict[str, Any]]:
-    """Each step's seconds in the order of the recipe, and their share of the longest, 0 to 1."""
-    done = {name: seconds for name, seconds in manifest.seconds.items() if name != _AFTER}
+    """Return the seconds of each step in order, and their fraction of the longest step."""
+    done = {name: seconds for name, seconds in manifest.seconds.items() if name != _REPORT}
     order = {name: place for place, name in enumerate(manifest.steps.reached())}
     longest = max(done.values(), default=0.0) or 1.0
     return [
@@ -59,12 +61,12 @@ def timings(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def digests(manifest: Manifest) -> dict[str, str]:
-    """sha256 by what it is of: the dataset, the config, and each file that a step made."""
-    found = {
+    """Return the SHA-256 of the dataset, the config and each file of a step, by name."""
+    result = {
         "dataset": manifest.steps.load_data.digest,
         "config": manifest.config_digest,
     }
     for name, step in manifest.steps.reached().items():
-        if name != _AFTER:
-            found |= step.files
-    return found
+        if name != _REPORT:
+            result |= step.files
+    return result

@@ -1,6 +1,6 @@
-"""A committed run, told to MLflow: its settings, its history, its figures and its files, from the store alone.
+"""Log a committed run to MLflow: its settings, history, metrics and files.
 
-The one place that imports MLflow, and only when it is called: `pip install 'nnbuild[mlflow]'`.
+Only this module imports MLflow, and only when it is called: `pip install 'nnbuild[mlflow]'`.
 """
 
 import importlib
@@ -22,84 +22,82 @@ from nnbuild.store.store import Store
 EXPERIMENT = "nnbuild"
 _RUN_ID = "nnbuild.run_id"
 _SCHEMES = ("sqlite:///", "postgresql://", "mysql://", "mssql://", "http://", "https://")
-_BATCH = 900  # of the 1,000 metrics that one request of MLflow's may hold
-_LONGEST = 6000  # characters of a parameter's value that MLflow's databases hold
+_METRICS_PER_REQUEST = 900  # MLflow's limit is 1,000
+_PARAMS_PER_REQUEST = 100  # MLflow's limit
+_MAX_VALUE = 6000  # characters; MLflow's limit for the value of a parameter
 
 
 def require_mlflow(uri: str, store: Store) -> None:
-    """Refuse what cannot be logged, before anything is trained.
+    """Check before the training that the run can be logged.
 
     Args:
-        uri: of an MLflow server or database.
-        store: where the run will be.
+        uri: URI of an MLflow server or database.
+        store: Store of the run.
 
     Raises:
-        ConfigError: MLflow is not installed, the URI is of a folder, which MLflow 3 no longer takes, or the store is
-            not on this machine.
+        ConfigError: MLflow is not installed, the URI is a folder, which MLflow 3 does not support,
+            or the store is not on this machine.
     """
     if importlib.util.find_spec("mlflow") is None:
-        raise ConfigError(
-            "--mlflow is wanted and MLflow is not installed; run pip install 'nnbuild[mlflow]'"
-        )
+        raise ConfigError("MLflow is not installed; run pip install 'nnbuild[mlflow]'")
     if not uri.startswith(_SCHEMES):
         raise ConfigError(
-            f"MLflow's URI {mask_credentials(uri)!r} is neither a database nor a server; "
-            "give sqlite:///mlflow.db or http://host:port"
+            f"invalid MLflow URI {mask_credentials(uri)!r}; expected a database or a server, such "
+            "as sqlite:///mlflow.db or http://host:port"
         )
     try:
         split_credentials(uri)
     except ValueError as error:
-        raise ConfigError(f"MLflow's URI {mask_credentials(uri)!r}: {error}") from None
+        raise ConfigError(f"invalid MLflow URI {mask_credentials(uri)!r}: {error}") from None
     if store.is_remote:
         raise ConfigError(
-            f"--mlflow with store {store.root}: files are logged from a store on this machine only"
+            f"cannot log to MLflow from store {store.root}; the store must be on this machine"
         )
 
 
 def log_run(store: Store, run_id: str, uri: str) -> str:
-    """Log a committed run to MLflow's experiment `nnbuild`. A run that is there already is not logged again.
+    """Log a committed run to the MLflow experiment `nnbuild`, unless it was logged before.
 
-    Parameters are the settings (`training.epochs`), metrics the history by epoch and the figures on the test images
-    (`test_accuracy`), artifacts the tables, the models, the manifest and the report.
+    Parameters are the settings (`training.epochs`); metrics are the history by epoch and the
+    metrics on the test images (`test_accuracy`); artifacts are the tables, the models, the manifest
+    and the report.
 
     Args:
-        store: where the run is; a local one.
-        run_id: a committed run that succeeded.
-        uri: of an MLflow server or database.
+        store: Local store with the run.
+        run_id: ID of a committed run that succeeded.
+        uri: URI of an MLflow server or database.
 
     Returns:
-        MLflow's id of the run.
+        MLflow's ID of the run.
 
     Raises:
-        ConfigError: MLflow is not installed, or the URI is none of its own.
-        StoreError: there is no such run, or MLflow cannot be reached or refuses it.
+        ConfigError: MLflow is not installed, or the URI is invalid.
+        StoreError: There is no such run, or MLflow is unavailable or refuses it.
     """
     require_mlflow(uri, store)
     manifest = store.manifest(run_id)
     mlflow = importlib.import_module("mlflow")
-    for name in (
-        "mlflow",
-        "alembic",
-    ):  # set up by the import, they tell of their migrations; a library is silent
+    # Both loggers report database migrations, but a library is silent.
+    for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It would print the URL of the run, with the credentials of the server's.
+    # MLflow would print the URL of the run, with the credentials of the server.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         experiment = _experiment(client, uri)
-        found = client.search_runs([experiment], f"tags.`{_RUN_ID}` = '{run_id}'")
-        done = next((each for each in found if each.info.status == "FINISHED"), None)
-        if done is not None:
-            return str(done.info.run_id)
-        for half in found:  # a log that was killed in the middle is begun anew
-            client.delete_run(half.info.run_id)
+        logged = client.search_runs([experiment], f"tags.`{_RUN_ID}` = '{run_id}'")
+        complete = next((each for each in logged if each.info.status == "FINISHED"), None)
+        if complete is not None:
+            return str(complete.info.run_id)
+        for incomplete in logged:  # left by a process that was killed: log the run again
+            client.delete_run(incomplete.info.run_id)
         return _log(mlflow, client, experiment, store, manifest)
     except StoreError:
         raise
     except Exception as error:
         raise StoreError(
-            f"MLflow at {mask_credentials(uri)} does not take run {run_id} ({describe(error)}); "
-            "the run is in the store, log it again by nnbuild.report.mlflow.log_run"
+            f"cannot log run {run_id} to MLflow at {mask_credentials(uri)} ({describe(error)}); "
+            "the run is in the store, log it later with nnbuild.report.mlflow.log_run"
         ) from error
 
 
@@ -107,38 +105,37 @@ def _experiment(client: Any, uri: str) -> str:
     known = client.get_experiment_by_name(EXPERIMENT)
     if known is not None:
         return str(known.experiment_id)
-    # A server knows where its artifacts go; of a database MLflow would put them into the current folder.
-    beside = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
-    location = beside.as_uri() if uri.startswith("sqlite:///") else None
+    # A server has a location for artifacts; with a database MLflow would use the current folder.
+    artifacts = Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts"
+    location = artifacts.as_uri() if uri.startswith("sqlite:///") else None
     return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
 def _log(mlflow: Any, client: Any, experiment: str, store: Store, manifest: Manifest) -> str:
     run_id, row = manifest.run_id, manifest.row
-    began, ended = _milliseconds(row.started_at), _milliseconds(row.finished_at)
+    started, ended = _milliseconds(row.started_at), _milliseconds(row.finished_at)
     names = ("dataset", "dataset_digest", "model", "code_version")
     tags = {_RUN_ID: run_id, **{f"nnbuild.{name}": str(getattr(row, name)) for name in names}}
-    target = client.create_run(experiment, start_time=began, tags=tags, run_name=run_id).info.run_id
+    target = client.create_run(
+        experiment, start_time=started, tags=tags, run_name=run_id
+    ).info.run_id
     entities = mlflow.entities
     settings = [
-        entities.Param(name, str(value)[:_LONGEST])
+        entities.Param(name, str(value)[:_MAX_VALUE])
         for name, value in flatten(manifest.config).items()
     ]
-    for first in range(0, len(settings), 100):  # as many as one request may hold
-        client.log_batch(target, params=settings[first : first + 100])
+    for first in range(0, len(settings), _PARAMS_PER_REQUEST):
+        client.log_batch(target, params=settings[first : first + _PARAMS_PER_REQUEST])
     metrics = [
         entities.Metric(*each)
-        for each in [*_history(store, run_id), *_figures(store, run_id, ended)]
+        for each in [*_history(store, run_id), *_test_metrics(store, run_id, ended)]
     ]
-    for first in range(0, len(metrics), _BATCH):
-        client.log_batch(target, metrics=metrics[first : first + _BATCH])
+    for first in range(0, len(metrics), _METRICS_PER_REQUEST):
+        client.log_batch(target, metrics=metrics[first : first + _METRICS_PER_REQUEST])
     for name in manifest.files:
         path = store.root / name
         if path.is_file():
-            place = (
-                Path(name).relative_to(f"runs/{run_id}") if name.startswith("runs/") else Path(name)
-            )
-            folder = place.parent.as_posix()
+            folder = Path(name.removeprefix(f"runs/{run_id}/")).parent.as_posix()
             client.log_artifact(target, str(path), None if folder == "." else folder)
     client.log_artifact(target, str(store.root / "runs" / run_id / "manifest.json"))
     client.set_terminated(target, status="FINISHED", end_time=ended)
@@ -150,7 +147,7 @@ def _history(store: Store, run_id: str) -> Iterator[tuple[str, float, int, int]]
         yield row["metric"], row["value"], int(row["logged_at"].timestamp() * 1000), row["epoch"]
 
 
-def _figures(store: Store, run_id: str, at: int) -> Iterator[tuple[str, float, int, int]]:
+def _test_metrics(store: Store, run_id: str, at: int) -> Iterator[tuple[str, float, int, int]]:
     for row in store.read_table("evaluation", run_id).to_pylist():
         if row["label"] is None:
             yield f"{row['subset']}_{row['metric']}", row["value"], at, 0

@@ -1,4 +1,4 @@
-"""Fill the page: every figure comes from the manifest or a table, every picture is inside the file."""
+"""Render the report of a run from its manifest and tables, into one self-contained HTML file."""
 
 import hashlib
 from collections.abc import Sequence
@@ -29,20 +29,21 @@ def render(
     images: NDArray[np.uint8] | None = None,
     drift: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The report of a run. The same arguments give the same text, before and after the run is committed.
+    """Render the report of a run; equal arguments give equal text.
 
     Args:
-        manifest: of a run that succeeded.
-        tables: its `history`, `evaluation`, `confusion`, `calibration` and `predictions`, as Arrow tables.
-        images: uint8, shape (n, height, width, channels), the test images, by `example_id`; without them the page
-            shows none.
-        drift: how far off what its model scored has been, as `nnbuild.store.analysis.drift_by_job` gives it.
+        manifest: Manifest of a run that succeeded.
+        tables: Its tables `history`, `evaluation`, `confusion`, `calibration` and `predictions`.
+        images: Test images by `example_id`, uint8, shape (n, height, width, channels); without
+            them the page shows none.
+        drift: Drift of the jobs scored with its model, the result of
+            `nnbuild.store.analysis.drift_by_job`.
 
     Returns:
-        HTML, complete in itself: no script, and nothing from the network.
+        Self-contained HTML, without scripts or network access.
 
     Raises:
-        DataError: the images are not those of the predictions.
+        DataError: The images are not those of the predictions.
     """
     names = [str(name) for name in manifest.steps.load_data.class_names]
     if images is not None:
@@ -64,26 +65,26 @@ def render(
 
 
 def environment() -> jinja2.Environment:
-    """Where the pages' templates are, and the filters that they use."""
-    found = jinja2.Environment(
+    """Return the Jinja environment with the templates of the pages and their filters."""
+    result = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        finalize=_shown,
+        finalize=_sanitized,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
+    result.filters |= {
         "percent": text.percent,
         "chance": text.chance,
         "short": shortened,
         "cell": text.cell,
     }
-    return found
+    return result
 
 
-def _shown(value: Any) -> Any:
-    """Make a text safe to show; it is escaped after that. Markup is made by templates and `svg` alone."""
+def _sanitized(value: object) -> object:
+    """Remove control characters from a text, which Jinja then escapes; leave markup as it is."""
     return sanitize(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -91,16 +92,16 @@ _TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
 
 
 def rebuild(store: Store, run_id: str) -> Path:
-    """Write a committed run's `report.html` again, and its new digest into the manifest.
+    """Write the `report.html` of a committed run again, and its new digest to the manifest.
 
-    It is the page that the run was committed with, and the drift of what its model has scored since. Without the
-    dataset, if it is no longer in the store, it shows no images.
+    The page also shows the drift of the jobs scored since with its model. It shows no images if
+    the dataset is no longer in the store.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
-        StoreError: there is no such run, it failed, or what it is made from is missing or damaged.
+        StoreError: There is no such run, it failed, or its tables are missing or damaged.
     """
     manifest = store.manifest(run_id)
     page = _page(store, manifest, run_id).encode()
@@ -114,20 +115,22 @@ def _page(store: Store, manifest: Manifest, run_id: str) -> str:
     status = manifest.row.status
     if status != "succeeded":
         raise StoreError(
-            f"run {run_id} has status {status!r}, expected 'succeeded'; see `nnbuild history {run_id}`"
+            f"run {run_id} has status {status!r}, expected 'succeeded'; "
+            f"see `nnbuild history {run_id}`"
         )
     for name in _TABLES:
         if not store.partition(name, run_id).is_dir():
             raise StoreError(
-                f"run {run_id} has no {name}, and the report is made from it; restore it from a copy"
+                f"run {run_id} has no table {name}, which the report needs; "
+                "restore it from a backup"
             )
     tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
     try:
         return render(manifest, tables, _test_images(store, manifest), drift_by_job(store, run_id))
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise StoreError(
-            f"the tables of run {run_id} do not go with its manifest ({type(error).__name__}: "
-            f"{one_line(error)}); restore them from a copy"
+            f"the tables of run {run_id} do not match its manifest ({type(error).__name__}: "
+            f"{one_line(error)}); restore them from a backup"
         ) from error
 
 
@@ -142,7 +145,7 @@ def _test_images(store: Store, manifest: Manifest) -> NDArray[np.uint8] | None:
 
 
 def _record(manifest: Manifest, path: Path, page: bytes) -> None:
-    """The manifest vouches for every file of the run, for this one too."""
+    """Update the digest of the page in the manifest, which lists every file of the run."""
     entry = FileEntry(sha256=hashlib.sha256(page).hexdigest(), bytes=len(page))
     name = f"runs/{manifest.run_id}/{path.name}"
     if manifest.files.get(name) != entry:

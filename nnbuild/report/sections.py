@@ -1,4 +1,4 @@
-"""What each section of the page is filled with, from the manifest and the tables."""
+"""Content of each section of the report, from the manifest and the tables."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,34 +15,34 @@ from nnbuild.report.metadata import digests, facts, timings
 from nnbuild.report.text import percent, setting
 from nnbuild.store.manifests import Manifest
 
-_HEADLINE = {  # metric: (title, whether more is better, whether it is a share)
+_HEADLINE = {  # metric: (title, whether higher is better, whether it is a fraction)
     "accuracy": ("accuracy", True, True),
-    "loss": ("loss, nats", False, False),
+    "loss": ("loss (nats)", False, False),
     "expected_calibration_error": ("calibration error", False, False),
-    "top_2_accuracy": ("in the first two", True, True),
+    "top_2_accuracy": ("top-2 accuracy", True, True),
     "brier_score": ("Brier score", False, False),
     "macro_f1": ("macro F1", True, False),
 }
-_SHORT_NAME = 3
-_JOBS = 10
+_SHORT_NAME = 3  # letters of class names of which eight fit in a row on a phone
+_MAX_JOBS = 10
 
 Tables = Mapping[str, Any]
 Context = dict[str, Any]
 
 
 def opening(manifest: Manifest, tables: Tables) -> Context:
-    """What was trained on what, and how good it is."""
+    """Return the content of the header: network, dataset and accuracy."""
     row, dataset = manifest.row, manifest.settings.dataset
-    images, wanted = len(tables["predictions"]), dataset.name
+    images, requested = len(tables["predictions"]), dataset.name
     accuracy = data.overall(tables["evaluation"]).get("accuracy")
-    begun = datetime.fromisoformat(row.started_at)
+    started = datetime.fromisoformat(row.started_at)
     return {
         "run_id": manifest.run_id,
         "model": row.model,
         "dataset": row.dataset,
-        "wanted": wanted,
-        "fallback": dataset.fallback == row.dataset != wanted,
-        "started": f"{begun.day} {begun:%B %Y, %H:%M} UTC",
+        "requested": requested,
+        "fallback": dataset.fallback == row.dataset != requested,
+        "started": f"{started.day} {started:%B %Y, %H:%M} UTC",
         "data": manifest.steps.load_data,
         "epochs": row.epochs,
         "images": images,
@@ -52,20 +52,20 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
 
 
 def gate(manifest: Manifest, tables: Tables) -> Context:
-    """Is it better than the last one? The figures beside the champion's, and the paired test."""
-    decided = manifest.steps.decide
+    """Return the content of "Is it better than the last one?"."""
+    decision = manifest.steps.decide
     mine = data.overall(tables["evaluation"])
-    theirs = decided.champion_metrics if decided else {}
-    champion = decided.champion if decided else None
-    paired = decided.figures if decided else {}
+    theirs = decision.champion_metrics if decision else {}
+    champion = decision.champion if decision else None
+    paired = decision.figures if decision else {}
     names = ("only_challenger", "only_champion")
     tested = champion is not None and all(name in paired for name in names)
     counts = [paired[name] for name in names] if tested else []
     return {
-        "headline": [_figure(name, mine.get(name), theirs.get(name)) for name in _HEADLINE],
+        "headline": [_metric(name, mine.get(name), theirs.get(name)) for name in _HEADLINE],
         "champion": champion,
-        "promoted": decided.promote if decided else None,
-        "verdict": text.verdict(decided) if decided else "",
+        "promoted": decision.promote if decision else None,
+        "verdict": text.verdict(decision) if decision else "",
         "champion_answer": text.on_champion(mine, theirs) if champion else "",
         "paired_answer": text.on_paired(paired) if tested else "",
         "paired": [
@@ -79,9 +79,9 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
     }
 
 
-def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
+def _metric(metric: str, mine: float | None, theirs: float | None) -> Context:
     title, more_is_better, is_share = _HEADLINE[metric]
-    told = [
+    values = [
         None if each is None else percent(each) if is_share else f"{each:.4f}"
         for each in (mine, theirs)
     ]
@@ -90,15 +90,13 @@ def _figure(metric: str, mine: float | None, theirs: float | None) -> Context:
         if mine is None or theirs is None or mine == theirs
         else (mine > theirs) == more_is_better
     )
-    return {"title": title, "value": told[0] or "–", "champion": told[1], "better": better}
+    return {"title": title, "value": values[0] or "–", "champion": values[1], "better": better}
 
 
 def loss(manifest: Manifest, tables: Tables) -> Context:
-    """Did the loss go down? A chart for each metric, the best epoch and the kept one marked."""
-    curves, kept = (
-        data.curves(tables["history"]),
-        manifest.steps.fit_model.weights_epoch,
-    )
+    """Return the content of "Did the loss go down?", with a chart for each metric."""
+    curves = data.curves(tables["history"])
+    restored = manifest.steps.fit_model.weights_epoch
     pictures = []
     for name in dict.fromkeys(each.removeprefix("val_") for each in curves):
         rate, title = name == "learning_rate", name.replace("_", " ")
@@ -113,50 +111,51 @@ def loss(manifest: Manifest, tables: Tables) -> Context:
         picture = charts.lines(
             text.curve_title(title, series),
             series,
-            kept=None if rate else kept,
+            restored=None if rate else restored,
             best=text.best_of(name, series.get("validation") or next(iter(series.values()))),
             log=rate or name.endswith("loss"),
         )
         pictures.append({"title": title, "picture": picture})
     return {
-        "loss_answer": text.on_loss(curves, kept),
+        "loss_answer": text.on_loss(curves, restored),
         "rate_answer": text.on_rate(curves),
         "curves": pictures,
-        "kept": kept,
+        "restored": restored,
     }
 
 
 def errors(tables: Tables, names: list[str]) -> Context:
-    """Where is it wrong? The confusion matrix, and precision, recall and F1 by class."""
-    found, by_class = (
-        data.errors(tables["confusion"], names),
-        data.by_class(tables["evaluation"]),
+    """Return the content of "Where is it wrong?": confusion matrix and metrics by class."""
+    mistakes = data.errors(tables["confusion"], names)
+    by_class = data.by_class(tables["evaluation"])
+    shown = mistakes.shown
+    title = (
+        f"Confusion matrix of {len(shown)} classes: {mistakes.incorrect:,} of "
+        f"{mistakes.images:,} images incorrect"
     )
-    shown = found.shown
-    title = f"Confusion matrix of {len(shown)} classes: {found.wrong:,} of {found.images:,} images wrong"
     least = {
         metric: min((each.get(metric, 1.0) for each in by_class.values()), default=None)
         for metric in ("precision", "recall", "f1")
     }
     return {
-        "errors_answer": text.on_errors(found, names, by_class),
+        "errors_answer": text.on_errors(mistakes, names, by_class),
         "confusion": heat_map(
             title,
-            found.counts[np.ix_(shown, shown)].tolist(),
+            mistakes.counts[np.ix_(shown, shown)].tolist(),
             [names[each] for each in shown],
-            found.counts.sum(axis=1)[shown].tolist(),
+            mistakes.counts.sum(axis=1)[shown].tolist(),
         ),
         "shown": len(shown),
         "classes": len(names),
         "by_class": [{"name": names[each], **by_class.get(each, {})} for each in shown],
         "least": least,
-        "most": found.most,
+        "most": mistakes.most,
     }
 
 
 def trust(tables: Tables) -> Context:
-    """Can the probabilities be trusted? Before temperature scaling, and after."""
-    right, wrong = data.confidences(tables["predictions"])
+    """Return the content of "Can the probabilities be trusted?"."""
+    correct, incorrect = data.confidences(tables["predictions"])
     mean = (
         float(tables["predictions"]["confidence"].to_numpy().mean())
         if len(tables["predictions"])
@@ -165,25 +164,28 @@ def trust(tables: Tables) -> Context:
     error = data.overall(tables["evaluation"]).get("expected_calibration_error")
     diagrams = data.diagrams(tables["calibration"])
     return {
-        "trust_answer": text.on_trust(right, wrong, mean, error),
+        "trust_answer": text.on_trust(correct, incorrect, mean, error),
         "scaling_answer": text.on_scaling(diagrams),
         "diagrams": [
             {
                 "title": text.diagram_title(each),
                 "error": each.error,
                 "picture": charts.reliability(
-                    f"Reliability diagram, {text.diagram_title(each)}: calibration error {each.error:.4f}",
+                    f"Reliability diagram, {text.diagram_title(each)}: "
+                    f"calibration error {each.error:.4f}",
                     each.bins,
                 ),
             }
             for each in diagrams
         ],
-        "confidence": charts.histogram(text.histogram_title(right, wrong), right, wrong),
+        "confidence": charts.histogram(
+            text.histogram_title(correct, incorrect), correct, incorrect
+        ),
     }
 
 
 def shown(tables: Tables, images: NDArray[np.uint8] | None, names: list[str]) -> Context:
-    """What does it see? Some test images at random, and the worst errors."""
+    """Return the content of "What does it see?" and "The worst errors"."""
     if images is None:
         return {"samples": [], "worst": [], "pixelated": "", "narrow": False}
     return {
@@ -195,17 +197,17 @@ def shown(tables: Tables, images: NDArray[np.uint8] | None, names: list[str]) ->
 
 
 def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
-    """Does new data still look the same? The latest scoring jobs, and the index of all of them."""
+    """Return the content of "Does new data still look the same?"."""
     points = [(float(place), job["psi"]) for place, job in enumerate(jobs, start=1)]
     title = "largest population stability index of each scoring job"
     return {
-        "drift": list(reversed(jobs))[:_JOBS],
+        "drift": list(reversed(jobs))[:_MAX_JOBS],
         "drift_answer": text.on_drift(jobs),
         "drift_chart": charts.lines(
             text.curve_title(title, {"": points}),
             {"": points},
             log=True,
-            below="scoring job, oldest first",
+            label="scoring job, oldest first",
         )
         if len(points) > 1
         else "",
@@ -213,7 +215,7 @@ def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
 
 
 def making(manifest: Manifest) -> Context:
-    """Is the data sound, and how was it made?"""
+    """Return the content of "Is the data sound?" and "How was it made?"."""
     checks = manifest.steps.check_data.checks
     return {
         "checks": checks,

@@ -1,4 +1,4 @@
-"""SVG as text, and the axes of a chart: no fonts, no script, no plotting library, and the page's own colours."""
+"""SVG elements as text, and the axes of a chart, without a plotting library."""
 
 import math
 from collections.abc import Iterable
@@ -8,11 +8,12 @@ from markupsafe import Markup
 
 from nnbuild.runtime.text import sanitize
 
-_FEW, _ENOUGH_DECADES = 1.5, 6
+_FEW_DECADES, _MAX_DECADES = 1.5, 6
+_MAX_PLAIN_TICK = 1e6  # larger values get an exponent
 
 
 def tag(name: str, *inside: object, **attributes: object) -> Markup:
-    """An element. Texts and attributes are escaped; `class_` becomes class, `font_size` font-size."""
+    """Return an element, escaped; `class_` becomes class, `font_size` becomes font-size."""
     written = Markup().join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), number(value))
         for key, value in attributes.items()
@@ -25,21 +26,21 @@ def tag(name: str, *inside: object, **attributes: object) -> Markup:
 
 
 def number(value: object) -> str:
-    """A coordinate to a tenth of a unit, short; anything else as its text, without control characters."""
+    """Format a coordinate with one decimal; anything else as text without control characters."""
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else sanitize(str(value))
 
 
 def picture(
     title: str, width: float, height: float, *inside: object, class_: str = "chart"
 ) -> Markup:
-    """An SVG that scales with its place.
+    """Return an SVG that scales with its container.
 
     Args:
-        title: what it shows, in words, for those who cannot see it.
-        width: of the coordinates inside.
-        height: of the coordinates inside.
-        inside: its elements.
-        class_: for the page's style.
+        title: Description for screen readers.
+        width: Width of the coordinate system.
+        height: Height of the coordinate system.
+        inside: Elements.
+        class_: Class for the style sheet.
     """
     box = f"0 0 {number(float(width))} {number(float(height))}"
     return tag("svg", *inside, viewBox=box, role="img", aria_label=title, class_=class_)
@@ -47,15 +48,15 @@ def picture(
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to places on the picture.
+    """Map from values to coordinates.
 
     Attributes:
-        low: the value at `start`; above 0 if the axis is logarithmic.
-        high: the value at `end`.
-        start: coordinate.
-        end: coordinate.
-        ticks: the values that are written beside it.
-        logarithmic: equal factors are equal distances.
+        low: Value at `start`; above 0 if the axis is logarithmic.
+        high: Value at `end`.
+        start: Coordinate of the low end.
+        end: Coordinate of the high end.
+        ticks: Values to label.
+        logarithmic: Whether equal factors are equal distances.
     """
 
     low: float
@@ -66,7 +67,7 @@ class Axis:
     logarithmic: bool = False
 
     def place(self, value: float) -> float:
-        """The coordinate of a value; one beyond the ends is put at the end."""
+        """Return the coordinate of a value, clipped to the ends of the axis."""
         low, high = (
             (self.low, self.high)
             if not self.logarithmic
@@ -79,7 +80,7 @@ class Axis:
 
 
 def linear(values: Iterable[float], start: float, end: float, *, ticks: int = 5) -> Axis:
-    """An axis with round ends that holds all the values."""
+    """Return a linear axis with round ends that includes all values."""
     low, high = _bounds(values)
     step = _step((high - low) / ticks)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -93,7 +94,7 @@ def linear(values: Iterable[float], start: float, end: float, *, ticks: int = 5)
 
 
 def counting(low: int, high: int, start: float, end: float, *, ticks: int = 6) -> Axis:
-    """An axis of whole numbers, from the lowest to the highest."""
+    """Return an axis of integers, from the lowest to the highest."""
     step = max(1, math.ceil(_step((high - low) / ticks)))
     inner = (
         float(each)
@@ -104,12 +105,15 @@ def counting(low: int, high: int, start: float, end: float, *, ticks: int = 6) -
 
 
 def logarithmic(values: Iterable[float], start: float, end: float) -> Axis:
-    """An axis of powers of ten, or of 1, 2 and 5 times them where these are few, that holds all the values."""
-    found = [value for value in values if value > 0]
-    low, high = (min(found), max(found)) if found else (1.0, 10.0)
+    """Return a logarithmic axis that includes all values above 0.
+
+    Ticks are powers of ten, or 1, 2 and 5 times them if there are few.
+    """
+    positive = [value for value in values if value > 0]
+    low, high = (min(positive), max(positive)) if positive else (1.0, 10.0)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    between = math.log10(high / low) < _FEW
-    every = -(-len(exponents) // _ENOUGH_DECADES)
+    between = math.log10(high / low) < _FEW_DECADES
+    every = -(-len(exponents) // _MAX_DECADES)
     powers = [
         float(f"{digit}e{each}")
         for each in exponents[::every]
@@ -130,8 +134,8 @@ def logarithmic(values: Iterable[float], start: float, end: float) -> Axis:
 
 
 def _bounds(values: Iterable[float]) -> tuple[float, float]:
-    found = list(values)
-    low, high = (min(found), max(found)) if found else (0.0, 1.0)
+    known = list(values)
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
     room = abs(low) * 0.05 or 0.5
     return (
         (low, high) if high - low > 1e-9 * max(abs(low), abs(high)) else (low - room, high + room)
@@ -139,7 +143,7 @@ def _bounds(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _step(rough: float) -> float:
-    """The next round number: 1, 2 or 5 times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     if rough <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(rough))
@@ -150,6 +154,7 @@ def _round(count: int, step: float) -> float:
     return round(count * step, max(0, -math.floor(math.log10(step)) + 1))
 
 
-def told(value: float) -> str:
-    """A tick's text."""
-    return f"{value:,.0f}" if abs(value) >= 1000 and abs(value) < 1e6 else f"{value:.6g}"  # noqa: PLR2004
+def tick_label(value: float) -> str:
+    """Format the value of a tick."""
+    thousands = 1000 <= abs(value) < _MAX_PLAIN_TICK  # noqa: PLR2004
+    return f"{value:,.0f}" if thousands else f"{value:.6g}"

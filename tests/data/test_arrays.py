@@ -1,11 +1,11 @@
-"""Arrays in any usual form become uint8 pixels and labels from 0, or are refused with a reason."""
+"""Arrays of every usual format become uint8 pixels and labels from 0, or are refused."""
 
 import numpy as np
 import pytest
 from data_files import tiny
 
 from nnbuild.data.arrays import Raw, as_pixels, assemble
-from nnbuild.data.labels import MOST_CLASSES
+from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.errors import DataError
 
 
@@ -34,7 +34,7 @@ def test_integers_are_taken_as_they_are(kind):
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_floats_of_either_range_give_the_same_pixels(kind):
+def test_floats_of_both_ranges_agree(kind):
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     for floats in (images.astype(kind), (images / 255).astype(kind)):
         (pixels,) = as_pixels((floats,), "")
@@ -47,21 +47,21 @@ def test_each_array_is_scaled_by_itself():
     assert [int(pixels.max()) for pixels in as_pixels((unit.astype(int), unit), "")] == [1, 255]
 
 
-def test_many_rows_are_converted_as_few_are():
+def test_pixels_of_many_rows_are_equal():
     floats = np.random.default_rng(0).random((9000, 2, 2))
     (pixels,) = as_pixels((floats,), "")
     np.testing.assert_array_equal(pixels[..., 0], np.rint(floats * 255))
 
 
 @pytest.mark.parametrize("value", [-0.001, 255.5, 1e30, np.nan, np.inf, -np.inf])
-def test_floats_beyond_the_range_are_refused_with_the_numbers(value):
+def test_floats_out_of_range_are_refused(value):
     images = np.full((40, 6, 6), 0.5)
     images[7, 2, 3] = value
     assert "expected [0, 255], or [0, 1] in floats" in refused(train_images=images)
 
 
 @pytest.mark.parametrize("value", [-1, 256, 65535])
-def test_integers_beyond_the_range_are_refused(value):
+def test_integers_out_of_range_are_refused(value):
     images = np.zeros((40, 6, 6), np.int32)
     images[0, 0, 0] = value
     assert str(value) in refused(train_images=images)
@@ -80,16 +80,16 @@ def test_integers_beyond_the_range_are_refused(value):
         (40, 6, 6, 0),
     ],
 )
-def test_shapes_that_are_no_images_are_refused(shape):
+def test_invalid_shapes_are_refused(shape):
     assert str(shape) in refused(train_images=np.zeros(shape, np.uint8))
 
 
-def test_values_that_are_no_numbers_are_refused():
+def test_non_numeric_values_are_refused():
     assert "complex" in refused(train_images=np.zeros((40, 6, 6), complex))
     assert "bool" in refused(train_images=np.zeros((40, 6, 6), bool))
 
 
-def test_splits_that_disagree_are_refused_with_both_numbers():
+def test_splits_of_two_sizes_are_refused():
     message = refused(train_images=tiny().train_images[:-1])
     assert "39 training images, 40 labels" in message
     assert "(6, 6, 1) and test images of (6, 7, 1)" in refused(
@@ -115,7 +115,7 @@ def test_splits_that_disagree_are_refused_with_both_numbers():
         np.zeros(40, "M8[s]"),
     ],
 )
-def test_labels_of_no_known_form_are_refused(labels):
+def test_unknown_label_formats_are_refused(labels):
     assert "expected" in refused(train_labels=labels)
 
 
@@ -126,19 +126,19 @@ def test_labels_below_none_are_refused(value):
     assert str(value) in refused(train_labels=labels)
 
 
-def test_more_classes_than_there_may_be_are_refused():
-    labels = np.arange(MOST_CLASSES + 1)
+def test_too_many_classes_are_refused():
+    labels = np.arange(MAX_CLASSES + 1)
     images = np.zeros((len(labels), 2, 2), np.uint8)
     given = dict.fromkeys(("train_images", "test_images"), images)
     given |= dict.fromkeys(("train_labels", "test_labels"), labels)
     assert "expected 2 to 1000" in refused(**given)
 
 
-def test_a_class_that_only_the_other_split_has_is_left_to_the_checks():
+def test_class_of_one_split_is_left_to_checks():
     assert made(test_labels=tiny().test_labels % 2).classes == 4
 
 
-def test_the_number_of_classes_has_bounds():
+def test_number_of_classes_has_bounds():
     zero = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(20, int)}
     assert "1 class(es); expected 2 to 1000" in refused(**zero)
     assert "same name" in refused(("a", "b", "c", "a"))

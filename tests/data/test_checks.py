@@ -1,4 +1,4 @@
-"""The checks find what was put into sound data, and nothing else."""
+"""The data checks detect every injected problem, and nothing in valid data."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_what_is_put_in_is_counted(constant, repeated, leaked):
         ("constant_images_test", {"test_images": np.zeros((100, 6, 6, 1), np.uint8)}),
     ],
 )
-def test_a_hard_violation_stops_with_its_numbers(name, changed):
+def test_failed_hard_check_names_its_values(name, changed):
     results = check(dataset(**changed))
     found = {found.name: found for found in results}[name]
     assert found.hard
@@ -100,7 +100,7 @@ def test_absent_classes_are_named():
     assert found.detail == "b in test, c in test, d in test, e in test, f in test and 2 more"
 
 
-def test_duplicates_warn_and_stop_only_if_asked():
+def test_duplicates_stop_only_if_strict():
     images = dataset().train.images.copy()
     images[:] = images[:1]
     labels = np.zeros(200, np.int16)

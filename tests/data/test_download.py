@@ -1,4 +1,4 @@
-"""Downloads against a server that this process starts: resumed, verified, whole or not there."""
+"""Downloads from a server of this process: resumed, verified, and atomic."""
 
 import fcntl
 import socket
@@ -48,7 +48,7 @@ def test_a_file_arrives_whole_and_alone(tmp_path):
         get(server, target)
     assert target.read_bytes() == BODY
     assert names(target.parent) == ["file"]
-    assert len(server.requests) == 1  # the second time it was there already
+    assert len(server.requests) == 1  # the second call finds the file
     assert seen[-1] == ("file", len(BODY), len(BODY))
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
@@ -62,7 +62,7 @@ def test_a_broken_connection_is_resumed(tmp_path, ranges):
     assert asked == [None, "bytes=300000-", "bytes=600000-" if ranges else "bytes=300000-"]
 
 
-def test_a_partial_file_outlives_the_process_and_is_resumed(tmp_path):
+def test_partial_file_is_resumed_later(tmp_path):
     with serving(FILES, cut=100_000) as server:
         assert "connection ended after 300000 of 1048576 bytes" in refused(
             server, tmp_path / "file"
@@ -78,21 +78,21 @@ def test_a_partial_file_outlives_the_process_and_is_resumed(tmp_path):
 @pytest.mark.parametrize(
     "leftover", [b"x" * 1000, BODY + b"more", b"x" * len(BODY), BODY[:-1] + b"x"]
 )
-def test_a_partial_file_of_other_content_is_replaced(tmp_path, leftover):
+def test_other_partial_file_is_replaced(tmp_path, leftover):
     part_of(tmp_path / "file").write_bytes(leftover)
     with serving(FILES) as server:
         get(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_a_partial_file_that_is_complete_needs_no_byte_more(tmp_path):
+def test_complete_partial_file_is_used(tmp_path):
     part_of(tmp_path / "file").write_bytes(BODY)
     with serving(FILES) as server:
         get(server, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_a_damaged_file_is_replaced_and_kept_until_then(tmp_path):
+def test_damaged_file_is_replaced_last(tmp_path):
     (tmp_path / "file").write_bytes(b"damaged")
     with serving({}) as server:
         with pytest.raises(UnavailableError):
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_replaced_and_kept_until_then(tmp_path):
     assert (tmp_path / "file").read_bytes() == BODY
 
 
-def test_what_does_not_verify_is_thrown_away(tmp_path):
+def test_invalid_download_is_discarded(tmp_path):
     with serving({"/file": b"<html>Please log in</html>"}) as server:
         assert "not the published data (another content)" in refused(server, tmp_path / "file")
         server.files["/file"] = BODY
@@ -128,7 +128,7 @@ def test_a_silent_server_times_out(tmp_path):
             fetch(url, tmp_path / "file", sound, progress=None, timeout=0.2)
 
 
-def test_other_schemes_are_followed_nowhere(tmp_path):
+def test_other_schemes_are_refused(tmp_path):
     (tmp_path / "secret").write_bytes(BODY)
     with serving(FILES, redirect=f"file://{tmp_path}/secret") as server:
         refused(server, tmp_path / "file")
@@ -137,13 +137,13 @@ def test_other_schemes_are_followed_nowhere(tmp_path):
             fetch(url, tmp_path / "file", sound, progress=None, timeout=5)
 
 
-def test_a_folder_that_cannot_be_made_says_so(tmp_path):
+def test_impossible_folder_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with serving(FILES) as server, pytest.raises(UnavailableError, match=str(tmp_path)):
         get(server, tmp_path / "file" / "below")
 
 
-def test_several_downloads_at_once_do_not_disturb_each_other(tmp_path):
+def test_parallel_downloads_all_succeed(tmp_path):
     failures = []
 
     def one(server):
@@ -163,7 +163,7 @@ def test_several_downloads_at_once_do_not_disturb_each_other(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_partial_file_that_another_process_holds_is_left_alone(tmp_path):
+def test_locked_partial_file_is_left_alone(tmp_path):
     part = part_of(tmp_path / "file")
     with part.open("wb") as held, serving(FILES) as server:
         held.write(b"being written")

@@ -1,4 +1,4 @@
-"""The short form of `benchmarks/fuzz.py`: a coverage-guided fuzzer gets nothing but nnbuild's own errors out."""
+"""Short form of `benchmarks/fuzz.py`: a coverage-guided fuzzer only causes nnbuild's errors."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("parser", ["idx", "manifest"])
-def test_what_a_fuzzer_makes_up_does_no_harm(parser):
+def test_fuzzed_files_are_harmless(parser):
     command = [sys.executable, "benchmarks/fuzz.py", parser, "--seconds", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Whatever the bytes, every reader gives a dataset or one of nnbuild's own errors, on one line."""
+"""For any bytes, every reader returns a dataset or raises an nnbuild error of one line."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ MAGICS = [
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> dict[str, Path]:
-    """A small dataset in every form, the store's own among them."""
+    """A small dataset in every format, including that of the store."""
     folder = tmp_path_factory.mktemp("sound")
     arrays = tiny(train=8, test=4, classes=2)
     paths = write_every_form(folder, arrays)
@@ -46,7 +46,7 @@ def load(path):
 
 
 def harmless(path) -> None:
-    """Load it; pass if that gives a sound dataset or an error of ours."""
+    """Load a file; pass if it gives a valid dataset or an nnbuild error."""
     try:
         dataset = load(path)
     except NnbuildError as error:
@@ -60,7 +60,7 @@ def harmless(path) -> None:
 
 
 def copied(source: Path, folder: Path) -> tuple[Path, list[Path]]:
-    """A copy of a file or folder, and the files in it."""
+    """Copy a file or folder; return the copy and its files."""
     target = folder / source.name
     if source.is_file():
         target.write_bytes(source.read_bytes())
@@ -98,7 +98,7 @@ def test_changed_bytes_do_no_harm(sound, form, data):
         file = data.draw(st.sampled_from(files), "file")
         content = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(1, 4))):
-            # The ends of a file are where headers, directories and footers are.
+            # Headers, directories and footers are at the ends of a file.
             place = data.draw(
                 st.integers(0, 60) | st.integers(-400, -1) | st.integers(0, len(content) - 1)
             )
@@ -110,7 +110,7 @@ def test_changed_bytes_do_no_harm(sound, form, data):
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_cut_and_lengthened_files_do_no_harm(sound, form, data):
+def test_cut_or_longer_files_are_harmless(sound, form, data):
     with scratch() as folder:
         path, files = copied(sound[form], folder)
         file = data.draw(st.sampled_from(files), "file")
@@ -127,7 +127,7 @@ def test_cut_and_lengthened_files_do_no_harm(sound, form, data):
     st.binary(max_size=200),
     st.sampled_from(["a.npz", "a.parquet", "a", "a.gz"]),
 )
-def test_any_bytes_are_harmless_as_a_file(magic, content, name):
+def test_file_of_any_bytes_is_harmless(magic, content, name):
     with scratch() as folder:
         (folder / name).write_bytes(magic + content)
         harmless(folder / name)
@@ -139,7 +139,7 @@ def test_any_bytes_are_harmless_as_a_file(magic, content, name):
     st.binary(max_size=200),
     st.sampled_from(["idx", "idx.gz", "pictures", "parquet png"]),
 )
-def test_any_bytes_are_harmless_in_a_folder(magic, content, form):
+def test_folder_of_any_bytes_is_harmless(magic, content, form):
     with scratch() as folder:
         paths = write_every_form(folder, Arrays(*tiny(train=4, test=2, classes=2)))
         file = min(path for path in paths[form].rglob("*") if path.is_file())
@@ -149,7 +149,7 @@ def test_any_bytes_are_harmless_in_a_folder(magic, content, form):
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_any_description_of_a_stored_dataset_is_harmless(sound, data):
+def test_any_description_is_harmless(sound, data):
     with scratch() as folder:
         path, _ = copied(sound["stored"], folder)
         description = json.loads((path / "dataset.json").read_text())
@@ -159,7 +159,7 @@ def test_any_description_of_a_stored_dataset_is_harmless(sound, data):
         harmless(path)
 
 
-def test_a_line_break_in_a_description_stays_out_of_the_message(sound):
+def test_error_of_description_is_one_line(sound):
     for key in json.loads((sound["stored"] / "dataset.json").read_text()):
         with scratch() as folder:
             path, _ = copied(sound["stored"], folder)
@@ -177,8 +177,8 @@ def test_any_name_is_harmless(name):
         load(f"no-such-{name}")
 
 
-def test_metadata_that_would_end_the_process_are_an_error(tmp_path):
-    """Arrow's accessor of a column chunk aborts on histograms of another size, which random damage brings about."""
+def test_metadata_that_abort_are_an_error(tmp_path):
+    """Arrow aborts on histograms of another size, which random damage causes."""
     table = pa.table(
         {
             "image": pa.array([b"\0" * 64] * 50, pa.binary(64)),
@@ -203,13 +203,13 @@ def test_metadata_that_would_end_the_process_are_an_error(tmp_path):
     sound = list(files)
     while True:
         try:
-            parquet._require_sound(sound)
+            parquet._require_readable_metadata(sound)
         except DataError as error:
             sound.remove(Path(str(error).split(":")[0]))
         else:
             break
     assert len(sound) > len(files) - 50
-    for file in sound:  # this process outlives all that were not refused
+    for file in sound:  # this process survives the files that were accepted
         with contextlib.suppress(pa.ArrowException, OSError):
             metadata = pq.read_metadata(file)
             for group in range(metadata.num_row_groups):

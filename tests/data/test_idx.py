@@ -1,4 +1,4 @@
-"""IDX: what is written is read, and nothing is believed that the file cannot hold."""
+"""IDX files: round trips, and headers that claim too much."""
 
 import gzip
 import hashlib
@@ -19,7 +19,7 @@ SMALL = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0
 
 
 def peak(function) -> int:
-    """The most bytes that a call that raises DataError has allocated."""
+    """Return the peak memory of a call that raises DataError."""
     tracemalloc.start()
     try:
         with pytest.raises(DataError):
@@ -31,7 +31,7 @@ def peak(function) -> int:
 
 @settings(max_examples=40, deadline=None)
 @given(SMALL, st.booleans())
-def test_write_then_read_is_the_identity(array, gzipped):
+def test_idx_round_trip_is_the_identity(array, gzipped):
     with scratch() as folder:
         payload = idx_bytes(array)
         (folder / "a").write_bytes(gzip.compress(payload) if gzipped else payload)
@@ -50,7 +50,7 @@ def test_the_other_types_are_big_endian(tmp_path, code, kind):
 
 @settings(max_examples=40, deadline=None)
 @given(SMALL, st.data())
-def test_a_truncated_or_extended_file_is_refused(array, data):
+def test_file_of_wrong_length_is_refused(array, data):
     payload = idx_bytes(array)
     cut = data.draw(st.integers(0, len(payload) - 1))
     extra = data.draw(st.binary(min_size=1, max_size=20))
@@ -70,23 +70,21 @@ def test_a_truncated_or_extended_file_is_refused(array, data):
 
 @pytest.mark.parametrize("gzipped", [False, True])
 @pytest.mark.parametrize("count", [2**31, 2**32 - 1])
-def test_a_header_that_claims_two_thousand_million_images_allocates_nothing(
-    tmp_path, gzipped, count
-):
+def test_header_of_2e9_images_costs_nothing(tmp_path, gzipped, count):
     header = struct.pack(">HBB3I", 0, 8, 3, count, 28, 28) + bytes(1000)
     (tmp_path / "a").write_bytes(gzip.compress(header) if gzipped else header)
     assert peak(lambda: idx.read(tmp_path / "a")) < 1 << 20
 
 
 def test_a_size_of_zero_hides_no_others(tmp_path):
-    """Found by a fuzzer: the product is 0 bytes, and no array has that shape."""
+    """The product of the sizes is 0, but no array has that shape (found by a fuzzer)."""
     path = tmp_path / "file"
     path.write_bytes(struct.pack(">HBB4I", 0, 0x0D, 4, 2**32 - 1, 2**32 - 1, 0, 2**31))
     with pytest.raises(DataError, match="claims shape"):
         idx.read(path)
 
 
-def test_a_header_within_bounds_costs_no_more_than_what_arrives(tmp_path):
+def test_header_costs_only_what_arrives(tmp_path):
     header = struct.pack(">HBB3I", 0, 8, 3, 60000, 28, 28) + bytes(1000)
     (tmp_path / "a").write_bytes(gzip.compress(header))
     assert peak(lambda: idx.read(tmp_path / "a")) < 2 << 20
@@ -102,15 +100,15 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path):
     assert peak(lambda: idx.read(tmp_path / "a")) < 1 << 20
 
 
-def test_a_flipped_bit_in_a_gzip_is_noticed(tmp_path):
+def test_flipped_bit_in_gzip_is_noticed(tmp_path):
     packed = bytearray(gzip.compress(idx_bytes(tiny().train_images)))
     packed[len(packed) // 2] ^= 1
     (tmp_path / "a").write_bytes(packed)
-    with pytest.raises(DataError, match="fetch it again"):
+    with pytest.raises(DataError, match="download it again"):
         idx.read(tmp_path / "a")
 
 
-def test_what_is_missing_or_a_folder_is_named(tmp_path):
+def test_missing_file_or_folder_is_named(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         idx.read(tmp_path / "absent")
     with pytest.raises(DataError, match="not an ordinary file"):
@@ -124,7 +122,7 @@ def test_an_unpacked_file_is_preferred(tmp_path):
     assert {path.name for path in idx.find(tmp_path).values()} == set(IDX_NAMES)
 
 
-def test_the_payload_digest_is_that_of_the_file():
+def test_payload_digest_is_that_of_file():
     images = tiny().train_images[..., 0]
     assert idx.payload_digest(images) == hashlib.sha256(idx_bytes(images)).hexdigest()
     assert idx.payload_digest(images[:, ::-1]) != idx.payload_digest(images)

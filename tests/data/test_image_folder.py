@@ -29,7 +29,7 @@ def encoded(picture: Image.Image, kind="PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def test_the_classes_are_the_folders_names(tmp_path):
+def test_classes_are_the_folder_names(tmp_path):
     arrays = tiny()
     dataset = image_folder.load(write_picture_folder(tmp_path, arrays, NAMES))
     assert dataset.class_names == NAMES
@@ -43,7 +43,7 @@ def test_numbers_are_ordered_by_value(tmp_path):
     assert dataset.class_names == tuple(str(label) for label in range(12))
 
 
-def test_the_hold_out_does_not_depend_on_the_files_names(tmp_path):
+def test_hold_out_ignores_file_names(tmp_path):
     arrays = tiny(train=60)
     backwards = slice(None, None, -1)
     first = image_folder.load(
@@ -59,7 +59,7 @@ def test_the_hold_out_does_not_depend_on_the_files_names(tmp_path):
     assert "a sixth of each class" in first.source
 
 
-def test_a_train_folder_alone_is_divided(tmp_path):
+def test_train_folder_alone_is_divided(tmp_path):
     arrays = tiny()
     write_pictures(tmp_path / "train", arrays.train_images, arrays.train_labels)
     dataset = image_folder.load(tmp_path)
@@ -93,7 +93,7 @@ def test_another_size_or_mode_is_named(tmp_path):
     assert f"{odd}: height, width, channels (6, 6, 3)" in refused(tmp_path)
 
 
-def test_empty_and_unknown_classes_are_named(tmp_path):
+def test_empty_or_unknown_class_is_named(tmp_path):
     write_picture_folder(tmp_path, tiny())
     (tmp_path / "test" / "zebra").mkdir()
     assert "has class 'zebra'" in refused(tmp_path)
@@ -101,7 +101,7 @@ def test_empty_and_unknown_classes_are_named(tmp_path):
     assert f"{tmp_path / 'train' / 'zebra'}: an empty folder" in refused(tmp_path)
 
 
-def test_folders_without_classes_are_refused(tmp_path):
+def test_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(png(np.zeros((6, 6, 1), np.uint8)))
     assert "no pictures" in refused(tmp_path)
     arrays = tiny()
@@ -140,12 +140,12 @@ def test_other_formats_are_read(kind):
         (Image.new("L", (4, 4)), "TIFF"),
     ],
 )
-def test_pictures_of_other_kinds_are_refused(picture, kind):
+def test_other_kinds_of_picture_are_refused(picture, kind):
     with pytest.raises(DataError, match=r"^a: .*expected"):
         decoding.decode(encoded(picture, kind), "a")
 
 
-def test_pictures_that_expand_beyond_measure_are_refused_before_the_memory_is_taken(tmp_path):
+def test_picture_bomb_is_refused_early(tmp_path):
     (tmp_path / "0").mkdir()
     content = png(np.zeros((2048, 2048, 1), np.uint8))
     for number in range(100):

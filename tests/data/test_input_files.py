@@ -1,4 +1,4 @@
-"""Which files count: the same for training and scoring, and never one that would block."""
+"""Which files are read: the same for training and scoring, never one that could block."""
 
 import os
 import socket
@@ -72,7 +72,7 @@ def test_special_input_is_refused(tmp_path, monkeypatch, make, name):
 
 
 @pytest.mark.parametrize("make", SPECIAL)
-def test_special_file_among_data_is_refused(tmp_path, monkeypatch, make):
+def test_special_file_in_data_is_refused(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     arrays = tiny()
     write_pictures(tmp_path / "a", arrays.train_images, arrays.train_labels)
@@ -94,7 +94,7 @@ def test_special_config_is_refused(tmp_path, monkeypatch, make):
     assert "not an ordinary file" in refusal(loading.read_toml, tmp_path / "c.toml")
 
 
-def test_open_descriptor_of_a_pipe_is_refused():
+def test_open_pipe_is_refused():
     end, other = os.pipe()
     try:
         for name in (f"/proc/self/fd/{end}", f"/dev/fd/{end}"):
@@ -105,13 +105,13 @@ def test_open_descriptor_of_a_pipe_is_refused():
         os.close(other)
 
 
-def test_file_that_claims_to_be_empty_is_not_read(tmp_path):
+def test_file_of_claimed_size_0_is_not_read(tmp_path):
     assert "not an ordinary file" not in refusal(load, file_tree.Path("/proc/self/mem"))
     (tmp_path / "c.toml").touch()
     assert loading.read_toml(tmp_path / "c.toml") == {}
 
 
-def test_special_files_are_refused_on_the_command_line(capfd, tmp_path, trained):
+def test_special_file_is_an_error_of_cli(capfd, tmp_path, trained):
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "m.onnx")
     inputs = parquet(tmp_path / "in.parquet")
@@ -129,7 +129,7 @@ def test_special_files_are_refused_on_the_command_line(capfd, tmp_path, trained)
         assert len(outcome.err.strip().splitlines()) == 1
 
 
-def test_hidden_names_are_ignored_at_any_depth(tmp_path):
+def test_hidden_names_are_ignored(tmp_path):
     kept = ["a/b.png", "a-b/c.png", "a.png", "b/Thumbs.db.png"]
     ignored = [
         "._a.png",
@@ -150,7 +150,7 @@ def test_hidden_names_are_ignored_at_any_depth(tmp_path):
     hidden = tmp_path / "_own"
     hidden.mkdir()
     (hidden / "a.png").touch()
-    assert names(hidden) == ["a.png"]  # a folder that is given counts, whatever its name
+    assert names(hidden) == ["a.png"]  # an explicit folder is never ignored
 
 
 def test_one_tree_is_walked_alike(tmp_path):
@@ -175,7 +175,7 @@ def test_one_tree_is_walked_alike(tmp_path):
     assert len(found) == 16 + 4 + 1
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_without_loops(tmp_path):
     (tmp_path / "lake" / "day1").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "b.png").touch()
@@ -191,11 +191,11 @@ def test_link_to_nowhere_is_named(tmp_path, target):
     write_pictures(tmp_path / "a", tiny().train_images, tiny().train_labels)
     (tmp_path / "a" / "0" / "x.png").symlink_to(target)
     for function in (load, lambda path: open_input(str(path), Columns(), SHAPE)):
-        assert "x.png: a link that leads nowhere" in refusal(function, tmp_path / "a")
+        assert "x.png: a broken link" in refusal(function, tmp_path / "a")
 
 
 def test_snapshot_of_links_is_read(tmp_path):
-    """The cache of Hugging Face's hub: links out of the folder, to files without an ending."""
+    """The cache of Hugging Face's hub has links out of the folder, to files without suffix."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc" / "data"
     arrays = tiny()
     write_parquet(blobs / "0f3a", arrays.train_images, arrays.train_labels, "hugging_face")
@@ -205,7 +205,7 @@ def test_snapshot_of_links_is_read(tmp_path):
     assert len(parquet_files(str(snapshot.parent))) == 1
 
 
-def test_leftovers_of_writers_are_not_scored(store, tmp_path):
+def test_leftovers_are_not_scored(store, tmp_path):
     folder = tmp_path / "in"
     for name in (
         "part-0.parquet",
@@ -233,7 +233,7 @@ def test_explicit_hidden_names_count(tmp_path, monkeypatch, address):
     assert len(parquet_files(str(tmp_path / address))) == expected
 
 
-def test_order_is_that_of_the_path_as_text(tmp_path):
+def test_order_is_that_of_paths_as_text(tmp_path):
     for name in ("b/0.parquet", "b-1.parquet", "a.parquet", "B.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         parquet(tmp_path / name)
@@ -264,7 +264,9 @@ def test_missing_shards_are_named(tmp_path, present, missing):
     assert len(parquet_files(f"{tmp_path}/train-*-of-00003.parquet")) == len(present)
     for address in (str(tmp_path), f"{tmp_path}/*.parquet"):
         if missing:
-            assert f"lacks {tmp_path if '*' in address else ''}" in refusal(parquet_files, address)
+            assert f"missing {tmp_path if '*' in address else ''}" in refusal(
+                parquet_files, address
+            )
             assert missing in refusal(parquet_files, address)
         else:
             assert len(parquet_files(address)) == len(present)
@@ -272,7 +274,7 @@ def test_missing_shards_are_named(tmp_path, present, missing):
         assert missing in refusal(load, tmp_path)
 
 
-def test_two_numbers_of_shards_are_refused(tmp_path):
+def test_two_shard_counts_are_refused(tmp_path):
     arrays = tiny()
     for name in ("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"):
         write_parquet(tmp_path / f"{name}.parquet", arrays.train_images, arrays.train_labels)
@@ -281,7 +283,7 @@ def test_two_numbers_of_shards_are_refused(tmp_path):
     assert "and 999999995 more" in refusal(file_tree.require_all_shards, many, "a")
 
 
-def test_files_that_are_no_pictures_are_named(store, tmp_path):
+def test_files_of_other_kinds_are_named(store, tmp_path):
     from PIL import Image
 
     folder = tmp_path / "in"
@@ -297,7 +299,7 @@ def test_files_that_are_no_pictures_are_named(store, tmp_path):
     assert (done.rows, done.quarantined) == (4, 5)
 
 
-def test_training_skips_other_files_on_request(tmp_path):
+def test_training_can_skip_other_files(tmp_path):
     write_pictures(tmp_path, tiny().train_images, tiny().train_labels)
     (tmp_path / "0" / "notes.txt").write_text("x")
     (tmp_path / "1" / "a.tif").write_text("x")
@@ -307,15 +309,15 @@ def test_training_skips_other_files_on_request(tmp_path):
     assert "2 file(s) that are not pictures skipped" in dataset.source
 
 
-def test_parquet_beside_pictures_is_refused(tmp_path):
+def test_parquet_with_pictures_is_refused(tmp_path):
     arrays = tiny()
     write_pictures(tmp_path, arrays.train_images, arrays.train_labels)
     write_parquet(tmp_path / "train.parquet", arrays.train_images, arrays.train_labels)
-    assert "holds Parquet (train.parquet) and pictures" in refusal(load, tmp_path)
-    assert "holds Parquet" in refusal(open_input, str(tmp_path), Columns(), SHAPE)
+    assert "contains both Parquet files (train.parquet) and pictures" in refusal(load, tmp_path)
+    assert "contains both Parquet files" in refusal(open_input, str(tmp_path), Columns(), SHAPE)
 
 
-def test_remote_folder_is_walked_by_the_same_rule(s3_store, tmp_path):
+def test_remote_folder_has_the_same_rules(s3_store, tmp_path):
     import boto3
 
     parquet(tmp_path / "x.parquet")
@@ -347,7 +349,7 @@ LONG = "x" * 300
 
 
 @pytest.mark.parametrize("name", [LONG, f"{LONG}.npz", f"{LONG}.parquet", f"{LONG}/*.parquet"])
-def test_names_that_no_file_system_takes(tmp_path, name):
+def test_impossible_names_do_not_exist(tmp_path, name):
     assert "no such" in refusal(open_input, str(tmp_path / name), Columns(), SHAPE)
     assert "no such" in refusal(load, tmp_path / name)
 
@@ -369,7 +371,7 @@ def test_long_names_on_the_command_line(capfd, tmp_path, trained):
 
 
 @pytest.mark.parametrize("text", ["seed = " + "9" * 5000, "seed = 0x" + "f" * 5000])
-def test_numbers_that_are_too_long_are_named(tmp_path, text):
+def test_too_long_numbers_are_named(tmp_path, text):
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ConfigError):
         loading.parse_config(loading.read_toml(tmp_path / "c.toml"))
@@ -377,7 +379,7 @@ def test_numbers_that_are_too_long_are_named(tmp_path, text):
         loading.parse_config(loading.parse_setting(text.replace(" ", "")))
 
 
-def test_damaged_members_of_any_compression_are_named(tmp_path):
+def test_damaged_zip_members_are_named(tmp_path):
     import zipfile
 
     write_npz(tmp_path / "a.npz", tiny())
@@ -404,4 +406,4 @@ def test_leftovers_alone_are_no_input(tmp_path):
     assert not is_there(str(tmp_path / LONG))
     parquet(tmp_path / "day" / "a-00000-of-00002.parquet")
     for address in (tmp_path / "day", f"{tmp_path}/*/*.parquet"):
-        assert is_there(str(address))  # and what is wrong with it is said when it is opened
+        assert is_there(str(address))  # the error is raised when it is opened

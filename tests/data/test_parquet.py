@@ -1,4 +1,4 @@
-"""Parquet: every usual form of an image column, and a reason where there is none."""
+"""Parquet files: every usual format of an image column, and errors for the others."""
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ def table(images, labels=None):
 @pytest.mark.parametrize(
     "options", [{}, {"row_group_size": 7}, {"compression": "zstd", "use_dictionary": False}]
 )
-def test_row_groups_and_encodings_do_not_matter(tmp_path, form, options):
+def test_row_groups_do_not_matter(tmp_path, form, options):
     arrays = tiny()
     dataset = parquet.load_folder(write_parquet_folder(tmp_path, arrays, form, **options))
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
@@ -38,7 +38,7 @@ def test_row_groups_and_encodings_do_not_matter(tmp_path, form, options):
     np.testing.assert_array_equal(dataset.train.labels, arrays.train_labels)
 
 
-def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
+def test_files_are_read_in_name_order(tmp_path):
     arrays = tiny()
     for part, rows in enumerate((slice(0, 15), slice(15, 40))):
         path = tmp_path / f"train-{part:05}-of-00002.parquet"
@@ -63,7 +63,7 @@ def test_floats_in_lists_are_scaled(tmp_path):
     }
 
 
-def test_hugging_faces_class_names_are_kept(tmp_path):
+def test_hugging_face_class_names_are_kept(tmp_path):
     names = ("cat", "dog", "emu", "fox", "gnu")
     dataset = parquet.load_folder(
         write_parquet_folder(tmp_path, tiny(), "hugging_face", names=names)
@@ -78,14 +78,14 @@ def test_hugging_faces_class_names_are_kept(tmp_path):
     "text",
     ["null", "[]", "{}", "{", '{"info": {"features": {"label": {"names": [1]}}}}', "[" * 9999],
 )
-def test_metadata_of_another_kind_are_passed_over(tmp_path, text):
+def test_other_metadata_are_ignored(tmp_path, text):
     images = image_column(tiny().train_images, "fixed_size_binary")
     given = table(images).replace_schema_metadata({"huggingface": text})
     pq.write_table(given, tmp_path / "a.parquet")
     assert parquet.load_file(tmp_path / "a.parquet").class_names == ("0", "1")
 
 
-def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
+def test_missing_column_is_named(tmp_path):
     assert "no column 'image' among pixels, label" in refused(
         pa.table({"pixels": [1], "label": [1]}), tmp_path
     )
@@ -93,7 +93,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
 
 
 @pytest.mark.parametrize("form", PARQUET_FORMS)
-def test_nulls_are_refused_with_their_rows(tmp_path, form):
+def test_nulls_are_refused_with_rows(tmp_path, form):
     images = image_column(tiny().train_images, form)
     rows = pa.array([row if row not in (8, 23) else None for row in range(40)])
     if form == "tensor":
@@ -116,7 +116,7 @@ def test_nulls_inside_are_refused(tmp_path):
     assert "null(s) in column 'image.bytes', rows 0, 1" in refused(table(images), tmp_path)
 
 
-def test_lists_of_several_lengths_are_refused(tmp_path):
+def test_ragged_lists_are_refused(tmp_path):
     assert "different lengths" in refused(table(pa.array([[1] * 4, [1] * 9])), tmp_path)
     assert "different lengths" in refused(table(pa.array([[[1, 1], [1]], [[1], [1, 1]]])), tmp_path)
     images = [png(np.zeros((4, 4, 1), np.uint8)), png(np.zeros((4, 5, 1), np.uint8))]
@@ -126,11 +126,11 @@ def test_lists_of_several_lengths_are_refused(tmp_path):
     )
 
 
-def test_pixels_without_a_shape_must_be_a_square(tmp_path):
+def test_pixels_without_shape_are_a_square(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 5, 7, 1), np.uint8)
     labels = np.arange(20) % 2
-    assert "no square" in refused(write_parquet(tmp_path / "a.parquet", images, labels))
-    assert "no square" in refused(write_parquet(tmp_path / "a.parquet", images, labels, "list"))
+    assert "not a square" in refused(write_parquet(tmp_path / "a.parquet", images, labels))
+    assert "not a square" in refused(write_parquet(tmp_path / "a.parquet", images, labels, "list"))
     for shape in ((5, 7, 1), (7, 5, 1)):
         path = write_parquet(tmp_path / "a.parquet", images, labels, shape=shape)
         assert parquet.load_file(path).image_shape == shape
@@ -152,39 +152,39 @@ def test_pixels_without_a_shape_must_be_a_square(tmp_path):
         [[], []],
     ],
 )
-def test_columns_that_hold_no_images_are_refused(tmp_path, column):
+def test_columns_without_images_are_refused(tmp_path, column):
     assert "expected" in refused(table(column), tmp_path)
 
 
 @pytest.mark.parametrize(
     "labels", [["a", "b"], [0.0, 1.0], [[0], [1]], [None, None], [0, -1], [0, 5000]]
 )
-def test_labels_that_are_none_are_refused(tmp_path, labels):
+def test_invalid_labels_are_refused(tmp_path, labels):
     images = image_column(tiny(train=2).train_images, "fixed_size_binary")
     assert "expected" in refused(table(images, labels), tmp_path)
 
 
-def test_bytes_that_are_no_picture_are_refused_with_their_row(tmp_path):
+def test_bad_picture_is_refused_with_its_row(tmp_path):
     good = png(np.zeros((4, 4, 1), np.uint8))
     assert "row 1: not a readable picture" in refused(table([good, good[:-20]]), tmp_path)
     assert "row 0: not a readable picture" in refused(table([b"", good]), tmp_path)
 
 
-def test_tensors_in_another_order_are_refused(tmp_path):
+def test_permuted_tensors_are_refused(tmp_path):
     storage = pa.array([[0] * 12] * 4, pa.list_(pa.uint8(), 12))
     kind = pa.fixed_shape_tensor(pa.uint8(), (3, 2, 2), permutation=(1, 2, 0))
     assert "order" in refused(table(pa.ExtensionArray.from_storage(kind, storage)), tmp_path)
 
 
-def test_an_empty_file_and_a_folder_without_train_files_are_refused(tmp_path):
-    assert "holds no rows" in refused(
+def test_no_training_rows_are_refused(tmp_path):
+    assert "contains no rows" in refused(
         table(pa.array([], pa.binary(4)), pa.array([], pa.int64())), tmp_path
     )
     (tmp_path / "a.parquet").rename(tmp_path / "test.parquet")
     assert "no train*.parquet" in refused(tmp_path, loader=parquet.load_folder)
 
 
-def test_too_few_images_to_hold_some_out_are_refused(tmp_path):
+def test_too_few_images_are_refused(tmp_path):
     images = image_column(tiny(train=2).train_images, "fixed_size_binary")
     assert "no class has two different images" in refused(table(images), tmp_path)
 
@@ -192,7 +192,7 @@ def test_too_few_images_to_hold_some_out_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "form", ["fixed_size_binary", "list", "fixed_size_list", "png", "hugging_face"]
 )
-def test_a_bomb_is_refused_and_not_unpacked(tmp_path, form):
+def test_bomb_is_refused_before_unpacking(tmp_path, form):
     count = 3000 if form in {"png", "hugging_face"} else 300
     side = 800 if form in {"png", "hugging_face"} else 600
     images = image_column(np.zeros((1, side, side, 1), np.uint8), form)
@@ -211,7 +211,7 @@ def test_a_bomb_is_refused_and_not_unpacked(tmp_path, form):
     assert counting.max_memory() < 4 << 20
 
 
-def test_the_metadata_of_a_stored_table_are_honoured(tmp_path):
+def test_shape_of_stored_table_is_used(tmp_path):
     images = tiny(shape=(4, 6, 3)).train_images
     path = write_parquet(tmp_path / "a.parquet", images, np.arange(40) % 2, shape=(4, 6, 3))
     assert parquet.load_file(path).image_shape == (4, 6, 3)

@@ -1,4 +1,4 @@
-"""The same images give the same pixels, whatever their type, their file, or the split they are in."""
+"""Equal images give equal pixels, whatever their type, file format or split."""
 
 import struct
 
@@ -108,7 +108,7 @@ def test_npz_of_any_types_is_the_same(tmp_path, train, test):
 
 @pytest.mark.parametrize("form", NUMBERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_parquet_of_any_form_is_the_same(tmp_path, form, kind):
+def test_parquet_of_any_format_is_equal(tmp_path, form, kind):
     arrays = tiny()
     if (form, kind) == ("list_view", "half"):
         pytest.skip("pyarrow has no such conversion")
@@ -127,7 +127,7 @@ def test_parquet_of_any_form_is_the_same(tmp_path, form, kind):
 
 
 @pytest.mark.parametrize("form", PARQUET_FORMS)
-def test_parquet_of_bytes_is_scored_as_it_is_trained_on(tmp_path, form):
+def test_parquet_is_scored_as_trained_on(tmp_path, form):
     arrays = tiny()
     table = pa.table(
         {"image": image_column(arrays.train_images, form), "label": arrays.train_labels}
@@ -172,7 +172,7 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("bad", BAD_ROWS)
 @pytest.mark.parametrize("place", [0, 7, 229])
-def test_bad_row_does_not_change_the_others(store, tmp_path, bad, place):
+def test_bad_row_changes_no_other_row(store, tmp_path, bad, place):
     pixels = [row.ravel().tolist() for row in images().astype(np.float32) / 255]
     kind = pa.list_(pa.float32())
     pq.write_table(pa.table({"image": pa.array(pixels, kind)}), tmp_path / "good.parquet")
@@ -186,7 +186,7 @@ def test_bad_row_does_not_change_the_others(store, tmp_path, bad, place):
     assert rows(store, done) == good.take(kept)
 
 
-def test_empty_first_part_does_not_change_the_others(store, tmp_path):
+def test_empty_first_part_changes_nothing(store, tmp_path):
     values = images().astype(np.float32) / 255
     folder = tmp_path / "in"
     folder.mkdir()
@@ -199,14 +199,14 @@ def test_empty_first_part_does_not_change_the_others(store, tmp_path):
 
 
 @pytest.mark.parametrize("values", [np.full((4, 6, 6, 1), 1.5), np.full((9, 6, 6, 1), 16.0)])
-def test_unclear_floats_are_an_error_until_told(tmp_path, store, values):
+def test_ambiguous_floats_need_pixel_max(tmp_path, store, values):
     values = values.astype(np.float32)
     labels = np.arange(len(values)) % 2
     np.savez(tmp_path / "a.npz", x_train=values, y_train=labels, x_test=values, y_test=labels)
     path = write_numbers(tmp_path / "a.parquet", values, labels, "list")
     for function in (load, lambda each: open_input(str(each), Columns(), SHAPE).scales()):
         for file in (tmp_path / "a.npz", path):
-            with pytest.raises(DataError, match=r"unclear range.*pixel_max"):
+            with pytest.raises(DataError, match=r"ambiguous range.*pixel_max"):
                 function(file)
     expected = np.rint(values * (255 / 16)).astype(np.uint8)
     np.testing.assert_array_equal(load(tmp_path / "a.npz", pixel_max=16).train.images, expected)
@@ -215,15 +215,15 @@ def test_unclear_floats_are_an_error_until_told(tmp_path, store, values):
     assert int(read(path, pixel_max=255).max()) < 17
 
 
-def test_unclear_floats_are_no_fault_of_a_row(store, tmp_path):
+def test_ambiguous_floats_reject_no_row(store, tmp_path):
     values = np.full((30, 8, 8, 1), 2, np.float32)
     path = write_numbers(tmp_path / "a.parquet", values, np.zeros(30, int), "list")
-    with pytest.raises(DataError, match="unclear range"):
+    with pytest.raises(DataError, match="ambiguous range"):
         scored(store, input=path, on_error="quarantine")
     assert not list((store.root / "staging").glob("score-*"))
 
 
-def test_sixteen_bits_are_refused_until_told(tmp_path):
+def test_sixteen_bits_need_pixel_max(tmp_path):
     values = tiny().train_images.astype(np.uint16) * 257
     labels = tiny().train_labels
     np.savez(tmp_path / "a.npz", x_train=values, y_train=labels, x_test=values, y_test=labels)
@@ -239,9 +239,9 @@ def test_normalised_floats_are_refused(tmp_path, shift):
     values = tiny().train_images / 255 + shift
     labels = tiny().train_labels
     np.savez(tmp_path / "a.npz", x_train=values, y_train=labels, x_test=values, y_test=labels)
-    with pytest.raises(DataError, match="undo what shifted them"):
+    with pytest.raises(DataError, match="undo any normalisation"):
         load(tmp_path / "a.npz")
-    with pytest.raises(DataError, match="undo what shifted them"):
+    with pytest.raises(DataError, match="undo any normalisation"):
         read(tmp_path / "a.npz")
 
 
@@ -249,7 +249,7 @@ def test_normalised_floats_are_refused(tmp_path, shift):
 @given(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from(["unit", "byte"]))
 def test_scale_is_found_for_any_images(seed, count, kind):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 5, 5, 1), np.uint8)
-    pixels[::3] = 0  # black ones say nothing
+    pixels[::3] = 0  # black images are no evidence
     expected = 1 if kind == "unit" else 255
     assert not pixels.any() or white_of(KINDS[kind](pixels), "") == expected
 
@@ -276,7 +276,7 @@ def brightness(train, test, **limits):
     return {each.name: each for each in results}["brightness"], results
 
 
-def test_splits_of_other_brightness_are_refused():
+def test_splits_of_two_scales_are_refused():
     arrays = tiny(train=60, test=40, classes=2)
     dark = (arrays.test_images // 128).astype(np.uint8)
     found, results = brightness(arrays.train_images, dark)
@@ -287,7 +287,7 @@ def test_splits_of_other_brightness_are_refused():
     assert brightness(arrays.train_images, dark, brightness=1000)[0].passed
 
 
-def test_input_of_other_brightness_is_refused(store, tmp_path):
+def test_input_of_another_scale_is_refused(store, tmp_path):
     dark = images() // 128
     np.savez(tmp_path / "a.npz", images=dark.astype(np.int64))
     with pytest.raises(DataError, match="mean brightness"):

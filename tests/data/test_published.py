@@ -1,4 +1,4 @@
-"""The layouts in which image datasets are published, and the labels in them."""
+"""Layouts and labels of published image datasets."""
 
 import gzip
 import struct
@@ -43,7 +43,7 @@ def write_idx(path, array):
     path.write_bytes(gzip.compress(header + array.astype(array.dtype.newbyteorder(">")).tobytes()))
 
 
-def test_emnist_is_turned_upright_and_numbered(tmp_path):
+def test_emnist_is_transposed_and_numbered(tmp_path):
     arrays = tiny(train=52, test=26, classes=26)
     for split, pixels, labels in (
         ("train", arrays.train_images, arrays.train_labels),
@@ -60,7 +60,7 @@ def test_emnist_is_turned_upright_and_numbered(tmp_path):
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     np.testing.assert_array_equal(dataset.test.labels, arrays.test_labels)
     assert dataset.class_names == tuple(map(str, range(1, 27)))
-    assert "turned upright" in dataset.source
+    assert "transposed" in dataset.source
     path = tmp_path / "emnist" / "emnist-letters-test-images-idx3-ubyte.gz"
     source = open_input(str(path), Columns(), SHAPE)
     (read,) = source.read(source.chunks()[0], 100)
@@ -71,7 +71,7 @@ def test_emnist_is_turned_upright_and_numbered(tmp_path):
     assert "emnist-letters, emnist-mnist" in refusal(tmp_path / "emnist")
 
 
-def test_qmnist_has_its_class_in_the_first_column(tmp_path):
+def test_qmnist_class_is_the_first_column(tmp_path):
     arrays = tiny()
     for split, pixels, labels in (
         ("train", arrays.train_images, arrays.train_labels),
@@ -185,7 +185,7 @@ def test_parquet_layouts_are_read(tmp_path, layout, ending):
     np.testing.assert_array_equal(dataset.validation.images, arrays.test_images[::-1])
 
 
-def test_parquet_that_names_no_split_is_said(tmp_path):
+def test_parquet_without_split_is_noted(tmp_path):
     arrays = tiny()
     for name in ("train-0", "extra-0"):
         write_parquet(tmp_path / f"{name}.parquet", arrays.train_images, arrays.train_labels)
@@ -271,17 +271,17 @@ def test_labels_of_any_form_in_parquet(tmp_path, form, encoded):
     np.testing.assert_array_equal(dataset.test.labels, arrays.test_labels)
 
 
-def test_images_without_a_label_are_left_out(tmp_path):
+def test_unlabelled_images_are_omitted(tmp_path):
     arrays = tiny()
     none = np.full(20, -1)
     dataset = load(write_npz(tmp_path / "a.npz", arrays, y_test=none))
-    assert "test split left out" in dataset.source
+    assert "test split omitted" in dataset.source
     assert "a sixth of each class" in dataset.source
     some = arrays.train_labels.copy()
     some[:3] = -1
     dataset = load(write_npz(tmp_path / "b.npz", arrays, y_train=some))
     assert (len(dataset.train), dataset.class_names) == (37, ("0", "1", "2", "3"))
-    assert "3 training images without a label left out" in dataset.source
+    assert "3 training images without a label omitted" in dataset.source
     assert "no training image has a label" in refusal(
         write_npz(tmp_path / "c.npz", arrays, y_train=np.full(40, -1))
     )
@@ -290,17 +290,17 @@ def test_images_without_a_label_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"y_train": tiny().train_labels - 1},  # -1 is none, and so no training image has a 3
+        {"y_train": tiny().train_labels - 1},  # -1 is unlabelled, so no training image has label 3
         {"y_train": tiny().train_labels * 10},
         {"y_test": tiny().test_labels * 10},
         {"y_train": text(tiny().train_labels)},
     ],
 )
-def test_labels_that_do_not_fit_together_are_refused(tmp_path, changed):
+def test_labels_of_two_kinds_are_refused(tmp_path, changed):
     assert "label" in refusal(write_npz(tmp_path / "a.npz", tiny(), **changed))
 
 
-def test_class_names_are_compared_in_one_form(tmp_path):
+def test_class_names_are_normalized(tmp_path):
     arrays = tiny(classes=2)
     names = ["é", "क्‍ष"]  # the second with a zero-width joiner
     write_pictures(tmp_path / "train", arrays.train_images, arrays.train_labels, names)
@@ -333,7 +333,7 @@ def test_folders_of_splits_are_found(tmp_path, train, test, validation):
     assert "both named after the train split" in refusal(tmp_path)
 
 
-def test_folders_that_name_no_split_are_said(tmp_path):
+def test_folders_without_split_are_noted(tmp_path):
     arrays = tiny()
     write_pictures(tmp_path / "train", arrays.train_images, arrays.train_labels)
     write_pictures(tmp_path / "unlabelled", arrays.train_images, arrays.train_labels)
@@ -343,13 +343,13 @@ def test_folders_that_name_no_split_are_said(tmp_path):
     assert "no train/" in refusal(tmp_path)
 
 
-def test_class_may_be_called_like_a_split(tmp_path):
+def test_class_may_have_the_name_of_split(tmp_path):
     arrays = tiny(classes=2)
     write_pictures(tmp_path, arrays.train_images, arrays.train_labels, ["bus", "train"])
     assert load(tmp_path).class_names == ("bus", "train")
 
 
-def test_stored_dataset_keeps_its_validation(tmp_path):
+def test_stored_dataset_keeps_validation(tmp_path):
     arrays = tiny()
     more = {"x_val": arrays.test_images[:6], "y_val": arrays.test_labels[:6]}
     dataset = load(write_npz(tmp_path / "a.npz", arrays, **more))
@@ -366,7 +366,7 @@ def test_stored_dataset_keeps_its_validation(tmp_path):
         tables.read_dataset(tmp_path / "stored")
 
 
-def test_run_validates_on_the_datas_own_split(tmp_path):
+def test_run_uses_the_validation_split(tmp_path):
     arrays = tiny(train=120, test=40, shape=(8, 8, 1))
     own = {"x_val": arrays.test_images[:24], "y_val": arrays.test_labels[:24]}
     path = write_npz(tmp_path / "a.npz", arrays, **own)
@@ -415,14 +415,14 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
     np.testing.assert_array_equal(read.images[0, ..., 0], found)
 
 
-def test_damaged_exif_does_not_lose_the_picture(tmp_path):
+def test_damaged_exif_keeps_the_picture(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     with decoding.strict():
         assert decoding.read(path).max() == 7
 
 
-def test_quarantine_reasons_say_what_it_is_each_time(tmp_path):
+def test_quarantine_reason_names_the_format(tmp_path):
     contents = {
         "a.png": (b"", "an empty file"),
         "b.jpg": (b"GIF89a", "a GIF"),
@@ -445,7 +445,7 @@ def test_quarantine_reasons_say_what_it_is_each_time(tmp_path):
         assert "0x" not in reason
 
 
-def test_parquet_files_may_differ_in_what_is_not_read(store, tmp_path):
+def test_unread_columns_may_differ(store, tmp_path):
     pixels = images(40)
     forms = {
         "a": pa.array([each.tobytes() for each in pixels], pa.binary(64)),
@@ -472,7 +472,7 @@ def test_parquet_files_may_differ_in_what_is_not_read(store, tmp_path):
         assert found.slice(number * 40, 40).drop_columns(["example_id"]) == first
 
 
-def test_day_without_rows_is_a_job_of_none(store, tmp_path):
+def test_day_without_rows_is_an_empty_job(store, tmp_path):
     parquet(tmp_path / "a.parquet", images()[:0])
     np.savez(tmp_path / "b.npz", images=images()[:0])
     for name in ("a.parquet", "b.npz"):
@@ -484,7 +484,7 @@ def test_day_without_rows_is_a_job_of_none(store, tmp_path):
     assert {row["rows"] for row in store.read_table("score_runs").to_pylist()} == {0}
 
 
-def test_scored_labels_are_numbers_of_the_classes(tmp_path):
+def test_scored_labels_are_class_numbers(tmp_path):
     arrays = tiny(train=60, test=20, shape=(8, 8, 1), classes=2)
     names = np.array([3, 8])
     path = write_npz(

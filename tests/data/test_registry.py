@@ -1,4 +1,4 @@
-"""The named datasets: which place wins, what is verified, when the fallback is taken.
+"""Published datasets: order of the sources, verification, and the fallback.
 
 The published data need a network, so most tests publish data of their own in MNIST's form.
 """
@@ -21,7 +21,7 @@ FOLDER = "/data/"
 
 
 def in_mnists_form(seed: int) -> Arrays:
-    """60,000 and 10,000 images of few bytes when packed: a pattern for each class."""
+    """60,000 and 10,000 images that compress well: a pattern for each class."""
     patterns = np.random.default_rng(seed).integers(0, 256, (10, 28, 28, 1), np.uint8)
     labels = np.arange(70_000) % 10
     images = patterns[labels]
@@ -43,8 +43,8 @@ def packed(arrays) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def own(packed) -> published.Named:
-    """MNIST, if it had been these arrays."""
+def own(packed) -> published.PublishedDataset:
+    """MNIST with these arrays as its published content."""
     digests = {
         name: sha256(gzip.decompress(content)).hexdigest() for name, content in packed.items()
     }
@@ -52,8 +52,8 @@ def own(packed) -> published.Named:
 
 
 @pytest.fixture(scope="module")
-def kin(packed) -> published.Named:
-    """Fashion-MNIST, if it had been these arrays: known by the packed files."""
+def kin(packed) -> published.PublishedDataset:
+    """Fashion-MNIST with these arrays, identified by its packed files."""
     return replace(
         published.FASHION_MNIST,
         packed={name: sha256(content).hexdigest() for name, content in packed.items()},
@@ -75,7 +75,7 @@ def load(which, tmp_path, **options):
 
 @pytest.mark.parametrize("place", ["direct", "mnist"])
 @pytest.mark.parametrize("form", ["idx", "gz", "dotted.gz", "npz"])
-def test_the_users_folder_is_read_in_every_form(tmp_path, arrays, own, place, form):
+def test_data_dir_is_read_in_every_format(tmp_path, arrays, own, place, form):
     folder = tmp_path / "data" / ("" if place == "direct" else place)
     folder.mkdir(parents=True)
     if form == "npz":
@@ -88,7 +88,7 @@ def test_the_users_folder_is_read_in_every_form(tmp_path, arrays, own, place, fo
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_mirrors_fill_the_cache_once(tmp_path, arrays, own, server):
+def test_mirrors_fill_the_cache_once(tmp_path, arrays, own, server):
     told = []
     dataset = load(
         own, tmp_path, mirrors=[server.address + FOLDER], progress=lambda *now: told.append(now)
@@ -101,7 +101,7 @@ def test_the_mirrors_fill_the_cache_once(tmp_path, arrays, own, server):
     assert len(server.requests) == asked == 4
 
 
-def test_the_next_mirror_is_asked_when_one_fails(tmp_path, arrays, own, server):
+def test_next_mirror_is_asked_on_failure(tmp_path, arrays, own, server):
     other = in_mnists_form(2)
     server.files["/lies/train-images-idx3-ubyte.gz"] = gzip.compress(
         idx_bytes(other.train_images[..., 0]), 1
@@ -123,7 +123,7 @@ def test_the_next_mirror_is_asked_when_one_fails(tmp_path, arrays, own, server):
     assert [path.name for path in (tmp_path / "cache" / "mnist").iterdir()] == ["mnist.npz"]
 
 
-def test_when_no_place_has_it_all_are_listed(tmp_path, own, server):
+def test_all_failed_sources_are_listed(tmp_path, own, server):
     (tmp_path / "data").mkdir()
     mirrors = [f"{server.address}/one/", f"{server.address}/two/mnist.npz"]
     with pytest.raises(UnavailableError) as caught:
@@ -140,7 +140,7 @@ def test_when_no_place_has_it_all_are_listed(tmp_path, own, server):
     assert "\n" not in message
 
 
-def test_damaged_files_of_the_user_are_an_error_and_stay(tmp_path, arrays, own, server):
+def test_damaged_files_of_user_are_kept(tmp_path, arrays, own, server):
     folder = write_idx(tmp_path / "data", arrays)
     images = folder / "train-images-idx3-ubyte"
     content = bytearray(images.read_bytes())
@@ -158,9 +158,9 @@ def test_damaged_files_of_the_user_are_an_error_and_stay(tmp_path, arrays, own, 
     assert server.requests == []
 
 
-def test_other_data_in_mnists_form_are_refused_with_the_way_out(tmp_path, own):
+def test_other_data_as_mnist_are_refused(tmp_path, own):
     folder = write_idx(tmp_path / "data", in_mnists_form(2))
-    with pytest.raises(DataError, match=f"published one .*--dataset {folder}"):
+    with pytest.raises(DataError, match=f"published one .*set dataset.name to {folder}"):
         load(own, tmp_path, data_dir=folder)
     assert sources.load(str(folder), data_dir=None, cache=tmp_path).name == "data"
 
@@ -178,14 +178,14 @@ def test_a_damaged_cache_is_replaced(tmp_path, own, server, arrays):
     assert load(own, tmp_path, mirrors=[f"{server.address}/npz/mnist.npz"]).digest == digest
     assert load(own, tmp_path).digest == digest
     cached.with_name("mnist.npz").write_bytes(b"broken")
-    for _ in range(2):  # it is no fallback's turn, neither now nor the next night
+    for _ in range(2):  # no fallback, neither now nor in the next run
         with pytest.raises(DataError) as caught:
             load(own, tmp_path, mirrors=[f"{server.address}/absent/"])
         assert not isinstance(caught.value, UnavailableError)
         assert "mnist.npz" in str(caught.value)
 
 
-def test_an_unfinished_cache_is_finished(tmp_path, own, server):
+def test_incomplete_cache_is_completed(tmp_path, own, server):
     images = server.files.pop(f"{FOLDER}t10k-images-idx3-ubyte.gz")
     with pytest.raises(UnavailableError):
         load(own, tmp_path, mirrors=[server.address + FOLDER])
@@ -196,7 +196,7 @@ def test_an_unfinished_cache_is_finished(tmp_path, own, server):
     assert asked == ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"]
 
 
-def test_the_kin_are_known_by_their_packed_files(tmp_path, kin, arrays, server):
+def test_packed_digests_identify_datasets(tmp_path, kin, arrays, server):
     dataset = load(kin, tmp_path, mirrors=[server.address + FOLDER])
     assert dataset.name == "fashion-mnist"
     assert dataset.class_names[9] == "Ankle boot"
@@ -207,7 +207,7 @@ def test_the_kin_are_known_by_their_packed_files(tmp_path, kin, arrays, server):
         load(kin, tmp_path / "again", mirrors=[server.address + FOLDER])
 
 
-def test_mnists_files_are_not_taken_for_fashion(tmp_path, kin, arrays, own, monkeypatch):
+def test_mnist_is_not_taken_for_fashion(tmp_path, kin, arrays, own, monkeypatch):
     monkeypatch.setattr(registry, "MNIST", own)
     folder = write_idx(tmp_path / "data", arrays)
     with pytest.raises(UnavailableError):
@@ -218,18 +218,18 @@ def test_mnists_files_are_not_taken_for_fashion(tmp_path, kin, arrays, own, monk
     assert load(kin, tmp_path, data_dir=folder).name == "fashion-mnist"
 
 
-def test_the_form_of_the_kin_is_checked_in_the_users_folder(tmp_path, kin):
+def test_shapes_in_data_dir_are_checked(tmp_path, kin):
     few = in_mnists_form(1)
     write_idx(tmp_path / "data", replace(few, train_images=few.train_images[:59_999]))
     with pytest.raises(DataError, match="59999, 28, 28"):
         load(kin, tmp_path, data_dir=tmp_path / "data")
 
 
-def test_the_fallback_is_taken_only_where_nothing_is_to_be_had(tmp_path):
+def test_fallback_needs_unavailable_data(tmp_path):
     options = {"cache": tmp_path / "cache", "fallback": "digits", "mirrors": {"mnist": []}}
     dataset = sources.load("mnist", data_dir=tmp_path / "absent", **options)
     assert dataset.name == "digits"
-    assert "fallback, as mnist was found in no place" in dataset.source
+    assert "fallback because mnist is unavailable" in dataset.source
     damaged = tmp_path / "data"
     damaged.mkdir()
     (damaged / "mnist.npz").write_bytes(b"PK")
@@ -241,9 +241,9 @@ def test_the_fallback_is_taken_only_where_nothing_is_to_be_had(tmp_path):
         sources.load("./absent", data_dir=None, **options)
 
 
-def test_the_published_addresses_and_checksums_are_well_formed():
-    assert set(published.NAMED) == {"mnist", "fashion-mnist", "kmnist"}
-    for known in published.NAMED.values():
+def test_published_entries_are_valid():
+    assert set(published.PUBLISHED) == {"mnist", "fashion-mnist", "kmnist"}
+    for known in published.PUBLISHED.values():
         assert len(known.class_names) == 10
         digests = known.payload or known.packed
         assert tuple(digests) == idx.FILES == IDX_NAMES
@@ -251,7 +251,7 @@ def test_the_published_addresses_and_checksums_are_well_formed():
         assert all(mirror.endswith((".npz", "/")) for mirror in known.mirrors)
 
 
-def test_real_mnist_is_what_is_published(tmp_path):
+def test_real_mnist_is_the_published_one(tmp_path):
     given = os.environ.get("NNBUILD_DATA_DIR", "")
     if not idx.find(Path(given)):
         pytest.skip("NNBUILD_DATA_DIR names no folder with MNIST's files")

@@ -1,4 +1,4 @@
-"""Loading by name or path: every packaging of the same data is the same dataset."""
+"""Loading by name or path: every format of the same data gives the same dataset."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def message(path, **options) -> str:
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (5, 7, 1), (4, 6, 3)])
-def test_every_packaging_gives_the_same_dataset(tmp_path, shape):
+def test_every_format_gives_one_dataset(tmp_path, shape):
     arrays = tiny(shape=shape)
     loaded = {form: load(path) for form, path in write_every_form(tmp_path, arrays).items()}
     in_order = {form: dataset for form, dataset in loaded.items() if form != "pictures"}
@@ -51,7 +51,7 @@ def test_every_packaging_gives_the_same_dataset(tmp_path, shape):
     np.testing.assert_array_equal(loaded["pictures"].train.labels, arrays.train_labels[by_class])
 
 
-def test_the_stores_own_form_is_a_source_too(tmp_path):
+def test_stored_dataset_is_a_source(tmp_path):
     dataset = load(write_npz(tmp_path / "Some Data_1.npz", tiny()))
     tables.write_dataset(dataset, tmp_path / "stored")
     assert load(tmp_path / "stored").digest == dataset.digest
@@ -68,17 +68,17 @@ def test_the_stores_own_form_is_a_source_too(tmp_path):
         ("-x-.npz", "x"),
     ],
 )
-def test_a_datasets_name_is_made_from_the_path(tmp_path, given, name):
+def test_dataset_name_is_made_from_path(tmp_path, given, name):
     assert load(write_npz(tmp_path / given, tiny())).name == name
 
 
-def test_a_relative_folder_has_its_own_name(tmp_path, monkeypatch):
+def test_relative_folder_has_its_own_name(tmp_path, monkeypatch):
     folder = write_idx(tmp_path / "My.Digits", tiny())
     monkeypatch.chdir(folder)
     assert load("./").name == "my.digits"
 
 
-def test_unknown_names_suggest_the_nearest():
+def test_unknown_name_suggests_the_nearest():
     for given, expected in (
         ("mnits", "did you mean 'mnist'"),
         ("fashion_mnist", "did you mean 'fashion-mnist'"),
@@ -96,7 +96,7 @@ def test_unknown_names_suggest_the_nearest():
 @pytest.mark.parametrize(
     "given", ["no/such/folder", "nothing.npz", "x" * 5000 + ".npz", "a\0b.npz"]
 )
-def test_a_path_that_does_not_exist_is_named(given):
+def test_missing_path_is_named(given):
     assert "no such file" in message(given)
 
 
@@ -121,13 +121,13 @@ def test_devices_and_pipes_are_not_read(tmp_path):
     assert "not an ordinary file" in message(folder)
 
 
-def test_a_folder_that_lacks_an_idx_file_is_named(tmp_path):
+def test_missing_idx_file_is_named(tmp_path):
     folder = write_idx(tmp_path / "idx", tiny())
     (folder / "t10k-labels-idx1-ubyte").unlink()
     assert "lacks t10k-labels-idx1-ubyte" in message(folder)
 
 
-def test_an_idx_file_under_anothers_name_is_refused(tmp_path):
+def test_misnamed_idx_file_is_refused(tmp_path):
     folder = write_idx(tmp_path / "idx", tiny())
     images, labels = folder / "train-images-idx3-ubyte", folder / "train-labels-idx1-ubyte"
     content = images.read_bytes(), labels.read_bytes()
@@ -136,7 +136,7 @@ def test_an_idx_file_under_anothers_name_is_refused(tmp_path):
     assert "images of shape (40,)" in message(folder)
 
 
-def test_a_hold_out_is_recorded_in_the_source(tmp_path):
+def test_hold_out_is_noted_in_the_source(tmp_path):
     arrays = separable()
     single = load(write_parquet(tmp_path / "all.parquet", arrays.train_images, arrays.train_labels))
     folder = load(write_pictures(tmp_path / "all", arrays.train_images, arrays.train_labels))
@@ -147,7 +147,7 @@ def test_a_hold_out_is_recorded_in_the_source(tmp_path):
     assert held[0] == held[1]
 
 
-def test_default_cache_follows_the_xdg_convention(monkeypatch, tmp_path):
+def test_default_cache_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert sources.default_cache() == tmp_path / "nnbuild"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative is to be ignored")

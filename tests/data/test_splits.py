@@ -1,4 +1,4 @@
-"""The held-out test split depends on the images alone."""
+"""The held-out test split depends only on the images."""
 
 import numpy as np
 from data_files import tiny
@@ -23,7 +23,7 @@ def contents(part: Split) -> set[tuple[bytes, int]]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 7), st.integers(20, 90))
-def test_it_is_a_stratified_partition_whatever_the_order(seed, classes, count):
+def test_hold_out_is_stratified(seed, classes, count):
     whole = split(train=count, classes=classes, seed=seed)
     train, test = hold_out(whole)
     assert contents(train) | contents(test) == contents(whole)
@@ -35,7 +35,7 @@ def test_it_is_a_stratified_partition_whatever_the_order(seed, classes, count):
     assert contents(hold_out(Split(whole.images[order], whole.labels[order]))[1]) == contents(test)
 
 
-def test_copies_of_an_image_stay_together():
+def test_copies_of_image_stay_together():
     whole = split()
     doubled = Split(np.concatenate([whole.images] * 2), np.concatenate([whole.labels] * 2))
     train, test = hold_out(doubled)
@@ -43,7 +43,7 @@ def test_copies_of_an_image_stay_together():
     assert contents(test) == contents(hold_out(whole)[1])
 
 
-def test_a_class_with_one_image_keeps_it_for_training():
+def test_single_image_is_for_training():
     train, test = hold_out(
         Split(np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1), np.array([0, 0, 1], np.int16))
     )
@@ -51,13 +51,13 @@ def test_a_class_with_one_image_keeps_it_for_training():
     assert test.labels.tolist() == [0]
 
 
-def test_digests_are_equal_for_equal_images_only():
+def test_digests_identify_images():
     images = split(train=500).images
     assert len(np.unique(image_digests(images))) == 500
     np.testing.assert_array_equal(image_digests(images), image_digests(np.asfortranarray(images)))
 
 
-def test_digits_are_real_handwriting_of_mnists_form():
+def test_digits_have_the_format_of_mnist():
     first, second = digits.load(), digits.load()
     assert first.digest == second.digest
     assert first.name == "digits"

@@ -1,4 +1,4 @@
-"""The store's form of a dataset: written and read it is the same, changed it is refused."""
+"""Datasets of the store: round trips, and files that were changed."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def refused(folder) -> str:
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (5, 7, 3), (1, 1, 1)])
 @pytest.mark.parametrize("train", [4, 40, 40_000])
-def test_write_then_read_is_the_identity(tmp_path, shape, train):
+def test_dataset_round_trip_is_identity(tmp_path, shape, train):
     written = dataset(shape, train=train)
     tables.write_dataset(written, tmp_path)
     read = tables.read_dataset(tmp_path)
@@ -58,7 +58,7 @@ def test_write_then_read_is_the_identity(tmp_path, shape, train):
         assert found.labels.dtype == np.int16
 
 
-def test_a_table_keeps_its_split_and_its_slices():
+def test_table_and_slices_keep_the_split():
     split = dataset((5, 7, 3)).train
     table = tables.split_table(split)
     assert table.schema.field("image").type == pa.binary(105)
@@ -74,7 +74,7 @@ def test_a_table_keeps_its_split_and_its_slices():
     assert len(tables.split_from_table(table.slice(0, 0))) == 0
 
 
-def test_the_files_are_the_same_bytes_each_time(tmp_path, stored):
+def test_files_are_reproducible(tmp_path, stored):
     tables.write_dataset(dataset(), tmp_path / "again")
     for file in stored.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -91,14 +91,14 @@ def test_what_is_written_is_described(stored):
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "test.parquet", "dataset.json"])
-def test_a_missing_truncated_or_changed_file_is_refused(stored, name):
+def test_changed_file_is_refused(stored, name):
     content = (stored / name).read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 3] ^= 1
     for broken in (content[:-2], content[: len(content) // 2], b"", content + b"x", bytes(flipped)):
         (stored / name).write_bytes(broken)
         if name == "dataset.json" and broken == bytes(flipped):
-            continue  # a changed name is still a name; the digest of the store's path tells
+            continue  # a changed name is still valid; the digest in the path of the store detects it
         assert name in refused(stored)
     (stored / name).unlink()
     assert "no such file" in refused(stored)
@@ -127,7 +127,7 @@ def test_swapped_splits_are_refused(stored):
         {"extra": 1},
     ],
 )
-def test_a_description_of_another_kind_is_refused(stored, changed):
+def test_other_description_is_refused(stored, changed):
     path = stored / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     refused(stored)
@@ -136,7 +136,7 @@ def test_a_description_of_another_kind_is_refused(stored, changed):
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{", "[" * 100_000, '"\\ud800"', "9" * 5000, "\udcff"]
 )
-def test_what_is_no_description_is_refused(stored, text):
+def test_invalid_description_is_refused(stored, text):
     (stored / "dataset.json").write_bytes(text.encode(errors="surrogateescape"))
     refused(stored)
 
@@ -158,7 +158,7 @@ def test_other_tables_are_refused():
             tables.split_from_table(other)
 
 
-def test_writing_and_reading_do_not_import_pandas(tmp_path):
+def test_tables_do_not_import_pandas(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
@@ -174,7 +174,7 @@ raise SystemExit("pandas" in sys.modules)
 
 
 def calls_of(function, *arguments):
-    """How many calls of functions, of Python's and of C's, it takes."""
+    """Count the calls of Python and C functions."""
     count = 0
 
     def seen(frame, event, _):
@@ -189,13 +189,11 @@ def calls_of(function, *arguments):
     return count
 
 
-def test_reading_makes_no_loop_over_rows(tmp_path):
+def test_reading_has_no_loop_over_rows(tmp_path):
     folders = []
     for rows in (1_000, 20_000):
         folders.append(tmp_path / f"{rows}")
         tables.write_dataset(dataset((28, 28, 1), train=rows), folders[-1])
-        tables.read_dataset(
-            folders[-1]
-        )  # what is imported at the first call is none of the rows' business
+        tables.read_dataset(folders[-1])  # imports of the first call do not count
     few, many = (calls_of(tables.read_dataset, folder) for folder in folders)
     assert many < few + 1_000

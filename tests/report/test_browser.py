@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing broken, nothing fetched, nothing that sticks out on a phone."""
+"""The report in a real browser: no errors, no requests, and a layout that fits on a phone."""
 
 import html
 import json
@@ -19,7 +19,7 @@ from nnbuild.report import comparison
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
-# Chromium itself looks for updates and the time, whatever it is told: no name is resolved, so that none is reached.
+# Chromium looks for updates and the time by itself: no name is resolved, so none is reached.
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *(
@@ -44,7 +44,7 @@ JOBS = [
     for run in RUNS
 ]
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-# A window of Chromium is 500 pixels wide at least; a frame can be as narrow as a phone.
+# A window of Chromium is at least 500 pixels wide; a frame can be as narrow as a phone.
 PROBE = """<!doctype html><meta charset="utf-8"><body>
 <iframe style="width: 390px; height: 800px; border: 0" srcdoc="{}">
 </iframe><script>onload = () => {{
@@ -76,16 +76,16 @@ def console(finished) -> list[str]:
 
 
 def fetched(log: Path) -> set[str]:
-    """The addresses that a page asked for, out of Chromium's log of the network."""
+    """Return the URLs that a page requested, from Chromium's network log."""
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
     asked = [event["params"] for event in events if "initiator" in event.get("params", {})]
-    # What the browser does for itself has no origin as its initiator.
+    # Requests of the browser itself have no origin as initiator.
     of_page = {each["url"] for each in asked if each["initiator"] != "not an origin"}
     return {url for url in of_page if not url.startswith(("file:", "data:"))}
 
 
 def on_a_phone(folder: Path, text: str) -> dict[str, Any]:
-    """What a page is like in a window of 390 pixels, once nothing of it sticks out and no picture is broken."""
+    """Measure a page in a window of 390 pixels; fail if it overflows or an image is broken."""
     page = write(folder / "probe.html", PROBE.format(html.escape(text)))
     out = browse(page, folder, "--dump-dom").stdout
     found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', out)[1]))
@@ -103,7 +103,7 @@ def write(page: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("width", [390, 1180])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_browser_has_nothing_to_say_and_fetches_nothing(tmp_path, width, scheme):
+def test_browser_logs_and_fetches_nothing(tmp_path, width, scheme):
     page = write(tmp_path / "report.html", report.render(*made(shape=(28, 28, 1))))
     log, shot = tmp_path / "net.json", tmp_path / "shot.png"
     finished = browse(
@@ -122,7 +122,7 @@ def test_the_browser_has_nothing_to_say_and_fetches_nothing(tmp_path, width, sch
     assert (np.median(pixels) < 60) == (scheme == "dark")
 
 
-def test_what_is_looked_for_would_be_found(tmp_path):
+def test_probes_detect_what_they_look_for(tmp_path):
     text = report.render(*made())
     log = tmp_path / "net.json"
     loud = '<img src="http://127.0.0.1:9/x.png"><script>console.error("loud")</script></body>'
@@ -136,7 +136,7 @@ def test_what_is_looked_for_would_be_found(tmp_path):
     assert "http://127.0.0.1:9/x.png" in fetched(log)
 
 
-def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
+def test_policy_of_page_stops_a_fetch(tmp_path):
     text = report.render(*made())
     log = tmp_path / "net.json"
     page = write(
@@ -162,13 +162,13 @@ def test_the_pages_own_policy_would_stop_a_fetch(tmp_path):
     ],
     ids=["digits", "long names"],
 )
-def test_nothing_sticks_out_on_a_phone_and_no_picture_is_broken(tmp_path, given):
+def test_report_fits_on_a_phone(tmp_path, given):
     manifest, tables, images = made(**given)
     manifest.steps.decide = decided(champion=RUNS[0], reason="it is better")
     assert on_a_phone(tmp_path, report.render(manifest, tables, images, JOBS))["images"] >= 64
 
 
-def test_nothing_sticks_out_of_the_pages_over_several_runs(tmp_path):
+def test_comparison_fits_on_a_phone(tmp_path):
     rows = [
         {"run_id": run, "model": "lab", "accuracy": 0.9, "difference": None, "promoted": True}
         for run in RUNS

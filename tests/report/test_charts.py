@@ -15,7 +15,7 @@ POSITIVE = st.floats(1e-12, 1e12)
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(FINITE, max_size=20), st.sampled_from([(0.0, 100.0), (212.0, 32.0)]))
-def test_a_linear_axis_holds_its_values_in_order(values, ends):
+def test_linear_axis_contains_its_values(values, ends):
     axis = svg.linear(values, *ends)
     assert axis.low < axis.high
     assert 2 <= len(axis.ticks) <= 12
@@ -29,7 +29,7 @@ def test_a_linear_axis_holds_its_values_in_order(values, ends):
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(POSITIVE, max_size=20))
-def test_a_logarithmic_axis_holds_its_values_and_has_ticks(values):
+def test_log_axis_contains_its_values(values):
     axis = svg.logarithmic(values, 0.0, 100.0)
     assert 0 < axis.low < axis.high
     assert 1 <= len(axis.ticks) <= 12
@@ -40,7 +40,7 @@ def test_a_logarithmic_axis_holds_its_values_and_has_ticks(values):
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 1000), st.integers(0, 100_000))
-def test_an_axis_of_epochs_has_whole_ticks_within_it(first, more):
+def test_epoch_axis_has_integer_ticks(first, more):
     axis = svg.counting(first, first + more, 0.0, 300.0)
     assert list(axis.ticks) == sorted(set(axis.ticks))
     assert axis.ticks[0] == first
@@ -49,7 +49,7 @@ def test_an_axis_of_epochs_has_whole_ticks_within_it(first, more):
     assert len(axis.ticks) <= 9
 
 
-def test_a_tag_escapes_texts_and_attributes():
+def test_tag_escapes_text_and_attributes():
     made = svg.tag(
         "text", "<&>", svg.tag("b", '"'), class_="a", aria_label='"<', font_size=1.25, x=3.0
     )
@@ -58,7 +58,7 @@ def test_a_tag_escapes_texts_and_attributes():
     )
 
 
-def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
+def test_long_line_is_thinned():
     points = [(epoch, epoch / 1000) for epoch in range(1, 5001)]
     drawn = charts.lines("t", {"training": points})
     path = re.search(r'points="([^"]*)"', drawn)[1].split()
@@ -68,31 +68,33 @@ def test_a_line_of_many_epochs_is_thinned_and_keeps_its_ends():
     assert path[-1].startswith(f"{charts.RIGHT - 8}.0,")
 
 
-def test_the_best_epoch_and_the_kept_one_are_marked():
+def test_best_and_restored_are_marked():
     points = [(1.0, 0.5), (2.0, 0.2), (3.0, 0.4)]
-    drawn = charts.lines("t", {"validation": points}, kept=2, best=text.best_of("val_loss", points))
+    drawn = charts.lines(
+        "t", {"validation": points}, restored=2, best=text.best_of("val_loss", points)
+    )
     across = svg.counting(1, 3, charts.LEFT + 8, charts.RIGHT - 8).place(2)
     assert f'<line x1="{across:.0f}" x2="{across:.0f}"' in drawn
     assert f'<circle cx="{across:.0f}"' in drawn
     assert 'class="ring"' in drawn
 
 
-def test_the_heat_map_says_every_count_and_who_was_taken_for_whom():
+def test_heat_map_names_every_count():
     drawn = charts.heat_map("t", [[90, 10], [0, 123456]], ["cat", "dog"], [100, 123456])
-    assert "cat taken for dog: 10 of 100" in drawn
+    assert "cat predicted as dog: 10 of 100" in drawn
     assert ">123k<" in drawn
-    assert "dog taken for cat" not in drawn
+    assert "dog predicted as cat" not in drawn
     assert drawn.count('class="none"') == 1
     assert charts.heat_map("t", [[0]], ["x"], [0]).count('class="none"') == 1
     assert "rotate(-90" in charts.heat_map("t", [[1]], ["a long name"], [1])
 
 
-def test_long_names_that_differ_at_the_end_still_differ():
+def test_shortened_names_still_differ():
     assert charts.shortened("photograph of class 17") == "photog…ss 17"
     assert charts.shortened("automobile") == "automobile"
 
 
-def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
+def test_bin_of_few_images_is_faint():
     bins = [
         charts.Bin(0, 0.5, 5, 0.3, 0.2),
         charts.Bin(0.5, 0.9, 500, 0.7, 0.8),
@@ -106,7 +108,7 @@ def test_a_bin_of_few_images_is_faint_and_the_gap_says_its_side():
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 10_000), st.data())
-def test_the_interval_holds_the_share_and_narrows(count, data):
+def test_interval_contains_the_fraction(count, data):
     right = data.draw(st.integers(0, count))
     low, high = text.interval(right / count, count)
     assert 0 <= low <= right / count <= high <= 1
@@ -114,7 +116,7 @@ def test_the_interval_holds_the_share_and_narrows(count, data):
     assert closer[1] - closer[0] < high - low
 
 
-def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share():
+def test_interval_ends_are_at_1_96_errors():
     for share, count in ((0.9904, 10_000), (0.5, 10), (0.03, 200)):
         for end in text.interval(share, count):
             assert abs(end - share) == pytest.approx(
@@ -131,12 +133,12 @@ def test_the_ends_of_the_interval_are_just_1_96_standard_errors_from_the_share()
         ),
         (
             [0.5, 0.2, 0.21],
-            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, after a lowest",
+            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, with a minimum",
         ),
         ([0.5, 0.2, 0.4], "Yes, but only at first:"),
         ([0.2, 0.3, 0.4], "No: the validation loss went from 0.2"),
-        ([0.2], "There is one value, after epoch 1"),
-        ([math.nan, math.inf], "The history has no finite loss."),
+        ([0.2], "There is only one value: the validation loss is 0.2 after epoch 1"),
+        ([math.nan, math.inf], "The history has no finite loss values."),
     ],
 )
 def test_what_is_said_of_the_loss(values, said):
@@ -146,13 +148,17 @@ def test_what_is_said_of_the_loss(values, said):
 
 @pytest.mark.parametrize(
     ("confidence", "said"),
-    [(0.9, "Yes, on average"), (0.99, "Not quite: it is too sure"), (0.8, "It is too unsure")],
+    [
+        (0.9, "Yes, on average"),
+        (0.99, "Not quite, the network is overconfident"),
+        (0.8, "Not quite, the network is underconfident"),
+    ],
 )
-def test_what_is_said_of_the_probabilities(confidence, said):
+def test_trust_answer_depends_on_the_gap(confidence, said):
     assert text.on_trust([900], [100], confidence, 0.01).startswith(said)
 
 
-def test_small_shares_are_not_written_as_none():
+def test_small_fractions_are_not_0_percent():
     assert text.percent(0.0) == "0.00 %"
     assert text.percent(1e-9) == "< 0.01 %"
     assert text.percent(0.5) == "50.00 %"
@@ -160,6 +166,6 @@ def test_small_shares_are_not_written_as_none():
     assert text.chance(0.5) == "50.0 %"
 
 
-def test_a_change_for_the_worse_is_told_as_such():
+def test_lower_accuracy_is_called_lower():
     assert "points lower" in text.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
     assert text.on_champion({"accuracy": 0.9}, {"accuracy": 0.9}).startswith("Both")

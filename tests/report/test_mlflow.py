@@ -1,4 +1,4 @@
-"""A committed run in MLflow: everything of it, once, and one line where that cannot be."""
+"""Committed runs in MLflow: complete, logged once, and errors of one line."""
 
 import pytest
 from command_line import call, tree_digest
@@ -40,22 +40,20 @@ def test_a_run_is_logged_whole_and_once(gated_runs, tmp_path):
     names = {each.path for each in client.list_artifacts(logged)}
     assert {"model.keras", "model.onnx", "manifest.json", "report.html", "tables"} <= names
     assert (tmp_path / "mlartifacts").is_dir()
-    client.set_terminated(
-        logged, status="RUNNING"
-    )  # as a log leaves it that is killed in the middle
+    client.set_terminated(logged, status="RUNNING")  # as a killed process leaves it
     again = tracking.log_run(store, run_id, uri)
     assert again != logged
     assert [each.info.run_id for each in client.search_runs([experiment.experiment_id])] == [again]
 
 
-def test_what_mlflow_cannot_keep_is_one_line(gated_runs, tmp_path, monkeypatch):
+def test_mlflow_error_is_one_line(gated_runs, tmp_path, monkeypatch):
     store, (run_id, *_) = gated_runs
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(ConfigError, match="neither a database nor a server"):
+    with pytest.raises(ConfigError, match="expected a database or a server"):
         tracking.log_run(store, run_id, "./mlruns")
     for uri in (f"sqlite:///{tmp_path}/none/there/mlflow.db", "http://who:secret@127.0.0.1:9"):
         (tmp_path / "none").write_text("")
-        with pytest.raises(StoreError, match="does not take run") as caught:
+        with pytest.raises(StoreError, match="cannot log run") as caught:
             tracking.log_run(store, run_id, uri)
         assert "\n" not in str(caught.value)
         assert "secret" not in str(caught.value)
@@ -63,9 +61,9 @@ def test_what_mlflow_cannot_keep_is_one_line(gated_runs, tmp_path, monkeypatch):
         tracking.log_run(store, "20200101T000000000Z-abcdef", "sqlite:///x.db")
 
 
-def test_the_option_is_checked_before_a_run_begins(capfd, tmp_path):
+def test_mlflow_uri_is_checked_first(capfd, tmp_path):
     outcome = call(capfd, "run", "--mlflow", "mlruns", "--store", tmp_path / "store")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "neither a database nor a server" in outcome.err
+    assert "expected a database or a server" in outcome.err
     assert not (tmp_path / "store").exists()
     assert Store(tmp_path / "store").run_ids() == []

@@ -1,4 +1,4 @@
-"""The report: whole in itself, for any number of classes, epochs and pixels, and the same text every time."""
+"""The report: self-contained for any number of classes, epochs and pixels, and reproducible."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ NASTY = '</title><script>alert("x")</script>&amp;\'"<img src=x onerror=y>'
 
 
 class Page(HTMLParser):
-    """A page taken apart; refuses what is not nested well."""
+    """A parsed page; refuses tags that are not nested properly."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 def require_whole(text: str) -> Page:
-    """The page if it is complete in itself, and every picture in it is sound and described."""
+    """Return the parsed page if it is self-contained and every image is valid and described."""
     assert len(text.encode()) < MOST_BYTES
     page = Page(text)
     assert page.all("script") == []
@@ -113,7 +113,7 @@ def require_whole(text: str) -> Page:
     ],
     ids=str,
 )
-def test_the_page_is_whole_for_every_kind_of_run(given_):
+def test_page_is_complete_for_every_run(given_):
     manifest, tables, images = made(**given_)
     page = require_whole(report.render(manifest, tables, images))
     assert len(page.all("img")) == min(64, len(images)) + len(page_errors(tables)[:12])
@@ -127,28 +127,28 @@ def page_errors(tables):
     return list(wrong.sort_values(["of_label", "confidence"], ascending=[True, False]).example_id)
 
 
-def test_a_thousand_classes_show_the_worst_ones():
+def test_1000_classes_show_the_worst():
     manifest, tables, images = made(
         classes=1000, images=1500, names=[f"class {each}" for each in range(1000)]
     )
     text = report.render(manifest, tables, images)
     page = require_whole(text)
-    assert "only the 20 of 1000 classes" in page.text
+    assert "for the 20 of 1000 classes with the most errors" in page.text
     assert sum(each.get("class") == "small checks" for each in page.all("table")) == 1
     errors = tables["confusion"].filter(
         pc.not_equal(tables["confusion"]["label"], tables["confusion"]["predicted"])
     )
     most = max(errors.to_pylist(), key=lambda row: row["count"])
     assert most["count"] > 0
-    assert re.search(r"most often class \d+ taken for class \d+ \(", page.text)
+    assert re.search(r"most often class \d+ predicted as class \d+ \(", page.text)
 
 
-def test_large_noisy_colour_images_keep_the_page_small():
+def test_large_images_keep_the_page_small():
     manifest, tables, images = made(images=80, shape=(512, 384, 3))
     require_whole(report.render(manifest, tables, images))
 
 
-def test_the_worst_errors_stand_in_the_order_of_their_loss():
+def test_worst_errors_are_ordered_by_loss():
     manifest, tables, images = made(scale=2.0, images=500)
     page = Page(report.render(manifest, tables, images))
     shown = [int(re.match(r"Test image (\d+)", each["alt"])[1]) for each in page.all("img")][64:]
@@ -156,7 +156,7 @@ def test_the_worst_errors_stand_in_the_order_of_their_loss():
     assert len(shown) == 12
 
 
-def test_the_images_are_those_of_the_predictions():
+def test_images_are_those_of_predictions():
     manifest, tables, images = made(shape=(6, 5, 3))
     page = Page(report.render(manifest, tables, images))
     for each in page.all("img"):
@@ -165,7 +165,7 @@ def test_the_images_are_those_of_the_predictions():
         assert np.array_equal(np.asarray(shown), images[number])
 
 
-def test_it_does_without_images_and_without_labels():
+def test_images_and_labels_are_optional():
     manifest, tables, images = made()
     assert require_whole(report.render(manifest, tables)).all("img") == []
     without = tables["predictions"].set_column(
@@ -181,10 +181,10 @@ def test_it_does_without_images_and_without_labels():
     )
 
 
-def test_a_perfect_network_has_no_errors_to_show():
+def test_perfect_network_has_no_errors():
     manifest, tables, images = made(lean=50, images=30)
     page = require_whole(report.render(manifest, tables, images))
-    assert "Nowhere: all 30 test images are right" in page.text
+    assert "Nowhere: all 30 test images are classified correctly" in page.text
     assert "The worst errors" not in page.text
 
 
@@ -214,7 +214,7 @@ def test_a_fallback_is_told_loudly():
     assert [each["class"] for each in page.all("p") if each.get("role") == "alert"] == ["loud"]
 
 
-def test_the_champion_stands_beside_the_figures():
+def test_champion_is_next_to_the_metrics():
     manifest, tables, images = made()
     assert "champion" not in Page(report.render(manifest, tables, images)).text
     manifest.steps.decide = decided(champion="run-x", reason="because")
@@ -228,23 +228,24 @@ def test_the_champion_stands_beside_the_figures():
     ):
         assert told in page.text
     assert (
-        "The difference is +2.00 percentage points, its 95 % interval -1.00 to +5.00" in page.text
+        "The difference in accuracy is +2.00 percentage points "
+        "(95 % confidence interval -1.00 to +5.00)" in page.text
     )
-    assert "with probability 0.9, this run with 0.03" in page.text
+    assert "p = 0.03 for this run being better, p = 0.9 for it being worse" in page.text
 
 
-def test_without_a_champion_or_a_comparison_the_page_says_so():
+def test_missing_champion_is_said():
     manifest, tables, images = made()
     manifest.steps.decide = decided(
-        champion=None, reason="there was no champion", figures={"accuracy": 0.5}
+        champion=None, reason="no previous champion", figures={"accuracy": 0.5}
     )
     text = require_whole(report.render(manifest, tables, images)).text
-    assert "Promoted: there was no champion." in text
+    assert "Promoted: no previous champion." in text
     manifest.steps.decide = decided(
         champion="run-x", reason="other images", figures={"accuracy": 0.5}
     )
     text = require_whole(report.render(manifest, tables, images)).text
-    assert "alone has right" not in text
+    assert "only one of the two" not in text
     assert "other images" in text
 
 
@@ -265,13 +266,13 @@ def jobs_of(*exceeded):
 @pytest.mark.parametrize(
     ("exceeded", "told"),
     [
-        (("",), "Yes: no threshold of drift was passed in 1 scoring job "),
-        (("", ""), "Yes: no threshold of drift was passed in 2 scoring jobs "),
-        (("ink", ""), "By now it does: a threshold of drift was passed in 1 of 2 scoring jobs"),
-        (("", "ink, brightness"), "in the latest by ink, brightness."),
+        (("",), "Yes: no drift threshold was exceeded in 1 scoring job "),
+        (("", ""), "Yes: no drift threshold was exceeded in 2 scoring jobs "),
+        (("ink", ""), "Yes, again: a drift threshold was exceeded in 1 of 2 scoring jobs"),
+        (("", "ink, brightness"), "in the latest one for ink, brightness."),
     ],
 )
-def test_drift_is_there_when_something_was_scored(exceeded, told):
+def test_drift_is_shown_once_scored(exceeded, told):
     manifest, tables, images = made()
     before = require_whole(report.render(manifest, tables, images))
     assert "new data" not in before.text
@@ -281,7 +282,7 @@ def test_drift_is_there_when_something_was_scored(exceeded, told):
     assert len(page.all("svg")) == len(before.all("svg")) + (len(exceeded) > 1)
 
 
-def test_the_seconds_stand_in_the_order_of_the_steps():
+def test_seconds_are_in_order_of_steps():
     manifest, _, _ = made()
     manifest.steps.export_model = ExportedModel(
         path=None, remark="", largest_difference=None, same_predictions=None, probe=0
@@ -303,7 +304,7 @@ def test_the_seconds_stand_in_the_order_of_the_steps():
     assert [each["share"] for each in timings(manifest)] == [0.125, 1, 0.25, 0.1 / 8]
 
 
-def test_everything_that_explains_the_run_is_there():
+def test_metadata_of_the_run_are_shown():
     manifest, tables, images = made()
     text = Page(report.render(manifest, tables, images)).text
     wanted = [
@@ -316,22 +317,22 @@ def test_everything_that_explains_the_run_is_there():
         "8.25",
         "Linux",
     ]
-    wanted += ["training.schedule", "at most 4", "1 of 2 checks wants a look", manifest.run_id]
+    wanted += ["training.schedule", "at most 4", "1 of 2 checks gave a warning", manifest.run_id]
     assert [each for each in wanted if each not in text] == []
 
 
-def test_a_calibrated_diagram_is_drawn_beside_the_first():
+def test_calibrated_diagram_is_drawn():
     manifest, tables, images = made()
     page = Page(report.render(manifest, tables, images))
     errors = dict.fromkeys(tables["calibration"]["expected_calibration_error"].to_pylist())
     labels = [each["aria-label"] for each in page.all("svg")]
     assert [each for each in labels if each.startswith("Reliability")] == [
         f"Reliability diagram, {scaled}: calibration error {error:.4f}"
-        for scaled, error in zip(("plain softmax", "temperature 1.500"), errors, strict=True)
+        for scaled, error in zip(("uncalibrated", "temperature 1.500"), errors, strict=True)
     ]
 
 
-def test_infinite_and_missing_values_leave_gaps_not_errors():
+def test_infinite_values_leave_gaps():
     manifest, tables, images = made(epochs=4)
     values = tables["history"]["value"].to_numpy().copy()
     values[::2] = np.inf
@@ -350,7 +351,7 @@ def test_infinite_and_missing_values_leave_gaps_not_errors():
     frequency=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_the_same_run_gives_the_same_text(classes, images, epochs, frequency, seed):
+def test_page_is_reproducible(classes, images, epochs, frequency, seed):
     given_ = {
         "classes": classes,
         "images": images,
@@ -363,14 +364,14 @@ def test_the_same_run_gives_the_same_text(classes, images, epochs, frequency, se
     assert first == report.render(*made(**given_))
 
 
-def test_images_of_something_else_are_refused():
+def test_other_images_are_refused():
     manifest, tables, images = made()
     for wrong in (images[:5], images[..., 0], np.repeat(images, 2, axis=-1)):
         with pytest.raises(DataError, match=r"images have shape .*; pass the test images"):
             report.render(manifest, tables, wrong)
 
 
-def test_importing_it_does_not_wake_tensorflow():
+def test_import_does_not_load_tensorflow():
     program = (
         "import sys, nnbuild.report, flows.cli.runs; "
         "sys.exit(bool({'tensorflow', 'keras', 'prefect', 'matplotlib'} & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""The report of a committed run, made again: the same bytes, or one clear line."""
+"""Rebuilding the report of a committed run: the same bytes, or an error of one line."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from nnbuild.store.filesystem import file_digest
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory, small_folder):
-    """A store with one run that succeeded and one that failed."""
+    """A store with a run that succeeded and a run that failed."""
     root = tmp_path_factory.mktemp("reports") / "store"
     training = {"epochs": 2, "batch_size": 16, "threads": 2}
     config = {
@@ -36,7 +36,7 @@ def committed(tmp_path_factory, small_folder):
 
 @pytest.fixture
 def store(committed, tmp_path):
-    """A copy of it, to be spoilt."""
+    """A copy of that store, to damage."""
     root, run_id = committed
     shutil.copytree(root, tmp_path / "store")
     return Store(tmp_path / "store"), run_id
@@ -52,7 +52,7 @@ def require_vouched(store, run_id):
     assert (file_digest(path), path.stat().st_size) == (kept.sha256, kept.bytes)
 
 
-def test_it_is_the_committed_page_byte_for_byte(store):
+def test_rebuild_gives_the_committed_page(store):
     store, run_id = store
     before, manifest = page_of(store, run_id).read_bytes(), store.manifest(run_id)
     page_of(store, run_id).write_text("spoilt")
@@ -61,7 +61,7 @@ def test_it_is_the_committed_page_byte_for_byte(store):
     assert store.manifest(run_id) == manifest
 
 
-def test_without_the_dataset_it_shows_no_images_and_the_manifest_knows(store):
+def test_rebuild_without_dataset_is_noted(store):
     store, run_id = store
     shutil.rmtree(store.root / "datasets")
     assert b"<img" in page_of(store, run_id).read_bytes()
@@ -70,7 +70,7 @@ def test_without_the_dataset_it_shows_no_images_and_the_manifest_knows(store):
     require_vouched(store, run_id)
 
 
-def test_a_moved_store_gives_the_same_page(store, tmp_path):
+def test_moved_store_gives_the_same_page(store, tmp_path):
     store, run_id = store
     before = page_of(store, run_id).read_bytes()
     store.root.rename(tmp_path / "elsewhere")
@@ -90,7 +90,7 @@ def test_the_command_says_where_it_is(store, capsys):
     assert capsys.readouterr().out == f"{page_of(store, run_id)}\n"
 
 
-def test_what_cannot_be_rebuilt_is_one_clear_line(store):
+def test_impossible_rebuild_is_one_line(store):
     store, run_id = store
     failed = next(each for each in store.run_ids() if each != run_id)
     before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
@@ -137,7 +137,7 @@ def _a_row_of_nothing(store, run_id):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_no_predictions, "has no predictions"),
+        (_no_predictions, "has no table predictions"),
         (_damaged_table, "cannot read"),
         (_damaged_images, "cannot read the test images"),
         (_no_manifest_at_all, "not a valid manifest: it has no run_id"),
@@ -145,7 +145,7 @@ def _a_row_of_nothing(store, run_id):
         (_half_a_manifest, "its steps has no fit_model; restore"),
     ],
 )
-def test_what_is_missing_or_damaged_is_named_and_the_page_stays(store, spoil, message):
+def test_damaged_table_is_named(store, spoil, message):
     store, run_id = store
     before = page_of(store, run_id).read_bytes()
     spoil(store, run_id)

@@ -1,4 +1,4 @@
-"""What cannot be scored: one line, exit 2, and the store with its earlier scores as it was."""
+"""Invalid input of scoring: one line, exit code 2, and an unchanged store."""
 
 import gzip
 import struct
@@ -290,7 +290,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("arguments", "says"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, says):
+def test_bad_input_is_one_line(capfd, trained, tmp_path, arguments, says):
     given = arguments(tmp_path)
     before = tree_digest(trained)
     outcome = call(capfd, "score", *given, "--store", trained)
@@ -300,7 +300,7 @@ def test_one_line_and_the_store_as_it_was(capfd, trained, tmp_path, arguments, s
     assert tree_digest(trained) == before
 
 
-def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
+def test_changed_model_is_refused(capfd, trained, tmp_path):
     import shutil
 
     store = Store(shutil.copytree(trained, tmp_path / "store"))
@@ -315,7 +315,7 @@ def test_a_model_that_was_changed_is_refused(capfd, trained, tmp_path):
     assert "was changed: " in outcome.err
 
 
-def test_without_a_champion_nothing_is_scored(capfd, tmp_path):
+def test_score_without_champion_is_refused(capfd, tmp_path):
     Store(tmp_path / "store").create()
     outcome = call(
         capfd, "score", "--input", parquet(tmp_path / "in.parquet"), "--store", tmp_path / "store"

@@ -1,4 +1,4 @@
-"""Two scoring jobs at once: no output is written twice, and nothing is scored twice by accident."""
+"""Parallel scoring jobs: no output is written twice, no input is scored twice by accident."""
 
 import shutil
 import threading
@@ -40,7 +40,7 @@ def finish(job):
 
 @contextmanager
 def running(store, **options):
-    """A job that has begun and not ended."""
+    """A job in progress."""
     job = jobs.open_job(config(**options), store.root)
     with jobs.job_context(job):
         yield job
@@ -55,18 +55,18 @@ def inputs(tmp_path):
 
 @pytest.fixture
 def dated(tmp_path):
-    """The address of one day's input."""
+    """Address of the input of one day."""
     (tmp_path / "in" / f"date={DAY}").mkdir(parents=True)
     parquet(tmp_path / "in" / f"date={DAY}" / "part.parquet", images(90))
     return f"{tmp_path}/in/date={{date}}/"
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL."""
+    """Simulates SIGKILL."""
 
 
 def killed_at(monkeypatch, point, job):
-    """Work on a job until a named point, where its process dies."""
+    """Run a job up to a failpoint, where its process dies."""
 
     def dying(name):
         if name == point:
@@ -92,7 +92,7 @@ def test_output_in_use_is_refused(capfd, store, inputs, monkeypatch, spelling, o
         outcome = call(capfd, *given)
         assert outcome.code == 2
         assert f"scoring job {job.score_id} of store {store.root}" in outcome.err
-        assert "wait for it to end, or give another folder" in outcome.err
+        assert "wait for it to end, or choose another folder" in outcome.err
         assert len(outcome.err.splitlines()) == 1
         assert tree_digest(root) == before
         finish(job)
@@ -102,7 +102,7 @@ def test_output_in_use_is_refused(capfd, store, inputs, monkeypatch, spelling, o
     assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
 
 
-def test_output_of_a_job_that_failed_is_free(store, inputs):
+def test_output_of_failed_job_is_free(store, inputs):
     output = str(inputs / "new" / "out")
     with pytest.raises(DataError), running(store, path=inputs / "a.parquet", output=output):
         raise DataError("a bad row")
@@ -111,7 +111,7 @@ def test_output_of_a_job_that_failed_is_free(store, inputs):
     assert done.output == output
 
 
-def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
+def test_output_of_killed_job_is_reserved(store, inputs, monkeypatch):
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
     job = jobs.open_job(config(**options), store.root)
     killed_at(monkeypatch, "score:shards", job)
@@ -120,7 +120,7 @@ def test_output_of_a_killed_job_waits_for_it(store, inputs, monkeypatch):
     assert pq.read_table(inputs / "out").num_rows == ROWS
 
 
-def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
+def test_output_of_killed_job_can_be_taken(store, inputs, monkeypatch):
     output = str(inputs / "out")
     job = jobs.open_job(config(inputs / "a.parquet", output=output), store.root)
     killed_at(monkeypatch, "score:shards", job)
@@ -135,7 +135,7 @@ def test_output_of_a_killed_job_can_be_taken(store, inputs, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypatch, kind):
+def test_output_taken_meanwhile_keeps_rows(capfd, store, inputs, monkeypatch, kind):
     output = inputs / "out"
 
     def meanwhile(name):
@@ -163,7 +163,7 @@ def test_output_taken_during_the_job_loses_no_row(capfd, store, inputs, monkeypa
 
 
 @pytest.mark.parametrize("at", ["the copy", "the rename"])
-def test_job_killed_while_it_publishes_ends_the_same(store, inputs, monkeypatch, at):
+def test_job_killed_in_publish_resumes(store, inputs, monkeypatch, at):
     straight = nnbuild.score(config(inputs / "a.parquet", output=str(inputs / "o1")), store.root)
     given = config(inputs / "a.parquet", output=str(inputs / "o2"))
 
@@ -184,7 +184,7 @@ def test_job_killed_while_it_publishes_ends_the_same(store, inputs, monkeypatch,
     assert [each.name for each in inputs.iterdir() if each.name.startswith(".")] == []
 
 
-def test_output_that_is_a_link_to_an_empty_folder(store, inputs):
+def test_output_may_link_to_empty_folder(store, inputs):
     (inputs / "real").mkdir()
     (inputs / "out").symlink_to("real")
     nnbuild.score(config(inputs / "a.parquet", output=str(inputs / "out")), store.root)
@@ -192,7 +192,7 @@ def test_output_that_is_a_link_to_an_empty_folder(store, inputs):
     assert pq.read_table(inputs / "real").num_rows == ROWS
 
 
-def test_same_job_twice_at_once_is_refused(capfd, store, inputs):
+def test_same_job_in_parallel_is_refused(capfd, store, inputs):
     given = ["score", "--input", inputs / "a.parquet", "--store", store.root, "--json"]
     with running(store, path=inputs / "a.parquet") as job:
         before = tree_digest(store.root)
@@ -201,19 +201,19 @@ def test_same_job_twice_at_once_is_refused(capfd, store, inputs):
         assert f"scoring job {job.score_id} (process " in outcome.err
         assert "is scoring" in outcome.err
         assert tree_digest(store.root) == before
-        with pytest.raises(LockedError):  # not even on a cluster, which is not asked
+        with pytest.raises(LockedError):  # before the cluster is contacted
             nnbuild.score(config(inputs / "a.parquet"), store.root, address="tcp://127.0.0.1:1")
         with pytest.raises(BeingScoredError, match="is held by process"):
             nnbuild.score(resume=job.score_id, store=store.root)
         for other in (["--logits"], ["--input", inputs / "b.parquet"]):
             assert call(capfd, *given, *other).code == 0
         finish(job)
-    assert call(capfd, *given).json["rows"] == ROWS  # one after the other, each time again
+    assert call(capfd, *given).json["rows"] == ROWS  # one after the other, both score
     assert not list((store.root / "staging").iterdir())
 
 
-def test_job_begun_in_the_same_instant_is_refused(store, inputs):
-    """Both were opened before either began."""
+def test_job_of_the_same_instant_is_refused(store, inputs):
+    """Both jobs are opened before either starts."""
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
     first = jobs.open_job(config(**options), store.root)
     second = jobs.open_job(config(**options, top_k=1), store.root)
@@ -236,7 +236,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("error", [None, _Killed(), DataError("a bad row")])
-def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
+def test_backfill_waits_for_a_busy_day(store, dated, error):
     reported, waits, results = [], threading.Event(), []
 
     def report(part):
@@ -267,7 +267,7 @@ def test_backfill_waits_for_a_day_that_is_being_scored(store, dated, error):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_two_backfills_at_once_score_a_day_once(store, tmp_path):
+def test_parallel_backfills_score_once(store, tmp_path):
     last = date(2026, 11, 4)
     for number in range(1, 5):
         folder = tmp_path / "in" / f"date=2026-11-0{number}"
@@ -292,8 +292,8 @@ def test_two_backfills_at_once_score_a_day_once(store, tmp_path):
 
 
 @pytest.mark.parametrize("output", [None, "out/{date}"])
-def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
-    """The other job commits after the check and before this job begins."""
+def test_day_scored_after_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
+    """The other job commits between the check and the start of this job."""
     monkeypatch.chdir(tmp_path)
     given = config(dated, output=output)
     (one,) = partitions(given, DAY, DAY)
@@ -311,8 +311,8 @@ def test_day_scored_after_the_check_is_skipped(store, dated, tmp_path, monkeypat
     assert store.score_ids() == [part.score_id]
 
 
-def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
-    """A machine that shares the store and not its locks commits before this one."""
+def test_day_scored_meanwhile_is_skipped(store, dated):
+    """A machine that shares the store but not its locks commits first."""
     given = config(dated.format(date=DAY))
     ours = jobs.open_job(given, store.root, once=True)
     theirs = jobs.open_job(given.model_copy(update={"batch_size": 16}), store.root)
@@ -330,7 +330,7 @@ def test_day_scored_elsewhere_meanwhile_is_not_committed(store, dated):
     assert not list((store.root / "staging").iterdir())
 
 
-def test_backfill_with_an_output_in_use_is_refused(capfd, store, inputs, dated):
+def test_backfill_to_busy_output_is_refused(capfd, store, inputs, dated):
     output = str(inputs / "out" / str(DAY))
     options = ["--input", dated, "--from", DAY, "--to", DAY, "--store", store.root]
     with running(store, path=inputs / "a.parquet", output=output) as job:
@@ -340,7 +340,7 @@ def test_backfill_with_an_output_in_use_is_refused(capfd, store, inputs, dated):
         assert outcome.out == ""
 
 
-def test_one_output_for_two_days_is_refused():
+def test_output_of_two_days_is_refused():
     dated = ScoreConfig(input="in/{date}", output="out/{date:%Y-%m}")
     with pytest.raises(ConfigError, match="the same for 2026-11-01 and 2026-11-02"):
         partitions(dated, DAY, date(2026, 11, 2))
@@ -348,8 +348,8 @@ def test_one_output_for_two_days_is_refused():
     assert len(partitions(monthly, DAY, date(2026, 11, 2))) == 2
 
 
-def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_path, monkeypatch):
-    """The manifest says which input was scored, not which one there was at the end."""
+def test_input_changed_meanwhile_is_rescored(store, dated, tmp_path, monkeypatch):
+    """The manifest records the input that was scored, not that at the end."""
     path = tmp_path / "in" / f"date={DAY}" / "part.parquet"
 
     def changing(name):
@@ -363,7 +363,7 @@ def test_input_that_changes_during_the_job_is_scored_again(store, dated, tmp_pat
     assert (part.status, part.rows) == ("scored", 91)
 
 
-def test_claims_of_remote_outputs_are_one_place(tmp_path, monkeypatch):
+def test_remote_outputs_share_a_lock_file(tmp_path, monkeypatch):
     pytest.importorskip("upath")
     monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path))
     same = ("memory://bucket/out", "memory://bucket/out/", "memory://bucket//out")
@@ -376,7 +376,7 @@ def test_claims_of_remote_outputs_are_one_place(tmp_path, monkeypatch):
     assert here == outputs.lock_file(outputs.location(str(tmp_path / "here" / "out")))
 
 
-def test_remote_output_taken_meanwhile_keeps_the_rows(store, inputs, tmp_path, monkeypatch):
+def test_remote_output_taken_keeps_rows(store, inputs, tmp_path, monkeypatch):
     upath = pytest.importorskip("upath")
     monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
     root = upath.UPath(f"memory://{tmp_path.name}")

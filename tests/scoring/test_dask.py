@@ -1,4 +1,4 @@
-"""Scoring on a real Dask cluster of several processes: the same bytes as in one, whatever dies."""
+"""Scoring on a real Dask cluster: the same bytes as in one process, whatever worker dies."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A scheduler and two worker processes of one thread each, on loopback, without a dashboard."""
+    """A scheduler and two worker processes with one thread each, on loopback."""
     with distributed.LocalCluster(
         n_workers=2,
         threads_per_worker=1,
@@ -40,7 +40,7 @@ def config(path, **more):
     )
 
 
-def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
+def test_cluster_writes_the_same_bytes(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", customer=np.arange(ROWS), group=30)
     here = nnbuild.score(config(path, keep=["customer"]), store.root)
     told = []
@@ -64,7 +64,7 @@ def test_the_cluster_writes_the_same_bytes(store, tmp_path, cluster):
     assert not (store.root / "quarantine").exists()
 
 
-def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster):
+def test_killed_worker_only_costs_time(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", images(900), group=30)
     here = nnbuild.score(config(path), store.root)
     killed = []
@@ -86,7 +86,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(store, tmp_path, cluster
     assert there.rows == 900
 
 
-def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):
+def test_signal_leaves_a_resumable_job(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", images(600), group=30)
     here = nnbuild.score(config(path), store.root)
 
@@ -104,7 +104,7 @@ def test_a_signal_leaves_the_job_to_be_resumed_here(store, tmp_path, cluster):
     assert files(store, again.score_id) == files(store, here.score_id)
 
 
-def test_what_is_wrong_on_a_worker_is_told_here(store, tmp_path, cluster):
+def test_error_of_worker_is_raised_here(store, tmp_path, cluster):
     path = bad_parquet(tmp_path / "bad.parquet")
     before = tree_digest(store.root)
     with pytest.raises(DataError, match=r"bad\.parquet, row group \d, row \d+: "):
@@ -147,7 +147,7 @@ def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
         name: value for name, value in os.environ.items() if name.startswith(("AWS_", "NNBUILD_"))
     }
     with distributed.Client(cluster, set_as_default=False) as client:
-        # As whoever starts workers would; the bound method would take a copy of the environment along.
+        # As on workers started by hand; the bound method would copy the environment.
         client.run(lambda: os.environ.update(known))
     there = nnbuild.score(asked, s3_store, address=cluster.scheduler_address)
     one, other = (
@@ -157,6 +157,6 @@ def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
     assert other.drop_columns("score_id").equals(one.drop_columns("score_id"))
 
 
-def test_a_worker_without_the_jobs_folder_says_so(store):
+def test_worker_without_folder_is_named(store):
     with pytest.raises(StoreError, match=r"does not see .*; share that folder with all workers"):
         make_shard(str(store.root), "20261101T030000000Z-000000", 0)

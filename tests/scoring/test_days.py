@@ -1,4 +1,4 @@
-"""A range of days: each is scored once by a model, what is missing is named, the same call goes on."""
+"""Backfills: each day is scored once, missing days are named, repeated calls resume."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ ROWS = 90
 
 @pytest.fixture
 def days(tmp_path):
-    """Inputs of four days out of five; the address of all."""
+    """Inputs of four days of five; the dated address."""
     for day in (1, 2, 3, 5):
         folder = tmp_path / "in" / f"date=2026-11-0{day}"
         folder.mkdir(parents=True)
@@ -42,7 +42,7 @@ def statuses(parts):
     return [each.status for each in parts]
 
 
-def test_each_day_is_scored_once_by_a_model(store, days):
+def test_backfill_scores_each_day_once(store, days):
     told = []
     parts = backfill(config(days), FIRST, LAST, store.root, on_day_done=told.append)
     assert statuses(parts) == ["scored", "scored", "scored", "missing", "scored"]
@@ -64,7 +64,7 @@ def test_each_day_is_scored_once_by_a_model(store, days):
     assert len(store.score_ids()) == 4
 
 
-def test_what_changed_or_is_asked_for_otherwise_is_scored_again(store, days, tmp_path):
+def test_changed_day_is_scored_again(store, days, tmp_path):
     backfill(config(days), FIRST, date(2026, 11, 2), store.root)
     parquet(tmp_path / "in" / "date=2026-11-02" / "part.parquet", images(ROWS + 1))
     parts = backfill(config(days, batch_size=16), FIRST, date(2026, 11, 3), store.root, at_once=1)
@@ -73,7 +73,7 @@ def test_what_changed_or_is_asked_for_otherwise_is_scored_again(store, days, tmp
     assert statuses(backfill(config(days, calibrated=True), FIRST, FIRST, store.root)) == ["scored"]
 
 
-def test_one_day_that_cannot_be_scored_keeps_no_other_back(capfd, store, days, tmp_path):
+def test_failed_day_stops_no_other_day(capfd, store, days, tmp_path):
     (tmp_path / "in" / "date=2026-11-02" / "part.parquet").write_bytes(b"PAR1 no more")
     arguments = (
         "score",
@@ -109,7 +109,7 @@ def test_one_day_that_cannot_be_scored_keeps_no_other_back(capfd, store, days, t
     ]
 
 
-def test_a_signal_stops_and_the_same_call_goes_on(store, days):
+def test_signal_stops_a_resumable_backfill(store, days):
     killed = []
 
     def told(_):
@@ -146,15 +146,15 @@ def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
         (["--to", "2026-11-01"], "give --from too"),
         (["--from", "yesterday", "--to", "2026-11-01"], "expected e.g. 2026-11-01"),
         (["--from", "2026-02-30", "--to", "2026-11-01"], "'2026-02-30' is not a valid day"),
-        (["--from", "1026-01-01", "--to", "2026-11-01"], "expected 3660 at most"),
+        (["--from", "1026-01-01", "--to", "2026-11-01"], "expected at most 3660"),
         (["--from", "2026-11-01", "--to", "2026-11-02", "--max-parallel", "0"], "expected 1 to 64"),
         (
             ["--from", "2026-11-01", "--to", "2026-11-02", "--input", "same.parquet"],
-            "put {date} where the day stands",
+            "put {date} in place of the day",
         ),
         (
             ["--from", "2026-11-01", "--to", "2026-11-02", "--output", "same"],
-            "put {date} where the day stands",
+            "put {date} in place of the day",
         ),
         (
             ["--from", "2026-11-01", "--to", "2026-11-02", "--resume", "x"],
@@ -166,7 +166,7 @@ def test_rows_go_to_a_folder_a_day(store, days, tmp_path):
         ([], "give --from and --to"),
     ],
 )
-def test_a_range_that_cannot_be_scored_is_one_line(capfd, store, days, options, says):
+def test_invalid_range_is_one_line(capfd, store, days, options, says):
     before = tree_digest(store.root)
     told = call(
         capfd,

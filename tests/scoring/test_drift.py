@@ -1,4 +1,4 @@
-"""Drift of what is scored: from the reference of the run, the same however the job went, told where one looks."""
+"""Drift of scored images: measured from the reference of the run, and reported."""
 
 import json
 
@@ -27,7 +27,7 @@ def reference(store):
 
 
 def validation(store):
-    """The images that the reference was made of."""
+    """The images of the reference."""
     manifest = store.manifest(store.run_ids()[0])
     data = manifest.steps.load_data
     table = pq.read_table(store.dataset_folder(data.name, data.digest) / "train.parquet")
@@ -53,7 +53,7 @@ def strip(store):
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_the_references_own_images_do_not_drift(store, tmp_path, calibrated):
+def test_reference_images_do_not_drift(store, tmp_path, calibrated):
     path = parquet(tmp_path / "validation.parquet", validation(store))
     done = scored(store, input=path, calibrated=calibrated, logits=True)
     found = drift(store, done)
@@ -71,7 +71,7 @@ def test_the_references_own_images_do_not_drift(store, tmp_path, calibrated):
     )
 
 
-def test_darker_images_drift_and_its_rows_are_the_tables(store, tmp_path):
+def test_darker_images_drift(store, tmp_path):
     done = scored(
         store, input=parquet(tmp_path / "in.parquet", images() // 4), drift_psi=0.5, drift_ks=0.4
     )
@@ -86,9 +86,7 @@ def test_darker_images_drift_and_its_rows_are_the_tables(store, tmp_path):
     assert nnbuild.read_table(store, "drift", run_id=done.run_id).num_rows == len(found)
 
 
-def test_rows_that_are_not_written_are_counted_too_and_a_folder_of_ones_own_changes_nothing(
-    store, tmp_path
-):
+def test_drift_counts_rows_not_written(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     whole = drift(store, scored(store, input=path))
     assert drift(store, scored(store, input=path, where="predicted == 1")) == whole
@@ -96,14 +94,14 @@ def test_rows_that_are_not_written_are_counted_too_and_a_folder_of_ones_own_chan
     assert drift(store, scored(store, input=path, batch_size=7, shard_rows=10**6)) == whole
 
 
-def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd, store, tmp_path):
+def test_no_reference_is_reported(capfd, store, tmp_path):
     path, run_id = parquet(tmp_path / "in.parquet"), store.run_ids()[0]
     model = store.root / "runs" / run_id / "model.onnx"
     digest = store.manifest(run_id).files[f"runs/{run_id}/model.onnx"].sha256
     of_file = call(
         capfd, "score", "--input", path, "--model", model, "--digest", digest, "--store", store.root
     )
-    assert "a file has none" in of_file.out
+    assert "a model file has none" in of_file.out
     strip(store)
     told = call(capfd, "score", "--input", path, "--store", store.root, "--json").json
     assert told["drift"]["measures"] == []
@@ -112,7 +110,7 @@ def test_where_there_is_no_reference_nothing_is_measured_and_that_is_said(capfd,
     assert not (store.root / "tables" / "drift").exists()
 
 
-def test_the_command_line_says_what_drifted(capfd, store, tmp_path):
+def test_command_line_reports_drift(capfd, store, tmp_path):
     path = parquet(tmp_path / "in.parquet", images() // 4)
     shown = call(capfd, "score", "--input", path, "--store", store.root).out
     assert any(
@@ -135,7 +133,7 @@ def test_the_command_line_says_what_drifted(capfd, store, tmp_path):
     assert len(told.json["drift"]["measures"]) == 8
 
 
-def test_a_reference_that_was_changed_is_refused(store, tmp_path):
+def test_changed_reference_is_refused(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     (store.root / "runs" / store.run_ids()[0] / REFERENCE).write_text("{}")
     before = tree_digest(store.root)
@@ -144,7 +142,7 @@ def test_a_reference_that_was_changed_is_refused(store, tmp_path):
     assert tree_digest(store.root) == before
 
 
-def test_the_largest_index_is_among_the_trends(store, tmp_path):
+def test_largest_index_is_in_the_trends(store, tmp_path):
     assert [row["drift"] for row in trends(store)] == [None]
     done = [
         scored(store, input=parquet(tmp_path / f"{by}.parquet", images() // by)) for by in (1, 6, 3)
@@ -153,7 +151,7 @@ def test_the_largest_index_is_among_the_trends(store, tmp_path):
     assert [row["drift"] for row in trends(store)] == [max(values)]
 
 
-def test_the_report_and_the_trends_show_every_job(capfd, store, tmp_path):
+def test_report_and_trends_show_every_job(capfd, store, tmp_path):
     (run_id,) = store.run_ids()
     page = store.root / "runs" / run_id / "report.html"
     before = rebuild(store, run_id).read_bytes()
@@ -183,7 +181,7 @@ def test_the_report_and_the_trends_show_every_job(capfd, store, tmp_path):
         assert each.score_id in (tmp_path / "trends.html").read_text()
 
 
-def test_the_reference_is_of_the_validation_images(store):
+def test_reference_is_of_validation_images(store):
     kept = reference(store)
     plain, calibrated = Summary.from_json(kept["plain"]), Summary.from_json(kept["calibrated"])
     assert plain.predicted.sum() == kept["rows"] == len(validation(store))
@@ -191,7 +189,7 @@ def test_the_reference_is_of_the_validation_images(store):
     assert not np.array_equal(plain.confidence, calibrated.confidence)
 
 
-def test_the_flow_shows_a_table_and_raises_an_event(store, tmp_path, prefect_server):
+def test_flow_publishes_table_and_event(store, tmp_path, prefect_server):
     done = score(config(parquet(tmp_path / "drifting.parquet", images() // 4)), str(store.root))
     found, _ = artifacts("score-champion-drifting.parquet")
     assert {row["measure"] for row in json.loads(found["nnbuild-drift"])} == set(MEASURES)

@@ -1,4 +1,4 @@
-"""Exports for servers: both answers are what nnbuild itself gives."""
+"""Exports for serving: both outputs equal nnbuild's own."""
 
 import hashlib
 
@@ -36,7 +36,7 @@ def answers(path, kind):
 
 @pytest.mark.parametrize("kind", ["onnx", "savedmodel"])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_a_server_gets_logits_and_probabilities(store, tmp_path, kind, calibrated):
+def test_export_has_both_outputs(store, tmp_path, kind, calibrated):
     path = export_run(store, "champion", tmp_path / "exported", kind, calibrated=calibrated)
     logits, probabilities = answers(path, kind)
     scores = rows(store, scored(store, input=parquet(tmp_path / "in.parquet"), logits=True))
@@ -49,7 +49,7 @@ def test_a_server_gets_logits_and_probabilities(store, tmp_path, kind, calibrate
     assert logits.dtype == probabilities.dtype == np.float32
 
 
-def test_an_exported_file_scores_like_the_run(store, tmp_path):
+def test_exported_file_scores_like_run(store, tmp_path):
     source = parquet(tmp_path / "in.parquet")
     path = export_run(store, "champion", tmp_path / "served.onnx", "onnx")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -57,7 +57,7 @@ def test_an_exported_file_scores_like_the_run(store, tmp_path):
     assert rows(store, by_file).equals(rows(store, scored(store, input=source)))
 
 
-def test_the_same_export_has_the_same_bytes(store, tmp_path):
+def test_export_is_reproducible(store, tmp_path):
     first, second = (
         export_run(store, "champion", tmp_path / name, "onnx").read_bytes() for name in ("a", "b")
     )
@@ -83,7 +83,7 @@ def test_the_command(capfd, store, tmp_path, monkeypatch):
     assert tree_digest(tmp_path) == before
 
 
-def test_a_run_without_a_temperature_is_not_calibrated(store, tmp_path, monkeypatch):
+def test_calibrated_needs_a_temperature(store, tmp_path, monkeypatch):
     from dataclasses import replace
 
     from nnbuild.scoring import export

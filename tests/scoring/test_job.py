@@ -1,4 +1,4 @@
-"""Batch scoring: the same rows whatever the input's form, the batches and the interruptions; whole or not at all."""
+"""Batch scoring: the same rows for every input format, batch size and interruption; atomic."""
 
 import os
 import re
@@ -30,8 +30,8 @@ from nnbuild.store import champion
 from nnbuild.store.filesystem import read_json, write_json
 
 
-def test_a_file_that_was_left_without_proof_is_not_used(store, tmp_path):
-    """Earlier versions committed a broken model.onnx of a run whose export had failed."""
+def test_unproven_shard_is_not_used(store, tmp_path):
+    """Earlier versions committed a broken model.onnx if the export had failed."""
     run_id = champion.require(store)
     folder = store.root / "runs" / run_id
     manifest = read_json(folder / "manifest.json")
@@ -47,7 +47,7 @@ def test_a_file_that_was_left_without_proof_is_not_used(store, tmp_path):
 
 
 def test_the_engine_is_chosen_once(store, tmp_path):
-    """A job asked for by `auto` is recorded and found again by what it ran with."""
+    """A job with engine `auto` is recorded and found by its actual engine."""
     config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), batch_size=32, shard_rows=100)
     job = jobs.open_job(config, store.root)
     assert job.config.engine == "onnx"
@@ -58,7 +58,7 @@ def test_the_engine_is_chosen_once(store, tmp_path):
     assert jobs.scored_before(store, config.model_copy(update={"engine": "keras"})) is None
 
 
-def test_the_rows_are_those_of_the_keras_engine(store, tmp_path):
+def test_rows_equal_those_of_keras(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     by_onnx, by_keras = (
         rows(store, scored(store, input=path, engine=engine)) for engine in ("onnx", "keras")
@@ -75,7 +75,7 @@ def test_the_rows_are_those_of_the_keras_engine(store, tmp_path):
     assert np.abs(sums - 1).max() < 1e-6
 
 
-def test_every_form_of_input_gives_the_same_rows(store, tmp_path):
+def test_every_input_format_gives_same_rows(store, tmp_path):
     import gzip
     import struct
 
@@ -125,7 +125,7 @@ def test_every_form_of_input_gives_the_same_rows(store, tmp_path):
 
 
 @pytest.mark.parametrize(("batch_size", "shard_rows"), [(1, 1), (7, 60), (64, 10**6)])
-def test_batches_and_shards_change_nothing_but_the_files(store, tmp_path, batch_size, shard_rows):
+def test_batches_and_shards_keep_the_rows(store, tmp_path, batch_size, shard_rows):
     path = parquet(tmp_path / "in.parquet")
     one = rows(store, scored(store, input=path))
     done = scored(store, input=path, batch_size=batch_size, shard_rows=shard_rows)
@@ -161,7 +161,7 @@ def test_columns_on_request(store, tmp_path):
     assert table["top_1"].equals(table["predicted"])
 
 
-def test_where_keeps_the_rows_for_which_it_is_true(store, tmp_path):
+def test_where_keeps_matching_rows(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     everything = rows(store, scored(store, input=path))
     middle = float(np.median(everything["confidence"].to_numpy()))
@@ -174,7 +174,7 @@ def test_where_keeps_the_rows_for_which_it_is_true(store, tmp_path):
     assert (done.rows, done.written) == (ROWS, int(wanted.sum()))
 
 
-def test_calibrated_probabilities_are_those_of_the_scaled_logits(store, tmp_path):
+def test_calibrated_divides_the_logits(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     done = scored(store, input=path, calibrated=True, logits=True)
     table = rows(store, done)
@@ -194,10 +194,10 @@ def test_calibrated_probabilities_are_those_of_the_scaled_logits(store, tmp_path
 
 
 class _Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program may answer to it."""
+    """Simulates SIGKILL: no code may handle it."""
 
 
-def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypatch):
+def test_job_killed_anywhere_ends_the_same(store, tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet", customer=np.arange(ROWS))
     options = {"input": str(path), "keep": ["customer"], "batch_size": 32, "shard_rows": 60}
     straight = scored(store, **options)
@@ -240,7 +240,7 @@ def test_a_job_that_was_killed_anywhere_ends_the_same(store, tmp_path, monkeypat
     assert kills == 10  # each shard twice, the shards, and the three moves less the last
 
 
-def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeypatch):
+def test_same_job_resumes_the_killed_one(store, tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet")
     options = {"input": str(path), "batch_size": 32, "shard_rows": 60}
     straight = scored(store, **options)
@@ -257,7 +257,7 @@ def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeyp
     (waiting / "rows" / ".half.part-00003.parquet").write_bytes(b"of a process that was killed")
     before = (waiting / "rows" / "part-00000.parquet").stat().st_ino
     other = nnbuild.score(ScoreConfig(**options, top_k=1), store.root)
-    assert waiting.name != f"score-{other.score_id}"  # other options, another job
+    assert waiting.name != f"score-{other.score_id}"  # other settings, another job
     again = nnbuild.score(ScoreConfig(**options), store.root)
     assert waiting.name == f"score-{again.score_id}"
     assert files(store, again.score_id) == files(store, straight.score_id)
@@ -266,7 +266,7 @@ def test_the_same_job_again_goes_on_where_it_was_killed(store, tmp_path, monkeyp
     assert nnbuild.score(ScoreConfig(**options), store.root).score_id != again.score_id
 
 
-def test_a_signal_stops_after_a_batch_and_the_same_job_goes_on(store, tmp_path):
+def test_signal_stops_after_a_batch(store, tmp_path):
     options = {"input": str(parquet(tmp_path / "in.parquet")), "batch_size": 32, "shard_rows": 60}
     straight = scored(store, **options)
 
@@ -322,7 +322,7 @@ def test_an_output_folder_of_ones_own(store, tmp_path):
     assert tree_digest(tmp_path) == before
 
 
-def test_a_bad_row_stops_the_job_and_leaves_the_store(store, tmp_path):
+def test_bad_row_stops_the_job(store, tmp_path):
     path = bad_parquet(tmp_path / "bad.parquet")
     before = tree_digest(store.root)
     with pytest.raises(DataError, match=r"bad\.parquet, row group 0, row 3: .*null"):
@@ -330,7 +330,7 @@ def test_a_bad_row_stops_the_job_and_leaves_the_store(store, tmp_path):
     assert tree_digest(store.root) == before
 
 
-def test_bad_rows_go_to_quarantine_and_the_counts_add_up(store, tmp_path):
+def test_bad_rows_go_to_quarantine(store, tmp_path):
     done = scored(store, input=bad_parquet(tmp_path / "bad.parquet"), on_error="quarantine")
     assert (done.rows, done.quarantined) == (ROWS - 3, 3)
     assert set(range(ROWS)) - set(rows(store, done)["example_id"].to_pylist()) == {3, 60, 140}
@@ -342,7 +342,7 @@ def test_bad_rows_go_to_quarantine_and_the_counts_add_up(store, tmp_path):
     assert (row["rows"], row["quarantined"]) == (ROWS - 3, 3)
 
 
-def test_a_picture_that_cannot_be_read_is_named_or_quarantined(store, tmp_path):
+def test_bad_picture_is_named(store, tmp_path):
     from PIL import Image
 
     folder = tmp_path / "pictures"
@@ -360,7 +360,7 @@ def test_a_picture_that_cannot_be_read_is_named_or_quarantined(store, tmp_path):
     assert set(range(70)) - set(rows(store, done)["example_id"].to_pylist()) == {5, 40}
 
 
-def test_a_corrupt_row_group_is_named_or_quarantined(store, tmp_path):
+def test_corrupt_row_group_is_named(store, tmp_path):
     path = parquet(tmp_path / "in.parquet", images(), group=50)
     column = pq.read_metadata(path).row_group(2).column(0)
     content = bytearray(path.read_bytes())
@@ -373,7 +373,7 @@ def test_a_corrupt_row_group_is_named_or_quarantined(store, tmp_path):
     assert (done.rows, done.quarantined) == (ROWS - 50, 50)
 
 
-def test_a_job_of_another_input_cannot_be_resumed(store, tmp_path):
+def test_job_of_changed_input_is_refused(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     job = jobs.open_job(ScoreConfig(input=str(path)), store.root)
     parquet(path, images(ROWS + 1))
@@ -399,7 +399,7 @@ def test_scoring_needs_no_tensorflow(store, tmp_path):
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 5))
 @settings(deadline=None, max_examples=30)
-def test_items_come_in_order_and_errors_at_their_place(items, depth):
+def test_prefetch_keeps_the_order(items, depth):
     assert list(prefetch(iter(items), depth)) == items
 
     def failing():
@@ -433,12 +433,12 @@ def test_where_is_no_python(text):
         parse_filter(text, ["confidence", "predicted"])
 
 
-def test_where_suggests_the_nearest_column():
+def test_where_suggests_nearest_column():
     with pytest.raises(ConfigError, match="did you mean 'confidence'"):
         parse_filter("confidense < 1", ["confidence", "predicted"])
 
 
-def test_what_the_guide_says_can_be_done(store, tmp_path, monkeypatch):
+def test_examples_of_the_guide_work(store, tmp_path, monkeypatch):
     folder = Path(__file__).parents[2] / "docs" / "guide"
     guide, drift = (
         (folder / name).read_text(encoding="utf-8") for name in ("scoring.md", "drift.md")

@@ -1,4 +1,4 @@
-"""Scored pictures say which file they are: the column `path`, in the scores and the quarantine."""
+"""The column `path` of scored pictures, in the scores and in the quarantine."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def quarantined(store, score_id):
 
 
 @pytest.mark.parametrize("keep", [(), ("path",)])
-def test_scored_pictures_carry_their_path(store, tmp_path, keep):
+def test_scored_pictures_have_a_path(store, tmp_path, keep):
     folder = write(tmp_path / "pictures")
     table = rows(store, scored(store, input=folder, keep=keep))
     assert table.column_names.count("path") == 1
@@ -44,7 +44,7 @@ def test_scored_pictures_carry_their_path(store, tmp_path, keep):
     )
 
 
-def test_rejected_pictures_keep_paths_in_step(store, tmp_path, monkeypatch):
+def test_rejected_pictures_keep_paths(store, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 4)
     names = [f"{number}.png" for number in range(11)]
     folder = write(tmp_path / "pictures", names)
@@ -61,13 +61,13 @@ def test_rejected_pictures_keep_paths_in_step(store, tmp_path, monkeypatch):
     assert all(each["file"] == str(folder / each["path"]) for each in found)
 
 
-def test_quarantined_parquet_rows_have_no_path(store, tmp_path):
+def test_quarantined_parquet_has_no_path(store, tmp_path):
     path = bad_parquet(tmp_path / "in.parquet")
     done = scored(store, input=path, on_error="quarantine")
     assert [each["path"] for each in quarantined(store, done.score_id)] == [None] * 3
 
 
-def test_path_is_null_beside_other_inputs(store, tmp_path, capfd):
+def test_path_is_null_for_other_inputs(store, tmp_path, capfd):
     scored(store, input=parquet(tmp_path / "in.parquet", images(2)))
     scored(store, input=write(tmp_path / "pictures"))
     table = nnbuild.read_table(str(store.root), "scores")
@@ -79,7 +79,7 @@ def test_path_is_null_beside_other_inputs(store, tmp_path, capfd):
     assert outcome.json["rows"] == expected
 
 
-def test_own_path_column_is_kept_on_request(store, tmp_path):
+def test_path_column_of_input_can_be_kept(store, tmp_path):
     path = parquet(tmp_path / "in.parquet", images(2))
     pq.write_table(pq.read_table(path).append_column("path", pa.array(["p", "q"])), path)
     assert "path" not in rows(store, scored(store, input=path)).column_names
@@ -92,7 +92,7 @@ def test_own_path_column_is_kept_on_request(store, tmp_path):
 @pytest.mark.parametrize(
     "columns", [{"keep": ["path", "customer"]}, {"id_column": "customer"}, {"keep": ["Path"]}]
 )
-def test_other_columns_of_pictures_are_refused(store, tmp_path, columns):
+def test_other_picture_columns_are_refused(store, tmp_path, columns):
     folder = write(tmp_path / "pictures", NAMES[:1])
     with pytest.raises(DataError, match=r"only has the column path, not (customer|Path)"):
         scored(store, input=folder, **columns)
@@ -110,7 +110,7 @@ def test_path_selects_rows(store, tmp_path):
     assert rows(store, done)["path"].to_pylist() == ["a/x.png"]
 
 
-def test_names_that_are_not_utf8_are_escaped(store, tmp_path):
+def test_names_not_in_utf8_are_escaped(store, tmp_path):
     folder = write(tmp_path / "pictures", ["a.png", "z.png"])
     (folder / "a.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
     (folder / os.fsdecode(b"bad\xe9.png")).write_bytes(b"no picture")
@@ -130,13 +130,13 @@ def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         nnbuild.score(config, store.root, progress=_StopAtFirst())
     (waiting,) = (store.root / "staging").glob("score-*")
-    same = config.model_copy(update={"keep": ()})  # writes the same rows: it is the same job
+    same = config.model_copy(update={"keep": ()})  # writes the same rows, so it is the same job
     done = nnbuild.score(same, store.root)
     assert f"score-{done.score_id}" == waiting.name
     assert rows(store, done)["path"].to_pylist() == sorted(NAMES)
 
 
-def test_backfilled_days_carry_paths_once(store, tmp_path):
+def test_backfilled_days_have_paths_once(store, tmp_path):
     for day in (1, 2):
         write(tmp_path / f"2026-11-0{day}", [f"{day}.png"])
     config = ScoreConfig(input=str(tmp_path / "{date}"))
@@ -152,7 +152,7 @@ def test_backfilled_days_carry_paths_once(store, tmp_path):
     ]
 
 
-def test_manifest_names_the_carried_path(store, tmp_path):
+def test_manifest_names_the_path_column(store, tmp_path):
     done = scored(store, input=write(tmp_path / "pictures", NAMES[:1]))
     manifest = json.loads((store.root / "scores" / done.score_id / "manifest.json").read_text())
     assert manifest["config"]["keep"] == ["path"]

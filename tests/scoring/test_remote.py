@@ -1,4 +1,4 @@
-"""Scoring from S3 and to S3, by a server that speaks the protocol on loopback: the same rows as in folders."""
+"""Scoring from and to S3, with a server on loopback: the same rows as with folders."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +15,7 @@ from nnbuild.store import Store
 
 @pytest.fixture
 def bucket(s3_store):
-    """The URL of an empty folder in an empty bucket, and S3's file system."""
+    """URL of an empty folder in an empty bucket, and its file system."""
     import s3fs
 
     return s3_store.removesuffix("store") + "work", s3fs.S3FileSystem(skip_instance_cache=True)
@@ -41,7 +41,7 @@ def test_input_and_output_behind_urls(store, tmp_path, bucket):
         scored(store, input=f"{url}/nothing")
 
 
-def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
+def test_replaced_object_is_another_input(store, tmp_path, bucket):
     from nnbuild.scoring.job import open_job, resume_job
 
     url, s3 = bucket
@@ -55,7 +55,7 @@ def test_an_object_that_was_replaced_is_another_input(store, tmp_path, bucket):
         resume_job(job.score_id, store.root)
 
 
-def test_a_store_on_s3_and_a_service_that_throttles(
+def test_throttled_s3_store_is_retried(
     s3_store, s3_service, tmp_path, small_config, capfd, monkeypatch
 ):
     run = retrain(small_config, s3_store)
@@ -89,9 +89,7 @@ def test_a_store_on_s3_and_a_service_that_throttles(
     monkeypatch.setattr(fault_injection, "failpoint", dying)
     with pytest.raises(Killed):
         nnbuild.score(config, s3_store)
-    assert Store(s3_store).score_ids() == [
-        done.score_id
-    ]  # the rows are there, and nobody is told of them
+    assert Store(s3_store).score_ids() == [done.score_id]  # the rows exist, but are not committed
     assert nnbuild.read_table(s3_store, "scores").equals(table)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip

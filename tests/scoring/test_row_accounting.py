@@ -1,4 +1,4 @@
-"""Whatever a column holds and whatever raises within a batch: each row is scored once, or rejected once."""
+"""Each row is scored once or rejected once, whatever a column contains or a batch raises."""
 
 import decimal
 
@@ -52,7 +52,7 @@ def column(data, kind, values, count):
 
 
 def accounted(path, columns, batch_rows):
-    """The rows that were scored and those that were rejected; each is there exactly once."""
+    """Return the scored and the rejected rows, after checking that each occurs once."""
     source = ParquetInput(str(path), [path], columns, SHAPE)
     good, bad = [], []
     for chunk in source.chunks():
@@ -73,7 +73,7 @@ def accounted(path, columns, batch_rows):
 
 @given(st.data())
 @settings(deadline=None, max_examples=60)
-def test_every_row_is_counted_once_whatever_columns_hold(data):
+def test_every_row_is_counted_once(data):
     count = data.draw(st.integers(1, 12))
     label, other = data.draw(st.sampled_from(list(labels))), data.draw(st.sampled_from(list(kept)))
     table = pa.table(
@@ -107,7 +107,7 @@ def test_every_row_is_counted_once_whatever_columns_hold(data):
     st.sampled_from(["_pixels", "_ids", "_labels"]),
 )
 @settings(deadline=None, max_examples=30)
-def test_error_within_a_batch_rejects_only_its_rows(broken, error, step):
+def test_error_rejects_only_its_rows(broken, error, step):
     with scratch() as folder, pytest.MonkeyPatch.context() as patch:
         path = parquet(folder / "in.parquet", images(50), group=20, key=np.arange(50))
         real = getattr(ParquetInput, step)
@@ -125,7 +125,7 @@ def test_error_within_a_batch_rejects_only_its_rows(broken, error, step):
 
 
 @pytest.mark.parametrize("ending", [[], ["--on-error", "quarantine"]])
-def test_id_above_int64_stops_or_is_quarantined(capfd, store, tmp_path, ending):
+def test_id_above_int64_is_refused(capfd, store, tmp_path, ending):
     found = np.arange(ROWS, dtype=np.uint64) + np.uint64(2**63 - 200)
     path = parquet(tmp_path / "in.parquet", id=found)
     before = tree_digest(store.root)
@@ -133,7 +133,7 @@ def test_id_above_int64_stops_or_is_quarantined(capfd, store, tmp_path, ending):
     outcome = call(capfd, *given)
     if not ending:
         assert outcome.code == 2
-        assert "column 'id' holds 922337203685477" in outcome.err
+        assert "column 'id' contains 922337203685477" in outcome.err
         assert "above int64" not in outcome.err
         assert "expected an int64 of at most 9223372036854775807" in outcome.err
         assert len(outcome.err.splitlines()) == 1
@@ -145,7 +145,7 @@ def test_id_above_int64_stops_or_is_quarantined(capfd, store, tmp_path, ending):
     assert not list((store.root / "staging").iterdir())
 
 
-def test_id_above_int64_stops_without_statistics_too(store, tmp_path):
+def test_large_id_needs_no_statistics(store, tmp_path):
     path = tmp_path / "in.parquet"
     table = pq.read_table(parquet(path)).append_column(
         "id", pa.array([1] * (ROWS - 1) + [2**63], pa.uint64())
@@ -169,7 +169,7 @@ def test_label_above_int64_is_unknown(store, tmp_path):
     assert rows(store, done)["label"].to_pylist()[:2] == [None, 2]
 
 
-def test_row_group_shorter_than_its_footer_is_accounted_for(tmp_path, monkeypatch):
+def test_short_row_group_is_rejected(tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet", images(50), group=50)
     real = ParquetInput._batches
 
@@ -181,7 +181,7 @@ def test_row_group_shorter_than_its_footer_is_accounted_for(tmp_path, monkeypatc
     assert (len(good), bad) == (40, list(range(40, 50)))
 
 
-def test_row_group_longer_than_its_footer_is_cut(tmp_path, monkeypatch):
+def test_long_row_group_is_cut(tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet", images(50), group=50)
     real = ParquetInput._batches
 
@@ -193,7 +193,7 @@ def test_row_group_longer_than_its_footer_is_cut(tmp_path, monkeypatch):
     assert len(accounted(path, Columns(), 20)[0]) == 50
 
 
-def test_kept_decimal_is_carried_through(store, tmp_path):
+def test_kept_decimal_is_copied(store, tmp_path):
     path = parquet(tmp_path / "in.parquet", price=[decimal.Decimal("1.25")] * ROWS)
     assert set(rows(store, scored(store, input=path, keep=["price"]))["price"].to_pylist()) == {
         decimal.Decimal("1.25")

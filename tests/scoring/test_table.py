@@ -1,4 +1,4 @@
-"""Logits to probability table: the contract of every row, whatever the batches."""
+"""From logits to the probability table: the contract of every row, for any batch size."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -57,7 +57,7 @@ def split(rows=50):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
-def test_the_file_is_softmax_over_the_engines_logits(tmp_path, batch_size):
+def test_predictions_are_softmax_of_logits(tmp_path, batch_size):
     path = tmp_path / "predictions.parquet"
     assert write_predictions(path, engine(batch_size), split(), 3, batch_size) == 50
     logits = logits_of(engine(50), split(), 3, 50)
@@ -68,7 +68,7 @@ def test_the_file_is_softmax_over_the_engines_logits(tmp_path, batch_size):
     np.testing.assert_allclose(found, softmax(logits), rtol=1e-3, atol=1e-6)
 
 
-def test_logits_that_are_no_numbers_leave_no_file(tmp_path):
+def test_nan_logits_leave_no_file(tmp_path):
     path = tmp_path / "predictions.parquet"
     with pytest.raises(ContractError, match=r"rows 0, 1, 2"):
         write_predictions(path, engine(16, np.nan), split(), 3, 16)
