@@ -364,12 +364,12 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
 def _print_summary(summary: Settings) -> None:
     from nnbuild.engines import describe_engine
 
-    seconds = summary["seconds"]
+    seconds, epochs = summary["seconds"], summary["epochs"]
     rows = {
         "run": summary["run_id"],
         "dataset": summary["dataset"],
         **({"mlflow": summary["mlflow"]} if summary.get("mlflow") else {}),
-        "network": f"{summary['model_name']}, {summary['epochs']} epochs",
+        "network": f"{summary['model_name']}, {epochs} epoch{'s' if epochs != 1 else ''}",
         "test accuracy": f"{summary['test_accuracy']:.4f}",
         "test loss": f"{summary['test_loss']:.4f}",
         "scoring": describe_engine(summary["engine"], summary["engine_reason"]),
