@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nnbuild.engines import OnnxEngine
 from nnbuild.logits import check_logits
@@ -35,6 +36,11 @@ def table_of(rows: Batch, logits: Any) -> Any:
     return probability_table(logits, rows.labels, example_ids=rows.example_ids)
 
 
+def write_row_group(file: pq.ParquetWriter, tables: list[pa.Table]) -> None:
+    """Write tables as one row group."""
+    file.write_table(pa.concat_tables(tables), row_group_size=ROW_GROUP)
+
+
 def measure(source: Path, model: Path, target: Path) -> dict[str, float]:
     """Return the processor seconds of every stage per million rows.
 
@@ -47,9 +53,9 @@ def measure(source: Path, model: Path, target: Path) -> dict[str, float]:
     """
     seconds: dict[str, float] = {}
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
+    def timed(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         start_time = time.process_time()
-        result = work()
+        result = function(*args, **kwargs)
         seconds[name] = seconds.get(name, 0) + time.process_time() - start_time
         return result
 
@@ -62,21 +68,19 @@ def measure(source: Path, model: Path, target: Path) -> dict[str, float]:
     read = (piece for chunk in opened.chunks() for piece in opened.read(chunk, BATCH))
     first = next(read)
     with parquet_writer(target, table_of(first, engine.logits(first.images)).schema) as file:
-        while batch := timed("reading", lambda: next(read, None)):
-            logits = timed(INFERENCE, lambda: engine.logits(batch.images))
-            timed("check of logits", lambda: check_logits(logits, CLASSES, first_row=0))  # noqa: B023
+        while batch := timed("reading", next, read, None):
+            logits = timed(INFERENCE, engine.logits, batch.images)
+            timed("check of logits", check_logits, logits, CLASSES, first_row=0)
             sample = batch._replace(images=batch.images[::EVERY].copy())
-            table = timed("softmax and columns", lambda: table_of(sample, logits))  # noqa: B023
-            timed("counting for drift", lambda: counted(sample, table, CLASSES))  # noqa: B023
+            table = timed("softmax and columns", table_of, sample, logits)
+            timed("counting for drift", counted, sample, table, CLASSES)
             waiting.append(table)
             rows += len(table)
             if len(waiting) == ROW_GROUP // BATCH:
-                timed(
-                    "writing",
-                    lambda: file.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP),
-                )
+                timed("writing", write_row_group, file, waiting)
                 waiting.clear()
-    timed("flush and SHA-256", lambda: (fsync_file(target), file_digest(target)))
+    timed("flush and SHA-256", fsync_file, target)
+    timed("flush and SHA-256", file_digest, target)
     return {name: total / rows * 1e6 for name, total in seconds.items()}
 
 
