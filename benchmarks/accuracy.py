@@ -1,7 +1,7 @@
 """Measure the test accuracy of the built-in networks over several seeds.
 
     python benchmarks/accuracy.py --data-dir DIR [--networks fast,tiny] [--seeds 10]
-                                  [--members 5] [--max-parallel 2] [--together]
+                                  [--ensemble-size 5] [--max-parallel 2] [--together]
 
 Each run is a complete retraining in its own process. The recipes were chosen with the last 10,000
 training images held out; only this program evaluates on the test images. Seeds are 0 to n - 1, and
@@ -36,7 +36,7 @@ from nnbuild import RunConfig, retrain
 network, members, threads, seed, folder, store = sys.argv[1:]
 settings = {
     "dataset": {"name": "mnist", "data_dir": folder},
-    "model": {"name": network, "members": int(members)},
+    "model": {"name": network, "ensemble_size": int(members)},
     "training": {"threads": int(threads) or None},
     "seed": int(seed),
 }
@@ -48,7 +48,7 @@ def train(options: argparse.Namespace, network: str, store: str, seed: int) -> d
     """Train a network in its own process, and return the manifest of the run."""
     parallel = options.max_parallel
     threads = max(1, processors() // parallel) if parallel > 1 else 0  # 0: the default of a run
-    arguments = [network, options.members, threads, seed, options.data_dir, store]
+    arguments = [network, options.ensemble_size, threads, seed, options.data_dir, store]
     command = [sys.executable, "-c", RETRAIN, *map(str, arguments)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     path = Path(store) / "runs" / output.split()[-1] / "manifest.json"
@@ -78,7 +78,9 @@ def main() -> None:
         "--networks", default="fast,tiny,accurate", help="names, separated by commas"
     )
     parser.add_argument("--seeds", type=int, default=10, help="number of seeds per network")
-    parser.add_argument("--members", type=int, default=1, help="number of networks per ensemble")
+    parser.add_argument(
+        "--ensemble-size", type=int, default=1, help="number of networks per ensemble"
+    )
     parser.add_argument("--max-parallel", type=int, default=1, help="number of parallel runs")
     parser.add_argument(
         "--together",

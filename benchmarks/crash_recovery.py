@@ -125,8 +125,8 @@ def make_config(dataset: Path) -> str:
         "training": {
             "epochs": EPOCHS,
             "batch_size": 16,
-            "augment": "shift",
-            "best_weights": "val_loss",
+            "augmentation": "shift",
+            "restore_best_weights": "val_loss",
             "early_stopping": {"patience": 3},
             "reduce_on_plateau": {"patience": 1},
             "threads": 2,

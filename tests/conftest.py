@@ -108,7 +108,7 @@ def s3_store(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "workshop"))
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     client = boto3.client("s3")
     client.create_bucket(Bucket=bucket)

@@ -28,10 +28,10 @@ _SETTING_OF_OPTION = {
     "data_dir": "dataset.data_dir",
     "fallback": "dataset.fallback",
     "model": "model.name",
-    "members": "model.members",
+    "ensemble_size": "model.ensemble_size",
     "epochs": "training.epochs",
     "batch_size": "training.batch_size",
-    "precision": "training.precision",
+    "dtype_policy": "training.dtype_policy",
     "tensorboard": "training.tensorboard",
     "seed": "seed",
 }
@@ -81,7 +81,7 @@ def run(
         typer.Option(help="Dataset to train on if the requested one is unavailable."),
     ] = None,
     model: ModelOption = "convnet",
-    members: Annotated[
+    ensemble_size: Annotated[
         int, typer.Option(metavar="N", help="Networks to train and average as one ensemble.")
     ] = 1,
     epochs: EpochsOption = None,
@@ -89,7 +89,7 @@ def run(
         int | None,
         typer.Option(metavar="N", help="Images per training step.", show_default=BY_NETWORK),
     ] = None,
-    precision: Annotated[
+    dtype_policy: Annotated[
         Literal["float32", "mixed_bfloat16", "mixed_float16"] | None,
         typer.Option(
             metavar="DTYPE",
@@ -142,10 +142,10 @@ def run(
         data_dir=data_dir,
         fallback=fallback,
         model=model,
-        members=members,
+        ensemble_size=ensemble_size,
         epochs=epochs,
         batch_size=batch_size,
-        precision=precision,
+        dtype_policy=dtype_policy,
         tensorboard=tensorboard,
         seed=seed,
     )

@@ -25,9 +25,9 @@ class Preset:
 
 _BASE_DEFAULTS: dict[str, object] = {
     "optimizer": "adam",
-    "schedule": "constant",
-    "augment": "none",
-    "precision": "float32",
+    "lr_schedule": "constant",
+    "augmentation": "none",
+    "dtype_policy": "float32",
     "validation_fraction": 0.2,
 }
 # What was chosen with the last 10,000 training images held out is trained on nearly all of them: a sixtieth is left for
@@ -36,10 +36,10 @@ VALIDATION_FRACTION = 1 / 60
 _AUGMENTED_DEFAULTS: dict[str, object] = {
     **_BASE_DEFAULTS,
     "batch_size": 128,
-    "schedule": "one-cycle",
-    "augment": "affine",
-    "ema": 0.998,
-    "precision": "mixed_bfloat16",
+    "lr_schedule": "one-cycle",
+    "augmentation": "affine",
+    "ema_decay": 0.998,
+    "dtype_policy": "mixed_bfloat16",
     "validation_fraction": VALIDATION_FRACTION,
 }
 _NO_REGULARIZATION: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
@@ -80,8 +80,8 @@ PRESETS: dict[str, Preset] = {
             "learning_rate": 1.4e-2,
             "beta_1": 0.7,
             "beta_2": 0.9,
-            "schedule": "one-cycle",
-            "precision": "mixed_bfloat16",
+            "lr_schedule": "one-cycle",
+            "dtype_policy": "mixed_bfloat16",
             "validation_fraction": VALIDATION_FRACTION,
         },
         _NO_REGULARIZATION,

@@ -153,9 +153,9 @@ def require_names(config: RunConfig) -> None:
         raise ConfigError(
             f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them"
         )
-    if training.reduce_on_plateau and training.schedule not in {None, "constant"}:
+    if training.reduce_on_plateau and training.lr_schedule not in {None, "constant"}:
         raise ConfigError(
-            f"reduce_on_plateau and schedule {training.schedule!r} both set the learning rate; drop one"
+            f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning rate; drop one"
         )
 
 

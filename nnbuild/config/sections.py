@@ -115,21 +115,21 @@ class CheckLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    constant_share: _Share = Field(
+    max_constant_fraction: _Share = Field(
         default=0.01, description="Most images of a split that may be of one colour, as a share"
     )
-    duplicate_share: _Share = Field(
+    max_duplicate_fraction: _Share = Field(
         default=0.05, description="Most training images that may repeat another, as a share"
     )
-    leaked_share: _Share = Field(
+    max_leakage_fraction: _Share = Field(
         default=0.01, description="Most test images that may also be training images, as a share"
     )
-    imbalance: float = Field(
+    max_class_imbalance: float = Field(
         default=20.0,
         ge=1,
         description="Most that the largest class may exceed the smallest, as a factor",
     )
-    brightness: float = Field(
+    max_brightness_ratio: float = Field(
         default=10.0,
         gt=1,
         description="Most that the mean brightness of two splits may differ, as a factor",
@@ -202,7 +202,7 @@ class ModelConfig(Section):
         min_length=1,
         description="A named network, or package.module:function for your own",
     )
-    members: int = Field(
+    ensemble_size: int = Field(
         1,
         ge=1,
         le=64,
@@ -264,17 +264,17 @@ class TrainingConfig(Section):
     beta_2: float | None = Field(
         None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null"
     )
-    ema: float | None = Field(
+    ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
         description="Momentum of an average of the weights, which is validated and kept in their place; over a tenth "
         "of the steps at most; off if null",
     )
-    schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
+    lr_schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="How the learning rate moves from step to step"
     )
-    target_form: Literal["sparse", "one-hot"] = Field(
+    label_encoding: Literal["sparse", "one-hot"] = Field(
         "sparse", description="Class labels, or one-hot rows; the loss follows, always from logits"
     )
     metrics: Annotated[tuple[str, ...], AfterValidator(_metric_names), KNOWN_METRICS] = Field(
@@ -292,15 +292,15 @@ class TrainingConfig(Section):
     )
     early_stopping: EarlyStopping | None = Field(None, description="Off unless given")
     reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="Off unless given")
-    best_weights: Annotated[str, KNOWN_MONITOR] | None = Field(
+    restore_best_weights: Annotated[str, KNOWN_MONITOR] | None = Field(
         None,
         pattern=MONITOR,
         description="Keep the weights of the epoch that is best in this; the last if null",
     )
-    augment: Literal["none", "shift", "affine"] | None = Field(
+    augmentation: Literal["none", "shift", "affine"] | None = Field(
         None, description="Random changes of the training images"
     )
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = Field(
+    dtype_policy: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = Field(
         None,
         description="What the layers compute in while they are trained; weights, logits and the kept model: float32",
     )
@@ -316,7 +316,7 @@ class TrainingConfig(Section):
     def monitors(self) -> tuple[str, ...]:
         """Return the keys of the history that decide something: when to stop, what to keep."""
         watchers = (self.early_stopping, self.reduce_on_plateau)
-        names = (*(each.monitor for each in watchers if each), self.best_weights)
+        names = (*(each.monitor for each in watchers if each), self.restore_best_weights)
         return tuple(name for name in names if name is not None)
 
 
@@ -348,7 +348,7 @@ class GateConfig(Section):
     max_recall_drop: float = Field(
         0.05, ge=0, le=1, description="Most that the recall of a class may be below the champion's"
     )
-    on_other_data: Literal["keep", "promote"] = Field(
+    on_test_set_change: Literal["keep", "promote"] = Field(
         "keep", description="What becomes of the champion if it was evaluated on other test images"
     )
     approval: Literal["auto", "manual"] = Field(

@@ -142,27 +142,29 @@ def _check_content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResul
     digests = image_digests(train.images), image_digests(test.images)
     repeated = len(train) - len(np.unique(digests[0]))
     yield _share(
-        "train_duplicates", repeated, len(train), limits.duplicate_share, hard=limits.strict
+        "train_duplicates", repeated, len(train), limits.max_duplicate_fraction, hard=limits.strict
     )
     leaked = int(np.isin(digests[1], digests[0]).sum())
-    yield _share("test_images_in_train", leaked, len(test), limits.leaked_share, hard=limits.strict)
+    yield _share(
+        "test_images_in_train", leaked, len(test), limits.max_leakage_fraction, hard=limits.strict
+    )
     if (validation := dataset.validation) is not None:
         seen = int(np.isin(image_digests(validation.images), digests[0]).sum())
         yield _share(
             "validation_images_in_train",
             seen,
             len(validation),
-            limits.leaked_share,
+            limits.max_leakage_fraction,
             hard=limits.strict,
         )
     smallest, largest = int(counts[0].min()), int(counts[0].max())
     ratio = largest / max(smallest, 1)
     yield CheckResult(
         "class_balance",
-        passed=ratio <= limits.imbalance,
+        passed=ratio <= limits.max_class_imbalance,
         hard=limits.strict,
         measured=round(ratio, 4),
-        bound=f"at most {limits.imbalance:g} times",
+        bound=f"at most {limits.max_class_imbalance:g} times",
         detail=f"{smallest} to {largest} training images in a class",
     )
     yield _brightness(dataset, limits)
@@ -175,10 +177,10 @@ def _brightness(dataset: Dataset, limits: CheckLimits) -> CheckResult:
     shown = ", ".join(f"{mean:.2f} in {subset}" for subset, mean in means.items())
     return CheckResult(
         "brightness",
-        passed=ratio <= limits.brightness,
+        passed=ratio <= limits.max_brightness_ratio,
         hard=True,
         measured=round(ratio, 2),
-        bound=f"at most {limits.brightness:g} times",
+        bound=f"at most {limits.max_brightness_ratio:g} times",
         detail=f"mean pixels of 0 to 255: {shown}; use one scale for all splits",
     )
 
@@ -193,7 +195,7 @@ def _constant(name: str, split: Split, limits: CheckLimits) -> CheckResult:
     highest = rows.max(axis=1)
     constant = highest == rows.min(axis=1)
     zero = int((constant & (highest == 0)).sum())
-    result = _share(name, int(constant.sum()), len(split), limits.constant_share, hard=True)
+    result = _share(name, int(constant.sum()), len(split), limits.max_constant_fraction, hard=True)
     return replace(result, detail=f"{result.detail}, {zero} of them all zero")
 
 

@@ -67,8 +67,8 @@ def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig
         return Decision(not refused, refused or "no previous champion")
     if challenger.test_set is None or challenger.test_set != champion.test_set:
         reason = "the champion was evaluated on other test images, so the two cannot be compared"
-        if config.on_other_data == "promote":
-            return Decision(not refused, refused or f"{reason}; gate.on_other_data is promote")
+        if config.on_test_set_change == "promote":
+            return Decision(not refused, refused or f"{reason}; gate.on_test_set_change is promote")
         return Decision(
             promote=False, reason=refused or f"{reason}; promote it manually by `nnbuild promote`"
         )

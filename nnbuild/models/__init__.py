@@ -30,7 +30,7 @@ def build(config: RunConfig, shape: Shape, classes: int) -> keras.Model:
     """
     require_names(config)
     keras.utils.clear_session()
-    with seeded(config.seed), computing_in(config.training.precision or "float32"):
+    with seeded(config.seed), computing_in(config.training.dtype_policy or "float32"):
         if is_factory(config.model.name):
             return build_user_model(config.model.name, shape, classes)
         return build_network(config.model, shape, classes, config.seed)
@@ -48,9 +48,9 @@ def build_float32(model: keras.Model, config: RunConfig, shape: Shape, classes: 
     Returns:
         `model` itself if it was trained in float32, otherwise a compiled copy.
     """
-    if config.training.precision in {None, "float32"}:
+    if config.training.dtype_policy in {None, "float32"}:
         return model
-    training = config.training.model_copy(update={"precision": "float32"})
+    training = config.training.model_copy(update={"dtype_policy": "float32"})
     copy = build(config.model_copy(update={"training": training}), shape, classes)
     copy.set_weights(model.get_weights())
     compile_model(copy, training, steps=int(model.optimizer.iterations) or 1)

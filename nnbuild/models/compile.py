@@ -71,8 +71,8 @@ def _optimizer(training: TrainingConfig, steps: int) -> keras.optimizers.Optimiz
     if training.optimizer in WITH_BETAS:
         betas = {"beta_1": training.beta_1, "beta_2": training.beta_2}
         options |= {name: value for name, value in betas.items() if value is not None}
-    if training.ema is not None:
-        options |= {"use_ema": True, "ema_momentum": _momentum(training.ema, steps)}
+    if training.ema_decay is not None:
+        options |= {"use_ema": True, "ema_momentum": _momentum(training.ema_decay, steps)}
     return _OPTIMIZERS[str(training.optimizer)](learning_rate(training, steps), **options)
 
 
@@ -86,7 +86,7 @@ def _momentum(momentum: float, steps: int) -> float:
 
 def loss_of(training: TrainingConfig) -> keras.losses.Loss:
     """Return the cross-entropy on logits for the target form."""
-    sparse = training.target_form == "sparse"
+    sparse = training.label_encoding == "sparse"
     loss = (
         keras.losses.SparseCategoricalCrossentropy
         if sparse
@@ -97,7 +97,7 @@ def loss_of(training: TrainingConfig) -> keras.losses.Loss:
 
 def metrics_of(training: TrainingConfig) -> list[str | keras.metrics.Metric]:
     """Return the metrics of the settings, for their target form."""
-    return [_METRICS[name](training.target_form == "sparse") for name in training.metrics]
+    return [_METRICS[name](training.label_encoding == "sparse") for name in training.metrics]
 
 
 def compile_model(model: keras.Model, training: TrainingConfig, *, steps: int) -> None:
@@ -109,7 +109,7 @@ def compile_model(model: keras.Model, training: TrainingConfig, *, steps: int) -
         steps: Number of steps of the whole fit, for the learning rate schedules.
     """
     model.compile(
-        optimizer=with_scaled_loss(_optimizer(training, steps), str(training.precision)),
+        optimizer=with_scaled_loss(_optimizer(training, steps), str(training.dtype_policy)),
         loss=loss_of(training),
         metrics=metrics_of(training),
         auto_scale_loss=False,  # `with_scaled_loss` does it

@@ -41,8 +41,8 @@ def learning_rate(
     training: TrainingConfig, steps: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
     """Return the learning rate for the optimizer: a number, or a schedule over the whole fit."""
-    if training.schedule == "one-cycle":
+    if training.lr_schedule == "one-cycle":
         return OneCycle(float(training.learning_rate or 0), steps)
-    if training.schedule == "cosine":
+    if training.lr_schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(training.learning_rate, steps)
     return training.learning_rate

@@ -54,7 +54,7 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
     _require_same_again(run, model, data)
     return BuiltModel(
         path=run.relative(path),
-        parameters=parameters * run.config.model.members,
+        parameters=parameters * run.config.model.ensemble_size,
         factory=_factory_digest(run),
         files=run.digests("model/uncompiled.keras"),
     )
@@ -69,14 +69,14 @@ def _require_same_again(run: Run, model: keras.Model, data: LoadedData) -> None:
         ContractError: The weights of the two networks differ in shape.
     """
     config = run.config
-    if not is_factory(config.model.name) or config.training.precision in {None, "float32"}:
+    if not is_factory(config.model.name) or config.training.dtype_policy in {None, "float32"}:
         return
     again = models.build(config, data.image_shape, data.classes)
     shapes = [[tuple(weight.shape) for weight in each.weights] for each in (model, again)]
     if shapes[0] != shapes[1]:
         raise ContractError(
             f"model {config.model.name!r} builds another network when it is called again, which "
-            f"precision {config.training.precision!r} requires; let the function depend on its "
+            f"precision {config.training.dtype_policy!r} requires; let the function depend on its "
             "arguments alone, or use float32"
         )
 
@@ -238,7 +238,7 @@ class EnsembleTrainer:
     ) -> None:
         self._run, self._data, self._dataset, self._identity = run, data, dataset, identity
         self._stop, self._progress = stop, progress
-        self._count = run.config.model.members
+        self._count = run.config.model.ensemble_size
 
     def fit(
         self, first: Callable[[], keras.Model], steps: int

@@ -1,4 +1,4 @@
-"""Commit a scoring job: check for drift, publish its shards, and add its row to `score_runs` last.
+"""Commit a scoring job: check for drift, publish its shards, and add its row to `score_jobs` last.
 
 A job becomes visible with that row. Until then the commit can be repeated after a crash.
 """
@@ -173,7 +173,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     values = dict(manifest["row"])
     for name in ("started_at", "finished_at"):
         values[name] = datetime.fromisoformat(values[name])
-    _put(job, "score_runs", schemas.SCORE_RUNS, [values])
+    _put(job, "score_jobs", schemas.SCORE_JOBS, [values])
     fault_injection.failpoint("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {

@@ -3,7 +3,7 @@
 Workers receive the root of the store, the ID of a job and the number of a shard, never arrays.
 Each worker opens the job itself, which verifies model and input by their digests, and writes its
 shard to the folder of the job. All workers must share that folder: it is below the store, or, for
-a store behind a URL, below `$NNBUILD_WORKSHOP`. If a worker dies, another one makes its shard.
+a store behind a URL, below `$NNBUILD_STAGING_DIR`. If a worker dies, another one makes its shard.
 """
 
 import platform
@@ -99,7 +99,7 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
     if not folder.is_dir():
         raise StoreError(
             f"worker {platform.node()} does not see {folder}; share that folder with all workers, "
-            "or set $NNBUILD_WORKSHOP to a shared folder, here and on the workers"
+            "or set $NNBUILD_STAGING_DIR to a shared folder, here and on the workers"
         )
     if (folder / _STOP).exists():
         return {}

@@ -154,7 +154,7 @@ def backfill(
 ) -> list[DayResult]:
     """Score the days of a range that this model has not scored yet; repeat the call to resume.
 
-    The table `score_runs` tells whether a day was scored: with the same model file, the same input
+    The table `score_jobs` tells whether a day was scored: with the same model file, the same input
     by size and time of change, and the same columns. If another job is scoring a day, the call
     waits for that job and skips the day once it is committed; if that job dies, this call scores
     the day.

@@ -44,7 +44,7 @@ class _JobManifest(BaseModel):
 def candidates(store: Store, config: ScoreConfig) -> list[dict[str, Any]]:
     """Return the committed jobs with the same input address, oldest first."""
     columns = ["model_digest", "input"]
-    jobs: list[dict[str, Any]] = store.read_table("score_runs", None, columns).to_pylist()
+    jobs: list[dict[str, Any]] = store.read_table("score_jobs", None, columns).to_pylist()
     return [each for each in jobs if each["input"] == config.input]
 
 

@@ -208,7 +208,7 @@ def read_table(
         store: A store, or its root; the default root if None.
         name: Name of the table, such as `runs`, `history`, `predictions` or `scores`.
         run_id: ID of one run. In a table of scoring jobs: the jobs that its model scored.
-        score_id: ID of one scoring job, for `scores`, `score_runs` and `drift`.
+        score_id: ID of one scoring job, for `scores`, `score_jobs` and `drift`.
         columns: Names of the columns; all if not given.
 
     Returns:
@@ -228,7 +228,7 @@ def read_table(
         return opened.read_table(name, run_id, columns)
     if run_id is None:
         return opened.read_table(name, score_id, columns)
-    jobs = opened.read_table("score_runs", score_id).to_pylist()
+    jobs = opened.read_table("score_jobs", score_id).to_pylist()
     score_ids = [
         each["score_id"]
         for each in jobs
@@ -236,6 +236,6 @@ def read_table(
     ]
     if not score_ids:
         raise StoreError(
-            f"no scoring job by run {run_id} in {opened.root}; see the table score_runs"
+            f"no scoring job by run {run_id} in {opened.root}; see the table score_jobs"
         )
     return opened.read_table(name, score_ids, columns)

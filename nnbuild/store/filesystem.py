@@ -74,10 +74,10 @@ def overlap(path: Any, root: Any) -> bool:
 def local_root(url: str) -> Path:
     """Return the local folder for the runs in progress of a remote store.
 
-    It is below `$NNBUILD_WORKSHOP`, or below the user's cache folder if that is not set.
+    It is below `$NNBUILD_STAGING_DIR`, or below the user's cache folder if that is not set.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    parent = Path(os.environ.get("NNBUILD_WORKSHOP") or Path(cache) / "nnbuild" / "stores")
+    parent = Path(os.environ.get("NNBUILD_STAGING_DIR") or Path(cache) / "nnbuild" / "stores")
     return parent / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 

@@ -49,7 +49,7 @@ def require_score_id(score_id: str) -> str:
     if not _RUN_ID.fullmatch(score_id):
         raise StoreError(
             f"invalid ID {score_id!r} of a scoring job (expected e.g. "
-            "20261123T030000000Z-4f2a1c); see the table score_runs"
+            "20261123T030000000Z-4f2a1c); see the table score_jobs"
         )
     return score_id
 

@@ -124,7 +124,7 @@ DECISIONS = _table(
     _field("decided_at", _UTC_MICROSECONDS, "When"),
 )
 
-SCORE_RUNS = _table(
+SCORE_JOBS = _table(
     _field(
         "run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True
     ),
@@ -189,11 +189,11 @@ STATIC_SCHEMAS = {
     "confusion": CONFUSION,
     "calibration": CALIBRATION,
     "decisions": DECISIONS,
-    "score_runs": SCORE_RUNS,
+    "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
 }
 TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
-JOB_TABLES = ("scores", "score_runs", "drift")
+JOB_TABLES = ("scores", "score_jobs", "drift")
 """The tables that are partitioned by `score_id`."""
 
 
@@ -356,7 +356,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "recall_label": "Class with that drop.",
         "decided_at": "Time of the decision.",
     },
-    "score_runs": {
+    "score_jobs": {
         "run_id": "Run whose model scored; null for a model file.",
         "model_digest": "SHA-256 digest of the model file.",
         "input": "Input as it was given.",

@@ -275,7 +275,7 @@ class Store:
 
     def score_ids(self) -> list[str]:
         """Return the IDs of all committed scoring jobs, oldest first."""
-        return views.partitions(self.root / "tables" / "score_runs", "score_id")
+        return views.partitions(self.root / "tables" / "score_jobs", "score_id")
 
     def unfinished_runs(self) -> list[UnfinishedRun]:
         """Return the runs in staging, oldest first."""
@@ -383,7 +383,7 @@ class Store:
     ) -> pa.Table:
         """Return the committed rows of a table, in the order of the runs.
 
-        The first column is `run_id`, or `score_id` in `scores` and `score_runs`. A column that was
+        The first column is `run_id`, or `score_id` in `scores` and `score_jobs`. A column that was
         carried through from inputs of different types has their common type, such as double for
         int64 and double; without a common type it is text.
 

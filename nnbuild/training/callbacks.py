@@ -14,7 +14,7 @@ from nnbuild.store import presence
 
 # The state of Keras's callbacks; their other attributes follow from the configuration.
 _SCALARS = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
-_WEIGHTS = "best_weights"
+_WEIGHTS = "restore_best_weights"
 _DIRECTIONS = {"up": "max", "down": "min"}
 
 
@@ -72,13 +72,13 @@ def configured(
                 min_lr=plateau.min_learning_rate,
             )
         )
-    if training.best_weights is not None:
+    if training.restore_best_weights is not None:
         # Its patience is longer than the fit: it only restores the best epoch's weights.
         callbacks.append(
             keras.callbacks.EarlyStopping(
-                training.best_weights,
+                training.restore_best_weights,
                 patience=int(training.epochs or 0) + 1,
-                mode=_direction(training.best_weights, model),
+                mode=_direction(training.restore_best_weights, model),
                 restore_best_weights=True,
             )
         )
@@ -99,7 +99,10 @@ class _TensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
 def best_epoch(callbacks: list[keras.callbacks.Callback]) -> int | None:
     """Return the epoch, from 1, whose weights are restored at the end; None for the last epoch."""
     for callback in callbacks:
-        if getattr(callback, "restore_best_weights", False) and callback.best_weights is not None:
+        if (
+            getattr(callback, "restore_best_weights", False)
+            and callback.restore_best_weights is not None
+        ):
             return int(callback.best_epoch) + 1
     return None
 

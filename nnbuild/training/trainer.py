@@ -91,7 +91,7 @@ class _Fit:
         self.epochs = int(training.epochs or 1)
         self.rows, held_out = validation_split(split, validation, config)
         self.validation_rows = len(held_out)
-        one_hot = training.target_form == "one-hot"
+        one_hot = training.label_encoding == "one-hot"
         batch = int(training.batch_size or 1)
         self.training_loop = CompiledLoop(
             model,
@@ -99,7 +99,7 @@ class _Fit:
             classes=classes,
             batch_size=batch,
             seed=seed,
-            augment=training.augment or "none",
+            augment=training.augmentation or "none",
             one_hot=one_hot,
         )
         self.steps = self.training_loop.count(len(self.rows))

@@ -13,10 +13,12 @@ def resolved(model="lab", l2=None, dropout=None, **training):
 
 STOPPING = {"early_stopping": {"monitor": "val_loss", "patience": 1}}
 PLATEAU = {"reduce_on_plateau": {"monitor": "val_accuracy"}}
-BEST = {"best_weights": "val_loss"}
+BEST = {"restore_best_weights": "val_loss"}
 
 
-@pytest.mark.parametrize("watching", [STOPPING, PLATEAU, BEST, STOPPING | {"best_weights": "loss"}])
+@pytest.mark.parametrize(
+    "watching", [STOPPING, PLATEAU, BEST, STOPPING | {"restore_best_weights": "loss"}]
+)
 def test_a_monitor_that_is_never_measured_is_refused(watching):
     with pytest.raises(
         ConfigError, match=r"is never measured: validation_freq is 5, the run has 4"
@@ -26,7 +28,7 @@ def test_a_monitor_that_is_never_measured_is_refused(watching):
 
 
 def test_a_monitor_of_training_needs_no_validation():
-    resolved(epochs=4, validation_freq=5, best_weights="loss")
+    resolved(epochs=4, validation_freq=5, restore_best_weights="loss")
     resolved(epochs=4, validation_freq=5)
 
 
@@ -56,6 +58,6 @@ def test_a_setting_that_a_network_takes_is_kept(model):
 
 
 def test_a_users_model_may_be_watched_by_what_it_reports():
-    resolved("mine:build", best_weights="val_penalty")
+    resolved("mine:build", restore_best_weights="val_penalty")
     with pytest.raises(ConfigError, match="will not be in the history"):
-        resolved("lab", best_weights="val_penalty")
+        resolved("lab", restore_best_weights="val_penalty")

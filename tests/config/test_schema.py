@@ -18,8 +18,8 @@ def test_listed_names_are_those_that_exist():
 
 @pytest.mark.parametrize("monitor", MONITORS)
 def test_every_listed_monitor_is_taken(monitor):
-    given = {"training": {"metrics": list(METRICS), "best_weights": monitor}}
-    assert resolve(RunConfig.model_validate(given)).training.best_weights == monitor
+    given = {"training": {"metrics": list(METRICS), "restore_best_weights": monitor}}
+    assert resolve(RunConfig.model_validate(given)).training.restore_best_weights == monitor
 
 
 @pytest.mark.parametrize("model", PRESETS)

@@ -121,11 +121,17 @@ def test_the_bounds_can_be_set():
     images[:20] = 7
     given = dataset(train_images=images)
     assert not result("constant_images_train", given).passed
-    assert result("constant_images_train", given, CheckLimits(constant_share=0.1)).passed
+    assert result("constant_images_train", given, CheckLimits(max_constant_fraction=0.1)).passed
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"constant_share": 1.1}, {"imbalance": 0.5}, {"unknown": 1}, {"leaked_share": "x"}]
+    "wrong",
+    [
+        {"max_constant_fraction": 1.1},
+        {"max_class_imbalance": 0.5},
+        {"unknown": 1},
+        {"max_leakage_fraction": "x"},
+    ],
 )
 def test_limits_have_limits(wrong):
     with pytest.raises(ValidationError):

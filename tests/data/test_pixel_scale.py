@@ -284,7 +284,7 @@ def test_splits_of_two_scales_are_refused():
     with pytest.raises(CheckError, match=r"brightness is .* in train.* in test"):
         require(results)
     assert brightness(arrays.train_images, arrays.test_images // 4)[0].passed
-    assert brightness(arrays.train_images, dark, brightness=1000)[0].passed
+    assert brightness(arrays.train_images, dark, max_brightness_ratio=1000)[0].passed
 
 
 def test_input_of_another_scale_is_refused(store, tmp_path):

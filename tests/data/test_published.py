@@ -481,7 +481,7 @@ def test_day_without_rows_is_an_empty_job(store, tmp_path):
             assert (done.rows, done.written, done.quarantined) == (0, 0, 0)
     assert pq.read_table(tmp_path / "out-a.parquet").num_rows == 0
     assert "prob_0" in pq.read_table(tmp_path / "out-a.parquet").column_names
-    assert {row["rows"] for row in store.read_table("score_runs").to_pylist()} == {0}
+    assert {row["rows"] for row in store.read_table("score_jobs").to_pylist()} == {0}
 
 
 def test_scored_labels_are_class_numbers(tmp_path):

@@ -60,7 +60,7 @@ def test_spark_reads_every_table(gated_runs):
     store, _ = gated_runs
     spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     try:
-        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_runs", "drift"}):
+        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_jobs", "drift"}):
             spark.read.parquet(str(store.root / "tables" / name)).createOrReplaceTempView(name)
             counted = spark.sql(f"select count(*) from {name}").collect()[0][0]  # noqa: S608
             assert counted == len(store.read_table(name))
@@ -230,7 +230,7 @@ def test_four_readers_see_whole_tables_while_runs_are_committed(tmp_path, small_
     while not last:
         last = over.is_set()
         rounds += 1
-        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_runs", "drift"}):
+        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_jobs", "drift"}):
             schema = (
                 schemas.predictions(3) if name == "predictions" else schemas.STATIC_SCHEMAS[name]
             )

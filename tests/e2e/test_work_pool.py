@@ -88,7 +88,10 @@ def test_deployments_match_the_file(real_prefect, pool):
         ({"dataset": {"fallback": "digits"}}, "config.dataset.fallback"),
         ({"training": {"optimizer": "adm"}}, "'adm' is not one of ['adam', 'adamw'"),
         ({"training": {"metrics": ["acuracy"]}}, "'acuracy' is not one of ['accuracy'"),
-        ({"training": {"best_weights": "val_los"}}, "'val_los' is not one of ['loss', 'val_loss'"),
+        (
+            {"training": {"restore_best_weights": "val_los"}},
+            "'val_los' is not one of ['loss', 'val_loss'",
+        ),
         ({"training": {"early_stopping": {"monitor": "los"}}}, "config.training.early_stopping"),
         ({"trial": {"sweep": "a", "number": 0}}, "config.trial"),
     ],

@@ -323,7 +323,7 @@ def test_scheduled_score_uses_the_local_day(store, tmp_path, prefect_server):
     assert done.state.name == "Completed", done.state.message
     assert done.parameters["config"]["input"].startswith(f"{tmp_path}/new")
     (score_id,) = store.score_ids()
-    scored = store.read_table("score_runs", score_id).to_pylist()[0]["input"]
+    scored = store.read_table("score_jobs", score_id).to_pylist()[0]["input"]
     assert scored == f"{tmp_path}/new/{day}.parquet"
     deployed.register([], **current, timezone=zone)
     with get_client(sync_client=True) as client:

@@ -95,7 +95,7 @@ def _manifest(classes, shape, epochs, images, names):
                 "epochs": epochs,
                 "metrics": ["accuracy"],
                 "validation_fraction": 0.2,
-                "schedule": None,
+                "lr_schedule": None,
             },
             "seed": 17,
         },

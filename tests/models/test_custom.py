@@ -319,7 +319,7 @@ def test_inconsistent_function_raises(module, small_folder, tmp_path):
     config = run_config(
         small_folder,
         model={"name": "mine:build"},
-        training={"epochs": 1, "precision": "mixed_bfloat16"},
+        training={"epochs": 1, "dtype_policy": "mixed_bfloat16"},
     )
     run = runs.open_run(config, tmp_path / "store")
     with pytest.raises(ContractError, match="builds another network when it is called again"):
@@ -363,7 +363,7 @@ def test_unexported_run_names_engine(capfd, module, small_folder, tmp_path, pref
     outcome = call(capfd, *score)
     assert outcome.code == 0, outcome.err
     assert why in outcome.out
-    assert store.read_table("score_runs")["engine"].to_pylist() == ["keras"]
+    assert store.read_table("score_jobs")["engine"].to_pylist() == ["keras"]
     outcome = call(capfd, *score, "--engine", "onnx")
     assert outcome.code == 2
     assert "set engine to keras or auto" in outcome.err

@@ -18,7 +18,7 @@ SHAPE, CLASSES, MEMBERS = (8, 8, 1), 3, 3
 
 def config_of(folder, members=MEMBERS, **training):
     given = {"epochs": 2, "threads": 2, "batch_size": 16, "learning_rate": 0.01, **training}
-    return run_config(folder, model={"name": "convnet", "members": members}, training=given)
+    return run_config(folder, model={"name": "convnet", "ensemble_size": members}, training=given)
 
 
 def model_of(store, run_id):
@@ -108,7 +108,11 @@ def test_stopped_ensemble_ends_the_same(finished, small_folder, tmp_path):
 
 def test_ensemble_of_user_model(tmp_path, small_folder):
     config = config_of(
-        small_folder, 2, epochs=1, precision="mixed_bfloat16", metrics=("accuracy", "crossentropy")
+        small_folder,
+        2,
+        epochs=1,
+        dtype_policy="mixed_bfloat16",
+        metrics=("accuracy", "crossentropy"),
     )
     own = config.model_copy(
         update={"model": config.model.model_copy(update={"name": f"{__name__}:own"})}

@@ -19,7 +19,7 @@ SHAPE = (12, 12, 1)
 
 def network(name, seed=0):
     """Return a compiled model, as after a fit: the exporter visits the optimizer too."""
-    given = {"model": {"name": name}, "seed": seed, "training": {"precision": "float32"}}
+    given = {"model": {"name": name}, "seed": seed, "training": {"dtype_policy": "float32"}}
     config = resolve(RunConfig.model_validate(given))
     model = models.build(config, SHAPE, 5)
     models.compile_model(model, config.training, steps=10)

@@ -18,7 +18,7 @@ HALF = ["mixed_bfloat16", "mixed_float16"]
 
 
 def config_of(name, precision):
-    settings = {"model": {"name": name}, "training": {"precision": precision}}
+    settings = {"model": {"name": name}, "training": {"dtype_policy": precision}}
     return resolve(RunConfig.model_validate(settings))
 
 
@@ -52,7 +52,7 @@ def test_build_float32_keeps_weights(precision):
 
 @pytest.mark.parametrize("precision", HALF)
 def test_run_half_precision_exports(tmp_path, small_folder, precision):
-    training = {"epochs": 12, "precision": precision, "learning_rate": 0.01}
+    training = {"epochs": 12, "dtype_policy": precision, "learning_rate": 0.01}
     run_id = retrain(run_config(small_folder, training=training), tmp_path).run_id
     manifest = Store(tmp_path).manifest(run_id)
     assert manifest.steps.export_model.same_predictions

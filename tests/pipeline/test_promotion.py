@@ -90,7 +90,7 @@ def test_decision_names_broken_threshold(challenger, settings, says):
 
 def test_other_test_set_promotes_if_set():
     decision = promotion.decide(
-        candidate(0.5, test_set="b"), candidate(0.99), config(on_other_data="promote")
+        candidate(0.5, test_set="b"), candidate(0.99), config(on_test_set_change="promote")
     )
     assert decision.promote
 

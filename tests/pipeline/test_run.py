@@ -115,13 +115,13 @@ def test_run_colour_images_succeeds(tmp_path, small_config):
 
 def test_run_all_settings_succeeds(tmp_path, small_config):
     training = small_config.training.model_dump() | {
-        "target_form": "one-hot",
+        "label_encoding": "one-hot",
         "metrics": ("accuracy", "top_2_accuracy", "crossentropy"),
         "early_stopping": {"patience": 1},
         "reduce_on_plateau": {"patience": 0},
-        "best_weights": "val_loss",
+        "restore_best_weights": "val_loss",
         "validation_freq": 2,
-        "augment": "shift",
+        "augmentation": "shift",
         "tensorboard": True,
     }
     committed = nnbuild.retrain(with_changes(small_config, {"training": training}), tmp_path)

@@ -317,7 +317,7 @@ def test_metadata_of_the_run_are_shown():
         "8.25",
         "Linux",
     ]
-    wanted += ["training.schedule", "at most 4", "1 of 2 checks gave a warning", manifest.run_id]
+    wanted += ["training.lr_schedule", "at most 4", "1 of 2 checks gave a warning", manifest.run_id]
     assert [each for each in wanted if each not in text] == []
 
 

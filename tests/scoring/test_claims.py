@@ -365,7 +365,7 @@ def test_input_changed_meanwhile_is_rescored(store, dated, tmp_path, monkeypatch
 
 def test_remote_outputs_share_a_lock_file(tmp_path, monkeypatch):
     pytest.importorskip("upath")
-    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path))
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path))
     same = ("memory://bucket/out", "memory://bucket/out/", "memory://bucket//out")
     locks = {outputs.lock_file(outputs.location(each)) for each in same}
     assert len(locks) == 1
@@ -378,7 +378,7 @@ def test_remote_outputs_share_a_lock_file(tmp_path, monkeypatch):
 
 def test_remote_output_taken_keeps_rows(store, inputs, tmp_path, monkeypatch):
     upath = pytest.importorskip("upath")
-    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "workshop"))
     root = upath.UPath(f"memory://{tmp_path.name}")
     output = root / "out"
     theirs = output / "theirs.parquet"

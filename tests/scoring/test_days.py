@@ -50,7 +50,7 @@ def test_backfill_scores_each_day_once(store, days):
     assert sorted(each.day for each in told) == [
         each.day for each in parts if each.status == "scored"
     ]
-    jobs = store.read_table("score_runs").to_pylist()
+    jobs = store.read_table("score_jobs").to_pylist()
     assert {each["input"] for each in jobs} == {
         each.input for each in parts if each.status == "scored"
     }

@@ -178,7 +178,7 @@ def test_calibrated_divides_the_logits(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     done = scored(store, input=path, calibrated=True, logits=True)
     table = rows(store, done)
-    temperature = store.read_table("score_runs", done.score_id)["temperature"][0].as_py()
+    temperature = store.read_table("score_jobs", done.score_id)["temperature"][0].as_py()
     assert temperature == store.manifest(done.run_id).steps.calibrate_model.temperature != 1
     scaled = np.stack([table[f"logit_{label}"].to_numpy() for label in range(3)], axis=1).astype(
         np.float64
@@ -226,7 +226,7 @@ def test_job_killed_anywhere_ends_the_same(store, tmp_path, monkeypatch):
         monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
         if job.score_id not in store.score_ids():
             assert (
-                store.read_table("score_runs")
+                store.read_table("score_jobs")
                 .filter(pa.compute.field("score_id") == job.score_id)
                 .num_rows
                 == 0
@@ -299,7 +299,7 @@ def test_the_readers(store, tmp_path):
         first.score_id: ROWS,
         second.score_id: ROWS,
     }
-    assert nnbuild.read_table(store, "score_runs", score_id=first.score_id)["rows"].to_pylist() == [
+    assert nnbuild.read_table(store, "score_jobs", score_id=first.score_id)["rows"].to_pylist() == [
         ROWS
     ]
     with pytest.raises(StoreError, match="no scoring job by run"):
@@ -338,7 +338,7 @@ def test_bad_rows_go_to_quarantine(store, tmp_path):
         store.root / "quarantine" / f"score_id={done.score_id}", partitioning=None
     ).to_pylist()
     assert [(each["row_group"], each["row"]) for each in found] == [(0, 3), (1, 60), (2, 140)]
-    row = store.read_table("score_runs", done.score_id).to_pylist()[0]
+    row = store.read_table("score_jobs", done.score_id).to_pylist()[0]
     assert (row["rows"], row["quarantined"]) == (ROWS - 3, 3)
 
 

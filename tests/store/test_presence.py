@@ -105,7 +105,7 @@ def test_reading_an_unreachable_url_is_refused(
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "workshop"))
+        monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "workshop"))
         root = f"s3://unreachable-{command}/store"
         outcome = call(capfd, *READERS[command], "--store", root)
     assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)

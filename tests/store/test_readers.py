@@ -15,7 +15,7 @@ from nnbuild.pipeline.run import retrain
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 
-OF_JOBS = ("scores", "score_runs", "drift")
+OF_JOBS = ("scores", "score_jobs", "drift")
 
 
 def by_duckdb(folder):
@@ -88,7 +88,7 @@ def test_readers_see_whole_runs_while_another_is_being_committed(
         committed = {"run_id": set(store.run_ids()), "score_id": set(store.score_ids())}
         for at, reader, name, ids in seen[-len(READERS) * len(schemas.TABLES) :]:
             assert ids.keys() >= committed[key_of(name)], (at, reader, name)
-            if name in {"runs", "score_runs"}:
+            if name in {"runs", "score_jobs"}:
                 assert ids.keys() == committed[key_of(name)], (at, reader, name)
 
     monkeypatch.setattr(fault_injection, "failpoint", look)

@@ -32,7 +32,7 @@ def test_the_dataset_is_uploaded_once_and_read_from_there(
     s3_store, small_config, monkeypatch, tmp_path
 ):
     first = retrain(small_config, s3_store)
-    monkeypatch.setenv("NNBUILD_WORKSHOP", str(tmp_path / "another machine"))
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
     second = retrain(small_config, s3_store)
     store = Store(s3_store)
     assert values(store, first.run_id) == values(store, second.run_id)

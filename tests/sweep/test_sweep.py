@@ -286,7 +286,9 @@ def test_objective_is_of_final_network(tmp_path, monkeypatch, base):
     """The averaged weights are final, so the history and the objective are theirs."""
     # A short fit would limit the momentum.
     monkeypatch.setattr("nnbuild.models.compile._momentum", lambda momentum, _: momentum)
-    training = base.training.model_copy(update={"epochs": 3, "ema": 0.999, "learning_rate": 0.01})
+    training = base.training.model_copy(
+        update={"epochs": 3, "ema_decay": 0.999, "learning_rate": 0.01}
+    )
     config = sweep_config(
         {"grid": {"model.dropout": [0.0]}}, base.model_copy(update={"training": training})
     )

@@ -88,8 +88,8 @@ def test_failed_check_is_an_event_with_advice(tmp_path, small_config, prefect_se
     settings["dataset"]["checks"] |= {
         "imbalance": 1.0,
         "strict": True,
-        "leaked_share": 0.0,
-        "duplicate_share": 0.0,
+        "max_leakage_fraction": 0.0,
+        "max_duplicate_fraction": 0.0,
     }
     settings["dataset"]["name"] = str(repeated(tmp_path))
     url, received = listener

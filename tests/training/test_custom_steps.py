@@ -378,7 +378,9 @@ class Rising(Custom):
 
 def test_callbacks_use_step_values():
     config = config_of(
-        epochs=9, early_stopping={"monitor": "val_loss", "patience": 2}, best_weights="val_loss"
+        epochs=9,
+        early_stopping={"monitor": "val_loss", "patience": 2},
+        restore_best_weights="val_loss",
     )
     fitted = fit(network(Rising, config), small_split(), config, CLASSES)
     assert len(fitted.history.epoch) == 3
@@ -394,13 +396,15 @@ def test_callbacks_use_step_values():
     ],
 )
 def test_unusable_monitor_raises(kind, monitor, says):
-    config = config_of(model="mine:build", best_weights=monitor)
+    config = config_of(model="mine:build", restore_best_weights=monitor)
     with pytest.raises(ConfigError, match=says):
         fit(network(kind, config), small_split(), config, CLASSES)
 
 
 def test_keras_metric_has_direction():
-    config = config_of(model="mine:build", epochs=5, learning_rate=0.01, best_weights="val_right")
+    config = config_of(
+        model="mine:build", epochs=5, learning_rate=0.01, restore_best_weights="val_right"
+    )
     fitted = fit(network(Tracked, config), small_split(), config, CLASSES)
     rights = fitted.history.history["val_right"]
     assert fitted.weights_epoch == int(np.argmax(rights)) + 1

@@ -19,8 +19,8 @@ from nnbuild.training.shuffling import split_rows
 EVERYTHING = {
     "early_stopping": {"monitor": "val_loss", "patience": 1, "min_delta": 0.001},
     "reduce_on_plateau": {"monitor": "val_loss", "patience": 0, "factor": 0.5},
-    "best_weights": "val_accuracy",
-    "augment": "affine",
+    "restore_best_weights": "val_accuracy",
+    "augmentation": "affine",
     "metrics": ("accuracy", "top_2_accuracy", "crossentropy"),
 }
 
@@ -30,15 +30,15 @@ EVERYTHING = {
     [
         ("lab", {}),
         ("lab", EVERYTHING),
-        ("lab", {"target_form": "one-hot", "optimizer": "sgd", "validation_freq": 2}),
-        ("regularized", {"schedule": "one-cycle"}),
-        ("convnet", {"augment": "shift"}),
-        ("fast", {"schedule": "cosine", "optimizer": "adamw"}),
+        ("lab", {"label_encoding": "one-hot", "optimizer": "sgd", "validation_freq": 2}),
+        ("regularized", {"lr_schedule": "one-cycle"}),
+        ("convnet", {"augmentation": "shift"}),
+        ("fast", {"lr_schedule": "cosine", "optimizer": "adamw"}),
         ("accurate", {}),
         ("lab", {"optimizer": "rmsprop"}),
-        ("tiny", {"precision": "mixed_bfloat16"}),
-        ("lab", {"precision": "mixed_float16", "ema": 0.9}),
-        ("lab", EVERYTHING | {"ema": 0.9}),
+        ("tiny", {"dtype_policy": "mixed_bfloat16"}),
+        ("lab", {"dtype_policy": "mixed_float16", "ema_decay": 0.9}),
+        ("lab", EVERYTHING | {"ema_decay": 0.9}),
     ],
 )
 def test_stopped_fit_resumes_exactly(tmp_path: Path, monkeypatch, model, training):
@@ -90,7 +90,7 @@ def test_seed_decides_weights():
 
 
 def test_steps_per_call_change_nothing(monkeypatch):
-    split, config = small_split(), config_of(augment="affine")
+    split, config = small_split(), config_of(augmentation="affine")
     monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
     single, _ = run_through(config, split)
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_steps_per_call_change_nothing(monkeypatch):
 @pytest.mark.parametrize(("steps", "momentum"), [(1, 0.0), (24, 1 - 10 / 24), (100_000, 0.998)])
 def test_ema_momentum_of_short_fits(steps, momentum):
     model = models.build(config_of(), (8, 8, 1), CLASSES)
-    models.compile_model(model, config_of(ema=0.998).training, steps=steps)
+    models.compile_model(model, config_of(ema_decay=0.998).training, steps=steps)
     assert model.optimizer.ema_momentum == pytest.approx(momentum)
 
 
@@ -147,7 +147,7 @@ def test_early_stopping_restores_best():
         epochs=60,
         learning_rate=0.05,
         early_stopping={"monitor": "val_loss", "patience": 2},
-        best_weights="val_loss",
+        restore_best_weights="val_loss",
     )
     split = small_split()
     _model, fitted = run_through(config, split)
@@ -163,13 +163,16 @@ def evaluated(model, split, config):
     return model.evaluate(split.images[rows], labels, verbose=0, return_dict=True)["loss"]
 
 
-AVERAGED = {"epochs": 6, "learning_rate": 0.05, "ema": 0.8}
+AVERAGED = {"epochs": 6, "learning_rate": 0.05, "ema_decay": 0.8}
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 @pytest.mark.parametrize("best", [None, "val_loss", "loss"])
 def test_ema_weights_are_validated(precision, best):
-    split, config = small_split(), config_of(precision=precision, best_weights=best, **AVERAGED)
+    split, config = (
+        small_split(),
+        config_of(dtype_policy=precision, restore_best_weights=best, **AVERAGED),
+    )
     model, fitted = run_through(config, split)
     losses = fitted.history.history["val_loss"]
     kept = losses[fitted.weights_epoch - 1]
@@ -180,8 +183,10 @@ def test_ema_weights_are_validated(precision, best):
 
 def test_ema_changes_no_step():
     split = small_split()
-    _, plain = run_through(config_of(**AVERAGED | {"ema": None, "best_weights": "val_loss"}), split)
-    _, averaged = run_through(config_of(**AVERAGED, best_weights="val_loss"), split)
+    _, plain = run_through(
+        config_of(**AVERAGED | {"ema_decay": None, "restore_best_weights": "val_loss"}), split
+    )
+    _, averaged = run_through(config_of(**AVERAGED, restore_best_weights="val_loss"), split)
     assert plain.history.history["loss"] == averaged.history.history["loss"]
     assert plain.history.history["val_loss"] != averaged.history.history["val_loss"]
 
@@ -289,7 +294,7 @@ def test_draws_of_threads_change_nothing(model):
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_fit_leaves_no_graph(precision):
-    split, config = small_split(), config_of(precision=precision, epochs=1)
+    split, config = small_split(), config_of(dtype_policy=precision, epochs=1)
     kept = []
     for _ in range(3):
         run_through(config, split)
