@@ -57,7 +57,7 @@ def test_run_half_precision_exports(tmp_path, small_folder, precision):
     manifest = Store(tmp_path).manifest(run_id)
     assert manifest.steps.export_model.same_predictions
     assert manifest.row.test_accuracy > 0.8
-    assert manifest.config["training"]["precision"] == precision
+    assert manifest.config["training"]["dtype_policy"] == precision
 
 
 def test_loss_scale_changes_no_step():

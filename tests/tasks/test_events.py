@@ -86,7 +86,7 @@ def test_webhook_gets_promotions_only(notified):
 def test_failed_check_is_an_event_with_advice(tmp_path, small_config, prefect_server, listener):
     settings = small_config.model_dump() | {"dataset": small_config.dataset.model_dump()}
     settings["dataset"]["checks"] |= {
-        "imbalance": 1.0,
+        "max_class_imbalance": 1.0,
         "strict": True,
         "max_leakage_fraction": 0.0,
         "max_duplicate_fraction": 0.0,
