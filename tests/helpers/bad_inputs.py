@@ -342,7 +342,7 @@ SWEEPS = [
         "training.learning_rate=1..1000",
     ),
     _sweep(
-        "unknown objective", "objective is 'test_accuracy'", *RATES, "--objective", "test_accuracy"
+        "unknown objective", "'test_accuracy' is not one of", *RATES, "--objective", "test_accuracy"
     ),
     _sweep(
         "objective without its metric", "needs the metric", *RATES, "--set", "training.metrics=[]"
