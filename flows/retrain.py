@@ -14,8 +14,8 @@ from pydantic import Field
 
 from flows.hooks import on_bad_end, record_cancellation
 from flows.outage import prompt_stop
+from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig
-from nnbuild.pipeline.promotion import record_approval
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime.text import markdown_text, sanitize
 from nnbuild.store import Run
@@ -62,8 +62,10 @@ def approve(run: Run, decided: Decided) -> Decided:
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=1)
     except FlowPauseTimeout:
-        return record_approval(run, promote=False, comment=f"nobody answered within {seconds} s")
-    return record_approval(run, promote=answer.promote, comment=answer.comment)
+        return pipeline.record_approval(
+            run, promote=False, comment=f"nobody answered within {seconds} s"
+        )
+    return pipeline.record_approval(run, promote=answer.promote, comment=answer.comment)
 
 
 def _name() -> str:

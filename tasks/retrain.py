@@ -11,8 +11,7 @@ from prefect.transactions import Transaction
 from nnbuild import pipeline
 from nnbuild.errors import CheckError
 from nnbuild.pipeline import commit as committing
-from nnbuild.pipeline.promotion import revoke_decision
-from nnbuild.pipeline.reporting import confusion_picture, curve_picture, write_report
+from nnbuild.pipeline.reporting import write_report
 from nnbuild.report.metadata import facts
 from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.text import markdown_code, markdown_text
@@ -242,8 +241,8 @@ def decide(run: Run, data: LoadedData, evaluated: Evaluated, scored: Scored) -> 
 
 @decide.on_rollback
 def withdraw(publication: Transaction) -> None:
-    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.promotion.revoke_decision`."""
-    revoke_decision(publication.get("run"))
+    """The commit behind it failed: what was decided is taken back; see `nnbuild.pipeline.revoke_decision`."""
+    pipeline.revoke_decision(publication.get("run"))
 
 
 @task(name="evaluate", task_run_name=run_name("evaluate on {data.name}"), **STEP)
@@ -354,10 +353,10 @@ def report(run: Run, data: LoadedData, calibrated: Calibrated, decided: Decided)
 
 def _show_pictures(run: Run, data: LoadedData) -> None:
     for metric in ("loss", "accuracy"):
-        if (curve := curve_picture(run, metric)) is not None:
+        if (curve := pipeline.curve_picture(run, metric)) is not None:
             told = f"{metric.capitalize()} by epoch; the ring is the best, the dashes the kept one"
             show_picture(f"nnbuild-{metric}", curve, told)
-    confusion = confusion_picture(run, data)
+    confusion = pipeline.confusion_picture(run, data)
     show_picture("nnbuild-confusion", confusion, "Confusion matrix on the test images")
 
 
