@@ -11,9 +11,7 @@ from prefect.transactions import Transaction
 
 from nnbuild import pipeline
 from nnbuild.errors import CheckError
-from nnbuild.pipeline import promotion
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.pipeline.reporting import confusion_picture, curve_picture, write_report
 from nnbuild.report.metadata import facts
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
@@ -211,14 +209,14 @@ def decide(run: Run, data: LoadedData) -> Decided:
 
 @decide.on_rollback
 def revoke_decision(publication: Transaction) -> None:
-    """Revoke the decision after a failed commit; see `nnbuild.pipeline.promotion.revoke_decision`."""
-    promotion.revoke_decision(publication.get("run"))
+    """Revoke the decision after a failed commit; see `nnbuild.pipeline.revoke_decision`."""
+    pipeline.revoke_decision(publication.get("run"))
 
 
 @task(name="report", task_run_name=run_name("report on {data.name}"), **TASK_DEFAULTS)
 def report(run: Run, data: LoadedData) -> Reported:
-    """Write the HTML report; see `nnbuild.pipeline.reporting.write_report`."""
-    reported = write_report(run, data)
+    """Write the HTML report; see `nnbuild.pipeline.write_report`."""
+    reported = pipeline.write_report(run, data)
     logger().info("report.html is written")
     with outward("the charts of the report"):
         _show_charts(run, data)
@@ -227,12 +225,12 @@ def report(run: Run, data: LoadedData) -> Reported:
 
 def _show_charts(run: Run, data: LoadedData) -> None:
     for metric in ("loss", "accuracy"):
-        if (chart := curve_picture(run, metric)) is not None:
+        if (chart := pipeline.curve_picture(run, metric)) is not None:
             description = (
                 f"{metric.capitalize()} by epoch; circle: best epoch; dashed line: restored epoch"
             )
             show_image(f"nnbuild-{metric}", chart, description)
-    confusion = confusion_picture(run, data)
+    confusion = pipeline.confusion_picture(run, data)
     show_image("nnbuild-confusion", confusion, "Confusion matrix on the test images")
 
 

@@ -5,12 +5,17 @@ The package offers the functions of the steps, such as `nnbuild.pipeline.fit_mod
 to the run's staging folder, and returns a small result. It can be called again: what the run has
 already is loaded. Readers see nothing of it before `nnbuild.pipeline.commit`.
 
-Each function is imported when it is first used: loading and committing do not need TensorFlow.
+The function of a step is imported when it is first used: most of them need TensorFlow, which takes
+seconds, and loading and committing do not.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from nnbuild.pipeline import registry
+from nnbuild.pipeline.promotion import record_approval as record_approval
+from nnbuild.pipeline.promotion import revoke_decision as revoke_decision
+from nnbuild.pipeline.reporting import confusion_picture as confusion_picture
+from nnbuild.pipeline.reporting import curve_picture as curve_picture
 
 if TYPE_CHECKING:
     from nnbuild.pipeline.data import check_data as check_data

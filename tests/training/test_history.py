@@ -151,7 +151,7 @@ def test_history_unknown_epochs_raises():
                 logs["special"] = 1.0
 
     found = fitted(callbacks=[Once()])
-    with pytest.raises(DataError, match="1 values of 'special' in 4 epochs"):
+    with pytest.raises(DataError, match="1 values of 'special' for 4 epochs"):
         history.table_of_history(found, AT)
     with pytest.raises(DataError, match=r"2 values of 'val_.*validation_freq"):
         history.table_of_history(fitted(validation_freq=2), AT)
