@@ -332,7 +332,7 @@ def test_the_webhook_is_told_of_a_run_whose_process_is_gone(real_prefect, listen
         (["--timezone", "Europe/Berlon"], "Europe/Berlon"),
         (["--cron", "0 3 * * *", "--interval", "5"], "give one of them"),
         (["--interval", "-5"], "expected seconds from 1"),
-        (["--set", 'dataset.fallback="digits"'], "never falls back"),
+        (["--set", 'dataset.fallback="digits"'], "not allowed in scheduled runs"),
         (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
         (["--collision", "both"], "enqueue or cancel-new"),
         (["--plan", "none.toml"], "none.toml"),

@@ -195,8 +195,8 @@ def test_a_table_of_any_length_ends(ask, monkeypatch):
         ("select repeat('x', 10000000000)", (), "4294967295"),
         ("select 1", ("--timeout", 0), "above 0"),
         ("select 1", ("--timeout", "nan"), "above 0"),
-        ("select 1", ("--memory", 1.5), "share"),
-        ("select 1", ("--memory", "nan"), "share"),
+        ("select 1", ("--memory", 1.5), "fraction"),
+        ("select 1", ("--memory", "nan"), "fraction"),
     ],
 )
 def test_limits_end_a_query_in_one_line(ask, monkeypatch, statement, options, message):
@@ -224,8 +224,10 @@ def interrupted(monkeypatch):
 
     def interrupt(number):
         begun = threading.Event()
-        open_query = queries._as_arrow_has
-        monkeypatch.setattr(queries, "_as_arrow_has", lambda it: (begun.set(), open_query(it))[1])
+        open_query = queries._with_arrow_types
+        monkeypatch.setattr(
+            queries, "_with_arrow_types", lambda it: (begun.set(), open_query(it))[1]
+        )
 
         def send():
             begun.wait(60)
@@ -259,7 +261,7 @@ def test_a_query_that_hears_nothing_ends_with_the_process(ask, interrupted, monk
         raise SystemExit(code)
 
     monkeypatch.setattr(sql_command.os, "_exit", leave)
-    monkeypatch.setattr(queries, "_PATIENCE", 0.05)
+    monkeypatch.setattr(queries, "_STOP_SECONDS", 0.05)
     interrupted(signal.SIGINT)
     with pytest.raises(SystemExit):
         ask("select list_sort(range(2000000))[1]")
