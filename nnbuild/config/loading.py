@@ -44,9 +44,11 @@ def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
     """Merge settings section by section; those in `over` take precedence."""
     result = dict(base)
     for key, value in over.items():
-        below = result.get(key)
+        section = result.get(key)
         result[key] = (
-            merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+            merge(section, value)
+            if isinstance(section, dict) and isinstance(value, Mapping)
+            else value
         )
     return result
 

@@ -67,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         takes=("l2", "dropout"),
     ),
     "convnet": Preset(
-        "The MNIST convnet of keras.io, 34,826 parameters, with a logits head; Adam 1e-3, batch 128",
+        "The MNIST convnet of keras.io with a logits head, 34,826 parameters; Adam 1e-3, batch 128",
         {**_BASE_DEFAULTS, "epochs": 12, "batch_size": 128, "learning_rate": 1e-3},
         {"l2": 0.0, "dropout": 0.5},
     ),

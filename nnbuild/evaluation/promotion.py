@@ -22,7 +22,7 @@ class Candidate:
     Attributes:
         run_id: ID of the run.
         test_set: SHA-256 of the test images and labels of its evaluation; None if unknown.
-        correct: Whether each test example is classified correctly, bool, shape (n,), in the order of
+        correct: Whether each test example is classified correctly, bool, shape (n,), by
             example_id.
         metrics: Metrics over all classes, by name.
         recalls: Recall by class.

@@ -103,8 +103,8 @@ def _checked_output(model: Any, classes: int, image_shape: tuple[int, int, int] 
 def _check_input(model: Any, image_shape: tuple[int, int, int] | None) -> None:
     if not model.built:
         raise ContractError(
-            f"model {model.name!r} has no input shape; begin it with keras.Input(shape), or call it "
-            "on one image before returning it"
+            f"model {model.name!r} has no input shape; begin it with keras.Input(shape), or call "
+            "it on one image before returning it"
         )
     inputs = getattr(model, "inputs", None)
     if inputs is not None and len(inputs) != 1:
