@@ -1,4 +1,4 @@
-"""From a TOML file and from single settings to a checked config, with errors that name file, line and key."""
+"""Load a config from a TOML file and single settings; errors name file, line and key."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.errors import ConfigError, suggestion
 from nnbuild.runtime.regular_files import read_regular
 
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 Settings = dict[str, Any]
 
 
@@ -23,7 +23,7 @@ def read_toml(path: Path) -> Settings:
         ConfigError: The file cannot be read, is not a regular file, or is not valid TOML.
     """
     try:
-        content = read_regular(path, _MOST_BYTES)
+        content = read_regular(path, _MAX_BYTES)
     except OSError as error:
         raise ConfigError(
             f"cannot read config {path}: {error.strerror}; give the path of a TOML file"
@@ -41,28 +41,31 @@ def read_toml(path: Path) -> Settings:
 
 
 def merge(base: Settings, over: Mapping[str, Any]) -> Settings:
-    """Settings with others laid over them, section by section."""
+    """Merge settings section by section; those in `over` take precedence."""
     result = dict(base)
     for key, value in over.items():
-        below = result.get(key)
+        section = result.get(key)
         result[key] = (
-            merge(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+            merge(section, value)
+            if isinstance(section, dict) and isinstance(value, Mapping)
+            else value
         )
     return result
 
 
 def parse_setting(text: str) -> Settings:
-    """One setting as it is given on the command line: `training.learning_rate=0.01`.
+    """Parse one setting, such as `training.learning_rate=0.01`, into nested settings.
 
-    The value is read as TOML, and as plain text where it is none.
+    The value is read as TOML, or as plain text if it is not valid TOML.
 
     Raises:
-        ConfigError: there is no `=`, or no key before it.
+        ConfigError: There is no `=`, no key before it, or more than one value.
     """
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*", key.strip()):
         raise ConfigError(
-            f"setting {text!r} is not of the form key=value; write it like training.learning_rate=0.01"
+            f"setting {text!r} does not have the form key=value; write it like "
+            "training.learning_rate=0.01"
         )
     try:
         read: Settings = tomllib.loads(f"value = {value}")
@@ -74,7 +77,7 @@ def parse_setting(text: str) -> Settings:
         ) from error
     if len(read) > 1:
         raise ConfigError(
-            f"setting {text!r} has more than one line, expected one value; give each by itself"
+            f"setting {text!r} has several lines, expected one value; give each setting separately"
         )
     parsed: Any = read["value"]
     for name in reversed(key.strip().split(".")):
@@ -82,27 +85,27 @@ def parse_setting(text: str) -> Settings:
     return dict(parsed)
 
 
-def flatten(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings as one level: `training.epochs`."""
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to one level with dotted keys, such as `training.epochs`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= (
-            flatten(value, f"{above}{name}.")
+            flatten(value, f"{prefix}{name}.")
             if isinstance(value, Mapping)
-            else {f"{above}{name}": value}
+            else {f"{prefix}{name}": value}
         )
     return flat
 
 
 def parse_config(settings: Mapping[str, Any], path: Path | None = None) -> RunConfig:
-    """Settings as a config.
+    """Validate nested settings as a config.
 
     Args:
-        settings: nested, section by section.
-        path: the config file that some of them came from, for the message.
+        settings: Settings by section.
+        path: Config file of some of the settings, for the message.
 
     Raises:
-        ConfigError: a key is unknown, ill-typed or out of bounds; the message names it.
+        ConfigError: A key is unknown, or its value is invalid; the message names it.
     """
     try:
         return RunConfig.model_validate(settings)
@@ -112,11 +115,11 @@ def parse_config(settings: Mapping[str, Any], path: Path | None = None) -> RunCo
         place = _place(path, keys)
         if first["type"] == "extra_forbidden":
             known = _fields_at(keys[:-1])
-            told = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
+            message = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
         else:
-            told = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
+            message = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
         more = error.error_count() - 1
-        raise ConfigError(f"{place}{told}" + (f" (and {more} more)" if more else "")) from error
+        raise ConfigError(f"{place}{message}" + (f" (and {more} more)" if more else "")) from error
 
 
 def _lower(text: str) -> str:
@@ -127,27 +130,29 @@ def _lower(text: str) -> str:
 def _shown(value: Any) -> str:
     try:
         return repr(value)
-    except ValueError:  # an integer that has more digits than Python writes
-        return "a number of thousands of digits"
+    except ValueError:  # an integer with more digits than Python converts
+        return "a number with thousands of digits"
 
 
 def _fields_at(keys: Sequence[str]) -> list[str]:
-    """The fields of the section that the keys lead to."""
+    """Return the fields of the section that the keys lead to."""
     section: type[BaseModel] = RunConfig
     for key in keys:
         kinds = [section.model_fields[key].annotation] if key in section.model_fields else []
         kinds += [each for kind in kinds for each in getattr(kind, "__args__", ())]
-        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        section = found[0] if found else section
+        sections = [
+            each for each in kinds if isinstance(each, type) and issubclass(each, BaseModel)
+        ]
+        section = sections[0] if sections else section
     return list(section.model_fields)
 
 
 def _place(path: Path | None, keys: Sequence[str]) -> str:
-    """`FILE, line N: ` where the file has the key."""
+    """Return `FILE, line N: ` for the line of a key; empty without a file."""
     if path is None:
         return ""
     section = ""
-    text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+    text = read_regular(path, _MAX_BYTES).decode("utf-8-sig")
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = header[1].strip()
@@ -162,5 +167,5 @@ def _place(path: Path | None, keys: Sequence[str]) -> str:
 
 
 def _is_inline(line: str) -> bool:
-    """Whether a line assigns an inline table or a list."""
+    """Return whether a line assigns an inline table or a list."""
     return re.search(r"=\s*[\[{]", line) is not None

@@ -1,4 +1,4 @@
-"""The usual names of splits and of arrays: which split, and images or labels."""
+"""Recognise the usual names of splits and arrays: which split, and images or labels."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,21 +16,21 @@ _BY_NAME = {name: split for split, names in _SYNONYMS.items() for name in names}
 _LETTERS = re.compile(r"[a-z]+")
 _IMAGES = frozenset({"x", "image", "images", "img", "imgs"})
 _LABELS = frozenset({"y", "label", "labels", "target", "targets"})
-_UNNAMED = "arr_0"  # what NumPy calls an array that was saved without a name
+_UNNAMED = "arr_0"  # NumPy's name for an array that was saved without one
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _LAYOUTS = "x_train and y_train, train_images and train_labels, or images and labels"
 
 
 def split_named(name: str) -> str | None:
-    """Return the split that a folder is named after: `train` for `Training`, None for `cats`."""
+    """Return the split that the name of a folder means: `train` for `Training`, None for `cats`."""
     return _BY_NAME.get(name.lower())
 
 
 def split_of_file(name: str) -> str | None:
-    """Return the split that a file's name says: `validation` for `Val-00000-of-00001.parquet`.
+    """Return the split that the name of a file means: `validation` for `Val-00000.parquet`.
 
-    It is the first word of the name that names a split, as in `mnist_test.parquet`; a name that
-    begins with the letters of `train` or `test` counts too, as in `trainset.parquet`.
+    It is the first word of the name that means a split, as in `mnist_test.parquet`; a name that
+    begins with `train` or `test` counts too, as in `trainset.parquet`.
     """
     words = _LETTERS.findall(name.lower())
     if (split := next(filter(None, map(split_named, words)), None)) is not None:
@@ -39,11 +39,11 @@ def split_of_file(name: str) -> str | None:
 
 
 class Role(NamedTuple):
-    """What an array holds.
+    """Content of an array by its name.
 
     Attributes:
-        group: Other words of its name, such as `k49`: the arrays of one dataset share them.
-        split: `train`, `validation` or `test`; None if the name says none.
+        group: Other words of the name, such as `k49`; the arrays of a dataset share them.
+        split: `train`, `validation` or `test`; None if the name has none.
         kind: `images` or `labels`.
     """
 
@@ -53,7 +53,7 @@ class Role(NamedTuple):
 
 
 def role_of(name: str) -> Role | None:
-    """Return what an array holds by its name: `x_train`, `val_labels`, `k49-test-imgs`; or None."""
+    """Return the content of an array by its name: `x_train`, `val_labels`, `k49-test-imgs`."""
     words = _WORDS.findall(name)
     splits = [split for word in words if (split := split_named(word)) is not None]
     kinds = [
@@ -79,17 +79,17 @@ def find_arrays(
     """Find the arrays of a dataset by their names.
 
     Args:
-        names: Of all arrays that there are.
-        where: What a message should name.
-        keys: Names that the user gave, by `x_train`, `y_train` and so on.
-        grouped: Whether names may have other words, which then have to be the same for all.
+        names: Names of all arrays.
+        where: Source of the arrays for messages.
+        keys: Names chosen by the user, by `x_train`, `y_train` and so on.
+        grouped: Whether names may have further words, which must then be the same for all.
 
     Returns:
         Name of each array by split (`train`, `validation`, `test`) and kind (`images`, `labels`).
 
     Raises:
         DataError: There are no training images and labels, two arrays for one purpose, images
-            without labels, or no array of a name that the user gave.
+            without labels, or no array with a name chosen by the user.
     """
     names = sorted(names)
     found = _by_role(names, where, grouped=grouped)
@@ -137,10 +137,10 @@ def _by_role(names: list[str], where: object, *, grouped: bool) -> dict[tuple[st
 
 
 def scored_array(names: Iterable[str], where: object) -> str:
-    """Choose the array of images to score: `images`, those of the test split, or the only unnamed array.
+    """Choose the array to score: `images`, those of the test split, or the only unnamed array.
 
     Raises:
-        DataError: There is none of these.
+        DataError: There is no such array.
     """
     names = sorted(names)
     roles = {

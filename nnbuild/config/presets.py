@@ -1,4 +1,4 @@
-"""The named networks' training defaults, as plain values: reading them costs no TensorFlow import."""
+"""Defaults of the named networks, as plain values that need no TensorFlow."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """What a network is trained with unless the config says otherwise.
+    """Defaults of a network for settings that a config leaves open.
 
     Attributes:
-        summary: one line for the help texts.
-        training: fields of `TrainingConfig`.
-        model: fields of `ModelConfig`.
-        columns: how many networks it has side by side, none of which waits for another.
-        takes: Fields of `ModelConfig` that change it.
+        summary: Description in one line for help texts.
+        training: Defaults for fields of `TrainingConfig`.
+        model: Defaults for fields of `ModelConfig`.
+        columns: Number of parallel, independent columns of the network.
+        takes: Fields of `ModelConfig` that have an effect on the network.
     """
 
     summary: str
@@ -30,8 +30,8 @@ _BASE_DEFAULTS: dict[str, object] = {
     "dtype_policy": "float32",
     "validation_fraction": 0.2,
 }
-# What was chosen with the last 10,000 training images held out is trained on nearly all of them: a sixtieth is left for
-# the temperature, and to watch.
+# Settings that were chosen with 10,000 held-out images train on nearly all of them: a sixtieth is
+# enough to fit the temperature and to monitor the training.
 VALIDATION_FRACTION = 1 / 60
 _AUGMENTED_DEFAULTS: dict[str, object] = {
     **_BASE_DEFAULTS,
@@ -45,34 +45,34 @@ _AUGMENTED_DEFAULTS: dict[str, object] = {
 _NO_REGULARIZATION: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
 
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
-"""What `dataset.name` may name; anything else is a path."""
+"""Names for `dataset.name`; any other value is a path."""
 
 METRICS = ("accuracy", "crossentropy", "top_2_accuracy", "top_5_accuracy")
-"""What `training.metrics` may name."""
+"""Names for `training.metrics`."""
 
 MONITORS = tuple(f"{subset}{name}" for name in ("loss", *METRICS) for subset in ("", "val_"))
-"""What a setting that watches a metric may name, if that metric is kept."""
+"""Names for settings that monitor a metric, if that metric is recorded."""
 
 PRESETS: dict[str, Preset] = {
     "lab": Preset(
-        "the guide's lab: 25 and 15 relu units; Adam 1e-3, batch 32",
+        "Two hidden layers of 25 and 15 ReLU units; Adam 1e-3, batch 32",
         {**_BASE_DEFAULTS, "epochs": 40, "batch_size": 32, "learning_rate": 1e-3},
         _NO_REGULARIZATION,
         takes=("l2", "dropout"),
     ),
     "regularized": Preset(
-        "120 and 40 relu units with an L2 penalty; Adam 1e-2",
+        "Two hidden layers of 120 and 40 ReLU units with an L2 penalty; Adam 1e-2",
         {**_BASE_DEFAULTS, "epochs": 20, "batch_size": 128, "learning_rate": 1e-2},
         {"l2": 1e-5, "dropout": 0.0},
         takes=("l2", "dropout"),
     ),
     "convnet": Preset(
-        "keras.io's MNIST convnet, 34,826 parameters, with a logits head; Adam 1e-3, batch 128",
+        "The MNIST convnet of keras.io with a logits head, 34,826 parameters; Adam 1e-3, batch 128",
         {**_BASE_DEFAULTS, "epochs": 12, "batch_size": 128, "learning_rate": 1e-3},
         {"l2": 0.0, "dropout": 0.5},
     ),
     "fast": Preset(
-        "small convolutions and a one-cycle learning rate, in bfloat16: 99 % in seconds",
+        "Small CNN with a one-cycle learning rate in bfloat16: 99 % on MNIST in seconds",
         {
             **_BASE_DEFAULTS,
             "epochs": 2,
@@ -87,7 +87,8 @@ PRESETS: dict[str, Preset] = {
         _NO_REGULARIZATION,
     ),
     "accurate": Preset(
-        "three unlike columns of convolutions, four views at scoring, affine maps, Muon, in bfloat16: the highest",
+        "Three different CNN columns, test-time augmentation, affine augmentation, Muon, in "
+        "bfloat16: the highest accuracy",
         {
             **_AUGMENTED_DEFAULTS,
             "epochs": 33,
@@ -99,14 +100,15 @@ PRESETS: dict[str, Preset] = {
         columns=3,
     ),
     "tiny": Preset(
-        "fewer than 8,000 weights, batch norm and random affine maps, in bfloat16: 99.4 % where memory is scarce",
+        "Fewer than 8,000 weights, batch normalisation, affine augmentation, in bfloat16: 99.4 % "
+        "on MNIST with little memory",
         {**_AUGMENTED_DEFAULTS, "epochs": 30, "learning_rate": 1e-2},
         _NO_REGULARIZATION,
     ),
 }
 
 USER_MODEL = Preset(
-    "a function of your own that returns an uncompiled Keras model",
+    "Your own function that returns an uncompiled Keras model",
     {**_BASE_DEFAULTS, "epochs": 10, "batch_size": 128, "learning_rate": 1e-3},
     _NO_REGULARIZATION,
     takes=(),
@@ -114,19 +116,19 @@ USER_MODEL = Preset(
 
 
 def preset_values(name: str) -> dict[str, object]:
-    """Return what each network, and the user's own, brings for a setting that is left open."""
-    brought = {**PRESETS, "your own": USER_MODEL}
+    """Return the default of each network, and of the user's own, for a setting."""
+    presets = {**PRESETS, "your own": USER_MODEL}
     return {
         network: (preset.training | preset.model)[name]
-        for network, preset in brought.items()
+        for network, preset in presets.items()
         if name in preset.training | preset.model
     }
 
 
 def with_preset_values(schema: dict[str, Any]) -> None:
-    """Say in the descriptions of a JSON schema which value a setting takes that is left open.
+    """Add the defaults of the networks to the descriptions in a JSON schema.
 
-    Modifies `schema` in place; Prefect's form shows the descriptions.
+    This modifies `schema` in place; Prefect's form shows the descriptions.
     """
     for name, each in schema.get("properties", {}).items():
         values = {network: _text(value) for network, value in preset_values(name).items()}
@@ -136,10 +138,10 @@ def with_preset_values(schema: dict[str, Any]) -> None:
             value: [network for network in values if values[network] == value]
             for value in dict.fromkeys(values.values())
         }
-        brought = (f"{value} ({', '.join(names)})" for value, names in networks.items())
+        defaults = (f"{value} ({', '.join(names)})" for value, names in networks.items())
         everywhere = len(networks) == 1 and len(values) == len(PRESETS) + 1
-        told = next(iter(networks)) if everywhere else "; ".join(brought)
-        each["description"] = f"{each.get('description', '')}. Left empty: {told}"
+        text = next(iter(networks)) if everywhere else "; ".join(defaults)
+        each["description"] = f"{each.get('description', '')}. Left empty: {text}"
 
 
 def _text(value: object) -> str:

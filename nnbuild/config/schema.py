@@ -1,7 +1,7 @@
-"""The configuration of a run, and how open settings are filled in.
+"""The configuration of a run.
 
-A field that is `None` takes the default of the chosen network (`nnbuild.config.presets`); `resolve` fills it in,
-so that a run's recorded config leaves nothing open.
+A field that is `None` takes the default of the chosen network (`nnbuild.config.presets`); `resolve`
+fills it in, so that the recorded config of a run is complete.
 """
 
 import hashlib
@@ -35,24 +35,24 @@ from nnbuild.runtime import environment
 
 
 class RunConfig(Section):
-    """Everything that decides what a run computes."""
+    """All settings of a run."""
 
-    dataset: DatasetConfig = Field(DatasetConfig(), description="What is trained on")
-    model: ModelConfig = Field(ModelConfig(), description="Which network is built")
-    training: TrainingConfig = Field(TrainingConfig(), description="How it is fitted")
-    scoring: ScoringConfig = Field(ScoringConfig(), description="How logits become probabilities")
-    gate: GateConfig = Field(GateConfig(), description="When the run becomes the champion")
+    dataset: DatasetConfig = Field(DatasetConfig(), description="Dataset to train on")
+    model: ModelConfig = Field(ModelConfig(), description="Network to train")
+    training: TrainingConfig = Field(TrainingConfig(), description="Training")
+    scoring: ScoringConfig = Field(ScoringConfig(), description="Scoring of the test set")
+    gate: GateConfig = Field(GateConfig(), description="Champion gate")
     seed: int = Field(
-        0, ge=0, lt=2**31, description="Of the split, the weights and the order of examples"
+        0, ge=0, lt=2**31, description="Seed of the split, the weights and the shuffling"
     )
     trial: TrialTag | None = Field(
-        None, description="Set by a sweep: which of its trials the run is"
+        None, description="Trial of a sweep that the run belongs to; set by the sweep"
     )
 
     def digest(self) -> str:
-        """sha256 of the settings that decide the weights, 64 hexadecimal digits.
+        """Return the SHA-256 of the settings that determine the weights, 64 hexadecimal digits.
 
-        Where the data lies does not count, nor what the gate makes of the run, nor which sweep it belongs to.
+        The location of the data, the gate and the sweep are excluded.
         """
         settings = self.model_dump_json(
             exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True}
@@ -61,14 +61,14 @@ class RunConfig(Section):
 
 
 def _only_null(*names: str) -> ConfigDict:
-    """Return the schema of settings that no form shows, and that may still be there as null."""
+    """Return the schema of settings that forms do not show, but that may be null."""
     return ConfigDict(
         json_schema_extra={"patternProperties": {f"^{name}$": {"type": "null"} for name in names}}
     )
 
 
 class ScheduledDataset(DatasetConfig):
-    """What a scheduled run trains on: what it names, or nothing."""
+    """Dataset of a scheduled run, without a fallback."""
 
     model_config = _only_null("fallback")
 
@@ -76,11 +76,11 @@ class ScheduledDataset(DatasetConfig):
 
 
 class ScheduledConfig(RunConfig):
-    """Settings of a scheduled run, without those that only a person or a sweep may give."""
+    """Settings of a scheduled run, without those for manual runs and sweeps."""
 
     model_config = _only_null("trial")
 
-    dataset: ScheduledDataset = Field(ScheduledDataset(), description="What is trained on")
+    dataset: ScheduledDataset = Field(ScheduledDataset(), description="Dataset to train on")
     trial: SkipJsonSchema[TrialTag | None] = Field(None, exclude=True)
 
     @model_validator(mode="before")
@@ -89,47 +89,50 @@ class ScheduledConfig(RunConfig):
         return value.model_dump() if type(value) is RunConfig else value
 
     def run_config(self) -> RunConfig:
-        """Return the same settings as those of any run.
+        """Return the settings as a `RunConfig`.
 
         Raises:
-            ConfigError: They fall back to other data, or are those of a sweep's trial.
+            ConfigError: They have a fallback dataset, or belong to the trial of a sweep.
         """
         if self.dataset.fallback is not None:
             raise ConfigError(
-                f"dataset.fallback is {self.dataset.fallback!r}, and a scheduled run never falls "
-                "back; remove it"
+                f"dataset.fallback is {self.dataset.fallback!r}, which is not allowed in scheduled "
+                "runs; remove it",
+                setting="fallback",
+                value=self.dataset.fallback,
             )
         if self.trial is not None:
-            raise ConfigError("trial is set by a sweep and not for a scheduled run; remove it")
+            raise ConfigError("trial is not allowed in scheduled runs, only in sweeps; remove it")
         return RunConfig.model_validate(self.model_dump())
 
 
 def default_data_dir() -> Path | None:
-    """Return the absolute path that `$NNBUILD_DATA_DIR` names, or None; nothing else reads it."""
-    given = os.environ.get(DATA_DIR)
-    return Path(given).absolute() if given else None
+    """Return `$NNBUILD_DATA_DIR` as an absolute path; None if it is not set."""
+    path = os.environ.get(DATA_DIR)
+    return Path(path).absolute() if path else None
 
 
 def preset_of(model: str) -> Preset:
-    """The training defaults of a named network, or of a user's own."""
+    """Return the defaults of a named network, or of a user's own."""
     return PRESETS.get(model, USER_MODEL)
 
 
 def is_factory(model: str) -> bool:
-    """Whether a model's name is of the form `package.module:function`."""
+    """Return whether the name of a model has the form `package.module:function`."""
     return ":" in model
 
 
 def require_names(config: RunConfig) -> None:
-    """Refuse a network, a metric or a monitor that does not exist.
+    """Require that network, metrics and monitors exist, and that settings fit together.
 
     Raises:
-        ConfigError: with the nearest name.
+        ConfigError: A name is unknown, or two settings exclude each other.
     """
     model, training = config.model.name, config.training
     if not is_factory(model) and model not in PRESETS:
         raise ConfigError(
-            f"unknown model {model!r}; {suggestion(model, PRESETS)}, or give package.module:function"
+            f"unknown model {model!r}; {suggestion(model, PRESETS)}, or give "
+            "package.module:function for your own"
         )
     for name in training.metrics:
         if name not in METRICS:
@@ -137,84 +140,89 @@ def require_names(config: RunConfig) -> None:
     keys = {"loss", *training.metrics}
     keys |= {f"val_{name}" for name in keys}
     for monitor in training.monitors():
-        # What a model of the user's own reports is known once its steps are traced.
+        # The metrics of a user's own model are known only when its steps are traced.
         if monitor not in keys and not is_factory(model):
             raise ConfigError(
                 f"monitor {monitor!r} will not be in the history; {suggestion(monitor, keys)}"
             )
     if training.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
-            "TensorBoard logs are wanted and it is not installed; run pip install 'nnbuild[tensorboard]'"
+            "training.tensorboard needs TensorBoard, which is not installed; run "
+            "pip install 'nnbuild[tensorboard]'"
         )
     if (training.beta_1, training.beta_2) != (None, None) and training.optimizer not in {
         None,
         *WITH_BETAS,
     }:
         raise ConfigError(
-            f"beta_1 and beta_2 are Adam's, the optimizer is {training.optimizer!r}; drop them"
+            f"beta_1 and beta_2 apply to {', '.join(WITH_BETAS)} only, the optimizer is "
+            f"{training.optimizer!r}; remove them"
         )
     if training.reduce_on_plateau and training.lr_schedule not in {None, "constant"}:
         raise ConfigError(
-            f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning rate; drop one"
+            f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning rate; "
+            "remove one"
         )
 
 
 def _require_effect(config: RunConfig) -> None:
-    """Refuse settings that can never act in a run, whatever its data.
+    """Refuse settings that can never have an effect in a run.
 
     Args:
-        config: Resolved.
+        config: Resolved config.
 
     Raises:
-        ConfigError: Saying why, and what to change.
+        ConfigError: A setting has no effect; the message says why.
     """
     training, model = config.training, config.model
     for name in ("l2", "dropout"):
         if getattr(model, name) and name not in preset_of(model.name).takes:
             raise ConfigError(
-                f"model.{name} {getattr(model, name)} has no effect on {model.name!r}; drop it"
+                f"model.{name} {getattr(model, name)} has no effect on {model.name!r}; remove it"
             )
     epochs, measured = int(training.epochs or 1), training.validation_freq
     monitor = next((each for each in training.monitors() if each.startswith("val_")), None)
     if monitor is not None and measured > epochs:
         raise ConfigError(
-            f"monitor {monitor!r} is never measured: validation_freq is {measured}, the run has {epochs} "
-            f"epoch{'s' if epochs > 1 else ''}; lower validation_freq, or raise epochs"
+            f"monitor {monitor!r} is never measured: validation_freq is {measured}, the run has "
+            f"{epochs} epoch{'s' if epochs > 1 else ''}; lower validation_freq, or raise epochs"
         )
     plateau, rate = training.reduce_on_plateau, float(training.learning_rate or 0)
     if plateau is not None and plateau.min_learning_rate >= rate:
         raise ConfigError(
-            f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate is "
-            f"{plateau.min_learning_rate:g}; lower that"
+            f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate "
+            f"is {plateau.min_learning_rate:g}; lower that"
         )
 
 
 def _filled(section: S, defaults: dict[str, object]) -> S:
-    """A copy of a section in which the fields left open take their defaults."""
-    opened = {name: value for name, value in defaults.items() if getattr(section, name) is None}
-    return type(section).model_validate({**section.model_dump(), **opened})
+    """Return a copy of a section with defaults for the fields that are None."""
+    missing = {name: value for name, value in defaults.items() if getattr(section, name) is None}
+    return type(section).model_validate({**section.model_dump(), **missing})
 
 
 def _threads(preset: Preset, processors: int) -> int:
-    """All processors for one operation; but one, where columns beside each other keep all of them busy anyhow.
+    """Return the threads for one operation: all, or 1 if parallel columns use all processors.
 
-    Two operations with a thread each take less time than one after the other with two threads, of which one waits.
+    Two operations with one thread each take less time than two in sequence with two threads each,
+    since threads of one operation wait for each other.
     """
     return 1 if processors <= min(preset.columns, environment.OPERATIONS_AT_ONCE) else processors
 
 
 def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
-    """Fill in what a config leaves open: from the network, the machine and the environment.
+    """Fill in the open settings of a config from the network, the machine and the environment.
 
     Args:
-        config: what the user gave.
-        processors: of this machine, for the threads where the config names none.
+        config: Settings of the user.
+        processors: Number of processors for `training.threads`; those of this machine if not
+            given.
 
     Returns:
-        A config without open fields; resolving it again changes nothing.
+        A complete config; resolving it again changes nothing.
 
     Raises:
-        ConfigError: a network, a metric or a monitor that does not exist, or a setting that can never act.
+        ConfigError: A network, metric or monitor is unknown, or a setting has no effect.
     """
     require_names(config)
     preset = preset_of(config.model.name)
@@ -233,6 +241,6 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
             "training": _filled(config.training, defaults),
         }
     )
-    require_names(filled)  # what was given against what the network brings
+    require_names(filled)  # the user's settings together with the defaults of the network
     _require_effect(filled)
     return filled

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration: immutable, validated settings, which Prefect renders as a form."""
+"""Sections of the run configuration: immutable, validated, and a form in Prefect."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,23 +20,23 @@ from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, with_pr
 from nnbuild.runtime.credentials import require_no_credentials
 
 S = TypeVar("S", bound="Section")
-_Share = Annotated[float, Field(ge=0, le=1)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 DATA_DIR = "NNBUILD_DATA_DIR"
-"""Environment variable that names `dataset.data_dir` where a config leaves it open."""
+"""Environment variable with the default of `dataset.data_dir`."""
 
 
 def name_or(known: tuple[str, ...], title: str, pattern: str) -> WithJsonSchema:
-    """Return the schema of a setting that is a known name, or something else of a given form.
+    """Return the schema of a setting that is a known name, or another text that matches a pattern.
 
-    Prefect makes its form of it: a list of the names beside a text field. The condition refuses a
-    mistyped name with a message that has the names, which a choice of two patterns would not.
+    Prefect shows a list of the names and a text field. The condition refuses a mistyped name with
+    a message that lists the names, which a choice of two patterns would not.
 
     Args:
-        known: The names.
+        known: The known names.
         title: Label of the text field.
-        pattern: Regular expression that holds for everything that is not such a name.
+        pattern: Regular expression that matches every text that is not a name.
     """
     return WithJsonSchema(
         {
@@ -59,7 +59,7 @@ KNOWN_METRICS = WithJsonSchema(
 
 
 def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield the name and the value of every text and path in nested lists and dictionaries."""
+    """Yield name and value of every string and path in nested lists and dictionaries."""
     if isinstance(value, (str, Path)):
         yield name, str(value)
     elif isinstance(value, (list, tuple)):
@@ -69,33 +69,33 @@ def _texts(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 class Section(BaseModel):
-    """A group of settings: read-only, and no key but those that are named."""
+    """A group of settings: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _has_no_credentials(cls, value: Any, field: ValidationInfo) -> Any:
-        """Refuse credentials: settings are stored with the run, in Prefect's database and in MLflow."""
+    def _refuse_credentials(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse credentials, since settings are stored in the run, in Prefect and in MLflow."""
         for name, text in _texts(str(field.field_name), value):
             require_no_credentials(text, f"the setting {name}")
         return value
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_number(cls, value: Any, field: ValidationInfo) -> Any:
-        """Pydantic would take `true` for 1."""
+    def _refuse_booleans(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse `true` for a number, which pydantic would convert to 1."""
         if (
             isinstance(value, bool)
             and cls.model_fields[str(field.field_name)].annotation is not bool
         ):
-            raise ValueError("which this setting cannot be; see docs/reference/settings.md")
+            raise ValueError("expected another type than a boolean; see docs/reference/settings.md")
         return value
 
 
 def _metric_names(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
-        raise ValueError(f"a metric is named twice in {list(names)}; name each once")
+        raise ValueError(f"{list(names)} has a metric twice; give each once")
     return names
 
 
@@ -111,260 +111,274 @@ def _array_roles(keys: dict[str, str]) -> dict[str, str]:
 
 
 class CheckLimits(BaseModel):
-    """How much is too much."""
+    """Limits of the data checks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_constant_fraction: _Share = Field(
-        default=0.01, description="Most images of a split that may be of one colour, as a share"
+    max_constant_fraction: _Fraction = Field(
+        default=0.01, description="Largest allowed fraction of single-colour images in a split"
     )
-    max_duplicate_fraction: _Share = Field(
-        default=0.05, description="Most training images that may repeat another, as a share"
+    max_duplicate_fraction: _Fraction = Field(
+        default=0.05, description="Largest allowed fraction of duplicate training images"
     )
-    max_leakage_fraction: _Share = Field(
-        default=0.01, description="Most test images that may also be training images, as a share"
+    max_leakage_fraction: _Fraction = Field(
+        default=0.01,
+        description="Largest allowed fraction of test images that are also training images",
     )
     max_class_imbalance: float = Field(
         default=20.0,
         ge=1,
-        description="Most that the largest class may exceed the smallest, as a factor",
+        description="Largest allowed ratio of the largest to the smallest class",
     )
     max_brightness_ratio: float = Field(
         default=10.0,
         gt=1,
-        description="Most that the mean brightness of two splits may differ, as a factor",
+        description="Largest allowed ratio of the mean brightness of two splits",
     )
     strict: bool = Field(
-        default=False, description="Stop for duplicates, leaked images and imbalance, not only warn"
+        default=False,
+        description="Fail, instead of only warn, on duplicates, leaked images and imbalance",
     )
 
 
 class DatasetConfig(Section):
-    """What is trained on."""
+    """The dataset to train on."""
 
     name: Annotated[str, NAMED_DATASET] = Field(
         "mnist",
         min_length=1,
-        description="mnist, fashion-mnist, kmnist, digits, or a path to your own images",
+        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images",
     )
     data_dir: Path | None = Field(
         None,
-        description="A folder that holds the named dataset's files; $NNBUILD_DATA_DIR if not given",
+        description="Folder with the files of the named dataset; $NNBUILD_DATA_DIR if not given",
     )
     fallback: Literal["digits"] | None = Field(
         None,
-        description="What to train on when the dataset cannot be had; a scheduled run never falls back",
+        description="Dataset to use if the named one is unavailable; not allowed in scheduled runs",
     )
     image_column: str | None = Field(
         None,
         min_length=1,
-        description="Parquet column of the images; image, img or images if not given",
+        description="Parquet column with the images; image, img or images if not given",
     )
     label_column: str | None = Field(
         None,
         min_length=1,
-        description="Parquet column of the labels; label, labels, fine_label or target if not given",
+        description="Parquet column with the labels; label, labels, fine_label or target if not "
+        "given",
     )
-    # Not called `keys`: Prefect takes what has that attribute for a mapping.
+    # Not named `keys`: Prefect treats objects with that attribute as mappings.
     array_keys: Annotated[dict[str, str], AfterValidator(_array_roles)] = Field(
         {},
-        description='Names of the arrays in an .npz by what they hold, x_train = "images"; the usual '
-        "ones if not given; dataset.keys for short",
+        description='Names of the arrays in an .npz by their content, x_train = "images" for example; '
+        "the usual names if not given; short form: dataset.keys",
     )
     pixel_max: float | None = Field(
         None,
         gt=0,
         le=2**32,
-        description="Pixel value that is white, such as 1, 255 or 65535; type and content say it if "
-        "not given",
+        description="Pixel value of white, such as 1, 255 or 65535; derived from the data if not "
+        "given",
     )
     other_files: Literal["refuse", "skip"] = Field(
-        "refuse", description="How files that are not pictures are treated in a folder of pictures"
+        "refuse", description="Handling of other files in a folder of images"
     )
-    checks: CheckLimits = Field(CheckLimits(), description="The bounds that the data must keep")
+    checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
 
     @model_validator(mode="before")
     @classmethod
-    def _keys_for_short(cls, given: Any) -> Any:
-        """Take `keys` for `array_keys`: an alias would be the name in Prefect's form and not in its values."""
-        if isinstance(given, dict) and "keys" in given and "array_keys" not in given:
-            return {"array_keys" if name == "keys" else name: each for name, each in given.items()}
-        return given
+    def _accept_short_keys(cls, value: Any) -> Any:
+        """Accept `keys` for `array_keys`; Prefect's form does not support an alias consistently."""
+        if isinstance(value, dict) and "keys" in value and "array_keys" not in value:
+            return {"array_keys" if name == "keys" else name: each for name, each in value.items()}
+        return value
 
 
 class ModelConfig(Section):
-    """Which network is built."""
+    """The network to train."""
 
     model_config = ConfigDict(json_schema_extra=with_preset_values)
 
     name: Annotated[str, NAMED_MODEL] = Field(
         "convnet",
         min_length=1,
-        description="A named network, or package.module:function for your own",
+        description="Named network, or package.module:function for your own",
     )
     ensemble_size: int = Field(
         1,
         ge=1,
         le=64,
-        description="Networks that are trained one after another and averaged in log-probability",
+        description="Number of networks in an ensemble, trained in sequence and averaged in "
+        "log-probability",
     )
-    l2: float | None = Field(None, ge=0, le=10, description="L2 penalty on the hidden kernels")
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="Share of units dropped before the head"
+    l2: float | None = Field(
+        None, ge=0, le=10, description="L2 penalty on the kernels of hidden layers"
     )
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout rate before the head")
 
 
 class EarlyStopping(Section):
-    """Stop when the monitored metric no longer improves."""
+    """Settings to stop when the monitored metric no longer improves."""
 
     monitor: Annotated[str, KNOWN_MONITOR] = Field(
-        "val_loss", pattern=MONITOR, description="A key of the history"
+        "val_loss", pattern=MONITOR, description="Metric in the history to monitor"
     )
     patience: int = Field(
-        5, ge=0, le=1000, description="Epochs without improvement that are allowed"
+        5, ge=0, le=1000, description="Number of epochs without improvement to tolerate"
     )
-    min_delta: float = Field(0.0, ge=0, description="What counts as an improvement")
+    min_delta: float = Field(0.0, ge=0, description="Smallest change that counts as an improvement")
 
 
 class ReduceOnPlateau(Section):
-    """Lower the learning rate when the monitored metric no longer improves."""
+    """Settings to lower the learning rate when the monitored metric no longer improves."""
 
     monitor: Annotated[str, KNOWN_MONITOR] = Field(
-        "val_loss", pattern=MONITOR, description="A key of the history"
+        "val_loss", pattern=MONITOR, description="Metric in the history to monitor"
     )
-    factor: float = Field(0.5, gt=0, lt=1, description="What the learning rate is multiplied by")
+    factor: float = Field(
+        0.5, gt=0, lt=1, description="Factor that the learning rate is multiplied by"
+    )
     patience: int = Field(
-        3, ge=0, le=1000, description="Epochs without improvement that are allowed"
+        3, ge=0, le=1000, description="Number of epochs without improvement to tolerate"
     )
-    min_learning_rate: float = Field(0.0, ge=0, description="The learning rate never goes below")
+    min_learning_rate: float = Field(0.0, ge=0, description="Lower bound of the learning rate")
 
 
 WITH_BETAS = ("adam", "adamw", "muon")
-"""The optimizers that are Adam, wholly or in part, and take its two decays."""
+"""Optimizers that use Adam, at least in part, and so take its two decay rates."""
 
 
 class TrainingConfig(Section):
-    """How the network is fitted."""
+    """Settings of the training."""
 
     model_config = ConfigDict(json_schema_extra=with_preset_values)
 
     epochs: int | None = Field(
-        None, ge=1, le=100_000, description="Passes over the training images"
+        None, ge=1, le=100_000, description="Number of passes over the training images"
     )
     batch_size: int | None = Field(None, ge=1, le=65_536, description="Images per step")
     optimizer: Literal["adam", "adamw", "muon", "sgd", "rmsprop"] | None = Field(
-        None, description="The optimizer"
+        None, description="Optimizer"
     )
     learning_rate: float | None = Field(
-        None, gt=0, le=100, description="Of the optimizer; the peak of a schedule"
+        None, gt=0, le=100, description="Learning rate; the peak if it follows a schedule"
     )
     beta_1: float | None = Field(
-        None, ge=0, lt=1, description="Adam's decay of the mean gradient; Keras's if null"
+        None, ge=0, lt=1, description="Decay rate of Adam's first moment; Keras's default if null"
     )
     beta_2: float | None = Field(
-        None, ge=0, lt=1, description="Adam's decay of its square; Keras's if null"
+        None, ge=0, lt=1, description="Decay rate of Adam's second moment; Keras's default if null"
     )
     ema_decay: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Momentum of an average of the weights, which is validated and kept in their place; over a tenth "
-        "of the steps at most; off if null",
+        description="Decay of an exponential moving average of the weights, which is validated and "
+        "stored instead of them; over at most a tenth of the steps; off if null",
     )
     lr_schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
-        None, description="How the learning rate moves from step to step"
+        None, description="Schedule of the learning rate"
     )
     label_encoding: Literal["sparse", "one-hot"] = Field(
-        "sparse", description="Class labels, or one-hot rows; the loss follows, always from logits"
+        "sparse", description="Class indices or one-hot labels, with the matching loss on logits"
     )
     metrics: Annotated[tuple[str, ...], AfterValidator(_metric_names), KNOWN_METRICS] = Field(
-        ("accuracy",), description="Keras metrics that the history keeps beside the loss"
+        ("accuracy",), description="Keras metrics to record in addition to the loss"
     )
     validation_fraction: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Share of the training images held out, drawn by the seed; not used if the data have a "
-        "validation split",
+        description="Fraction of the training images to hold out for validation; not used if the "
+        "dataset has a validation split",
     )
     validation_freq: int = Field(
-        1, ge=1, le=100_000, description="Validate at every so many epochs"
+        1, ge=1, le=100_000, description="Number of epochs between validations"
     )
-    early_stopping: EarlyStopping | None = Field(None, description="Off unless given")
-    reduce_on_plateau: ReduceOnPlateau | None = Field(None, description="Off unless given")
+    early_stopping: EarlyStopping | None = Field(None, description="Early stopping; off if null")
+    reduce_on_plateau: ReduceOnPlateau | None = Field(
+        None, description="Reduction of the learning rate on a plateau; off if null"
+    )
     restore_best_weights: Annotated[str, KNOWN_MONITOR] | None = Field(
         None,
         pattern=MONITOR,
-        description="Keep the weights of the epoch that is best in this; the last if null",
+        description="Metric whose best epoch provides the final weights; the last epoch if null",
     )
     augmentation: Literal["none", "shift", "affine"] | None = Field(
-        None, description="Random changes of the training images"
+        None, description="Random augmentation of the training images"
     )
     dtype_policy: Literal["float32", "mixed_bfloat16", "mixed_float16"] | None = Field(
         None,
-        description="What the layers compute in while they are trained; weights, logits and the kept model: float32",
+        description="Data type of the layers during training; weights, logits and the stored model "
+        "are float32",
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="For one operation, and part of what makes a run repeatable; all processors if null, or 1 for a "
-        "network whose columns keep them busy",
+        description="Threads for one operation; results repeat exactly only with the same number; "
+        "all processors if null, or 1 for a network with parallel columns",
     )
-    tensorboard: bool = Field(default=False, description="Write TensorBoard logs beside the run")
+    tensorboard: bool = Field(default=False, description="Write TensorBoard logs")
 
     def monitors(self) -> tuple[str, ...]:
-        """Return the keys of the history that decide something: when to stop, what to keep."""
+        """Return the metrics that are monitored, to stop or to select weights."""
         watchers = (self.early_stopping, self.reduce_on_plateau)
         names = (*(each.monitor for each in watchers if each), self.restore_best_weights)
         return tuple(name for name in names if name is not None)
 
 
 class ScoringConfig(Section):
-    """How logits become the probability table."""
+    """Settings of scoring the test set."""
 
     batch_size: int = Field(2048, ge=1, le=1_000_000, description="Images per batch")
 
 
 class GateConfig(Section):
-    """When a run becomes the champion."""
+    """Settings of the champion gate."""
 
     enabled: bool = Field(
-        default=True, description="Whether the run is held against the champion at all"
+        default=True, description="Compare the run with the champion, and promote it if it passes"
     )
     rule: Literal["not-worse", "better"] = Field(
         "not-worse",
         description="Promote unless significantly worse, or only if significantly better",
     )
     significance: float = Field(
-        0.05, gt=0, lt=1, description="Below it a p-value of the paired test counts"
+        0.05, gt=0, lt=1, description="Significance level of the paired test"
     )
     min_accuracy: float = Field(
-        0.0, ge=0, le=1, description="On the test images; below it nothing is promoted"
+        0.0, ge=0, le=1, description="Smallest test accuracy to promote a run"
     )
     max_calibration_error: float = Field(
-        1.0, ge=0, le=1, description="Above it nothing is promoted"
+        1.0, ge=0, le=1, description="Largest expected calibration error to promote a run"
     )
     max_recall_drop: float = Field(
-        0.05, ge=0, le=1, description="Most that the recall of a class may be below the champion's"
+        0.05,
+        ge=0,
+        le=1,
+        description="Largest allowed drop of the recall of a class below the champion's",
     )
     on_test_set_change: Literal["keep", "promote"] = Field(
-        "keep", description="What becomes of the champion if it was evaluated on other test images"
+        "keep",
+        description="Keep the champion, or promote, if the two were evaluated on different test "
+        "images",
     )
     approval: Literal["auto", "manual"] = Field(
         "auto",
-        description="manual: a challenger that passes waits for a person's yes in Prefect's UI",
+        description="manual: a challenger that passes needs approval in Prefect's UI",
     )
     approval_seconds: int = Field(
         3600,
         ge=1,
         le=604_800,
-        description="How long the run waits for the person; then the champion stays",
+        description="Seconds to wait for approval; no answer counts as a rejection",
     )
 
 
 class TrialTag(Section):
-    """Which trial of which sweep a run is."""
+    """The trial of a sweep that a run belongs to."""
 
-    sweep: str = Field(pattern=SWEEP_ID, description="Id of the sweep")
-    number: int = Field(ge=0, description="Of the trial, from 0")
+    sweep: str = Field(pattern=SWEEP_ID, description="ID of the sweep")
+    number: int = Field(ge=0, description="Number of the trial, from 0")

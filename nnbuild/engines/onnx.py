@@ -136,11 +136,12 @@ class OnnxEngine:
         if height in _CHANNELS and channels not in _CHANNELS:
             raise ContractError(
                 f"{self._name} takes {images}, which has the channels first; expected "
-                "(n, height, width, channels): include a transposition in the model when exporting it"
+                "(n, height, width, channels): transpose inside the model when exporting it"
             )
         if not 0 < height * width * channels <= _MAX_IMAGE_VALUES or min(images[1:]) < 1:
             raise ContractError(
-                f"{self._name} takes {images}; expected at most {_MAX_IMAGE_VALUES} values per image"
+                f"{self._name} takes {images}; expected at most {_MAX_IMAGE_VALUES} "
+                "values per image"
             )
         if not 2 <= classes <= _MAX_CLASSES:  # noqa: PLR2004
             raise ContractError(

@@ -74,8 +74,8 @@ def _refuse_external_data(model: Any, name: str) -> None:
             continue
         place = next((each.value for each in tensor.external_data if each.key == "location"), "?")
         raise ContractError(
-            f"{name} has its weights in another file ({place[:_MAX_SHOWN]!r}), which its digest does "
-            "not cover; include them in the file by onnx.save_model(onnx.load('old.onnx'), "
+            f"{name} has its weights in another file ({place[:_MAX_SHOWN]!r}), which its digest "
+            "does not cover; include them in the file by onnx.save_model(onnx.load('old.onnx'), "
             "'new.onnx'), and give the new file and its digest"
         )
 

@@ -11,7 +11,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> float:
-    """Find the temperature T that minimises the mean negative log-likelihood of softmax(logits / T).
+    """Find the temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
     The loss is convex in 1 / T, so there is one minimum. If it is beyond the bounds, because all
     examples or almost none are classified correctly, the bound is returned.

@@ -214,7 +214,7 @@ def _distance(mine: Counts, theirs: Counts) -> float:
 
 
 def _chance_of_psi(freedom: int) -> float:
-    """What chi-squared passes by chance so rarely, by Wilson and Hilferty's approximation (1931)."""
+    """Return the quantile of chi-squared by the approximation of Wilson and Hilferty (1931)."""
     if freedom < 1:
         return 0.0
     spread = 2 / (9 * freedom)

@@ -1,8 +1,8 @@
 """The champion gate: decide whether a challenger becomes the champion.
 
 It is the only decision that uses the test set. The null hypothesis is that challenger and champion
-are equally good. The rule `not-worse` promotes unless the challenger is significantly worse, the rule
-`better` only if it is significantly better.
+are equally good. The rule `not-worse` promotes unless the challenger is significantly worse, the
+rule `better` only if it is significantly better.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ class Candidate:
 
     Attributes:
         run_id: ID of the run.
-        test_set: SHA-256 of the test images and labels that it was evaluated on; None if unknown.
-        correct: Whether each test example is classified correctly, bool, shape (n,), in the order of
+        test_set: SHA-256 of the test images and labels of its evaluation; None if unknown.
+        correct: Whether each test example is classified correctly, bool, shape (n,), by
             example_id.
         metrics: Metrics over all classes, by name.
         recalls: Recall by class.

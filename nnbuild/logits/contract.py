@@ -14,8 +14,8 @@ _USE_DENSE = (
     "make the last layer Dense(classes) without an activation; softmax is applied at scoring"
 )
 _USE_DENSE_FOR_DISTANCES = (
-    "squared distances to centres, -|x - c|², have the same softmax as a Dense layer with the kernel "
-    "2c and the bias -|c|²; use that layer"
+    "squared distances to centres, -|x - c|², have the same softmax as a Dense layer with the "
+    "kernel 2c and the bias -|c|²; use that layer"
 )
 _DROP_NORMALISATION = (
     "it divides by a value that depends on the image; remove the normalisation, softmax is applied "
@@ -87,8 +87,8 @@ def _checked_output(model: Any, classes: int, image_shape: tuple[int, int, int] 
         )
     if output.dtype.name not in _OUTPUT_TYPES:
         raise ContractError(
-            f"model {model.name!r} outputs logits of {output.dtype.name}, expected float32, also with "
-            'mixed precision; give the last layer dtype="float32"'
+            f"model {model.name!r} outputs logits of {output.dtype.name}, expected float32, also "
+            'with mixed precision; give the last layer dtype="float32"'
         )
     # A layer may have a static shape where the operations of its graph have none.
     shape = tuple(model.outputs[0].shape if getattr(model, "outputs", None) else output.shape)
@@ -103,8 +103,8 @@ def _checked_output(model: Any, classes: int, image_shape: tuple[int, int, int] 
 def _check_input(model: Any, image_shape: tuple[int, int, int] | None) -> None:
     if not model.built:
         raise ContractError(
-            f"model {model.name!r} has no input shape; begin it with keras.Input(shape), or call it on "
-            "one image before returning it"
+            f"model {model.name!r} has no input shape; begin it with keras.Input(shape), or call "
+            "it on one image before returning it"
         )
     inputs = getattr(model, "inputs", None)
     if inputs is not None and len(inputs) != 1:
@@ -114,8 +114,8 @@ def _check_input(model: Any, image_shape: tuple[int, int, int] | None) -> None:
     shape = tuple(inputs[0].shape[1:]) if inputs else None
     if shape and image_shape and not _fits(shape, image_shape):
         raise ContractError(
-            f"model {model.name!r} takes images of shape {shape}, but the dataset has {image_shape}; "
-            "build it from the argument input_shape"
+            f"model {model.name!r} takes images of shape {shape}, but the dataset has "
+            f"{image_shape}; build it from the argument input_shape"
         )
 
 
@@ -153,8 +153,8 @@ def _check_head(model: Any, traced: Any) -> None:
     if end is not None:
         advice = _ADVICE.get(end.operation, _USE_DENSE)
         raise ContractError(
-            f"model {model.name!r} ends in {end.operation} (at {end.place}), expected a linear layer "
-            f"that outputs logits; {advice}"
+            f"model {model.name!r} ends in {end.operation} (at {end.place}), expected a linear "
+            f"layer that outputs logits; {advice}"
         )
 
 
@@ -209,8 +209,8 @@ def check_logits(logits: NDArray[Any], classes: int, first_row: int = 0) -> NDAr
     """
     if logits.ndim != 2 or logits.shape[1] != classes:  # noqa: PLR2004
         raise ContractError(
-            f"expected logits of shape (n, {classes}), got {logits.shape}; pass the model's output, "
-            "not images"
+            f"expected logits of shape (n, {classes}), got {logits.shape}; pass the model's "
+            "output, not images"
         )
     require_finite(logits, first_row)
     refuse_probabilities(logits)

@@ -25,7 +25,7 @@ _PACKAGES = (
 )
 
 OPERATIONS_AT_ONCE = 2
-"""Number of operations of a graph that TensorFlow runs in parallel, with `training.threads` each."""
+"""Number of operations that TensorFlow runs in parallel, with `training.threads` threads each."""
 
 
 @cache

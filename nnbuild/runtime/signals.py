@@ -95,7 +95,7 @@ def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def children_spared_ctrl_c() -> Iterator[None]:
-    """Shield the processes that this thread starts in the block from Ctrl-C in a terminal.
+    """Keep Ctrl-C in a terminal from the processes that this thread starts in the block.
 
     The terminal signals the whole process group. A child inherits the signals that its parent
     blocks, so the signal is blocked here and received by a thread that only waits; Python still

@@ -52,8 +52,8 @@ with suppress(RuntimeError):  # the runtime was initialised before, with other s
     for _gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(_gpu, enable=True)
 
-# At exit Python searches all objects of TensorFlow for cycles, which takes a second or two and frees
-# only what ends with the process anyway. A cancelled run would occupy its slot in the meantime.
+# At exit Python searches all objects of TensorFlow for cycles, which takes a second or two and
+# frees only what ends with the process anyway. A cancelled run would occupy its slot until then.
 atexit.register(gc.freeze)
 
 __all__ = ["keras", "pin_threads", "quiet", "tf"]

@@ -83,7 +83,7 @@ class Run:
         self._amend(flow_run_id=flow_run_id, cancelled_at=None)
 
     def release(self) -> None:
-        """Detach the run from its flow run, so that a person resumes it."""
+        """Release the run from its flow run, so that a person resumes it."""
         self._amend(flow_run_id=None)
 
     def mark_cancelled(self, at: datetime) -> None:

@@ -224,7 +224,7 @@ class Store:
         require_run_id(run_id)
         if run_id in self.run_ids():
             raise StoreError(
-                f"run {run_id} is already committed, so there is nothing to resume; begin a new run"
+                f"run {run_id} is committed, there is nothing to resume; begin a new run"
             )
         run = self._run(run_id)
         if not run.folder.is_dir():

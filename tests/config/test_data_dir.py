@@ -33,7 +33,7 @@ def damaged(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_resolve_fills_in_the_data_dir(tmp_path, monkeypatch):
+def test_resolve_fills_data_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NNBUILD_DATA_DIR", "data")
     assert resolve(RunConfig()).dataset.data_dir == default_data_dir() == tmp_path / "data"
@@ -48,17 +48,17 @@ def test_resolve_fills_in_the_data_dir(tmp_path, monkeypatch):
         assert resolve(RunConfig()).dataset.data_dir is None
 
 
-def test_library_looks_into_the_data_dir(damaged, tmp_path):
+def test_library_uses_data_dir(damaged, tmp_path):
     with pytest.raises(DataError, match=re.escape(str(damaged))):
         nnbuild.retrain(RunConfig(), tmp_path / "store")
 
 
-def test_flow_looks_into_the_data_dir(damaged, tmp_path, prefect_server):
+def test_flow_uses_data_dir(damaged, tmp_path, prefect_server):
     with pytest.raises(DataError, match=re.escape(str(damaged))):
         retrain(RunConfig(), str(tmp_path / "store"))
 
 
-def test_command_line_looks_into_the_data_dir(capfd, damaged, tmp_path):
+def test_command_line_uses_data_dir(capfd, damaged, tmp_path):
     (finding,) = [
         each
         for each in call(capfd, "doctor", "--json", "--store", tmp_path / "store").json["findings"]
@@ -68,7 +68,7 @@ def test_command_line_looks_into_the_data_dir(capfd, damaged, tmp_path):
     assert str(damaged) in finding["detail"]
 
 
-def test_data_dir_of_a_run_stays_on_resume(tmp_path, small_config, monkeypatch):
+def test_resume_keeps_data_dir(tmp_path, small_config, monkeypatch):
     monkeypatch.setenv("NNBUILD_DATA_DIR", str(tmp_path / "one"))
     run = nnbuild.open_run(small_config, tmp_path / "store")
     monkeypatch.setenv("NNBUILD_DATA_DIR", str(tmp_path / "two"))
@@ -77,7 +77,7 @@ def test_data_dir_of_a_run_stays_on_resume(tmp_path, small_config, monkeypatch):
     assert again.config.dataset.data_dir == tmp_path / "one"
 
 
-def test_one_place_reads_the_variable():
+def test_data_dir_is_read_in_one_place():
     readers = [
         path.relative_to(ROOT).as_posix()
         for folder in ("nnbuild", "tasks", "flows")

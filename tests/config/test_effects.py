@@ -19,7 +19,7 @@ BEST = {"restore_best_weights": "val_loss"}
 @pytest.mark.parametrize(
     "watching", [STOPPING, PLATEAU, BEST, STOPPING | {"restore_best_weights": "loss"}]
 )
-def test_a_monitor_that_is_never_measured_is_refused(watching):
+def test_monitor_never_measured_is_refused(watching):
     with pytest.raises(
         ConfigError, match=r"is never measured: validation_freq is 5, the run has 4"
     ):
@@ -27,12 +27,12 @@ def test_a_monitor_that_is_never_measured_is_refused(watching):
     resolved(epochs=5, validation_freq=5, **watching)
 
 
-def test_a_monitor_of_training_needs_no_validation():
+def test_monitor_of_training_is_accepted():
     resolved(epochs=4, validation_freq=5, restore_best_weights="loss")
     resolved(epochs=4, validation_freq=5)
 
 
-def test_a_plateau_that_cannot_lower_the_rate_is_refused():
+def test_plateau_without_effect_is_refused():
     plateau = {"monitor": "loss", "min_learning_rate": 0.01}
     with pytest.raises(ConfigError, match=r"can never lower the learning rate 0\.01"):
         resolved(learning_rate=0.01, reduce_on_plateau=plateau)
@@ -45,19 +45,19 @@ def test_a_plateau_that_cannot_lower_the_rate_is_refused():
     ("model", "field"),
     [("convnet", "l2"), ("tiny", "l2"), ("mine:build", "l2"), ("mine:build", "dropout")],
 )
-def test_a_setting_that_a_network_does_not_take_is_refused(model, field):
+def test_setting_without_effect_is_refused(model, field):
     with pytest.raises(ConfigError, match=rf"model\.{field} 0\.1 has no effect on '{model}'"):
         resolved(model, **{field: 0.1})
     resolved(model, **{field: 0.0})
 
 
 @pytest.mark.parametrize("model", ["lab", "regularized"])
-def test_a_setting_that_a_network_takes_is_kept(model):
+def test_setting_with_effect_is_accepted(model):
     found = resolved(model, l2=0.1, dropout=0.2).model
     assert (found.l2, found.dropout) == (0.1, 0.2)
 
 
-def test_a_users_model_may_be_watched_by_what_it_reports():
+def test_monitor_of_custom_metric_accepted():
     resolved("mine:build", restore_best_weights="val_penalty")
     with pytest.raises(ConfigError, match="will not be in the history"):
         resolved("lab", restore_best_weights="val_penalty")

@@ -9,7 +9,7 @@ from nnbuild.data import sources
 SCHEMA = RunConfig.model_json_schema()["$defs"]
 
 
-def test_listed_names_are_those_that_exist():
+def test_schema_lists_existing_names():
     assert sources.NAMES == DATASETS
     assert SCHEMA["DatasetConfig"]["properties"]["name"]["then"]["enum"] == list(DATASETS)
     assert SCHEMA["ModelConfig"]["properties"]["name"]["then"]["enum"] == list(PRESETS)
@@ -17,14 +17,14 @@ def test_listed_names_are_those_that_exist():
 
 
 @pytest.mark.parametrize("monitor", MONITORS)
-def test_every_listed_monitor_is_taken(monitor):
+def test_schema_monitors_are_accepted(monitor):
     given = {"training": {"metrics": list(METRICS), "restore_best_weights": monitor}}
     assert resolve(RunConfig.model_validate(given)).training.restore_best_weights == monitor
 
 
 @pytest.mark.parametrize("model", PRESETS)
 @pytest.mark.parametrize("section", ["model", "training"])
-def test_description_says_what_an_empty_field_takes(model, section):
+def test_schema_describes_defaults(model, section):
     resolved = getattr(resolve(RunConfig.model_validate({"model": {"name": model}})), section)
     described = SCHEMA[f"{section.capitalize()}Config"]["properties"]
     for name, field in type(resolved).model_fields.items():

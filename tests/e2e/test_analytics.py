@@ -24,16 +24,16 @@ QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=range(1, len(QUESTIONS) + 1))
-def test_every_documented_question_has_an_answer(gated_runs, question):
+def test_documented_queries_run(gated_runs, question):
     store, _ = gated_runs
     assert len(query(store, question)) > 0
 
 
-def test_there_are_ten():
+def test_documented_queries_are_ten():
     assert len(QUESTIONS) == 10
 
 
-def test_the_answers_are_those_of_the_tables(gated_runs):
+def test_documented_queries_are_correct(gated_runs):
     store, runs = gated_runs
     found = query(store, QUESTIONS[0]).to_pandas()
     history = store.read_table("history").to_pandas()
@@ -45,7 +45,7 @@ def test_the_answers_are_those_of_the_tables(gated_runs):
     assert list(found.run_id) == sorted(runs)
 
 
-def test_the_documents_code_runs(gated_runs, tmp_path, monkeypatch):
+def test_documented_code_runs(gated_runs, tmp_path, monkeypatch):
     store, _ = gated_runs
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nnbuild-store").symlink_to(store.root)
@@ -105,7 +105,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("statement", HOSTILE)
-def test_what_is_no_question_to_the_tables_is_refused(capfd, gated_runs, tmp_path, statement):
+def test_sql_other_statements_are_refused(capfd, gated_runs, tmp_path, statement):
     store, _ = gated_runs
     before = tree_digest(store.root)
     outcome = call(capfd, "sql", statement.format(at=tmp_path), "--store", store.root)
@@ -115,7 +115,7 @@ def test_what_is_no_question_to_the_tables_is_refused(capfd, gated_runs, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_forms_of_an_answer(capfd, gated_runs, tmp_path):
+def test_sql_output_formats(capfd, gated_runs, tmp_path):
     store, runs = gated_runs
     statement = "select run_id, test_accuracy from runs order by run_id"
     at = ("--store", store.root)
@@ -127,7 +127,7 @@ def test_the_forms_of_an_answer(capfd, gated_runs, tmp_path):
     assert call(capfd, "sql", statement, "--csv", "--json", *at).code == 2
 
 
-def test_no_answer_is_written_over_the_store(capfd, gated_runs):
+def test_sql_output_in_store_is_refused(capfd, gated_runs):
     store, runs = gated_runs
     before, part = tree_digest(store.root), store.partition("runs", runs[0]) / "part-0.parquet"
     at = ("--store", store.root)
@@ -142,7 +142,7 @@ def test_no_answer_is_written_over_the_store(capfd, gated_runs):
     assert tree_digest(store.root) == before
 
 
-def test_a_file_of_another_schema_version_is_refused(capfd, gated_runs, tmp_path):
+def test_other_schema_version_is_refused(capfd, gated_runs, tmp_path):
     import shutil
 
     import pyarrow.parquet as pq
@@ -158,7 +158,7 @@ def test_a_file_of_another_schema_version_is_refused(capfd, gated_runs, tmp_path
     assert len(query(copy, "select * from history")) > 0
 
 
-def test_a_run_without_its_row_is_not_seen(gated_runs, tmp_path):
+def test_run_without_row_is_invisible(gated_runs, tmp_path):
     import shutil
 
     store, runs = gated_runs
@@ -172,7 +172,7 @@ def test_a_run_without_its_row_is_not_seen(gated_runs, tmp_path):
         assert seen == {runs[0], runs[2]}
 
 
-def test_compare_uses_the_paired_test(capfd, gated_runs):
+def test_compare_uses_paired_test(capfd, gated_runs):
     store, (first, second, third) = gated_runs
     rows = analysis.compare(store, [first, second, third])
     assert [row["run_id"] for row in rows] == [first, second, third]
@@ -194,7 +194,7 @@ def test_compare_uses_the_paired_test(capfd, gated_runs):
             analysis.compare(store, wrong)
 
 
-def test_pages_over_several_runs_are_whole(capfd, gated_runs, tmp_path):
+def test_comparison_pages_are_complete(capfd, gated_runs, tmp_path):
     store, runs = gated_runs
     at = ("--store", store.root)
     assert call(capfd, "compare", *runs, "--html", tmp_path / "compare.html", *at).code == 0
@@ -207,7 +207,7 @@ def test_pages_over_several_runs_are_whole(capfd, gated_runs, tmp_path):
     assert [row["promoted"] for row in analysis.trends(store)] == [True, True, False]
 
 
-def test_four_readers_see_whole_tables_while_runs_are_committed(tmp_path, small_folder):
+def test_readers_during_commits_see_whole(tmp_path, small_folder):
     """pandas, pyarrow, Polars and DuckDB read every table, a folder at a time, until the last of the runs is there."""
     store = Store(tmp_path / "store")
     retrain(run_config(small_folder), store.root)

@@ -326,7 +326,7 @@ def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatc
         (["--timezone", "Europe/Berlon"], "Europe/Berlon"),
         (["--cron", "0 3 * * *", "--interval", "5"], "give one of them"),
         (["--interval", "-5"], "expected seconds from 1"),
-        (["--set", 'dataset.fallback="digits"'], "never falls back"),
+        (["--set", 'dataset.fallback="digits"'], "not allowed in scheduled runs"),
         (["--set", 'model.name="convnt"'], "did you mean 'convnet'"),
         (["--collision", "both"], "'enqueue', 'cancel-new'"),
         (["--plan", "none.toml"], "none.toml"),

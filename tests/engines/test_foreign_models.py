@@ -53,7 +53,7 @@ def test_fixed_batch_is_scored_in_pieces(store, tmp_path, batch):
     assert found[1]["predicted"].equals(found[0]["predicted"])
 
 
-def test_fixed_batch_gives_the_same_with_threads():
+def test_fixed_batch_independent_of_threads():
     content = onnx_models.fixed(7).SerializeToString()
     alone, several = (OnnxEngine(content, threads=threads).logits(images()) for threads in (1, 3))
     assert alone.tobytes() == several.tobytes()
@@ -61,7 +61,7 @@ def test_fixed_batch_gives_the_same_with_threads():
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_unusable_model_is_refused_with_its_reason(capfd, trained, tmp_path, name):
+def test_onnx_unusable_gives_reason(capfd, trained, tmp_path, name):
     content, says = UNUSABLE[name]
     given = arguments(tmp_path / "m.onnx", content, parquet(tmp_path / "in.parquet"))
     error = refused(capfd, trained, *given)
@@ -82,14 +82,14 @@ def test_external_data_is_refused(capfd, trained, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_onnx_bomb_is_refused_before_it_expands(name):
+def test_onnx_bomb_is_refused(name):
     content = BOMBS[name]
     assert len(content) < 20_000
     with pytest.raises(ContractError, match="expected at most"):
         onnx_file.check_file(content, "model m.onnx")
 
 
-def test_check_passes_what_nnbuild_exports(store):
+def test_onnx_own_export_is_accepted(store):
     for path in store.root.glob("runs/*/model.onnx"):
         onnx_file.check_file(path.read_bytes(), "the exported model")
 
@@ -111,7 +111,7 @@ def _folder(path):
 @pytest.mark.parametrize(
     ("make", "says"), [(_pipe, "a named pipe"), (_socket, "a socket"), (_folder, "a folder")]
 )
-def test_model_that_is_no_file_is_refused(capfd, trained, tmp_path, monkeypatch, make, says, link):
+def test_model_not_a_file_is_refused(capfd, trained, tmp_path, monkeypatch, make, says, link):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "m.onnx")
     if link:

@@ -26,14 +26,14 @@ def likelihood(logits, labels, temperature):
 
 @given(seed=st.integers(0, 1000), factor=st.floats(0.2, 8))
 @settings(deadline=None, max_examples=15)
-def test_a_factor_on_calibrated_logits_is_found(seed, factor):
+def test_temperature_recovers_factor(seed, factor):
     logits, labels = drawn(seed)
     assert fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.1)
 
 
 @given(seed=st.integers(0, 1000), spread=st.floats(0.1, 30))
 @settings(deadline=None, max_examples=15)
-def test_no_other_temperature_is_likelier(seed, spread):
+def test_temperature_maximises_likelihood(seed, spread):
     random = np.random.default_rng(seed)
     logits, labels = random.normal(0, spread, (200, 4)), random.integers(0, 4, 200)
     best = fit_temperature(logits, labels)
@@ -42,7 +42,7 @@ def test_no_other_temperature_is_likelier(seed, spread):
         assert found >= likelihood(logits, labels, other) - 1e-6
 
 
-def test_logits_that_are_too_sure_are_calibrated_by_it():
+def test_temperature_fixes_overconfidence():
     logits, labels = drawn(0, rows=20_000)
     temperature = fit_temperature(3 * logits, labels)
     before, after = (
@@ -52,13 +52,13 @@ def test_logits_that_are_too_sure_are_calibrated_by_it():
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_all_right_or_all_wrong_ends_at_a_bound(right):
+def test_temperature_degenerate_is_bounded(right):
     logits = np.eye(4)[np.arange(40) % 4] * 5
     labels = (np.arange(40) + (not right)) % 4
     assert 0.04 < fit_temperature(logits, labels) < 20.1
 
 
-def test_a_run_keeps_its_temperature_and_both_reliabilities(tmp_path, small_config):
+def test_run_stores_calibration(tmp_path, small_config):
     committed = run.retrain(small_config, tmp_path)
     store = Store(tmp_path)
     calibrated = store.manifest(committed.run_id).steps.calibrate_model

@@ -31,7 +31,7 @@ def held(reference, scored, *, psi=0.2, ks=0.2):
     }
 
 
-def test_nothing_drifts_from_itself():
+def test_drift_of_same_data_is_zero():
     mine = of(a_batch(500))
     found = held(mine, mine)
     assert set(found) == {
@@ -42,7 +42,7 @@ def test_nothing_drifts_from_itself():
     } == {(0.0, False, 500, 500)}
 
 
-def test_darker_images_drift_in_their_pixels_and_the_more_the_darker():
+def test_drift_grows_with_darkness():
     reference = of(a_batch(2000))
     by_shift = [held(reference, of(a_batch(2000, shift=-shift, seed=1))) for shift in (0, 20, 40)]
     for measure in ("brightness", "ink"):
@@ -57,7 +57,7 @@ def test_darker_images_drift_in_their_pixels_and_the_more_the_darker():
     assert not any(by_shift[2]["predicted", statistic].exceeded for statistic in ("psi", "ks"))
 
 
-def test_a_class_that_vanishes_is_seen_and_finite():
+def test_drift_missing_class_is_finite():
     images, predicted, confidence = a_batch(1000)
     found = held(
         of((images, predicted, confidence)), of((images, np.zeros_like(predicted), confidence))
@@ -66,7 +66,7 @@ def test_a_class_that_vanishes_is_seen_and_finite():
     assert np.isfinite(found["predicted", "psi"].value)
 
 
-def test_the_distance_is_scipys_on_the_binned_values():
+def test_ks_equals_scipy():
     one, other = a_batch(800, seed=1)[2], a_batch(600, seed=2)[2] ** 2
     images, predicted, _ = a_batch(800)
     found = held(of((images, predicted, one)), of((images[:600], predicted[:600], other)))[
@@ -77,7 +77,7 @@ def test_the_distance_is_scipys_on_the_binned_values():
 
 
 @pytest.mark.parametrize(("rows", "others"), [(20, 50), (100, 400), (1000, 5000)])
-def test_rows_like_the_references_pass_by_chance_about_once_in_a_thousand(rows, others):
+def test_drift_false_alarm_rate(rows, others):
     """At thresholds that are next to nothing, so that only chance is left to be told from drift."""
     passed = dict.fromkeys(
         [(measure, statistic) for measure in MEASURES for statistic in ("psi", "ks")], 0
@@ -94,7 +94,7 @@ def test_rows_like_the_references_pass_by_chance_about_once_in_a_thousand(rows, 
     )  # 0.2 are expected; more than 4 of 200 has a chance of one in 10⁵
 
 
-def test_with_many_rows_the_thresholds_are_those_that_were_asked_for():
+def test_drift_many_rows_keep_thresholds():
     mine = of(a_batch(20_000))
     assert {
         (each.statistic, each.threshold) for each in held(mine, mine, psi=0.1, ks=0.3).values()
@@ -106,7 +106,7 @@ def test_with_many_rows_the_thresholds_are_those_that_were_asked_for():
 
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 60), cut=st.integers(0, 60))
-def test_batches_add_up_and_are_kept_as_json(rows, cut):
+def test_summary_adds_and_round_trips(rows, cut):
     whole = a_batch(rows)
     cut = min(cut, rows)
     parts = of([each[:cut] for each in whole]) + of([each[cut:] for each in whole])
@@ -116,7 +116,7 @@ def test_batches_add_up_and_are_kept_as_json(rows, cut):
 
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 20), side=st.integers(1, 9), every=st.integers(1, 5))
-def test_the_pixels_are_counted_as_they_would_be_by_hand(rows, side, every):
+def test_summary_counts_pixels(rows, side, every):
     images = np.random.default_rng(rows).integers(0, 256, (rows, side, side, 3), np.uint8)
     found = summarise(images[::every], np.zeros(rows, np.int16), np.ones(rows, np.float32), 2)
     flat = images[::every].reshape(-1, side * side * 3)
@@ -129,7 +129,7 @@ def test_the_pixels_are_counted_as_they_would_be_by_hand(rows, side, every):
     assert found.predicted.sum() == found.confidence.sum() == rows
 
 
-def test_what_cannot_be_compared_is_named():
+def test_drift_incomparable_is_named():
     with pytest.raises(DataError, match="no rows"):
         held(of(a_batch(5)), of(a_batch(0)))
     with pytest.raises(DataError, match="5 bins, the reference 4"):

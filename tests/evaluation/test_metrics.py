@@ -30,7 +30,7 @@ def overall(logits, labels, classes=5):
 
 @given(st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=20)
-def test_the_figures_are_scikit_learns_and_kerass(seed):
+def test_metrics_equal_sklearn_and_keras(seed):
     logits, labels = drawn(seed)
     found = overall(logits, labels)
     probabilities = softmax(logits.astype(np.float64))
@@ -62,7 +62,7 @@ def test_the_figures_are_scikit_learns_and_kerass(seed):
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 20))
 @settings(deadline=None, max_examples=20)
-def test_the_calibration_error_is_its_definition(seed, spread):
+def test_calibration_error_by_definition(seed, spread):
     logits, labels = drawn(seed, spread=spread)
     probabilities = softmax(logits)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -81,7 +81,7 @@ def test_the_calibration_error_is_its_definition(seed, spread):
         assert (each.count == 0) == (each.accuracy is None) == (each.mean_confidence is None)
 
 
-def test_a_class_that_is_never_seen_or_predicted_has_zeros_and_no_nan():
+def test_metrics_unseen_class_is_zero():
     logits = np.zeros((4, 3), np.float32)
     logits[:, 0] = 2
     labels = np.array([0, 0, 1, 1], np.int16)
@@ -93,7 +93,7 @@ def test_a_class_that_is_never_seen_or_predicted_has_zeros_and_no_nan():
     assert all(np.isfinite(value) for value in by_class.values())
 
 
-def test_probabilities_are_not_evaluated():
+def test_evaluate_probabilities_is_refused():
     logits, labels = drawn(0)
     with pytest.raises(ContractError, match="they are probabilities"):
         evaluate(softmax(logits), labels, 5)

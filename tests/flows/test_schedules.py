@@ -174,8 +174,8 @@ def test_invalid_plan_is_refused(capfd, tmp_path, plan, says):
         (["--interval", "nan"], "--interval nan"),
         (["--interval", "1e308"], "--interval 1e+308"),
         (["--set", 'dataset.name="mnst"'], "did you mean 'mnist'"),
-        (["--set", 'dataset.fallback="digits"'], "never falls back"),
-        (["--set", 'trial.sweep="a"', "--set", "trial.number=1"], "set by a sweep"),
+        (["--set", 'dataset.fallback="digits"'], "not allowed in scheduled runs"),
+        (["--set", 'trial.sweep="a"', "--set", "trial.number=1"], "not allowed in scheduled runs"),
     ],
 )
 def test_serve_refuses_invalid_schedules(capfd, tmp_path, arguments, says):

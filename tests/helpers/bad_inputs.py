@@ -171,8 +171,13 @@ GOOD = tiny()
 ONE_IMAGE = pa.array([bytes(36)] * 4, pa.binary(36))
 
 USAGE = [
-    _run("true for a number", "seed is True, which this setting cannot be", "--set", "seed=true"),
-    _run("two lines in a setting", "more than one line", "--set", "training.epochs=3\nseed=1"),
+    _run(
+        "true for a number",
+        "seed is True, expected another type than a boolean",
+        "--set",
+        "seed=true",
+    ),
+    _run("two lines in a setting", "several lines", "--set", "training.epochs=3\nseed=1"),
     _run("unknown option", "No such option: --epoch", "--epoch", 3),
     _run("the help of the command", "see nnbuild run --help", "--epoch", 3),
     Case("unknown command", lambda _: ["trian"], "No such command"),
@@ -240,7 +245,9 @@ USAGE = [
         "--set",
         'training.metrics=["acuracy"]',
     ),
-    _run("metric twice", "named twice", "--set", 'training.metrics=["accuracy", "accuracy"]'),
+    _run(
+        "metric twice", "has a metric twice", "--set", 'training.metrics=["accuracy", "accuracy"]'
+    ),
     _run(
         "unknown monitor",
         "will not be in the history",

@@ -233,22 +233,22 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_linear_heads_are_accepted(name):
+def test_contract_linear_head_is_accepted(name):
     check_model(GOOD[name](), CLASSES, SHAPE)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_anything_else_is_refused(name):
+def test_contract_other_head_is_refused(name):
     with pytest.raises(ContractError, match=r"ends in \w+ \(at .*expected a linear layer"):
         check_model(BAD[name](), CLASSES, SHAPE)
 
 
-def test_distances_to_centres_are_told_what_they_could_be():
+def test_contract_distances_get_advice():
     with pytest.raises(ContractError, match=r"ends in Square .*squared distances to centres"):
         check_model(functional(Centres()), CLASSES, SHAPE)
 
 
-def test_softmax_that_no_graph_shows_is_refused():
+def test_contract_hidden_softmax_is_refused():
     def in_python(x):
         found = tf.numpy_function(
             lambda y: np.exp(y) / np.exp(y).sum(1, keepdims=True), [x], "float32"
@@ -265,7 +265,7 @@ def compiled(loss):
     return model
 
 
-def test_a_loss_that_knows_of_logits_is_accepted():
+def test_contract_logits_loss_is_accepted():
     check_model(compiled(keras.losses.SparseCategoricalCrossentropy(from_logits=True)), CLASSES)
     check_model(
         compiled(keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)),
@@ -284,7 +284,7 @@ def test_a_loss_that_knows_of_logits_is_accepted():
         None,
     ],
 )
-def test_any_other_loss_is_refused(loss):
+def test_contract_other_loss_is_refused(loss):
     with pytest.raises(ContractError, match="from_logits=True"):
         check_model(compiled(loss), CLASSES)
 
@@ -355,14 +355,14 @@ def two_inputs():
         ),
     ],
 )
-def test_a_model_of_another_form_is_refused(build, says):
+def test_contract_other_output_is_refused(build, says):
     with pytest.raises(ContractError, match=says):
         check_model(build(), CLASSES, SHAPE)
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("rows", [1, 50])
-def test_probabilities_are_not_taken_for_logits(kind, rows):
+def test_check_logits_refuses_probabilities(kind, rows):
     logits = np.random.default_rng(0).normal(0, 3, (rows, 10)).astype(kind)
     assert check_logits(logits, 10) is logits
     with pytest.raises(ContractError, match="they are probabilities"):
@@ -370,7 +370,7 @@ def test_probabilities_are_not_taken_for_logits(kind, rows):
     refuse_probabilities(np.abs(logits) + 1)
 
 
-def test_logits_of_another_shape_are_refused():
+def test_check_logits_refuses_other_shape():
     with pytest.raises(
         ContractError, match=r"expected logits of shape \(n, 10\), got \(32, 28, 28\)"
     ):

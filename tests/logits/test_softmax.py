@@ -24,7 +24,7 @@ ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12)
     st.floats(0.1, 10),
 )
 @settings(deadline=None, max_examples=40)
-def test_one_pass_gives_what_the_two_give(logits, temperature):
+def test_predict_equals_softmax(logits, temperature):
     probabilities, predicted, log_prob = predict(logits, temperature=temperature)
     each = np.arange(len(logits))
     assert np.array_equal(predicted, logits.argmax(axis=1))
@@ -70,7 +70,7 @@ def ulps(found, wanted):
 @pytest.mark.parametrize("kind", SMALL, ids=lambda kind: np.dtype(kind).name)
 @given(values=ROWS)
 @settings(deadline=None, max_examples=40)
-def test_small_types_are_within_one_ulp(kind, values):
+def test_softmax_small_types_within_one_ulp(kind, values):
     row = np.array(values).astype(kind)
     probabilities, logs = exact(row)
     for found, wanted in ((softmax(row), probabilities), (log_softmax(row), logs)):
@@ -91,7 +91,7 @@ def test_small_types_are_within_one_ulp(kind, values):
         [0, -9, -16.5, -17],
     ],
 )
-def test_extremes_are_within_one_ulp(kind, values):
+def test_softmax_extremes_within_one_ulp(kind, values):
     row = np.array(values).astype(kind)
     probabilities, logs = exact(row)
     assert all(
@@ -102,7 +102,7 @@ def test_extremes_are_within_one_ulp(kind, values):
 
 @given(values=ROWS, temperature=st.floats(0.2, 5))
 @settings(deadline=None, max_examples=40)
-def test_float64_is_within_a_relative_1e11(values, temperature):
+def test_softmax_float64_within_1e11(values, temperature):
     row = np.array(values)
     probabilities, logs = exact(row, temperature)
     smallest = np.finfo(np.float64).smallest_normal
@@ -114,7 +114,7 @@ def test_float64_is_within_a_relative_1e11(values, temperature):
             assert abs(mpmath.mpf(float(one)) - other) <= max(1e-11 * abs(other), smallest)
 
 
-def test_a_row_is_the_same_among_a_million():
+def test_softmax_row_independent_of_batch():
     random = np.random.default_rng(0)
     logits = random.normal(0, 30, (1_000_000, 10)).astype(np.float32)
     probabilities, logs = softmax(logits), log_softmax(logits)
@@ -126,7 +126,7 @@ def test_a_row_is_the_same_among_a_million():
     assert np.array_equal(probabilities.argmax(axis=1), logits.argmax(axis=1))
 
 
-def test_log_softmax_is_finite_where_softmax_underflows():
+def test_log_softmax_tiny_is_finite():
     row = np.array([0, -500], np.float32)
     assert softmax(row)[1] == 0
     assert log_softmax(row)[1] == -500
@@ -134,14 +134,14 @@ def test_log_softmax_is_finite_where_softmax_underflows():
 
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=9), st.integers(-50, 50))
 @settings(deadline=None, max_examples=40)
-def test_adding_a_constant_changes_nothing(values, constant):
+def test_softmax_is_shift_invariant(values, constant):
     row = np.array(values, np.float32)
     assert np.array_equal(softmax(row), softmax(row + constant))
     assert np.array_equal(log_softmax(row), log_softmax(row + constant))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_rows_that_are_not_finite_are_named(bad):
+def test_softmax_nan_rows_are_named(bad):
     logits = np.zeros((20_000, 3), np.float32)
     logits[[7, 19_999], 1] = bad
     with pytest.raises(
@@ -154,12 +154,12 @@ def test_rows_that_are_not_finite_are_named(bad):
     "logits",
     [np.zeros((2, 3), int), np.zeros((2, 3, 4)), np.zeros((3, 0)), np.zeros(()), np.array(["a"])],
 )
-def test_what_is_no_logits_is_refused(logits):
+def test_softmax_other_input_is_refused(logits):
     with pytest.raises(ContractError, match=r"expected logits of shape \(n, classes\)"):
         softmax(logits)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
-def test_a_temperature_that_is_none_is_refused(temperature):
+def test_softmax_bad_temperature_is_refused(temperature):
     with pytest.raises(ContractError, match="temperature"):
         softmax(np.zeros(3), temperature=temperature)

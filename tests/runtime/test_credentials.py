@@ -41,7 +41,7 @@ def test_secret_parameter_is_masked(host, name, secret):
 
 
 @given(st.text())
-def test_masking_never_fails_and_is_idempotent(text):
+def test_masking_is_idempotent(text):
     shown = mask_credentials(text)
     assert mask_credentials(shown) == shown
 
@@ -86,7 +86,7 @@ def test_masking_takes_linear_time():
 
 
 @given(WORDS, PASSWORDS)
-def test_credentials_are_split_where_they_are_encoded(user, password):
+def test_split_credentials_decodes(user, password):
     from urllib.parse import quote
 
     url = f"https://{user}:{quote(password, safe='')}@host.example:8443/x?y=z"
@@ -129,7 +129,7 @@ PRESIGNED = "https://bucket.example/x.parquet?X-Amz-Signature=5ecre7"
         ),
     ],
 )
-def test_credentials_are_refused_in_one_clean_line(capfd, tmp_path, monkeypatch, arguments, advice):
+def test_credentials_refused_in_one_line(capfd, tmp_path, monkeypatch, arguments, advice):
     monkeypatch.chdir(tmp_path)
     outcome = call(capfd, *arguments)
     assert outcome.code == 2
@@ -140,7 +140,7 @@ def test_credentials_are_refused_in_one_clean_line(capfd, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_store_in_the_environment_is_refused_too(monkeypatch):
+def test_credentials_in_environment_refused(monkeypatch):
     monkeypatch.setenv("NNBUILD_STORE", URL)
     with pytest.raises(ConfigError, match="with credentials") as caught:
         Store()
@@ -157,7 +157,7 @@ def test_api_url_with_credentials_is_refused(capfd, tmp_path):
     assert SECRET not in outcome.err
 
 
-def test_settings_hold_no_credentials_at_any_depth():
+def test_settings_credentials_are_refused():
     for settings in ({"dataset": {"name": URL}}, {"dataset": {"data_dir": PRESIGNED}}):
         with pytest.raises(ConfigError, match="credentials"):
             nnbuild.RunConfig.model_validate(settings)

@@ -70,7 +70,7 @@ def test_cpu_quota_v1_is_rounded_up(tmp_path, names, quota, period, expected):
     ("outer", "inner", "expected"),
     [("400000", "150000", 2), ("150000", "400000", 2), ("max", "100000", 1), ("300000", "max", 3)],
 )
-def test_nested_groups_are_all_held_to(tmp_path, outer, inner, expected):
+def test_cpu_quota_of_parents_applies(tmp_path, outer, inner, expected):
     files = {
         "pod/cpu.max": f"{outer} 100000",
         "pod/app/cpu.max": f"{inner} 100000",
@@ -87,7 +87,7 @@ def test_group_is_found_below_its_mount(tmp_path):
     assert processor_limit(tree(tmp_path, f"4:{names}:{group}\n", mounts, files)) == 2
 
 
-def test_group_outside_the_mount_reads_the_mount(tmp_path):
+def test_group_outside_mount_reads_mount(tmp_path):
     root = unified(tmp_path, {"cpu.max": "100000 100000"}, group="/../../elsewhere", mounted="/a")
     assert processor_limit(root) == 1
 

@@ -84,7 +84,7 @@ def test_request_to_stop_is_passed_on(request_to_stop):
         raise request_to_stop
 
 
-def test_display_that_fails_is_asked_once():
+def test_display_failure_is_final():
     warnings, calls = [], []
     shown = Harmless(
         SimpleNamespace(note=raising(OSError(5, "gone"), calls, "note")), warnings.append
@@ -95,7 +95,7 @@ def test_display_that_fails_is_asked_once():
     assert len(warnings) == 1
 
 
-def test_console_without_a_reader_goes_quiet(tmp_path):
+def test_console_closed_goes_quiet(tmp_path):
     class Closed:
         write = flush = raising(BrokenPipeError(), [], "write")
 
@@ -131,7 +131,7 @@ EVERYTHING = [  # each place that says something beyond the run's own files
 @pytest.mark.parametrize(
     "error", [FAULTS[2], StoreError(f"{URL} is gone"), asyncio.CancelledError(URL)], ids=repr
 )
-def test_run_is_committed_and_promoted_whatever_fails(
+def test_run_report_failure_is_committed(
     tmp_path, small_folder, prefect_server, monkeypatch, caplog, error
 ):
     calls = []
@@ -149,7 +149,7 @@ def test_run_is_committed_and_promoted_whatever_fails(
     assert "5ecre7" not in caplog.text
 
 
-def test_hook_tells_everybody_that_can_be_told(monkeypatch, tmp_path):
+def test_hook_failure_reaches_others(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(hooks, "flow_run_logger", raising(RuntimeError(URL), calls, "log"))
     monkeypatch.setattr(prefect.events, "emit_event", raising(RuntimeError(URL), calls, "event"))
@@ -212,7 +212,7 @@ def told(request, tmp_path_factory):
         )
 
 
-def test_webhook_that_answers_garbage_changes_nothing(told):
+def test_webhook_garbage_changes_nothing(told):
     assert told.state.is_completed()
     assert champion.current(Store(told.root)) == told.state.result().run_id
     assert len(told.requests) == 1
@@ -229,14 +229,14 @@ def test_secret_of_the_webhook_is_nowhere(told):
         assert b"5ecre7" not in content, path
 
 
-def test_names_and_lines_in_prefect_are_clean(told):
+def test_prefect_names_are_clean(told):
     names = [told.flow_run.name, *told.flow_run.tags, *(each.name for each in told.tasks)]
     for text in [*names, *(each.message for each in told.logs)]:
         assert not controls(text, allowed=""), text
     assert any(printable(ESCAPE) in each.message for each in told.logs)
 
 
-def test_artifacts_show_the_names_literally(told):
+def test_artifacts_show_names_literally(told):
     for key in ("nnbuild-report", "nnbuild-files"):
         markdown = told.artifacts[key].data
         assert not controls(markdown)
@@ -249,7 +249,7 @@ def test_artifacts_show_the_names_literally(told):
         assert not controls(artifact.description or "")
 
 
-def test_commands_show_the_names_literally(told, capfd):
+def test_commands_show_names_literally(told, capfd):
     run_id = told.state.result().run_id
     for command in (("runs",), ("history", run_id), ("champion",), ("report", run_id), ("trends",)):
         outcome = call(capfd, *command, "--store", told.root)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
+def test_second_ctrl_c_stops_at_once(number):
     before = signal.getsignal(
         signal.SIGINT
     )  # a shell that runs this in the background has it ignored
@@ -37,7 +37,7 @@ def test_a_signal_is_heard_and_the_second_ctrl_c_stops_at_once(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_folder, number):
+def test_stopped_run_resumes_to_same_bytes(capfd, tmp_path, small_folder, number):
     settings = {"dataset": {"name": str(small_folder)}, "model": {"name": "lab"}, "seed": 3}
     settings["training"] = {"epochs": 150, "batch_size": 4, "threads": 2}
     straight = retrain(RunConfig.model_validate(settings), tmp_path / "straight")
@@ -84,9 +84,7 @@ def test_a_stopped_program_is_resumed_to_the_same_bytes(capfd, tmp_path, small_f
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(
-    tmp_path, small_config, monkeypatch, number
-):
+def test_signal_outside_fit_stops_at_once(tmp_path, small_config, monkeypatch, number):
     straight = retrain(small_config, tmp_path / "straight")
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: os.kill(os.getpid(), number))
@@ -107,7 +105,7 @@ def test_a_signal_outside_the_fit_stops_at_once_and_the_run_waits(
     )
 
 
-def test_the_embedded_server_ends_with_a_program_that_is_killed(tmp_path, small_folder):
+def test_server_ends_with_killed_program(tmp_path, small_folder):
     command = [
         "run",
         "--dataset",

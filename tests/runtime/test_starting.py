@@ -20,7 +20,7 @@ print("prefect.server.api.server" in sys.modules)
 
 
 @pytest.mark.parametrize("searching", [True, False])
-def test_an_import_leaves_the_search_for_cycles_as_it_was(searching):
+def test_gc_paused_restores_gc(searching):
     before = gc.isenabled()
     (gc.enable if searching else gc.disable)()
     try:
@@ -34,7 +34,7 @@ def test_an_import_leaves_the_search_for_cycles_as_it_was(searching):
         (gc.enable if before else gc.disable)()
 
 
-def test_with_a_server_elsewhere_none_of_its_code_is_imported():
+def test_remote_server_imports_no_server():
     environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}  # where nobody answers
     told = subprocess.run(
         [sys.executable, "-c", STARTED], check=True, capture_output=True, text=True, env=environment

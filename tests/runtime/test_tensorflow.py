@@ -5,7 +5,7 @@ import numpy as np
 from nnbuild.runtime.tensorflow import tf
 
 
-def test_a_compiled_function_gives_the_bits_of_its_operations_one_by_one():
+def test_compiled_equals_eager_bits():
     # x * 0.1 * 0.3 is rounded twice; TensorFlow's rewriting of graphs would make it x * 0.03, rounded once.
     numbers = tf.constant(np.random.default_rng(0).random(1000, np.float32))
 

@@ -42,7 +42,7 @@ class Texts(HTMLParser):
 
 
 @given(st.text())
-def test_printable_text_has_no_control_characters(text):
+def test_printable_escapes_controls(text):
     shown = printable(text)
     assert not controls(shown, allowed="")
     assert printable(shown) == shown
@@ -81,13 +81,13 @@ def test_markdown_sentence_shows_the_text(text):
 
 
 @given(st.text(min_size=1))
-def test_any_text_in_markdown_is_one_paragraph(text):
+def test_markdown_any_text_is_a_paragraph(text):
     found = Texts(MARKDOWN.render(f"x {markdown_text(text)}"))
     assert found.tags == ["p"]
     assert "".join(found.texts).split() == f"x {sanitize(text.strip())}".split()
 
 
-def test_markdown_makes_no_link_of_an_address():
+def test_markdown_url_is_no_link():
     linked = MarkdownIt("gfm-like", {"linkify": False})  # the rules that need no other package
     assert "http://" not in markdown_text("http://auto.example")
     assert "www." not in markdown_text("www.auto.example")
@@ -151,7 +151,7 @@ def test_message_is_one_clean_line(capfd, tmp_path, text):
 @pytest.mark.parametrize(
     "command", [("runs",), ("history",), ("champion",), ("trends",), ("doctor", "--repair")]
 )
-def test_path_of_a_store_is_shown_literally(capfd, tmp_path, command):
+def test_store_path_is_shown_literally(capfd, tmp_path, command):
     root = tmp_path / f"[/x] {ESCAPE}\nstore"
     outcome = call(capfd, *command, "--store", root)
     assert outcome.code == 2  # there is no store
@@ -159,14 +159,14 @@ def test_path_of_a_store_is_shown_literally(capfd, tmp_path, command):
     assert f"[/x] {printable(ESCAPE)} store" in outcome.err
 
 
-def test_csv_is_verbatim_for_a_file_and_clean_for_a_terminal(monkeypatch):
+def test_csv_is_clean_on_terminal_only(monkeypatch):
     assert console.escape_for_terminal(ESCAPE) == ESCAPE
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert console.escape_for_terminal(ESCAPE) == printable(ESCAPE)
     assert console.escape_for_terminal(1.5) == 1.5
 
 
-def test_page_has_each_text_as_one_node():
+def test_page_escapes_texts():
     names = [*HOSTILE, "x"]
     manifest, tables, images = made(classes=len(names), images=4 * len(names), names=names)
     manifest.settings.dataset.name = manifest.row.dataset = HOSTILE[0]
@@ -188,7 +188,7 @@ def test_page_has_each_text_as_one_node():
     ET.fromstring(confusion_picture(tables["confusion"], names))  # noqa: S314  (our own)
 
 
-def test_pages_over_runs_have_each_text_as_one_node():
+def test_comparison_pages_escape_texts():
     row = {"promoted": True, "difference": None, "accuracy": 0.5, "loss": 1.0}
     row |= {"expected_calibration_error": 0.1, "seconds": 1.0}
     rows = [
@@ -204,7 +204,7 @@ def test_pages_over_runs_have_each_text_as_one_node():
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("name", ["nnbuild", "prefect.flow_runs", "somebody.else"])
-def test_log_line_has_no_control_characters(text, name):
+def test_log_line_is_clean(text, name):
     sanitize_log_records()
     sanitize_log_records()
     make, error = logging.getLogRecordFactory(), ValueError(text)
@@ -216,7 +216,7 @@ def test_log_line_has_no_control_characters(text, name):
         assert shown.split("\n")[1].startswith("ValueError")
 
 
-def test_log_record_that_cannot_be_made_is_left_to_logging():
+def test_log_record_invalid_is_kept():
     sanitize_log_records()
     record = logging.getLogRecordFactory()("n", 30, "f", 1, "%d", ("no number",), None)
     assert record.args == ("no number",)

@@ -39,7 +39,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_answer_that_is_no_yes_is_one_clean_error(name):
+def test_webhook_refusal_is_one_line(name):
     began = time.monotonic()
     with server(ANSWERS[name]) as (root, requests), pytest.raises(WebhookError) as caught:
         webhook.post(root + PATH, {"text": "hello"}, timeout=1.0)
@@ -52,13 +52,13 @@ def test_answer_that_is_no_yes_is_one_clean_error(name):
 
 
 @pytest.mark.parametrize("body", [b"x" * 100, None])
-def test_body_of_an_answer_is_not_waited_for(body):
+def test_webhook_body_is_not_read(body):
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
     with server(sending(head + body) if body else dripping(head)) as (root, _):
         assert webhook.post(root + PATH, {"text": "hello"}, timeout=20) == 200
 
 
-def test_credentials_of_the_url_are_sent_as_a_header(caplog):
+def test_webhook_credentials_as_header(caplog):
     caplog.set_level(logging.DEBUG)
     with server(sending(b"HTTP/1.1 204 X\r\n\r\n")) as (root, requests):
         with_credentials = root.replace("://", "://me:pa%40ss@") + PATH
@@ -70,7 +70,7 @@ def test_credentials_of_the_url_are_sent_as_a_header(caplog):
     assert "5ecre7" not in caplog.text
 
 
-def test_loopback_is_never_asked_through_a_proxy(monkeypatch):
+def test_webhook_loopback_skips_proxy(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
@@ -93,7 +93,7 @@ def test_loopback_is_never_asked_through_a_proxy(monkeypatch):
         f"http://{'a' * 70}.example.invalid/",
     ],
 )
-def test_url_that_cannot_be_used_is_one_clean_error(url):
+def test_webhook_bad_url_is_one_line(url):
     with pytest.raises(WebhookError) as caught:
         webhook.post(url, {"text": "hello"}, timeout=5)
     message = str(caught.value)
@@ -103,7 +103,7 @@ def test_url_that_cannot_be_used_is_one_clean_error(url):
         assert secret not in message
 
 
-def test_webhook_is_configured_by_the_environment(monkeypatch):
+def test_webhook_set_by_environment(monkeypatch):
     monkeypatch.delenv(webhook.VARIABLE, raising=False)
     assert webhook.configured() is None
     monkeypatch.setenv(webhook.VARIABLE, "user:5ecre7@hooks.example")

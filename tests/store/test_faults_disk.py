@@ -34,7 +34,7 @@ class Disk:
 
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
-def test_a_run_outlives_a_disk_that_fails_anywhere(tmp_path, small_config, monkeypatch, kind):
+def test_run_disk_failure_is_resumable(tmp_path, small_config, monkeypatch, kind):
     straight = retrain(small_config, tmp_path / "straight")
     expected = values(Store(tmp_path / "straight"), straight.run_id)
     disk = Disk(monkeypatch, kind)
@@ -68,7 +68,7 @@ def test_a_run_outlives_a_disk_that_fails_anywhere(tmp_path, small_config, monke
     assert values(store, run_id) == expected
 
 
-def test_a_store_that_vanishes_is_named(tmp_path, small_config, monkeypatch):
+def test_store_vanished_is_named(tmp_path, small_config, monkeypatch):
     import shutil
 
     from nnbuild import pipeline
@@ -85,7 +85,7 @@ def test_a_store_that_vanishes_is_named(tmp_path, small_config, monkeypatch):
     assert str(tmp_path / "store") in str(caught.value)
 
 
-def test_a_clock_that_jumps_back_changes_no_order(tmp_path, small_config):
+def test_run_id_clock_set_back_keeps_order(tmp_path, small_config):
     from datetime import UTC, datetime, timedelta
 
     from nnbuild.pipeline.run import open_run
@@ -101,7 +101,7 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path, small_config):
     assert row["finished_at"] >= row["started_at"]
 
 
-def test_without_a_temporary_folder_a_run_waits(tmp_path, small_config, monkeypatch):
+def test_run_without_tmpdir_waits(tmp_path, small_config, monkeypatch):
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
@@ -112,7 +112,7 @@ def test_without_a_temporary_folder_a_run_waits(tmp_path, small_config, monkeypa
     assert retrain(store=tmp_path / "store", resume=waiting[0].run_id).status == "succeeded"
 
 
-def test_a_temporary_folder_that_is_full_costs_no_export(tmp_path, small_config, monkeypatch):
+def test_export_tmpdir_full_succeeds(tmp_path, small_config, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/export")
 
@@ -125,9 +125,7 @@ def test_a_temporary_folder_that_is_full_costs_no_export(tmp_path, small_config,
     assert (store.root / "runs" / run_id / "model.onnx").exists()
 
 
-def test_an_unexpected_error_is_one_line_and_its_traceback_is_kept(
-    capfd, tmp_path, small_folder, monkeypatch
-):
+def test_unexpected_error_keeps_traceback(capfd, tmp_path, small_folder, monkeypatch):
     monkeypatch.setattr("nnbuild.evaluation.evaluate", lambda *_: 1 / 0)
     outcome = call(
         capfd,

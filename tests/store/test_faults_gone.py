@@ -52,7 +52,7 @@ def straight(tmp_path_factory, small_folder):
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_run_in_a_moved_store_is_resumed_there(tmp_path, small_config, straight, at_point, point):
+def test_run_store_moved_is_resumed(tmp_path, small_config, straight, at_point, point):
     old, new = tmp_path / "old", tmp_path / "new"
     at_point(point, lambda: old.rename(new))
     with pytest.raises(StoreGoneError) as caught:
@@ -71,14 +71,14 @@ def test_a_run_in_a_moved_store_is_resumed_there(tmp_path, small_config, straigh
 
 
 @pytest.mark.parametrize("point", ["check_data:begin", "commit:linked"])
-def test_a_deleted_store_is_not_created_again(tmp_path, small_config, at_point, point):
+def test_store_deleted_stays_deleted(tmp_path, small_config, at_point, point):
     at_point(point, lambda: shutil.rmtree(tmp_path / "store"))
     with pytest.raises(StoreGoneError, match="disappeared during the run"):
         retrain(small_config, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_store_at_the_place_is_left_alone(tmp_path, small_config, at_point):
+def test_store_replaced_is_unchanged(tmp_path, small_config, at_point):
     def replace():
         (tmp_path / "store").rename(tmp_path / "moved")
         (tmp_path / "store" / "staging").mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_another_store_at_the_place_is_left_alone(tmp_path, small_config, at_poi
     assert len(Store(tmp_path / "moved").unfinished_runs()) == 1
 
 
-def test_a_store_that_lost_its_marker_is_not_written(tmp_path, small_config, at_point):
+def test_store_without_marker_is_unchanged(tmp_path, small_config, at_point):
     marker = tmp_path / "store" / "store.json"
     content = []
     at_point("checkpoint:end", lambda: (content.append(marker.read_bytes()), marker.unlink()))
@@ -103,7 +103,7 @@ def test_a_store_that_lost_its_marker_is_not_written(tmp_path, small_config, at_
     assert retrain(None, tmp_path / "store", resume=waiting.run_id).status == "succeeded"
 
 
-def test_a_store_that_goes_behind_the_row_is_finished_there(tmp_path, small_config, at_point):
+def test_commit_store_moved_is_completed(tmp_path, small_config, at_point):
     old, new = tmp_path / "old", tmp_path / "new"
     at_point("champion:changed", lambda: old.rename(new))
     with contextlib.suppress(NnbuildError):
@@ -121,7 +121,7 @@ def fails_after(run, function):
         raise ZeroDivisionError
 
 
-def test_bad_data_in_a_moved_store_discards_nothing(tmp_path, small_config):
+def test_bad_data_store_moved_keeps_files(tmp_path, small_config):
     run = open_run(small_config, tmp_path / "old")
     with pytest.raises(StoreGoneError):
         fails_after(run, lambda: (tmp_path / "old").rename(tmp_path / "new"))
@@ -129,7 +129,7 @@ def test_bad_data_in_a_moved_store_discards_nothing(tmp_path, small_config):
     assert len(Store(tmp_path / "new").unfinished_runs()) == 1
 
 
-def test_an_error_behind_the_commit_stays_what_it_is(tmp_path, small_config):
+def test_error_after_commit_is_raised(tmp_path, small_config):
     run = open_run(small_config, tmp_path / "store")
     with pytest.raises(ZeroDivisionError):
         fails_after(run, lambda: commit.commit_failure(run, ValueError("anything")))
@@ -137,7 +137,7 @@ def test_an_error_behind_the_commit_stays_what_it_is(tmp_path, small_config):
 
 
 @pytest.mark.parametrize("point", ["shard:written", "score:rows"])
-def test_a_job_in_a_moved_store_is_resumed_there(tmp_path, store, at_point, point):
+def test_job_store_moved_is_resumed(tmp_path, store, at_point, point):
     source, new = parquet(tmp_path / "in.parquet"), tmp_path / "new"
     config = ScoreConfig(input=str(source), batch_size=32, shard_rows=100)
     straight = score(config, store.root)
@@ -156,7 +156,7 @@ def test_a_job_in_a_moved_store_is_resumed_there(tmp_path, store, at_point, poin
     assert not store.root.exists()
 
 
-def test_a_sweep_does_not_create_its_store_again(tmp_path, small_config, at_point):
+def test_sweep_store_deleted_stays_deleted(tmp_path, small_config, at_point):
     from nnbuild.sweep import sweep_config
     from nnbuild.sweep.runner import make_sweep
 
@@ -169,7 +169,7 @@ def test_a_sweep_does_not_create_its_store_again(tmp_path, small_config, at_poin
     assert [each.state for each in swept.trials] == ["finished", "finished"]
 
 
-def test_a_remote_store_that_was_replaced_gets_no_run(s3_store, small_config, at_point):
+def test_remote_store_replaced_is_unchanged(s3_store, small_config, at_point):
     def replace():
         store = Store(s3_store)
         store._marker.unlink()
@@ -184,7 +184,7 @@ def test_a_remote_store_that_was_replaced_gets_no_run(s3_store, small_config, at
     assert len(store.unfinished_runs()) == 1
 
 
-def test_runs_that_create_a_store_together_are_committed(tmp_path, small_config, monkeypatch):
+def test_concurrent_first_runs_are_committed(tmp_path, small_config, monkeypatch):
     root, create = tmp_path / "store", Store.create
 
     def together(store):
@@ -200,7 +200,7 @@ def test_runs_that_create_a_store_together_are_committed(tmp_path, small_config,
     assert Store(root).run_ids() == [run.run_id]
 
 
-def test_tensorboard_does_not_create_the_store_again(tmp_path, small_config, monkeypatch):
+def test_tensorboard_store_deleted_is_ignored(tmp_path, small_config, monkeypatch):
     pytest.importorskip("tensorboard")
     training = small_config.training.model_copy(update={"tensorboard": True})
     root = tmp_path / "store"
@@ -217,7 +217,7 @@ def test_tensorboard_does_not_create_the_store_again(tmp_path, small_config, mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_watch_ends_with_its_block(tmp_path):
+def test_watch_ends_with_block(tmp_path):
     store = Store(tmp_path / "store")
     store.create()
     folder = store.root / "staging" / "x"
@@ -236,7 +236,7 @@ def test_a_watch_ends_with_its_block(tmp_path):
     store.create()
 
 
-def test_the_command_says_how_to_resume(capfd, tmp_path, small_folder, at_point, prefect_server):
+def test_command_store_gone_shows_resume(capfd, tmp_path, small_folder, at_point, prefect_server):
     old, new = tmp_path / "old", tmp_path / "new"
     at_point("checkpoint:end", lambda: old.rename(new))
     options = ["--dataset", small_folder, "--model", "lab", "--epochs", "2"]

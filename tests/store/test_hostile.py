@@ -95,7 +95,7 @@ def harmless(sound: Path, pattern: str, change: Callable[[bytes], bytes]) -> Non
 @pytest.mark.parametrize("pattern", READERS)
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
-def test_changed_and_cut_files_do_no_harm(sound, pattern, data):
+def test_reader_damaged_file_is_refused(sound, pattern, data):
     def change(content: bytes) -> bytes:
         changed = bytearray(
             content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]
@@ -113,7 +113,7 @@ def test_changed_and_cut_files_do_no_harm(sound, pattern, data):
 @pytest.mark.parametrize("pattern", [each for each in READERS if each.endswith(".json")])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_any_value_in_the_place_of_another_does_no_harm(sound, pattern, data):
+def test_reader_any_json_is_safe(sound, pattern, data):
     def change(content: bytes) -> bytes:
         value = json.loads(content)
         holder = value
@@ -132,7 +132,7 @@ def test_any_value_in_the_place_of_another_does_no_harm(sound, pattern, data):
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=60) | st.dictionaries(st.text(max_size=8), JSON, max_size=3).map(str))
-def test_any_text_is_harmless_as_a_config(text):
+def test_config_any_text_is_safe(text):
     with scratch() as folder:
         (folder / "run.toml").write_text(text, encoding="utf-8", errors="surrogateescape")
         with contextlib.suppress(NnbuildError):
@@ -144,7 +144,7 @@ def test_any_text_is_harmless_as_a_config(text):
     st.text(max_size=30)
     | st.sampled_from(["..", "../x", "/etc", "a/../../b", ".", "~", "runs/../..", "\0"])
 )
-def test_no_name_leads_out_of_the_store(sound, name):
+def test_names_cannot_leave_store(sound, name):
     store = Store(sound)
     for use in (store.unfinished_run, store.manifest, store.staged_history, store.read_table):
         with pytest.raises(NnbuildError):
@@ -153,7 +153,7 @@ def test_no_name_leads_out_of_the_store(sound, name):
         store.partition(name, name)
 
 
-def test_a_model_whose_digest_is_not_the_manifests_is_not_read(sound):
+def test_model_wrong_digest_is_not_loaded(sound):
     store = Store(sound)
     record = sound / "runs" / store.run_ids()[0]
     digest = store.manifest(record.name).files[f"runs/{record.name}/model.keras"].sha256

@@ -55,13 +55,13 @@ def test_claim_is_exclusive_and_leaves_nothing(tmp_path):
         assert locks.holder(path).record["score_id"] == "other"
 
 
-def test_claim_keeps_a_folder_that_was_filled_meanwhile(tmp_path):
+def test_claim_folder_in_use_is_kept(tmp_path):
     with claim(tmp_path / "new" / "lock"):
         (tmp_path / "new" / "file").touch()
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["file"]
 
 
-def test_claim_ends_with_a_process_that_is_killed(tmp_path, other):
+def test_claim_holder_killed_is_released(tmp_path, other):
     path = tmp_path / "lock"
     with pytest.raises(LockedError, match=f"theirs by process {other.pid} "), claim(path):
         pass
@@ -75,7 +75,7 @@ def test_claim_ends_with_a_process_that_is_killed(tmp_path, other):
     assert not path.exists()
 
 
-def test_removed_lock_is_made_again_by_a_claim(tmp_path, monkeypatch):
+def test_claim_lock_removed_is_recreated(tmp_path, monkeypatch):
     """The claim has opened the file that is removed before it can lock it."""
     path, opened = tmp_path / "lock", locks._opened
     path.touch()
@@ -95,7 +95,7 @@ def test_removed_lock_is_made_again_by_a_claim(tmp_path, monkeypatch):
     assert not locks.remove_if_free(path)
 
 
-def test_look_at_a_lock_does_not_refuse_a_claim(tmp_path, monkeypatch):
+def test_claim_during_test_succeeds(tmp_path, monkeypatch):
     """A look holds the lock for an instant."""
     import fcntl
 
@@ -109,7 +109,7 @@ def test_look_at_a_lock_does_not_refuse_a_claim(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b"[1]", b"{}", b'{"pid": "x"}', b"\xff"])
-def test_record_that_cannot_be_read_is_another_process(tmp_path, content):
+def test_holder_unreadable_is_unnamed(tmp_path, content):
     path = tmp_path / "lock"
     with claim(path):
         path.write_bytes(content)
@@ -117,7 +117,7 @@ def test_record_that_cannot_be_read_is_another_process(tmp_path, content):
             pass
 
 
-def test_lock_is_never_written_through_a_link(tmp_path):
+def test_claim_symlink_is_refused(tmp_path):
     (tmp_path / "secret").write_text("kept")
     (tmp_path / "lock").symlink_to("secret")
     with pytest.raises(StoreError), claim(tmp_path / "lock"):

@@ -104,7 +104,7 @@ def kinds(folder):
 
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("command", ["sql", "trends", "export", "savedmodel", "score"])
-def test_output_keeps_what_is_special(capfd, tmp_path, monkeypatch, shared, command, special):
+def test_output_special_file_is_kept(capfd, tmp_path, monkeypatch, shared, command, special):
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -129,7 +129,7 @@ def test_output_keeps_what_is_special(capfd, tmp_path, monkeypatch, shared, comm
 @pytest.mark.parametrize(
     "name", ["x" * 300, "new/folder/x.out", "/proc/x.out", "s3://bucket/x.out"], ids=str
 )
-def test_output_to_a_path_works_or_is_one_line(capfd, tmp_path, monkeypatch, shared, command, name):
+def test_output_any_path_works_or_one_line(capfd, tmp_path, monkeypatch, shared, command, name):
     monkeypatch.chdir(tmp_path)
     outcome = call(capfd, *commands(shared, name)[command], "--store", shared[0].root)
     if name.startswith("new"):
@@ -141,7 +141,7 @@ def test_output_to_a_path_works_or_is_one_line(capfd, tmp_path, monkeypatch, sha
         assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_takes_the_longest_name(tmp_path):
+def test_output_longest_name_works(tmp_path):
     path = tmp_path / ("x" * 251 + ".txt")
     write_output(path, CONTENT)
     write_output(tmp_path / ("é" * 127), CONTENT)
@@ -149,7 +149,7 @@ def test_an_output_takes_the_longest_name(tmp_path):
 
 
 @pytest.mark.parametrize("letter", ["a", "é"])
-def test_scores_take_the_longest_name(capfd, tmp_path, store, shared, letter):
+def test_scores_longest_name_works(capfd, tmp_path, store, shared, letter):
     path = tmp_path / "new" / ((letter * 255).encode()[:255].decode(errors="ignore"))
     given = ["score", "--input", shared[1], "--output", path, "--store", store.root]
     assert call(capfd, *given).code == 0
@@ -160,9 +160,7 @@ def test_scores_take_the_longest_name(capfd, tmp_path, store, shared, letter):
 @pytest.mark.parametrize(
     "place", ["x" * 256, "new/" + "x" * 256, "x" * 256 + "/new", "new/" * 1000, "new/" * 1500]
 )
-def test_name_too_long_for_scores_is_refused_early(
-    capfd, tmp_path, monkeypatch, store, shared, place
-):
+def test_scores_name_too_long_is_refused(capfd, tmp_path, monkeypatch, store, shared, place):
     monkeypatch.chdir(tmp_path)
     before = tree_digest(store.root)
     given = ["score", "--input", shared[1], "--output", place, "--store", store.root]
@@ -175,7 +173,7 @@ def test_name_too_long_for_scores_is_refused_early(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
-def test_a_replaced_output_keeps_its_mode(tmp_path, mode):
+def test_output_replaced_keeps_mode(tmp_path, mode):
     path = tmp_path / "page.html"
     path.write_text("old")
     path.chmod(mode)
@@ -186,7 +184,7 @@ def test_a_replaced_output_keeps_its_mode(tmp_path, mode):
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_new_files_follow_the_umask(tmp_path, umask, mode):
+def test_output_new_follows_umask(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         write_output(tmp_path / "page.html", CONTENT)
@@ -199,7 +197,7 @@ def test_new_files_follow_the_umask(tmp_path, umask, mode):
     assert stat.S_IMODE(folder) == mode | (mode & 0o444) >> 2
 
 
-def test_a_run_follows_the_umask(tmp_path, small_config):
+def test_run_files_follow_umask(tmp_path, small_config):
     import nnbuild
 
     before = os.umask(0o027)
@@ -214,7 +212,7 @@ def test_a_run_follows_the_umask(tmp_path, small_config):
     assert modes == {(True, 0o750), (False, 0o640)}
 
 
-def test_an_output_is_written_through_a_link(tmp_path):
+def test_output_link_stays_a_link(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     link.symlink_to("target")
@@ -223,7 +221,7 @@ def test_an_output_is_written_through_a_link(tmp_path):
     assert target.read_bytes() == CONTENT
 
 
-def test_an_output_that_fails_changes_nothing(tmp_path):
+def test_output_failure_changes_nothing(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError):
@@ -232,7 +230,7 @@ def test_an_output_that_fails_changes_nothing(tmp_path):
     assert names(tmp_path) == ["page.html"]
 
 
-def test_an_output_that_is_read_only_is_refused(tmp_path, monkeypatch):
+def test_output_read_only_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     path.write_text("old")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
@@ -241,7 +239,7 @@ def test_an_output_that_is_read_only_is_refused(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def test_a_pipe_with_a_reader_gets_the_bytes(tmp_path):
+def test_output_pipe_gets_bytes(tmp_path):
     path, got = tmp_path / "pipe", []
     os.mkfifo(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -257,7 +255,7 @@ def test_a_pipe_with_a_reader_gets_the_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["/dev/fd/{}", "/proc/self/fd/{}", "/proc/{pid}/fd/{}"])
-def test_a_descriptor_gets_the_bytes(tmp_path, form):
+def test_output_descriptor_gets_bytes(tmp_path, form):
     kept = tmp_path / "kept"
     with kept.open("wb") as file:
         file.write(b"before ")
@@ -269,7 +267,7 @@ def test_a_descriptor_gets_the_bytes(tmp_path, form):
     assert kept.read_bytes() == b"before " + CONTENT + b" after"
 
 
-def test_a_descriptor_that_cannot_be_written_is_refused(tmp_path):
+def test_output_closed_descriptor_is_refused(tmp_path):
     (tmp_path / "kept").write_text("mine")
     with (tmp_path / "kept").open("rb") as file, pytest.raises(OutputError, match="reading only"):
         write_output(Path(f"/dev/fd/{file.fileno()}"), CONTENT)
@@ -285,7 +283,7 @@ def test_a_descriptor_that_cannot_be_written_is_refused(tmp_path):
     assert (tmp_path / "kept").read_text() == "mine"
 
 
-def test_standard_output_gets_a_file_that_can_be_read(shared):
+def test_output_stdout_is_readable(shared):
     code = "import sys; from flows.cli.main import main; main(sys.argv[1:])"
     query = ["sql", "select 1 as a", "--parquet", "/dev/stdout", "--store", str(shared[0].root)]
     done = subprocess.run(
@@ -295,7 +293,7 @@ def test_standard_output_gets_a_file_that_can_be_read(shared):
     assert b"1 rows" in done.stderr
 
 
-def test_the_page_alone_goes_to_standard_output(capfd, shared):
+def test_page_stdout_has_nothing_else(capfd, shared):
     outcome = call(capfd, "trends", "--html", "/dev/stdout", "--store", shared[0].root)
     assert outcome.code == 0
     assert outcome.out.startswith("<!doctype html>")
@@ -319,7 +317,7 @@ def ways_into(root, folder):
 
 
 @pytest.mark.parametrize("command", ["sql", "trends", "export", "savedmodel", "score"])
-def test_an_output_in_the_store_is_refused(capfd, tmp_path, monkeypatch, store, shared, command):
+def test_output_in_store_is_refused(capfd, tmp_path, monkeypatch, store, shared, command):
     for path in ways_into(store.root, tmp_path):
         monkeypatch.chdir(tmp_path / "elsewhere")
         before = tree_digest(store.root)
@@ -330,7 +328,7 @@ def test_an_output_in_the_store_is_refused(capfd, tmp_path, monkeypatch, store, 
         assert tree_digest(store.root) == before
 
 
-def test_an_output_in_a_remote_store_is_refused(s3_store):
+def test_output_in_remote_store_is_refused(s3_store):
     from nnbuild.store.filesystem import open_root
 
     store = Store(s3_store)
@@ -344,7 +342,7 @@ def test_an_output_in_a_remote_store_is_refused(s3_store):
         store.ensure_outside(store.local_root / "staging" / "x")
 
 
-def test_an_output_folder_appears_complete(tmp_path):
+def test_output_folder_is_atomic(tmp_path):
     with output_folder(tmp_path / "new" / "folder") as folder:
         (folder / "a").write_bytes(CONTENT)
         assert not (tmp_path / "new" / "folder").exists()
@@ -354,7 +352,7 @@ def test_an_output_folder_appears_complete(tmp_path):
         pass
 
 
-def test_scores_go_through_a_link_to_an_empty_folder(capfd, tmp_path, store, shared):
+def test_scores_link_to_empty_folder_works(capfd, tmp_path, store, shared):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     given = commands((store, shared[1]), tmp_path / "link")["score"]

@@ -72,7 +72,7 @@ def a_dangling_link(folder):
 
 @pytest.mark.parametrize("place", [missing, empty, with_files, a_file, a_dangling_link])
 @pytest.mark.parametrize("command", READERS)
-def test_reading_where_no_store_is_refused(capfd, tmp_path, monkeypatch, command, place):
+def test_read_no_store_is_refused(capfd, tmp_path, monkeypatch, command, place):
     (tmp_path / "inputs").mkdir()
     monkeypatch.chdir(tmp_path / "inputs")
     for name in ("in", "2026-01-01"):
@@ -95,9 +95,7 @@ def fresh_clients():
 
 
 @pytest.mark.parametrize("command", ["runs", "sql", "repair"])
-def test_reading_an_unreachable_url_is_refused(
-    capfd, tmp_path, monkeypatch, fresh_clients, command
-):
+def test_read_unreachable_url_is_refused(capfd, tmp_path, monkeypatch, fresh_clients, command):
     with socket.socket() as closed:  # bound and never listening: it refuses
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -113,18 +111,18 @@ def test_reading_an_unreachable_url_is_refused(
     assert not (tmp_path / "workshop").exists()
 
 
-def test_reading_an_empty_bucket_is_refused(capfd, s3_store):
+def test_read_empty_bucket_is_refused(capfd, s3_store):
     outcome = call(capfd, "runs", "--store", s3_store)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert f"no store at {s3_store}" in outcome.err
 
 
-def test_read_table_of_a_missing_store_is_refused(tmp_path):
+def test_read_table_no_store_is_refused(tmp_path):
     with pytest.raises(StoreError, match="no store at"):
         nnbuild.read_table(tmp_path / "store", "runs")
 
 
-def test_a_marker_that_is_a_pipe_is_refused(capfd, tmp_path):
+def test_marker_pipe_is_refused(capfd, tmp_path):
     import os
 
     os.mkfifo(tmp_path / "store.json")
@@ -134,7 +132,7 @@ def test_a_marker_that_is_a_pipe_is_refused(capfd, tmp_path):
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new folder", "folder of the user's"])
-def test_bad_input_leaves_a_folder_as_it_was(capfd, tmp_path, small_config, existing):
+def test_bad_input_keeps_folder(capfd, tmp_path, small_config, existing):
     root = tmp_path / "store"
     if existing:
         with_files(tmp_path)
@@ -145,20 +143,20 @@ def test_bad_input_leaves_a_folder_as_it_was(capfd, tmp_path, small_config, exis
     assert tree_digest(tmp_path) == before
 
 
-def test_an_empty_folder_of_the_user_is_kept(tmp_path, small_config):
+def test_bad_input_keeps_empty_folder(tmp_path, small_config):
     root = empty(tmp_path)
     run = nnbuild.open_run(small_config, root)
     Store(root).discard(run)
     assert list(root.iterdir()) == []
 
 
-def test_a_store_that_another_run_uses_is_kept(tmp_path, small_config):
+def test_discard_store_in_use_is_kept(tmp_path, small_config):
     first, second = (nnbuild.open_run(small_config, tmp_path / "store") for _ in range(2))
     Store(tmp_path / "store").discard(first)
     assert Store.open(tmp_path / "store").unfinished_runs()[0].run_id == second.run_id
 
 
-def test_a_store_keeps_its_id_and_old_ones_have_none(tmp_path):
+def test_store_id_is_stable(tmp_path):
     one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
     one.create()
     other.create()

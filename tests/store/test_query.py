@@ -43,7 +43,7 @@ def from_csv(text):
     return list(csv.reader(io.StringIO(text)))
 
 
-def test_columns_of_one_name_are_both_given(ask, gated_runs, tmp_path):
+def test_query_duplicate_columns_are_kept(ask, gated_runs, tmp_path):
     store, _ = gated_runs
     expected = sorted(tuple(row.values()) for row in query(store, PAIR.replace("b.", "b.", 1)
         .replace("a.run_id, b.run_id", "a.run_id as w, b.run_id as x")
@@ -62,7 +62,7 @@ def test_columns_of_one_name_are_both_given(ask, gated_runs, tmp_path):
     assert sorted((a, b, int(c), int(d)) for a, b, c, d in shown[1:]) == expected
 
 
-def test_names_that_occur_again_get_a_number():
+def test_distinct_numbers_repeated_names():
     assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a_1", "a_2"]
     assert distinct(["a", "a", "a_1"]) == ["a", "a_2", "a_1"]
     assert distinct(["a_1", "a", "a"]) == ["a_1", "a", "a_2"]
@@ -107,7 +107,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize(("expression", "expected"), EXACT.items())
-def test_a_value_is_exact_in_json_and_csv(gated_runs, expression, expected):
+def test_query_values_are_exact(gated_runs, expression, expected):
     store, _ = gated_runs
     with Answer(store, f"select {expression} as x") as answer:
         ((value,),) = [row for batch in answer for row in json_values.rows(batch)]
@@ -120,7 +120,7 @@ def test_a_value_is_exact_in_json_and_csv(gated_runs, expression, expected):
         assert str(text) == str(read)
 
 
-def test_json_is_one_line_that_any_reader_takes(ask):
+def test_query_json_is_valid_line(ask):
     told = ask(f"select {', '.join(EXACT)}", "--json")
     assert len(told.out.splitlines()) == 1
     assert len(told.json["rows"][0]) == len(EXACT)
@@ -129,7 +129,7 @@ def test_json_is_one_line_that_any_reader_takes(ask):
     assert ask("select 1 where false").out.strip() == "no rows"
 
 
-def test_sums_in_parquet_are_int64_if_they_fit(ask, tmp_path):
+def test_parquet_small_sums_are_int64(ask, tmp_path):
     path = tmp_path / "sums.parquet"
     statement = (
         "select sum(i) as small, sum(i::hugeint * 1000000000000000000) as large, "
@@ -144,7 +144,7 @@ def test_sums_in_parquet_are_int64_if_they_fit(ask, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["interval 1 day", "[interval 1 day]", "union_value(n := [1])"])
-def test_what_parquet_cannot_hold_is_refused(ask, tmp_path, value):
+def test_parquet_unsupported_type_is_refused(ask, tmp_path, value):
     outcome = ask(f"select 1 as a, {value} as b", "--parquet", tmp_path / "x.parquet")
     if value.startswith("union"):
         assert outcome.code == 0  # as text
@@ -155,7 +155,7 @@ def test_what_parquet_cannot_hold_is_refused(ask, tmp_path, value):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_above_the_store_are_no_columns(capfd, gated_runs, tmp_path):
+def test_query_parent_folders_are_no_columns(capfd, gated_runs, tmp_path):
     store, runs = gated_runs
     above = tmp_path / "env=prod" / "run_id=7" / "score_id=8" / "epoch=9"
     root = shutil.copytree(store.root, above / "store")
@@ -167,14 +167,14 @@ def test_folders_above_the_store_are_no_columns(capfd, gated_runs, tmp_path):
     assert query(Store(root), "select max(epoch) as e from history").to_pylist() == [{"e": 30}]
 
 
-def test_a_table_says_how_much_it_leaves_out(ask):
+def test_printed_table_reports_omitted_rows(ask):
     outcome = ask("select * from range(25)", "--limit", 3)
     assert outcome.out.split() == ["range", "0", "1", "2"]
     assert "3 rows are shown, 22 left out" in outcome.err
     assert ask("select * from range(3)", "--limit", 3).err == ""
 
 
-def test_a_table_of_any_length_ends(ask, monkeypatch):
+def test_printed_table_any_length_ends(ask, monkeypatch):
     monkeypatch.setattr(analytics, "_SECONDS_TO_COUNT", 0.05)
     outcome = ask("select * from range(1000000000000)", "--limit", 2)
     assert outcome.code == 0
@@ -194,11 +194,11 @@ def test_a_table_of_any_length_ends(ask, monkeypatch):
         ("select repeat('x', 10000000000)", (), "4294967295"),
         ("select 1", ("--timeout", 0), "above 0"),
         ("select 1", ("--timeout", "nan"), "above 0"),
-        ("select 1", ("--memory", 1.5), "share"),
-        ("select 1", ("--memory", "nan"), "share"),
+        ("select 1", ("--memory", 1.5), "fraction"),
+        ("select 1", ("--memory", "nan"), "fraction"),
     ],
 )
-def test_limits_end_a_query_in_one_line(ask, monkeypatch, statement, options, message):
+def test_query_over_limit_is_one_line(ask, monkeypatch, statement, options, message):
     if "memory" in message:
         monkeypatch.setattr(queries, "total_memory", lambda: 2**28)
     outcome = ask(statement, *options)
@@ -206,7 +206,7 @@ def test_limits_end_a_query_in_one_line(ask, monkeypatch, statement, options, me
     assert message in outcome.err
 
 
-def test_time_that_the_reader_takes_does_not_count(gated_runs):
+def test_timeout_excludes_reader_time(gated_runs):
     store, _ = gated_runs
     pause = threading.Event()
     with Answer(store, "select * from range(10000)", Limits(timeout=2)) as answer:
@@ -223,8 +223,10 @@ def interrupted(monkeypatch):
 
     def interrupt(number):
         begun = threading.Event()
-        open_query = queries._as_arrow_has
-        monkeypatch.setattr(queries, "_as_arrow_has", lambda it: (begun.set(), open_query(it))[1])
+        open_query = queries._with_arrow_types
+        monkeypatch.setattr(
+            queries, "_with_arrow_types", lambda it: (begun.set(), open_query(it))[1]
+        )
 
         def send():
             begun.wait(60)
@@ -241,7 +243,7 @@ def interrupted(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("statement", ENDLESS.values(), ids=ENDLESS)
-def test_a_signal_ends_any_query(ask, interrupted, tmp_path, number, statement):
+def test_query_signal_stops_it(ask, interrupted, tmp_path, number, statement):
     interrupted(number)
     outcome = ask(statement, "--parquet", tmp_path / "x.parquet")
     assert (outcome.code, outcome.out) == (128 + number, "")
@@ -250,7 +252,7 @@ def test_a_signal_ends_any_query(ask, interrupted, tmp_path, number, statement):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_query_that_hears_nothing_ends_with_the_process(ask, interrupted, monkeypatch):
+def test_query_stuck_ends_with_process(ask, interrupted, monkeypatch):
     codes = []
 
     def leave(code):
@@ -258,7 +260,7 @@ def test_a_query_that_hears_nothing_ends_with_the_process(ask, interrupted, monk
         raise SystemExit(code)
 
     monkeypatch.setattr(analytics.os, "_exit", leave)
-    monkeypatch.setattr(queries, "_PATIENCE", 0.05)
+    monkeypatch.setattr(queries, "_STOP_SECONDS", 0.05)
     interrupted(signal.SIGINT)
     with pytest.raises(SystemExit):
         ask("select list_sort(range(2000000))[1]")
@@ -272,7 +274,7 @@ os.execv(sys.executable, [sys.executable, "-m", "flows.cli.main", *sys.argv[2:]]
 """
 
 
-def test_ctrl_c_in_a_terminal_leaves_nothing(gated_runs, tmp_path):
+def test_query_ctrl_c_leaves_nothing(gated_runs, tmp_path):
     store, _ = gated_runs
     controller, terminal = pty.openpty()
     arguments = ["sql", "select * from range(100000000000)", "--csv", "--store", str(store.root)]
@@ -296,7 +298,7 @@ def test_ctrl_c_in_a_terminal_leaves_nothing(gated_runs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dates_of_python_are_iso_text_in_every_command(gated_runs, capfd):
+def test_json_dates_are_iso(gated_runs, capfd):
     store, _ = gated_runs
     for row in call(capfd, "runs", "--json", "--store", store.root).json["runs"]:
         assert "T" in row["started_at"]
@@ -307,13 +309,13 @@ def test_dates_of_python_are_iso_text_in_every_command(gated_runs, capfd):
     }
 
 
-def test_growth_is_bounded_for_as_long_as_the_block():
+def test_memory_growth_limited_in_block():
     with cgroups.memory_growth_limited(2**26), pytest.raises(MemoryError):
         bytearray(2**31)
     assert len(bytearray(2**28)) == 2**28
 
 
-def test_limits_are_shares_and_seconds():
+def test_limits_invalid_are_refused():
     assert Limits(memory=1).memory_bytes == cgroups.total_memory()
     for wrong in ({"memory": 0}, {"memory": -1}, {"timeout": -1}):
         with pytest.raises(ConfigError):

@@ -13,7 +13,7 @@ pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
 
-def test_a_run_on_s3_is_the_run_in_a_folder(s3_store, tmp_path, small_config):
+def test_s3_run_equals_local_run(s3_store, tmp_path, small_config):
     there = retrain(small_config, s3_store)
     here = retrain(small_config, tmp_path / "store")
     assert values(Store(s3_store), there.run_id) == values(Store(tmp_path / "store"), here.run_id)
@@ -28,9 +28,7 @@ def test_a_run_on_s3_is_the_run_in_a_folder(s3_store, tmp_path, small_config):
     assert table.num_rows == store.read_table("history").num_rows > 0
 
 
-def test_the_dataset_is_uploaded_once_and_read_from_there(
-    s3_store, small_config, monkeypatch, tmp_path
-):
+def test_s3_dataset_is_uploaded_once(s3_store, small_config, monkeypatch, tmp_path):
     first = retrain(small_config, s3_store)
     monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
     second = retrain(small_config, s3_store)
@@ -55,7 +53,7 @@ def refuses_after(allowed):
     return answer
 
 
-def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config):
+def test_s3_row_is_committed_last(s3_store, s3_service, small_config):
     """Every upload after the first few is refused: a reader sees no run before its last object, and all of it then."""
     run_id, refusals = None, 0
     for allowed in range(100):
@@ -83,7 +81,7 @@ def test_nothing_is_committed_before_the_row(s3_store, s3_service, small_config)
     assert (store.root / "runs" / run_id / "model.keras").exists()
 
 
-def test_a_throttled_service_is_asked_again(s3_store, s3_service, small_config):
+def test_s3_throttling_is_retried(s3_store, s3_service, small_config):
     asked = []
 
     def slow_down(method, path):
@@ -100,7 +98,7 @@ def test_a_throttled_service_is_asked_again(s3_store, s3_service, small_config):
     assert all(asked.count(each) == 2 for each in asked if each[0] == "PUT")
 
 
-def test_the_command_line_on_s3(capfd, s3_store, small_config):
+def test_s3_command_line_works(capfd, s3_store, small_config):
     run = retrain(small_config, s3_store)
     assert (
         call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == run.run_id
@@ -110,7 +108,7 @@ def test_the_command_line_on_s3(capfd, s3_store, small_config):
     assert call(capfd, "doctor", "--store", s3_store, "--json").json["ok"]
 
 
-def test_bad_input_leaves_nothing_on_s3(s3_store, small_config):
+def test_s3_bad_input_leaves_nothing(s3_store, small_config):
     run = open_run(small_config, s3_store)
     Store(s3_store).discard(run)
     assert not run.folder.exists()
@@ -118,7 +116,7 @@ def test_bad_input_leaves_nothing_on_s3(s3_store, small_config):
 
 
 @pytest.mark.parametrize("url", ["nonsense://bucket/store", "s3://no-such-bucket-here/store"])
-def test_a_url_that_leads_nowhere_is_refused_in_one_line(capfd, s3_store, small_folder, url):
+def test_url_unreachable_is_one_line(capfd, s3_store, small_folder, url):
     outcome = call(
         capfd, "run", "--dataset", small_folder, "--model", "lab", "--epochs", 1, "--store", url
     )

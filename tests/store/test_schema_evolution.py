@@ -62,11 +62,11 @@ COMMON = {
 
 
 @pytest.mark.parametrize(("pair", "expected"), COMMON.items(), ids=str)
-def test_two_types_have_one_common_type(pair, expected):
+def test_common_type_of_two_types(pair, expected):
     assert common_type(*pair) == common_type(*reversed(pair)) == expected
 
 
-def test_common_types_go_with_their_origins():
+def test_common_type_is_associative():
     kinds = {kind for pair in COMMON for kind in pair}
     for one, other in combinations(sorted(kinds, key=str), 2):
         if (common := common_type(one, other)) is not None:
@@ -85,7 +85,7 @@ INTEGERS = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-9, 9) | st.n
 
 @settings(max_examples=60, deadline=None)
 @given(INTEGERS, st.sampled_from([pa.float64(), pa.float32(), pa.decimal128(15, 2), pa.uint64()]))
-def test_integers_are_never_rounded(values, other):
+def test_unified_integers_are_exact(values, other):
     column = pa.array(values, pa.int64())
     with scratch() as folder:
         first, second = file_of(folder, column), file_of(folder, pa.nulls(1, other))
@@ -97,7 +97,7 @@ def test_integers_are_never_rounded(values, other):
     assert [None if each is None else int(each) for each in column.cast(kind).to_pylist()] == values
 
 
-def test_times_beyond_nanoseconds_are_not_squeezed(tmp_path):
+def test_unified_far_times_are_exact(tmp_path):
     nanoseconds = file_of(tmp_path, pa.array([1], pa.timestamp("ns")))
     near = file_of(tmp_path, pa.array([datetime(2026, 1, 1)]))  # noqa: DTZ001
     far = file_of(tmp_path, pa.array([datetime(2500, 1, 1)]))  # noqa: DTZ001
@@ -105,7 +105,7 @@ def test_times_beyond_nanoseconds_are_not_squeezed(tmp_path):
     assert unified([far, nanoseconds])["x"] is None
 
 
-def test_nested_integers_beyond_doubles_are_not_rounded(tmp_path):
+def test_unified_nested_integers_are_exact(tmp_path):
     floats = file_of(tmp_path, pa.array([[1.5]]))
     assert unified([file_of(tmp_path, pa.array([[2]])), floats])["x"] == pa.list_(pa.float64())
     assert unified([file_of(tmp_path, pa.array([[2**60]])), floats])["x"] is None
@@ -135,7 +135,7 @@ DAYS = {
 
 
 @pytest.mark.parametrize("days", DAYS.values(), ids=DAYS)
-def test_a_column_that_widens_stays_one_column(store, tmp_path, days):
+def test_scores_wider_column_is_one_column(store, tmp_path, days):
     ids = [job(store, tmp_path, cust=values) for values in days]
     table = nnbuild.read_table(store, "scores", columns=["cust"])
     kind = common_type(*(values.type for values in days))
@@ -161,7 +161,7 @@ UNLIKE = {
 }
 
 
-def test_a_column_of_another_kind_is_refused_at_the_start(store, tmp_path, capfd):
+def test_scores_other_type_is_refused_early(store, tmp_path, capfd):
     first = job(store, tmp_path, cust=[1] * ROWS)
     for values in UNLIKE.values():
         path = parquet(tmp_path / "next.parquet", cust=values)
@@ -176,7 +176,7 @@ def test_a_column_of_another_kind_is_refused_at_the_start(store, tmp_path, capfd
     assert query(store, "select sum(cust)::int as s from scores").to_pylist() == [{"s": ROWS}]
 
 
-def test_values_that_do_not_fit_are_refused_at_the_commit(store, tmp_path):
+def test_commit_inexact_values_are_refused(store, tmp_path):
     job(store, tmp_path, cust=[1.5] * ROWS)
     with pytest.raises(StoreError, match=r"cust.* int64 here and double .*discard"):
         job(store, tmp_path, cust=[2**53 + 1] * ROWS)
@@ -185,7 +185,7 @@ def test_values_that_do_not_fit_are_refused_at_the_commit(store, tmp_path):
     assert store.read_table("scores")["cust"].type == pa.float64()
 
 
-def test_a_store_that_is_mixed_already_is_read_as_text(store, tmp_path, monkeypatch):
+def test_read_mixed_types_as_text(store, tmp_path, monkeypatch):
     monkeypatch.setattr(kept_columns, "_differences", lambda *_: iter(()))
     for values in (pa.array([2**60 + 1] * ROWS), pa.array([1.5] * ROWS), *UNLIKE.values()):
         job(store, tmp_path, cust=values, other=pa.array([1] * ROWS))
@@ -201,7 +201,7 @@ def test_a_store_that_is_mixed_already_is_read_as_text(store, tmp_path, monkeypa
     assert counted == [{"n": ROWS}]
 
 
-def test_types_that_duckdb_lacks_are_read_as_others(store, tmp_path):
+def test_query_unsupported_types_are_cast(store, tmp_path):
     job(
         store,
         tmp_path,
@@ -231,12 +231,12 @@ def test_types_that_duckdb_lacks_are_read_as_others(store, tmp_path):
         (["day"], "s3://bucket/day=2026-11-26/out"),
     ],
 )
-def test_names_that_readers_confuse_are_refused(kept, output):
+def test_kept_ambiguous_names_are_refused(kept, output):
     with pytest.raises(ConfigError, match=f"cannot keep column {kept[-1]!r}: "):
         require_distinct_names(kept, ["label", "prob_0"], output)
 
 
-def test_other_names_are_taken(store, tmp_path):
+def test_kept_other_names_are_accepted(store, tmp_path):
     require_distinct_names(
         ["labels", "day", "prob", "score", "a b", "Ä"], ["label", "prob_0"], "out"
     )
@@ -251,7 +251,7 @@ def test_other_names_are_taken(store, tmp_path):
         job(store, tmp_path, **{"A.B": [1] * ROWS})
 
 
-def test_the_command_refuses_names_that_are_taken(store, tmp_path, capfd):
+def test_command_reserved_names_are_refused(store, tmp_path, capfd):
     for name in ("score_id", "Label"):
         path = parquet(tmp_path / "in.parquet", **{name: ["x"] * ROWS})
         outcome = call(capfd, "score", "--input", path, "--keep", name, "--store", store.root)
@@ -260,7 +260,7 @@ def test_the_command_refuses_names_that_are_taken(store, tmp_path, capfd):
     assert store.score_ids() == []
 
 
-def test_a_kept_key_of_an_older_store_is_hidden(store, tmp_path):
+def test_read_kept_key_is_hidden(store, tmp_path):
     score_id = job(store, tmp_path, cust=[1] * ROWS)
     for path in (store.root / "tables" / "scores" / f"score_id={score_id}").iterdir():
         table = pq.ParquetFile(path).read()
@@ -271,7 +271,7 @@ def test_a_kept_key_of_an_older_store_is_hidden(store, tmp_path):
     ]
 
 
-def test_columns_are_read_by_name(store, tmp_path):
+def test_read_columns_by_name(store, tmp_path):
     job(store, tmp_path, cust=[1] * ROWS)
     job(store, tmp_path, other=[1] * ROWS)
     found = store.read_table("scores", columns=["other", "cust"])

@@ -73,7 +73,7 @@ def harmless(capfd, sound):
     return look
 
 
-def test_a_sound_store_answers_every_command(harmless):
+def test_commands_sound_store_succeed(harmless):
     outcomes = harmless(lambda root: None)  # noqa: ARG005
     assert {outcome.code for outcome in outcomes.values()} <= {0, 2}
     refused = {command[0] for command, outcome in outcomes.items() if outcome.code}
@@ -87,7 +87,7 @@ MANY = settings(
 
 @MANY
 @given(data=st.data())
-def test_any_json_value_in_the_place_of_another_is_named(harmless, data):
+def test_json_any_other_value_is_named(harmless, data):
     def change(root):
         kinds = ["runs/*/manifest.json"] * 3 + ["champion.json", "datasets/*/*/dataset.json"]
         kinds += ["scores/*/manifest.json", "runs/*/reference.json"]
@@ -130,7 +130,7 @@ def spoil(path, harm, data):
 
 @MANY
 @given(data=st.data())
-def test_any_parquet_file_that_is_spoilt_is_named(harmless, data):
+def test_parquet_damaged_is_named(harmless, data):
     def change(root):
         files = sorted(root.glob("tables/*/*/*.parquet"))
         path = data.draw(st.sampled_from(files))
@@ -170,7 +170,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("names", [*FIELDS, *WRONG], ids=".".join)
-def test_a_damaged_manifest_names_the_field(gated_runs, names):
+def test_manifest_damaged_names_field(gated_runs, names):
     store, (run_id, *_) = gated_runs
     path = store.root / "runs" / run_id / "manifest.json"
     manifest = holder = json.loads(path.read_text())
@@ -191,7 +191,7 @@ def test_a_damaged_manifest_names_the_field(gated_runs, names):
     assert "restore it" in str(caught.value)
 
 
-def test_what_other_versions_add_to_a_manifest_is_kept(gated_runs):
+def test_manifest_unknown_fields_are_kept(gated_runs):
     store, (run_id, *_) = gated_runs
     path = store.root / "runs" / run_id / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -201,7 +201,7 @@ def test_what_other_versions_add_to_a_manifest_is_kept(gated_runs):
     assert store.manifest(run_id).to_json() == manifest
 
 
-def test_manifest_written_again_keeps_every_byte(gated_runs):
+def test_manifest_rewritten_keeps_bytes(gated_runs):
     store, run_ids = gated_runs
     for run_id in run_ids:
         path = store.root / "runs" / run_id / "manifest.json"
@@ -210,11 +210,11 @@ def test_manifest_written_again_keeps_every_byte(gated_runs):
         assert path.read_bytes() == before
 
 
-def test_manifest_steps_are_those_of_the_pipeline():
+def test_manifest_steps_match_pipeline():
     assert list(Steps.model_fields) == list(STEPS)
 
 
-def test_a_manifests_row_is_the_tables():
+def test_manifest_row_matches_schema():
     assert list(Row.model_fields) == schemas.RUNS.names
 
 
@@ -229,7 +229,7 @@ def test_a_manifests_row_is_the_tables():
         (None, "changes"),
     ],
 )  # fmt: skip
-def test_a_damaged_history_of_champions_names_the_field(store, changes, word):
+def test_champion_damaged_names_field(store, changes, word):
     (store.root / champion.FILE).write_text(json.dumps({"changes": changes}))
     for read in (champion.history, champion.rollback):
         with pytest.raises(StoreError, match=word):
