@@ -245,7 +245,9 @@ def test_other_names_are_taken(store, tmp_path):
     job(store, tmp_path, **{"run_id": [1] * ROWS, "a.b": [1] * ROWS, 'q"': [1] * ROWS})
     found = query(store, 'select run_id, "a.b", "q""" from scores limit 1').to_pylist()
     assert found == [{"run_id": 1, "a.b": 1, 'q"': 1}]
-    with pytest.raises(ConfigError, match=r"cannot keep column 'A\.B': scoring job .* has it as 'a.b'"):
+    with pytest.raises(
+        ConfigError, match=r"cannot keep column 'A\.B': scoring job .* has it as 'a.b'"
+    ):
         job(store, tmp_path, **{"A.B": [1] * ROWS})
 
 
