@@ -1,4 +1,4 @@
-"""What the tests share: TensorFlow in silence, one Prefect test server for the session, tiny datasets."""
+"""Shared fixtures: small datasets, trained stores, servers."""
 
 import json
 import os
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
-# Prefect's logging setup closes the handlers that stand, and TensorFlow's holds the stream that pytest captures at the
-# time of its import: so Prefect comes first.
+# Prefect's logging setup closes existing handlers, and TensorFlow's handler keeps the stream that
+# pytest captures during its import: import Prefect first.
 import prefect.main  # noqa: F401
 from small_data import run_config, write_small_dataset
 
@@ -30,7 +30,7 @@ from nnbuild.store import Store
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small dataset as a Parquet file would be: three classes of 8×8 grey images that can be learnt."""
+    """A small learnable dataset: three classes of 8×8 grayscale images, as an .npz."""
     return write_small_dataset(
         tmp_path_factory.mktemp("small"), classes=3, shape=(8, 8, 1), train=120, test=45
     )
@@ -38,7 +38,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_config(small_folder: Path) -> RunConfig:
-    """A run that takes a second: the lab network on the small dataset."""
+    """Settings of a run that takes a second: the lab network on the small dataset."""
     return RunConfig.model_validate(
         {
             "dataset": {"name": str(small_folder)},
@@ -51,7 +51,7 @@ def small_config(small_folder: Path) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
-    """The root of a store with a champion, to be left as it is."""
+    """Root of a store with a champion; do not modify it."""
     from nnbuild.pipeline.run import retrain
 
     root = tmp_path_factory.mktemp("trained") / "store"
@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Pat
 
 @pytest.fixture
 def store(trained: Path, tmp_path: Path) -> Store:
-    """A copy of that store, to write to."""
+    """A writable copy of the store with a champion."""
     return Store(shutil.copytree(trained, tmp_path / "store"))
 
 
@@ -81,14 +81,14 @@ def _three_runs(
 def gated_runs(
     _three_runs: tuple[Path, list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, list[str]]:
-    """A store to write to, and its three runs: the first, a far better one, and one as bad as the first."""
+    """A writable store with three runs: a bad one, a much better one, and another bad one."""
     root, runs = _three_runs
     return Store(shutil.copytree(root, tmp_path_factory.mktemp("gated") / "store")), runs
 
 
 @pytest.fixture(scope="session")
 def s3_service() -> Iterator["Service"]:
-    """One for the session: the file systems that are cached for a URL remember where its server was."""
+    """An S3 server for the session, because file systems are cached with its address."""
     pytest.importorskip("moto")
     from s3_server import Service
 
@@ -101,7 +101,7 @@ def s3_service() -> Iterator["Service"]:
 def s3_store(
     s3_service: "Service", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """The URL of a store in an empty bucket."""
+    """URL of a store in an empty bucket."""
     import boto3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_service.url)
@@ -119,7 +119,7 @@ def s3_store(
 
 @pytest.fixture
 def prefect_server(_prefect_harness: None) -> None:
-    """Prefect's test harness, started once for the session by the first test that needs it."""
+    """Prefect's test harness, started by the first test of the session that needs it."""
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +132,7 @@ def _prefect_harness() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_prefect(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
-    """A real Prefect server for the session, for what the harness cannot do: schedules, workers, pages."""
+    """A real Prefect server for the session, for schedules, workers and pages."""
     from real_server import real_server
 
     with real_server(tmp_path_factory.mktemp("prefect")) as found:
@@ -141,7 +141,7 @@ def real_prefect(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]"
 
 @pytest.fixture(scope="module")
 def listener() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A webhook on loopback: its URL, and what it was sent."""
+    """URL of a webhook on loopback, and the list of messages it received."""
     received = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -162,7 +162,7 @@ def listener() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @pytest.fixture
 def real_mnist() -> Path:
-    """The folder with the real MNIST; the test is skipped where there is none."""
+    """Folder with the real MNIST; skips the test if it is unavailable."""
     folder = os.environ.get("NNBUILD_DATA_DIR")
     if not folder or not (Path(folder) / "train-images-idx3-ubyte.gz").exists():
         pytest.skip("NNBUILD_DATA_DIR names no folder with train-images-idx3-ubyte.gz")

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each case prepares its files in a folder and gives `nnbuild`'s arguments for them."""
+"""Mistakes of users: each case prepares files in a folder and returns arguments of `nnbuild`."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ Prepare = Callable[[Path], list[object]]
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake: what is typed, and a part of the line that must come."""
+    """A mistake: arguments, and a part of the expected error."""
 
     name: str
     prepare: Prepare
@@ -51,7 +51,7 @@ def _config(name: str, says: str, text: str) -> Case:
 
 
 def _model(name: str, says: str, body: str) -> Case:
-    """A user's model; the module is named after the case, since Python imports a name once."""
+    """Return a case with a user's model in its own module, because Python imports a name once."""
     module = "user_" + name.replace(" ", "_").replace("-", "_")
 
     def prepare(folder: Path) -> list[object]:
@@ -73,7 +73,7 @@ def _model(name: str, says: str, body: str) -> Case:
 
 
 def _changed(file: str, change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
-    """IDX files of which one is changed."""
+    """Return a case with IDX files of which one is changed."""
 
     def write(folder: Path) -> Path:
         write_idx(folder, tiny())
@@ -673,5 +673,5 @@ MODELS = [
 
 
 def every_case() -> list[Case]:
-    """All of them; those about the store are in the test, which has the store."""
+    """Return all cases, except those that need a store, which are in the test."""
     return [*USAGE, *SWEEPS, *CONFIGS, *FILES, *MODELS]

@@ -1,4 +1,4 @@
-"""A headless Chromium that is driven by its DevTools protocol: pages that are drawn by scripts, and what is on them."""
+"""Drive a headless Chromium by its DevTools protocol, for pages rendered by scripts."""
 
 import base64
 import json
@@ -45,17 +45,17 @@ class Page:
         self._call("Page.enable")
 
     def show(self, url: str, ready: str, seconds: float = 60) -> Any:
-        """Go to an address, and wait until an expression on the page is true; its value."""
+        """Open a URL, and wait for an expression on the page to be true; return its value."""
         self._call("Page.navigate", url=url)
         return until(lambda: self.value(ready), seconds, f"{ready} on {url}")
 
     def value(self, expression: str) -> Any:
-        """Of a JavaScript expression, as JSON has it."""
+        """Return the value of a JavaScript expression."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         return found["result"].get("value")
 
     def picture(self, path: Path, width: int, height: int, *, x: int = 0, y: int = 0) -> Path:
-        """A part of the page as a PNG."""
+        """Save a part of the page as a PNG."""
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         found = self._call("Page.captureScreenshot", format="png", clip=clip)
         path.write_bytes(base64.b64decode(found["data"]))
@@ -65,17 +65,17 @@ class Page:
         self._calls += 1
         self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
         while True:
-            told = json.loads(self._socket.recv(timeout=30))
-            if told.get("method") == "Network.requestWillBeSent":
-                self.fetched.add(told["params"]["request"]["url"])
-            if told.get("id") == self._calls:
-                assert "error" not in told, told
-                return told["result"]
+            message = json.loads(self._socket.recv(timeout=30))
+            if message.get("method") == "Network.requestWillBeSent":
+                self.fetched.add(message["params"]["request"]["url"])
+            if message.get("id") == self._calls:
+                assert "error" not in message, message
+                return message["result"]
 
 
 @contextmanager
 def browser(folder: Path, width: int = 1280, height: int = 1000) -> Iterator[Page]:
-    """Chromium with an empty profile and one page; it is ended with the block."""
+    """Run Chromium with an empty profile and one page while the block runs."""
     command = [
         str(CHROMIUM),
         *_OPTIONS,
@@ -85,9 +85,9 @@ def browser(folder: Path, width: int = 1280, height: int = 1000) -> Iterator[Pag
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            told = folder / "DevToolsActivePort"
+            port_file = folder / "DevToolsActivePort"
             port = until(
-                lambda: told.exists() and told.read_text().partition("\n")[0],
+                lambda: port_file.exists() and port_file.read_text().partition("\n")[0],
                 60,
                 "port of Chromium",
             )

@@ -1,4 +1,4 @@
-"""Runs the command line in this process, as a person would call it."""
+"""Call the command line in this process, as a user would."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from flows.cli.main import invoke
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -25,7 +25,7 @@ class Outcome:
 
     @property
     def json(self) -> dict[str, Any]:
-        """The object on the last line of standard output."""
+        """Return the object on the last line of standard output."""
         return json.loads(self.out.splitlines()[-1])
 
 
@@ -40,7 +40,7 @@ def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
 
 @contextmanager
 def _server_unpublished() -> Iterator[None]:
-    """Take back what a command publishes of its embedded server for the rest of its process."""
+    """Reset the environment variables that a command sets for its embedded server."""
     before = dict(os.environ)
     try:
         yield
@@ -53,7 +53,7 @@ def _server_unpublished() -> Iterator[None]:
 
 
 def tree_digest(root: Path) -> str:
-    """One digest of every path below a folder, and of every file's bytes."""
+    """Return a digest of all paths below a folder and the bytes of all files."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         digest.update(str(path.relative_to(root)).encode())

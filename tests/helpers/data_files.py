@@ -1,4 +1,4 @@
-"""Writes tiny datasets in every form that nnbuild reads, and serves files on the loopback interface."""
+"""Write tiny datasets in every format that nnbuild reads, and serve files on loopback."""
 
 import gzip
 import io
@@ -49,7 +49,7 @@ class Arrays:
 
 
 def tiny(*, train=40, test=20, shape=(6, 6, 1), classes=4, seed=0) -> Arrays:
-    """Random images, no two alike; every class in both splits."""
+    """Return distinct random images, with every class in both splits."""
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (train + test, *shape), np.uint8)
     labels = np.arange(train + test) % classes
@@ -57,7 +57,7 @@ def tiny(*, train=40, test=20, shape=(6, 6, 1), classes=4, seed=0) -> Arrays:
 
 
 def separable(*, train=240, test=80, shape=(8, 8, 1), classes=4, seed=0) -> Arrays:
-    """Images that a small network learns in an epoch or two: each class is bright in its own band of rows."""
+    """Return images that a network learns quickly: each class has its own bright rows."""
     height = shape[0]
     arrays = tiny(train=train, test=test, shape=shape, classes=classes, seed=seed)
     images = np.concatenate([arrays.train_images, arrays.test_images]) // 4
@@ -93,7 +93,7 @@ def write_idx(folder: Path, arrays: Arrays, *, gzipped=False, dotted=False) -> P
 
 
 def write_npz(path: Path, arrays: Arrays, *, grey=True, **changed: np.ndarray) -> Path:
-    """An .npz like Keras's; `changed` replaces or adds members."""
+    """Write an .npz like Keras's; `changed` replaces or adds members."""
     keys = ("x_train", "y_train", "x_test", "y_test")
     members = dict(zip(keys, arrays, strict=True))
     if grey:
@@ -109,7 +109,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def image_column(images: np.ndarray, form: str) -> pa.Array:
-    """The images as an Arrow array in one of PARQUET_FORMS."""
+    """Convert images to an Arrow array in one of PARQUET_FORMS."""
     count = len(images)
     flat = images.reshape(count, -1)
     if form == "fixed_size_binary":
@@ -142,7 +142,7 @@ def write_parquet(
     shape=None,
     **options,
 ) -> Path:
-    """One Parquet file; `names` become Hugging Face's class names, `shape` nnbuild's metadata."""
+    """Write a Parquet file, with class names as Hugging Face's metadata and shape as nnbuild's."""
     table = pa.table({"image": image_column(images, form), "label": pa.array(labels, pa.int64())})
     metadata = {}
     if names is not None:
@@ -167,7 +167,7 @@ def write_parquet_folder(folder: Path, arrays: Arrays, form="fixed_size_binary",
 
 
 def write_pictures(folder: Path, images: np.ndarray, labels: np.ndarray, names=None) -> Path:
-    """<class>/<row>.png; the class is the label, or its name."""
+    """Write <class>/<row>.png, where the class is the label or its name."""
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = folder / (names[label] if names else str(label))
         place.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def write_picture_folder(folder: Path, arrays: Arrays, names=None) -> Path:
 
 
 def write_every_form(folder: Path, arrays: Arrays) -> dict[str, Path]:
-    """The same data in every form that nnbuild reads: the path of each by its name."""
+    """Write the same data in every format that nnbuild reads; return the paths by format."""
     shape = arrays.train_images.shape[1:]
     paths = {
         "idx": write_idx(folder / "idx", arrays),
@@ -199,7 +199,7 @@ def write_every_form(folder: Path, arrays: Arrays) -> dict[str, Path]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder of its own for each of Hypothesis's examples."""
+    """Create a temporary folder for an example of Hypothesis."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
@@ -209,11 +209,13 @@ class Server:
     """A web server on the loopback interface.
 
     Attributes:
-        files: what it serves, by path; change it at will.
-        ranges: whether it honours the Range header.
-        cut: after how many bytes of a body it hangs up; None for never.
-        cuts: how often it does so.
-        requests: the (path, Range header) of each request so far.
+        files: Served files by path; may be changed.
+        ranges: Whether it supports the Range header.
+        cut: Number of bytes of a body after which it closes the connection; None for never.
+        cuts: Number of connections to close.
+        requests: Path and Range header of each request so far.
+        redirect: URL to redirect all requests to; None for none.
+        address: URL of the server.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -225,8 +227,8 @@ class Server:
     address: str = ""
 
     def respond(self, handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers.get("Range")
-        self.requests.append((handler.path, asked))
+        requested = handler.headers.get("Range")
+        self.requests.append((handler.path, requested))
         handler.close_connection = True
         if self.redirect is not None:
             handler.send_response(302)
@@ -237,7 +239,9 @@ class Server:
         if body is None:
             handler.send_error(404)
             return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        start = 0
+        if requested and self.ranges:
+            start = int(requested.removeprefix("bytes=").rstrip("-"))
         if start >= len(body) > 0:
             handler.send_error(416)
             return
@@ -255,7 +259,7 @@ class Server:
 
 @contextmanager
 def serving(files: Mapping[str, bytes] | None = None, **options) -> Iterator[Server]:
-    """Serve files on the loopback interface for as long as the block runs."""
+    """Serve files on loopback while the block runs."""
     server = Server(dict(files or {}), **options)
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Texts that a user can give to anything with a name, and that something would obey."""
+"""Texts that a user can give to anything with a name, and that a display would interpret."""
 
 import unicodedata
 
@@ -26,13 +26,13 @@ HOSTILE = [
     "> quotation",
     "plain ünïcödé 数字 👩\u200d🔬",
 ]
-"""Every kind: terminal sequences, forged lines, Rich's markup, Markdown, HTML, and what has to stay."""
+"""Terminal sequences, forged lines, Rich markup, Markdown, HTML, and valid text."""
 
-SECRET = "pa@s/s?w#rd"  # noqa: S105  (nobody's)
+SECRET = "pa@s/s?w#rd"  # noqa: S105  (not a real password)
 
 
 def controls(text: str, *, allowed: str = "\n") -> set[str]:
-    """The characters of a text that a terminal obeys or a reader cannot see."""
+    """Return the control and invisible characters of a text."""
     return {
         each
         for each in text

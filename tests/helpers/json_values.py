@@ -1,4 +1,4 @@
-"""JSON values of every kind, for property tests."""
+"""Strategy for JSON values of every type."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""Small ONNX models for the tests: 8×8 grey images in, three logits out, whole or hostile."""
+"""Small ONNX models from 8×8 grayscale images to three logits, valid and hostile."""
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ def tensor(values, name, dtype=np.float32):
 
 
 def dense(end="logits"):
-    """The nodes of a network without hidden layers, and its weights."""
+    """Return the nodes and weights of a network without hidden layers."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["floats", "flat"], ["rows"]),
@@ -38,7 +38,7 @@ def model(nodes=None, weights=(), inputs=(pixels,), outputs=(logits,), sparse=()
 
 
 def plus(name, *nodes, weights=(), **options):
-    """The dense network, plus the sum of a value that some nodes compute."""
+    """Return the dense network plus the sum of a value computed by further nodes."""
     base, own = dense("dense")
     end = [
         helper.make_node("ReduceSum", [name], ["sum"], keepdims=0),
@@ -48,14 +48,14 @@ def plus(name, *nodes, weights=(), **options):
 
 
 def fixed(batch):
-    """The dense network, exported for so many images at once."""
+    """Return the dense network with a fixed batch size."""
     given = helper.make_tensor_value_info("pixels", TensorProto.UINT8, [batch, *SHAPE])
     made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, CLASSES])
     return model(inputs=[given], outputs=[made])
 
 
 def elsewhere(found, location="weights.bin"):
-    """Say of a tensor that it is in another file."""
+    """Declare that a tensor is stored in another file."""
     found.ClearField("raw_data")
     found.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", "0"), ("length", "4")):
@@ -69,13 +69,13 @@ def branch(*nodes, weights=()):
 
 
 def conditional(body):
-    """The dense network, plus the sum of what a branch gives."""
+    """Return the dense network plus the sum of the output of a branch."""
     node = helper.make_node("If", ["yes"], ["extra"], then_branch=body, else_branch=body)
     return plus("extra", node, weights=[tensor([True], "yes", np.bool_)])
 
 
 def with_external_data():
-    """Models that keep a tensor in another file, by where they keep it."""
+    """Return models with a tensor in another file, by where it is declared."""
     far = elsewhere(tensor([1.0], "far"))
     constant = helper.make_node("Constant", [], ["out"], value=far)
     sparse = helper.make_sparse_tensor(far, tensor([0], "at", np.int64), [4])
@@ -134,7 +134,7 @@ def with_external_data():
 
 
 def bombs():
-    """Models of a kilobyte that would take gigabytes, by what expands."""
+    """Return models of a kilobyte that need gigabytes, by the operation that expands."""
     huge, one = tensor(HUGE, "huge", np.int64), tensor([[1.0]], "one")
     filled = helper.make_node("ConstantOfShape", ["huge"], ["out"])
     summed = helper.make_node("ReduceSum", ["filled"], ["out"], keepdims=0)
@@ -206,11 +206,11 @@ def bombs():
 
 
 def unusable():
-    """Models that cannot score 8×8 grey images, and a part of the message about each."""
+    """Return models that cannot score 8×8 grayscale images, with a part of the expected message."""
     base, weights = dense()
 
     def shaped(given, made=("n", CLASSES), kind=TensorProto.UINT8, out=TensorProto.FLOAT):
-        # A pooled mean of everything, so that ONNX Runtime accepts any shape.
+        # The mean of all pixels, so that ONNX Runtime accepts any shape.
         nodes = [
             helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
             helper.make_node("ReduceMean", ["floats"], ["mean"], keepdims=0),

@@ -1,4 +1,4 @@
-"""The events of a run on the Prefect server."""
+"""Read the events of a run from the Prefect server."""
 
 import time
 
@@ -6,7 +6,7 @@ from prefect.events.filters import EventFilter, EventNameFilter
 
 
 def events_named(client, name, run_id):
-    """The events of a name about a run; they arrive a moment after they were sent."""
+    """Return the events with a name about a run; they arrive shortly after they are sent."""
     for _ in range(100):
         page = client._client.post(
             "/events/filter",
@@ -14,7 +14,7 @@ def events_named(client, name, run_id):
                 "filter": EventFilter(event=EventNameFilter(name=[name])).model_dump(mode="json")
             },
         ).json()["events"]
-        if found := [each for each in page if each["payload"].get("run_id") == run_id]:
-            return found
+        if events := [each for each in page if each["payload"].get("run_id") == run_id]:
+            return events
         time.sleep(0.1)
     return []

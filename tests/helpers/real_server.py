@@ -1,4 +1,4 @@
-"""A real Prefect server on loopback with a database of its own, and `nnbuild serve` against it."""
+"""A real Prefect server on loopback with its own database, and `nnbuild serve` connected to it."""
 
 import os
 import signal
@@ -20,14 +20,18 @@ QUICK = {
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
     "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "3",
 }
-"""Settings of a server and its clients that wait less than Prefect's own."""
+"""Settings with shorter intervals than Prefect's defaults, for a server and its clients."""
 
 
-def until(found: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value that a function gives, which is asked a few times a second."""
+def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Poll a function until it returns a true value, and return that value.
+
+    Raises:
+        TimeoutError: No true value within the time; the message names `what`.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if value := found():
+        if value := condition():
             return value
         time.sleep(0.2)
     raise TimeoutError(f"no {what} within {seconds} s")
@@ -35,14 +39,20 @@ def until(found: Callable[[], Any], seconds: float, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Server:
-    """Where it answers, its process, and the environment of a process that uses it."""
+    """A running Prefect server.
+
+    Attributes:
+        url: URL of its API.
+        environment: Environment variables for processes that use it.
+        process: Process of the server.
+    """
 
     url: str
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
 
     def ask(self, path: str, **body: Any) -> Any:
-        """POST to the API, again while its database is locked; a busy machine can take a minute over an answer."""
+        """POST to the API, and retry while its database is locked."""
 
         def answer() -> httpx.Response | None:
             response = httpx.post(f"{self.url}{path}", json=body, timeout=90)
@@ -51,7 +61,7 @@ class Server:
         return until(answer, 120, f"answer to {path}").raise_for_status().json()
 
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
-        """The flow runs of a deployment, in the order in which they were due."""
+        """Return the flow runs of a deployment, ordered by their scheduled time."""
         of_flow = {"name": {"any_": [flow]}}
         runs = self.ask(
             "/flow_runs/filter", deployments={"name": {"any_": [deployment]}}, flows=of_flow
@@ -60,7 +70,7 @@ class Server:
 
     @contextmanager
     def serving(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-        """`nnbuild serve` with these arguments; at the end it is asked to stop."""
+        """Run `nnbuild serve` with these arguments; stop it at the end of the block."""
         command = [sys.executable, "-m", "flows.cli.main", "serve", *map(str, arguments)]
         with subprocess.Popen(
             command,
@@ -80,11 +90,11 @@ class Server:
 
 @contextmanager
 def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Server]:
-    """Start a server, and stop it.
+    """Start a server, and stop it at the end of the block.
 
     Args:
-        home: its folder, with the database; one that is there already is gone on with.
-        settings: Prefect's, for the server and for whoever uses its environment.
+        home: Folder of the server; an existing database in it is used.
+        settings: Prefect settings for the server and for processes with its environment.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -120,7 +130,7 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
 
 
 def _ended(process: subprocess.Popen[str]) -> None:
-    """Wait until it has ended, and kill it if it does not: leaving Popen's own block would wait for ever."""
+    """Wait for the end of a process; kill it after a minute, because Popen would wait forever."""
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:

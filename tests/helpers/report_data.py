@@ -1,4 +1,4 @@
-"""What a report is made from, without a run: any number of classes, epochs and images."""
+"""Input of a report without a run, for any number of classes, epochs and images."""
 
 from datetime import UTC, datetime
 
@@ -27,7 +27,20 @@ def made(
     lean=2.0,
     seed=0,
 ):
-    """A manifest, tables and images as a run leaves them; the logits are random, and lean to the label."""
+    """Return manifest, tables and images like those of a run, with random logits.
+
+    Args:
+        classes: Number of classes.
+        images: Number of test images.
+        shape: Height, width and channels.
+        epochs: Number of epochs.
+        metrics: Names of the metrics in the history.
+        validation_freq: Epochs between two validations.
+        names: Class names; numbers by default.
+        scale: Standard deviation of the logits.
+        lean: Bias of the logits to the true class, in units of the scale.
+        seed: Seed of the logits and pixels.
+    """
     random = np.random.default_rng(seed)
     labels = (np.arange(images) % classes).astype(np.int16)
     logits = random.normal(0, scale, (images, classes)).astype(np.float32)
@@ -168,7 +181,7 @@ def changed(result, **values):
 
 
 def decided(*, champion, reason, figures=None):
-    """What the gate said, as the manifest has it."""
+    """Return a decision of the gate in the format of the manifest."""
     paired = {
         "examples": 100,
         "only_challenger": 3,

@@ -1,4 +1,4 @@
-"""What a run leaves that its seed decides."""
+"""Results of a run that its seed determines."""
 
 from nnbuild.store import Store
 from nnbuild.store.filesystem import file_digest
@@ -7,7 +7,7 @@ TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predicti
 
 
 def values(store: Store, run_id: str) -> dict:
-    """Everything of a run that the seed decides."""
+    """Return all results of a run that its seed determines."""
     history = [
         (row["epoch"], row["metric"], row["value"])
         for row in store.read_table("history", run_id).to_pylist()

@@ -7,10 +7,11 @@ from werkzeug.serving import make_server
 
 
 class Service:
-    """S3 in this process, which can be told to refuse requests.
+    """S3 in this process, which can refuse requests.
 
     Attributes:
-        answer: given a request's method and path, the status and S3's error code to refuse it with, or None.
+        answer: Function of method and path of a request that returns the status and the S3 error
+            code to refuse it with, or None.
     """
 
     def __init__(self):
@@ -27,7 +28,9 @@ class Service:
         status, code = refused
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         start_response(status, [("Content-Type", "application/xml")])
-        return [f"<Error><Code>{code}</Code><Message>told to</Message></Error>".encode()]
+        return [
+            f"<Error><Code>{code}</Code><Message>refused by the test</Message></Error>".encode()
+        ]
 
     def close(self):
         self._server.shutdown()

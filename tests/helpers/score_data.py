@@ -1,4 +1,4 @@
-"""What the tests of scoring share: inputs, a job from beginning to end, and what it wrote."""
+"""Helpers for tests of scoring: inputs, complete jobs, and their results."""
 
 import numpy as np
 import pyarrow as pa
@@ -43,10 +43,10 @@ def rows(store, done):
 
 
 def drift(store, score_id):
-    """What a job's rows of `drift` say, whenever they were written."""
-    found = store.read_table("drift", score_id).drop_columns(["score_id", "measured_at"])
-    assert found.num_rows == 8
-    return found
+    """Return a job's rows of `drift` without their time."""
+    table = store.read_table("drift", score_id).drop_columns(["score_id", "measured_at"])
+    assert table.num_rows == 8
+    return table
 
 
 def files(store, score_id):
@@ -55,7 +55,7 @@ def files(store, score_id):
 
 
 def bad_parquet(path):
-    """Rows 3 and 140 are null, row 60 has another size."""
+    """Write a file in which rows 3 and 140 are null, and row 60 has another size."""
     pixels = [each.ravel().tolist() for each in images()]
     pixels[3] = pixels[140] = None
     pixels[60] = pixels[60][:-1]

@@ -1,4 +1,4 @@
-"""A scoring flow's configuration, and what it leaves on the Prefect server."""
+"""Settings of a scoring flow, and its artifacts and tasks on the Prefect server."""
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -22,9 +22,9 @@ def artifacts(flow_name):
         (run,) = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_name]))
         )
-        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[str(run.id)]))
-        found = client.read_artifacts(artifact_filter=wanted)
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[str(run.id)]))
+        published = client.read_artifacts(artifact_filter=of_run)
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_name]))
         )
-    return {each.key: each.data for each in found}, sorted(each.name for each in tasks)
+    return {each.key: each.data for each in published}, sorted(each.name for each in tasks)

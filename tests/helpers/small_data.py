@@ -1,4 +1,4 @@
-"""Tiny datasets that can be learnt: each class is a pattern of its own, with noise."""
+"""Tiny learnable datasets: each class is a pattern with noise."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from nnbuild.config.schema import RunConfig
 def small_arrays(
     *, classes: int, shape: tuple[int, int, int], train: int, test: int, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """uint8 images and labels under the keys of an .npz like Keras's mnist.npz."""
+    """Return uint8 images and labels under the keys of Keras's mnist.npz."""
     random = np.random.default_rng(seed)
     patterns = random.integers(40, 216, (classes, *shape))
     arrays = {}
@@ -25,11 +25,7 @@ def small_arrays(
 def write_small_dataset(
     folder: Path, *, classes: int, shape: tuple[int, int, int], train: int, test: int
 ) -> Path:
-    """Write `small_arrays` as an .npz.
-
-    Returns:
-        Its path.
-    """
+    """Write `small_arrays` as an .npz, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "small.npz"
     np.savez(path, **small_arrays(classes=classes, shape=shape, train=train, test=test))
@@ -37,7 +33,7 @@ def write_small_dataset(
 
 
 def run_config(path: Path, **changed: object) -> RunConfig:
-    """An epoch of the lab network on the dataset there, or what is changed of that."""
+    """Return settings for one epoch of the lab network on a dataset, with changes."""
     settings = {
         "dataset": {"name": str(path)},
         "model": {"name": "lab"},

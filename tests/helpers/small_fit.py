@@ -1,4 +1,4 @@
-"""A fit of a small network on small data, which can be stopped anywhere."""
+"""Fit a small network on small data, with a stop at any step."""
 
 import numpy as np
 from small_data import small_arrays
@@ -18,10 +18,10 @@ def small_split(shape=(8, 8, 1), count=120):
 
 
 def config_of(model="lab", *, seed=3, l2=None, **training):
-    given = {"epochs": 4, "batch_size": 16, "threads": 2} | training
+    settings = {"epochs": 4, "batch_size": 16, "threads": 2} | training
     return resolve(
         RunConfig.model_validate(
-            {"model": {"name": model, "l2": l2}, "training": given, "seed": seed}
+            {"model": {"name": model, "l2": l2}, "training": settings, "seed": seed}
         )
     )
 
@@ -33,25 +33,25 @@ def compiled(config, split):
 
 
 class StopAfter:
-    """Asks to stop after so many looks."""
+    """Signal source that asks to stop after a number of calls."""
 
-    def __init__(self, looks):
-        self.left = looks
+    def __init__(self, calls):
+        self.left = calls
 
     def __call__(self):
         self.left -= 1
         return 15 if self.left < 0 else None
 
 
-def run_through(config, split, folder=None, validation=None, **around):
+def run_through(config, split, folder=None, validation=None, **options):
     checkpoints = (
         Checkpoints(folder, {"config": config.digest(), "dataset": "d", "code": "c"})
         if folder
         else None
     )
     model = compiled(config, split)
-    surroundings = FitContext(checkpoints=checkpoints, **around)
-    fitted = fit(model, split, config, CLASSES, surroundings, validation=validation)
+    context = FitContext(checkpoints=checkpoints, **options)
+    fitted = fit(model, split, config, CLASSES, context, validation=validation)
     return model, fitted
 
 

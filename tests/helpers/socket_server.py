@@ -1,4 +1,4 @@
-"""A server on loopback that answers a request with anything, or with nothing."""
+"""A server on loopback with arbitrary answers, or none."""
 
 import socket
 import threading
@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def server(answer):
-    """A server whose answer to a request is what a function does with the connection."""
+    """Start a server that answers requests with a function of the connection.
+
+    Args:
+        answer: Function of the connection, and of an event that is set when the block ends.
+
+    Yields:
+        URL of the server, and the list of requests so far.
+    """
     requests, stopped = [], threading.Event()
 
     def serve(connection):
@@ -15,7 +22,7 @@ def server(answer):
             requests.append(connection.recv(65536))
             try:
                 answer(connection, stopped)
-            except OSError:  # the client has hung up
+            except OSError:  # the client closed the connection
                 return
 
     def accept(listening):

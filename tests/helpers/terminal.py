@@ -1,4 +1,4 @@
-"""Runs the real program in a pseudo-terminal, as a person at a keyboard would."""
+"""Run the real program in a pseudo-terminal, as a user at a keyboard would."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A program in the foreground of a terminal of its own.
+    """A program in the foreground of its own terminal.
 
     The kernel sends a typed Ctrl-C to the whole foreground process group, as in a real terminal.
     """
@@ -49,15 +49,15 @@ class Terminal:
 
     @property
     def screen(self) -> str:
-        """Everything that was printed, without the escape sequences of colours and the cursor."""
+        """Return the output so far, without escape sequences."""
         return _ESCAPE.sub("", self._seen.decode(errors="replace"))
 
     def press(self, keys: bytes) -> None:
-        """Type something."""
+        """Type keys."""
         os.write(self._screen, keys)
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
-        """Read until a text has appeared.
+        """Read until a text appears.
 
         Raises:
             AssertionError: The program ended before, or the text did not come in time.
@@ -67,25 +67,25 @@ class Terminal:
             assert self._read(end - time.monotonic()), f"no {text!r} in {self.screen[-2000:]!r}"
 
     def wait(self, seconds: float) -> int:
-        """Read until the program has ended; return its exit code, negative for a signal."""
+        """Read until the program ends; return its exit code, negative for a signal."""
         end = time.monotonic() + seconds
         while self._read(end - time.monotonic()):
             pass
         return int(self.process.wait(max(end - time.monotonic(), 0.1)))
 
     def read_for(self, seconds: float) -> None:
-        """Read what comes within some seconds."""
+        """Read output for some seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self._read(end - time.monotonic()):
             pass
 
     def left(self, seconds: float = 10) -> list[psutil.Process]:
-        """Return the processes that the program has left running, after some seconds of grace."""
+        """Return the processes that still run after a grace period."""
         _, alive = psutil.wait_procs(list(self._started()), timeout=seconds)
         return alive
 
     def close(self) -> None:
-        """Kill what is left."""
+        """Kill the remaining processes."""
         for each in self._started():
             each.kill()
         psutil.wait_procs([self.process], timeout=10)
@@ -104,7 +104,7 @@ class Terminal:
             return False
         try:
             read = os.read(self._screen, 65536)
-        except OSError as error:  # how Linux reports that the other end is closed
+        except OSError as error:  # Linux reports a closed terminal with EIO
             if error.errno != errno.EIO:
                 raise
             return False
@@ -116,10 +116,10 @@ class Terminal:
 def terminal(
     *arguments: object, environment: Mapping[str, str] = os.environ, cwd: Path = ROOT
 ) -> Iterator[Terminal]:
-    """Run `nnbuild` with these arguments in a terminal; kill what is left of it at the end."""
+    """Run `nnbuild` in a terminal; kill its remaining processes at the end of the block."""
     command = [sys.executable, "-m", "flows.cli.main", *map(str, arguments)]
-    found = Terminal(command, environment, cwd)
+    program = Terminal(command, environment, cwd)
     try:
-        yield found
+        yield program
     finally:
-        found.close()
+        program.close()
