@@ -76,7 +76,7 @@ def _convert(model: keras.Model, shape: Shape) -> "onnx.ModelProto":
             exported, _ = tf2onnx.convert.from_graph_def(
                 frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
             )
-        except Exception as error:  # noqa: BLE001  (raised below, without what the converter printed)
+        except Exception as error:  # noqa: BLE001  (raised below, without the output of the block)
             failed = error
     if failed is not None:
         raise failed
