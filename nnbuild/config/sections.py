@@ -171,7 +171,7 @@ class DatasetConfig(Section):
     # Not named `keys`: Prefect treats objects with that attribute as mappings.
     array_keys: Annotated[dict[str, str], AfterValidator(_array_roles)] = Field(
         {},
-        description='Names of the arrays in an .npz by their content, x_train = "images" for example; '
+        description='Names of the arrays in an .npz by content, x_train = "images" for example; '
         "the usual names if not given; short form: dataset.keys",
     )
     pixel_max: float | None = Field(

@@ -1,4 +1,4 @@
-"""`$NNBUILD_DATA_DIR` means the same to the library, the flows and the command line."""
+"""Test that library, flows and command line use `$NNBUILD_DATA_DIR` in the same way."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Settings that can never act are refused with what to change; those beside them are taken."""
+"""Test that settings without an effect are refused, and others accepted."""
 
 import pytest
 

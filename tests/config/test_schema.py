@@ -1,4 +1,4 @@
-"""What Prefect's form is made of: the known names, and what an empty field takes."""
+"""Test the schema of Prefect's form: known names, and defaults of empty fields."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Questions over many runs: the documented ones, hostile ones, and answers while other runs are being committed."""
+"""Test queries over many runs: documented ones, hostile ones, and during commits."""
 
 import json
 import re
@@ -208,7 +208,7 @@ def test_comparison_pages_are_complete(capfd, gated_runs, tmp_path):
 
 
 def test_readers_during_commits_see_whole(tmp_path, small_folder):
-    """pandas, pyarrow, Polars and DuckDB read every table, a folder at a time, until the last of the runs is there."""
+    """Read every table with pandas, pyarrow, Polars and DuckDB until all runs are committed."""
     store = Store(tmp_path / "store")
     retrain(run_config(small_folder), store.root)
     trouble: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Model files of other programs: scored by what they declare, or refused in one line before anything is read."""
+"""Test ONNX files of other programs: scored as declared, or refused in one line."""
 
 import hashlib
 import os

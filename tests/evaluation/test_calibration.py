@@ -1,4 +1,4 @@
-"""Temperature scaling: it finds the temperature that was put in, and never makes the likelihood worse."""
+"""Test temperature scaling: it recovers known temperatures and maximises the likelihood."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn, Keras, or the definition written out."""
+"""Test every metric against scikit-learn, Keras or its definition."""
 
 import numpy as np
 import pytest

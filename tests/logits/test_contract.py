@@ -1,4 +1,4 @@
-"""What may call itself logits: read from the graph of real Keras models, however they are written."""
+"""Test the logits contract on the graphs of real Keras models of every kind."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The only softmax in the project, held against arithmetic with 400 digits."""
+"""Test the softmax against arithmetic with 400 digits."""
 
 import ml_dtypes
 import mpmath
@@ -51,7 +51,7 @@ def exact(row, temperature=1.0):
 
 
 def ulps(found, wanted):
-    """The distance to the exact value in units in the last place of the type, subnormal ones included."""
+    """Return the distance to the exact value in units in the last place, also if subnormal."""
     kind = found.dtype
     with mpmath.workdps(60):
         nearest = np.asarray(float(wanted), np.float64).astype(kind)

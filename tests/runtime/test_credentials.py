@@ -1,4 +1,4 @@
-"""Credentials in URLs: masked in any text, and refused where they would be stored."""
+"""Test credentials in URLs: masked in any text, and refused in settings."""
 
 import pytest
 from command_line import call

@@ -1,4 +1,4 @@
-"""What a container may use is read from the files of its control group; these are fake."""
+"""Test the limits of containers, with fake files of control groups."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nothing that is said to the outside changes how a run ends, whatever goes wrong with saying it."""
+"""Test that failing reports never change the result of a run."""
 
 import asyncio
 import http.client
@@ -180,7 +180,7 @@ def test_mlflow_that_fails_is_a_warning(store, monkeypatch, capsys, error):
 
 @pytest.fixture(scope="module")
 def told(request, tmp_path_factory):
-    """A flow run on hostile names, with a secret webhook that answers garbage: what is known of it after."""
+    """Run a flow with hostile names and a secret webhook that answers garbage."""
     request.getfixturevalue("_prefect_harness")
     hostile = f"x|`y` <img src=x onerror=alert(1)> [l](u) {ESCAPE}\u202e"
     folder = tmp_path_factory.mktemp("outward")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on the real program: it stops with a checkpoint, says how to go on, and goes on."""
+"""Test Ctrl-C and SIGTERM on the real program: checkpoint, advice, and resume."""
 
 import os
 import re

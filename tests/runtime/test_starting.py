@@ -1,4 +1,4 @@
-"""What a process imports before its run begins."""
+"""Test what a process imports before its run begins."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""What the backend is set to, seen in what TensorFlow does."""
+"""Test the settings of TensorFlow by its behaviour."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from nnbuild.runtime.tensorflow import tf
 
 
 def test_compiled_equals_eager_bits():
-    # x * 0.1 * 0.3 is rounded twice; TensorFlow's rewriting of graphs would make it x * 0.03, rounded once.
+    # x * 0.1 * 0.3 is rounded twice; Grappler would change it to x * 0.03, which is rounded once.
     numbers = tf.constant(np.random.default_rng(0).random(1000, np.float32))
 
     def twice(x):

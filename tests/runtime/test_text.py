@@ -1,4 +1,4 @@
-"""Text of users in a terminal, a message, a log, Markdown and HTML: shown literally, and obeyed nowhere."""
+"""Test texts of users in terminals, messages, logs, Markdown and HTML: shown literally."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""The webhook against servers that answer anything, or nothing, on loopback."""
+"""Test the webhook against loopback servers that answer anything, or nothing."""
 
 import logging
 import time

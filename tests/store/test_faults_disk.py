@@ -1,4 +1,4 @@
-"""A disk that fails at any write: one clear error, a consistent store, and the same run once it is mended."""
+"""Test runs on a failing disk: one clear error, a consistent store, and a resumable run."""
 
 import errno
 import os
@@ -112,7 +112,7 @@ def test_run_without_tmpdir_waits(tmp_path, small_config, monkeypatch):
     assert retrain(store=tmp_path / "store", resume=waiting[0].run_id).status == "succeeded"
 
 
-def test_export_tmpdir_full_succeeds(tmp_path, small_config, monkeypatch):
+def test_export_tmpdir_full_is_resumable(tmp_path, small_config, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/elsewhere/export")
 

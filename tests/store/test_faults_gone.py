@@ -1,4 +1,4 @@
-"""A store that disappears during a run: nothing is created in its place, and the run waits where it went."""
+"""Test stores that disappear during a run: no new store is created, and the run can be resumed."""
 
 import contextlib
 import shutil

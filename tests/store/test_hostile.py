@@ -1,4 +1,4 @@
-"""Whatever is done to the files of a store, who reads them gets what was written or one of nnbuild's own errors."""
+"""Test damaged and hostile files of a store: readers get the written data or an nnbuild error."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 def harmless(sound: Path, pattern: str, change: Callable[[bytes], bytes]) -> None:
-    """Change a file of a copy of the store and read it; pass if that gives a value or an error of ours."""
+    """Change a file in a copy of the store, and read it: a value or an nnbuild error is expected."""
     with scratch() as folder:
         root = shutil.copytree(sound, folder / "store")
         path = max(root.glob(pattern))

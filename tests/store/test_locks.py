@@ -1,4 +1,4 @@
-"""Lock files: held by one process at a time, gone with it, and never a way into somebody else's file."""
+"""Test lock files: exclusive, released with their process, and never followed through a link."""
 
 import signal
 import subprocess

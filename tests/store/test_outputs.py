@@ -1,4 +1,4 @@
-"""Files that the user asked for: whatever their path leads to stays what it is."""
+"""Test output files: a path keeps its kind, mode and links."""
 
 import contextlib
 import io
@@ -267,7 +267,7 @@ def test_output_descriptor_gets_bytes(tmp_path, form):
     assert kept.read_bytes() == b"before " + CONTENT + b" after"
 
 
-def test_output_closed_descriptor_is_refused(tmp_path):
+def test_output_bad_descriptor_refused(tmp_path):
     (tmp_path / "kept").write_text("mine")
     with (tmp_path / "kept").open("rb") as file, pytest.raises(OutputError, match="reading only"):
         write_output(Path(f"/dev/fd/{file.fileno()}"), CONTENT)

@@ -1,4 +1,4 @@
-"""Reading where there is no store says so in one line, and creates nothing."""
+"""Test commands without a store: one line of error, and nothing is created."""
 
 import socket
 

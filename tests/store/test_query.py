@@ -1,4 +1,4 @@
-"""`nnbuild sql`: answers in every form are exact, bounded, and end when they are told to."""
+"""Test `nnbuild sql`: answers in every format are exact, limited, and can be stopped."""
 
 import csv
 import io
@@ -27,7 +27,8 @@ from nnbuild.store.query import Answer, Limits, distinct, query
 
 ENDLESS = {
     "cross join": "select count(*) from range(10000000000) a, range(10000000000) b",
-    "recursion": "with recursive t as (select 1 n union all select n + 1 from t) select max(n) from t",
+    "recursion": "with recursive t as (select 1 n union all select n + 1 from t) "
+    "select max(n) from t",
     "stream": "select count(i) from (select i from range(100000000000) t(i) where hash(i) % 7 > 0)",
 }
 PAIR = "select a.run_id, b.run_id, a.seed, b.seed from runs a, runs b where a.run_id < b.run_id"

@@ -1,4 +1,4 @@
-"""pandas, pyarrow, Polars and DuckDB read every table as its schema says, also while another run is being committed."""
+"""Test that pandas, pyarrow, Polars and DuckDB read every table, also during a commit."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def key_of(name):
 
 
 def read(reader, store, name):
-    """A table by one of the readers, a folder at a time: the key first, text and times in one form."""
+    """Read a table with one of the readers, with the key first and uniform text and times."""
     found = READERS[reader](store.root / "tables" / name)
     key = key_of(name)
     columns = [key, *(each for each in found.column_names if each != key)]
@@ -46,7 +46,7 @@ def read(reader, store, name):
 
 
 def plain(kind):
-    """Readers differ in how they hold text in memory, and DuckDB shows times in the zone of its session."""
+    """Convert text types, which differ between readers, and DuckDB's times to one form."""
     if (
         pa.types.is_dictionary(kind)
         or pa.types.is_large_string(kind)
@@ -66,7 +66,7 @@ def every_table(store, tmp_path):
 
 @pytest.mark.parametrize("name", schemas.TABLES)
 @pytest.mark.parametrize("reader", READERS)
-def test_table_of_other_schema_is_refused(every_table, reader, name):
+def test_readers_see_schema_types(every_table, reader, name):
     found, expected = read(reader, every_table, name), every_table.read_table(name)
     assert found.column_names == expected.column_names
     assert [field.type for field in found.schema] == [field.type for field in expected.schema]

@@ -1,4 +1,4 @@
-"""A store on S3: the same runs as in a folder, from a server that speaks the protocol on loopback."""
+"""Test stores on S3, on a loopback server: the same runs as in a folder."""
 
 import pyarrow.dataset as ds
 import pytest
@@ -39,7 +39,7 @@ def test_s3_dataset_is_uploaded_once(s3_store, small_config, monkeypatch, tmp_pa
 
 
 def refuses_after(allowed):
-    """Take so many objects and no more; one that was taken is taken again, as when its answer came too late."""
+    """Accept only so many objects, but accept those again, as after a lost response."""
     taken = set()
 
     def answer(method, path):
@@ -54,7 +54,7 @@ def refuses_after(allowed):
 
 
 def test_s3_row_is_committed_last(s3_store, s3_service, small_config):
-    """Every upload after the first few is refused: a reader sees no run before its last object, and all of it then."""
+    """Refuse every upload after the first few: no run is visible before its last object."""
     run_id, refusals = None, 0
     for allowed in range(100):
         s3_service.answer = refuses_after(allowed)

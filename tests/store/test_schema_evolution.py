@@ -1,4 +1,4 @@
-"""Columns that are carried through to `scores`: their names, and types that change from job to job."""
+"""Test columns carried through to `scores`: their names, and types that change between jobs."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -66,7 +66,7 @@ def test_common_type_of_two_types(pair, expected):
     assert common_type(*pair) == common_type(*reversed(pair)) == expected
 
 
-def test_common_type_is_associative():
+def test_common_type_is_idempotent():
     kinds = {kind for pair in COMMON for kind in pair}
     for one, other in combinations(sorted(kinds, key=str), 2):
         if (common := common_type(one, other)) is not None:

@@ -1,4 +1,4 @@
-"""Whatever is in a committed store's files, each command answers, or says in one line what is wrong."""
+"""Test that every command answers or reports one line for any content of a committed store."""
 
 import json
 import shutil
@@ -214,6 +214,9 @@ def test_manifest_steps_match_pipeline():
     assert list(Steps.model_fields) == list(STEPS)
 
 
+CHANGE = {"run_id": None, "previous": None, "at": "2026-01-01T00:00:00Z", "by": "gate"}
+
+
 def test_manifest_row_matches_schema():
     assert list(Row.model_fields) == schemas.RUNS.names
 
@@ -221,9 +224,9 @@ def test_manifest_row_matches_schema():
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ([{"run_id": None, "previous": None, "at": "2026-01-01T00:00:00Z", "by": "rollback"}], "rollback"),
-        ([{"run_id": "x", "previous": None, "at": "2026-01-01T00:00:00Z", "by": "gate"}], "run ID"),
-        ([{"run_id": None, "previous": None, "at": 5, "by": "gate"}], "changes.0.at"),
+        ([CHANGE | {"by": "rollback"}], "rollback"),
+        ([CHANGE | {"run_id": "x"}], "run ID"),
+        ([CHANGE | {"at": 5}], "changes.0.at"),
         ([{}], "run_id"),
         ({}, "changes"),
         (None, "changes"),
