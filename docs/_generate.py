@@ -6,8 +6,8 @@ A page keeps its own text. Only what is between a pair of markers is replaced:
     …
     <!-- end -->
 
-Run `python docs/_generate.py` after a change to an option, a setting or a schema; a test fails until
-then. The pages are committed, so that they can be read without building the site.
+Run `python docs/_generate.py` after a change to an option, a setting or a schema; a test fails
+until then. The pages are committed, so that they can be read without building the site.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The pages of docs/: their code runs, their links lead somewhere, and the reference is complete."""
+"""The pages of docs/: their code runs, their links work, and the reference is complete."""
 
 import importlib
 import os

@@ -160,8 +160,8 @@ def require_names(config: RunConfig) -> None:
         )
     if training.reduce_on_plateau and training.lr_schedule not in {None, "constant"}:
         raise ConfigError(
-            f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning rate; "
-            "remove one"
+            f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning "
+            "rate; remove one"
         )
 
 

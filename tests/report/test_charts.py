@@ -54,7 +54,8 @@ def test_tag_escapes_text_and_attributes():
         "text", "<&>", svg.tag("b", '"'), class_="a", aria_label='"<', font_size=1.25, x=3.0
     )
     assert made == (
-        '<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">&lt;&amp;&gt;<b>&#34;</b></text>'
+        '<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">'
+        "&lt;&amp;&gt;<b>&#34;</b></text>"
     )
 
 
@@ -133,7 +134,8 @@ def test_interval_ends_are_at_1_96_errors():
         ),
         (
             [0.5, 0.2, 0.21],
-            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, with a minimum",
+            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, "
+            "with a minimum",
         ),
         ([0.5, 0.2, 0.4], "Yes, but only at first:"),
         ([0.2, 0.3, 0.4], "No: the validation loss went from 0.2"),

@@ -92,7 +92,8 @@ def test_throttled_s3_store_is_retried(
     assert Store(s3_store).score_ids() == [done.score_id]  # the rows exist, but are not committed
     assert nnbuild.read_table(s3_store, "scores").equals(table)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
-    outcome = call(capfd, "score", "--input", config.input, "--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store, "--json")  # fmt: skip
+    options = ["--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store]
+    outcome = call(capfd, "score", "--input", config.input, *options, "--json")
     assert outcome.code == 0, outcome.err
     again = nnbuild.read_table(s3_store, "scores", score_id=outcome.json["score_id"])
     assert again.drop_columns("score_id").equals(table.drop_columns("score_id"))

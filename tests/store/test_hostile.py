@@ -79,7 +79,7 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
 
 
 def harmless(sound: Path, pattern: str, change: Callable[[bytes], bytes]) -> None:
-    """Change a file in a copy of the store, and read it: a value or an nnbuild error is expected."""
+    """Change a file in a copy of the store and read it; expect a value or an nnbuild error."""
     with scratch() as folder:
         root = shutil.copytree(sound, folder / "store")
         path = max(root.glob(pattern))

@@ -1,4 +1,4 @@
-"""Every option of every command, given what nobody should give: one line, and nothing is changed."""
+"""Every option of every command with hostile values: one line, and nothing is changed."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ BASE = {
     "promote": ["nowhere"],
     "doctor": ["--repair", "--dry-run"],
 }
-# Any text is a path, so that each value that is taken is a whole run: a few kinds of files are enough.
+# Any text is a path, so each accepted value is a whole run: a few kinds of files are enough.
 PATHS = {"--data-dir"}
 OUTPUTS = {"--html", "--output", "--parquet"}  # tests/store/test_outputs.py has those
 NUMBERS = ["nan", "-1", "0", "1e400", str(2**70), "9" * 5000]
