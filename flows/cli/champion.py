@@ -55,7 +55,7 @@ def promote(
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: nnbuild rollback")
 def rollback(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Go back to the previous champion."""
+    """Restore the previous champion."""
     from nnbuild.store import Store
     from nnbuild.store import champion as pointer
 

@@ -48,8 +48,9 @@ def _open_closed_streams() -> None:
             os.fstat(stream)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115  (for the whole process)
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115  (as above)
+    # Open for the rest of the process.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:

@@ -51,9 +51,7 @@ def assert_one_line(outcome: Outcome, says: str) -> None:
 
 
 @pytest.mark.parametrize("case", every_case(), ids=lambda case: case.name)
-def test_a_mistake_is_one_line_and_changes_nothing(
-    capfd, monkeypatch, tmp_path, store, prefect_server, case: Case
-):
+def test_mistake_is_one_line(capfd, monkeypatch, tmp_path, store, prefect_server, case: Case):
     monkeypatch.chdir(tmp_path)
     arguments = case.prepare(tmp_path)
     before = tree_digest(store)
@@ -95,7 +93,7 @@ def _below_a_file(folder: Path) -> Path:
 @pytest.mark.parametrize(
     "command", [("run", "--dataset", "digits"), ("runs",), ("history",)], ids=lambda each: each[0]
 )
-def test_a_store_that_cannot_be_used(capfd, tmp_path, prefect_server, make, says, command):
+def test_unusable_store_is_refused(capfd, tmp_path, prefect_server, make, says, command):
     root = make(tmp_path)
     before = tree_digest(tmp_path)
     assert_one_line(call(capfd, *command, "--store", root), says)
@@ -105,7 +103,7 @@ def test_a_store_that_cannot_be_used(capfd, tmp_path, prefect_server, make, says
 @pytest.mark.skipif(
     not Path("/sys").is_dir(), reason="no file system that refuses everybody's folders"
 )
-def test_a_store_that_cannot_be_written(capfd, prefect_server):
+def test_unwritable_store_is_refused(capfd, prefect_server):
     assert_one_line(
         call(capfd, "run", "--dataset", "digits", "--store", "/sys/nnbuild-store"),
         "cannot write to store",
@@ -121,11 +119,11 @@ def test_bad_input_leaves_no_new_store(capfd, tmp_path, prefect_server):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_that_is_committed_cannot_be_resumed(capfd, store):
+def test_committed_run_cannot_resume(capfd, store):
     run_id = Store(store).run_ids()[0]
     assert_one_line(call(capfd, "run", "--resume", run_id, "--store", store), "is committed")
 
 
-def test_there_are_enough_of_them():
+def test_cases_are_many_and_distinct():
     names = [case.name for case in every_case()]
     assert len(set(names)) == len(names) >= 80

@@ -85,9 +85,7 @@ def is_clean(found):
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"version"}))
-def test_hostile_values_are_one_line_and_change_nothing(
-    capfd, monkeypatch, request, world, command
-):
+def test_hostile_values_are_one_line(capfd, monkeypatch, request, world, command):
     monkeypatch.chdir(world)
     if command == "run":  # what it takes is a run, each on the same server
         request.getfixturevalue("prefect_server")

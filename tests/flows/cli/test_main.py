@@ -46,7 +46,7 @@ def finished(request, tmp_path_factory, small_folder):
     return done, root
 
 
-def test_a_run_tells_what_it_made(finished):
+def test_run_prints_its_outputs(finished):
     done, root = finished
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
@@ -58,7 +58,7 @@ def test_a_run_tells_what_it_made(finished):
     assert Store(root).run_ids() == [told["run_id"]]
 
 
-def test_a_log_has_one_line_an_epoch_and_no_chatter(finished):
+def test_log_has_one_line_per_epoch(finished):
     done, _ = finished
     lines = done.stderr.splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("epoch")] == [
@@ -94,7 +94,7 @@ def test_runs_and_history_show_the_run(capfd, finished):
     assert "val_accuracy" in call(capfd, "history", run_id, "--store", root).out
 
 
-def test_no_command_is_help_and_no_error_of_its_own(capfd):
+def test_no_command_prints_help(capfd):
     shown = call(capfd)
     assert shown.code == 2
     assert "Train and score" in shown.out
@@ -102,7 +102,7 @@ def test_no_command_is_help_and_no_error_of_its_own(capfd):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_table_is_not_squeezed(capfd, monkeypatch, terminal):
+def test_table_is_not_squeezed(capfd, monkeypatch, terminal):
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "80")
     row = {f"setting_{number}": 0.12345 for number in range(20)} | {"config": "x" * 900}
@@ -113,7 +113,7 @@ def test_a_table_is_not_squeezed(capfd, monkeypatch, terminal):
     assert sum(line.count("x") for line in lines[1:]) == 900
 
 
-def test_an_empty_store_is_no_error(capfd, tmp_path):
+def test_empty_store_is_no_error(capfd, tmp_path):
     Store(tmp_path / "new").create()
     for command in ("runs", "history"):
         shown = call(capfd, command, "--store", tmp_path / "new")
@@ -121,7 +121,7 @@ def test_an_empty_store_is_no_error(capfd, tmp_path):
         assert "nnbuild run" in shown.out
 
 
-def test_doctor_looks_at_store_packages_and_data(capfd, tmp_path):
+def test_doctor_checks_store_and_data(capfd, tmp_path):
     found = call(capfd, "doctor", "--store", tmp_path, "--json")
     assert found.code == 0, found.out
     whats = {each["what"] for each in found.json["findings"]}
@@ -137,7 +137,7 @@ def commands():
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_has_help_with_an_example(capfd, command):
+def test_command_help_has_example(capfd, command):
     shown = call(capfd, command, "--help")
     assert shown.code == 0
     assert f"nnbuild {command}" in shown.out
@@ -150,10 +150,9 @@ def test_every_command_has_help_with_an_example(capfd, command):
         assert told in words, f"{parameter.name}: what is in brackets is taken for markup"
 
 
-def test_every_flag_is_documented():
-    text = (Path(__file__).parents[3] / "docs" / "reference" / "command-line.md").read_text(
-        encoding="utf-8"
-    )
+def test_options_are_documented():
+    page = Path(__file__).parents[3] / "docs" / "reference" / "command-line.md"
+    text = page.read_text(encoding="utf-8")
     for name, command in typer.main.get_command(load_app()).commands.items():
         assert f"## nnbuild {name}" in text
         for parameter in command.params:
@@ -162,7 +161,7 @@ def test_every_flag_is_documented():
                     assert f"`{option}" in text, (name, option)
 
 
-def test_options_go_over_the_file_and_settings(tmp_path):
+def test_options_override_file_and_set(tmp_path):
     from flows.cli.run import load_config
 
     path = tmp_path / "run.toml"
@@ -176,7 +175,7 @@ def test_options_go_over_the_file_and_settings(tmp_path):
     assert (config.training.learning_rate, config.dataset.name) == (0.25, "digits")
 
 
-def test_a_config_may_begin_with_a_byte_order_mark(tmp_path):
+def test_byte_order_mark_is_skipped(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("seed = 3\n", encoding="utf-8-sig")
     assert loading.read_toml(path) == {"seed": 3}

@@ -101,7 +101,7 @@ def refuses(capfd, command, option, choices):
 @pytest.mark.parametrize("name", ["fallback", "dtype_policy"])
 def test_run_choices_are_the_settings(capfd, name):
     choices = literals(field_of(_SETTING_OF_OPTION[name]).annotation)
-    refuses(capfd, "run", f"--{name}", choices)
+    refuses(capfd, "run", f"--{name.replace('_', '-')}", choices)
 
 
 @pytest.mark.parametrize("name", ["engine", "on_error"])

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nnbuild.evaluation import significance
+from nnbuild.evaluation.significance import mean_confidence_interval
 from nnbuild.store import Store, champion
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
 @settings(deadline=None, max_examples=50)
-def test_the_interval_is_scipys(values):
-    found = significance(values)
+def test_interval_equals_scipys(values):
+    found = mean_confidence_interval(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-6)
     assert found.standard_deviation == pytest.approx(np.std(values, ddof=1), rel=1e-6, abs=1e-6)
     error = stats.sem(values)
@@ -26,10 +26,10 @@ def test_the_interval_is_scipys(values):
     assert found.low <= found.mean <= found.high
 
 
-def test_one_value_has_no_spread_and_none_has_no_mean():
-    assert significance([3.0]) == (1, 3.0, None, None, None)
+def test_one_value_has_no_spread():
+    assert mean_confidence_interval([3.0]) == (1, 3.0, None, None, None)
     with pytest.raises(ValueError, match="no values"):
-        significance([])
+        mean_confidence_interval([])
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def arguments(small_folder, tmp_path):
     return [*given, "--set", "training.threads=2", "--seed", 4, "--store", tmp_path / "store"]
 
 
-def test_every_seed_is_a_run_and_one_goes_to_the_gate(capfd, arguments, tmp_path, prefect_server):
+def test_seeds_are_runs_and_one_is_gated(capfd, arguments, tmp_path, prefect_server):
     found = call(capfd, *arguments, "--seeds", 2, "--json")
     assert found.code == 0, found.err
     told = found.json
@@ -57,9 +57,7 @@ def test_every_seed_is_a_run_and_one_goes_to_the_gate(capfd, arguments, tmp_path
     assert champion.current(store) == runs[0]["run_id"]
 
 
-def test_a_seed_that_fails_is_recorded_and_the_others_go_on(
-    capfd, arguments, tmp_path, prefect_server, monkeypatch
-):
+def test_failed_seed_is_recorded(capfd, arguments, tmp_path, prefect_server, monkeypatch):
     from nnbuild.errors import DivergedError
     from nnbuild.training import trainer
 
