@@ -75,7 +75,7 @@ def _refuse_external_data(model: Any, name: str) -> None:
         place = next((each.value for each in tensor.external_data if each.key == "location"), "?")
         raise ContractError(
             f"{name} has its weights in another file ({place[:_MAX_SHOWN]!r}), which its digest "
-            "does not cover; include them in the file by onnx.save_model(onnx.load('old.onnx'), "
+            "does not cover; put them into the file by onnx.save_model(onnx.load('old.onnx'), "
             "'new.onnx'), and give the new file and its digest"
         )
 
