@@ -98,7 +98,7 @@ def test_changed_file_is_refused(stored, name):
     for broken in (content[:-2], content[: len(content) // 2], b"", content + b"x", bytes(flipped)):
         (stored / name).write_bytes(broken)
         if name == "dataset.json" and broken == bytes(flipped):
-            continue  # a changed name is still valid; the digest in the path of the store detects it
+            continue  # still a valid name; the digest in the path of the store detects it
         assert name in refused(stored)
     (stored / name).unlink()
     assert "no such file" in refused(stored)

@@ -133,7 +133,7 @@ def test_interval_ends_are_at_1_96_errors():
         ),
         (
             [0.5, 0.2, 0.21],
-            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, with a minimum",
+            "Yes: the validation loss went from 0.5 after epoch 1 to 0.21 after epoch 3, with",
         ),
         ([0.5, 0.2, 0.4], "Yes, but only at first:"),
         ([0.2, 0.3, 0.4], "No: the validation loss went from 0.2"),

@@ -394,7 +394,8 @@ def test_the_command_line(capfd, store, tmp_path):
 def test_scoring_needs_no_tensorflow(store, tmp_path):
     path = parquet(tmp_path / "in.parquet")
     arguments = ["score", "--input", str(path), "--store", str(store.root)]
-    code = f"import flows.cli, sys; code = flows.cli.invoke({arguments!r}); assert 'tensorflow' not in sys.modules; "
+    code = f"import flows.cli, sys; code = flows.cli.invoke({arguments!r}); "
+    code += "assert 'tensorflow' not in sys.modules; "
     code += "assert 'prefect' not in sys.modules; sys.exit(code)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
