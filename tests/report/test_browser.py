@@ -49,11 +49,13 @@ PROBE = """<!doctype html><meta charset="utf-8"><body>
 <iframe style="width: 390px; height: 800px; border: 0" srcdoc="{}">
 </iframe><script>onload = () => {{
   const inside = document.querySelector("iframe").contentWindow, page = inside.document;
-  const wide = [...page.querySelectorAll("body *")].filter(each => !each.parentElement.closest(".scroll, svg")
-    && each.getBoundingClientRect().right > inside.innerWidth + 0.5).map(each => each.outerHTML.slice(0, 99));
+  const wide = [...page.querySelectorAll("body *")]
+    .filter(each => !each.parentElement.closest(".scroll, svg")
+      && each.getBoundingClientRect().right > inside.innerWidth + 0.5)
+    .map(each => each.outerHTML.slice(0, 99));
   const broken = [...page.images].filter(each => !each.complete || !each.naturalWidth).length;
-  document.body.dataset.found = JSON.stringify({{width: inside.innerWidth, wide, broken, images: page.images.length,
-    page: page.documentElement.scrollWidth}});
+  document.body.dataset.found = JSON.stringify({{width: inside.innerWidth, wide, broken,
+    images: page.images.length, page: page.documentElement.scrollWidth}});
 }}</script>"""
 
 pytestmark = pytest.mark.skipif(

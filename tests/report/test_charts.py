@@ -54,7 +54,8 @@ def test_tag_escapes_text_and_attributes():
         "text", "<&>", svg.tag("b", '"'), class_="a", aria_label='"<', font_size=1.25, x=3.0
     )
     assert made == (
-        '<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">&lt;&amp;&gt;<b>&#34;</b></text>'
+        '<text class="a" aria-label="&#34;&lt;" font-size="1.2" x="3">'
+        "&lt;&amp;&gt;<b>&#34;</b></text>"
     )
 
 
