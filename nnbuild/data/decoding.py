@@ -14,7 +14,7 @@ from nnbuild.data import archives
 from nnbuild.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"})
-NO_PICTURE = f"not a readable picture; expected a file that ends in {', '.join(sorted(SUFFIXES))}"
+NO_PICTURE = f"not a picture; expected a file that ends in {', '.join(sorted(SUFFIXES))}"
 WHITE = 255
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # few decoders, to limit the attack surface
 _MAX_PIXELS = 1 << 24  # 4096 x 4096, far above the size of these networks' images

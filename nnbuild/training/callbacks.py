@@ -14,7 +14,7 @@ from nnbuild.store import presence
 
 # The state of Keras's callbacks; their other attributes follow from the configuration.
 _SCALARS = ("wait", "best", "best_epoch", "stopped_epoch", "cooldown_counter")
-_WEIGHTS = "restore_best_weights"
+_WEIGHTS = "best_weights"  # Keras's name
 _DIRECTIONS = {"up": "max", "down": "min"}
 
 
@@ -99,10 +99,7 @@ class _TensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
 def best_epoch(callbacks: list[keras.callbacks.Callback]) -> int | None:
     """Return the epoch, from 1, whose weights are restored at the end; None for the last epoch."""
     for callback in callbacks:
-        if (
-            getattr(callback, "restore_best_weights", False)
-            and callback.restore_best_weights is not None
-        ):
+        if getattr(callback, "restore_best_weights", False) and callback.best_weights is not None:
             return int(callback.best_epoch) + 1
     return None
 

@@ -142,9 +142,9 @@ def test_number_of_classes_has_bounds():
     zero = {"train_labels": np.zeros(40, int), "test_labels": np.zeros(20, int)}
     assert "1 class(es); expected 2 to 1000" in refused(**zero)
     assert "same name" in refused(("a", "b", "c", "a"))
-    assert "label 3, and 3 classes" in refused(("a", "b", "c"))
-    assert "can be printed" in refused(("a", "b", "c", "d\n"))
-    assert "can be printed" in refused(("a", "b", "c", "\udcff"))
+    assert "label 3 with 3 classes" in refused(("a", "b", "c"))
+    assert "printable characters" in refused(("a", "b", "c", "d\n"))
+    assert "printable characters" in refused(("a", "b", "c", "\udcff"))
     assert made(("a", "b", "c", "d", "e")).classes == 5
 
 

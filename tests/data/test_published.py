@@ -189,7 +189,7 @@ def test_parquet_without_split_is_noted(tmp_path):
     arrays = tiny()
     for name in ("train-0", "extra-0"):
         write_parquet(tmp_path / f"{name}.parquet", arrays.train_images, arrays.train_labels)
-    assert "not read, since they name no split: extra-0.parquet" in load(tmp_path).source
+    assert "not read, not named after a split: extra-0.parquet" in load(tmp_path).source
     (tmp_path / "other").mkdir()
     write_parquet(tmp_path / "other" / "train.parquet", arrays.train_images, arrays.train_labels)
     assert "two datasets" in refusal(tmp_path)
@@ -337,7 +337,7 @@ def test_folders_without_split_are_noted(tmp_path):
     arrays = tiny()
     write_pictures(tmp_path / "train", arrays.train_images, arrays.train_labels)
     write_pictures(tmp_path / "unlabelled", arrays.train_images, arrays.train_labels)
-    assert "not read, since they name no split: unlabelled" in load(tmp_path).source
+    assert "not read, not named after a split: unlabelled" in load(tmp_path).source
     (tmp_path / "train").rename(tmp_path / "val")
     (tmp_path / "unlabelled").rename(tmp_path / "test")
     assert "no train/" in refusal(tmp_path)

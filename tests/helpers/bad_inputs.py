@@ -599,7 +599,7 @@ FILES = [
     Case(
         "mlflow in a folder",
         lambda _: ["run", "--mlflow", "./mlruns"],
-        "neither a database nor a server",
+        "expected a database or a server",
     ),
     Case(
         "data dir that is not there", lambda folder: ["run", "--data-dir", folder / "none"], "none"

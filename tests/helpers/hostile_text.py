@@ -19,7 +19,10 @@ HOSTILE = [
     "pipe | `tick` *star* _under_ ~~gone~~ $x$",
     "<img src=x onerror=alert(1)>",
     "<script>alert('1')</script> &amp; &lt;",
-    "[link](javascript:alert(1)) ![image](http://h/x) http://auto.example www.auto.example a@b.c",
+    (
+        "[link](javascript:alert(1)) ![image](http://h/x) "
+        "http://auto.example www.auto.example a@b.example"
+    ),
     "# heading",
     "1. list",
     "- list",
