@@ -133,8 +133,8 @@ def test_all_failed_sources_are_listed(tmp_path, own, server):
         tmp_path / "data",
         tmp_path / "cache",
         *mirrors,
-        "--data-dir",
-        "--fallback digits",
+        "dataset.data_dir",
+        "dataset.fallback to digits",
     ):
         assert str(place) in message
     assert "\n" not in message

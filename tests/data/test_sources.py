@@ -108,7 +108,7 @@ def test_what_is_no_dataset_is_refused(tmp_path):
     (tmp_path / "void.npz").write_bytes(b"")
     assert ".npz" in message(tmp_path / "void.npz")
     (tmp_path / "void.parquet").write_bytes(b"")
-    assert "no Parquet file" in message(tmp_path / "void.parquet")
+    assert "not a Parquet file" in message(tmp_path / "void.parquet")
 
 
 def test_devices_and_pipes_are_not_read(tmp_path):
