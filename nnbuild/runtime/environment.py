@@ -31,7 +31,7 @@ OPERATIONS_AT_ONCE = 2
 @cache
 def code_version() -> str:
     """Return the version of nnbuild, and twelve digits of the SHA-256 of its source code."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]  # of all of nnbuild, since any module can change a result
     source = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         source.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())

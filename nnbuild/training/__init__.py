@@ -1,7 +1,25 @@
-"""Training: the order of the examples, compiled steps, checkpoints, and the fit that uses them."""
+"""Training: the order of the examples, compiled steps, checkpoints, and the fit that uses them.
 
-from nnbuild.training.checkpoint import Checkpoint, Checkpoints
-from nnbuild.training.context import FitContext, Fitted
-from nnbuild.training.trainer import fit
+The names are imported when they are first used: the history of a run is read without TensorFlow.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnbuild.training.checkpoint import Checkpoint, Checkpoints
+    from nnbuild.training.context import FitContext, Fitted
+    from nnbuild.training.trainer import fit
 
 __all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "fit"]
+
+_MODULES = {
+    "nnbuild.training.checkpoint": ("Checkpoint", "Checkpoints"),
+    "nnbuild.training.context": ("FitContext", "Fitted"),
+    "nnbuild.training.trainer": ("fit",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    from nnbuild.runtime.lazy_imports import attach
+
+    return attach(name, _MODULES, __name__)

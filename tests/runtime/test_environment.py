@@ -1,6 +1,7 @@
 """Test the limits of containers, with fake files of control groups."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,18 @@ def test_processors_keeps_affinity_and_quota(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert environment.processors(root) == 2
     assert environment.description()["processors"] == environment.processors()
+
+
+def test_code_version_covers_every_module(tmp_path, monkeypatch):
+    root = Path(environment.__file__).parents[1]
+    copy = shutil.copytree(root, tmp_path / "nnbuild")
+    monkeypatch.setattr(environment, "__file__", str(copy / "runtime" / "environment.py"))
+    versions = set()
+    for path in [copy / "errors.py", *copy.glob("*/__init__.py")]:
+        environment.code_version.cache_clear()
+        versions.add(environment.code_version())
+        path.write_text(path.read_text() + "# changed\n")
+    environment.code_version.cache_clear()
+    versions.add(environment.code_version())
+    environment.code_version.cache_clear()
+    assert len(versions) == 2 + len(list(copy.glob("*/__init__.py")))
