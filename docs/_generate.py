@@ -250,7 +250,7 @@ _SECTIONS = {
 
 
 def generate(text: str) -> str:
-    """Return a page with its generated sections written anew."""
+    """Return a page with its generated sections replaced."""
 
     def section(match: re.Match[str]) -> str:
         content = _SECTIONS[match["kind"]](match["name"])

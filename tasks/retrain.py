@@ -11,6 +11,7 @@ from prefect.transactions import Transaction
 
 from nnbuild import pipeline
 from nnbuild.errors import CheckError
+from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
 from nnbuild.report.metadata import facts
 from nnbuild.runtime.text import markdown_code, markdown_text
@@ -271,15 +272,14 @@ def _notify(run: Run, manifest: Manifest) -> None:
         )
 
 
-_HEADLINE = ("accuracy", "loss", "expected_calibration_error", "macro_f1")
-
-
 def headline(run: Run, manifest: Manifest) -> str:
     """Return a summary of a committed run as Markdown: metrics, decision, metadata, report."""
     row, metrics = manifest.row, manifest.steps.evaluate_model.metrics
     decided = manifest.steps.decide
     cells = [
-        (name.replace("_", " "), f"{metrics[name]:.4f}") for name in _HEADLINE if name in metrics
+        (each.title, f"{metrics[each.name]:.4f}")
+        for each in SUMMARY_METRICS
+        if each.name in metrics
     ]
     cells += [("decision", decided.reason)] if decided else []
     rows = [(name, markdown_text(value)) for name, value in [*cells, *facts(manifest)]]

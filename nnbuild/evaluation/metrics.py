@@ -12,6 +12,38 @@ BINS = 15  # of the reliability diagram, as in Guo et al. 2017 (arXiv 1706.04599
 Labels = NDArray[np.int16]
 
 
+class Metric(NamedTuple):
+    """A metric over all classes that reports, comparisons and artifacts show.
+
+    Attributes:
+        name: Name in the evaluation table.
+        title: Title for people.
+        higher_is_better: Whether a higher value is better.
+        is_fraction: Whether it is shown as a percentage.
+    """
+
+    name: str
+    title: str
+    higher_is_better: bool
+    is_fraction: bool
+
+
+SUMMARY_METRICS = (
+    Metric("accuracy", "accuracy", higher_is_better=True, is_fraction=True),
+    Metric("loss", "loss (nats)", higher_is_better=False, is_fraction=False),
+    Metric(
+        "expected_calibration_error",
+        "calibration error",
+        higher_is_better=False,
+        is_fraction=False,
+    ),
+    Metric("top_2_accuracy", "top-2 accuracy", higher_is_better=True, is_fraction=True),
+    Metric("brier_score", "Brier score", higher_is_better=False, is_fraction=False),
+    Metric("macro_f1", "macro F1", higher_is_better=True, is_fraction=False),
+)
+"""The metrics to show, in this order."""
+
+
 class MetricValue(NamedTuple):
     """One row of the evaluation table.
 

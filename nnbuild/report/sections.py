@@ -9,20 +9,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nnbuild.config.loading import flatten
+from nnbuild.evaluation.metrics import SUMMARY_METRICS, Metric
 from nnbuild.report import charts, data, examples, text
 from nnbuild.report.charts import heat_map
 from nnbuild.report.metadata import digests, facts, timings
 from nnbuild.report.text import percent, setting
 from nnbuild.store.manifests import Manifest
 
-_HEADLINE = {  # metric: (title, whether higher is better, whether it is a fraction)
-    "accuracy": ("accuracy", True, True),
-    "loss": ("loss (nats)", False, False),
-    "expected_calibration_error": ("calibration error", False, False),
-    "top_2_accuracy": ("top-2 accuracy", True, True),
-    "brier_score": ("Brier score", False, False),
-    "macro_f1": ("macro F1", True, False),
-}
 _SHORT_NAME = 3  # letters of class names of which eight fit in a row on a phone
 _MAX_JOBS = 10
 
@@ -62,7 +55,9 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
     tested = champion is not None and all(name in paired for name in names)
     counts = [paired[name] for name in names] if tested else []
     return {
-        "headline": [_metric(name, mine.get(name), theirs.get(name)) for name in _HEADLINE],
+        "headline": [
+            _metric(each, mine.get(each.name), theirs.get(each.name)) for each in SUMMARY_METRICS
+        ],
         "champion": champion,
         "promoted": decision.promote if decision else None,
         "verdict": text.verdict(decision) if decision else "",
@@ -79,18 +74,22 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
     }
 
 
-def _metric(metric: str, mine: float | None, theirs: float | None) -> Context:
-    title, more_is_better, is_share = _HEADLINE[metric]
+def _metric(metric: Metric, mine: float | None, theirs: float | None) -> Context:
     values = [
-        None if each is None else percent(each) if is_share else f"{each:.4f}"
+        None if each is None else percent(each) if metric.is_fraction else f"{each:.4f}"
         for each in (mine, theirs)
     ]
     better = (
         None
         if mine is None or theirs is None or mine == theirs
-        else (mine > theirs) == more_is_better
+        else (mine > theirs) == metric.higher_is_better
     )
-    return {"title": title, "value": values[0] or "–", "champion": values[1], "better": better}
+    return {
+        "title": metric.title,
+        "value": values[0] or "–",
+        "champion": values[1],
+        "better": better,
+    }
 
 
 def loss(manifest: Manifest, tables: Tables) -> Context:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nnbuild.config.loading import flatten
 from nnbuild.errors import ConfigError, StoreError
+from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.evaluation.significance import mcnemar_test
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.schemas import JOB_TABLES
@@ -27,14 +28,7 @@ _ALWAYS_SHOWN = (
     "model.name",
     "training.epochs",
 )
-_METRICS = (
-    "accuracy",
-    "loss",
-    "expected_calibration_error",
-    "brier_score",
-    "top_2_accuracy",
-    "macro_f1",
-)
+_METRICS = tuple(each.name for each in SUMMARY_METRICS)
 _PAIRED_COLUMNS = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
 _SECONDS = (FittedModel.step, Scored.step)
 _LEAST_RUNS = 2
