@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from contextvars import copy_context
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -75,8 +76,7 @@ def _import_and_start() -> "_ServerProcess | None":
     settings = read_settings()
     process = None if settings.api.url else _ServerProcess.of_this_process(settings)
     # Not in a thread: two imports at the same time would only take turns.
-    import prefect.client.orchestration  # noqa: F401  (it takes seconds)
-
+    import_module("prefect.client.orchestration")  # it takes seconds
     return process
 
 

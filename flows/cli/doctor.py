@@ -203,7 +203,7 @@ def _check_memory() -> Finding:
 
     gib = total_memory() / 2**30
     detail = f"{processors()} processors, {gib:.1f} GiB of memory"
-    return Finding("machine", "ok" if gib > 2 else "note", detail)  # noqa: PLR2004
+    return Finding("machine", "ok" if gib > 2 else "note", detail)
 
 
 def _check_data(data_dir: Path | None) -> Iterator[Finding]:

@@ -159,7 +159,7 @@ def _iso_year(text: str) -> str:
 
 def _time(column: pa.Array) -> list[Any]:
     unit = column.type.unit
-    integers = pa.int32() if column.type.bit_width == 32 else pa.int64()  # noqa: PLR2004
+    integers = pa.int32() if column.type.bit_width == 32 else pa.int64()
     return _each(lambda number: _time_text(number, unit), column.cast(integers).to_pylist())
 
 

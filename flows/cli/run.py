@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -257,8 +258,8 @@ def start_prefect(console: PlainConsole) -> None:
         gc_paused(),
         EmbeddedServer(),
     ):
-        import flows.retrain  # noqa: F401  (while the server boots)
-        import nnbuild.runtime.tensorflow  # noqa: F401  (as above)
+        import_module("flows.retrain")  # while the server starts
+        import_module("nnbuild.runtime.tensorflow")
 
 
 @contextmanager

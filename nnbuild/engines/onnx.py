@@ -122,7 +122,7 @@ class OnnxEngine:
                 classifier.
         """
         images, logits = self._input.shape, self._output.shape
-        if len(images) != 4 or len(logits) != 2:  # noqa: PLR2004
+        if len(images) != 4 or len(logits) != 2:
             raise ContractError(
                 f"{self._name} takes {images} and outputs {logits}; expected "
                 "(n, height, width, channels) and (n, classes)"
@@ -143,7 +143,7 @@ class OnnxEngine:
                 f"{self._name} takes {images}; expected at most {_MAX_IMAGE_VALUES} "
                 "values per image"
             )
-        if not 2 <= classes <= _MAX_CLASSES:  # noqa: PLR2004
+        if not 2 <= classes <= _MAX_CLASSES:
             raise ContractError(
                 f"{self._name} outputs {classes} values per image; expected one logit per class, "
                 f"2 to {_MAX_CLASSES}"

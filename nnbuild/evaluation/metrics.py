@@ -91,7 +91,7 @@ def evaluate(logits: NDArray[Any], labels: Labels, classes: int) -> list[MetricV
     overall = {
         "loss": loss,
         "accuracy": float(correct.mean()),
-        "top_2_accuracy": float((larger < 2).mean()),  # noqa: PLR2004
+        "top_2_accuracy": float((larger < 2).mean()),
         "negative_log_likelihood": loss,
         "brier_score": float(
             ((probabilities**2).sum(axis=1) - 2 * probabilities[rows, labels] + 1).mean()

@@ -207,7 +207,7 @@ def check_logits(logits: NDArray[Any], classes: int, first_row: int = 0) -> NDAr
         ContractError: The shape is different, a logit is not finite, or the rows are
             probabilities.
     """
-    if logits.ndim != 2 or logits.shape[1] != classes:  # noqa: PLR2004
+    if logits.ndim != 2 or logits.shape[1] != classes:
         raise ContractError(
             f"expected logits of shape (n, {classes}), got {logits.shape}; pass the model's "
             "output, not images"
@@ -233,7 +233,7 @@ def refuse_probabilities(logits: NDArray[Any]) -> None:
     if len(logits) == 0:
         return
     wide = logits.astype(np.float64)
-    tolerance = 1e-2 if logits.dtype.itemsize == 2 else 1e-4  # noqa: PLR2004  (half precision)
+    tolerance = 1e-2 if logits.dtype.itemsize == 2 else 1e-4
     if (wide >= 0).all() and (np.abs(wide.sum(axis=1) - 1) < tolerance).all():
         raise ContractError(
             f"all {len(logits)} rows of logits are non-negative and sum to 1: they are "

@@ -131,7 +131,7 @@ def require_finite(logits: Array, first_row: int = 0) -> None:
     examples = ", ".join(str(first_row + row) for row in bad[:5])
     raise ContractError(
         f"{len(bad)} rows of logits are NaN or infinite, expected finite numbers: rows {examples}"
-        f"{', …' if len(bad) > 5 else ''}; check these images and the training loss"  # noqa: PLR2004
+        f"{', …' if len(bad) > 5 else ''}; check these images and the training loss"
     )
 
 

@@ -71,7 +71,7 @@ def require_matching(images: Images, predictions: pa.Table) -> None:
     """
     numbers = predictions["example_id"].to_numpy()
     needed = int(numbers.max(initial=-1)) + 1
-    valid = images.ndim == 4 and images.shape[-1] in _GRAY_OR_RGB  # noqa: PLR2004
+    valid = images.ndim == 4 and images.shape[-1] in _GRAY_OR_RGB
     if not valid or len(images) < needed:
         raise DataError(
             f"images have shape {images.shape}, expected ({needed} or more, height, width, "

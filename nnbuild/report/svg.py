@@ -156,5 +156,5 @@ def _round(count: int, step: float) -> float:
 
 def tick_label(value: float) -> str:
     """Format the value of a tick."""
-    thousands = 1000 <= abs(value) < _MAX_PLAIN_TICK  # noqa: PLR2004
+    thousands = 1000 <= abs(value) < _MAX_PLAIN_TICK
     return f"{value:,.0f}" if thousands else f"{value:.6g}"

@@ -97,7 +97,7 @@ def _mount(root: Path, controller: str | None) -> _Mount | None:
         fields, kind, options = before.split(), after.split(maxsplit=1)[:1], after.split()[-1:]
         expected = ["cgroup2"] if controller is None else ["cgroup"]
         has_controller = controller is None or controller in ",".join(options).split(",")
-        if len(fields) > 4 and kind == expected and has_controller:  # noqa: PLR2004
+        if len(fields) > 4 and kind == expected and has_controller:
             return _Mount(_unescaped(fields[4]), _unescaped(fields[3]))
     return None
 

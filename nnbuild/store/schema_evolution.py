@@ -205,7 +205,7 @@ def _integers(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return max(one, other, key=lambda kind: kind.bit_width)
     unsigned, signed = (other, one) if pa.types.is_signed_integer(one) else (one, other)
     width = max(2 * unsigned.bit_width, signed.bit_width)
-    if width > 64:  # noqa: PLR2004  (no integer is wider)
+    if width > 64:
         return pa.decimal128(_INTEGER_DIGITS[64], 0)
     return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[width]
 
