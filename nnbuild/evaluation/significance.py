@@ -47,7 +47,7 @@ def mcnemar_test(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> 
             or more.
         challenger: The same for the challenger.
     """
-    # Not scipy.stats.binomtest: it takes three times as long to import, and differs in the last digits.
+    # Not scipy.stats.binomtest: its import takes three times as long; the last digits differ.
     from scipy.special import bdtrc
 
     examples = len(champion)
