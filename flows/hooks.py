@@ -87,7 +87,7 @@ def resume_hint(flow_run: Any, state: Any) -> str:
         return f"{end} The store cannot be read: {error}"
     if run is None:
         return f"{end} There is nothing to resume; see `nnbuild runs --store {store.root}`."
-    return f"{end} Resume it by: nnbuild run --resume {run.run_id} --store {run.store}"
+    return f"{end} Resume it with: {run.resume_command}"
 
 
 def _describe(state: Any) -> str:

@@ -153,7 +153,7 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "its record cannot be read, so it cannot be resumed"
             yield Repair(Finding(name, "clear", detail), _removal(run.folder))
         else:
-            detail = f"can be resumed with `{_resume_command(run)}` or discarded with `--discard`"
+            detail = f"can be resumed with `{run.resume_command}` or discarded with `--discard`"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -170,12 +170,6 @@ def _removal(folder: Path) -> Callable[[], object]:
             shutil.rmtree(folder)
 
     return remove
-
-
-def _resume_command(run: Run) -> str:
-    if run.config.trial is not None:
-        return f"nnbuild sweep --id {run.config.trial.sweep}"
-    return f"nnbuild run --resume {run.run_id}"
 
 
 def _is_readable(run: Run) -> bool:

@@ -72,7 +72,9 @@ def waiting_run(store: Store, run_id: str, config: RunConfig) -> Run:
     run = store.unfinished_run(run_id)
     tag = run.config.trial
     if tag is not None and tag != config.trial:
-        raise StoreError(f"run {run_id} is a trial of sweep {tag.sweep}; {_resume_hint(run)}")
+        raise StoreError(
+            f"run {run_id} is a trial of sweep {tag.sweep}; resume it with: {run.resume_command}"
+        )
     return run
 
 
@@ -105,7 +107,9 @@ def resumable(
             continue
         if reason is None:
             return run, remarks
-        remarks.append(f"unfinished run {run.run_id} is not resumed: {reason}; {_resume_hint(run)}")
+        remarks.append(
+            f"unfinished run {run.run_id} is not resumed: {reason}; resume it with: {run.resume_command}"
+        )
     return None, remarks
 
 
@@ -181,7 +185,7 @@ def _to_interrupted(run: Run, error: KeyboardInterrupt) -> Interrupted:
     """Convert Ctrl-C or SIGTERM outside the fit, or a second Ctrl-C anywhere."""
     stopped = interrupted(error)
     if run.folder.is_dir():  # otherwise the run was committed just before
-        stopped.add_note(_resume_hint(run))
+        stopped.add_note(f"resume it with: {run.resume_command}")
     return stopped
 
 
@@ -199,7 +203,7 @@ def _to_user_error(run: Run, error: Exception) -> Exception:
 def _finalize_failure(run: Run, error: Exception) -> None:
     """Keep, discard or commit a run that ended in an error, and add to the error what to do."""
     if isinstance(error, (StoreError, Interrupted)):
-        error.add_note(_resume_hint(run))
+        error.add_note(f"resume it with: {run.resume_command}")
     elif isinstance(error, InputError):
         _discard_or_keep(run, error)
     else:
@@ -215,16 +219,9 @@ def _discard_or_keep(run: Run, error: InputError) -> None:
     if is_fitted(run):
         commit.commit_failure(run, error)
     elif isinstance(error, ContractError) and has_checkpoints(run):
-        error.add_note(_resume_hint(run))
+        error.add_note(f"resume it with: {run.resume_command}")
     else:
         Store(run.store).discard(run)
-
-
-def _resume_hint(run: Run) -> str:
-    if run.config.trial is not None:
-        sweep_id = run.config.trial.sweep
-        return f"resume the sweep with: nnbuild sweep --id {sweep_id} --store {run.store}"
-    return f"resume it with: nnbuild run --resume {run.run_id} --store {run.store}"
 
 
 def retrain(

@@ -82,6 +82,13 @@ class Run:
         """
         self._amend(flow_run_id=flow_run_id, cancelled_at=None)
 
+    @property
+    def resume_command(self) -> str:
+        """Return the command that resumes the run, or the sweep that it is a trial of."""
+        trial = self.config.trial
+        what = f"run --resume {self.run_id}" if trial is None else f"sweep --id {trial.sweep}"
+        return f"nnbuild {what} --store {self.store}"
+
     def release(self) -> None:
         """Release the run from its flow run, so that a person resumes it."""
         self._amend(flow_run_id=None)
