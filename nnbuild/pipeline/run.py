@@ -108,7 +108,8 @@ def resumable(
         if reason is None:
             return run, remarks
         remarks.append(
-            f"unfinished run {run.run_id} is not resumed: {reason}; resume it with: {run.resume_command}"
+            f"unfinished run {run.run_id} is not resumed: {reason}; "
+            f"resume it with: {run.resume_command}"
         )
     return None, remarks
 

@@ -302,6 +302,6 @@ def test_doctor_repairs_and_reports(capfd, store):
     shutil.rmtree(found.partition("runs", run_id))
     told = call(capfd, "doctor", "--repair", "--store", found.root, "--json").json
     assert [each["action"] for each in told["findings"]] == ["rebuild"]
-    assert "in order" in call(capfd, "doctor", "--repair", "--store", found.root).out
+    assert "needs no repair" in call(capfd, "doctor", "--repair", "--store", found.root).out
     outcome = call(capfd, "doctor", "--repair", "--discard", run_id, "--store", found.root)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
