@@ -101,7 +101,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
         answers = lambda: [  # noqa: E731
             each for each in real_prefect.flow_runs(name) if each["parameters"]["catch_up"]
         ]
-        until(answers, 60, "retraining that answers the drift")
+        until(answers, 180, "retraining that answers the drift")
     assert len(store.score_ids()) == 1
     assert store.read_table("drift")["exceeded"].to_pylist().count(True) > 1
     runs = real_prefect.flow_runs(name)

@@ -35,7 +35,7 @@ def test_flow_refuses_an_input_in_progress(store, tmp_path, prefect_server):
     path = parquet(tmp_path / "in.parquet")
     output = str(tmp_path / "out")
     job = jobs.open_job(config(path, output=output), store.root)
-    with jobs.working_on(job):
+    with jobs.job_context(job):
         with pytest.raises(BeingScoredError, match=job.score_id):
             score(config(path, output=output), str(store.root))
         with pytest.raises(LockedError, match="is writing there"):
@@ -50,5 +50,5 @@ def test_flow_refuses_an_input_in_progress(store, tmp_path, prefect_server):
 
 
 def test_job_is_either_new_or_resumed(store):
-    with pytest.raises(ConfigError, match="not both"):
+    with pytest.raises(ConfigError, match="either a config to score or the ID of a job"):
         nnbuild.score(None, store.root)

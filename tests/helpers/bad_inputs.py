@@ -384,7 +384,7 @@ SWEEPS = [
         ],
         "cannot be opened",
     ),
-    _sweep("id that is none", "--id '../x'", *RATES, "--id", "../x"),
+    _sweep("id that is none", "invalid sweep ID '../x'", *RATES, "--id", "../x"),
     _sweep("unknown runner", "is not one of 'local', 'dask'", *RATES, "--runner", "spark"),
     _sweep("runner without an address", "go together", *RATES, "--runner", "dask"),
     Case("sweep: unknown id", lambda _: ["sweep", "--id", "none"], "no sweep none"),
@@ -590,7 +590,7 @@ FILES = [
         lambda _: ["sql", "select test_acuracy from runs"],
         "test_accuracy",
     ),
-    Case("sql that writes", lambda _: ["sql", "delete from runs"], "only read"),
+    Case("sql that writes", lambda _: ["sql", "delete from runs"], "read-only"),
     Case(
         "sql that reads another file",
         lambda _: ["sql", "select * from read_csv('/etc/passwd')"],

@@ -96,7 +96,7 @@ def test_impossible_rebuild_is_one_line(store):
     before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
     for wanted, message in (
         ("20200101T000000000Z-abcdef", "no committed run"),
-        ("nonsense", "run id"),
+        ("nonsense", "invalid run ID"),
         (failed, "status 'failed', expected 'succeeded'"),
     ):
         with pytest.raises(StoreError, match=message) as caught:

@@ -119,7 +119,7 @@ PRESIGNED = "https://bucket.example/x.parquet?X-Amz-Signature=5ecre7"
         (["run", "--dataset", f"https://user:{SECRET}@host/x.npz"], "download the file"),
         (["run", "--data-dir", f"https://user:{SECRET}@host/x.npz"], "download the file"),
         (["run", "--mlflow", f"postgresql://user:{SECRET}@host/x"], "percent-encode"),
-        (["run", "--mlflow", f"file://user:{SECRET}@host/x"], "neither a database nor a server"),
+        (["run", "--mlflow", f"file://user:{SECRET}@host/x"], "expected a database or a server"),
         (
             [
                 *("sweep", "--search", "training.learning_rate=0.01..0.1"),

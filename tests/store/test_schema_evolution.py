@@ -168,7 +168,14 @@ def test_scores_other_type_is_refused_early(store, tmp_path, capfd):
         arguments = ("score", "--input", path, "--keep", "cust", "--store", store.root)
         outcome = call(capfd, *arguments)
         assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
-        for word in ("cust", str(values.type).split("<")[0], "int64", first, "rename", "--output"):
+        for word in (
+            "cust",
+            str(values.type).split("<")[0],
+            "int64",
+            first,
+            "rename",
+            "set output",
+        ):
             assert word in outcome.err
     assert list((store.root / "staging").glob("score-*")) == []
     apart = call(capfd, *arguments, "--output", tmp_path / "apart")
