@@ -169,7 +169,7 @@ def _sweep_config(
         if name in options:
             options[name] = options_of(options[name], f"--{name}")
     if sweep_id is not None and not {"grid", "search"} & {*sweep_settings, *options}:
-        # The folder of the data may differ from machine to machine, and is no setting of the sweep.
+        # The folder of the data may differ between machines; it does not belong to the sweep.
         named = base.keys() - {"data_dir"}
         if sweep_settings or options or run_settings or overrides or named:
             raise ConfigError(

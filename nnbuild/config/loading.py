@@ -22,6 +22,16 @@ def read_toml(path: Path) -> Settings:
     Raises:
         ConfigError: The file cannot be read, is not a regular file, or is not valid TOML.
     """
+    text = _read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
+        raise ConfigError(
+            f"config {path} is not valid TOML: {error}; see docs/reference/settings.md"
+        ) from error
+
+
+def _read_text(path: Path) -> str:
     try:
         content = read_regular(path, _MAX_BYTES)
     except OSError as error:
@@ -33,8 +43,8 @@ def read_toml(path: Path) -> Settings:
             f"cannot read config {path}: it {error}; give the path of a small TOML file"
         ) from error
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ConfigError(
             f"config {path} is not valid TOML: {error}; see docs/reference/settings.md"
         ) from error
@@ -152,8 +162,7 @@ def _place(path: Path | None, keys: Sequence[str]) -> str:
     if path is None:
         return ""
     section = ""
-    text = read_regular(path, _MAX_BYTES).decode("utf-8-sig")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             section = header[1].strip()
             name = section

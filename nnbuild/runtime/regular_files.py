@@ -30,7 +30,7 @@ def read_regular(path: Path, most: int) -> bytes:
     Raises:
         OSError: The file is missing or cannot be read.
         ValueError: The file is not a regular file, or is too large; the message is a predicate,
-            such as `is a folder, not a file`.
+            such as `is a folder, not an ordinary file`.
     """
     _require(path.stat(), most)  # before opening it, since that can start a device
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,6 +44,6 @@ def read_regular(path: Path, most: int) -> bytes:
 
 def _require(status: os.stat_result, most: int) -> None:
     if (kind := irregular(status.st_mode)) is not None:
-        raise ValueError(f"is {kind}, not a file")
+        raise ValueError(f"is {kind}, not an ordinary file")
     if status.st_size > most:
         raise ValueError(f"has {status.st_size} bytes, more than {most}")

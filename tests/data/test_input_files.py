@@ -91,7 +91,7 @@ def test_special_file_in_data_is_refused(tmp_path, monkeypatch, make):
 def test_special_config_is_refused(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "c.toml")
-    assert ", not a" in refusal(loading.read_toml, tmp_path / "c.toml")
+    assert "not an ordinary file" in refusal(loading.read_toml, tmp_path / "c.toml")
 
 
 def test_open_pipe_is_refused():
