@@ -97,9 +97,7 @@ class ScheduledConfig(RunConfig):
         if self.dataset.fallback is not None:
             raise ConfigError(
                 f"dataset.fallback is {self.dataset.fallback!r}, which is not allowed in scheduled "
-                "runs; remove it",
-                setting="fallback",
-                value=self.dataset.fallback,
+                "runs; remove it"
             )
         if self.trial is not None:
             raise ConfigError("trial is not allowed in scheduled runs, only in sweeps; remove it")
