@@ -27,9 +27,10 @@ from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
 from nnbuild.pipeline.run import resumable
 from nnbuild.runtime import environment
+from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.runtime.signals import hard_timeout
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.days import DayResult, is_dated
+from nnbuild.scoring.days import DayResult
 from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import Committed

@@ -62,6 +62,7 @@ def assemble(
     class_names: Sequence[str] | None = None,
     pixel_max: float | None = None,
     pixel_scales: Mapping[str, str] | None = None,
+    part: bool = False,
 ) -> Dataset:
     """Assemble a dataset; without a test split, a sixth of each class is held out.
 
@@ -77,6 +78,8 @@ def assemble(
         class_names: Name of each class; by default the labels that occur, as text.
         pixel_max: Pixel value of white; None to infer it from type and content of each array.
         pixel_scales: Scale of each split, if its pixels were converted before.
+        part: Whether the arrays are a part of a dataset, which may have a single class, and a split
+            without images.
 
     Raises:
         DataError: An array is invalid, or the arrays do not match.
@@ -93,7 +96,9 @@ def assemble(
         split: pixel_scale.description(images, whites[split])
         for split, (images, _) in arrays.items()
     }
-    encoded = label_forms.encode([labels for _, labels in arrays.values()], where, class_names)
+    encoded = label_forms.encode(
+        [labels for _, labels in arrays.values()], where, class_names, fewest=1 if part else 2
+    )
     splits: dict[str, Split] = {}
     for (split, (images, _)), labels in zip(arrays.items(), encoded.splits, strict=True):
         pixels = pixel_scale.to_uint8(images, whites[split], where)
@@ -104,13 +109,14 @@ def assemble(
     if "test" not in splits:
         splits[TRAIN], splits["test"] = hold_out(splits[TRAIN])
         source = f"{source}; {_HELD_OUT}"
-        if not len(splits["test"]):
+        if not len(splits["test"]) and not part:
             raise DataError(
                 f"{where}: no class has two different images; expected enough of each class to "
                 "hold out some for testing"
             )
     _require_one_size(splits, where)
-    _require_known_classes(splits, encoded.class_names, where)
+    if not part:
+        _require_known_classes(splits, encoded.class_names, where)
     return Dataset(
         name,
         splits[TRAIN],

@@ -1,20 +1,32 @@
-"""Datasets in the store: a Parquet file for each split, and a dataset.json with their digests."""
+"""Datasets in the store: a Parquet file for each split, and a dataset.json with their digests.
+
+Or a dataset.json alone, which lists the parts of the dataset: the days of a dated source, each
+stored once for all datasets that have it.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from nnbuild.data import archives
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.labels import MAX_CLASSES
+from nnbuild.data.labels import MAX_CLASSES, by_value, require_names
 from nnbuild.errors import DataError, one_line
 from nnbuild.store.schemas import SCHEMA_VERSION
 
@@ -45,16 +57,39 @@ class _Description(BaseModel):
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt
-    class_names: Annotated[tuple[str, ...], Field(min_length=2, max_length=MAX_CLASSES)]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     source: str
-    train: _File
-    test: _File
+    part: bool = False
+    train: _File | None = None
+    test: _File | None = None
     validation: _File | None = None
 
+    @model_validator(mode="after")
+    def _require_whole(self) -> Self:
+        """Refuse a dataset without a split or with one class, unless it is a part of others."""
+        if not self.part and (None in {self.train, self.test} or len(self.class_names) < 2):
+            raise ValueError("expected the splits train and test, and two classes")
+        return self
+
     def splits(self) -> dict[str, _File]:
-        """Return the file of each split by its name."""
-        files = {"train": self.train, "test": self.test}
-        return files if self.validation is None else files | {"validation": self.validation}
+        """Return the file of each split that has images, by its name."""
+        files = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: file for name, file in files.items() if file is not None}
+
+
+Part = Annotated[str, Field(pattern="^days/[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9a-f]{64}$")]
+"""A day that is a part of datasets: its folder, relative to the folder of all datasets of that
+name. The last component is the digest of its content, see `Dataset.digest`."""
+
+
+class _PartsDescription(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: str
+    name: Annotated[str, Field(pattern="^[a-z0-9.-]+$")]
+    digest: Sha256
+    source: str
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
 
 
 def split_table(split: Split) -> pa.Table:
@@ -164,7 +199,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
     """Write a Parquet file for each split and dataset.json durably.
 
     Args:
-        dataset: Dataset to write.
+        dataset: Dataset to write; a part of a dataset may lack a split, or have a single class.
         folder: Folder to create and fill; the caller moves it into place. dataset.json is written
             last, so an incomplete folder has none.
 
@@ -182,11 +217,17 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         channels=channels,
         class_names=dataset.class_names,
         source=dataset.source,
+        part=dataset.classes < 2 or not (len(dataset.train) and len(dataset.test)),
         **{
             name: _write_split(split, folder / f"{name}.parquet")
             for name, split in dataset.splits.items()
+            if len(split)
         },
     )
+    _write_description(folder, description)
+
+
+def _write_description(folder: Path, description: BaseModel) -> None:
     text = description.model_dump_json(indent=2, exclude_none=True) + "\n"
     _write_durably(folder / DESCRIPTION, text.encode())
     directory = os.open(folder, os.O_RDONLY)
@@ -194,6 +235,32 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_parts(folder: Path, *, name: str, source: str, parts: Sequence[Part]) -> str:
+    """Write the dataset.json of a dataset that consists of parts.
+
+    Args:
+        folder: Folder to create and fill, next to those of the parts.
+        name: Name of the dataset.
+        source: Description of its origin.
+        parts: The parts, in order.
+
+    Returns:
+        Digest of the dataset, which is that of the list of its parts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = digest_of_parts(parts)
+    description = _PartsDescription(
+        schema_version=SCHEMA_VERSION, name=name, digest=digest, source=source, parts=tuple(parts)
+    )
+    _write_description(folder, description)
+    return digest
+
+
+def digest_of_parts(parts: Sequence[Part]) -> str:
+    """Return the SHA-256 of a list of parts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _write_split(split: Split, path: Path) -> _File:
@@ -220,17 +287,42 @@ def _write_durably(path: Path, payload: Any) -> None:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Read a dataset of `write_dataset`, and verify every file by its digest.
+    """Read a dataset of `write_dataset` or `write_parts`, and verify every file by its digest.
+
+    Raises:
+        DataError: A file is missing or was changed, or the parts do not match.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    if isinstance(description, _Description):
+        return _read_splits(folder, description)
+    parts = [read_part(folder.parent, part) for part in description.parts]
+    return join_parts(parts, name=description.name, source=description.source)
+
+
+def read_part(folder: Path, part: Part) -> Dataset:
+    """Read a part of a dataset, which may lack splits, and verify every file by its digest.
+
+    Args:
+        folder: Folder of all datasets of that name.
+        part: Path of the part, which ends in its digest.
 
     Raises:
         DataError: A file is missing or was changed.
     """
-    description = _read_description(folder / DESCRIPTION)
+    path = folder / part
+    description = _read_description(path / DESCRIPTION)
+    if not isinstance(description, _Description) or description.digest != path.name:
+        raise DataError(f"{path / DESCRIPTION}: not of the digest in its path; restore it")
+    return _read_splits(path, description)
+
+
+def _read_splits(folder: Path, description: _Description) -> Dataset:
+    shape = (description.height, description.width, description.channels)
     splits = {
         name: _read_split(folder / f"{name}.parquet", file)
         for name, file in description.splits().items()
     }
-    shape = (description.height, description.width, description.channels)
+    nothing = Split(np.empty((0, *shape), np.uint8), np.empty(0, np.int16))
     for name, split in splits.items():
         if split.images.shape[1:] != shape:
             raise DataError(
@@ -239,15 +331,72 @@ def read_dataset(folder: Path) -> Dataset:
             )
     return Dataset(
         description.name,
-        splits["train"],
-        splits["test"],
+        splits.get("train", nothing),
+        splits.get("test", nothing),
         description.class_names,
         description.source,
         splits.get("validation"),
     )
 
 
-def _read_description(path: Path) -> _Description:
+def join_parts(parts: Sequence[Dataset], *, name: str, source: str) -> Dataset:
+    """Join the parts of a dataset, in order; classes are the same if they have the same name.
+
+    Args:
+        parts: The parts; each may lack classes and splits.
+        name: Name of the dataset.
+        source: Description of its origin, also for messages.
+
+    Raises:
+        DataError: The parts have images of different sizes, a single class, or no image to train or
+            to test on.
+    """
+    shapes = {part.image_shape: part for part in parts}
+    if len(shapes) > 1:
+        (shape, part), (other_shape, other) = list(shapes.items())[:2]
+        raise DataError(
+            f"images of height, width, channels {shape} in {part.source} and {other_shape} in "
+            f"{other.source}; expected one size"
+        )
+    class_names = _classes_of(parts)
+    require_names(class_names, source)
+    splits = {
+        kind: Split(
+            np.concatenate([part.splits[kind].images for part in parts if kind in part.splits]),
+            np.concatenate([_labels(part, kind, class_names) for part in parts]),
+        )
+        for kind in ("train", "test", "validation")
+        if any(kind in part.splits for part in parts)
+    }
+    for kind in ("train", "test"):
+        if not len(splits[kind]):
+            count = sum(len(split) for split in splits.values())
+            raise DataError(
+                f"{source}: none of its {count} images is in the {kind} split; add images, or give "
+                "a test split"
+            )
+    return Dataset(
+        name, splits["train"], splits["test"], class_names, source, splits.get("validation")
+    )
+
+
+def _classes_of(parts: Sequence[Dataset]) -> tuple[str, ...]:
+    """Return the names of all classes: in the order of the parts if all have the same."""
+    if len({part.class_names for part in parts}) == 1:
+        return parts[0].class_names
+    return tuple(sorted({name for part in parts for name in part.class_names}, key=by_value))
+
+
+def _labels(part: Dataset, kind: str, class_names: Sequence[str]) -> NDArray[np.int16]:
+    """Return the labels of a split of a part as numbers of the classes of the whole dataset."""
+    if kind not in part.splits:
+        return np.empty(0, np.int16)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    table = np.array([numbers[each] for each in part.class_names], np.int16)
+    return table[part.splits[kind].labels]
+
+
+def _read_description(path: Path) -> _Description | _PartsDescription:
     if archives.require_regular(path) > _MAX_JSON:
         raise DataError(
             f"{path}: larger than {_MAX_JSON} bytes; it is not a description of a dataset"
@@ -255,7 +404,9 @@ def _read_description(path: Path) -> _Description:
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         text = file.read()
     try:
-        description = _Description.model_validate(json.loads(text))
+        value = json.loads(text)
+        has_parts = isinstance(value, dict) and "parts" in value
+        description = (_PartsDescription if has_parts else _Description).model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = one_line(".".join(map(str, first["loc"])))

@@ -15,7 +15,7 @@ from nnbuild.evaluation.significance import McNemarResult
 from nnbuild.pipeline.data import staged_dataset
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
-from nnbuild.store.filesystem import os_errors_as_store_errors
+from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData, Reported
@@ -173,4 +173,7 @@ def _candidate(
 def _test_set_digest(folder: Path) -> str | None:
     with os_errors_as_store_errors(f"read {folder}"):
         path = folder / "dataset.json"
-        return read_text(path, "test", "sha256") if path.exists() else None
+        if not path.exists():
+            return None
+        has_parts = "parts" in read_json(path)
+        return folder.name if has_parts else read_text(path, "test", "sha256")
