@@ -323,8 +323,7 @@ def _require_known_classes(record: Record, dataset: Dataset, source: SourceDay) 
         shown = ", ".join(new[:_MAX_NAMED]) + ", …" * (len(new) > _MAX_NAMED)
         raise DataError(
             f"{source.address}: has the class {shown}, which no day before has; correct that day, "
-            "or set dataset.new_classes to accept",
-            setting="dataset.new_classes",
+            "or set dataset.new_classes to accept"
         )
 
 

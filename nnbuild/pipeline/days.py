@@ -1,5 +1,6 @@
 """The days that a run trains on: those of its window, or those that an earlier run has used."""
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
-from nnbuild.data.day_versions import DatedSource
+from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.tables import digest_of_parts
 from nnbuild.errors import ConfigError, DataError
@@ -29,22 +30,29 @@ class Window(NamedTuple):
 
     Attributes:
         source: Their source.
+        first: First day of the window; None for no limit.
         day: Day of the run, which is the last day of the window.
-        versions: The days, in order.
-        description: Origin of the days, for the manifest.
+        versions: The days that have images, in order.
         remarks: Remarks on days that are missing at the source, and on the choice of a past day.
     """
 
     source: DatedSource
+    first: date | None
     day: date
     versions: tuple[DayVersion, ...]
-    description: str
     remarks: tuple[str, ...]
 
     @property
     def digest(self) -> str:
         """Return the digest of the dataset of these days."""
         return digest_of_parts([each.part for each in self.versions])
+
+    @property
+    def description(self) -> str:
+        """Return the origin of the days, for the manifest."""
+        count = "1 day" if len(self.versions) == 1 else f"{len(self.versions)} days"
+        span = f"from {self.versions[0].day} to {self.versions[-1].day}"
+        return f"{self.source.pattern}: {count} {span}"
 
 
 def read_options(config: DatasetConfig) -> ReadOptions:
@@ -72,14 +80,29 @@ def day_of(config: DatasetConfig, now: datetime) -> date:
     if config.as_of is not None and config.as_of > today:
         raise ConfigError(
             f"as_of is {config.as_of}, which is after today, {today}; give a past day",
-            setting="dataset.as_of",
+            setting="as_of",
             value=config.as_of,
         )
     return config.as_of or today
 
 
 def select_days(store: Store, config: DatasetConfig, now: datetime) -> Window:
-    """Ingest what is new in the window of a run, and return its days.
+    """Ingest what is new in the window of a run, and return its days; see `window_of`.
+
+    Raises:
+        DataError: No day of the window has images, a day cannot be read, or the days differ in the
+            size of their images.
+        ConfigError: `as_of` has not come yet, or the clock was set back.
+    """
+    window = window_of(store, config, now)
+    if not window.versions:
+        raise _no_days(config, window.first, window.day)
+    _require_one_size(window.source.pattern, window.versions)
+    return window
+
+
+def window_of(store: Store, config: DatasetConfig, now: datetime) -> Window:
+    """Ingest what is new in the window of a run, and return its days, which may be none.
 
     With `as_of`, these are the versions of the days that the run of that day used. If there was no
     such run, they are those that had been ingested by the end of that day.
@@ -90,9 +113,8 @@ def select_days(store: Store, config: DatasetConfig, now: datetime) -> Window:
         now: Aware time of the run.
 
     Raises:
-        DataError: No day of the window has images, a day cannot be read, or the days differ in the
-            size of their images.
-        ConfigError: `as_of` has not come yet.
+        DataError: A day cannot be read.
+        ConfigError: `as_of` has not come yet, or the clock was set back.
     """
     day = day_of(config, now)
     first = day - timedelta(days=config.window - 1) if config.window else None
@@ -104,16 +126,24 @@ def select_days(store: Store, config: DatasetConfig, now: datetime) -> Window:
     else:
         record, remarks = source.ingest(first, day, now, new_classes=config.new_classes == "accept")
         versions = record.newest(first, day)
-        if config.as_of is not None:
+        if config.as_of is None:
+            _require_no_later_day(record, day)
+        else:
             next_day = datetime.combine(day + timedelta(days=1), time(), ZoneInfo(config.timezone))
             versions, newest = record.known_at(next_day, first, day)
             remarks = [_past(day, len(versions), newest), *remarks]
-    if not versions:
-        raise _no_days(config, first, day)
-    _require_one_size(source.pattern, versions)
-    count = "1 day" if len(versions) == 1 else f"{len(versions)} days"
-    span = f"{count} from {versions[0].day} to {versions[-1].day}"
-    return Window(source, day, tuple(versions), f"{source.pattern}: {span}", tuple(remarks))
+    return Window(source, first, day, tuple(versions), tuple(remarks))
+
+
+def _require_no_later_day(record: Record, day: date) -> None:
+    """Refuse a clock that was set back: images of a later day have been ingested."""
+    later = max(record.days, default=day)
+    if later > day + timedelta(days=1):  # another timezone may be a day ahead
+        raise ConfigError(
+            f"the clock says {day}, but images of {later} have been ingested from "
+            f"{record.pattern}; set the clock, or make the run of a past day with dataset.as_of",
+            setting="as_of",
+        )
 
 
 def _past(day: date, days: int, newest: int) -> str:
@@ -128,13 +158,11 @@ def _no_days(config: DatasetConfig, first: date | None, day: date) -> DataError:
     since = f"from {first} to {day}" if first is not None else f"until {day}"
     return DataError(
         f"{config.name}: no labelled images {since}; the last day would be "
-        f"{address_of_day(config.name, day)}; check the path, the clock, and dataset.window",
-        setting="dataset.name",
-        value=config.name,
+        f"{address_of_day(config.name, day)}; check the path, the clock, and dataset.window"
     )
 
 
-def _require_one_size(pattern: str, versions: list[DayVersion]) -> None:
+def _require_one_size(pattern: str, versions: Sequence[DayVersion]) -> None:
     shapes = {each.image_shape: each.day for each in versions}
     if len(shapes) > 1:
         (shape, day), (other_shape, other) = list(shapes.items())[:2]
@@ -165,6 +193,31 @@ def run_of_day(store: Store, config: DatasetConfig, day: date) -> Manifest | Non
         ):
             return manifest
     return None
+
+
+def settings_of_day(store: Store, day: str) -> dict[str, Any]:
+    """Return the settings of the newest run of a day on labelled days.
+
+    Args:
+        store: Store with the run.
+        day: The day, in ISO 8601 format.
+
+    Raises:
+        ConfigError: There is no such run, or there are runs on several datasets.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    for run_id in store.run_ids() if store.exists() else []:
+        manifest = store.manifest(run_id)
+        data, dataset = manifest.steps.load_data, manifest.config.get("dataset", {})
+        if manifest.row.status == "succeeded" and data.day and dataset.get("as_of") is None:
+            runs |= {dataset["name"]: manifest.config} if str(data.day) == day else {}
+    if len(runs) != 1:
+        problem = f"runs on {' and '.join(sorted(runs))}" if runs else "no run on labelled days"
+        raise ConfigError(
+            f"{store.root} has {problem} for as_of {day}; give the dataset and the settings",
+            setting="dataset",
+        )
+    return dict(next(iter(runs.values())))
 
 
 def parts_table(versions: tuple[DayVersion, ...], config: RunConfig) -> pa.Table:
