@@ -235,7 +235,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_dataset(dataset, temporary)
+                    tables.write_dataset(dataset, temporary, part=True)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:

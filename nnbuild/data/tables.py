@@ -1,13 +1,14 @@
-"""Datasets in the store: a Parquet file for each split, and a dataset.json with their digests.
+"""Datasets in the store: for each split a Parquet file and the digests of its images.
 
-Or a dataset.json alone, which lists the parts of the dataset: the days of a dated source, each
-stored once for all datasets that have it.
+`dataset.json` describes them, with the digests of the files. Or it is alone, and lists the parts of
+the dataset: the days of a dated source, each stored once for all datasets that have it.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -25,12 +26,14 @@ from pydantic import (
 )
 
 from nnbuild.data import archives
-from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.labels import MAX_CLASSES, by_value, require_names
+from nnbuild.data.dataset import DIGEST_BYTES, Dataset, Digests, Split
+from nnbuild.data.labels import MAX_CLASSES
+from nnbuild.data.parts import join_parts
 from nnbuild.errors import DataError, one_line
 from nnbuild.store.schemas import SCHEMA_VERSION
 
 DESCRIPTION = "dataset.json"
+_DIGESTS = ".digests"
 _SHAPE_KEYS = (b"height", b"width", b"channels")
 _VERSION_KEY = b"nnbuild.schema_version"
 _ROW_GROUP = 16384
@@ -41,11 +44,21 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _File(BaseModel):
+    """The Parquet file of a split.
+
+    Attributes:
+        content: SHA-256 of pixels and labels, see `Split.content_digest`.
+        image_digests: SHA-256 of the file with the digests of the images, see
+            `Split.image_digests`. Datasets that version 0.1 wrote have neither.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: PositiveInt
     bytes: PositiveInt
     sha256: Sha256
+    content: Sha256 | None = None
+    image_digests: Sha256 | None = None
 
 
 class _Description(BaseModel):
@@ -63,6 +76,7 @@ class _Description(BaseModel):
     train: _File | None = None
     test: _File | None = None
     validation: _File | None = None
+    held_out: bool = False
 
     @model_validator(mode="after")
     def _require_whole(self) -> Self:
@@ -195,13 +209,15 @@ def _values(column: pa.ChunkedArray, kind: type[np.generic], each: int = 1) -> N
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind), *parts])
 
 
-def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write a Parquet file for each split and dataset.json durably.
+def write_dataset(dataset: Dataset, folder: Path, *, part: bool = False) -> None:
+    """Write the files of each split and dataset.json durably.
 
     Args:
-        dataset: Dataset to write; a part of a dataset may lack a split, or have a single class.
+        dataset: Dataset to write.
         folder: Folder to create and fill; the caller moves it into place. dataset.json is written
             last, so an incomplete folder has none.
+        part: Whether it is a part of datasets, which may lack a split or have a single class. The
+            digests of its images are not stored: they would be a tenth of its size.
 
     Raises:
         OSError: The folder cannot be written.
@@ -217,9 +233,10 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         channels=channels,
         class_names=dataset.class_names,
         source=dataset.source,
-        part=dataset.classes < 2 or not (len(dataset.train) and len(dataset.test)),
+        held_out=dataset.held_out,
+        part=part,
         **{
-            name: _write_split(split, folder / f"{name}.parquet")
+            name: _write_split(split, folder / f"{name}.parquet", with_digests=not part)
             for name, split in dataset.splits.items()
             if len(split)
         },
@@ -263,7 +280,7 @@ def digest_of_parts(parts: Sequence[Part]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _write_split(split: Split, path: Path) -> _File:
+def _write_split(split: Split, path: Path, *, with_digests: bool) -> _File:
     sink = pa.BufferOutputStream()
     # Pixels rarely repeat: a dictionary would cost time and save nothing.
     pq.write_table(
@@ -276,7 +293,17 @@ def _write_split(split: Split, path: Path) -> _File:
     )
     payload = sink.getvalue()
     _write_durably(path, payload)
-    return _File(rows=len(split), bytes=payload.size, sha256=hashlib.sha256(payload).hexdigest())
+    file = _File(
+        rows=len(split),
+        bytes=payload.size,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        content=split.content_digest,
+    )
+    if not with_digests:
+        return file
+    digests = split.image_digests.tobytes()
+    _write_durably(path.with_suffix(_DIGESTS), digests)
+    return file.model_copy(update={"image_digests": hashlib.sha256(digests).hexdigest()})
 
 
 def _write_durably(path: Path, payload: Any) -> None:
@@ -336,64 +363,65 @@ def _read_splits(folder: Path, description: _Description) -> Dataset:
         description.class_names,
         description.source,
         splits.get("validation"),
+        held_out=description.held_out,
     )
 
 
-def join_parts(parts: Sequence[Dataset], *, name: str, source: str) -> Dataset:
-    """Join the parts of a dataset, in order; classes are the same if they have the same name.
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """The content of a dataset, as digests that depend neither on its files nor on their format.
 
-    Args:
-        parts: The parts; each may lack classes and splits.
-        name: Name of the dataset.
-        source: Description of its origin, also for messages.
+    Attributes:
+        image_shape: Height, width and channels of the images.
+        class_names: Name of each class, in the order of the labels.
+        test_set: SHA-256 of pixels and labels of the test split, in their order.
+        images: Digest of each image by split, see `Split.image_digests`.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    test_set: str
+    images: Mapping[str, Digests]
+
+    @property
+    def seen(self) -> Digests:
+        """Return the digests of the images that a run on the dataset trains or validates on."""
+        return np.concatenate([each for name, each in self.images.items() if name != "test"])
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Read the digests of a dataset of `write_dataset`.
+
+    They take milliseconds to read. Those of a dataset that consists of parts, or that version 0.1
+    wrote, are computed from its images.
 
     Raises:
-        DataError: The parts have images of different sizes, a single class, or no image to train or
-            to test on.
+        DataError: A file is missing or was changed.
     """
-    shapes = {part.image_shape: part for part in parts}
-    if len(shapes) > 1:
-        (shape, part), (other_shape, other) = list(shapes.items())[:2]
+    description = _read_description(folder / DESCRIPTION)
+    if isinstance(description, _Description):
+        files = description.splits()
+        if all(each.content and each.image_digests for each in files.values()):
+            shape = (description.height, description.width, description.channels)
+            images = {name: _read_digests(folder / name, file) for name, file in files.items()}
+            test_set = str(files["test"].content)
+            return Fingerprint(shape, description.class_names, test_set, images)
+    dataset = read_dataset(folder)
+    images = {name: split.image_digests for name, split in dataset.splits.items()}
+    test_set = dataset.test.content_digest
+    return Fingerprint(dataset.image_shape, dataset.class_names, test_set, images)
+
+
+def _read_digests(stem: Path, file: _File) -> Digests:
+    path = stem.with_suffix(_DIGESTS)
+    archives.require_regular(path)
+    with archives.open_regular(path) as source, archives.read_errors_as_data_errors(path):
+        payload = source.read(file.rows * DIGEST_BYTES + 1)
+    if hashlib.sha256(payload).hexdigest() != file.image_digests:
         raise DataError(
-            f"images of height, width, channels {shape} in {part.source} and {other_shape} in "
-            f"{other.source}; expected one size"
+            f"{path}: its SHA-256 differs from the one in {DESCRIPTION}; restore it from a copy"
         )
-    class_names = _classes_of(parts)
-    require_names(class_names, source)
-    splits = {
-        kind: Split(
-            np.concatenate([part.splits[kind].images for part in parts if kind in part.splits]),
-            np.concatenate([_labels(part, kind, class_names) for part in parts]),
-        )
-        for kind in ("train", "test", "validation")
-        if any(kind in part.splits for part in parts)
-    }
-    for kind in ("train", "test"):
-        if not len(splits[kind]):
-            count = sum(len(split) for split in splits.values())
-            raise DataError(
-                f"{source}: none of its {count} images is in the {kind} split; add images, or give "
-                "a test split"
-            )
-    return Dataset(
-        name, splits["train"], splits["test"], class_names, source, splits.get("validation")
-    )
-
-
-def _classes_of(parts: Sequence[Dataset]) -> tuple[str, ...]:
-    """Return the names of all classes: in the order of the parts if all have the same."""
-    if len({part.class_names for part in parts}) == 1:
-        return parts[0].class_names
-    return tuple(sorted({name for part in parts for name in part.class_names}, key=by_value))
-
-
-def _labels(part: Dataset, kind: str, class_names: Sequence[str]) -> NDArray[np.int16]:
-    """Return the labels of a split of a part as numbers of the classes of the whole dataset."""
-    if kind not in part.splits:
-        return np.empty(0, np.int16)
-    numbers = {name: number for number, name in enumerate(class_names)}
-    table = np.array([numbers[each] for each in part.class_names], np.int16)
-    return table[part.splits[kind].labels]
+    return np.frombuffer(payload, f"S{DIGEST_BYTES}")
 
 
 def _read_description(path: Path) -> _Description | _PartsDescription:
