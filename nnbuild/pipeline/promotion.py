@@ -41,11 +41,12 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
     config, store = run.config.gate, Store(run.store)
     champion_id = champion.current(store)
     challenger = _tested_run(run, data)
+    skip_reason = gate_skip_reason or _past_day_reason(run)
     other: _Tested | None = None
     if not config.enabled:
-        decision = promotion.Decision("gate-off", gate_skip_reason or _GATE_OFF)
-    elif gate_skip_reason is not None:
-        decision = promotion.Decision("skipped", gate_skip_reason)
+        decision = promotion.Decision("gate-off", skip_reason or _GATE_OFF)
+    elif skip_reason is not None:
+        decision = promotion.Decision("skipped", skip_reason)
     else:
         if champion_id is not None:
             other = _tested_champion(store, champion_id)
@@ -87,10 +88,16 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         champion_metrics=dict(other.metrics) if other else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
         waits=waits,
-        passed_over=gate_skip_reason is not None,
+        passed_over=skip_reason is not None,
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def _past_day_reason(run: Run) -> str | None:
+    """Return why a run that makes that of a past day again is no candidate; None for others."""
+    day = run.config.dataset.as_of
+    return None if day is None else f"it makes the run of {day} again"
 
 
 def _approval_hint(run: Run) -> str:
