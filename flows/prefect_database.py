@@ -67,7 +67,8 @@ def latest_revisions(prefect: Path) -> set[str]:
     Args:
         prefect: Folder of the package prefect.
     """
-    followed, revisions = set(), set()
+    followed: set[str] = set()
+    revisions: set[str] = set()
     for path in (prefect / _MIGRATIONS).glob("*.py"):
         for down, revision in _REVISION.findall(path.read_text(encoding="utf-8")):
             (followed if down else revisions).add(revision)

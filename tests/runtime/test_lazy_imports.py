@@ -1,5 +1,6 @@
 """Imports that are blocked fail inside the block only."""
 
+import gc
 import importlib
 import importlib.util
 import sys
