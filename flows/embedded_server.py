@@ -1,4 +1,4 @@
-"""Embed a Prefect server in a process: start it early, explain its failures, stop it at the end.
+"""Embed a Prefect server in a process: start it early, explain its failures, survive its loss.
 
 Prefect would start a server by itself, in our process group and with the current folder on its
 import path. Ctrl-C in a terminal reaches the whole group: that server died first, and the client
@@ -15,14 +15,16 @@ import sys
 import tempfile
 import threading
 import time
-from contextvars import copy_context
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from flows.prefect_settings import SILENT, prepare_environment, read_settings
-from nnbuild.errors import ConfigError, one_line
+from nnbuild.errors import ConfigError, Interrupted, one_line
 
 _SCRIPT = Path(__file__).with_name("server_process.py")
 
@@ -30,10 +32,12 @@ SECONDS_TO_START = 180.0
 """A new database takes 12 s, and several times as long on a busy machine."""
 SECONDS_TO_ANSWER = 10.0
 """Time for a configured server to answer a request. One that refuses may be starting."""
+SECONDS_TO_ANSWER_AT_STOP = 2.0
 SECONDS_TO_STOP = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
 _PROXY_ERRORS = frozenset({502, 503, 504})
 """Status codes of a proxy whose server is not running yet."""
+_report: ContextVar[Callable[[Interrupted], int] | None] = ContextVar("report", default=None)
 
 
 class EmbeddedServer:
@@ -313,3 +317,40 @@ def _may_be_starting(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in _PROXY_ERRORS
     return isinstance(error, httpx.ConnectError)
+
+
+@contextmanager
+def exit_without_server(report: Callable[[Interrupted], int]) -> Iterator[None]:
+    """End the process at once if a run is stopped in this block and the server is unreachable.
+
+    Args:
+        report: Function that reports the stop to the user and returns the exit code.
+    """
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+@contextmanager
+def prompt_stop() -> Iterator[None]:
+    """Let a stop in this block take seconds, whether or not the Prefect server answers.
+
+    Prefect reports the end of a run to its server. It retries each request for minutes, and at the
+    interpreter's exit it waits for unsent log lines.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        if server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
+            if (report := _report.get()) is not None:
+                _exit(report(stop))
+            give_up_on_server()
+        raise
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
