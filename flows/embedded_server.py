@@ -276,21 +276,31 @@ def server_problem(seconds: float, *, starting: bool = False) -> str | None:
     """
     if embedded_server_is_lost():
         return "the embedded server has exited"
-    problems: list[str | None] = []
+    results: list[str | None] = []
+    failures: list[str] = []
     patience = seconds if starting else 0.0
 
     def ask() -> None:
-        problems.append(_ask_until_settled(seconds, patience))
+        results.append(_ask_until_settled(seconds, patience, failures))
 
     # With the caller's context, which can hold temporary settings of Prefect.
     thread = threading.Thread(target=copy_context().run, args=(ask,), daemon=True)
     thread.start()
     thread.join(seconds)
-    return problems[0] if problems else f"no answer within {seconds:g} s"
+    if results:
+        return results[0]
+    # On a busy machine the last attempt can exceed the limit; an earlier one knows the reason.
+    return failures[-1] if failures else f"no answer within {seconds:g} s"
 
 
-def _ask_until_settled(timeout: float, patience: float) -> str | None:
-    """Ask until the server answers, refuses for good, or the patience in seconds is over."""
+def _ask_until_settled(timeout: float, patience: float, failures: list[str]) -> str | None:
+    """Ask until the server answers, refuses for good, or the patience in seconds is over.
+
+    Args:
+        timeout: Seconds for an attempt.
+        patience: Seconds for all attempts; 0 for one attempt.
+        failures: Reason of each failed attempt; modified in place.
+    """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -303,8 +313,9 @@ def _ask_until_settled(timeout: float, patience: float) -> str | None:
             ):
                 client.read_flows(limit=1)
         except Exception as error:  # noqa: BLE001  (whatever it is, the server cannot be used)
+            failures.append(one_line(error) or type(error).__name__)
             if time.monotonic() > end or not _may_be_starting(error):
-                return one_line(error) or type(error).__name__
+                return failures[-1]
             time.sleep(_SECONDS_BETWEEN_TRIES)
         else:
             return None
