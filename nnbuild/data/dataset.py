@@ -1,4 +1,4 @@
-"""A dataset in memory, and the options for reading one from files."""
+"""A dataset in memory: images, labels, and the names of the classes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -74,26 +74,3 @@ class Dataset:
             payload.update(np.ascontiguousarray(split.images).data)
             payload.update(np.ascontiguousarray(split.labels.astype("<i2")).data)
         return payload.hexdigest()
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Options for reading files.
-
-    Attributes:
-        image_column: Parquet column of the images; None to look for the usual names.
-        label_column: Parquet column of the labels; None to look for the usual names.
-        keys: Names of the arrays of an .npz by role: `x_train`, `y_train`, `x_validation`,
-            `y_validation`, `x_test`, `y_test`; other roles are looked up under the usual names.
-        pixel_max: Pixel value of white; None to infer it from type and content.
-        skip_other_files: Whether to skip files that are not pictures in a folder of pictures.
-    """
-
-    image_column: str | None = None
-    label_column: str | None = None
-    keys: Mapping[str, str] = field(default_factory=dict)
-    pixel_max: float | None = None
-    skip_other_files: bool = False
-
-
-DEFAULT = ReadOptions()

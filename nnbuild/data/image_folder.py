@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from nnbuild.config.names import TRAIN, split_named
 from nnbuild.data import archives, decoding
 from nnbuild.data.arrays import Raw, assemble, slug
-from nnbuild.data.dataset import DEFAULT, Dataset, ReadOptions
+from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, subfolders
 from nnbuild.data.labels import by_value, normalized
+from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.errors import DataError
 
 _MAX_NAMED = 3

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from nnbuild.config.names import TRAIN, split_named, split_of_file
 from nnbuild.data import archives, arrow_images, pixel_scale
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
-from nnbuild.data.dataset import DEFAULT, Dataset, ReadOptions
+from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, is_local, require_all_shards
+from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.errors import DataError
 
 _MAGIC = b"PAR1"

@@ -20,9 +20,10 @@ from nnbuild.data import (
     tables,
 )
 from nnbuild.data.arrays import Raw, assemble, slug
-from nnbuild.data.dataset import DEFAULT, Dataset, ReadOptions
+from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError
 from nnbuild.data.file_tree import files_below, path_exists, subfolders
+from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.parquet import parquet_among
 from nnbuild.errors import ConfigError, DataError, suggestion
 

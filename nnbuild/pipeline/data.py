@@ -5,7 +5,8 @@ from pathlib import Path
 
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
-from nnbuild.data.dataset import Dataset, ReadOptions
+from nnbuild.data.dataset import Dataset
+from nnbuild.data.options import ReadOptions
 from nnbuild.data.sources import default_cache, load
 from nnbuild.pipeline.step import cached_step
 from nnbuild.store.filesystem import make_durable_dir

@@ -11,7 +11,7 @@ from score_data import images, parquet, scored
 
 from nnbuild.config import loading
 from nnbuild.data import file_tree, sources
-from nnbuild.data.dataset import ReadOptions
+from nnbuild.data.options import ReadOptions
 from nnbuild.errors import ConfigError, DataError, InputError
 from nnbuild.scoring.addresses import is_there, parquet_files
 from nnbuild.scoring.inputs import open_input

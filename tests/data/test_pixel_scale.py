@@ -14,7 +14,8 @@ from score_data import images, rows, scored
 from nnbuild.config.sections import CheckLimits
 from nnbuild.data import sources
 from nnbuild.data.checks import check, require
-from nnbuild.data.dataset import Dataset, ReadOptions, Split
+from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixel_scale import white_of
 from nnbuild.errors import CheckError, DataError
 from nnbuild.scoring import job as jobs

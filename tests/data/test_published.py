@@ -15,7 +15,7 @@ from small_data import run_config
 
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import decoding, image_folder, sources, tables
-from nnbuild.data.dataset import ReadOptions
+from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, InputError
 from nnbuild.pipeline.run import retrain
 from nnbuild.scoring.inputs import open_input
