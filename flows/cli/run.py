@@ -292,8 +292,7 @@ def run_flow(
         Run ID.
     """
     from flows.cli.main import report_error
-    from flows.embedded_server import embedded_server_is_lost
-    from flows.outage import exit_without_server
+    from flows.embedded_server import embedded_server_is_lost, exit_without_server
     from flows.retrain import retrain
     from tasks.displays import attach_displays
 
