@@ -53,6 +53,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
             promotion.Candidate(run.run_id, challenger.metrics),
             None if other is None else _compare(challenger, other),
             config,
+            anchor=_compare_with_anchor(store, challenger, champion_id),
         )
     waits = decision.promote and config.approval == "manual"
     outcome: promotion.Outcome = "rejected" if waits else decision.outcome
@@ -86,6 +87,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         reason=row["reason"],
         champion_metrics=dict(other.metrics) if other else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
+        next_anchor=decision.next_anchor,
         waits=waits,
         passed_over=gate_skip_reason is not None,
         gate_reason=decision.reason,
@@ -230,6 +232,24 @@ def _compare(
         other=other.predicted == other.labels,
         identical=bool((challenger.predicted == other.predicted).all()),
     )
+
+
+def _compare_with_anchor(
+    store: Store, challenger: _Tested, champion_id: str | None
+) -> promotion.PairedResult | None:
+    """Compare the challenger with the anchor of the champion, unless that is the champion itself.
+
+    The gate records the anchor with each run that passes. A champion that a person has chosen
+    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    """
+    if champion_id is None:
+        return None
+    decided = store.manifest(champion_id).steps.decide
+    anchor_id = None if decided is None else decided.next_anchor
+    if anchor_id is None or anchor_id == champion_id or anchor_id not in store.run_ids():
+        return None
+    compared = _compare(challenger, _tested_champion(store, anchor_id))
+    return compared if isinstance(compared, promotion.PairedResult) else None
 
 
 def _test_set_digest(folder: Path) -> str | None:
