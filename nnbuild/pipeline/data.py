@@ -105,11 +105,16 @@ def _options(config: DatasetConfig) -> ReadOptions:
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """Read the dataset of a run, from staging or, once it is committed, from the store."""
+    return tables.read_dataset(dataset_folder(run, data))
+
+
+def dataset_folder(run: Run, data: LoadedData) -> Path:
+    """Return a local folder with the dataset of a run."""
     folder = run.root / data.folder
-    if not folder.is_dir():
-        # The store is remote, or a run with this dataset was committed since, perhaps this one.
-        folder = Store(run.store).local_dataset(data.name, data.digest)
-    return tables.read_dataset(folder)
+    if folder.is_dir():
+        return folder
+    # The store is remote, or a run with this dataset was committed since, perhaps this one.
+    return Store(run.store).local_dataset(data.name, data.digest)
 
 
 @cached_step(CheckedData)
