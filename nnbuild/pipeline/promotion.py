@@ -47,6 +47,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
             other.paired if isinstance(other, Comparison) else other,
             config,
         )
+    paired = other.paired if isinstance(other, Comparison) else None
     waits = decision.promote and config.approval == "manual"
     outcome: promotion.Outcome = "rejected" if waits else decision.outcome
     row = {
@@ -55,7 +56,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         "promoted": outcome == "promoted",
         "outcome": outcome,
         "reason": f"{decision.reason}; {_approval_hint(run)}" if waits else decision.reason,
-        "accuracy": challenger.metrics["accuracy"],
+        "accuracy": float(paired.challenger.mean()) if paired else challenger.metrics["accuracy"],
         "champion_accuracy": decision.champion_accuracy,
         **(decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)),
         "recall_drop": decision.recall_drop,

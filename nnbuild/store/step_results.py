@@ -180,7 +180,8 @@ class Decided(StepResult):
             in a result that an earlier version wrote.
         promote: Whether the run becomes the champion.
         reason: Reason, as a sentence.
-        champion_metrics: Metrics of the champion over all classes; empty without a champion.
+        champion_metrics: Metrics of the champion over all classes, on the test images of the run;
+            empty if it was not compared on all of them.
         figures: Numbers of the decision, as in the table `decisions`.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
