@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from nnbuild.config.sections import GateConfig
 from nnbuild.data import tables
-from nnbuild.data.dataset import Split
+from nnbuild.data.dataset import Digests, Split
 from nnbuild.data.tables import Fingerprint
 from nnbuild.engines import Logits
 from nnbuild.errors import ContractError, DataError, StoreError, StoreGoneError, one_line
 from nnbuild.evaluation import evaluate
 from nnbuild.evaluation.promotion import Incomparable, PairedResult
-from nnbuild.pipeline.data import dataset_folder
+from nnbuild.pipeline.data import dataset_folder, read_golden
 from nnbuild.pipeline.step import staged_table
 from nnbuild.store import schemas
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import FittedModel, LoadedData
+from nnbuild.store.step_results import ExportedModel, FittedModel, LoadedData
 from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table
 
@@ -149,6 +149,54 @@ def compare(
         return Incomparable(run_id, f"run {run_id} cannot be evaluated: {error}")
 
 
+def compare_on_golden(
+    challenger: Challenger, store: Store, run_id: str
+) -> PairedResult | Incomparable:
+    """Compare a run in staging with a committed run on the fixed set of `gate.golden`.
+
+    Both models score the set.
+
+    Raises:
+        StoreError: The store cannot be read now; its content may be sound.
+    """
+    try:
+        golden = read_golden(challenger.run.config, challenger.data)
+        manifest = store.manifest(run_id)
+        other = _fingerprint(challenger, store, manifest.steps.load_data)
+        rows = _unseen(golden.image_digests, challenger.fingerprint, other)
+        if not rows.any():
+            return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
+        split = Split(golden.images[rows], golden.labels[rows])
+        own = _own_logits(challenger, split).argmax(axis=1)
+        identical = challenger.model_digest == _model_digest(manifest)
+        theirs = own if identical else _logits(challenger, store, manifest, split).argmax(axis=1)
+    except (ContractError, DataError, StoreError) as error:
+        if not _is_damage(error):
+            raise
+        return Incomparable(run_id, f"it was not compared on the fixed set: {error}")
+    return PairedResult(
+        run_id=run_id,
+        labels=split.labels,
+        challenger=own == split.labels,
+        other=theirs == split.labels,
+        rescored=len(split),
+        left_out=int((~rows).sum()),
+        identical=identical or bool((own == theirs).all()),
+    )
+
+
+def _unseen(images: Digests, own: Fingerprint, other: Fingerprint) -> Rows:
+    """Return which images neither run has trained or validated on."""
+    return ~np.isin(images, np.concatenate([own.seen, other.seen]))
+
+
+def _nothing_left(count: int, what: str) -> str:
+    return (
+        f"all {count:,} {what} are left out, because the champion or this run has trained or "
+        "validated on them"
+    )
+
+
 def _is_damage(error: Exception) -> bool:
     """Return whether a file is missing or damaged, rather than unavailable for the moment."""
     if isinstance(error, StoreGoneError):
@@ -192,13 +240,9 @@ def _compare(
     challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint
 ) -> Comparison | Incomparable:
     own, run_id = challenger.fingerprint, manifest.run_id
-    rows = ~np.isin(own.images["test"], np.concatenate([own.seen, other.seen]))
+    rows = _unseen(own.images["test"], own, other)
     if not rows.any():
-        reason = (
-            f"all {len(rows):,} test images are left out, because the champion or this run has "
-            "trained or validated on them"
-        )
-        return Incomparable(run_id, reason)
+        return Incomparable(run_id, _nothing_left(len(rows), "test images"))
     identical = challenger.model_digest == _model_digest(manifest)
     rescored = 0
     if identical:
@@ -233,20 +277,40 @@ def _score(
     """Return the classes that a committed run predicts for test images, and its metrics on them."""
     test = tables.read_test_split(challenger.folder)
     split = Split(test.images[rows], test.labels[rows])
-    logits = _logits(challenger.run, store, manifest, split)
+    logits = _logits(challenger, store, manifest, split)
     values = evaluate(logits, split.labels, logits.shape[1])
     metrics = {each.metric: each.value for each in values if each.label is None}
     return logits.argmax(axis=1).astype(np.int16), metrics
 
 
-def _logits(run: Run, store: Store, manifest: Manifest, split: Split) -> Logits:
+def _logits(challenger: Challenger, store: Store, manifest: Manifest, split: Split) -> Logits:
+    """Return the logits of a committed run."""
     # Here, because ONNX Runtime takes time to import, and most decisions need no scoring.
     from nnbuild.scoring import logits_of
     from nnbuild.scoring.models import model_of_run, start_engine
 
     model = model_of_run(store, manifest)
+    run, name = challenger.run, f"the model of run {manifest.run_id}"
     batch = run.config.scoring.batch_size
-    name = f"the model of run {manifest.run_id}"
     with TemporaryDirectory(dir=run.folder) as folder:
         engine = start_engine(model, Path(folder), threads=None, batch_size=batch, name=name)
         return logits_of(engine, split, model.classes, batch)
+
+
+def _own_logits(challenger: Challenger, split: Split) -> Logits:
+    """Return the logits of the run in staging."""
+    from nnbuild.engines import Engine, KerasEngine, OnnxEngine
+    from nnbuild.scoring import logits_of
+
+    run, batch = challenger.run, challenger.run.config.scoring.batch_size
+    exported, fitted = run.load_result(ExportedModel), run.load_result(FittedModel)
+    engine: Engine
+    if exported is not None and exported.path is not None:
+        engine = OnnxEngine(run.root / exported.path)
+    elif fitted is not None:
+        from nnbuild.pipeline.training import read_model  # it imports TensorFlow
+
+        engine = KerasEngine(read_model(run, fitted), batch)
+    else:
+        raise StoreError(f"run {run.run_id} has no fitted model; {run.resume_command}")
+    return logits_of(engine, split, challenger.data.classes, batch)

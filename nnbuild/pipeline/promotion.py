@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
-from nnbuild.evaluation.promotion import Incomparable
+from nnbuild.evaluation.promotion import Incomparable, PairedResult
 from nnbuild.evaluation.significance import McNemarResult
-from nnbuild.pipeline.comparison import Comparison, challenger_of, compare
+from nnbuild.pipeline.comparison import (
+    Challenger,
+    Comparison,
+    challenger_of,
+    compare,
+    compare_on_golden,
+)
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
 from nnbuild.store.run import Run
@@ -42,11 +49,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
     else:
         if champion_id is not None:
             other = compare(challenger, store, champion_id, config)
-        decision = promotion.decide(
-            promotion.Candidate(run.run_id, challenger.metrics),
-            other.paired if isinstance(other, Comparison) else other,
-            config,
-        )
+        decision = _judge(challenger, store, other, config)
     paired = other.paired if isinstance(other, Comparison) else None
     waits = decision.promote and config.approval == "manual"
     outcome: promotion.Outcome = "rejected" if waits else decision.outcome
@@ -80,11 +83,46 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         reason=row["reason"],
         champion_metrics=dict(other.metrics) if isinstance(other, Comparison) else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
+        next_anchor=decision.next_anchor,
         waits=waits,
         passed_over=gate_skip_reason is not None,
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def _judge(
+    challenger: Challenger,
+    store: Store,
+    other: Comparison | Incomparable | None,
+    config: GateConfig,
+) -> promotion.Decision:
+    """Apply the rule of the gate to the comparison with the champion."""
+    candidate = promotion.Candidate(challenger.run.run_id, challenger.metrics)
+    if not isinstance(other, Comparison):
+        return promotion.decide(candidate, other, config)
+    champion_id = other.paired.run_id
+    golden = None if config.golden is None else compare_on_golden(challenger, store, champion_id)
+    if isinstance(golden, Incomparable):
+        return promotion.decide(candidate, golden, config)
+    anchor = _compare_with_anchor(challenger, store, champion_id, config)
+    return promotion.decide(candidate, other.paired, config, anchor=anchor, golden=golden)
+
+
+def _compare_with_anchor(
+    challenger: Challenger, store: Store, champion_id: str, config: GateConfig
+) -> PairedResult | None:
+    """Compare the challenger with the anchor of the champion, unless that is the champion itself.
+
+    The gate records the anchor with each run that passes. A champion that a person has chosen
+    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    """
+    decided = store.manifest(champion_id).steps.decide
+    anchor_id = None if decided is None else decided.next_anchor
+    if anchor_id is None or anchor_id == champion_id:
+        return None
+    other = compare(challenger, store, anchor_id, config)
+    return other.paired if isinstance(other, Comparison) else None
 
 
 def _approval_hint(run: Run) -> str:

@@ -183,6 +183,8 @@ class Decided(StepResult):
         champion_metrics: Metrics of the champion over all classes, on the test images of the run;
             empty if it was not compared on all of them.
         figures: Numbers of the decision, as in the table `decisions`.
+        next_anchor: ID of the run that the challengers of this run are compared with as well, once
+            this run is the champion; None if the gate does not promote it.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
@@ -195,6 +197,7 @@ class Decided(StepResult):
     reason: str
     champion_metrics: dict[str, float]
     figures: dict[str, float]
+    next_anchor: str | None = None
     waits: bool = False
     passed_over: bool = False
     gate_reason: str = ""

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from small_data import run_config, small_arrays
 
 from nnbuild.config.sections import GateConfig
-from nnbuild.errors import StoreError
+from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.promotion import Incomparable
 from nnbuild.pipeline import comparison, promotion
 from nnbuild.pipeline.comparison import Challenger, Comparison, challenger_of, compare
@@ -135,15 +135,14 @@ def test_changed_test_set_is_kept_if_set(second):
     assert "gate.on_test_set_change is keep" in found.reason
 
 
-@pytest.mark.parametrize("rewrite", [{"compression": "gzip"}, {"row_group_size": 9}])
-def test_comparison_ignores_parquet_version(first, tmp_path, rewrite):
+def test_comparison_ignores_parquet_version(first, tmp_path):
     store = Store(shutil.copytree(first, tmp_path / "store"))
     other = night(store, grown(tmp_path, 240), seed=2)
     before = other.compare()
     folder = other.champion_data
     description = json.loads((folder / "dataset.json").read_text())
     for path in folder.glob("*.parquet"):
-        pq.write_table(pq.read_table(path), path, **rewrite)
+        pq.write_table(pq.read_table(path), path, compression="gzip", row_group_size=9)
         assert file_digest(path) != description[path.stem]["sha256"]
         description[path.stem] |= {"bytes": path.stat().st_size, "sha256": file_digest(path)}
     (folder / "dataset.json").write_text(json.dumps(description))
@@ -269,3 +268,60 @@ def test_equal_predictions_are_identical(second, monkeypatch):
         comparison, "_score", lambda challenger, *_: (challenger.predicted, challenger.metrics)
     )
     assert second.compare().paired.identical
+
+
+def with_golden(night: Night, path: Path) -> Night:
+    """Return the night as if it had been begun with a fixed set."""
+    record = json.loads((night.run.folder / "run.json").read_text())
+    record["config"]["gate"]["golden"] = str(path)
+    (night.run.folder / "run.json").write_text(json.dumps(record))
+    run = Run(night.run.root, night.run.run_id)
+    return replace(night, run=run, challenger=challenger_of(run, load_data(run)))
+
+
+def test_both_models_score_golden_set(second, tmp_path):
+    images, labels = arrays(700)
+    new, known = slice(640, 700), slice(0, 30)
+    rows = np.r_[new, known]
+    rows = rows[labels[rows] != 1]  # the classes are matched by name, not by position
+    golden = with_golden(second, write(tmp_path / "golden.npz", images[rows], labels[rows]))
+    found = comparison.compare_on_golden(golden.challenger, golden.store, golden.champion)
+    used = images_of(golden.champion_data, "train") | images_of(golden.challenger.folder, "train")
+    fresh = [row for row in rows if images[row].tobytes() not in used]
+    np.testing.assert_array_equal(found.labels, labels[fresh])
+    assert (found.rescored, found.left_out) == (len(fresh), len(rows) - len(fresh))
+    assert found.left_out > 0
+    assert found.challenger.mean() > 0.5  # chance is a third
+    assert found.other.mean() > 0.5
+    with run_context(golden.run):
+        promotion.decide(golden.run, load_data(golden.run))
+    row = pq.read_table(golden.run.folder / "tables" / "decisions.parquet").to_pylist()[0]
+    assert row["golden_bound"] is not None
+
+
+def test_vanished_golden_set_keeps_champion(second, tmp_path):
+    golden = with_golden(second, tmp_path / "gone.npz")
+    with run_context(golden.run):
+        decided = promotion.decide(golden.run, load_data(golden.run))
+    assert decided.outcome == "skipped"
+    assert "gate.golden" in decided.reason
+    assert "gone.npz" in decided.reason
+
+
+@pytest.mark.parametrize(
+    ("classes", "shape", "says"),
+    [
+        (3, (8, 9, 1), "images of 8 × 9 × 1, expected 8 × 8 × 1"),
+        (4, (8, 8, 1), "class '3' is not one of the 3 classes"),
+        (0, (8, 8, 1), "no such file"),
+    ],
+)
+def test_unusable_golden_set_is_refused_first(tmp_path, classes, shape, says):
+    path = tmp_path / "golden.npz"
+    if classes:
+        np.savez(path, **small_arrays(classes=classes, shape=shape, train=12, test=12))
+    config = run_config(grown(tmp_path, 240), gate={"golden": str(path)})
+    with pytest.raises(DataError, match=f"gate.golden .*{says}") as caught:
+        retrain(config, tmp_path / "store")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
