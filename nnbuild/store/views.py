@@ -117,6 +117,9 @@ def committed_parts(
     require = require_score_id if of_jobs else require_run_id
     # The list of IDs is read first: all files of an ID were complete before its row was written.
     ids = store.score_ids() if of_jobs else store.run_ids()
+    if name == schemas.CHAMPIONS_TABLE:  # it remembers champions whose runs were deleted
+        own = partitions(store.root / "tables" / name, partition_key(name))
+        ids = sorted({*ids, *own})
     for each in [only] if isinstance(only, str) else only or ():
         if require(each) not in ids:
             what = "scoring job" if of_jobs else "run"
