@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from nnbuild.store import Store
     from nnbuild.store.champion import Author, Change
 
-_CHAMPION_COLUMNS = ("dataset", "run_id", "at", "by", "who", "pinned", "note")
-_CHANGE_COLUMNS = ("dataset", "run_id", "previous", "at", "by", "who", "pinned", "note")
+_CHAMPION_COLUMNS = ("dataset", "run_id", "changed_at", "by", "who", "pinned", "note")
+_CHANGE_COLUMNS = ("dataset", "run_id", "previous", "changed_at", "by", "who", "pinned", "note")
 _MAX_NOTE_CHARACTERS = 1000
 
 DatasetOption = Annotated[
@@ -61,7 +61,7 @@ def champion(
         for change in changes
         if dataset in (None, name)
     ]
-    changes = sorted(rows, key=lambda row: str(row["at"]), reverse=True)
+    changes = sorted(rows, key=lambda row: str(row["changed_at"]), reverse=True)
     newest = {row["dataset"]: row for row in rows}
     if as_json:
         only = next(iter(newest.values()))["run_id"] if len(newest) == 1 else None

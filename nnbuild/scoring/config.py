@@ -23,7 +23,7 @@ class ScoreConfig(Section):
     model: Annotated[str, SCORING_MODEL] = Field(
         "champion",
         min_length=1,
-        description="champion, champion:DATASET, a run ID, or a model file"
+        description="champion, champion:DATASET, a run ID, or a model file",
     )
     digest: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the model file"

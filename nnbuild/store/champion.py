@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from nnbuild.errors import StoreError, suggestion
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir, os_errors_as_store_errors, write_json
 from nnbuild.store.ids import is_run_id, require_name, require_run_id
-from nnbuild.store.json_models import read_model
+from nnbuild.store.json_models import problem, read_model
 from nnbuild.store.store import Store
 from nnbuild.store.tables import publish_table
 
@@ -40,6 +40,13 @@ def _run_id(text: str) -> str:
     if not is_run_id(text):
         raise ValueError("expected a run ID")
     return text
+
+
+def _dataset_name(text: str) -> str:
+    try:
+        return require_name(text)
+    except StoreError as error:
+        raise ValueError(str(error)) from error
 
 
 RunId = Annotated[str, AfterValidator(_run_id)]
@@ -63,7 +70,7 @@ class Change(BaseModel):
     Attributes:
         run_id: The new champion.
         previous: The champion before the change; None if there was none.
-        at: Time of the change, UTC; later than that of the change before it.
+        changed_at: Time of the change, UTC; later than that of the change before it.
         by: Origin of the change: the gate, or a person's `promote`, `rollback` or `unpin`.
         who: The person as user and host; None for the gate.
         note: Reason; None if not given.
@@ -73,7 +80,7 @@ class Change(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     run_id: RunId
     previous: RunId | None
-    at: datetime
+    changed_at: datetime
     by: Origin
     who: str | None = None
     note: str | None = None
@@ -84,7 +91,7 @@ class _Champions(BaseModel):
     """Content of `champion.json`."""
 
     model_config = ConfigDict(extra="forbid")
-    datasets: dict[Annotated[str, AfterValidator(require_name)], list[Change]]
+    datasets: dict[Annotated[str, AfterValidator(_dataset_name)], list[Change]]
 
     @model_validator(mode="after")
     def _require_consistent_history(self) -> Self:
@@ -96,13 +103,13 @@ class _Champions(BaseModel):
                     raise ValueError(
                         f"a change of {dataset} follows {each.previous}, expected {previous}"
                     )
-                if each.at.tzinfo is None or each.at <= at:
+                if each.changed_at.tzinfo is None or each.changed_at <= at:
                     raise ValueError(f"the changes of {dataset} are not in the order of time")
                 if each.by == "unpin" and each.run_id != previous:
                     raise ValueError(f"an unpin of {dataset} changes the champion")
                 if each.by == "rollback" and each.run_id not in past:
                     raise ValueError(f"a rollback of {dataset} leads to a run that was no champion")
-                previous, at = each.run_id, each.at
+                previous, at = each.run_id, each.changed_at
                 past.add(each.run_id)
         return self
 
@@ -355,7 +362,7 @@ def pin_reason(dataset: str, pinned: Change) -> str:
     note = f": {pinned.note}" if pinned.note else ""
     return (
         f"champion {pinned.run_id} of {dataset} has been pinned by {pinned.who or 'a person'} "
-        f"since {pinned.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC{note}"
+        f"since {pinned.changed_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC{note}"
     )
 
 
@@ -401,10 +408,16 @@ def _change(
         )
     at = (now or datetime.now(UTC)).astimezone(UTC)
     if changes:  # the clock may have been set back
-        at = max(at, changes[-1].at + timedelta(microseconds=1))
+        at = max(at, changes[-1].changed_at + timedelta(microseconds=1))
     who, reason = author if author is not None else (None, note)
     new = Change(
-        run_id=run_id, previous=previous, at=at, by=by, who=who, note=reason, pinned=pinned
+        run_id=run_id,
+        previous=previous,
+        changed_at=at,
+        by=by,
+        who=who,
+        note=reason,
+        pinned=pinned,
     )
     known[dataset] = [*changes, new]
     _write(store, known)
@@ -443,47 +456,67 @@ def lock(store: Store) -> Iterator[None]:
 # The table `champions`
 
 
-def missing_parts(store: Store) -> dict[Path, pa.Table]:
-    """Return the files that the table `champions` lacks, with their rows.
-
-    Raises:
-        StoreError: `champion.json` is damaged.
-    """
-    missing = {}
-    with os_errors_as_store_errors(f"look for the files of table {schemas.CHAMPIONS_TABLE}"):
-        for dataset, changes in histories(store).items():
-            for number, each in enumerate(changes):
-                folder = store.partition(schemas.CHAMPIONS_TABLE, each.run_id)
-                path = folder / f"part-{number:06}.parquet"
-                if not path.exists():
-                    row = each.model_dump(exclude={"run_id"}) | {"dataset": dataset}
-                    missing[path] = schemas.table_of(schemas.CHAMPIONS, [row])
-    return missing
-
-
 def sync_table(store: Store) -> None:
-    """Write the files that the table `champions` lacks, for a caller that holds `lock`."""
-    for path, table in missing_parts(store).items():
-        publish_table(path, table, schemas.CHAMPIONS)
+    """Add to the table `champions` what a killed process left out, for a caller that holds `lock`.
+
+    Only the newest changes of a dataset can be missing, since each change adds those before it.
+    """
+    with os_errors_as_store_errors(f"write table {schemas.CHAMPIONS_TABLE} of {store.root}"):
+        for dataset, changes in histories(store).items():
+            for path, table in reversed(_parts(store, dataset, changes)):
+                if path.exists():
+                    break
+                publish_table(path, table, schemas.CHAMPIONS)
 
 
-def restored(store: Store) -> dict[str, list[Change]]:
-    """Return every change by dataset as the table `champions` holds it.
+def _parts(store: Store, dataset: str, changes: Sequence[Change]) -> list[tuple[Path, pa.Table]]:
+    """Return the file of each change of a dataset in the table, and its rows."""
+    parts = []
+    for number, each in enumerate(changes):
+        row = each.model_dump(exclude={"run_id"}) | {"dataset": dataset}
+        folder = store.partition(schemas.CHAMPIONS_TABLE, each.run_id)
+        table = schemas.table_of(schemas.CHAMPIONS, [row])
+        parts.append((folder / f"part-{number:06}.parquet", table))
+    return parts
+
+
+def recorded(store: Store) -> dict[str, list[Change]]:
+    """Return every change by dataset as the table `champions` has it.
 
     Raises:
         StoreError: The table is damaged.
     """
     found: dict[str, list[Change]] = {}
-    for row in store.read_table(schemas.CHAMPIONS_TABLE).sort_by("at").to_pylist():
-        found.setdefault(row.pop("dataset"), []).append(Change.model_validate(row))
+    try:
+        for row in store.read_table(schemas.CHAMPIONS_TABLE).sort_by("changed_at").to_pylist():
+            found.setdefault(row.pop("dataset"), []).append(Change.model_validate(row))
+        _Champions(datasets=found)
+    except ValidationError as error:
+        raise StoreError(
+            f"the table {schemas.CHAMPIONS_TABLE} of {store.root} is not a history of champions: "
+            f"{problem(error)}; restore it from a copy"
+        ) from error
     return found
 
 
-def restore(store: Store) -> None:
-    """Write `champion.json` again from the table `champions`.
+def rebuild_table(store: Store) -> None:
+    """Write the table `champions` again from `champion.json`."""
+    with lock(store), os_errors_as_store_errors(f"write table {schemas.CHAMPIONS_TABLE}"):
+        parts = [
+            part
+            for dataset, changes in histories(store).items()
+            for part in _parts(store, dataset, changes)
+        ]
+        folder = store.root / "tables" / schemas.CHAMPIONS_TABLE
+        expected = {path for path, _ in parts}
+        for run_folder in folder.iterdir() if folder.is_dir() else ():
+            for path in [each for each in run_folder.iterdir() if each not in expected]:
+                path.unlink()
+        for path, table in parts:
+            publish_table(path, table, schemas.CHAMPIONS)
 
-    Raises:
-        StoreError: The table is damaged.
-    """
+
+def rebuild_pointer(store: Store) -> None:
+    """Write `champion.json` again from the table `champions`."""
     with lock(store):
-        _write(store, restored(store))
+        _write(store, recorded(store))

@@ -179,7 +179,7 @@ DRIFT = _table(
 CHAMPIONS = _table(
     _field("dataset", pa.string(), "Name of the dataset"),
     _field("previous", pa.string(), "The champion before; null if there was none", nullable=True),
-    _field("at", _UTC_MICROSECONDS, "Time of the change"),
+    _field("changed_at", _UTC_MICROSECONDS, "Time of the change"),
     _field("by", pa.string(), "gate, promote, rollback or unpin"),
     _field("who", pa.string(), "User and host of the person; null for the gate", nullable=True),
     _field("note", pa.string(), "Reason; null if not given", nullable=True),
@@ -398,7 +398,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     "champions": {
         "dataset": "Name of the dataset, as in `runs`.",
         "previous": "Champion before the change; null if there was none.",
-        "at": "Time of the change; within a dataset, each change is later than the one before.",
+        "changed_at": "Time of the change; each change of a dataset is later than the one before.",
         "by": "`gate`, or a person's `promote`, `rollback` or `unpin`.",
         "who": "The person as `user@host`; null for the gate.",
         "note": "Reason of the gate, or of the person as given by `--note`.",

@@ -184,6 +184,7 @@ class Decided(StepResult):
         figures: Numbers of the decision, as in the table `decisions`.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
+        pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
     """
 
@@ -196,6 +197,7 @@ class Decided(StepResult):
     figures: dict[str, float]
     waits: bool = False
     passed_over: bool = False
+    pinned: bool = False
     gate_reason: str = ""
 
 
