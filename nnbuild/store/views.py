@@ -157,14 +157,15 @@ class TableView:
     def __init__(self, name: str, parts: Sequence[Part]) -> None:
         self.name, self.parts = name, parts
         self.key = partition_key(name)
-        self._fields: dict[str, pa.Field] = {}
+        # The schema's own fields come first: a damaged file may allow nulls where it does not.
+        expected = schemas.expected_columns(name, parts[0].schema)
+        self._fields: dict[str, pa.Field] = {field.name: field for field in expected}
         for part in parts:
             for field in part.schema:
                 self._fields.setdefault(field.name, field)
         self.types = schema_evolution.unified([part.file() for part in parts])
-        for field in schemas.expected_columns(name, parts[0].schema):
-            self._fields.setdefault(field.name, field)  # younger than all of the files
-            self.types.setdefault(field.name, field.type)
+        for field in expected:
+            self.types.setdefault(field.name, field.type)  # younger than all of the files
 
     def schema_of(self, part: Part) -> pa.Schema:
         """Return the schema to scan a file with: columns read as text have the file's own type."""

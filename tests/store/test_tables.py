@@ -145,6 +145,17 @@ def test_parquet_damaged_is_named(harmless, data):
     harmless(change)
 
 
+def test_nulls_are_refused_by_the_schema(store):
+    """A damaged file may allow nulls itself; the schema of the table does not."""
+    path = next((store.root / "tables" / "history").rglob("*.parquet"))
+    table = pq.ParquetFile(path).read()
+    field = table.schema.field("epoch").with_nullable(True)  # noqa: FBT003
+    nulls = pa.nulls(len(table), field.type)
+    pq.write_table(table.set_column(table.column_names.index("epoch"), field, nulls), path)
+    with pytest.raises(StoreError, match="has nulls in column 'epoch'"):
+        store.read_table("history")
+
+
 FIELDS = {
     ("row", "status"): "its row has no status",
     ("row", "seed"): "its row has no seed",
