@@ -330,6 +330,7 @@ def log_to_mlflow(store: Store, run_id: str, uri: str, console: PlainConsole) ->
 
 def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
     """Return the object that `--json` prints: metrics, seconds and absolute paths."""
+    from flows.cli.outcome import summarize_outcome
     from nnbuild.engines import engine_of_run
     from nnbuild.store.step_results import FittedModel, Scored
 
@@ -347,6 +348,7 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
         "test_accuracy": row.test_accuracy,
         "test_loss": row.test_loss,
         "promoted": row.promoted,
+        **summarize_outcome(store, manifest),
         "seconds": {
             "fit": round(seconds[FittedModel.step], 3),
             "score": round(seconds[Scored.step], 3),
@@ -365,6 +367,7 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
 
 
 def _print_summary(summary: Settings) -> None:
+    from flows.cli.outcome import print_outcome
     from nnbuild.engines import describe_engine
 
     seconds, epochs = summary["seconds"], summary["epochs"]
@@ -385,3 +388,4 @@ def _print_summary(summary: Settings) -> None:
         if summary[name]
     }
     print_values({**rows, **paths})
+    print_outcome(summary)

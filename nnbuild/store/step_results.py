@@ -187,6 +187,7 @@ class Decided(StepResult):
             this run is the champion; None if the gate does not promote it.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
+        pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
     """
 
@@ -200,6 +201,7 @@ class Decided(StepResult):
     next_anchor: str | None = None
     waits: bool = False
     passed_over: bool = False
+    pinned: bool = False
     gate_reason: str = ""
 
 
