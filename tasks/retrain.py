@@ -59,6 +59,9 @@ def load(run: Run) -> LoadedData:
     """Read and stage the dataset; see `nnbuild.pipeline.load_data`."""
     data = pipeline.load_data(run, progress=_show_download)
     logger().info("%s: %s images from %s", data.name, _counts(data), data.source)
+    for remark in data.remarks:
+        logger().warning("%s", remark)
+        show_note(remark)
     return data
 
 

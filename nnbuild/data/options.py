@@ -17,6 +17,7 @@ class ReadOptions:
         skip_other_files: Whether to skip files that are not pictures in a folder of pictures.
         hold_out: Whether to hold out a test split if the source has none; otherwise all of its
             images are in both splits.
+        part: Whether the files are a part of a dataset, which may lack classes and splits.
     """
 
     image_column: str | None = None
@@ -25,6 +26,7 @@ class ReadOptions:
     pixel_max: float | None = None
     skip_other_files: bool = False
     hold_out: bool = True
+    part: bool = False
 
 
 DEFAULT = ReadOptions()

@@ -151,6 +151,7 @@ def _assembled(
         where=path,
         pixel_max=options.pixel_max,
         test_split=options.hold_out,
+        part=options.part,
     )
 
 
