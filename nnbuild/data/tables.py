@@ -313,6 +313,18 @@ def _write_durably(path: Path, payload: Any) -> None:
         os.fsync(file.fileno())
 
 
+def read_test_split(folder: Path) -> Split:
+    """Read the test split of a dataset, verified by its digest.
+
+    Raises:
+        DataError: A file is missing or was changed.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    if isinstance(description, _Description) and description.test is not None:
+        return _read_split(folder / "test.parquet", description.test)
+    return read_dataset(folder).test
+
+
 def read_dataset(folder: Path) -> Dataset:
     """Read a dataset of `write_dataset` or `write_parts`, and verify every file by its digest.
 
