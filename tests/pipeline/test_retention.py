@@ -223,9 +223,9 @@ def killed_at(monkeypatch, number):
 
 @pytest.mark.parametrize("heal", ["prune", "doctor"])
 def test_prune_killed_anywhere_is_completed(filler, tmp_path, monkeypatch, heal):
-    runs = fill(filler, 6)
+    runs = fill(filler, 4)
     filler.job(runs[1], days_old=9)
-    filler.job(runs[5])
+    filler.job(runs[3])
     filler.sweep("left")
     store, later = filler.store, NOW + timedelta(days=30)
     config = RetentionConfig(keep=1, scores=True)
