@@ -360,10 +360,10 @@ class GateConfig(Section):
         le=1,
         description="Largest allowed drop of the recall of a class below the champion's",
     )
-    on_test_set_change: Literal["keep", "promote"] = Field(
-        "keep",
-        description="Keep the champion, or promote, if the two were evaluated on different test "
-        "images",
+    on_test_set_change: Literal["rescore", "keep"] = Field(
+        "rescore",
+        description="If the champion was evaluated on other test images: let it score the "
+        "challenger's, or keep it without a comparison",
     )
     approval: Literal["auto", "manual"] = Field(
         "auto",

@@ -7,6 +7,7 @@ rule `better` only if it is significantly better.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +15,61 @@ from numpy.typing import NDArray
 from nnbuild.config.sections import GateConfig
 from nnbuild.evaluation.significance import McNemarResult, mcnemar_test
 
+Outcome = Literal[
+    "promoted", "rejected", "kept-identical", "not-enough-evidence", "skipped", "gate-off"
+]
+"""What the gate did: only `promoted` changes the champion."""
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """Results of a run that the gate compares.
+    """A run that the gate decides on.
 
     Attributes:
         run_id: ID of the run.
-        test_set: SHA-256 of the test images and labels of its evaluation; None if unknown.
-        correct: Whether each test example is classified correctly, bool, shape (n,), by
-            example_id.
-        metrics: Metrics over all classes, by name.
-        recalls: Recall by class.
+        metrics: Metrics on its test images over all classes, by name.
     """
 
     run_id: str
-    test_set: str | None
-    correct: NDArray[np.bool_]
     metrics: Mapping[str, float]
-    recalls: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Predictions of a challenger and of another run on the same images.
+
+    Attributes:
+        run_id: ID of the other run.
+        labels: True class of each image, int16, shape (n,), n of 1 or more.
+        challenger: Whether the challenger classifies each image correctly, bool, shape (n,).
+        other: The same for the other run.
+        rescored: Number of images that the other model scored for this comparison; 0 if its stored
+            predictions were used.
+        left_out: Number of test images left out because either run trained or validated on them.
+        identical: Whether both have the same weights, or predict the same class for every test
+            image.
+    """
+
+    run_id: str
+    labels: NDArray[np.int16]
+    challenger: NDArray[np.bool_]
+    other: NDArray[np.bool_]
+    rescored: int = 0
+    left_out: int = 0
+    identical: bool = False
+
+
+@dataclass(frozen=True)
+class Incomparable:
+    """A run that cannot be compared with the challenger.
+
+    Attributes:
+        run_id: ID of the run.
+        reason: Reason, as a sentence without a full stop.
+    """
+
+    run_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,43 +77,87 @@ class Decision:
     """Decision of the gate.
 
     Attributes:
-        promote: Whether the challenger becomes the champion.
+        outcome: What the gate did.
         reason: Reason, as a sentence.
         paired: Comparison with the champion; None if there was none to compare with.
+        champion_accuracy: Accuracy of the champion on the compared images; None without a
+            comparison.
         recall_drop: Largest drop of the recall of a class; None without a comparison.
         recall_label: Class with that drop; None without a comparison.
+        recall_p: P-value of that drop, corrected for the number of classes.
+        margin: Largest loss of accuracy that the rule allows.
+        bound: Lower confidence bound of the difference from the champion.
+        needed: Number of test images that the decision would need; None if there were enough.
+        anchor: ID of the past champion that the challenger was compared with as well.
+        anchor_bound: Lower confidence bound of the difference from the anchor.
+        golden_bound: Lower confidence bound of the difference on the golden set.
+        rescored: Number of images that the champion scored for the comparison.
+        left_out: Number of test images left out of the comparison.
     """
 
-    promote: bool
+    outcome: Outcome
     reason: str
     paired: McNemarResult | None = None
+    champion_accuracy: float | None = None
     recall_drop: float | None = None
     recall_label: int | None = None
+    recall_p: float | None = None
+    margin: float | None = None
+    bound: float | None = None
+    needed: int | None = None
+    anchor: str | None = None
+    anchor_bound: float | None = None
+    golden_bound: float | None = None
+    rescored: int | None = None
+    left_out: int | None = None
+
+    @property
+    def promote(self) -> bool:
+        """Return whether the challenger becomes the champion."""
+        return self.outcome == "promoted"
 
 
-def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig) -> Decision:
+def decide(
+    challenger: Candidate,
+    champion: PairedResult | Incomparable | None,
+    config: GateConfig,
+    *,
+    anchor: PairedResult | None = None,
+    golden: PairedResult | None = None,
+) -> Decision:
     """Decide whether a challenger becomes the champion.
 
     Args:
         challenger: The new run.
-        champion: The present champion; None if there is none yet.
+        champion: Its comparison with the present champion; None if there is none yet.
         config: Thresholds and rule.
+        anchor: Its comparison with the anchor on the same images; None if there is no other past
+            champion.
+        golden: Its comparison with the champion on the golden set; None if there is none.
     """
     refused = _missed_threshold(challenger, config)
     if champion is None:
-        return Decision(not refused, refused or "no previous champion")
-    if challenger.test_set is None or challenger.test_set != champion.test_set:
-        reason = "the champion was evaluated on other test images, so the two cannot be compared"
-        if config.on_test_set_change == "promote":
-            return Decision(not refused, refused or f"{reason}; gate.on_test_set_change is promote")
-        return Decision(
-            promote=False, reason=refused or f"{reason}; promote it manually by `nnbuild promote`"
-        )
-    paired = mcnemar_test(champion.correct, challenger.correct)
-    label, drop = _largest_drop(challenger, champion)
+        return Decision("rejected" if refused else "promoted", refused or "no previous champion")
+    if isinstance(champion, Incomparable):
+        reason = refused or f"{champion.reason}; promote it manually by `nnbuild promote`"
+        return Decision("rejected" if refused else "skipped", reason)
+    paired = mcnemar_test(champion.other, champion.challenger)
+    label, drop = _largest_drop(champion)
     objection = refused or _recall_objection(drop, label, config) or _test_objection(paired, config)
-    reason = objection or _reason_for_promotion(paired, config)
-    return Decision(objection is None, reason, paired, drop, label)
+    return Decision(
+        "rejected" if objection else "promoted",
+        objection or _reason_for_promotion(paired, config),
+        paired,
+        champion_accuracy=float(champion.other.mean()),
+        recall_drop=drop,
+        recall_label=label,
+        bound=paired.low,
+        anchor=None if anchor is None else anchor.run_id,
+        anchor_bound=None if anchor is None else mcnemar_test(anchor.other, anchor.challenger).low,
+        golden_bound=None if golden is None else mcnemar_test(golden.other, golden.challenger).low,
+        rescored=champion.rescored,
+        left_out=champion.left_out,
+    )
 
 
 def _missed_threshold(challenger: Candidate, config: GateConfig) -> str:
@@ -94,9 +175,11 @@ def _missed_threshold(challenger: Candidate, config: GateConfig) -> str:
     return ""
 
 
-def _largest_drop(challenger: Candidate, champion: Candidate) -> tuple[int, float]:
+def _largest_drop(champion: PairedResult) -> tuple[int, float]:
+    fall = champion.other.astype(np.int8) - champion.challenger
     drops = {
-        label: champion.recalls[label] - recall for label, recall in challenger.recalls.items()
+        int(label): float(fall[champion.labels == label].mean())
+        for label in np.unique(champion.labels)
     }
     label = max(drops, key=lambda each: drops[each])
     return label, drops[label]

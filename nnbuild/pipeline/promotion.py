@@ -1,13 +1,14 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
@@ -39,30 +40,48 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
     """
     config, store = run.config.gate, Store(run.store)
     champion_id = champion.current(store)
-    challenger = _candidate_of_run(run, data)
-    other: promotion.Candidate | None = None
-    if config.enabled and gate_skip_reason is None:
-        if champion_id is not None:
-            other = _candidate_of_champion(store, champion_id, data.classes)
-        decision = promotion.decide(challenger, other, config)
+    challenger = _tested_run(run, data)
+    other: _Tested | None = None
+    if not config.enabled:
+        decision = promotion.Decision("gate-off", gate_skip_reason or _GATE_OFF)
+    elif gate_skip_reason is not None:
+        decision = promotion.Decision("skipped", gate_skip_reason)
     else:
-        decision = promotion.Decision(promote=False, reason=gate_skip_reason or _GATE_OFF)
+        if champion_id is not None:
+            other = _tested_champion(store, champion_id)
+        decision = promotion.decide(
+            promotion.Candidate(run.run_id, challenger.metrics),
+            None if other is None else _compare(challenger, other),
+            config,
+        )
     waits = decision.promote and config.approval == "manual"
+    outcome: promotion.Outcome = "rejected" if waits else decision.outcome
     row = {
         "champion": champion_id,
         "rule": config.rule,
-        "promoted": decision.promote and not waits,
+        "promoted": outcome == "promoted",
+        "outcome": outcome,
         "reason": f"{decision.reason}; {_approval_hint(run)}" if waits else decision.reason,
         "accuracy": challenger.metrics["accuracy"],
-        "champion_accuracy": other.metrics["accuracy"] if other else None,
+        "champion_accuracy": decision.champion_accuracy,
         **(decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)),
         "recall_drop": decision.recall_drop,
         "recall_label": decision.recall_label,
+        "recall_p": decision.recall_p,
+        "margin": decision.margin,
+        "bound": decision.bound,
+        "needed": decision.needed,
+        "anchor": decision.anchor,
+        "anchor_bound": decision.anchor_bound,
+        "golden_bound": decision.golden_bound,
+        "rescored": decision.rescored,
+        "left_out": decision.left_out,
         "decided_at": datetime.now(UTC),
     }
     _write_decision(run, row)
     return Decided(
         champion=champion_id,
+        outcome=outcome,
         promote=row["promoted"],
         reason=row["reason"],
         champion_metrics=dict(other.metrics) if other else {},
@@ -105,12 +124,14 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
         )
     answer = "approved by a person" if promote else "not approved by a person"
     reason = f"{decided.gate_reason}; {answer}" + (f": {comment}" if comment else "")
+    outcome: promotion.Outcome = "promoted" if promote else "rejected"
     row = read_table(staged_table(run, "decisions"), schemas.DECISIONS).to_pylist()[0]
     # If the process is killed between these two writes, the file no longer has the digest of the
     # step's result: the step runs again, and the person is asked again.
-    _write_decision(run, row | {"promoted": promote, "reason": reason})
+    _write_decision(run, row | {"promoted": promote, "outcome": outcome, "reason": reason})
     result = decided.model_copy(
         update={
+            "outcome": outcome,
             "promote": promote,
             "reason": reason,
             "waits": False,
@@ -137,36 +158,77 @@ def is_current(run: Run, decided: Decided) -> bool:
     return champion.current(Store(run.store)) == decided.champion
 
 
-def _candidate_of_run(run: Run, data: LoadedData) -> promotion.Candidate:
+@dataclass(frozen=True)
+class _Tested:
+    """Results of a run on its test images.
+
+    Attributes:
+        run_id: ID of the run.
+        test_set: SHA-256 of the test images and labels; None if unknown.
+        classes: Number of classes.
+        labels: True class of each image, by example_id, int16.
+        predicted: Predicted class of each image, int16.
+        metrics: Metrics over all classes, by name.
+    """
+
+    run_id: str
+    test_set: str | None
+    classes: int
+    labels: NDArray[np.int16]
+    predicted: NDArray[np.int16]
+    metrics: dict[str, float]
+
+
+def _tested_run(run: Run, data: LoadedData) -> _Tested:
     staged = staged_dataset(run)
     folder = staged if staged.is_dir() else Store(run.store).dataset_folder(data.name, data.digest)
     evaluation = read_table(staged_table(run, "evaluation"), schemas.EVALUATION)
     predictions = read_table(staged_table(run, "predictions"), schemas.predictions(data.classes))
-    return _candidate(run.run_id, folder, evaluation, predictions)
+    return _tested(run.run_id, folder, data.classes, evaluation, predictions)
 
 
-def _candidate_of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate:
+def _tested_champion(store: Store, run_id: str) -> _Tested:
     data = store.manifest(run_id).steps.load_data
     folder = store.dataset_folder(data.name, data.digest)
     evaluation = store.read_table("evaluation", run_id)
     predictions = store.read_table("predictions", run_id)
-    candidate = _candidate(run_id, folder, evaluation, predictions)
-    # With other classes the test sets differ, whatever their digests say.
-    return candidate if data.classes == classes else replace(candidate, test_set=None)
+    return _tested(run_id, folder, data.classes, evaluation, predictions)
 
 
-def _candidate(
-    run_id: str, folder: Path, evaluation: pa.Table, predictions: pa.Table
-) -> promotion.Candidate:
-    rows = [row for row in evaluation.to_pylist() if row["subset"] == "test"]
+def _tested(
+    run_id: str, folder: Path, classes: int, evaluation: pa.Table, predictions: pa.Table
+) -> _Tested:
     ordered = predictions.sort_by("example_id")
-    correct = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
-    return promotion.Candidate(
+    return _Tested(
         run_id=run_id,
         test_set=_test_set_digest(folder),
-        correct=correct,
-        metrics={row["metric"]: row["value"] for row in rows if row["label"] is None},
-        recalls={row["label"]: row["value"] for row in rows if row["metric"] == "recall"},
+        classes=classes,
+        labels=np.asarray(ordered["label"].to_numpy()),
+        predicted=np.asarray(ordered["predicted"].to_numpy()),
+        metrics={
+            row["metric"]: row["value"]
+            for row in evaluation.to_pylist()
+            if row["subset"] == "test" and row["label"] is None
+        },
+    )
+
+
+def _compare(
+    challenger: _Tested, other: _Tested
+) -> promotion.PairedResult | promotion.Incomparable:
+    # With other classes the test sets differ, whatever their digests say.
+    same_classes = challenger.classes == other.classes
+    if not same_classes or challenger.test_set is None or challenger.test_set != other.test_set:
+        return promotion.Incomparable(
+            other.run_id,
+            "the champion was evaluated on other test images, so the two cannot be compared",
+        )
+    return promotion.PairedResult(
+        run_id=other.run_id,
+        labels=challenger.labels,
+        challenger=challenger.predicted == challenger.labels,
+        other=other.predicted == other.labels,
+        identical=bool((challenger.predicted == other.predicted).all()),
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.evaluation.promotion import Outcome
+
 
 class StepResult(BaseModel):
     """Result of a step, stored as JSON with the run, so that a resumed run can load it.
@@ -174,6 +176,8 @@ class Decided(StepResult):
 
     Attributes:
         champion: ID of the champion before the decision; None if there was none.
+        outcome: What the gate did; `rejected` while the run waits for a person's approval, and None
+            in a result that an earlier version wrote.
         promote: Whether the run becomes the champion.
         reason: Reason, as a sentence.
         champion_metrics: Metrics of the champion over all classes; empty without a champion.
@@ -185,6 +189,7 @@ class Decided(StepResult):
 
     step = "decide"
     champion: str | None
+    outcome: Outcome | None = None
     promote: bool
     reason: str
     champion_metrics: dict[str, float]

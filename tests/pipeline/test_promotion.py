@@ -39,15 +39,19 @@ def test_mcnemar_equals_exact_binomial(pairs):
         assert found.p_worse == found.p_better == 1
 
 
-def candidate(accuracy, *, examples=1000, test_set="a", recalls=None, error=0.01, seed=None):
-    right = np.zeros(examples, bool)
-    right[: round(accuracy * examples)] = True
-    if seed is not None:
-        right = np.random.default_rng(seed).permutation(right)
+def candidate(accuracy=0.95, error=0.01):
     metrics = {"accuracy": accuracy, "expected_calibration_error": error}
-    return promotion.Candidate(
-        "run", test_set, right, metrics, recalls or {0: accuracy, 1: accuracy}
+    return promotion.Candidate("challenger", metrics)
+
+
+def paired(both=800, only_challenger=0, only_champion=0, neither=200, label=0, **changes):
+    """Return a comparison by the counts of the four outcomes, all of one class."""
+    counts = (both, only_challenger, only_champion, neither)
+    challenger, champion = (
+        np.repeat(bits, counts) for bits in ([True, True, False, False], [True, False, True, False])
     )
+    labels = np.full(len(champion), label, np.int16)
+    return promotion.PairedResult("champion", labels, challenger, champion, **changes)
 
 
 def config(**settings):
@@ -55,20 +59,19 @@ def config(**settings):
 
 
 def test_equal_challenger_by_rule():
-    same = candidate(0.9)
-    assert promotion.decide(same, same, config()).promote
-    strict = promotion.decide(same, same, config(rule="better"))
-    assert not strict.promote
+    same = paired(only_challenger=20, only_champion=20)
+    assert promotion.decide(candidate(), same, config()).outcome == "promoted"
+    strict = promotion.decide(candidate(), same, config(rule="better"))
+    assert strict.outcome == "rejected"
     assert "not significantly better" in strict.reason
 
 
 def test_worse_and_better_challenger():
     for rule in ("not-worse", "better"):
-        worse = promotion.decide(
-            candidate(0.9), candidate(0.95), config(rule=rule, max_recall_drop=1)
-        )
-        better = promotion.decide(candidate(0.95), candidate(0.9), config(rule=rule))
-        assert (worse.promote, better.promote) == (False, True)
+        rules = config(rule=rule, max_recall_drop=1)
+        worse = promotion.decide(candidate(), paired(only_champion=50), rules)
+        better = promotion.decide(candidate(), paired(only_challenger=50), rules)
+        assert (worse.outcome, better.outcome) == ("rejected", "promoted")
         assert worse.paired.only_champion == 50
 
 
@@ -76,23 +79,23 @@ def test_worse_and_better_challenger():
     ("challenger", "settings", "says"),
     [
         (candidate(0.9), {"min_accuracy": 0.95}, "below the minimum"),
-        (candidate(0.99, error=0.2), {"max_calibration_error": 0.1}, "calibration error"),
-        (candidate(0.95, recalls={0: 0.99, 1: 0.7}), {}, "recall of class 1"),
-        (candidate(0.99, test_set="b"), {}, "other test images"),
-        (candidate(0.99, test_set=None), {}, "other test images"),
+        (candidate(error=0.2), {"max_calibration_error": 0.1}, "calibration error"),
+        (candidate(), {}, "recall of class 3"),
     ],
 )
 def test_decision_names_broken_threshold(challenger, settings, says):
-    decision = promotion.decide(challenger, candidate(0.95), config(**settings))
-    assert not decision.promote
+    lower = paired(only_champion=200, label=3)
+    decision = promotion.decide(challenger, lower, config(**settings))
+    assert decision.outcome == "rejected"
     assert says in decision.reason
 
 
-def test_other_test_set_promotes_if_set():
-    decision = promotion.decide(
-        candidate(0.5, test_set="b"), candidate(0.99), config(on_test_set_change="promote")
-    )
-    assert decision.promote
+def test_incomparable_champion_stays():
+    other = promotion.Incomparable("champion", "it was evaluated on other test images")
+    decision = promotion.decide(candidate(), other, config())
+    assert decision.outcome == "skipped"
+    assert decision.reason.startswith(other.reason)
+    assert promotion.decide(candidate(0.1), other, config(min_accuracy=0.5)).outcome == "rejected"
 
 
 def test_gate_promotes_better_runs_only(gated_runs):
@@ -103,6 +106,12 @@ def test_gate_promotes_better_runs_only(gated_runs):
     assert [each.run_id for each in champion.history(store)] == [first, second]
     decisions = {row["run_id"]: row for row in store.read_table("decisions").to_pylist()}
     assert decisions[first]["champion"] is None
+    assert [decisions[each]["outcome"] for each in (first, second, third)] == [
+        "promoted",
+        "promoted",
+        "rejected",
+    ]
+    assert store.manifest(third).steps.decide.outcome == "rejected"
     assert decisions[third]["champion"] == second
     assert decisions[third]["examples"] == 45
     assert decisions[third]["reason"]
