@@ -127,7 +127,7 @@ def _prune_prefect(days: int, *, dry_run: bool) -> dict[str, int]:
     from flows.embedded_server import EmbeddedServer
 
     with EmbeddedServer():
-        from flows.flow_run_retention import prune_flow_runs  # while the server starts
+        from tasks.flow_run_retention import prune_flow_runs  # while the server starts
     return prune_flow_runs(datetime.now(UTC) - timedelta(days=days), dry_run=dry_run)._asdict()
 
 
@@ -137,7 +137,7 @@ def _confirm(result: Pruned) -> None:
     Raises:
         typer.Exit: The answer is no.
     """
-    if not typer.confirm(f"Delete {summary(result)}?", err=True):
+    if not typer.confirm(f"Delete {result.summary()}?", err=True):
         print_line("nothing was deleted")
         raise typer.Exit(1)
 
@@ -160,17 +160,7 @@ def _print_pruned(result: Pruned, *, dry_run: bool) -> None:
             print_table(rows, ("to be deleted", "ID or path"), "")
     if result.kept:
         print_table(list(result.kept.items()), ("older run that is kept", "reason"), "")
-    print_line(f"{'would delete' if dry_run else 'deleted'} {summary(result)}")
-
-
-def summary(result: Pruned) -> str:
-    """Return how much was deleted, or would be, in one line."""
-    counts = [
-        f"{len(found)} {kind}{'' if len(found) == 1 else 's'}"
-        for name, kind in _KINDS.items()
-        if (found := getattr(result, name))
-    ]
-    return f"{', '.join(counts) or 'nothing'}: {result.bytes:,} bytes"
+    print_line(f"{'would delete' if dry_run else 'deleted'} {result.summary()}")
 
 
 def _print_prefect(counts: dict[str, int], *, dry_run: bool) -> None:

@@ -39,7 +39,7 @@ def protected_runs(store: Store, champions: int = 2) -> dict[str, Protection]:
         champions: Number of champions to protect: the present one, and those before it to which
             rollbacks lead.
     """
-    found = _of_unfinished_work(store) | _of_approvals(store)
+    found = _of_unfinished_work(store) | _of_approvals(store) | _anchors(store)
     for place, run_id in enumerate(_champion_chain(store)[:champions]):
         if place == 0:
             found[run_id] = Protection("it is the champion", "promote another run or roll back")
@@ -118,6 +118,25 @@ def _of_approvals(store: Store) -> dict[str, Protection]:
                     "it waits for a person's approval", "promote it, or another run"
                 )
     return found
+
+
+def _anchors(store: Store) -> dict[str, Protection]:
+    """Return the past champions with which the gate last compared a run of each dataset, too.
+
+    Without them, small losses that the gate allows could add up over many promotions.
+    """
+    datasets = {
+        row["run_id"]: row["dataset"]
+        for row in store.read_table("runs", columns=["dataset"]).to_pylist()
+    }
+    anchors: dict[str, str] = {}
+    for row in store.read_table("decisions", columns=["anchor"]).to_pylist():
+        if row["anchor"] is not None and row["run_id"] in datasets:  # rows are sorted by run
+            anchors[datasets[row["run_id"]]] = row["anchor"]
+    protection = Protection(
+        "it is the past champion that the gate compares runs with", "promote another run"
+    )
+    return dict.fromkeys(anchors.values(), protection)
 
 
 def _unfinished(store: Store) -> list[Run]:

@@ -4,21 +4,22 @@ A sweep counts as one run, and is kept or deleted with all of its trials.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nnbuild.errors import LockedError, StoreError
+from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.pipeline import dependencies
 from nnbuild.pipeline.dependencies import SWEEP, sweep_of
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion, deletion, locks
 from nnbuild.store.deletion import Deletion, Folder
 from nnbuild.store.ids import is_run_id
+from nnbuild.store.json_models import problem
 
 _MIN_SWEEP_AGE = timedelta(hours=1)  # a younger one may be about to begin its first run
 _MAX_NAMED = 3  # jobs in a message
@@ -58,6 +59,32 @@ class Pruned(BaseModel):
     sweeps: tuple[str, ...] = ()
     bytes: int = 0
     kept: dict[str, str] = {}
+
+    def summary(self) -> str:
+        """Return the numbers of deleted things and bytes, such as `2 runs, 1 dataset: 99 bytes`."""
+        counts = {"run": self.runs, "scoring job": self.jobs, "dataset": self.parts}
+        counts["sweep"] = self.sweeps
+        named = [
+            f"{len(ids)} {kind}{'' if len(ids) == 1 else 's'}"
+            for kind, ids in counts.items()
+            if ids
+        ]
+        return f"{', '.join(named) or 'nothing'}: {self.bytes:,} bytes"
+
+
+def retention_config(settings: Mapping[str, Any]) -> RetentionConfig:
+    """Return the config of a pruning.
+
+    Args:
+        settings: Values by the names of the settings.
+
+    Raises:
+        ConfigError: A setting is unknown or invalid; the message names it.
+    """
+    try:
+        return RetentionConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"invalid setting of the pruning: {problem(error)}") from error
 
 
 def prune(store: Store, config: RetentionConfig, *, now: datetime, dry_run: bool = False) -> Pruned:

@@ -8,7 +8,7 @@ from nnbuild.store import Store, champion, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, write_json
 from nnbuild.store.manifests import parse_manifest, runs_table
-from nnbuild.store.tables import write_table
+from nnbuild.store.tables import read_table, write_table
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -34,7 +34,9 @@ class StoreFiller:
         self.store.create()
         self.count = 0
 
-    def run(self, *, days_old=1.0, dataset="small", data=0, status="succeeded", sweep=None):
+    def run(
+        self, *, days_old=1.0, dataset="small", data=0, status="succeeded", sweep=None, anchor=None
+    ):
         """Add a run, and its dataset: one folder for each name and each number `data`."""
         self.count += 1
         run_id, root = id_of(self.count, days_old=days_old), self.store.root
@@ -61,6 +63,12 @@ class StoreFiller:
         for table in ("history", "predictions", "decisions"):
             part = self.template.partition(table, self.source)
             shutil.copytree(part, self.store.partition(table, run_id))
+        if anchor is not None:
+            path = self.store.partition("decisions", run_id) / PART
+            (decision,) = read_table(path, schemas.DECISIONS).to_pylist()
+            table = schemas.table_of(schemas.DECISIONS, [decision | {"anchor": anchor}])
+            write_table(path, table, schemas.DECISIONS)
+            del manifest["files"][path.relative_to(root).as_posix()]
         manifest["files"] = {
             name: entry for name, entry in manifest["files"].items() if (root / name).exists()
         }

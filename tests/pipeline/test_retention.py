@@ -85,6 +85,16 @@ def test_prune_keeps_as_many_champions(filler):
     assert champion.rollback(filler.store).run_id == runs[5]
 
 
+def test_prune_keeps_anchor_of_gate(filler):
+    anchors = [filler.run(days_old=20 - night) for night in range(2)]
+    for each in anchors:
+        filler.run(days_old=5, anchor=each)
+    filler.run(days_old=1, anchor=anchors[1])
+    assert set(pruned(filler.store, 1).kept) == {anchors[1]}
+    with pytest.raises(StoreError, match="the gate compares runs with"):
+        delete(filler.store, [anchors[1]], now=NOW)
+
+
 def test_prune_keeps_models_of_jobs(filler):
     runs = [filler.run(days_old=10 - night) for night in range(4)]
     jobs = [filler.job(run_id, days_old=1) for run_id in (runs[0], runs[1])]
