@@ -62,6 +62,8 @@ def prune(
     if keep is None and (scores or not prefect):
         raise typer.BadParameter("give the number of runs to keep", param_hint="--keep")
     result, output = Pruned(), dict[str, Any]()
+    if prefect:
+        _start_prefect()  # before anything is deleted
     if keep is not None:
         opened = Store.open(store)
         result = _prune_store(opened, keep, keep_days, scores=scores, dry_run=dry_run)
@@ -121,13 +123,23 @@ def _prune_store(
     return retention.prune(store, config, now=datetime.now(UTC), dry_run=dry_run)
 
 
-def _prune_prefect(days: int, *, dry_run: bool) -> dict[str, int]:
-    from datetime import UTC, datetime, timedelta
+def _start_prefect() -> None:
+    """Start the embedded server, or ask the configured one.
 
+    Raises:
+        ConfigError: The server cannot be used.
+    """
     from flows.embedded_server import EmbeddedServer
 
     with EmbeddedServer():
-        from tasks.flow_run_retention import prune_flow_runs  # while the server starts
+        import tasks.flow_run_retention  # noqa: F401  (it imports Prefect while the server starts)
+
+
+def _prune_prefect(days: int, *, dry_run: bool) -> dict[str, int]:
+    from datetime import UTC, datetime, timedelta
+
+    from tasks.flow_run_retention import prune_flow_runs
+
     return prune_flow_runs(datetime.now(UTC) - timedelta(days=days), dry_run=dry_run)._asdict()
 
 

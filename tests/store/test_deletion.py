@@ -8,6 +8,13 @@ from store_contents import NOW, StoreFiller, require_intact
 
 from nnbuild.errors import StoreError
 from nnbuild.pipeline.retention import RetentionConfig, prune
+from nnbuild.pipeline.run import (
+    decide_and_commit,
+    open_run,
+    retrain,
+    run_context,
+    train_and_evaluate,
+)
 from nnbuild.store import Store, deletion, filesystem, views
 from nnbuild.store import query as queries
 from nnbuild.store.query import query
@@ -179,6 +186,21 @@ def test_s3_prune_refused_anywhere_is_completed(s3_filled, s3_service):
     assert not any(run_id in name for name in objects(store) for run_id in runs[1:3])
     assert not any("plan.json" in name for name in objects(store))
     assert views.partitions(store.root / "tables" / "runs", "run_id") == [runs[0], runs[3]]
+
+
+def test_s3_run_of_other_machine_restores_data(s3_store, small_config, monkeypatch, tmp_path):
+    """A machine that prunes does not see what another one has in staging."""
+    store, first = Store(s3_store), retrain(small_config, s3_store).run_id
+    data = store.manifest(first).steps.load_data
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
+    run = open_run(small_config, s3_store)
+    with run_context(run):
+        train_and_evaluate(run)
+        store.root.fs.rm(store.dataset_folder(data.name, data.digest).path, recursive=True)
+        assert not store.has_dataset(data.name, data.digest)
+        decide_and_commit(run)
+    assert store.has_dataset(data.name, data.digest)
+    require_intact_remotely(store, run.run_id)
 
 
 def test_memory_store_is_pruned(filler):
