@@ -172,6 +172,7 @@ def _require_effect(config: RunConfig) -> None:
     Raises:
         ConfigError: A setting has no effect; the message says why.
     """
+    _require_effect_of_pictures(config.dataset)
     training, model = config.training, config.model
     for name in ("l2", "dropout"):
         if getattr(model, name) and name not in preset_of(model.name).takes:
@@ -191,6 +192,32 @@ def _require_effect(config: RunConfig) -> None:
             f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate "
             f"is {plateau.min_learning_rate:g}; lower that"
         )
+
+
+def _require_effect_of_pictures(dataset: DatasetConfig) -> None:
+    """Refuse settings of pictures without those that they belong to."""
+    if dataset.resize is not None and dataset.image_size is None:
+        raise ConfigError(
+            f"dataset.resize {dataset.resize!r} has no effect without dataset.image_size; set it, "
+            "or remove resize"
+        )
+    if dataset.max_errors is not None and dataset.on_error != "skip":
+        raise ConfigError(
+            f"dataset.max_errors {dataset.max_errors:g} has no effect while dataset.on_error is "
+            f"{dataset.on_error!r}; set it to skip, or remove max_errors"
+        )
+
+
+def _picture_defaults(dataset: DatasetConfig) -> dict[str, object]:
+    """Return the defaults of settings of pictures, which depend on each other."""
+    defaults: dict[str, object] = {}
+    if dataset.image_size is not None:
+        defaults["resize"] = "pad"
+    if dataset.image_size is not None or dataset.channels is not None:
+        defaults["background"] = "#ffffff"
+    if dataset.on_error == "skip":
+        defaults["max_errors"] = 0.01
+    return defaults
 
 
 def _filled(section: S, defaults: dict[str, object]) -> S:
@@ -234,7 +261,10 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         }
     filled = config.model_copy(
         update={
-            "dataset": _filled(config.dataset, {"data_dir": default_data_dir()}),
+            "dataset": _filled(
+                config.dataset,
+                {"data_dir": default_data_dir(), **_picture_defaults(config.dataset)},
+            ),
             "model": _filled(config.model, preset.model),
             "training": _filled(config.training, defaults),
         }

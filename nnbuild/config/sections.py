@@ -20,6 +20,15 @@ from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, with_pr
 from nnbuild.runtime.credentials import require_no_credentials
 
 S = TypeVar("S", bound="Section")
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_TWO_SIDES = WithJsonSchema(
+    {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 1, "maximum": 4096},
+        "minItems": 2,
+        "maxItems": 2,
+    }
+)
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -183,6 +192,37 @@ class DatasetConfig(Section):
     )
     other_files: Literal["refuse", "skip"] = Field(
         "refuse", description="Handling of other files in a folder of images"
+    )
+    image_size: Annotated[tuple[_Side, _Side], _TWO_SIDES] | None = Field(
+        None,
+        description="Height and width in pixels that every image is resized to; images must have "
+        "one size if not given",
+    )
+    resize: Literal["pad", "crop", "stretch"] | None = Field(
+        None,
+        description="Whether to pad, to crop at the centre, or to change the proportions; pad if "
+        "image_size is given",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="Convert images to grayscale (1) or RGB (3); images must be all one or the "
+        "other if not given",
+    )
+    background: str | None = Field(
+        None,
+        pattern=r"^#[0-9a-fA-F]{6}$",
+        description="Colour of transparent pixels and of padding, #ffffff if image_size or "
+        "channels is given; otherwise transparent pictures are refused",
+    )
+    on_error: Literal["refuse", "skip"] = Field(
+        "refuse", description="Handling of pictures that cannot be read"
+    )
+    max_errors: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Largest fraction of pictures to skip because they cannot be read; 0.01 if "
+        "on_error is skip",
     )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
 

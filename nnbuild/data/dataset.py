@@ -37,6 +37,7 @@ class Dataset:
         source: Description of its origin, for the manifest.
         validation: Validation split; None if the source has none.
         pixel_scales: Type and scale of the source's pixels by split, as `float32 from 0 to 1`.
+        unreadable: Message about each picture of the source that was skipped as unreadable.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Dataset:
     source: str
     validation: Split | None = None
     pixel_scales: Mapping[str, str] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -21,6 +21,7 @@ from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, is_local, require_all_shards
 from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.preprocessing import PictureReader
 from nnbuild.errors import DataError
 
 _MAGIC = b"PAR1"
@@ -151,13 +152,15 @@ def _split_of(name: PurePosixPath) -> tuple[str, str] | None:
 
 
 def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOptions) -> Dataset:
-    read = {split: _read(files, options) for split, files in splits.items()}
+    pictures = options.picture_reader()
+    read = {split: _read(files, options, pictures) for split, files in splits.items()}
+    pictures.require_few_errors(path)
     arrays = {
         f"{split}_{kind}": array
         for split, (images, labels, _) in read.items()
         for kind, array in (("images", images), ("labels", labels))
     }
-    return assemble(
+    dataset = assemble(
         Raw(**arrays),
         name=slug(path),
         source=str(path),
@@ -165,6 +168,7 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
         class_names=_class_names(splits[TRAIN][0], options),
         pixel_scales={split: scale for split, (_, _, scale) in read.items()},
     )
+    return replace(dataset, unreadable=tuple(pictures.errors))
 
 
 @contextmanager
@@ -187,7 +191,7 @@ def _errors_as_data_errors(path: Path) -> Iterator[None]:
 
 
 def _read(
-    paths: Sequence[Path], options: ReadOptions
+    paths: Sequence[Path], options: ReadOptions, pictures: PictureReader
 ) -> tuple[NDArray[np.uint8], NDArray[Any], str]:
     """Return images and labels of several files in order, and the scale of their pixels."""
     for path in paths:
@@ -197,7 +201,7 @@ def _read(
     labels: list[NDArray[Any]] = []
     scales: dict[str, None] = {}
     for path in paths:
-        parts = list(_row_groups(path, options))
+        parts = list(_row_groups(path, options, pictures))
         white = _white(parts, path, options)
         for part_images, part_labels in parts:
             shaped = with_channels(part_images, path)
@@ -256,7 +260,9 @@ def _require_readable_metadata(paths: Sequence[Path]) -> None:
         )
 
 
-def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _row_groups(
+    path: Path, options: ReadOptions, pictures: PictureReader
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield images and labels of each row group, while their total size is within bounds."""
     room = archives.allowance(archives.require_regular(path))
     with _errors_as_data_errors(path):
@@ -267,7 +273,9 @@ def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any]
     with _errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
         schema = file.schema_arrow
         arrow_images.require_labels(schema.field(label).type, path, label)
-        reader = arrow_images.reader(schema.field(image).type, schema.metadata or {}, path, image)
+        reader = arrow_images.reader(
+            schema.field(image).type, schema.metadata or {}, path, image, pictures
+        )
         first = 0
         for group in range(file.num_row_groups):
             size = _expanded_bytes(file.metadata.row_group(group), reader, image)
@@ -277,11 +285,11 @@ def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any]
                 )
             table = file.read_row_group(group, columns=[reader.column, label])
             labels = arrow_images.labels(table[label], first, path, label)
-            images = reader.read(table[image], first, room, path)
+            images, rows = reader.read_rows(table[image], first, room, path)
             room -= images.nbytes
             first += table.num_rows
-            if len(labels):
-                yield images, labels
+            if len(rows):
+                yield images, labels[rows]
 
 
 def _byte_columns(path: Path, names: Sequence[str]) -> list[str]:

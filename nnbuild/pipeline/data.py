@@ -7,12 +7,15 @@ from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.preprocessing import Preprocessing, fit_dataset
 from nnbuild.data.sources import default_cache, load
 from nnbuild.pipeline.step import cached_step
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Check, CheckedData, LoadedData
 from nnbuild.store.store import Store
+
+_MAX_EXAMPLES = 20
 
 DownloadProgress = Callable[[str, int, int | None], None]
 """Callback for a download: name of the file, bytes so far, and total bytes if known."""
@@ -42,6 +45,7 @@ def load_data(
         ConfigError: The name of the dataset is unknown.
     """
     dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
+    settings = preprocessing_of(run.config.dataset)
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
@@ -63,6 +67,9 @@ def load_data(
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
         pixel_scales=dict(dataset.pixel_scales),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
+        unreadable=len(dataset.unreadable),
+        unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
         files=files,
     )
 
@@ -70,7 +77,7 @@ def load_data(
 def _read_source(
     config: DatasetConfig, *, cache: Path | None = None, progress: DownloadProgress | None = None
 ) -> Dataset:
-    return load(
+    dataset = load(
         config.name,
         data_dir=config.data_dir,
         cache=cache or default_cache(),
@@ -78,6 +85,7 @@ def _read_source(
         progress=progress,
         options=_options(config),
     )
+    return fit_dataset(dataset, preprocessing_of(config))
 
 
 def source_digest(config: DatasetConfig) -> str:
@@ -100,7 +108,16 @@ def _options(config: DatasetConfig) -> ReadOptions:
         keys=config.array_keys,
         pixel_max=config.pixel_max,
         skip_other_files=config.other_files == "skip",
+        preprocessing=preprocessing_of(config),
+        max_errors=config.max_errors if config.on_error == "skip" else None,
     )
+
+
+def preprocessing_of(config: DatasetConfig) -> Preprocessing | None:
+    """Return the settings by which pictures become images; None to use them as they are."""
+    names = ("image_size", "resize", "channels", "background")
+    settings = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return Preprocessing.model_validate(settings) if settings else None
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
@@ -120,6 +137,9 @@ def check_data(run: Run, data: LoadedData) -> CheckedData:
         CheckError: A hard check failed; the message has the measured values.
     """
     results = checks.check(read_data(run, data), run.config.dataset.checks)
+    if run.config.dataset.on_error == "skip":
+        limit = float(run.config.dataset.max_errors or 0)
+        results += (checks.unreadable(data.unreadable, data.unreadable_examples, limit),)
     checks.require(results)
     return CheckedData(checks=tuple(as_check(each) for each in results))
 

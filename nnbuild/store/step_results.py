@@ -28,6 +28,10 @@ class LoadedData(StepResult):
     Attributes:
         validation: Number of images in the source's own validation split; 0 if it has none.
         pixel_scales: Rule by which the pixels were read, by split.
+        preprocessing: Settings by which pictures became images, see
+            `nnbuild.data.preprocessing.Preprocessing`; None if they were used as they are.
+        unreadable: Number of pictures that were skipped because they cannot be read.
+        unreadable_examples: Messages about the first of them.
     """
 
     step = "load_data"
@@ -42,6 +46,9 @@ class LoadedData(StepResult):
     test: int
     validation: int = 0
     pixel_scales: dict[str, str] = {}
+    preprocessing: dict[str, Any] | None = None
+    unreadable: int = 0
+    unreadable_examples: tuple[str, ...] = ()
 
 
 class Check(BaseModel):
