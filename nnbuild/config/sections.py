@@ -320,6 +320,20 @@ class TrainingConfig(Section):
     lr_schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="Schedule of the learning rate"
     )
+    freeze_epochs: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Number of first epochs that train only the head of your own network: models "
+        "inside it, such as a pretrained backbone, are not changed",
+    )
+    fine_tuning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Learning rate after freeze_epochs, to which a schedule is scaled; a tenth of "
+        "learning_rate if not given",
+    )
     label_encoding: Literal["sparse", "one-hot"] = Field(
         "sparse", description="Class indices or one-hot labels, with the matching loss on logits"
     )
