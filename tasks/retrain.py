@@ -129,6 +129,8 @@ def describe_data(run: Run, data: LoadedData) -> str:
     height, width, channels = data.image_shape
     size = f"{height}×{width}" + (" in color" if channels > 1 else "")
     text = f"{data.name}: {_counts(data)} images of {size}, {data.classes} classes"
+    if data.unreadable:
+        text += f"; {data.unreadable} unreadable pictures skipped"
     if run.config.dataset.fallback == data.name != run.config.dataset.name:
         return f"{run.config.dataset.name} is unavailable; falling back to {text}"
     return text

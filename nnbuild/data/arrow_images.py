@@ -17,7 +17,7 @@ from nnbuild.data.tables import fixed_pixels, image_shape
 from nnbuild.errors import DataError, suggestion
 
 _WHITE = 255
-_IMAGE_NAMES = ("image", "img", "images")
+IMAGE_NAMES = ("image", "img", "images")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target")
 
 
@@ -32,7 +32,7 @@ def image_column(names: Sequence[str], requested: str | None, where: object) -> 
     Raises:
         DataError: There is no such column.
     """
-    return _column(names, requested, _IMAGE_NAMES, "image_column", where)
+    return _column(names, requested, IMAGE_NAMES, "image_column", where)
 
 
 def label_column(names: Sequence[str], requested: str | None, where: object) -> str:
@@ -172,7 +172,7 @@ def labels(column: Any, first: int, where: object, name: str = "label") -> NDArr
     Raises:
         DataError: There are nulls, or lists of several lengths.
     """
-    _require_values(column, name, first, where)
+    require_values(column, name, first, where)
     values = _one(column)
     if pa.types.is_dictionary(values.type):
         return np.asarray(labels_of(values.dictionary, where, name)[np.asarray(values.indices)])
@@ -212,7 +212,7 @@ class _Fixed(Reader):
     ) -> NDArray[Any]:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        _require_values(column, self.column, first, where)
+        require_values(column, self.column, first, where)
         return np.asarray(fixed_pixels(column).reshape(-1, *self.shape))
 
 
@@ -230,7 +230,7 @@ class _Lists(Reader):
         room: int,  # noqa: ARG002
         where: object,
     ) -> NDArray[Any]:
-        _require_values(column, self.column, first, where)
+        require_values(column, self.column, first, where)
         values = _one(column)
         if isinstance(values, pa.ExtensionArray):
             values = values.storage
@@ -265,11 +265,11 @@ class _Pictures(Reader):
     ) -> tuple[NDArray[Any], NDArray[np.intp]]:
         packed = _one(column)
         if not self.pictures.skips:
-            _require_values(column, self.above, first, where)
+            require_values(column, self.above, first, where)
         if pa.types.is_struct(packed.type):
             packed = pc.struct_field(packed, "bytes")
             if not self.pictures.skips:
-                _require_values(packed, self.column, first, where)
+                require_values(packed, self.column, first, where)
         images: NDArray[np.uint8] | None = None
         rows: list[int] = []
         with decoding.strict():
@@ -369,7 +369,12 @@ def _only_length(lists: Any, first: int, where: object, name: str) -> int:
     return int(lengths[0])
 
 
-def _require_values(column: Any, name: str, first: int, where: object) -> None:
+def require_values(column: Any, name: str, first: int, where: object) -> None:
+    """Refuse a column with nulls.
+
+    Raises:
+        DataError: There are nulls; the message has their first rows.
+    """
     if column.null_count:
         rows = np.flatnonzero(np.asarray(column.is_null()))
         shown = ", ".join(str(first + row) for row in rows[:5])

@@ -172,7 +172,8 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
 
 
 @contextmanager
-def _errors_as_data_errors(path: Path) -> Iterator[None]:
+def errors_as_data_errors(path: Path) -> Iterator[None]:
+    """Convert errors on a damaged Parquet file to a `DataError` that names it."""
     try:
         yield
     except (
@@ -196,7 +197,7 @@ def _read(
     """Return images and labels of several files in order, and the scale of their pixels."""
     for path in paths:
         archives.require_regular(path)
-    _require_readable_metadata(paths)
+    require_readable_metadata(paths)
     images: list[NDArray[np.uint8]] = []
     labels: list[NDArray[Any]] = []
     scales: dict[str, None] = {}
@@ -243,7 +244,7 @@ def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:
     return np.array([str(label) for label in whole], dtype=object)
 
 
-def _require_readable_metadata(paths: Sequence[Path]) -> None:
+def require_readable_metadata(paths: Sequence[Path]) -> None:
     """Read the metadata of the files in a separate process.
 
     Some damage there, such as a level histogram of another size, makes Arrow abort the process.
@@ -265,12 +266,12 @@ def _row_groups(
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield images and labels of each row group, while their total size is within bounds."""
     room = archives.allowance(archives.require_regular(path))
-    with _errors_as_data_errors(path):
+    with errors_as_data_errors(path):
         names = pq.read_schema(path).names
         image = arrow_images.image_column(names, options.image_column, path)
         label = arrow_images.label_column(names, options.label_column, path)
         packed = _byte_columns(path, (image, f"{image}.bytes", label))
-    with _errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
+    with errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
         schema = file.schema_arrow
         arrow_images.require_labels(schema.field(label).type, path, label)
         reader = arrow_images.reader(
@@ -318,7 +319,7 @@ def _is_within(path: str, column: str) -> bool:
 
 def _class_names(path: Path, options: ReadOptions) -> tuple[str, ...] | None:
     """Return the class names in Hugging Face's metadata; None if there are none."""
-    with _errors_as_data_errors(path):
+    with errors_as_data_errors(path):
         schema = pq.read_schema(path)
         label = arrow_images.label_column(schema.names, options.label_column, path)
         text = (schema.metadata or {}).get(b"huggingface", b"null")

@@ -29,6 +29,9 @@ from nnbuild.data import archives, decoding
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.errors import DataError
 
+METADATA_KEY = "nnbuild.preprocessing"
+"""Key of the settings, as JSON, in the metadata of a stored model."""
+
 ONE_SHAPE = (
     "expected one size, all grayscale or all RGB: set dataset.image_size and dataset.channels"
 )
@@ -67,16 +70,6 @@ class Preprocessing(BaseModel):
     channels: Literal[1, 3] | None = None
     background: str = Field("#ffffff", pattern="^#[0-9a-fA-F]{6}$")
     rules: Literal[1] = 1
-
-    def describe(self) -> str:
-        """Return the settings as a phrase, for tables and reports."""
-        parts = []
-        if self.image_size is not None:
-            height, width = self.image_size
-            parts.append(f"{height} x {width} pixels by {self.resize}")
-        if self.channels is not None:
-            parts.append("grayscale" if self.channels == 1 else "RGB")
-        return ", ".join([*parts, f"background {self.background}"])
 
 
 class PictureReader:
@@ -174,7 +167,7 @@ class PictureReader:
         """Refuse a decompression bomb; the size of images that are resized is the user's choice."""
         size = math.prod(shape) * len(files)
         resized = self.settings is not None and self.settings.image_size is not None
-        if not resized and size > archives.allowance(sum(map(archives.require_regular, files))):
+        if not resized and size > archives.allowance(sum(map(_bytes, files))):
             raise DataError(
                 f"{files[0].parent}: {len(files)} pictures would expand to {size} bytes; refused"
             )
@@ -199,6 +192,14 @@ class PictureReader:
             f"{where}: {count} of {self._pictures} pictures are unreadable, more than "
             f"dataset.max_errors {limit:g}: {shown}"
         )
+
+
+def _bytes(file: Path) -> int:
+    """Return the size of a file; 0 if it cannot be read, in which case it may be skipped."""
+    try:
+        return archives.require_regular(file)
+    except DataError:
+        return 0
 
 
 def is_picture(name: str, settings: Preprocessing | None = None) -> bool:

@@ -26,6 +26,11 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "data source", data.source
     counts = f"{data.train:,} for training, {data.test:,} for testing"
     yield "images", f"{counts}; {height} × {width} × {channels}"
+    if data.preprocessing is not None:
+        yield (
+            "preprocessing",
+            ", ".join(f"{key} {each}" for key, each in data.preprocessing.items()),
+        )
     fraction = f"{100 * settings.training.validation_fraction:g} %"
     yield (
         "validation",
