@@ -40,7 +40,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     The classes are the names of the folders in order, numbers by value; class folders may have
     subfolders. Splits are the folders `train`, `test` and `val`, and their synonyms, in any case;
     see `nnbuild.config.names`. Without preprocessing, all pictures must have the same size and
-    channels. Without a test split, a sixth of each class is held out. `nnbuild.data.file_tree`
+    channels. Without a test split, a sixth of the images is held out. `nnbuild.data.file_tree`
     says which files are ignored.
 
     Raises:
@@ -84,6 +84,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         where=path,
         class_names=class_names,
         pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
     )
     return replace(dataset, unreadable=tuple(pictures.errors))
 

@@ -162,7 +162,12 @@ def _dataset(path: Path, rows: _Rows, options: ReadOptions) -> Dataset:
         shape = images.shape[1:]
     pictures.require_few_errors(path)
     dataset = assemble(
-        Raw(**arrays), name=slug(path), source=str(path), where=path, pixel_max=decoding.WHITE
+        Raw(**arrays),
+        name=slug(path),
+        source=str(path),
+        where=path,
+        pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
     )
     return replace(dataset, unreadable=tuple(pictures.errors))
 

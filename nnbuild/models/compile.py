@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 from nnbuild.config.sections import WITH_BETAS, TrainingConfig
 from nnbuild.models.backbone import require_backbone
-from nnbuild.models.lr_schedules import learning_rate
-from nnbuild.models.muon import Muon
+from nnbuild.models.optimizers import Muon, learning_rate
 from nnbuild.runtime.tensorflow import keras
 
 
