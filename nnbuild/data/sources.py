@@ -13,6 +13,7 @@ from nnbuild.data import (
     digits,
     idx,
     image_folder,
+    listing,
     npz,
     parquet,
     published,
@@ -117,7 +118,11 @@ def _from_path(address: str, options: ReadOptions) -> Dataset:
 def _from_file(path: Path, options: ReadOptions) -> Dataset:
     magic = archives.first_bytes(path, 4)
     if magic == _PARQUET_MAGIC:
+        if listing.names_files(path, options):
+            return listing.load_parquet(path, options)
         return parquet.load_file(path, options)
+    if listing.is_text(path):
+        return listing.load_text(path, options)
     if magic.startswith(_ZIP_MAGIC) or path.suffix == ".npz":
         return _from_npz(path, options)
     if path.suffix == ".parquet":
@@ -126,8 +131,8 @@ def _from_file(path: Path, options: ReadOptions) -> Dataset:
             "download or write it again"
         )
     raise DataError(
-        f"{path}: neither .npz nor Parquet; expected one of these, or a folder of IDX files "
-        "or images"
+        f"{path}: neither .npz, Parquet, .csv nor .tsv; expected one of these, or a folder of IDX "
+        "files or images"
     )
 
 

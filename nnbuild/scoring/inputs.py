@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.config.names import scored_array
-from nnbuild.data import archives, decoding, idx, npz, pixel_scale
+from nnbuild.data import archives, decoding, idx, npz, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File, files_below, path_exists
 from nnbuild.engines import Pixels
@@ -229,7 +229,7 @@ class PictureInput:
             return _reject(self._files[row], chunk, decoding.NO_PICTURE)
         try:
             with decoding.strict():
-                pixels = decoding.read(path)
+                pixels = preprocessing.read(path)
             if pixels.shape == self._shape:
                 return pixels
             reason = (

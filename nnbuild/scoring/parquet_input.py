@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
+from nnbuild.data.preprocessing import PictureReader, Preprocessing, fit_images
 from nnbuild.engines import Pixels
 from nnbuild.errors import DataError, suggestion
 from nnbuild.scoring.table import Batch, Columns, InputChunk, RejectedRows
@@ -52,6 +53,8 @@ class ParquetInput:
         pixel_max: Pixel value of white; None to infer it from type and content of each file.
         scales: Result of `scales` when the job was created; None to infer it again.
         class_names: Class names of the model, to look up labels that are names.
+        preprocessing: Settings of the model's run, by which images get the shape; None if they
+            must have it.
 
     Raises:
         DataError: A file is damaged, lacks a column, or has other column types than the first.
@@ -67,11 +70,13 @@ class ParquetInput:
         pixel_max: float | None = None,
         scales: Sequence[float] | None = None,
         class_names: Sequence[str] = (),
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self._address, self._files, self._columns, self._shape = address, files, columns, shape
         self._open: tuple[int, Any] | None = None
         self._pixel_max = pixel_max
         self._class_names = tuple(class_names)
+        self._pictures = PictureReader(preprocessing)
         self._whites = None if scales is None else tuple(scales)
         self._layouts: list[_Layout] = []
         self._chunks: list[InputChunk] = []
@@ -199,10 +204,12 @@ class ParquetInput:
         images = layout.reader.read(table[layout.image], first, _MAX_BATCH_BYTES, self._address)
         whites = self._whites or self.scales()
         pixels = as_pixels([images], self._address, whites[number])[0]
+        pixels = fit_images(pixels, self._pictures.settings)
         if pixels.shape[1:] != self._shape:
             raise DataError(
                 f"{self._address}: height, width, channels of the images are {pixels.shape[1:]}, "
-                f"the network expects {self._shape}; resize the images"
+                f"the network expects {self._shape}; resize the images, or train with "
+                "dataset.image_size and dataset.channels"
             )
         return pixels
 
@@ -235,7 +242,8 @@ class ParquetInput:
         """Yield the images of a column, except unreadable ones and those of another size."""
         try:
             images = layout.reader.read(column, 0, _MAX_BATCH_BYTES, self._address)
-            if with_channels(images, self._address).shape[1:] == self._shape:
+            shape = with_channels(images, self._address).shape[1:]
+            if shape == self._shape or self._pictures.settings is not None:
                 yield images
         except DataError:
             if (half := len(column) // 2) > 0:
@@ -274,7 +282,9 @@ class ParquetInput:
             raise DataError(
                 f"{where}: column {example_id!r} is {kind}; expected integers, or no id_column"
             )
-        reader = image_columns.reader(schema.field(image).type, schema.metadata or {}, where, image)
+        reader = image_columns.reader(
+            schema.field(image).type, schema.metadata or {}, where, image, self._pictures
+        )
         return _Layout(image, self._label(schema, where), reader)
 
     def _label(self, schema: pa.Schema, where: object) -> str | None:
