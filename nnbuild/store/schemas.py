@@ -354,7 +354,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "outcome": "`promoted`, `rejected`, `kept-identical`, `not-enough-evidence`, `skipped` or "
         "`gate-off`; null in runs of earlier versions.",
         "reason": "Reason in one sentence.",
-        "accuracy": "Accuracy of the challenger on the test images.",
+        "accuracy": "Accuracy of the challenger on the compared images; without a comparison, on "
+        "all of its test images.",
         "champion_accuracy": "Accuracy of the champion on the compared images; null if there was "
         "no comparison.",
         "examples": "Number of test images compared; null if there was no comparison.",

@@ -180,7 +180,8 @@ class Decided(StepResult):
             in a result that an earlier version wrote.
         promote: Whether the run becomes the champion.
         reason: Reason, as a sentence.
-        champion_metrics: Metrics of the champion over all classes; empty without a champion.
+        champion_metrics: Metrics of the champion over all classes, on the test images of the run;
+            empty if it was not compared on all of them.
         figures: Numbers of the decision, as in the table `decisions`.
         next_anchor: ID of the run that the challengers of this run are compared with as well, once
             this run is the champion; None if the gate does not promote it.
