@@ -13,7 +13,7 @@ from nnbuild import pipeline
 from nnbuild.errors import CheckError
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.report.metadata import facts
+from nnbuild.report.data import facts
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
 from nnbuild.store.manifests import Manifest

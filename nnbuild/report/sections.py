@@ -12,7 +12,7 @@ from nnbuild.config.loading import flatten
 from nnbuild.evaluation.metrics import SUMMARY_METRICS, Metric
 from nnbuild.report import charts, data, examples, text
 from nnbuild.report.charts import heat_map
-from nnbuild.report.metadata import digests, facts, timings
+from nnbuild.report.data import digests, facts, timings
 from nnbuild.report.text import percent, setting
 from nnbuild.store.manifests import Manifest
 

@@ -18,7 +18,7 @@ from report_data import AT, changed, decided, made
 
 from nnbuild import report
 from nnbuild.errors import DataError
-from nnbuild.report.metadata import timings
+from nnbuild.report.data import timings
 from nnbuild.store.step_results import ExportedModel
 
 MOST_BYTES = 3_000_000
