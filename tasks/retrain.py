@@ -14,7 +14,7 @@ from nnbuild.config.presets import is_fallback
 from nnbuild.errors import CheckError
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.report.metadata import facts
+from nnbuild.report.data import facts
 from nnbuild.runtime.text import markdown_text
 from nnbuild.store import Run, Store
 from nnbuild.store.manifests import Manifest
@@ -61,6 +61,9 @@ def load(run: Run) -> LoadedData:
     """Read and stage the dataset; see `nnbuild.pipeline.load_data`."""
     data = pipeline.load_data(run, progress=_show_download)
     logger().info("%s: %s images from %s", data.name, _counts(data), data.source)
+    for remark in data.remarks:
+        logger().warning("%s", remark)
+        show_note(remark)
     return data
 
 

@@ -1,8 +1,10 @@
 """Sections of the run configuration: immutable, validated, and a form in Prefect."""
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +20,7 @@ from pydantic import (
 from nnbuild.config.names import role_of
 from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, with_preset_values
 from nnbuild.runtime.credentials import require_no_credentials
+from nnbuild.runtime.date_patterns import is_dated, require_whole_date
 
 S = TypeVar("S", bound="Section")
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -141,13 +144,48 @@ class CheckLimits(BaseModel):
     )
 
 
+def _known_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{name!r} is not a known timezone; expected an IANA name such as Europe/Berlin"
+        ) from error
+    return name
+
+
 class DatasetConfig(Section):
     """The dataset to train on."""
 
     name: Annotated[str, NAMED_DATASET] = Field(
         "mnist",
         min_length=1,
-        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images",
+        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images; with "
+        "{date} in the path, a path for each day",
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        le=36_600,
+        description="Number of days to train on if the path has {date}, the last one being the "
+        "day of the run; all days up to then if null",
+    )
+    min_new: int | None = Field(
+        None,
+        ge=0,
+        description="Number of new labelled images since the last run that a run asks for if the "
+        "path has {date}; any new or corrected image is enough if null or 0",
+    )
+    as_of: date | None = Field(
+        None,
+        description="Day whose run is made again if the path has {date}; not allowed in scheduled "
+        "runs",
+    )
+    timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
+        "UTC", description="Timezone that decides which day a run belongs to"
+    )
+    new_classes: Literal["refuse", "accept"] = Field(
+        "refuse", description="Handling of a class that no day before had"
     )
     data_dir: Path | None = Field(
         None,
@@ -185,6 +223,19 @@ class DatasetConfig(Section):
         "refuse", description="Handling of other files in a folder of images"
     )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
+
+    @model_validator(mode="after")
+    def _require_dated_path(self) -> Self:
+        if is_dated(self.name):
+            require_whole_date(self.name)
+            return self
+        for name in ("window", "min_new", "as_of"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} has no effect on {self.name!r}, whose path is the same for every day; "
+                    "remove it, or put {date} in place of the day"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -343,10 +394,22 @@ class GateConfig(Section):
     )
     rule: Literal["not-worse", "better"] = Field(
         "not-worse",
-        description="Promote unless significantly worse, or only if significantly better",
+        description="Promote a run that is shown to be at most gate.margin less accurate than the "
+        "champion, or only one that is shown to be more accurate",
+    )
+    margin: float = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        description="Largest loss of accuracy that not-worse allows, as a fraction of the test "
+        "images",
     )
     significance: float = Field(
-        0.05, gt=0, lt=1, description="Significance level of the paired test"
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability of a wrong promotion that is accepted; significance level of "
+        "every test of the gate",
     )
     min_accuracy: float = Field(
         0.0, ge=0, le=1, description="Smallest test accuracy to promote a run"
@@ -358,7 +421,14 @@ class GateConfig(Section):
         0.05,
         ge=0,
         le=1,
-        description="Largest allowed drop of the recall of a class below the champion's",
+        description="Drop of the recall of a class that is allowed; a run is rejected if the drop "
+        "of any class is significantly larger",
+    )
+    golden: str | None = Field(
+        None,
+        min_length=1,
+        description="File or folder with a fixed set of labelled images on which a run must also "
+        "be shown to be at most gate.margin less accurate than the champion",
     )
     on_test_set_change: Literal["rescore", "keep"] = Field(
         "rescore",

@@ -56,7 +56,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
                 "expected the same classes"
             )
     examples = {
-        split: _examples(_by_class(files, path, folders), class_names, options)
+        split: _examples(_by_class(files, path, folders, options), class_names, options)
         for split, folders in classes.items()
     }
     if not examples[TRAIN].files:
@@ -77,6 +77,8 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         where=path,
         class_names=class_names,
         pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
+        part=options.part,
     )
 
 
@@ -114,7 +116,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _by_class(
-    files: Sequence[File], path: Path, folders: Mapping[str, Path]
+    files: Sequence[File], path: Path, folders: Mapping[str, Path], options: ReadOptions
 ) -> dict[str, list[File]]:
     """Return the files of each class of a split."""
     above = {folder.relative_to(path).parts: name for name, folder in folders.items()}
@@ -124,7 +126,8 @@ def _by_class(
         parts = PurePosixPath(file.name).parts
         if len(parts) > depth and parts[:depth] in above:
             classes[above[parts[:depth]]].append(file)
-    if empty := next((name for name, members in classes.items() if not members), None):
+    empty = next((name for name, members in classes.items() if not members), None)
+    if empty is not None and not options.part:
         raise DataError(f"{folders[empty]}: an empty folder; expected the pictures of a class")
     return classes
 

@@ -96,7 +96,7 @@ def resumable(
         The run, or None; and a remark on each run with the same settings that is not resumed.
     """
     resolved = resolve(config)
-    digest = functools.cache(lambda: _source_digest(resolved))
+    digest = functools.cache(lambda: _source_digest(resolved, store))
     remarks: list[str] = []
     for each in reversed(store.unfinished_runs()):
         try:
@@ -136,9 +136,9 @@ def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
     return None
 
 
-def _source_digest(config: RunConfig) -> str | None:
+def _source_digest(config: RunConfig, store: Store) -> str | None:
     try:
-        return source_digest(config.dataset)
+        return source_digest(config.dataset, store, datetime.now(UTC))
     except NnbuildError:  # the new run reports what is wrong with the source
         return None
 
