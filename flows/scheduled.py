@@ -185,7 +185,7 @@ def _retrain(
 
 
 # A cancelled or crashed run supersedes nothing: the next one resumes it.
-_SUPERSEDING_STATES = ["RUNNING", "COMPLETED", "FAILED"]
+_SUPERSEDING_STATES = ["RUNNING", "PAUSED", "COMPLETED", "FAILED"]
 
 
 def superseded_at() -> datetime | None:

@@ -494,7 +494,7 @@ class GateConfig(Section):
         description="manual: a challenger that passes needs approval in Prefect's UI",
     )
     approval_seconds: int = Field(
-        3600,
+        86_400,
         ge=1,
         le=604_800,
         description="Seconds to wait for approval; no answer counts as a rejection",

@@ -242,6 +242,7 @@ class Decided(StepResult):
         passed_over: Whether the run was committed without the gate.
         pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
+        seconds_waited: Time in which the run waited for a person's approval.
     """
 
     step = "decide"
@@ -256,6 +257,7 @@ class Decided(StepResult):
     passed_over: bool = False
     pinned: bool = False
     gate_reason: str = ""
+    seconds_waited: float = 0.0
 
 
 class Reported(StepResult):
