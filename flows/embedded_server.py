@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from flows.prefect_database import settings_for_quick_start
 from flows.prefect_settings import SILENT, prepare_environment, read_settings
 from nnbuild.errors import ConfigError, Interrupted, one_line
 
@@ -178,7 +179,12 @@ class _ServerProcess:
 
 def _server_environment(settings: Any) -> dict[str, str]:
     """Return the server's environment: our settings, the safe path, and no API URL."""
-    variables = {**os.environ, **settings.to_environment_variables(exclude_unset=True)}
+    import prefect
+
+    url = settings.server.database.connection_url.get_secret_value()
+    quick = settings_for_quick_start(url, Path(prefect.__file__).parent)
+    # What the user has set takes precedence over a quick start.
+    variables = {**quick, **os.environ, **settings.to_environment_variables(exclude_unset=True)}
     variables.pop("PREFECT_API_URL", None)
     return variables | {"PREFECT_UI_ENABLED": "0", "PYTHONSAFEPATH": "1"}
 

@@ -37,6 +37,7 @@ _RUN_HEADINGS = {
     "run_id": "run",
     "model": "model",
     "dataset": "dataset",
+    "test_set": "test set",
     "accuracy": "accuracy",
     "loss": "loss",
     "expected_calibration_error": "calibration error",

@@ -250,7 +250,7 @@ def start_prefect(console: PlainConsole) -> None:
         ConfigError: The environment of Prefect does not allow a run.
     """
     from flows.embedded_server import EmbeddedServer
-    from nnbuild.runtime.lazy_imports import gc_paused
+    from nnbuild.runtime.lazy_imports import gc_paused, import_blocked
 
     with (
         _exiting_at_once(console),
@@ -259,7 +259,10 @@ def start_prefect(console: PlainConsole) -> None:
         EmbeddedServer(),
     ):
         import_module("flows.retrain")  # while the server starts
-        import_module("nnbuild.runtime.tensorflow")
+        # Keras would import scikit-learn and SciPy's statistics for its wrappers of scikit-learn's
+        # interface, which takes a quarter of its import. A network of the user can import them.
+        with import_blocked("sklearn"):
+            import_module("nnbuild.runtime.tensorflow")
 
 
 @contextmanager

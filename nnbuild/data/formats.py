@@ -78,6 +78,7 @@ def _of_arrays(read: Callable[[Path, ReadOptions], tuple[dict[str, Any], str]]) 
             source=f"{path}{note}",
             where=path,
             pixel_max=options.pixel_max,
+            test_split=options.hold_out,
         )
 
     return load

@@ -50,7 +50,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     The classes are the names of the folders in order, numbers by value; class folders may have
     subfolders. Splits are the folders `train`, `test` and `val`, and their synonyms, in any case;
     see `nnbuild.config.names`. All pictures must have the same size and channels. Without a test
-    split, a sixth of each class is held out. `nnbuild.data.file_tree` says which files are ignored.
+    split, a sixth of the images is held out. `nnbuild.data.file_tree` says which files are ignored.
 
     Raises:
         DataError: There are no classes, a class has no files, a file is not a picture, or the
@@ -88,6 +88,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         where=path,
         class_names=class_names,
         pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
     )
 
 

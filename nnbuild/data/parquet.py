@@ -77,7 +77,7 @@ for path in sys.argv[1:]:
 
 
 def load_file(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
-    """Read a dataset from one Parquet file, and hold out a sixth of each class for testing.
+    """Read a dataset from one Parquet file, and hold out a sixth of the images for testing.
 
     Raises:
         DataError: See `load_folder`.
@@ -96,7 +96,7 @@ def load_folder(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
 
     The split of a file is the beginning of its name, `train-00000-of-00001.parquet`, or its folder,
     `train/0.parquet`, in any case; see `nnbuild.config.names`. If no name contains a split, all
-    files are for training. Without test files, a sixth of each class is held out.
+    files are for training. Without test files, a sixth of the images is held out.
 
     The column of images is fixed_size_binary, a list of numbers (also nested), a fixed-shape
     tensor, or PNG bytes, alone or in a struct with `bytes`, as Hugging Face writes them. Pixels
@@ -166,6 +166,7 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
         where=path,
         class_names=_class_names(splits[TRAIN][0], options),
         pixel_scales={split: scale for split, (_, _, scale) in read.items()},
+        test_split=options.hold_out,
     )
 
 

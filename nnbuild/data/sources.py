@@ -39,8 +39,8 @@ def load(
     A path is an .npz with x_train and y_train (or similar names, see `nnbuild.config.names`), a
     Parquet file, or a folder: of IDX files, of Parquet files (train*.parquet, test*.parquet), of
     .npz files, of images by class, or a dataset of the store. Names take precedence over paths;
-    write `./mnist` for a folder called `mnist`. If the source has no test split, a sixth of each
-    class is held out, selected by content.
+    write `./mnist` for a folder called `mnist`. If the source has no test split, a sixth of the
+    images is held out, selected by content.
 
     Args:
         name_or_path: `mnist`, `fashion-mnist`, `kmnist`, `digits`, or a path.

@@ -1,8 +1,13 @@
-"""Datasets in the store: a Parquet file for each split, and a dataset.json with their digests."""
+"""Datasets in the store: for each split a Parquet file and the digests of its images.
+
+`dataset.json` describes them, with the digests of the files.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from nnbuild.data import archives
-from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.dataset import DIGEST_BYTES, Dataset, Digests, Split
 from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.errors import DataError, one_line
 from nnbuild.store.schemas import SCHEMA_VERSION
 
 DESCRIPTION = "dataset.json"
+_DIGESTS = ".digests"
 _SHAPE_KEYS = (b"height", b"width", b"channels")
 _VERSION_KEY = b"nnbuild.schema_version"
 _ROW_GROUP = 16384
@@ -29,11 +35,21 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _File(BaseModel):
+    """The Parquet file of a split.
+
+    Attributes:
+        content: SHA-256 of pixels and labels, see `Split.content_digest`.
+        image_digests: SHA-256 of the file with the digests of the images, see
+            `Split.image_digests`. Datasets that version 0.1 wrote have neither.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: PositiveInt
     bytes: PositiveInt
     sha256: Sha256
+    content: Sha256 | None = None
+    image_digests: Sha256 | None = None
 
 
 class _Description(BaseModel):
@@ -50,6 +66,7 @@ class _Description(BaseModel):
     train: _File
     test: _File
     validation: _File | None = None
+    held_out: bool = False
 
     def splits(self) -> dict[str, _File]:
         """Return the file of each split by its name."""
@@ -161,7 +178,7 @@ def _values(column: pa.ChunkedArray, kind: type[np.generic], each: int = 1) -> N
 
 
 def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write a Parquet file for each split and dataset.json durably.
+    """Write the files of each split and dataset.json durably.
 
     Args:
         dataset: Dataset to write.
@@ -182,6 +199,7 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         channels=channels,
         class_names=dataset.class_names,
         source=dataset.source,
+        held_out=dataset.held_out,
         **{
             name: _write_split(split, folder / f"{name}.parquet")
             for name, split in dataset.splits.items()
@@ -209,7 +227,15 @@ def _write_split(split: Split, path: Path) -> _File:
     )
     payload = sink.getvalue()
     _write_durably(path, payload)
-    return _File(rows=len(split), bytes=payload.size, sha256=hashlib.sha256(payload).hexdigest())
+    digests = split.image_digests.tobytes()
+    _write_durably(path.with_suffix(_DIGESTS), digests)
+    return _File(
+        rows=len(split),
+        bytes=payload.size,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        content=split.content_digest,
+        image_digests=hashlib.sha256(digests).hexdigest(),
+    )
 
 
 def _write_durably(path: Path, payload: Any) -> None:
@@ -217,6 +243,15 @@ def _write_durably(path: Path, payload: Any) -> None:
         file.write(payload)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_test_split(folder: Path) -> Split:
+    """Read the test split of a dataset of `write_dataset`, verified by its digest.
+
+    Raises:
+        DataError: A file is missing or was changed.
+    """
+    return _read_split(folder / "test.parquet", _read_description(folder / DESCRIPTION).test)
 
 
 def read_dataset(folder: Path) -> Dataset:
@@ -244,7 +279,64 @@ def read_dataset(folder: Path) -> Dataset:
         description.class_names,
         description.source,
         splits.get("validation"),
+        held_out=description.held_out,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """The content of a dataset, as digests that depend neither on its files nor on their format.
+
+    Attributes:
+        image_shape: Height, width and channels of the images.
+        class_names: Name of each class, in the order of the labels.
+        test_set: SHA-256 of pixels and labels of the test split, in their order.
+        images: Digest of each image by split, see `Split.image_digests`.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    test_set: str
+    images: Mapping[str, Digests]
+
+    @property
+    def seen(self) -> Digests:
+        """Return the digests of the images that a run on the dataset trains or validates on."""
+        return np.concatenate([each for name, each in self.images.items() if name != "test"])
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Read the digests of a dataset of `write_dataset`.
+
+    They take milliseconds to read; those of a dataset that version 0.1 wrote are computed from its
+    images.
+
+    Raises:
+        DataError: A file is missing or was changed.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    shape = (description.height, description.width, description.channels)
+    files = description.splits()
+    if all(each.content and each.image_digests for each in files.values()):
+        images = {name: _read_digests(folder / name, file) for name, file in files.items()}
+        test_set = str(description.test.content)
+    else:
+        splits = read_dataset(folder).splits
+        images = {name: split.image_digests for name, split in splits.items()}
+        test_set = splits["test"].content_digest
+    return Fingerprint(shape, description.class_names, test_set, images)
+
+
+def _read_digests(stem: Path, file: _File) -> Digests:
+    path = stem.with_suffix(_DIGESTS)
+    archives.require_regular(path)
+    with archives.open_regular(path) as source, archives.read_errors_as_data_errors(path):
+        payload = source.read(file.rows * DIGEST_BYTES + 1)
+    if hashlib.sha256(payload).hexdigest() != file.image_digests:
+        raise DataError(
+            f"{path}: its SHA-256 differs from the one in {DESCRIPTION}; restore it from a copy"
+        )
+    return np.frombuffer(payload, f"S{DIGEST_BYTES}")
 
 
 def _read_description(path: Path) -> _Description:

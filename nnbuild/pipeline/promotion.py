@@ -1,22 +1,23 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
+from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
+from nnbuild.evaluation.promotion import Incomparable, PairedResult
 from nnbuild.evaluation.significance import McNemarResult
-from nnbuild.pipeline.data import staged_dataset
+from nnbuild.pipeline.comparison import (
+    Challenger,
+    Comparison,
+    challenger_of,
+    compare,
+    compare_on_golden,
+)
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
-from nnbuild.store.filesystem import os_errors_as_store_errors
-from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
@@ -27,7 +28,7 @@ _GATE_OFF = "the gate is off"
 
 @cached_step(Decided)
 def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -> Decided:
-    """Compare the run with the champion on the same test examples, and write `decisions`.
+    """Compare the run with the champion on the same test images, and write `decisions`.
 
     Args:
         run: Run in staging, evaluated and scored.
@@ -35,43 +36,93 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         gate_skip_reason: Reason to skip the gate, if it is to be skipped.
 
     Raises:
-        StoreError: The champion's tables cannot be read.
+        StoreError: The store cannot be read now.
     """
     config, store = run.config.gate, Store(run.store)
     champion_id = champion.current(store)
-    challenger = _candidate_of_run(run, data)
-    other: promotion.Candidate | None = None
-    if config.enabled and gate_skip_reason is None:
-        if champion_id is not None:
-            other = _candidate_of_champion(store, champion_id, data.classes)
-        decision = promotion.decide(challenger, other, config)
+    challenger = challenger_of(run, data)
+    other: Comparison | Incomparable | None = None
+    if not config.enabled:
+        decision = promotion.Decision("gate-off", gate_skip_reason or _GATE_OFF)
+    elif gate_skip_reason is not None:
+        decision = promotion.Decision("skipped", gate_skip_reason)
     else:
-        decision = promotion.Decision(promote=False, reason=gate_skip_reason or _GATE_OFF)
+        if champion_id is not None:
+            other = compare(challenger, store, champion_id, config)
+        decision = _judge(challenger, store, other, config)
+    paired = other.paired if isinstance(other, Comparison) else None
     waits = decision.promote and config.approval == "manual"
+    outcome: promotion.Outcome = "rejected" if waits else decision.outcome
     row = {
         "champion": champion_id,
         "rule": config.rule,
-        "promoted": decision.promote and not waits,
+        "promoted": outcome == "promoted",
+        "outcome": outcome,
         "reason": f"{decision.reason}; {_approval_hint(run)}" if waits else decision.reason,
-        "accuracy": challenger.metrics["accuracy"],
-        "champion_accuracy": other.metrics["accuracy"] if other else None,
+        "accuracy": float(paired.challenger.mean()) if paired else challenger.metrics["accuracy"],
+        "champion_accuracy": decision.champion_accuracy,
         **(decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)),
         "recall_drop": decision.recall_drop,
         "recall_label": decision.recall_label,
+        "recall_p": decision.recall_p,
+        "margin": decision.margin,
+        "bound": decision.bound,
+        "needed": decision.needed,
+        "anchor": decision.anchor,
+        "anchor_bound": decision.anchor_bound,
+        "golden_bound": decision.golden_bound,
+        "rescored": decision.rescored,
+        "left_out": decision.left_out,
         "decided_at": datetime.now(UTC),
     }
     _write_decision(run, row)
     return Decided(
         champion=champion_id,
+        outcome=outcome,
         promote=row["promoted"],
         reason=row["reason"],
-        champion_metrics=dict(other.metrics) if other else {},
+        champion_metrics=dict(other.metrics) if isinstance(other, Comparison) else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
+        next_anchor=decision.next_anchor,
         waits=waits,
         passed_over=gate_skip_reason is not None,
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def _judge(
+    challenger: Challenger,
+    store: Store,
+    other: Comparison | Incomparable | None,
+    config: GateConfig,
+) -> promotion.Decision:
+    """Apply the rule of the gate to the comparison with the champion."""
+    candidate = promotion.Candidate(challenger.run.run_id, challenger.metrics)
+    if not isinstance(other, Comparison):
+        return promotion.decide(candidate, other, config)
+    champion_id = other.paired.run_id
+    golden = None if config.golden is None else compare_on_golden(challenger, store, champion_id)
+    if isinstance(golden, Incomparable):
+        return promotion.decide(candidate, golden, config)
+    anchor = _compare_with_anchor(challenger, store, champion_id, config)
+    return promotion.decide(candidate, other.paired, config, anchor=anchor, golden=golden)
+
+
+def _compare_with_anchor(
+    challenger: Challenger, store: Store, champion_id: str, config: GateConfig
+) -> PairedResult | None:
+    """Compare the challenger with the anchor of the champion, unless that is the champion itself.
+
+    The gate records the anchor with each run that passes. A champion that a person has chosen
+    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    """
+    decided = store.manifest(champion_id).steps.decide
+    anchor_id = None if decided is None else decided.next_anchor
+    if anchor_id is None or anchor_id == champion_id:
+        return None
+    other = compare(challenger, store, anchor_id, config)
+    return other.paired if isinstance(other, Comparison) else None
 
 
 def _approval_hint(run: Run) -> str:
@@ -105,12 +156,14 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
         )
     answer = "approved by a person" if promote else "not approved by a person"
     reason = f"{decided.gate_reason}; {answer}" + (f": {comment}" if comment else "")
+    outcome: promotion.Outcome = "promoted" if promote else "rejected"
     row = read_table(staged_table(run, "decisions"), schemas.DECISIONS).to_pylist()[0]
     # If the process is killed between these two writes, the file no longer has the digest of the
     # step's result: the step runs again, and the person is asked again.
-    _write_decision(run, row | {"promoted": promote, "reason": reason})
+    _write_decision(run, row | {"promoted": promote, "outcome": outcome, "reason": reason})
     result = decided.model_copy(
         update={
+            "outcome": outcome,
             "promote": promote,
             "reason": reason,
             "waits": False,
@@ -135,42 +188,3 @@ def revoke_decision(run: Run) -> None:
 def is_current(run: Run, decided: Decided) -> bool:
     """Return whether the champion is still the one that the run was compared with."""
     return champion.current(Store(run.store)) == decided.champion
-
-
-def _candidate_of_run(run: Run, data: LoadedData) -> promotion.Candidate:
-    staged = staged_dataset(run)
-    folder = staged if staged.is_dir() else Store(run.store).dataset_folder(data.name, data.digest)
-    evaluation = read_table(staged_table(run, "evaluation"), schemas.EVALUATION)
-    predictions = read_table(staged_table(run, "predictions"), schemas.predictions(data.classes))
-    return _candidate(run.run_id, folder, evaluation, predictions)
-
-
-def _candidate_of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate:
-    data = store.manifest(run_id).steps.load_data
-    folder = store.dataset_folder(data.name, data.digest)
-    evaluation = store.read_table("evaluation", run_id)
-    predictions = store.read_table("predictions", run_id)
-    candidate = _candidate(run_id, folder, evaluation, predictions)
-    # With other classes the test sets differ, whatever their digests say.
-    return candidate if data.classes == classes else replace(candidate, test_set=None)
-
-
-def _candidate(
-    run_id: str, folder: Path, evaluation: pa.Table, predictions: pa.Table
-) -> promotion.Candidate:
-    rows = [row for row in evaluation.to_pylist() if row["subset"] == "test"]
-    ordered = predictions.sort_by("example_id")
-    correct = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
-    return promotion.Candidate(
-        run_id=run_id,
-        test_set=_test_set_digest(folder),
-        correct=correct,
-        metrics={row["metric"]: row["value"] for row in rows if row["label"] is None},
-        recalls={row["label"]: row["value"] for row in rows if row["metric"] == "recall"},
-    )
-
-
-def _test_set_digest(folder: Path) -> str | None:
-    with os_errors_as_store_errors(f"read {folder}"):
-        path = folder / "dataset.json"
-        return read_text(path, "test", "sha256") if path.exists() else None

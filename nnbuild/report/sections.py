@@ -48,20 +48,23 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
     """Return the content of "Is it better than the last one?"."""
     decision = manifest.steps.decide
     mine = data.overall(tables["evaluation"])
-    theirs = decision.champion_metrics if decision else {}
     champion = decision.champion if decision else None
     paired = decision.figures if decision else {}
     names = ("only_challenger", "only_champion")
     tested = champion is not None and all(name in paired for name in names)
+    # Without a paired test, the metrics that earlier versions kept are those of other test images.
+    theirs = decision.champion_metrics if decision and tested else {}
     counts = [paired[name] for name in names] if tested else []
     return {
         "headline": [
             _metric(each, mine.get(each.name), theirs.get(each.name)) for each in SUMMARY_METRICS
         ],
         "champion": champion,
+        "champion_metrics": bool(theirs),
         "promoted": decision.promote if decision else None,
         "verdict": text.verdict(decision) if decision else "",
-        "champion_answer": text.on_champion(mine, theirs) if champion else "",
+        "champion_answer": text.on_champion(paired) if tested else "",
+        "compared_answer": text.on_compared_images(paired) if tested else "",
         "paired_answer": text.on_paired(paired) if tested else "",
         "paired": [
             (name, count / max(*counts, 1), f"{count:,.0f}", kind)

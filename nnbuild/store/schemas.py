@@ -95,6 +95,7 @@ DECISIONS = _table(
     ),
     _field("rule", pa.string(), "not-worse or better"),
     _field("promoted", pa.bool_(), "What was decided"),
+    _field("outcome", pa.string(), "What the gate did", nullable=True),
     _field("reason", pa.string(), "Why"),
     _field("accuracy", pa.float64(), "The challenger's, on the test examples"),
     _field("champion_accuracy", pa.float64(), "The champion's; null without one", nullable=True),
@@ -121,6 +122,15 @@ DECISIONS = _table(
     _field("high", pa.float64(), "Upper end", nullable=True),
     _field("recall_drop", pa.float64(), "Largest drop of a class's recall", nullable=True),
     _field("recall_label", pa.int16(), "That class", nullable=True),
+    _field("recall_p", pa.float64(), "Whether the drop is too large, corrected", nullable=True),
+    _field("margin", pa.float64(), "Largest loss of accuracy allowed", nullable=True),
+    _field("bound", pa.float64(), "Lower confidence bound of the difference", nullable=True),
+    _field("needed", pa.int64(), "Test images needed to tell", nullable=True),
+    _field("anchor", pa.string(), "The past champion compared as well", nullable=True),
+    _field("anchor_bound", pa.float64(), "Lower bound against the anchor", nullable=True),
+    _field("golden_bound", pa.float64(), "Lower bound on the golden set", nullable=True),
+    _field("rescored", pa.int64(), "Images that the champion scored", nullable=True),
+    _field("left_out", pa.int64(), "Test images not compared", nullable=True),
     _field("decided_at", _UTC_MICROSECONDS, "When"),
 )
 
@@ -340,10 +350,14 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     "decisions": {
         "champion": "Champion that the run was compared with; null if there was none.",
         "rule": "`not-worse` or `better`.",
-        "promoted": "Outcome of the decision.",
+        "promoted": "Whether the run became the champion.",
+        "outcome": "`promoted`, `rejected`, `kept-identical`, `not-enough-evidence`, `skipped` or "
+        "`gate-off`; null in runs of earlier versions.",
         "reason": "Reason in one sentence.",
-        "accuracy": "Accuracy of the challenger on the test images.",
-        "champion_accuracy": "Accuracy of the champion; null if there was none.",
+        "accuracy": "Accuracy of the challenger on the compared images; without a comparison, on "
+        "all of its test images.",
+        "champion_accuracy": "Accuracy of the champion on the compared images; null if there was "
+        "no comparison.",
         "examples": "Number of test images compared; null if there was no comparison.",
         "only_champion": "Number of images that only the champion classifies correctly.",
         "only_challenger": "Number of images that only the challenger classifies correctly.",
@@ -352,8 +366,21 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "difference": "Accuracy of the challenger minus accuracy of the champion.",
         "low": "Lower end of the 95 % confidence interval of the difference.",
         "high": "Upper end of the 95 % confidence interval of the difference.",
-        "recall_drop": "Largest drop in the recall of a class.",
-        "recall_label": "Class with that drop.",
+        "recall_drop": "Drop in the recall of the class for which the evidence of a drop is the "
+        "strongest.",
+        "recall_label": "That class.",
+        "recall_p": "Its one-sided p-value, corrected for the number of classes; small if the drop "
+        "is larger than `gate.max_recall_drop`.",
+        "margin": "Value of `gate.margin`: the largest loss of accuracy that `not-worse` allows.",
+        "bound": "Lower confidence bound of the difference, at `gate.significance`.",
+        "needed": "Number of test images that the decision would need; null if there were enough.",
+        "anchor": "Past champion that the run was compared with as well; null if there was none.",
+        "anchor_bound": "Lower confidence bound of the difference from the anchor.",
+        "golden_bound": "Lower confidence bound of the difference on `gate.golden`.",
+        "rescored": "Number of images that the champion's model scored for the comparison; 0 if "
+        "its stored predictions were used.",
+        "left_out": "Number of test images left out because either run trained or validated on "
+        "them.",
         "decided_at": "Time of the decision.",
     },
     "score_jobs": {

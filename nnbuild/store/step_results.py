@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.evaluation.promotion import Outcome
+
 
 class StepResult(BaseModel):
     """Result of a step, stored as JSON with the run, so that a resumed run can load it.
@@ -174,10 +176,15 @@ class Decided(StepResult):
 
     Attributes:
         champion: ID of the champion before the decision; None if there was none.
+        outcome: What the gate did; `rejected` while the run waits for a person's approval, and None
+            in a result that an earlier version wrote.
         promote: Whether the run becomes the champion.
         reason: Reason, as a sentence.
-        champion_metrics: Metrics of the champion over all classes; empty without a champion.
+        champion_metrics: Metrics of the champion over all classes, on the test images of the run;
+            empty if it was not compared on all of them.
         figures: Numbers of the decision, as in the table `decisions`.
+        next_anchor: ID of the run that the challengers of this run are compared with as well, once
+            this run is the champion; None if the gate does not promote it.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
@@ -185,10 +192,12 @@ class Decided(StepResult):
 
     step = "decide"
     champion: str | None
+    outcome: Outcome | None = None
     promote: bool
     reason: str
     champion_metrics: dict[str, float]
     figures: dict[str, float]
+    next_anchor: str | None = None
     waits: bool = False
     passed_over: bool = False
     gate_reason: str = ""

@@ -56,7 +56,7 @@ def test_hold_out_ignores_file_names(tmp_path):
     )
     held = [{image.tobytes() for image in dataset.test.images} for dataset in (first, second)]
     assert held[0] == held[1]
-    assert "a sixth of each class" in first.source
+    assert "a sixth of the images" in first.source
 
 
 def test_train_folder_alone_is_divided(tmp_path):

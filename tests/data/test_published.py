@@ -129,7 +129,7 @@ def test_npz_keys_can_be_named(tmp_path):
 def test_npz_alone_or_with_half_a_split(tmp_path):
     arrays = tiny()
     np.savez(tmp_path / "a.npz", x_train=arrays.train_images, y_train=arrays.train_labels)
-    assert "a sixth of each class" in load(tmp_path / "a.npz").source
+    assert "a sixth of the images" in load(tmp_path / "a.npz").source
     np.savez(tmp_path / "b.npz", images=arrays.train_images, labels=arrays.train_labels)
     assert load(tmp_path / "b.npz").digest == load(tmp_path / "a.npz").digest
     np.savez(
@@ -209,7 +209,8 @@ def test_columns_of_other_names(tmp_path, image, label, options):
         {image: image_column(arrays.train_images, "hugging_face"), label: arrays.train_labels}
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    assert len(load(tmp_path / "a.parquet", **options).train) == 32
+    dataset = load(tmp_path / "a.parquet", **options)
+    assert len(dataset.train) + len(dataset.test) == 40
     columns = Columns(image=options.get("image_column"), label=options.get("label_column"))
     source = open_stream(str(tmp_path / "a.parquet"), StreamOptions(SHAPE, columns))
     (read,) = source.read(source.chunks()[0], 100)
@@ -276,7 +277,7 @@ def test_unlabelled_images_are_omitted(tmp_path):
     none = np.full(20, -1)
     dataset = load(write_npz(tmp_path / "a.npz", arrays, y_test=none))
     assert "test split omitted" in dataset.source
-    assert "a sixth of each class" in dataset.source
+    assert "a sixth of the images" in dataset.source
     some = arrays.train_labels.copy()
     some[:3] = -1
     dataset = load(write_npz(tmp_path / "b.npz", arrays, y_train=some))
