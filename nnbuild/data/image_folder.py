@@ -14,6 +14,7 @@ from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, subfolders
 from nnbuild.data.labels import by_value, normalized
+from nnbuild.data.locations import Location
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.errors import DataError
 
@@ -32,6 +33,16 @@ class _Examples(NamedTuple):
     files: list[Path]
     labels: list[int]
     skipped: list[Path]
+
+
+def find_files(location: Location) -> list[File]:
+    """Return all files of a folder or a glob, if there is a picture among them.
+
+    In training, the files that are not pictures are refused or skipped; in scoring, they are rows
+    that cannot be scored.
+    """
+    has_pictures = any(decoding.has_ending(file.name) for file in location.files)
+    return list(location.files) if has_pictures else []
 
 
 def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
