@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnbuild.config.schema import RunConfig
     from nnbuild.pipeline.unchanged import Unchanged
     from nnbuild.store import Store
+    from nnbuild.store.manifests import Manifest
 
 Settings = dict[str, Any]
 
@@ -413,7 +414,7 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
         "seconds": {
             "fit": round(seconds[FittedModel.step], 3),
             "score": round(seconds[Scored.step], 3),
-            "whole": round(total_seconds, 3),
+            "whole": round(total_seconds - _seconds_waited(manifest), 3),
         },
         "history": str(store.partition("history", run_id)),
         "predictions": str(store.partition("predictions", run_id)),
@@ -425,6 +426,12 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
         "manifest": str(record / "manifest.json"),
         "store": str(store.root),
     }
+
+
+def _seconds_waited(manifest: Manifest) -> float:
+    """Return how long the run waited for a person's approval, which is not its own time."""
+    decided = manifest.steps.decide
+    return decided.seconds_waited if decided else 0.0
 
 
 def _print_summary(summary: Settings) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Schedule = dict[str, Any]
 _DEFAULT_SCORE_CRON = "0 5 * * *"
+_DEFAULT_PRUNE_CRON = "0 7 * * *"
 _PLAN_KEYS = {"name", "cron", "timezone", "config"}
 
 
@@ -120,9 +121,40 @@ def serve(
         bool,
         typer.Option("--retrain-on-drift", help="Retrain when the scored images have drifted."),
     ] = False,
+    prune: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Number of runs to keep: delete older ones on a schedule."
+        ),
+    ] = None,
+    prune_cron: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CRON",
+            help="When to delete, in five fields. May be repeated.",
+            show_default=_DEFAULT_PRUNE_CRON,
+        ),
+    ] = None,
+    prune_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prune-set",
+            metavar="KEY=VALUE",
+            help="Any other setting of the pruning: keep_days, scores. May be repeated.",
+        ),
+    ] = None,
+    prune_prefect: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            min=1,
+            max=36500,
+            help="Also delete nnbuild's older flow runs from Prefect's database.",
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Serve scheduled retraining and scoring, one run of each at a time."""
+    """Serve scheduled retraining, scoring and pruning, one run of each at a time."""
     from flows.schedules import Plan
     from nnbuild.config.loading import merge
     from nnbuild.store import Store
@@ -159,6 +191,18 @@ def serve(
         scoring = Plan(_crons(score_cron or [_DEFAULT_SCORE_CRON], timezone, "score"), parameters)
     if retrain_on_drift and scoring is None:
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
+    pruning = None
+    if prune is not None or prune_cron or prune_settings or prune_prefect is not None:
+        retention = _prune_settings(prune, prune_settings or [])
+        if score_input is not None:
+            _require_more_jobs_than_days(retention, score_input, score_days)
+        parameters = {
+            "config": retention,
+            "store": root,
+            "flow_run_days": prune_prefect,
+            "timeout_seconds": timeout,
+        }
+        pruning = Plan(_crons(prune_cron or [_DEFAULT_PRUNE_CRON], timezone, "prune"), parameters)
     if interval is not None and not catch_up:
         _warn_if_too_frequent(interval)
     from flows.prefect_settings import prepare_environment
@@ -172,6 +216,7 @@ def serve(
         scoring,
         collision,
         drift_of=root if retrain_on_drift else None,
+        pruning=pruning,
     )
 
 
@@ -296,6 +341,42 @@ def _score_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
     for text in settings:
         options |= loading.parse_setting(text)
     return score_config(options).model_dump(mode="json")
+
+
+def _prune_settings(keep: int | None, settings: list[str]) -> dict[str, Any]:
+    """Return the config of scheduled pruning.
+
+    Raises:
+        ConfigError: The number of runs is missing, or a setting is invalid.
+    """
+    from nnbuild.config import loading
+    from nnbuild.pipeline.retention import retention_config
+
+    if keep is None:
+        raise ConfigError(
+            "--prune-cron, --prune-set and --prune-prefect have no effect without --prune; "
+            "give the number of runs to keep"
+        )
+    options: dict[str, Any] = {}
+    for text in settings:
+        options |= loading.parse_setting(text)
+    return retention_config({"keep": keep} | options).model_dump(mode="json")
+
+
+def _require_more_jobs_than_days(retention: dict[str, Any], source: str, days: int) -> None:
+    """Refuse a pruning that deletes jobs whose days the next scoring would score again.
+
+    Raises:
+        ConfigError: Fewer jobs are kept than there are days to score.
+    """
+    from nnbuild.runtime.date_patterns import is_dated
+
+    most = max(retention["keep"], retention["keep_days"] or 0)
+    if retention["scores"] and is_dated(source) and most < days:
+        raise ConfigError(
+            f"--prune {retention['keep']} keeps fewer scoring jobs than the {days} days of "
+            "--score-days, which would be scored again and again; keep more, or set keep_days"
+        )
 
 
 def _warn_if_too_frequent(interval: float) -> None:

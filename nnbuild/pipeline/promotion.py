@@ -169,13 +169,16 @@ def _write_decision(run: Run, row: Mapping[str, Any]) -> None:
     write_table(staged_table(run, "decisions"), table, schemas.DECISIONS)
 
 
-def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
-    """Replace the pending decision of the gate by a person's answer.
+def record_approval(
+    run: Run, *, promote: bool, comment: str = "", seconds_waited: float = 0.0
+) -> Decided:
+    """Replace the pending decision of the gate by a person's answer; the report is outdated then.
 
     Args:
         run: Run whose decision waits for a person.
         promote: Whether the person promotes the run.
         comment: Reason in the person's words.
+        seconds_waited: Time in which the run waited for the answer.
 
     Returns:
         The final decision.
@@ -203,8 +206,10 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
             "waits": False,
             "files": run.digests("tables/decisions.parquet"),
             "figures": decided.figures | {"promoted": promote},
+            "seconds_waited": decided.seconds_waited + seconds_waited,
         }
     )
+    run.invalidate(Reported)
     run.save_result(result, run.seconds().get(Decided.step, 0.0))
     return result
 

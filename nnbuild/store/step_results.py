@@ -72,6 +72,10 @@ class LoadedData(StepResult):
         day: Day of the run; None if the source has no days.
         days: The days that the dataset consists of.
         remarks: Remarks on the days.
+        preprocessing: Settings by which pictures became images, see
+            `nnbuild.data.preprocessing.Preprocessing`; None if they were used as they are.
+        unreadable: Number of pictures that were skipped because they cannot be read.
+        unreadable_examples: Messages about the first of them.
     """
 
     step = "load_data"
@@ -90,6 +94,9 @@ class LoadedData(StepResult):
     day: date | None = None
     days: tuple[DayVersion, ...] = ()
     remarks: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] | None = None
+    unreadable: int = 0
+    unreadable_examples: tuple[str, ...] = ()
 
 
 class Check(BaseModel):
@@ -239,6 +246,7 @@ class Decided(StepResult):
         passed_over: Whether the run was committed without the gate.
         pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
+        seconds_waited: Time in which the run waited for a person's approval.
     """
 
     step = "decide"
@@ -253,6 +261,7 @@ class Decided(StepResult):
     passed_over: bool = False
     pinned: bool = False
     gate_reason: str = ""
+    seconds_waited: float = 0.0
 
 
 class Reported(StepResult):
