@@ -21,6 +21,7 @@ _COMMAND_MODULES = (
     "score",
     "sweep",
     "serve",
+    "backtest",
     "runs",
     "analytics",
     "champion",

@@ -255,10 +255,24 @@ def test_versions_known_at_a_moment(days, store):
     known, newest = record.known_at(noon(3), None, day(2))
     assert [(each.day, each.version) for each in known] == [(day(0), 1), (day(2), 1)]
     assert newest == 0
-    now, newest = record.known_at(noon(1), None, day(2))
+    now, newest = record.known_at(noon(1), None, day(2))  # nothing had been searched for by then
     assert [(each.day, each.version) for each in now] == [(day(0), 1), (day(1), 1), (day(2), 2)]
     assert newest == 3
     assert record.newest(date(2026, 10, 2), day(1)) == [now[1]]
+
+
+def test_day_that_was_not_searched_for_is_not_late(days, store):
+    days.write(0)
+    ingest(days, store, 0)
+    days.write(1)
+    record, _ = ingest(days, store, 9)
+    known, newest = record.known_at(noon(2), None, day(1))
+    assert [each.day for each in known] == [day(0), day(1)]
+    assert newest == 1
+    (path,) = store.root.rglob("days/*.json")
+    before = path.read_bytes()
+    DatedSource(store, days.pattern).ingest(None, day(5), noon(9), is_past=True)
+    assert path.read_bytes() == before
 
 
 def test_new_images_of_a_correction(days, store):
