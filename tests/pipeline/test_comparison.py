@@ -206,7 +206,7 @@ def test_no_image_left_is_incomparable(first, tmp_path):
 )
 def test_other_images_or_classes_keep_champion(first, tmp_path, shape, classes, says):
     store = Store(shutil.copytree(first, tmp_path / "store"))
-    path = tmp_path / "other.npz"
+    path = tmp_path / "grown.npz"
     np.savez(path, **small_arrays(classes=classes, shape=shape, train=60, test=40))
     standing = champion.current(store)
     run_id = retrain(run_config(path), store.root).run_id
