@@ -22,9 +22,8 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import automations
 from flows.cli.console import print_line
-from flows.embedded_server import server_problem
+from flows.embedded_server import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from flows.hooks import record_cancellation
-from flows.outage import SECONDS_TO_ANSWER
 from flows.prefect_settings import require_api_url_without_credentials
 from flows.scheduled import scheduled_prune, scheduled_retrain, scheduled_score
 from flows.schedules import Plan
@@ -208,7 +207,7 @@ def _close_runs(name: str) -> None:
     A second SIGTERM does not interrupt it: the process is about to exit anyway.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if server_problem(SECONDS_TO_ANSWER) is not None:
+    if server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
         return  # when the server is back, its crash detection closes them
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):

@@ -7,9 +7,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.transactions import transaction
 
+from flows.embedded_server import prompt_stop
 from flows.flow_runs import approve, retrain_name, tag
 from flows.hooks import RETRAINING_HOOKS
-from flows.outage import prompt_stop
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.store.step_results import Committed

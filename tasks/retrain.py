@@ -10,10 +10,11 @@ from prefect import task
 from prefect.transactions import Transaction
 
 from nnbuild import pipeline
+from nnbuild.config.presets import is_fallback
 from nnbuild.errors import CheckError
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.report.metadata import facts
+from nnbuild.report.data import facts
 from nnbuild.runtime.text import markdown_code, markdown_text
 from nnbuild.store import Run, Store
 from nnbuild.store.manifests import Manifest
@@ -129,8 +130,9 @@ def describe_data(run: Run, data: LoadedData) -> str:
     height, width, channels = data.image_shape
     size = f"{height}×{width}" + (" in color" if channels > 1 else "")
     text = f"{data.name}: {_counts(data)} images of {size}, {data.classes} classes"
-    if run.config.dataset.fallback == data.name != run.config.dataset.name:
-        return f"{run.config.dataset.name} is unavailable; falling back to {text}"
+    requested = run.config.dataset
+    if is_fallback(data.name, requested.name, requested.fallback):
+        return f"{requested.name} is unavailable; falling back to {text}"
     return text
 
 

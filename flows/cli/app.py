@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nnbuild.runtime.logs import sanitize_log_records
+from nnbuild.runtime.text import sanitize_log_records
 
 sanitize_log_records()  # of every command, whatever writes them
 

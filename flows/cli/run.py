@@ -250,7 +250,7 @@ def start_prefect(console: PlainConsole) -> None:
         ConfigError: The environment of Prefect does not allow a run.
     """
     from flows.embedded_server import EmbeddedServer
-    from nnbuild.runtime.lazy_imports import gc_paused
+    from nnbuild.runtime.lazy_imports import gc_paused, import_blocked
 
     with (
         _exiting_at_once(console),
@@ -259,7 +259,10 @@ def start_prefect(console: PlainConsole) -> None:
         EmbeddedServer(),
     ):
         import_module("flows.retrain")  # while the server starts
-        import_module("nnbuild.runtime.tensorflow")
+        # Keras would import scikit-learn and SciPy's statistics for its wrappers of scikit-learn's
+        # interface, which takes a quarter of its import. A network of the user can import them.
+        with import_blocked("sklearn"):
+            import_module("nnbuild.runtime.tensorflow")
 
 
 @contextmanager
@@ -289,8 +292,7 @@ def run_flow(
         Run ID.
     """
     from flows.cli.main import report_error
-    from flows.embedded_server import embedded_server_is_lost
-    from flows.outage import exit_without_server
+    from flows.embedded_server import embedded_server_is_lost, exit_without_server
     from flows.retrain import retrain
     from tasks.displays import attach_displays
 
@@ -328,6 +330,7 @@ def log_to_mlflow(store: Store, run_id: str, uri: str, console: PlainConsole) ->
 
 def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
     """Return the object that `--json` prints: metrics, seconds and absolute paths."""
+    from flows.cli.outcome import summarize_outcome
     from nnbuild.engines import engine_of_run
     from nnbuild.store.step_results import FittedModel, Scored
 
@@ -345,6 +348,7 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
         "test_accuracy": row.test_accuracy,
         "test_loss": row.test_loss,
         "promoted": row.promoted,
+        **summarize_outcome(store, manifest),
         "seconds": {
             "fit": round(seconds[FittedModel.step], 3),
             "score": round(seconds[Scored.step], 3),
@@ -363,6 +367,7 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
 
 
 def _print_summary(summary: Settings) -> None:
+    from flows.cli.outcome import print_outcome
     from nnbuild.engines import describe_engine
 
     seconds, epochs = summary["seconds"], summary["epochs"]
@@ -383,3 +388,4 @@ def _print_summary(summary: Settings) -> None:
         if summary[name]
     }
     print_values({**rows, **paths})
+    print_outcome(summary)

@@ -56,7 +56,7 @@ def score(
         str,
         typer.Option(
             metavar="RUN_ID|FILE",
-            help="Model to score with: champion, a run ID, or a model file.",
+            help="Model to score with: champion, champion:DATASET, a run ID, or a model file.",
         ),
     ] = "champion",
     digest: Annotated[

@@ -125,7 +125,7 @@ def sweep(
     sweep_config = _sweep_config(base, options, config, settings or [], sweep_id=sweep_id)
     require_runner(runner, address)
     from nnbuild.sweep import open_sweep, require_possible
-    from nnbuild.sweep.dask import workers_of
+    from nnbuild.sweep.runner import workers_of
 
     opened = open_sweep(sweep_config, store, sweep_id)
     require_possible(opened)

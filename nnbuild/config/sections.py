@@ -343,10 +343,22 @@ class GateConfig(Section):
     )
     rule: Literal["not-worse", "better"] = Field(
         "not-worse",
-        description="Promote unless significantly worse, or only if significantly better",
+        description="Promote a run that is shown to be at most gate.margin less accurate than the "
+        "champion, or only one that is shown to be more accurate",
+    )
+    margin: float = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        description="Largest loss of accuracy that not-worse allows, as a fraction of the test "
+        "images",
     )
     significance: float = Field(
-        0.05, gt=0, lt=1, description="Significance level of the paired test"
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability of a wrong promotion that is accepted; significance level of "
+        "every test of the gate",
     )
     min_accuracy: float = Field(
         0.0, ge=0, le=1, description="Smallest test accuracy to promote a run"
@@ -358,7 +370,14 @@ class GateConfig(Section):
         0.05,
         ge=0,
         le=1,
-        description="Largest allowed drop of the recall of a class below the champion's",
+        description="Drop of the recall of a class that is allowed; a run is rejected if the drop "
+        "of any class is significantly larger",
+    )
+    golden: str | None = Field(
+        None,
+        min_length=1,
+        description="File or folder with a fixed set of labelled images on which a run must also "
+        "be shown to be at most gate.margin less accurate than the champion",
     )
     on_test_set_change: Literal["rescore", "keep"] = Field(
         "rescore",

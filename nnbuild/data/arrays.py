@@ -62,6 +62,7 @@ def assemble(
     class_names: Sequence[str] | None = None,
     pixel_max: float | None = None,
     pixel_scales: Mapping[str, str] | None = None,
+    test_split: bool = True,
 ) -> Dataset:
     """Assemble a dataset; without a test split, a sixth of the images is held out.
 
@@ -77,6 +78,8 @@ def assemble(
         class_names: Name of each class; by default the labels that occur, as text.
         pixel_max: Pixel value of white; None to infer it from type and content of each array.
         pixel_scales: Scale of each split, if its pixels were converted before.
+        test_split: Whether to hold out a test split if there is none; otherwise all images are in
+            both splits.
 
     Raises:
         DataError: An array is invalid, or the arrays do not match.
@@ -101,6 +104,8 @@ def assemble(
         source += note
         if labelled is not None:
             splits[split] = labelled
+    if "test" not in splits and not test_split:
+        splits["test"] = splits[TRAIN]
     held_out = "test" not in splits
     if held_out:
         splits[TRAIN], splits["test"] = _held_out(splits[TRAIN], encoded.class_names, where)

@@ -77,6 +77,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         where=path,
         class_names=class_names,
         pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
     )
 
 

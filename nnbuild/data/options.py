@@ -15,6 +15,8 @@ class ReadOptions:
             `y_validation`, `x_test`, `y_test`; other roles are looked up under the usual names.
         pixel_max: Pixel value of white; None to infer it from type and content.
         skip_other_files: Whether to skip files that are not pictures in a folder of pictures.
+        hold_out: Whether to hold out a test split if the source has none; otherwise all of its
+            images are in both splits.
     """
 
     image_column: str | None = None
@@ -22,6 +24,7 @@ class ReadOptions:
     keys: Mapping[str, str] = field(default_factory=dict)
     pixel_max: float | None = None
     skip_other_files: bool = False
+    hold_out: bool = True
 
 
 DEFAULT = ReadOptions()

@@ -164,6 +164,7 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
         where=path,
         class_names=_class_names(splits[TRAIN][0], options),
         pixel_scales={split: scale for split, (_, _, scale) in read.items()},
+        test_split=options.hold_out,
     )
 
 

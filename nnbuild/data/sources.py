@@ -150,6 +150,7 @@ def _assembled(
         source=f"{path}{note}",
         where=path,
         pixel_max=options.pixel_max,
+        test_split=options.hold_out,
     )
 
 

@@ -245,6 +245,15 @@ def _write_durably(path: Path, payload: Any) -> None:
         os.fsync(file.fileno())
 
 
+def read_test_split(folder: Path) -> Split:
+    """Read the test split of a dataset of `write_dataset`, verified by its digest.
+
+    Raises:
+        DataError: A file is missing or was changed.
+    """
+    return _read_split(folder / "test.parquet", _read_description(folder / DESCRIPTION).test)
+
+
 def read_dataset(folder: Path) -> Dataset:
     """Read a dataset of `write_dataset`, and verify every file by its digest.
 

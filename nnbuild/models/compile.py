@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nnbuild.config.sections import WITH_BETAS, TrainingConfig
-from nnbuild.models.lr_schedules import learning_rate
-from nnbuild.models.muon import Muon
+from nnbuild.models.optimizers import Muon, learning_rate
 from nnbuild.runtime.tensorflow import keras
 
 

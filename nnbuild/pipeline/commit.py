@@ -65,9 +65,18 @@ def complete_interrupted_commits(store: Store) -> list[str]:
 
 
 def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | None) -> None:
-    """Make the run the champion, unless the champion has changed since the decision."""
-    if decided is not None and decided.promote and champion.current(store) == decided.champion:
-        champion.change_locked(store, run.run_id, expected=decided.champion, by="gate", now=now)
+    """Make the run the champion, unless the champion or its pin has changed since the decision.
+
+    Changes that a killed process left out of the table `champions` are added.
+    """
+    if decided is not None and decided.promote:
+        dataset = str(store.manifest(run.run_id).row.dataset)
+        is_same = champion.current(store, dataset) == decided.champion
+        if is_same and champion.pin(store, dataset) is None:
+            champion.change_locked(
+                store, run.run_id, expected=decided.champion, note=decided.reason, now=now
+            )
+    champion.sync_table(store)
 
 
 def _current_decision(run: Run) -> Decided | None:
@@ -76,7 +85,7 @@ def _current_decision(run: Run) -> Decided | None:
     A run that is ready to be published keeps its decision: its commit is finished, not repeated.
     """
     decided, data = run.load_result(Decided), run.load_result(LoadedData)
-    if decided is None or data is None or decided.passed_over or is_current(run, decided):
+    if decided is None or data is None or decided.passed_over or is_current(run, data, decided):
         return decided
     if commit.is_ready(run):
         return decided

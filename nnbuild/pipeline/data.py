@@ -1,13 +1,18 @@
 """The steps that load and check the dataset, before training begins."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
-from nnbuild.data.dataset import Dataset
+from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.sources import default_cache, load
+from nnbuild.errors import DataError, InputError, one_line
 from nnbuild.pipeline.step import cached_step
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
@@ -105,20 +110,66 @@ def _options(config: DatasetConfig) -> ReadOptions:
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """Read the dataset of a run, from staging or, once it is committed, from the store."""
+    return tables.read_dataset(dataset_folder(run, data))
+
+
+def dataset_folder(run: Run, data: LoadedData) -> Path:
+    """Return a local folder with the dataset of a run."""
     folder = run.root / data.folder
-    if not folder.is_dir():
-        # The store is remote, or a run with this dataset was committed since, perhaps this one.
-        folder = Store(run.store).local_dataset(data.name, data.digest)
-    return tables.read_dataset(folder)
+    if folder.is_dir():
+        return folder
+    # The store is remote, or a run with this dataset was committed since, perhaps this one.
+    return Store(run.store).local_dataset(data.name, data.digest)
+
+
+def read_golden(config: RunConfig, data: LoadedData) -> Split:
+    """Read the fixed set of the gate: the test split of `gate.golden`, or all of its images.
+
+    Args:
+        config: Resolved config, which names the set.
+        data: Dataset of the run, whose class names define the labels.
+
+    Returns:
+        Images, and labels as in the dataset of the run.
+
+    Raises:
+        DataError: The source is missing or damaged, or has other images or classes.
+    """
+    address = str(config.gate.golden)
+    try:
+        golden = load(
+            address,
+            data_dir=config.dataset.data_dir,
+            cache=default_cache(),
+            options=replace(_options(config.dataset), hold_out=False),
+        )
+    except InputError as error:
+        raise DataError(f"gate.golden {error}") from error
+    if golden.image_shape != data.image_shape:
+        shapes = [" × ".join(map(str, each.image_shape)) for each in (golden, data)]
+        raise DataError(
+            f"gate.golden {address}: images of {shapes[0]}, expected {shapes[1]} as in the dataset"
+        )
+    unknown = [name for name in golden.class_names if name not in data.class_names]
+    if unknown:
+        raise DataError(
+            f"gate.golden {address}: class {one_line(unknown[0])!r} is not one of the "
+            f"{data.classes} classes of the dataset; remove its images"
+        )
+    labels = np.array([data.class_names.index(name) for name in golden.class_names], np.int16)
+    return Split(golden.test.images, labels[golden.test.labels])
 
 
 @cached_step(CheckedData)
 def check_data(run: Run, data: LoadedData) -> CheckedData:
-    """Check the dataset before training begins.
+    """Check the dataset, and that the fixed set of the gate can be read, before training begins.
 
     Raises:
         CheckError: A hard check failed; the message has the measured values.
+        DataError: `gate.golden` cannot be used.
     """
+    if run.config.gate.enabled and run.config.gate.golden is not None:
+        read_golden(run.config, data)
     results = checks.check(read_data(run, data), run.config.dataset.checks)
     checks.require(results)
     return CheckedData(checks=tuple(as_check(each) for each in results))

@@ -31,34 +31,34 @@ class Protection(NamedTuple):
     remedy: str
 
 
-def protected_runs(store: Store, champions: int = 2) -> dict[str, Protection]:
+def protected_runs(store: Store, past_champions: int = 1) -> dict[str, Protection]:
     """Return the runs that must not be deleted, whatever their age.
 
     Args:
         store: Store of the runs.
-        champions: Number of champions to protect: the present one, and those before it to which
-            rollbacks lead.
+        past_champions: Number of past champions to protect of each dataset, the newest ones.
     """
     found = _of_unfinished_work(store) | _of_approvals(store) | _anchors(store)
-    for place, run_id in enumerate(_champion_chain(store)[:champions]):
-        if place == 0:
-            found[run_id] = Protection("it is the champion", "promote another run or roll back")
-        else:
+    for dataset in champion.histories(store):
+        for run_id in _past_champions(store, dataset, past_champions):
             found[run_id] = Protection(
-                "it is a past champion, to which a rollback leads", "promote another run"
+                f"it is a past champion of {dataset}, to which a rollback leads",
+                "promote another run",
             )
+    for dataset, change in champion.currents(store).items():
+        pinned = ", which a person has pinned" if change.pinned else ""
+        found[change.run_id] = Protection(
+            f"it is the champion of {dataset}{pinned}", "promote another run or roll back"
+        )
     return found
 
 
-def _champion_chain(store: Store) -> list[str]:
-    """Return the champion and those before it to which rollbacks lead, newest first."""
-    chain: list[str | None] = []
-    for each in champion.history(store):
-        if each.by == "rollback":
-            chain.pop()
-        else:
-            chain.append(each.run_id)
-    return list(dict.fromkeys(each for each in reversed(chain) if each is not None))
+def _past_champions(store: Store, dataset: str, count: int) -> list[str]:
+    """Return the newest past champions of a dataset, and at least the next rollback's target."""
+    chain = champion.chain(store, dataset)
+    target = champion.rollback_target(store, dataset)
+    needed = 0 if target is None else chain.index(target) + 1
+    return chain[: max(count, needed)]
 
 
 def _of_unfinished_work(store: Store) -> dict[str, Protection]:
@@ -107,12 +107,14 @@ def _models_of_staged_jobs(store: Store) -> list[tuple[str, str]]:
 
 def _of_approvals(store: Store) -> dict[str, Protection]:
     """Return the committed runs that the gate has left to a person to promote."""
-    found, current = {}, champion.current(store)
-    for row in store.read_table("runs", columns=["promoted", "config"]).to_pylist():
+    found = {}
+    columns = ["dataset", "promoted", "config"]
+    for row in store.read_table("runs", columns=columns).to_pylist():
         if row["promoted"] or _section(row["config"], "gate").get("approval") != "manual":
             continue
         with suppress(StoreError):  # a damaged manifest
             decided = store.manifest(row["run_id"]).steps.decide
+            current = champion.current(store, str(row["dataset"]))
             if decided is not None and decided.waits and decided.champion == current:
                 found[row["run_id"]] = Protection(
                     "it waits for a person's approval", "promote it, or another run"

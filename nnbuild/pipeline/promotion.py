@@ -1,23 +1,25 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
+from nnbuild.config.presets import is_fallback
+from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
+from nnbuild.evaluation.promotion import Incomparable, PairedResult
 from nnbuild.evaluation.significance import McNemarResult
-from nnbuild.pipeline.data import staged_dataset
+from nnbuild.pipeline.comparison import (
+    Challenger,
+    Comparison,
+    challenger_of,
+    compare,
+    compare_on_golden,
+)
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
-from nnbuild.store.filesystem import os_errors_as_store_errors
-from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
@@ -28,7 +30,7 @@ _GATE_OFF = "the gate is off"
 
 @cached_step(Decided)
 def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -> Decided:
-    """Compare the run with the champion on the same test examples, and write `decisions`.
+    """Compare the run with the champion on the same test images, and write `decisions`.
 
     Args:
         run: Run in staging, evaluated and scored.
@@ -36,24 +38,24 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         gate_skip_reason: Reason to skip the gate, if it is to be skipped.
 
     Raises:
-        StoreError: The champion's tables cannot be read.
+        StoreError: The store cannot be read now.
     """
     config, store = run.config.gate, Store(run.store)
-    champion_id = champion.current(store)
-    challenger = _tested_run(run, data)
-    other: _Tested | None = None
+    champion_id, pinned = champion.current(store, data.name), champion.pin(store, data.name)
+    skip_reason = gate_skip_reason or _fallback_reason(run, data)
+    challenger = challenger_of(run, data)
+    other: Comparison | Incomparable | None = None
     if not config.enabled:
-        decision = promotion.Decision("gate-off", gate_skip_reason or _GATE_OFF)
-    elif gate_skip_reason is not None:
-        decision = promotion.Decision("skipped", gate_skip_reason)
+        decision = promotion.Decision("gate-off", skip_reason or _GATE_OFF)
+    elif skip_reason is not None:
+        decision = promotion.Decision("skipped", skip_reason)
     else:
         if champion_id is not None:
-            other = _tested_champion(store, champion_id)
-        decision = promotion.decide(
-            promotion.Candidate(run.run_id, challenger.metrics),
-            None if other is None else _compare(challenger, other),
-            config,
-        )
+            other = compare(challenger, store, champion_id, config)
+        decision = _judge(challenger, store, other, config)
+        if pinned is not None:
+            decision = _held_back(decision, champion.pin_reason(data.name, pinned))
+    paired = other.paired if isinstance(other, Comparison) else None
     waits = decision.promote and config.approval == "manual"
     outcome: promotion.Outcome = "rejected" if waits else decision.outcome
     row = {
@@ -62,7 +64,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         "promoted": outcome == "promoted",
         "outcome": outcome,
         "reason": f"{decision.reason}; {_approval_hint(run)}" if waits else decision.reason,
-        "accuracy": challenger.metrics["accuracy"],
+        "accuracy": float(paired.challenger.mean()) if paired else challenger.metrics["accuracy"],
         "champion_accuracy": decision.champion_accuracy,
         **(decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)),
         "recall_drop": decision.recall_drop,
@@ -84,12 +86,70 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         outcome=outcome,
         promote=row["promoted"],
         reason=row["reason"],
-        champion_metrics=dict(other.metrics) if other else {},
+        champion_metrics=dict(other.metrics) if isinstance(other, Comparison) else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
+        next_anchor=decision.next_anchor,
         waits=waits,
-        passed_over=gate_skip_reason is not None,
+        passed_over=skip_reason is not None,
+        pinned=pinned is not None,
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
+    )
+
+
+def _judge(
+    challenger: Challenger,
+    store: Store,
+    other: Comparison | Incomparable | None,
+    config: GateConfig,
+) -> promotion.Decision:
+    """Apply the rule of the gate to the comparison with the champion."""
+    candidate = promotion.Candidate(challenger.run.run_id, challenger.metrics)
+    if not isinstance(other, Comparison):
+        return promotion.decide(candidate, other, config)
+    champion_id = other.paired.run_id
+    golden = None if config.golden is None else compare_on_golden(challenger, store, champion_id)
+    if isinstance(golden, Incomparable):
+        return promotion.decide(candidate, golden, config)
+    anchor = _compare_with_anchor(challenger, store, champion_id, config)
+    return promotion.decide(candidate, other.paired, config, anchor=anchor, golden=golden)
+
+
+def _compare_with_anchor(
+    challenger: Challenger, store: Store, champion_id: str, config: GateConfig
+) -> PairedResult | None:
+    """Compare the challenger with the anchor of the champion, unless that is the champion itself.
+
+    The gate records the anchor with each run that passes. A champion that a person has chosen
+    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    """
+    decided = store.manifest(champion_id).steps.decide
+    anchor_id = None if decided is None else decided.next_anchor
+    if anchor_id is None or anchor_id == champion_id:
+        return None
+    other = compare(challenger, store, anchor_id, config)
+    return other.paired if isinstance(other, Comparison) else None
+
+
+def _fallback_reason(run: Run, data: LoadedData) -> str | None:
+    """Return why a run on fallback data cannot become a champion; None for other runs."""
+    dataset = run.config.dataset
+    if not is_fallback(data.name, dataset.name, dataset.fallback):
+        return None
+    return (
+        f"it was trained on the fallback dataset {data.name}, because {dataset.name} was "
+        "unavailable"
+    )
+
+
+def _held_back(decision: promotion.Decision, pin: str) -> promotion.Decision:
+    """Return a decision whose comparison stays, but that leaves a pinned champion in place."""
+    if decision.outcome == "kept-identical":
+        return decision
+    return replace(
+        decision,
+        outcome="skipped",
+        reason=f"{pin}; without the pin: {decision.outcome}, {decision.reason}",
     )
 
 
@@ -153,86 +213,8 @@ def revoke_decision(run: Run) -> None:
         staged_table(run, "decisions").unlink(missing_ok=True)
 
 
-def is_current(run: Run, decided: Decided) -> bool:
-    """Return whether the champion is still the one that the run was compared with."""
-    return champion.current(Store(run.store)) == decided.champion
-
-
-@dataclass(frozen=True)
-class _Tested:
-    """Results of a run on its test images.
-
-    Attributes:
-        run_id: ID of the run.
-        test_set: SHA-256 of the test images and labels; None if unknown.
-        classes: Number of classes.
-        labels: True class of each image, by example_id, int16.
-        predicted: Predicted class of each image, int16.
-        metrics: Metrics over all classes, by name.
-    """
-
-    run_id: str
-    test_set: str | None
-    classes: int
-    labels: NDArray[np.int16]
-    predicted: NDArray[np.int16]
-    metrics: dict[str, float]
-
-
-def _tested_run(run: Run, data: LoadedData) -> _Tested:
-    staged = staged_dataset(run)
-    folder = staged if staged.is_dir() else Store(run.store).dataset_folder(data.name, data.digest)
-    evaluation = read_table(staged_table(run, "evaluation"), schemas.EVALUATION)
-    predictions = read_table(staged_table(run, "predictions"), schemas.predictions(data.classes))
-    return _tested(run.run_id, folder, data.classes, evaluation, predictions)
-
-
-def _tested_champion(store: Store, run_id: str) -> _Tested:
-    data = store.manifest(run_id).steps.load_data
-    folder = store.dataset_folder(data.name, data.digest)
-    evaluation = store.read_table("evaluation", run_id)
-    predictions = store.read_table("predictions", run_id)
-    return _tested(run_id, folder, data.classes, evaluation, predictions)
-
-
-def _tested(
-    run_id: str, folder: Path, classes: int, evaluation: pa.Table, predictions: pa.Table
-) -> _Tested:
-    ordered = predictions.sort_by("example_id")
-    return _Tested(
-        run_id=run_id,
-        test_set=_test_set_digest(folder),
-        classes=classes,
-        labels=np.asarray(ordered["label"].to_numpy()),
-        predicted=np.asarray(ordered["predicted"].to_numpy()),
-        metrics={
-            row["metric"]: row["value"]
-            for row in evaluation.to_pylist()
-            if row["subset"] == "test" and row["label"] is None
-        },
-    )
-
-
-def _compare(
-    challenger: _Tested, other: _Tested
-) -> promotion.PairedResult | promotion.Incomparable:
-    # With other classes the test sets differ, whatever their digests say.
-    same_classes = challenger.classes == other.classes
-    if not same_classes or challenger.test_set is None or challenger.test_set != other.test_set:
-        return promotion.Incomparable(
-            other.run_id,
-            "the champion was evaluated on other test images, so the two cannot be compared",
-        )
-    return promotion.PairedResult(
-        run_id=other.run_id,
-        labels=challenger.labels,
-        challenger=challenger.predicted == challenger.labels,
-        other=other.predicted == other.labels,
-        identical=bool((challenger.predicted == other.predicted).all()),
-    )
-
-
-def _test_set_digest(folder: Path) -> str | None:
-    with os_errors_as_store_errors(f"read {folder}"):
-        path = folder / "dataset.json"
-        return read_text(path, "test", "sha256") if path.exists() else None
+def is_current(run: Run, data: LoadedData, decided: Decided) -> bool:
+    """Return whether the champion and its pin are still those that the decision relies on."""
+    store = Store(run.store)
+    is_pinned = champion.pin(store, data.name) is not None
+    return (champion.current(store, data.name), is_pinned) == (decided.champion, decided.pinned)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import commit, retention
-from nnbuild.store import Run, Store, deletion, locks, schemas
+from nnbuild.store import Run, Store, champion, deletion, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
@@ -95,6 +95,7 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
             *_staged_jobs(store, discard),
             *_stale_locks(store),
             *_temporary(store, now),
+            *_champions(store),
             *([] if store.is_remote else _lost_rows(store)),
         ]
 
@@ -252,6 +253,32 @@ def _temporary_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     for path in (folder / name for name in names if is_temporary_name(name)):
         if path.is_file() and not path.is_symlink():
             yield path
+
+
+def _champions(store: Store) -> Iterator[Repair]:
+    """Yield the repair of `champion.json` or of the table `champions`, from each other."""
+    pointer, table = champion.FILE, f"tables/{schemas.CHAMPIONS_TABLE}"
+    try:
+        known, damage = champion.histories(store), None
+    except StoreError as error:
+        known, damage = {}, error
+    try:
+        recorded = champion.recorded(store)
+    except StoreError as error:
+        if known:
+            detail = f"it can be rebuilt from {pointer}: {error}"
+            yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+        else:
+            yield Repair(Finding(pointer if damage else table, "lost", str(damage or error)))
+        return
+    if damage is not None and not recorded:
+        yield Repair(Finding(pointer, "lost", f"{damage}; {table} has no rows to rebuild it from"))
+    elif recorded and not known:
+        detail = f"it is {'damaged' if damage else 'missing'} and can be rebuilt from {table}"
+        yield Repair(Finding(pointer, "rebuild", detail), partial(champion.rebuild_pointer, store))
+    elif recorded != known:
+        detail = f"it differs from {pointer}, from which it can be rebuilt"
+        yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
 
 
 def _lost_rows(store: Store) -> Iterator[Repair]:

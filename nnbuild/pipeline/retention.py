@@ -192,7 +192,7 @@ def _retention_plan(store: Store, config: RetentionConfig, now: datetime) -> _Pl
     jobs = store.read_table("score_jobs", columns=["run_id", "started_at"]).to_pylist()
     kept_jobs = _newest_jobs(jobs, config.keep, since) if config.scores else jobs
     new = {row["run_id"] for unit in _newest(units, config.keep, since) for row in unit.rows}
-    reasons = _reasons(store, kept_jobs, champions=1 + config.keep)
+    reasons = _reasons(store, kept_jobs, past_champions=config.keep)
     reasons |= _reasons_of_trials(store, units, new | reasons.keys())
     kept = new | reasons.keys()
     run_ids = [row["run_id"] for unit in units for row in unit.rows]
@@ -243,9 +243,11 @@ def _is_since(row: dict[str, Any], since: datetime | None) -> bool:
     return since is not None and bool(row["started_at"] >= since)
 
 
-def _reasons(store: Store, jobs: Iterable[dict[str, Any]], *, champions: int) -> dict[str, str]:
+def _reasons(
+    store: Store, jobs: Iterable[dict[str, Any]], *, past_champions: int
+) -> dict[str, str]:
     """Return why runs are kept whatever their age."""
-    protected = dependencies.protected_runs(store, champions)
+    protected = dependencies.protected_runs(store, past_champions)
     reasons = {run_id: each.reason for run_id, each in protected.items()}
     for job in jobs:
         if job["run_id"] is not None:

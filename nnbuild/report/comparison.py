@@ -79,7 +79,8 @@ def trends_page(rows: Rows, jobs: Rows = ()) -> str:
     count = sum(bool(row["promoted"]) for row in rows)
     plural = "" if len(rows) == 1 else "s"
     summary = f"{len(rows)} run{plural}, oldest first; {count} promoted (circled)."
-    return _page("Trends", [summary], pictures, {"Runs": rows, "Drift of the scored images": jobs})
+    sentences = [summary, *text.on_test_sets([row["test_set"] for row in rows])]
+    return _page("Trends", sentences, pictures, {"Runs": rows, "Drift of the scored images": jobs})
 
 
 def _over_time(

@@ -19,7 +19,7 @@ from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.job import Job
-from nnbuild.scoring.kept_columns import require_known_types_in_files
+from nnbuild.scoring.selection import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import publish_dir, read_json, write_json

@@ -24,12 +24,11 @@ from nnbuild.errors import (
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
-from nnbuild.scoring import claims, outputs, repeats
+from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.filters import parse_filter
 from nnbuild.scoring.inputs import Input, open_input
-from nnbuild.scoring.kept_columns import require_known_types
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
+from nnbuild.scoring.selection import parse_filter, require_known_types
 from nnbuild.scoring.shards import Shard, ShardContext, finished, make_shards, plan
 from nnbuild.scoring.table import Columns, InputChunk, score_schema
 from nnbuild.store import Store, locks
@@ -242,7 +241,7 @@ def open_job(
         is_new=True,
         once=once,
     )
-    if (score_id := repeats.waiting_job(job)) is not None:
+    if (score_id := claims.waiting_job(job)) is not None:
         return replace(resume_job(score_id, root), once=once)
     if config.output is not None:
         outputs.require_outside(store, config.output)
@@ -278,11 +277,11 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     Raises:
         InputError: The model or the input is invalid.
     """
-    if not repeats.candidates(store, config):
+    if not claims.candidates(store, config):
         return None
     model, source = _open_model_and_input(store, config)
     resolved = _resolved(config, model, source)
-    return repeats.scored_as(store, resolved, model.digest, source.identity())
+    return claims.scored_as(store, resolved, model.digest, source.identity())
 
 
 def _resolved(config: ScoreConfig, model: ScoringModel, source: Input) -> ScoreConfig:

@@ -14,7 +14,7 @@ from nnbuild.engines import Engine, Logits, Pixels
 from nnbuild.errors import ConfigError
 from nnbuild.logits import check_logits, predict
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.kept_columns import require_distinct_names
+from nnbuild.scoring.selection import require_distinct_names
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import atomic_write
 

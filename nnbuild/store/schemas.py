@@ -176,6 +176,18 @@ DRIFT = _table(
 )
 
 
+CHAMPIONS = _table(
+    _field("dataset", pa.string(), "Name of the dataset"),
+    _field("previous", pa.string(), "The champion before; null if there was none", nullable=True),
+    _field("changed_at", _UTC_MICROSECONDS, "Time of the change"),
+    _field("by", pa.string(), "gate, promote, rollback or unpin"),
+    _field("who", pa.string(), "User and host of the person; null for the gate", nullable=True),
+    _field("note", pa.string(), "Reason; null if not given", nullable=True),
+    _field("pinned", pa.bool_(), "Whether the gate has to leave this champion alone"),
+)
+CHAMPIONS_TABLE = "champions"
+
+
 @cache
 def predictions(classes: int) -> pa.Schema:
     """Return the schema of `predictions` for a number of classes."""
@@ -199,6 +211,7 @@ STATIC_SCHEMAS = {
     "confusion": CONFUSION,
     "calibration": CALIBRATION,
     "decisions": DECISIONS,
+    CHAMPIONS_TABLE: CHAMPIONS,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
 }
@@ -354,7 +367,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "outcome": "`promoted`, `rejected`, `kept-identical`, `not-enough-evidence`, `skipped` or "
         "`gate-off`; null in runs of earlier versions.",
         "reason": "Reason in one sentence.",
-        "accuracy": "Accuracy of the challenger on the test images.",
+        "accuracy": "Accuracy of the challenger on the compared images; without a comparison, on "
+        "all of its test images.",
         "champion_accuracy": "Accuracy of the champion on the compared images; null if there was "
         "no comparison.",
         "examples": "Number of test images compared; null if there was no comparison.",
@@ -381,6 +395,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "left_out": "Number of test images left out because either run trained or validated on "
         "them.",
         "decided_at": "Time of the decision.",
+    },
+    "champions": {
+        "dataset": "Name of the dataset, as in `runs`.",
+        "previous": "Champion before the change; null if there was none.",
+        "changed_at": "Time of the change; each change of a dataset is later than the one before.",
+        "by": "`gate`, or a person's `promote`, `rollback` or `unpin`.",
+        "who": "The person as `user@host`; null for the gate.",
+        "note": "Reason of the gate, or of the person as given by `--note`.",
+        "pinned": "Whether the champion is pinned: the gate compares, but does not replace it.",
     },
     "score_jobs": {
         "run_id": "Run whose model scored; null for a model file.",

@@ -180,10 +180,14 @@ class Decided(StepResult):
             in a result that an earlier version wrote.
         promote: Whether the run becomes the champion.
         reason: Reason, as a sentence.
-        champion_metrics: Metrics of the champion over all classes; empty without a champion.
+        champion_metrics: Metrics of the champion over all classes, on the test images of the run;
+            empty if it was not compared on all of them.
         figures: Numbers of the decision, as in the table `decisions`.
+        next_anchor: ID of the run that the challengers of this run are compared with as well, once
+            this run is the champion; None if the gate does not promote it.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
+        pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
     """
 
@@ -194,8 +198,10 @@ class Decided(StepResult):
     reason: str
     champion_metrics: dict[str, float]
     figures: dict[str, float]
+    next_anchor: str | None = None
     waits: bool = False
     passed_over: bool = False
+    pinned: bool = False
     gate_reason: str = ""
 
 

@@ -121,6 +121,9 @@ def committed_parts(
     require = require_score_id if of_jobs else require_run_id
     # The list of IDs is read first: all files of an ID were complete before its row was written.
     ids = store.score_ids() if of_jobs else store.run_ids()
+    if name == schemas.CHAMPIONS_TABLE:  # it remembers champions whose runs were deleted
+        own = partitions(store.root / "tables" / name, partition_key(name))
+        ids = sorted({*ids, *own})
     for each in [only] if isinstance(only, str) else only or ():
         if require(each) not in ids:
             what = "scoring job" if of_jobs else "run"
@@ -157,7 +160,7 @@ def _parts_of(store: "Store", name: str, ids: Sequence[str]) -> list[Part]:
 
 def deleted_ids(store: "Store", parts: Sequence[Part]) -> set[str]:
     """Return the IDs of the runs or jobs that were deleted since their files were listed."""
-    if not parts:
+    if not parts or parts[0].table == schemas.CHAMPIONS_TABLE:
         return set()
     ids = store.score_ids() if parts[0].table in schemas.JOB_TABLES else store.run_ids()
     return {part.value for part in parts} - set(ids)
@@ -196,14 +199,15 @@ class TableView:
     def __init__(self, name: str, parts: Sequence[Part]) -> None:
         self.name, self.parts = name, parts
         self.key = partition_key(name)
-        self._fields: dict[str, pa.Field] = {}
+        # The schema's own fields come first: a damaged file may allow nulls where it does not.
+        expected = schemas.expected_columns(name, parts[0].schema)
+        self._fields: dict[str, pa.Field] = {field.name: field for field in expected}
         for part in parts:
             for field in part.schema:
                 self._fields.setdefault(field.name, field)
         self.types = schema_evolution.unified([part.file() for part in parts])
-        for field in schemas.expected_columns(name, parts[0].schema):
-            self._fields.setdefault(field.name, field)  # younger than all of the files
-            self.types.setdefault(field.name, field.type)
+        for field in expected:
+            self.types.setdefault(field.name, field.type)  # younger than all of the files
 
     def schema_of(self, part: Part) -> pa.Schema:
         """Return the schema to scan a file with: columns read as text have the file's own type."""

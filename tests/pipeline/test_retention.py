@@ -17,6 +17,8 @@ from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion, deletion
 
+ADA = champion.Author("ada@build-7")
+
 
 @pytest.fixture
 def filler(trained, tmp_path):
@@ -71,8 +73,8 @@ def test_prune_keeps_champions(filler):
     done = pruned(filler.store, 2)
     assert filler.store.run_ids() == [runs[0], runs[3], runs[6], runs[7]]
     assert set(done.kept) == {runs[0], runs[3]}
-    assert champion.rollback(filler.store).run_id == runs[3]
-    assert champion.rollback(filler.store).run_id == runs[0]
+    assert champion.rollback(filler.store, ADA).run_id == runs[3]
+    assert champion.rollback(filler.store, ADA).run_id == runs[0]
 
 
 def test_prune_keeps_as_many_champions(filler):
@@ -82,7 +84,18 @@ def test_prune_keeps_as_many_champions(filler):
     filler.promote(runs[0])
     assert set(pruned(filler.store, 1).kept) == {runs[0]}
     assert filler.store.run_ids() == [runs[0], runs[5]]
-    assert champion.rollback(filler.store).run_id == runs[5]
+    assert champion.rollback(filler.store, ADA).run_id == runs[5]
+
+
+def test_prune_keeps_rollback_to_other_model(filler):
+    """Past champions with the same model do not count: a rollback skips them."""
+    first = filler.run(days_old=20)
+    same = [filler.run(days_old=19 - night, like=first) for night in range(3)]
+    other = filler.run(days_old=30)
+    for each in (other, first, *same):
+        filler.promote(each)
+    assert set(pruned(filler.store, 1).kept) == {other, first, *same[:2]}
+    assert champion.rollback(filler.store, ADA).run_id == other
 
 
 def test_prune_keeps_anchor_of_gate(filler):
@@ -188,7 +201,8 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
             filler.promote(ids[each % len(ids)])
     for each in jobs:
         filler.job(ids[each % len(ids)], days_old=each)
-    current, every_job = champion.current(store), set(store.score_ids())
+    current = {each.run_id for each in champion.currents(store).values()}
+    changes, every_job = champion.recorded(store), set(store.score_ids())
     before, digest = size(store.root), tree_digest(store.root)
     options = {"keep_days": keep_days, "scores": scores}
     planned = pruned(store, keep, dry_run=True, **options)
@@ -198,8 +212,10 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     assert before - size(store.root) == done.bytes
     assert set(store.run_ids()) == set(ids) - set(done.runs)
     assert set(store.score_ids()) == every_job - set(done.jobs)
-    assert paths_of(store, *done.runs, *done.jobs) == []
-    assert current not in done.runs
+    left = paths_of(store, *done.runs, *done.jobs)
+    assert all("tables/champions" in path for path in left)
+    assert not current & set(done.runs)
+    assert champion.recorded(store) == champion.histories(store) == changes
     for each in store.run_ids():
         require_intact(store, each)
     needed = {row["run_id"] for row in store.read_table("score_jobs").to_pylist()}
@@ -318,8 +334,8 @@ def test_delete_refuses_what_is_needed(filler, small_config):
     waiting = open_run(small_config, filler.store.root)
     digest = tree_digest(filler.store.root)
     refusals = {
-        runs[2]: "it is the champion; promote another run or roll back first",
-        runs[1]: "a past champion, to which a rollback leads",
+        runs[2]: "it is the champion of small; promote another run or roll back first",
+        runs[1]: "a past champion of small, to which a rollback leads",
         waiting.run_id: "is not finished; resume it, or discard it by",
         "20200101T000000000Z-000000": "no committed run or scoring job",
         "../../etc": "no committed run or scoring job",

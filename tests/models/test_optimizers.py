@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnbuild.models.muon import Muon, orthogonal
+from nnbuild.models.optimizers import Muon, orthogonal
 from nnbuild.runtime.tensorflow import keras, tf
 
 layers = keras.layers

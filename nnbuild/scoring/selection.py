@@ -1,21 +1,38 @@
-"""Check the columns that a job copies to `scores`: distinct names, types that can be merged."""
+"""What a job selects: the columns of the input to copy, and the filter of the rows to write."""
 
+import ast
+import operator
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nnbuild.errors import ConfigError, StoreError
+from nnbuild.errors import ConfigError, StoreError, suggestion
 from nnbuild.store import Store, views
 from nnbuild.store.schema_evolution import File, common_type, fits
 
 _LOOK_BACK = 100  # newest scoring jobs to compare with
 _KEY = "score_id"
+_COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_MAX_FILTER_LENGTH = 1000
+_EXPECTED = (
+    "expected comparisons of a column with a value, joined by and, or, not: "
+    "confidence < 0.6 and predicted == 3"
+)
 # Columns that only some jobs write: with `logits` or `top_k`, or for models of more classes.
 _OPTIONAL = re.compile(r"(?:prob|logit)_[0-9]+|top_[0-9]+(?:_prob)?")
 
@@ -136,3 +153,64 @@ def _can_merge(name: str, files: Sequence[File], earlier: Sequence[File]) -> boo
         return False
     known = [file for file in (*files, *earlier) if file.metadata is not None]
     return all(fits(file, name, kind) for file in known)
+
+
+def parse_filter(text: str, columns: Iterable[str]) -> pc.Expression:
+    """Return an Arrow expression that is true for the rows to keep; a null counts as false.
+
+    The text is never executed: it is parsed, and only comparisons are translated.
+
+    Args:
+        text: Comparisons of columns with numbers or strings, joined by `and`, `or`, `not` and
+            parentheses.
+        columns: Names of the available columns.
+
+    Raises:
+        ConfigError: The text is not such a filter, or names an unknown column.
+    """
+    try:
+        if len(text) > _MAX_FILTER_LENGTH:
+            raise ConfigError(
+                f"the where filter has {len(text)} characters, "
+                f"expected at most {_MAX_FILTER_LENGTH}"
+            )
+        return _expression(ast.parse(text.strip(), mode="eval").body, text, sorted(columns))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"invalid where filter {text!r}; {_EXPECTED}") from error
+
+
+def _expression(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
+    if isinstance(node, ast.BoolOp):
+        combine = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+        first, *others = (_expression(each, text, columns) for each in node.values)
+        for other in others:
+            first = combine(first, other)
+        return first
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return ~_expression(node.operand, text, columns)
+    if isinstance(node, ast.Compare) and all(type(each) in _COMPARISONS for each in node.ops):
+        sides = [_operand(each, text, columns) for each in (node.left, *node.comparators)]
+        pairs = zip(sides, node.ops, sides[1:], strict=False)
+        first, *others = (
+            _COMPARISONS[type(compare)](left, right) for left, compare, right in pairs
+        )
+        for other in others:
+            first &= other
+        return first
+    raise ConfigError(f"where filter {text!r}: unsupported {ast.unparse(node)!r}; {_EXPECTED}")
+
+
+def _operand(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
+    if isinstance(node, ast.Name):
+        if node.id not in columns:
+            raise ConfigError(
+                f"where filter {text!r}: no column {node.id!r}; {suggestion(node.id, columns)}"
+            )
+        return pc.field(node.id)
+    negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    constant = node.operand if isinstance(node, ast.UnaryOp) and negative else node
+    if isinstance(constant, ast.Constant) and isinstance(constant.value, (int, float, str)):
+        if negative and not isinstance(constant.value, str):
+            return pc.scalar(-constant.value)
+        return pc.scalar(constant.value)
+    raise ConfigError(f"where filter {text!r}: unsupported {ast.unparse(node)!r}; {_EXPECTED}")
