@@ -7,8 +7,8 @@ needs no such policy: a second one finds nothing to delete.
 """
 
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from prefect import State, flow, get_client
@@ -28,10 +28,12 @@ from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
 from nnbuild.pipeline.retention import Pruned, RetentionConfig
 from nnbuild.pipeline.run import resumable
+from nnbuild.pipeline.unchanged import unchanged_since
 from nnbuild.runtime import environment
+from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.runtime.signals import hard_timeout
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.days import DayResult, is_dated
+from nnbuild.scoring.days import DayResult
 from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import Committed
@@ -135,8 +137,9 @@ def scheduled_retrain(
     timeout_seconds: Timeout | None = None,
     *,
     catch_up: bool = False,
+    unchanged: Literal["skip", "run"] = "skip",
 ) -> Committed | State[Any]:
-    """Retrain on a schedule.
+    """Retrain on a schedule, unless there is nothing new.
 
     Args:
         config: Run configuration; a scheduled run never falls back to another dataset.
@@ -145,12 +148,14 @@ def scheduled_retrain(
             half a minute later it is killed. No limit if not given.
         catch_up: Whether to run even if another run with the same settings has started since this
             one was due.
+        unchanged: Whether to skip or to run if a run with the same settings and code has had the
+            same data, or too few images are new (`dataset.min_new`).
     """
     check = check_deployment()
     if check.removed:
         return _skipped(_REMOVED)
     if check.parameters is None:
-        return _retrain(config, store, timeout_seconds, catch_up=catch_up)
+        return _retrain(config, store, timeout_seconds, catch_up=catch_up, unchanged=unchanged)
     _update_flow_run(check.parameters, scheduled_retrain_name(check.parameters))
     return _retrain(**scheduled_retrain.validate_parameters(check.parameters))
 
@@ -161,6 +166,7 @@ def _retrain(
     timeout_seconds: float | None,
     *,
     catch_up: bool,
+    unchanged: str,
 ) -> Committed | State[Any]:
     settings = config.run_config()
     if not catch_up and (started := superseded_at()):
@@ -169,11 +175,17 @@ def _retrain(
             f"at {started:%Y-%m-%d %H:%M:%S} UTC."
         )
     with hard_timeout(timeout_seconds):
-        return retrain.fn(settings, store, resume=run_to_resume(Store(store), settings))
+        opened = Store(store)
+        resumed = run_to_resume(opened, settings)
+        if resumed is None and unchanged == "skip":
+            same = unchanged_since(opened, settings, datetime.now(UTC))
+            if same is not None:
+                return _skipped(f"Nothing to do: {same.reason}.")
+        return retrain.fn(settings, store, resume=resumed)
 
 
 # A cancelled or crashed run supersedes nothing: the next one resumes it.
-_SUPERSEDING_STATES = ["RUNNING", "COMPLETED", "FAILED"]
+_SUPERSEDING_STATES = ["RUNNING", "PAUSED", "COMPLETED", "FAILED"]
 
 
 def superseded_at() -> datetime | None:

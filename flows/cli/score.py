@@ -249,7 +249,7 @@ def _score_once(
 
 def _job_config(options: Settings, resume: str | None) -> ScoreConfig | None:
     """Return the config of a new job, None for one that is resumed and has its own."""
-    from nnbuild.scoring.days import is_dated
+    from nnbuild.runtime.date_patterns import is_dated
 
     if resume is not None:
         if options:

@@ -85,6 +85,14 @@ def serve(
             "due.",
         ),
     ] = False,
+    unchanged: Annotated[
+        Literal["skip", "run"],
+        typer.Option(
+            metavar="POLICY",
+            help="What to do if data, settings and code are those of an earlier run, or too few "
+            "images are new: skip or run.",
+        ),
+    ] = "skip",
     score_input: Annotated[
         str | None,
         typer.Option(
@@ -148,21 +156,28 @@ def serve(
 ) -> None:
     """Serve scheduled retraining, scoring and pruning, one run of each at a time."""
     from flows.schedules import Plan
+    from nnbuild.config.loading import merge
     from nnbuild.store import Store
 
     opened = Store(store)
     root = str(opened.root)
-    base = _scheduled_config(load_config({}, config, settings or []))
+    given = load_config({}, config, settings or [])
+    has_no_timezone = "timezone" not in given.dataset.model_fields_set
+    base = _scheduled_config(given)
     if timeout is not None and not math.isfinite(timeout):
         raise ConfigError(f"--timeout is {timeout}, expected a number of seconds")
     common = {
         "store": root,
         "timeout_seconds": timeout,
         "catch_up": catch_up,
+        "unchanged": unchanged,
     }
     schedules = _read_plan(plan) if plan else _schedules(cron or [], interval, timezone)
     for each in schedules:
-        each["parameters"] = common | {"config": _merge(base, each.pop("config", {}), plan)}
+        own = each.pop("config", {})
+        if has_no_timezone:  # the day of a run is that of its schedule
+            own = merge({"dataset": {"timezone": each.get("timezone", timezone)}}, own)
+        each["parameters"] = common | {"config": _merge(base, own, plan)}
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scoring = None
     if score_input is not None or score_cron or score_settings:
@@ -220,6 +235,7 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
         ConfigError: A setting is invalid, or not allowed in a scheduled run.
     """
     from nnbuild.config.schema import ScheduledConfig, resolve
+    from nnbuild.store.filesystem import is_url
 
     scheduled = ScheduledConfig.model_validate(config.model_dump())
     resolve(scheduled.run_config())
@@ -227,7 +243,7 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
     paths: dict[str, Path | str] = {}
     if dataset.data_dir is not None:
         paths["data_dir"] = dataset.data_dir.absolute()
-    if dataset.name not in DATASETS:
+    if dataset.name not in DATASETS and not is_url(dataset.name):
         if not {"/", "."} & set(dataset.name) and not Path(dataset.name).exists():
             raise ConfigError(
                 f"dataset {dataset.name!r} is neither a known name nor an existing path; "
@@ -353,7 +369,7 @@ def _require_more_jobs_than_days(retention: dict[str, Any], source: str, days: i
     Raises:
         ConfigError: Fewer jobs are kept than there are days to score.
     """
-    from nnbuild.scoring.days import is_dated
+    from nnbuild.runtime.date_patterns import is_dated
 
     most = max(retention["keep"], retention["keep_days"] or 0)
     if retention["scores"] and is_dated(source) and most < days:

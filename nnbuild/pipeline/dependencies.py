@@ -38,16 +38,19 @@ def protected_runs(store: Store, past_champions: int = 1) -> dict[str, Protectio
         store: Store of the runs.
         past_champions: Number of past champions to protect of each dataset, the newest ones.
     """
-    found = _of_unfinished_work(store) | _of_approvals(store) | _anchors(store)
-    for dataset in champion.histories(store):
-        for run_id in _past_champions(store, dataset, past_champions):
-            found[run_id] = Protection(
-                f"it is a past champion of {dataset}, to which a rollback leads",
-                "promote another run",
-            )
+    found = _of_unfinished_work(store) | _of_approvals(store)
     for dataset, change in champion.currents(store).items():
+        present, past = change.run_id, _past_champions(store, dataset, past_champions)
+        for run_id in (present, *past):
+            if (anchor := _anchor(store, run_id)) is not None:
+                found[anchor] = Protection(
+                    "it is the past champion that the gate compares runs with, too",
+                    "promote another run",
+                )
+        reason = f"it is a past champion of {dataset}, to which a rollback leads"
+        found |= dict.fromkeys(past, Protection(reason, "promote another run"))
         pinned = ", which a person has pinned" if change.pinned else ""
-        found[change.run_id] = Protection(
+        found[present] = Protection(
             f"it is the champion of {dataset}{pinned}", "promote another run or roll back"
         )
     return found
@@ -59,6 +62,17 @@ def _past_champions(store: Store, dataset: str, count: int) -> list[str]:
     target = champion.rollback_target(store, dataset)
     needed = 0 if target is None else chain.index(target) + 1
     return chain[: max(count, needed)]
+
+
+def _anchor(store: Store, run_id: str) -> str | None:
+    """Return the run that the gate compares challengers of a champion with, too.
+
+    Without it, small losses that the gate allows could add up over many promotions.
+    """
+    with suppress(StoreError):  # a damaged manifest
+        decided = store.manifest(run_id).steps.decide
+        return None if decided is None else decided.next_anchor
+    return None
 
 
 def _of_unfinished_work(store: Store) -> dict[str, Protection]:
@@ -107,38 +121,19 @@ def _models_of_staged_jobs(store: Store) -> list[tuple[str, str]]:
 
 def _of_approvals(store: Store) -> dict[str, Protection]:
     """Return the committed runs that the gate has left to a person to promote."""
-    found = {}
-    columns = ["dataset", "promoted", "config"]
-    for row in store.read_table("runs", columns=columns).to_pylist():
+    found, champions = {}, champion.currents(store)
+    for row in store.read_table("runs", columns=["dataset", "promoted", "config"]).to_pylist():
         if row["promoted"] or _section(row["config"], "gate").get("approval") != "manual":
             continue
         with suppress(StoreError):  # a damaged manifest
             decided = store.manifest(row["run_id"]).steps.decide
-            current = champion.current(store, str(row["dataset"]))
+            present = champions.get(row["dataset"])
+            current = None if present is None else present.run_id
             if decided is not None and decided.waits and decided.champion == current:
                 found[row["run_id"]] = Protection(
                     "it waits for a person's approval", "promote it, or another run"
                 )
     return found
-
-
-def _anchors(store: Store) -> dict[str, Protection]:
-    """Return the past champions with which the gate last compared a run of each dataset, too.
-
-    Without them, small losses that the gate allows could add up over many promotions.
-    """
-    datasets = {
-        row["run_id"]: row["dataset"]
-        for row in store.read_table("runs", columns=["dataset"]).to_pylist()
-    }
-    anchors: dict[str, str] = {}
-    for row in store.read_table("decisions", columns=["anchor"]).to_pylist():
-        if row["anchor"] is not None and row["run_id"] in datasets:  # rows are sorted by run
-            anchors[datasets[row["run_id"]]] = row["anchor"]
-    protection = Protection(
-        "it is the past champion that the gate compares runs with", "promote another run"
-    )
-    return dict.fromkeys(anchors.values(), protection)
 
 
 def _unfinished(store: Store) -> list[Run]:
@@ -172,11 +167,33 @@ def needed_datasets(store: Store, deleted: Iterable[str] = ()) -> set[str]:
     for row in store.read_table("runs", columns=columns).to_pylist():
         if row["run_id"] not in gone:
             needed.add((row["dataset"], row["dataset_digest"]))
-    return {
-        store.dataset_name(name, digest)
-        for name, digest in needed
-        if isinstance(name, str) and isinstance(digest, str)
-    }
+    return with_parts(
+        store,
+        {
+            store.dataset_name(name, digest)
+            for name, digest in needed
+            if isinstance(name, str) and isinstance(digest, str)
+        },
+    )
+
+
+def with_parts(store: Store, names: Iterable[str]) -> set[str]:
+    """Return datasets and the parts, such as days, that they consist of; paths as above.
+
+    Raises:
+        StoreError: The description of a dataset is damaged, so that its parts are unknown.
+    """
+    found = set(names)
+    for name in tuple(found):
+        path = store.root / name / "dataset.json"
+        with os_errors_as_store_errors(f"look for {path}"):
+            if not path.exists():  # still in staging
+                continue
+        description = read_json(path)
+        if isinstance(description, dict) and isinstance(description.get("parts"), list):
+            above = name.rpartition("/")[0]
+            found |= {f"{above}/{part}" for part in description["parts"]}
+    return found
 
 
 def is_loading_data(store: Store) -> bool:

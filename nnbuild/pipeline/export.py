@@ -34,7 +34,7 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
     path, unproven = (run.folder / "model" / name for name in ("model.onnx", "unproven.onnx"))
     path.unlink(missing_ok=True)
     try:
-        export_onnx(model, unproven, data.image_shape)
+        export_onnx(model, unproven, data.image_shape, data.preprocessing)
         difference = _largest_difference(model, unproven, probe)
         unproven.replace(path)
         fsync_dir(path.parent)

@@ -42,7 +42,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
     """
     config, store = run.config.gate, Store(run.store)
     champion_id, pinned = champion.current(store, data.name), champion.pin(store, data.name)
-    skip_reason = gate_skip_reason or _fallback_reason(run, data)
+    skip_reason = gate_skip_reason or _fallback_reason(run, data) or _past_day_reason(run)
     challenger = challenger_of(run, data)
     other: Comparison | Incomparable | None = None
     if not config.enabled:
@@ -95,6 +95,12 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def _past_day_reason(run: Run) -> str | None:
+    """Return why a run that makes that of a past day again is no candidate; None for others."""
+    day = run.config.dataset.as_of
+    return None if day is None else f"it makes the run of {day} again"
 
 
 def _judge(
@@ -163,13 +169,16 @@ def _write_decision(run: Run, row: Mapping[str, Any]) -> None:
     write_table(staged_table(run, "decisions"), table, schemas.DECISIONS)
 
 
-def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
-    """Replace the pending decision of the gate by a person's answer.
+def record_approval(
+    run: Run, *, promote: bool, comment: str = "", seconds_waited: float = 0.0
+) -> Decided:
+    """Replace the pending decision of the gate by a person's answer; the report is outdated then.
 
     Args:
         run: Run whose decision waits for a person.
         promote: Whether the person promotes the run.
         comment: Reason in the person's words.
+        seconds_waited: Time in which the run waited for the answer.
 
     Returns:
         The final decision.
@@ -197,8 +206,10 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
             "waits": False,
             "files": run.digests("tables/decisions.parquet"),
             "figures": decided.figures | {"promoted": promote},
+            "seconds_waited": decided.seconds_waited + seconds_waited,
         }
     )
+    run.invalidate(Reported)
     run.save_result(result, run.seconds().get(Decided.step, 0.0))
     return result
 

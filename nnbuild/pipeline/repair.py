@@ -233,7 +233,7 @@ def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
 
 
 def _temporary_paths(store: Store) -> Iterator[Path]:
-    """Yield the temporary files, and the incomplete local copies of a remote store's datasets."""
+    """Yield the temporary files, and the temporary folders of incomplete datasets and days."""
     root = store.local_root
     if not root.is_dir():
         return
@@ -243,7 +243,7 @@ def _temporary_paths(store: Store) -> Iterator[Path]:
             continue
         for folder, folders, files in os.walk(root / name):  # links are not followed
             yield from _temporary_files(Path(folder), files)
-            if name == "datasets" and store.is_remote:
+            if name == "datasets":  # an incomplete day, or copy of a remote store's dataset
                 temporary = [each for each in folders if is_temporary_name(each)]
                 yield from (Path(folder) / each for each in temporary)
                 folders[:] = [each for each in folders if each not in temporary]

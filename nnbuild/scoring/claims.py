@@ -162,7 +162,7 @@ def scored_as(
         store: Store to search.
         config: Settings of the job.
         model_digest: SHA-256 of the model file.
-        identity: Identity of the input, as returned by `Input.identity`.
+        identity: Identity of the input, as returned by `ImageStream.identity`.
     """
     settings = config.model_dump(mode="json")
     for each in reversed(candidates(store, config)):

@@ -126,3 +126,8 @@ def _write_savedmodel(source: ScoringModel, target: Path, temperature: float) ->
             archive.add_endpoint(PROBABILITIES, probabilities, input_signature=signature)
             archive.add_endpoint(LOGITS, logits, input_signature=signature)
             archive.write_out(str(folder), verbose=False)
+        if source.preprocessing is not None:
+            extra = folder / "assets.extra"  # TensorFlow's folder for files of other programs
+            extra.mkdir(exist_ok=True)
+            text = source.preprocessing.model_dump_json(indent=2) + "\n"
+            (extra / "preprocessing.json").write_text(text)

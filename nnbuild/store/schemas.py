@@ -88,6 +88,15 @@ CALIBRATION = _table(
     _field("accuracy", pa.float64(), "Share classified right; null if empty", nullable=True),
 )
 
+DATASET_PARTS = _table(
+    _field("day", pa.date32(), "The day"),
+    _field("version", pa.int32(), "Version of the day, from 1"),
+    _field("rows", pa.int64(), "Images of the day that were used so"),
+    _field("digest", pa.string(), "sha256 of the day's content"),
+    _field("used_for", pa.string(), "train, validation or test"),
+    _field("ingested_at", _UTC_MICROSECONDS, "When this version was ingested"),
+)
+
 
 DECISIONS = _table(
     _field(
@@ -212,6 +221,7 @@ STATIC_SCHEMAS = {
     "calibration": CALIBRATION,
     "decisions": DECISIONS,
     CHAMPIONS_TABLE: CHAMPIONS,
+    "dataset_parts": DATASET_PARTS,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
 }
@@ -359,6 +369,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "count": "Number of examples in the bin.",
         "mean_confidence": "Mean of the largest probability in the bin; null if it is empty.",
         "accuracy": "Fraction of correct predictions in the bin; null if it is empty.",
+    },
+    "dataset_parts": {
+        "day": "Day of the labelled images.",
+        "version": "Version of the day: 1 as it was first ingested, 2 after its first correction.",
+        "rows": "Number of images of the day that were used for this purpose.",
+        "digest": "SHA-256 digest of the content of this version of the day.",
+        "used_for": "`train`, `validation` or `test`; each image of a day is in one of them.",
+        "ingested_at": "Time at which this version was ingested. A day that was late has a time "
+        "that is days after it.",
     },
     "decisions": {
         "champion": "Champion that the run was compared with; null if there was none.",

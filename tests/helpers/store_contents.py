@@ -8,7 +8,7 @@ from nnbuild.store import Store, champion, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, write_json
 from nnbuild.store.manifests import parse_manifest, runs_table
-from nnbuild.store.tables import read_table, write_table
+from nnbuild.store.tables import write_table
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -59,6 +59,7 @@ class StoreFiller:
         text = json.dumps(self.manifest).replace(self.source, run_id)
         manifest = json.loads(text)
         manifest["steps"]["load_data"] |= {"name": dataset, "digest": digest}
+        manifest["steps"]["decide"]["next_anchor"] = anchor
         began = NOW - timedelta(days=days_old)
         manifest["config"]["trial"] = None if sweep is None else {"sweep": sweep, "number": 0}
         manifest["row"] |= {
@@ -78,12 +79,6 @@ class StoreFiller:
         for table in ("history", "predictions", "decisions"):
             part = self.template.partition(table, self.source)
             shutil.copytree(part, self.store.partition(table, run_id))
-        if anchor is not None:
-            path = self.store.partition("decisions", run_id) / PART
-            (decision,) = read_table(path, schemas.DECISIONS).to_pylist()
-            table = schemas.table_of(schemas.DECISIONS, [decision | {"anchor": anchor}])
-            write_table(path, table, schemas.DECISIONS)
-            del manifest["files"][path.relative_to(root).as_posix()]
         manifest["files"] = {
             name: entry for name, entry in manifest["files"].items() if (root / name).exists()
         }

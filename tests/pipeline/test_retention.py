@@ -8,10 +8,12 @@ import pytest
 from command_line import tree_digest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from labelled_days import LabelledDays, day, noon, train, weights
 from store_contents import NOW, StoreFiller, require_intact, size
 
 from nnbuild.errors import StoreError
 from nnbuild.pipeline import repair
+from nnbuild.pipeline.days import select_days
 from nnbuild.pipeline.retention import RetentionConfig, delete, prune
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime import fault_injection
@@ -100,12 +102,44 @@ def test_prune_keeps_rollback_to_other_model(filler):
 
 def test_prune_keeps_anchor_of_gate(filler):
     anchors = [filler.run(days_old=20 - night) for night in range(2)]
-    for each in anchors:
-        filler.run(days_old=5, anchor=each)
-    filler.run(days_old=1, anchor=anchors[1])
-    assert set(pruned(filler.store, 1).kept) == {anchors[1]}
+    for each in (filler.run(days_old=5, anchor=each) for each in anchors):
+        filler.promote(each)
+    filler.run(days_old=1)
+    done = pruned(filler.store, 1, dry_run=True)
+    assert set(anchors) <= set(done.kept)
+    assert "the gate compares runs with" in done.kept[anchors[1]]
     with pytest.raises(StoreError, match="the gate compares runs with"):
         delete(filler.store, [anchors[1]], now=NOW)
+
+
+def test_prune_deletes_days_before_windows(tmp_path):
+    """Days that only deleted runs used go; news and days of kept runs stay."""
+    days, root = LabelledDays(tmp_path), tmp_path / "store"
+    config = days.config(window=2)
+    days.write(0)
+    runs = []
+    for number in range(1, 5):
+        days.write(number)
+        runs.append(train(config, root, noon(number)).run_id)
+    store = Store(root)
+    days.write(3, seed=99)  # corrected: not used yet
+    select_days(store, config.dataset, noon(4, hour=13))
+    weights_before = weights(store, runs[3])
+    champions = {each.run_id for each in champion.currents(store).values()}
+    kept = {runs[3], *champions}
+    done = prune(store, RetentionConfig(keep=1), now=noon(5))
+    oldest = min(runs.index(each) for each in set(store.run_ids()) | kept)
+    left = [name for name in deletion.dataset_names(root) if "/days/" in name]
+    found = sorted({name.split("/")[3] for name in left})
+    assert found == [str(day(number)) for number in range(oldest, 5)]
+    assert sum(str(day(3)) in name for name in left) == 2  # the used and the corrected version
+    assert len([part for part in done.parts if "/days/" in part]) == oldest
+    again = train(days.config(window=2, as_of=day(4)), root, noon(6))
+    assert weights(store, again.run_id) == weights_before
+    wide = train(days.config(window=9), root, noon(6, hour=14))  # ingested from the source again
+    assert {each.day for each in store.manifest(wide.run_id).steps.load_data.days} == {
+        day(number) for number in range(5)
+    }
 
 
 def test_prune_keeps_models_of_jobs(filler):
