@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from nnbuild.runtime import fault_injection
-from nnbuild.store import locks, presence, views
+from nnbuild.store import locks, presence, schemas, views
 from nnbuild.store.filesystem import (
     fsync_dir,
     is_remote,
@@ -31,7 +31,7 @@ from nnbuild.store.store import Store
 
 PREFIX = "prune-"
 _PLAN, _TRASH = "plan.json", "trash"
-_PERMANENT_TABLES = ("champions",)  # they outlive the runs that they name
+_PERMANENT_TABLES = (schemas.CHAMPIONS_TABLE,)  # they outlive the runs that they name
 
 
 class _Plan(BaseModel):

@@ -160,7 +160,7 @@ def _parts_of(store: "Store", name: str, ids: Sequence[str]) -> list[Part]:
 
 def deleted_ids(store: "Store", parts: Sequence[Part]) -> set[str]:
     """Return the IDs of the runs or jobs that were deleted since their files were listed."""
-    if not parts:
+    if not parts or parts[0].table == schemas.CHAMPIONS_TABLE:
         return set()
     ids = store.score_ids() if parts[0].table in schemas.JOB_TABLES else store.run_ids()
     return {part.value for part in parts} - set(ids)
