@@ -127,7 +127,7 @@ _REMOVED = "The schedule that planned this run is no longer part of the deployme
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
-    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
+    config: ScheduledConfig = ScheduledConfig(),
     store: str | None = None,
     timeout_seconds: Timeout | None = None,
     *,

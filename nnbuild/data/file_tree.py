@@ -14,6 +14,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,9 @@ def is_local(path: Any) -> bool:
 
 def path_exists(path: Path | str) -> bool:
     """Return whether a path exists; False for invalid names."""
-    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises on names that are too long)
+    with suppress(OSError, ValueError):  # a name can be too long, or contain a NUL character
+        return Path(path).exists()
+    return False
 
 
 def files_below(folder: Any) -> list[File]:
