@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nnbuild.data import decoding, idx, image_folder, npz, parquet, tables
+from nnbuild.data import decoding, idx, image_folder, listing, npz, parquet, tables
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, subfolders
@@ -79,9 +79,17 @@ def _of_arrays(read: Callable[[Path, ReadOptions], tuple[dict[str, Any], str]]) 
             where=path,
             pixel_max=options.pixel_max,
             test_split=options.hold_out,
+            part=options.part,
         )
 
     return load
+
+
+def _load_parquet(path: Path, options: ReadOptions) -> Dataset:
+    """Read a dataset from a Parquet file of images, or of the paths of pictures."""
+    if listing.names_files(path, options):
+        return listing.load_parquet(path, options)
+    return parquet.load_file(path, options)
 
 
 def _stream_array(
@@ -114,7 +122,7 @@ FORMATS = (
         magic=parquet.MAGIC,
         suffixes=parquet.SUFFIXES,
         find=parquet.find_files,
-        load_file=parquet.load_file,
+        load_file=_load_parquet,
         load_folder=parquet.load_folder,
         stream_file=ParquetStream,
         stream_files=ParquetStream,
@@ -129,6 +137,11 @@ FORMATS = (
         load_file=_of_arrays(npz.read_file),
         load_folder=_of_arrays(npz.read_folder),
         stream_file=partial(_stream_array, npz.read_images),
+    ),
+    Format(
+        "table of files (.csv, .tsv)",
+        suffixes=tuple(listing.DELIMITERS),
+        load_file=listing.load_text,
     ),
     Format(
         "picture",

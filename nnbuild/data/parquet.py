@@ -22,6 +22,7 @@ from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, require_all_shards
 from nnbuild.data.locations import Location, first_bytes, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.preprocessing import PictureReader
 from nnbuild.errors import DataError
 
 MAGIC = b"PAR1"
@@ -153,13 +154,15 @@ def _split_of(name: PurePosixPath) -> tuple[str, str] | None:
 
 
 def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOptions) -> Dataset:
-    read = {split: _read(files, options) for split, files in splits.items()}
+    pictures = options.picture_reader()
+    read = {split: _read(files, options, pictures) for split, files in splits.items()}
+    pictures.require_few_errors(path)
     arrays = {
         f"{split}_{kind}": array
         for split, (images, labels, _) in read.items()
         for kind, array in (("images", images), ("labels", labels))
     }
-    return assemble(
+    dataset = assemble(
         Raw(**arrays),
         name=slug(path),
         source=str(path),
@@ -167,11 +170,14 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
         class_names=_class_names(splits[TRAIN][0], options),
         pixel_scales={split: scale for split, (_, _, scale) in read.items()},
         test_split=options.hold_out,
+        part=options.part,
     )
+    return replace(dataset, unreadable=tuple(pictures.errors))
 
 
 @contextmanager
-def _errors_as_data_errors(path: Path) -> Iterator[None]:
+def errors_as_data_errors(path: Path) -> Iterator[None]:
+    """Convert errors on a damaged Parquet file to a `DataError` that names it."""
     try:
         yield
     except (
@@ -190,17 +196,17 @@ def _errors_as_data_errors(path: Path) -> Iterator[None]:
 
 
 def _read(
-    paths: Sequence[Path], options: ReadOptions
+    paths: Sequence[Path], options: ReadOptions, pictures: PictureReader
 ) -> tuple[NDArray[np.uint8], NDArray[Any], str]:
     """Return images and labels of several files in order, and the scale of their pixels."""
     for path in paths:
         archives.require_regular(path)
-    _require_readable_metadata(paths)
+    require_readable_metadata(paths)
     images: list[NDArray[np.uint8]] = []
     labels: list[NDArray[Any]] = []
     scales: dict[str, None] = {}
     for path in paths:
-        parts = list(_row_groups(path, options))
+        parts = list(_row_groups(path, options, pictures))
         white = _white(parts, path, options)
         for part_images, part_labels in parts:
             shaped = with_channels(part_images, path)
@@ -242,7 +248,7 @@ def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:
     return np.array([str(label) for label in whole], dtype=object)
 
 
-def _require_readable_metadata(paths: Sequence[Path]) -> None:
+def require_readable_metadata(paths: Sequence[Path]) -> None:
     """Read the metadata of the files in a separate process.
 
     Some damage there, such as a level histogram of another size, makes Arrow abort the process.
@@ -259,18 +265,22 @@ def _require_readable_metadata(paths: Sequence[Path]) -> None:
         )
 
 
-def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _row_groups(
+    path: Path, options: ReadOptions, pictures: PictureReader
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield images and labels of each row group, while their total size is within bounds."""
     room = archives.allowance(archives.require_regular(path))
-    with _errors_as_data_errors(path):
+    with errors_as_data_errors(path):
         names = pq.read_schema(path).names
         image = arrow_images.image_column(names, options.image_column, path)
         label = arrow_images.label_column(names, options.label_column, path)
         packed = _byte_columns(path, (image, f"{image}.bytes", label))
-    with _errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
+    with errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
         schema = file.schema_arrow
         arrow_images.require_labels(schema.field(label).type, path, label)
-        reader = arrow_images.reader(schema.field(image).type, schema.metadata or {}, path, image)
+        reader = arrow_images.reader(
+            schema.field(image).type, schema.metadata or {}, path, image, pictures
+        )
         first = 0
         for group in range(file.num_row_groups):
             size = _expanded_bytes(file.metadata.row_group(group), reader, image)
@@ -280,11 +290,11 @@ def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any]
                 )
             table = file.read_row_group(group, columns=[reader.column, label])
             labels = arrow_images.labels(table[label], first, path, label)
-            images = reader.read(table[image], first, room, path)
+            images, rows = reader.read_rows(table[image], first, room, path)
             room -= images.nbytes
             first += table.num_rows
-            if len(labels):
-                yield images, labels
+            if len(rows):
+                yield images, labels[rows]
 
 
 def _byte_columns(path: Path, names: Sequence[str]) -> list[str]:
@@ -313,7 +323,7 @@ def _is_within(path: str, column: str) -> bool:
 
 def _class_names(path: Path, options: ReadOptions) -> tuple[str, ...] | None:
     """Return the class names in Hugging Face's metadata; None if there are none."""
-    with _errors_as_data_errors(path):
+    with errors_as_data_errors(path):
         schema = pq.read_schema(path)
         label = arrow_images.label_column(schema.names, options.label_column, path)
         text = (schema.metadata or {}).get(b"huggingface", b"null")

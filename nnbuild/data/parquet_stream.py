@@ -14,6 +14,7 @@ from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.data.file_tree import File
+from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import Batch, InputChunk, Pixels, RejectedRows, StreamOptions
 from nnbuild.errors import DataError, suggestion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
@@ -59,6 +60,7 @@ class ParquetStream:
         self._open: tuple[int, Any] | None = None
         self._pixel_max = options.pixel_max
         self._class_names = tuple(options.class_names)
+        self._pictures = PictureReader(options.preprocessing)
         self._whites = None if options.scales is None else tuple(options.scales)
         self._layouts: list[_Layout] = []
         self._chunks: list[InputChunk] = []
@@ -186,10 +188,12 @@ class ParquetStream:
         images = layout.reader.read(table[layout.image], first, _MAX_BATCH_BYTES, self._address)
         whites = self._whites or self.scales()
         pixels = as_pixels([images], self._address, whites[number])[0]
+        pixels = fit_images(pixels, self._pictures.settings)
         if pixels.shape[1:] != self._shape:
             raise DataError(
                 f"{self._address}: height, width, channels of the images are {pixels.shape[1:]}, "
-                f"the network expects {self._shape}; resize the images"
+                f"the network expects {self._shape}; resize the images, or train with "
+                "dataset.image_size and dataset.channels"
             )
         return pixels
 
@@ -222,7 +226,8 @@ class ParquetStream:
         """Yield the images of a column, except unreadable ones and those of another size."""
         try:
             images = layout.reader.read(column, 0, _MAX_BATCH_BYTES, self._address)
-            if with_channels(images, self._address).shape[1:] == self._shape:
+            shape = with_channels(images, self._address).shape[1:]
+            if shape == self._shape or self._pictures.settings is not None:
                 yield images
         except DataError:
             if (half := len(column) // 2) > 0:
@@ -261,7 +266,9 @@ class ParquetStream:
             raise DataError(
                 f"{where}: column {example_id!r} is {kind}; expected integers, or no id_column"
             )
-        reader = image_columns.reader(schema.field(image).type, schema.metadata or {}, where, image)
+        reader = image_columns.reader(
+            schema.field(image).type, schema.metadata or {}, where, image, self._pictures
+        )
         return _Layout(image, self._label(schema, where), reader)
 
     def _label(self, schema: pa.Schema, where: object) -> str | None:

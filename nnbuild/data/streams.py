@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nnbuild.data import decoding, pixel_scale
+from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File
+from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
 
@@ -143,6 +144,8 @@ class StreamOptions:
         scales: Result of `ImageStream.scales` when the job was created; None to infer it again.
         class_names: Class names of the model, to look up labels that are names.
         pictures_only: Whether files that are not pictures are an error among pictures.
+        preprocessing: Settings of the model's run, by which images get the shape; None if they
+            must have it.
     """
 
     shape: tuple[int, int, int]
@@ -151,6 +154,7 @@ class StreamOptions:
     scales: Sequence[float] | None = None
     class_names: Sequence[str] = ()
     pictures_only: bool = False
+    preprocessing: Preprocessing | None = None
 
 
 class PictureStream:
@@ -224,7 +228,7 @@ class PictureStream:
             return _reject(self._files[row], chunk, decoding.NO_PICTURE)
         try:
             with decoding.strict():
-                pixels = decoding.read(path)
+                pixels = preprocessing.read(path)
             if pixels.shape == self._shape:
                 return pixels
             reason = (

@@ -1,16 +1,18 @@
 """Export a model to ONNX, for scoring without TensorFlow."""
 
 import importlib
+import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.data.preprocessing import METADATA_KEY
 from nnbuild.engines.onnx import ROWS_PER_CALL
 from nnbuild.errors import Caught, ContractError
 from nnbuild.models.architectures import Shape
@@ -27,7 +29,12 @@ _SHAPE_ONLY = {"Reshape", "Transpose"}
 _LINEAR = {"MatMul", "Conv"}
 
 
-def export_onnx(model: keras.Model, path: Path, shape: Shape) -> None:
+def export_onnx(
+    model: keras.Model,
+    path: Path,
+    shape: Shape,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model as ONNX.
 
     Its input `pixels` is uint8 of shape (batch, *shape), its output `logits` float32 of shape
@@ -38,13 +45,14 @@ def export_onnx(model: keras.Model, path: Path, shape: Shape) -> None:
         model: Model from pixels to logits.
         path: Path of the file, which is written atomically.
         shape: Height and width of an image in pixels, and number of channels.
+        preprocessing: Settings by which pictures become the model's images, for its metadata.
 
     Raises:
         ContractError: ONNX has no operation for one of the model.
         Exception: The converter cannot express a layer.
     """
     exported = _convert(model, shape)
-    _make_canonical(exported)
+    _make_canonical(exported, preprocessing)
     write_bytes(path, exported.SerializeToString(deterministic=True))
 
 
@@ -102,7 +110,7 @@ def _erfc(graph: Any, node: Any, _name: str, _args: Any) -> None:
     graph.make_node("Sub", inputs, outputs=node.output, shapes=[shape], dtypes=[kind])
 
 
-def _make_canonical(model: "onnx.ModelProto") -> None:
+def _make_canonical(model: "onnx.ModelProto", preprocessing: Mapping[str, Any] | None) -> None:
     """Fold the rescaling, name all values and nodes by number, and sort the weights."""
     import onnx
 
@@ -127,7 +135,10 @@ def _make_canonical(model: "onnx.ModelProto") -> None:
     graph.initializer.extend(weights)
     graph.name, graph.doc_string = LOGITS, ""
     rows = _rows_per_call(onnx.shape_inference.infer_shapes(model).graph)
-    onnx.helper.set_model_props(model, {ROWS_PER_CALL: str(rows)})
+    properties = {ROWS_PER_CALL: str(rows)}
+    if preprocessing is not None:
+        properties[METADATA_KEY] = json.dumps(dict(preprocessing))
+    onnx.helper.set_model_props(model, properties)
 
 
 def _rows_per_call(graph: "onnx.GraphProto") -> int:

@@ -36,7 +36,7 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
     try:
         # The converter raises anything, but a failing disk says nothing about the network.
         with Caught(StoreError, OSError) as caught:
-            export_onnx(model, unproven, data.image_shape)
+            export_onnx(model, unproven, data.image_shape, data.preprocessing)
             difference = _largest_difference(model, unproven, probe)
             unproven.replace(path)
             fsync_dir(path.parent)

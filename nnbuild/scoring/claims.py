@@ -169,7 +169,12 @@ def scored_as(
         if each["model_digest"] != model_digest:
             continue
         path = store.root / "scores" / each["score_id"] / "manifest.json"
-        manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+        try:
+            manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+        except StoreError:
+            if each["score_id"] in store.score_ids():
+                raise
+            continue  # deleted in the meantime
         if manifest.input == identity and all(
             manifest.config.get(name) == settings[name] for name in _ROW_SETTINGS
         ):

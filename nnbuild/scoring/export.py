@@ -28,7 +28,7 @@ def export_run(
 
     Args:
         store: Store with the run.
-        run_id: ID of a committed run, or `champion`.
+        run_id: ID of a committed run, `champion`, or `champion:DATASET`.
         target: A file for `onnx`, a folder for `savedmodel`; it must not exist.
         model_format: `savedmodel`, with the signatures `logits`, `probabilities` and
             `serving_default` (the same as `probabilities`), or `onnx`, with the outputs `logits`
@@ -126,3 +126,8 @@ def _write_savedmodel(source: ScoringModel, target: Path, temperature: float) ->
             archive.add_endpoint(PROBABILITIES, probabilities, input_signature=signature)
             archive.add_endpoint(LOGITS, logits, input_signature=signature)
             archive.write_out(str(folder), verbose=False)
+        if source.preprocessing is not None:
+            extra = folder / "assets.extra"  # TensorFlow's folder for files of other programs
+            extra.mkdir(exist_ok=True)
+            text = source.preprocessing.model_dump_json(indent=2) + "\n"
+            (extra / "preprocessing.json").write_text(text)

@@ -350,6 +350,7 @@ def _open_model_and_input(
         scales=scales,
         class_names=model.class_names,
         pictures_only=config.on_error == "stop",
+        preprocessing=model.preprocessing,
     )
     source = open_stream(config.input, options)
     schema = score_schema(config, model.classes, source.schema())

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
 from nnbuild.engines import Engine, OnnxEngine, engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
@@ -16,9 +19,9 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id
+from nnbuild.store.json_models import problem
 from nnbuild.store.manifests import Manifest
 
-CHAMPION = "champion"
 _MAX_BYTES = 2**34  # of a model file
 
 
@@ -39,6 +42,8 @@ class ScoringModel:
         engine: Engine that runs it: `onnx` or `keras`.
         reason: Reason why ONNX Runtime cannot run it; empty if it can.
         class_names: Name of each class; empty for a file.
+        preprocessing: Settings by which pictures become its images; None to use pictures as they
+            are.
     """
 
     run_id: str | None
@@ -52,6 +57,7 @@ class ScoringModel:
     engine: str = "onnx"
     reason: str = ""
     class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -62,17 +68,13 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
         ContractError: The file is missing, was changed, or was never exported.
         ConfigError: A model file has no digest, or a run was given one.
     """
-    if config.model == CHAMPION or is_run_id(config.model):
+    if champion.is_name(config.model) or is_run_id(config.model):
         if config.digest is not None:
             raise ConfigError(
                 "digest applies to model files only; the digest of a run's model is in its manifest"
             )
         store.require()
-        return _of_run(
-            store,
-            champion.require(store) if config.model == CHAMPION else config.model,
-            config.engine,
-        )
+        return _of_run(store, champion.run_of(store, config.model), config.engine)
     return _of_file(Path(config.model), config)
 
 
@@ -121,7 +123,23 @@ def model_of_run(store: Store, manifest: Manifest, engine: str = "auto") -> Scor
         engine,
         reason,
         data.class_names,
+        _preprocessing(data.preprocessing, f"run {run_id}"),
     )
+
+
+def _preprocessing(settings: object, name: str) -> Preprocessing | None:
+    """Return the preprocessing of a model, by the settings that are stored with it."""
+    if settings is None:
+        return None
+    try:
+        if isinstance(settings, str):
+            return Preprocessing.model_validate_json(settings)
+        return Preprocessing.model_validate(settings)
+    except ValidationError as error:
+        raise ContractError(
+            f"{name} has preprocessing that this version of nnbuild does not know "
+            f"({problem(error, METADATA_KEY)}); use the version that it was trained with"
+        ) from error
 
 
 def _reference(store: Store, manifest: Manifest) -> dict[str, Summary]:
@@ -146,8 +164,8 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
             kind = irregular(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ConfigError(
-                f"model {config.model!r} is neither champion, nor a run ID, nor a file; "
-                "see `nnbuild runs`"
+                f"model {config.model!r} is neither champion, nor champion:DATASET, nor a run ID, "
+                "nor a file; see `nnbuild runs`"
             ) from error
     if kind is not None:
         raise ConfigError(
@@ -165,7 +183,17 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     engine = OnnxEngine(content, 1, name=name)
     shape, classes = engine.shapes()
     engine.probe()
-    return ScoringModel(None, content, digest, shape, classes, None, "", {})
+    return ScoringModel(
+        None,
+        content,
+        digest,
+        shape,
+        classes,
+        None,
+        "",
+        {},
+        preprocessing=_preprocessing(engine.metadata.get(METADATA_KEY), name),
+    )
 
 
 def _read(path: Path) -> bytes:

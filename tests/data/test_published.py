@@ -14,7 +14,7 @@ from score_data import images, parquet, rows, scored
 from small_data import run_config
 
 from nnbuild.config.sections import DatasetConfig
-from nnbuild.data import decoding, image_folder, sources, tables
+from nnbuild.data import decoding, image_folder, preprocessing, sources, tables
 from nnbuild.data.formats import open_stream
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.streams import Columns, RejectedRows, StreamOptions
@@ -409,7 +409,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
     path = tmp_path / "0" / f"a.{kind.lower()}"
     path.parent.mkdir()
     Image.fromarray(lying).convert("RGB").save(path, kind, exif=tag, **options)
-    found = decoding.read(path)[..., 0].astype(int)
+    found = preprocessing.read(path)[..., 0].astype(int)
     assert np.abs(found - upright).max() < 30
     source = open_stream(str(tmp_path), StreamOptions((8, 8, 3)))
     (read,) = source.read(source.chunks()[0], 10)
@@ -420,7 +420,7 @@ def test_damaged_exif_keeps_the_picture(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     with decoding.strict():
-        assert decoding.read(path).max() == 7
+        assert preprocessing.read(path).max() == 7
 
 
 def test_quarantine_reason_names_the_format(tmp_path):
