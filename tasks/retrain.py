@@ -104,6 +104,10 @@ def build(run: Run, data: LoadedData) -> BuiltModel:
     """Build the network; see `nnbuild.pipeline.build_model`."""
     built = pipeline.build_model(run, data)
     logger().info("%s: %d parameters, outputs logits", run.config.model.name, built.parameters)
+    if built.start is not None:
+        logger().info("starts from the weights of champion %s", built.start)
+    elif run.config.training.start is not None:
+        logger().info("starts from the weights of the seed: there is no champion yet")
     return built
 
 
