@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from prefect.transactions import transaction
 
 from flows.embedded_server import prompt_stop
-from flows.flow_runs import approve, retrain_name, tag
+from flows.flow_runs import approve, retrain_name, tag, with_summary
 from flows.hooks import RETRAINING_HOOKS
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import open_run, run_context
@@ -60,6 +60,8 @@ def retrain(
         with transaction() as publication:
             publication.set("run", run)
             decided = decide(run, data, wait_for=[evaluated, scored])
-            approve(run, decided)
             reported = report(run, data, wait_for=[calibrated, decided])
-            return commit(run, wait_for=[history, exported, reported])
+            if approve(run, data, decided):
+                reported = report(run, data, wait_for=[decided])
+            committed = commit(run, wait_for=[history, exported, reported])
+        return with_summary(committed, run)

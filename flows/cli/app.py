@@ -25,6 +25,7 @@ _COMMAND_MODULES = (
     "analytics",
     "champion",
     "export",
+    "prune",
     "doctor",
 )
 

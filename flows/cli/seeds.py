@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flows.cli.console import PlainConsole, print_json, print_line, print_table
+from flows.cli.outcome import print_outcome
 from flows.cli.run import log_to_mlflow, run_flow, start_prefect, summarize_run
 from nnbuild.errors import ConfigError, InputError, Interrupted
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _METRICS = ("test_accuracy", "test_loss", "fit_seconds", "seconds")
-_RUN_COLUMNS = ("seed", "run_id", "status", *_METRICS, "promoted", "error")
+_RUN_COLUMNS = ("seed", "run_id", "status", *_METRICS, "outcome", "error")
 _SPREAD_COLUMNS = ("metric", "runs", "mean", "standard_deviation", "low", "high")
 _MAX_SEEDS = 1000
 
@@ -110,6 +111,10 @@ def _print_rows(rows: list[Row], store: Store, *, as_json: bool) -> None:
     print_line("")
     spread = [{"metric": name, **values} for name, values in statistics.items()]
     print_table(spread, _SPREAD_COLUMNS, "no run succeeded")
+    if succeeded:
+        print_line("")
+        print_line(f"run {succeeded[0]['run_id']} went to the gate")
+        print_outcome(succeeded[0])
 
 
 def _statistics(rows: list[Row]) -> dict[str, Row]:

@@ -7,6 +7,7 @@ fills it in, so that the recorded config of a run is complete.
 import hashlib
 import importlib.util
 import os
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,11 @@ class RunConfig(Section):
         The location of the data, the gate and the sweep are excluded.
         """
         settings = self.model_dump_json(
-            exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True}
+            exclude={
+                "dataset": {"data_dir", "fallback", "min_new", "as_of"},
+                "gate": True,
+                "trial": True,
+            }
         )
         return hashlib.sha256(settings.encode()).hexdigest()
 
@@ -70,11 +75,12 @@ def _only_null(*names: str) -> ConfigDict:
 
 
 class ScheduledDataset(DatasetConfig):
-    """Dataset of a scheduled run, without a fallback."""
+    """Dataset of a scheduled run, without a fallback and of the day of the run."""
 
-    model_config = _only_null("fallback")
+    model_config = _only_null("fallback", "as_of")
 
     fallback: SkipJsonSchema[Literal["digits"] | None] = Field(None, exclude=True)
+    as_of: SkipJsonSchema[date | None] = Field(None, exclude=True)
 
 
 class ScheduledConfig(RunConfig):
@@ -94,13 +100,14 @@ class ScheduledConfig(RunConfig):
         """Return the settings as a `RunConfig`.
 
         Raises:
-            ConfigError: They have a fallback dataset, or belong to the trial of a sweep.
+            ConfigError: They have a fallback dataset or a past day, or belong to a sweep.
         """
-        if self.dataset.fallback is not None:
-            raise ConfigError(
-                f"dataset.fallback is {self.dataset.fallback!r}, which is not allowed in scheduled "
-                "runs; remove it"
-            )
+        for name in ("fallback", "as_of"):
+            if (value := getattr(self.dataset, name)) is not None:
+                raise ConfigError(
+                    f"dataset.{name} is {str(value)!r}, which is not allowed in scheduled runs; "
+                    "remove it"
+                )
         if self.trial is not None:
             raise ConfigError("trial is not allowed in scheduled runs, only in sweeps; remove it")
         return RunConfig.model_validate(self.model_dump())

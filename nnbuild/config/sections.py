@@ -1,8 +1,10 @@
 """Sections of the run configuration: immutable, validated, and a form in Prefect."""
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +20,7 @@ from pydantic import (
 from nnbuild.config.names import role_of
 from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, with_preset_values
 from nnbuild.runtime.credentials import require_no_credentials
+from nnbuild.runtime.date_patterns import is_dated, require_whole_date
 
 S = TypeVar("S", bound="Section")
 _Side = Annotated[int, Field(ge=1, le=4096)]
@@ -150,13 +153,48 @@ class CheckLimits(BaseModel):
     )
 
 
+def _known_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{name!r} is not a known timezone; expected an IANA name such as Europe/Berlin"
+        ) from error
+    return name
+
+
 class DatasetConfig(Section):
     """The dataset to train on."""
 
     name: Annotated[str, NAMED_DATASET] = Field(
         "mnist",
         min_length=1,
-        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images",
+        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images; with "
+        "{date} in the path, a path for each day",
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        le=36_600,
+        description="Number of days to train on if the path has {date}, the last one being the "
+        "day of the run; all days up to then if null",
+    )
+    min_new: int | None = Field(
+        None,
+        ge=0,
+        description="Number of new labelled images since the last run that a run asks for if the "
+        "path has {date}; any new or corrected image is enough if null or 0",
+    )
+    as_of: date | None = Field(
+        None,
+        description="Day whose run is made again if the path has {date}; not allowed in scheduled "
+        "runs",
+    )
+    timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
+        "UTC", description="Timezone that decides which day a run belongs to"
+    )
+    new_classes: Literal["refuse", "accept"] = Field(
+        "refuse", description="Handling of a class that no day before had"
     )
     data_dir: Path | None = Field(
         None,
@@ -225,6 +263,19 @@ class DatasetConfig(Section):
         "on_error is skip",
     )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
+
+    @model_validator(mode="after")
+    def _require_dated_path(self) -> Self:
+        if is_dated(self.name):
+            require_whole_date(self.name)
+            return self
+        for name in ("window", "min_new", "as_of"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} has no effect on {self.name!r}, whose path is the same for every day; "
+                    "remove it, or put {date} in place of the day"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -443,7 +494,7 @@ class GateConfig(Section):
         description="manual: a challenger that passes needs approval in Prefect's UI",
     )
     approval_seconds: int = Field(
-        3600,
+        86_400,
         ge=1,
         le=604_800,
         description="Seconds to wait for approval; no answer counts as a rejection",

@@ -63,6 +63,7 @@ def assemble(
     pixel_max: float | None = None,
     pixel_scales: Mapping[str, str] | None = None,
     test_split: bool = True,
+    part: bool = False,
 ) -> Dataset:
     """Assemble a dataset; without a test split, a sixth of the images is held out.
 
@@ -80,6 +81,8 @@ def assemble(
         pixel_scales: Scale of each split, if its pixels were converted before.
         test_split: Whether to hold out a test split if there is none; otherwise all images are in
             both splits.
+        part: Whether the arrays are a part of a dataset, which may have a single class, and a split
+            without images.
 
     Raises:
         DataError: An array is invalid, or the arrays do not match.
@@ -96,7 +99,9 @@ def assemble(
         split: pixel_scale.description(images, whites[split])
         for split, (images, _) in arrays.items()
     }
-    encoded = label_forms.encode([labels for _, labels in arrays.values()], where, class_names)
+    encoded = label_forms.encode(
+        [labels for _, labels in arrays.values()], where, class_names, fewest=1 if part else 2
+    )
     splits: dict[str, Split] = {}
     for (split, (images, _)), labels in zip(arrays.items(), encoded.splits, strict=True):
         pixels = pixel_scale.to_uint8(images, whites[split], where)
@@ -108,10 +113,15 @@ def assemble(
         splits["test"] = splits[TRAIN]
     held_out = "test" not in splits
     if held_out:
-        splits[TRAIN], splits["test"] = _held_out(splits[TRAIN], encoded.class_names, where)
+        splits[TRAIN], splits["test"] = (
+            hold_out(splits[TRAIN])
+            if part
+            else _held_out(splits[TRAIN], encoded.class_names, where)
+        )
         source = f"{source}; {_HELD_OUT}"
     _require_one_size(splits, where)
-    _require_known_classes(splits, encoded.class_names, where)
+    if not part:
+        _require_known_classes(splits, encoded.class_names, where)
     return Dataset(
         name,
         splits[TRAIN],

@@ -11,6 +11,7 @@
 import errno
 import fnmatch
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,36 @@ def files_below(folder: Any) -> list[File]:
     """
     files = _local_files(folder) if is_local(folder) else _remote_files(folder)
     return sorted(files, key=lambda file: file.name)
+
+
+def fingerprint(path: Any) -> str | None:
+    """Return a digest of the files at a path that changes when they do, without reading them.
+
+    It consists of the name, size and times of each file, and of its inode or its ETag. A file that
+    was replaced by one of the same size and modification time still has another time of change.
+
+    Args:
+        path: Local file or folder, or a path of universal_pathlib.
+
+    Returns:
+        SHA-256, as 64 hexadecimal digits; None if there are no files.
+
+    Raises:
+        DataError: See `files_below`.
+    """
+    files = files_below(path) if path.is_dir() else [File(path, path.name)]
+    states = [(file.name, *_state(file.path)) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest() if states else None
+
+
+def _state(path: Any) -> tuple[object, ...]:
+    if is_local(path):
+        with archives.read_errors_as_data_errors(path):
+            status = path.stat()
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    about = path.fs.info(path.path)
+    times = ("ETag", "etag", "LastModified", "mtime", "created")
+    return about["size"], *(str(about.get(name, "")) for name in times)
 
 
 def subfolders(folder: Path) -> list[str]:

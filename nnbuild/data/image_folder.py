@@ -14,6 +14,7 @@ from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, subfolders
 from nnbuild.data.labels import by_value, normalized
+from nnbuild.data.locations import Location
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.errors import DataError
 
@@ -32,6 +33,16 @@ class _Examples(NamedTuple):
     files: list[Path]
     labels: list[int]
     skipped: list[Path]
+
+
+def find_files(location: Location) -> list[File]:
+    """Return all files of a folder or a glob, if there is a picture among them.
+
+    In training, the files that are not pictures are refused or skipped; in scoring, they are rows
+    that cannot be scored.
+    """
+    has_pictures = any(decoding.has_ending(file.name) for file in location.files)
+    return list(location.files) if has_pictures else []
 
 
 def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
@@ -58,7 +69,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
                 "expected the same classes"
             )
     examples = {
-        split: _examples(_by_class(files, path, folders), class_names, options)
+        split: _examples(_by_class(files, path, folders, options), class_names, options)
         for split, folders in classes.items()
     }
     if not examples[TRAIN].files:
@@ -85,6 +96,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         class_names=class_names,
         pixel_max=decoding.WHITE,
         test_split=options.hold_out,
+        part=options.part,
     )
     return replace(dataset, unreadable=tuple(pictures.errors))
 
@@ -123,7 +135,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _by_class(
-    files: Sequence[File], path: Path, folders: Mapping[str, Path]
+    files: Sequence[File], path: Path, folders: Mapping[str, Path], options: ReadOptions
 ) -> dict[str, list[File]]:
     """Return the files of each class of a split."""
     above = {folder.relative_to(path).parts: name for name, folder in folders.items()}
@@ -133,7 +145,8 @@ def _by_class(
         parts = PurePosixPath(file.name).parts
         if len(parts) > depth and parts[:depth] in above:
             classes[above[parts[:depth]]].append(file)
-    if empty := next((name for name, members in classes.items() if not members), None):
+    empty = next((name for name, members in classes.items() if not members), None)
+    if empty is not None and not options.part:
         raise DataError(f"{folders[empty]}: an empty folder; expected the pictures of a class")
     return classes
 

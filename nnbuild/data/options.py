@@ -19,6 +19,7 @@ class ReadOptions:
         skip_other_files: Whether to skip files that are not pictures in a folder of pictures.
         hold_out: Whether to hold out a test split if the source has none; otherwise all of its
             images are in both splits.
+        part: Whether the files are a part of a dataset, which may lack classes and splits.
         preprocessing: Settings by which pictures become images of one shape; None to require
             that they have one.
         max_errors: Largest fraction of unreadable pictures to skip; None to refuse the first.
@@ -30,6 +31,7 @@ class ReadOptions:
     pixel_max: float | None = None
     skip_other_files: bool = False
     hold_out: bool = True
+    part: bool = False
     preprocessing: Preprocessing | None = None
     max_errors: float | None = None
 

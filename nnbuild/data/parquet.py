@@ -16,51 +16,48 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nnbuild.config.names import TRAIN, split_named, split_of_file
-from nnbuild.data import archives, arrow_images, pixel_scale
+from nnbuild.data import archives, arrow_images, decoding, pixel_scale
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import File, files_below, is_local, require_all_shards
+from nnbuild.data.file_tree import File, require_all_shards
+from nnbuild.data.locations import Location, first_bytes, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.preprocessing import PictureReader
 from nnbuild.errors import DataError
 
-_MAGIC = b"PAR1"
-_ENDINGS = (".parquet", ".parq")
+MAGIC = b"PAR1"
+SUFFIXES = (".parquet", ".parq")
+_SHARDS = "-of-"
 
 
-def parquet_below(folder: Any) -> list[File]:
-    """List the Parquet files below a folder, in the order of their paths.
+def find_files(location: Location) -> list[File]:
+    """Return the Parquet files in a folder or a glob.
 
     Raises:
-        DataError: A shard is missing; and see `nnbuild.data.file_tree.files_below`.
+        DataError: A shard is missing, or a folder also contains pictures.
     """
-    return parquet_among(files_below(folder), folder)
-
-
-def parquet_among(files: Sequence[File], where: object) -> list[File]:
-    """Select the Parquet files of a folder; see `parquet_below`."""
-    selected = [file for file in files if is_parquet(file)]
-    require_all_shards((file.name for file in selected), where)
+    selected = [file for file in location.files if is_parquet(file)]
+    if location.kind == "folder":
+        require_all_shards((file.name for file in selected), location.address)
+        picture = next(
+            (each.name for each in location.files if decoding.has_ending(each.name)), None
+        )
+        if selected and picture is not None:
+            raise DataError(
+                f"{location.address}: contains both Parquet files ({selected[0].name}) and "
+                f"pictures ({picture}); use a separate folder for each"
+            )
+    elif _SHARDS not in location.address.rpartition("/")[2]:  # otherwise it may select some
+        require_all_shards((str(file.path) for file in selected), location.address)
     return selected
 
 
 def is_parquet(file: File) -> bool:
     """Return whether a file is Parquet by its suffix, or without suffix by its first bytes."""
     name = PurePosixPath(file.name).name
-    return has_ending(name) or ("." not in name and starts_as_parquet(file.path))
-
-
-def has_ending(name: str) -> bool:
-    """Return whether a file name has the suffix of Parquet files."""
-    return name.lower().endswith(_ENDINGS)
-
-
-def starts_as_parquet(path: Any) -> bool:
-    """Return whether a file begins with the magic bytes of Parquet."""
-    if is_local(path):
-        return archives.first_bytes(path, len(_MAGIC)) == _MAGIC
-    content: bytes = path.fs.cat_file(path.path, start=0, end=len(_MAGIC))
-    return content == _MAGIC
+    if "." in name:
+        return name.lower().endswith(SUFFIXES)
+    return first_bytes(file.path).startswith(MAGIC)
 
 
 _LABEL_BYTES = 8  # the widest integer
@@ -86,7 +83,12 @@ def load_file(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     Raises:
         DataError: See `load_folder`.
     """
-    archives.require_regular(path)
+    head = archives.first_bytes(path, len(MAGIC))
+    if head != MAGIC:
+        raise DataError(
+            f"{path}: not a Parquet file, it starts with {head.hex() or 'nothing'}; "
+            "download or write it again"
+        )
     return _dataset(path, {TRAIN: [path]}, options)
 
 
@@ -107,7 +109,7 @@ def load_folder(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         DataError: A file is damaged, lacks a column, has nulls or images of several sizes, a shard
             is missing, or there are no training files.
     """
-    files = parquet_below(path)
+    files = find_files(location_at(path))
     splits, unused = _by_split(files, path)
     if not splits.get(TRAIN):
         raise DataError(f"{path}: no train*.parquet; expected train*.parquet and test*.parquet")
@@ -168,6 +170,7 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
         class_names=_class_names(splits[TRAIN][0], options),
         pixel_scales={split: scale for split, (_, _, scale) in read.items()},
         test_split=options.hold_out,
+        part=options.part,
     )
     return replace(dataset, unreadable=tuple(pictures.errors))
 

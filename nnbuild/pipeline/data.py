@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,15 +12,19 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.options import ReadOptions
-from nnbuild.data.preprocessing import Preprocessing, fit_dataset
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.file_tree import fingerprint
+from nnbuild.data.preprocessing import fit_dataset
+from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line
-from nnbuild.pipeline.step import cached_step
+from nnbuild.pipeline.days import parts_table, preprocessing_of, read_options, select_days
+from nnbuild.pipeline.step import cached_step, staged_table
+from nnbuild.runtime.date_patterns import is_dated
+from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Check, CheckedData, LoadedData
 from nnbuild.store.store import Store
+from nnbuild.store.tables import write_table
 
 _MAX_EXAMPLES = 20
 
@@ -37,6 +43,9 @@ def load_data(
 ) -> LoadedData:
     """Read the dataset, and write it to staging as Parquet unless the store has it.
 
+    The days of a dated source are ingested into the store itself, where they stay, however the run
+    ends: a dataset of days is a list of them.
+
     Args:
         run: Run in staging.
         cache: Folder for downloads; a folder of the user's cache if None.
@@ -49,6 +58,9 @@ def load_data(
         DataError: The source is missing, damaged, or not what it claims to be.
         ConfigError: The name of the dataset is unknown.
     """
+    if is_dated(run.config.dataset.name):
+        return _load_days(run)
+    state = source_fingerprint(run.config.dataset)
     dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
     settings = preprocessing_of(run.config.dataset)
     store = Store(run.store)
@@ -60,22 +72,52 @@ def load_data(
         make_durable_dir(folder)  # it refuses to create a store that disappeared again
         tables.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
+    return _described(
+        dataset,
+        digest=dataset.digest,
+        folder=location,
+        pixel_scales=dict(dataset.pixel_scales),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
+        fingerprint=state,
+        files=files,
+    )
+
+
+def _load_days(run: Run) -> LoadedData:
+    """Ingest the days of the run's window, and write `dataset_parts`."""
+    store = Store(run.store)
+    window = select_days(store, run.config.dataset, run.started_at)
+    name = window.source.name
+    digest = window.source.create_dataset(window.versions, window.description)
+    dataset = tables.read_dataset(store.local_dataset(name, digest))
+    settings = preprocessing_of(run.config.dataset)
+    table = parts_table(window.versions, run.config)
+    write_table(staged_table(run, "dataset_parts"), table, schemas.DATASET_PARTS)
+    return _described(
+        dataset,
+        digest=digest,
+        folder=store.dataset_name(name, digest),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
+        day=window.day,
+        days=window.versions,
+        remarks=window.remarks,
+        files=run.digests("tables/dataset_parts.parquet"),
+    )
+
+
+def _described(dataset: Dataset, **others: Any) -> LoadedData:
     return LoadedData(
         name=dataset.name,
-        digest=dataset.digest,
         source=dataset.source,
-        folder=location,
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         class_names=dataset.class_names,
         train=len(dataset.train),
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
-        pixel_scales=dict(dataset.pixel_scales),
-        preprocessing=None if settings is None else settings.model_dump(mode="json"),
         unreadable=len(dataset.unreadable),
         unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
-        files=files,
+        **others,
     )
 
 
@@ -88,41 +130,35 @@ def _read_source(
         cache=cache or default_cache(),
         fallback=config.fallback,
         progress=progress,
-        options=_options(config),
+        options=read_options(config),
     )
     return fit_dataset(dataset, preprocessing_of(config))
 
 
-def source_digest(config: DatasetConfig) -> str:
+def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
     """Return the digest of the dataset as it is at its source now.
 
-    The source is read completely. Sizes and modification times would be cheaper, but miss a file
-    that was fixed and copied with its old time.
+    The source is read completely, except for the days that the store has ingested.
+
+    Args:
+        config: Settings of the dataset.
+        store: Store that new days of a dated source are ingested into.
+        now: Aware time, which decides on the days.
 
     Raises:
         NnbuildError: The source cannot be read.
     """
+    if is_dated(config.name):
+        return select_days(store, config, now).digest
     return _read_source(config).digest
 
 
-def _options(config: DatasetConfig) -> ReadOptions:
-    """Return the settings for reading files."""
-    return ReadOptions(
-        image_column=config.image_column,
-        label_column=config.label_column,
-        keys=config.array_keys,
-        pixel_max=config.pixel_max,
-        skip_other_files=config.other_files == "skip",
-        preprocessing=preprocessing_of(config),
-        max_errors=config.max_errors if config.on_error == "skip" else None,
-    )
+def source_fingerprint(config: DatasetConfig) -> str | None:
+    """Return a digest of names, sizes and times of the files at a path; None for a named dataset.
 
-
-def preprocessing_of(config: DatasetConfig) -> Preprocessing | None:
-    """Return the settings by which pictures become images; None to use them as they are."""
-    names = ("image_size", "resize", "channels", "background")
-    settings = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    return Preprocessing.model_validate(settings) if settings else None
+    It is read in milliseconds. If it has not changed, neither has the dataset.
+    """
+    return None if config.name in NAMES else fingerprint(Path(config.name))
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
@@ -158,7 +194,7 @@ def read_golden(config: RunConfig, data: LoadedData) -> Split:
             address,
             data_dir=config.dataset.data_dir,
             cache=default_cache(),
-            options=replace(_options(config.dataset), hold_out=False),
+            options=replace(read_options(config.dataset), hold_out=False),
         )
     except InputError as error:
         raise DataError(f"gate.golden {error}") from error

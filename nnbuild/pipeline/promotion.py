@@ -1,9 +1,11 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from nnbuild.config.presets import is_fallback
 from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
@@ -39,17 +41,20 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         StoreError: The store cannot be read now.
     """
     config, store = run.config.gate, Store(run.store)
-    champion_id = champion.current(store)
+    champion_id, pinned = champion.current(store, data.name), champion.pin(store, data.name)
+    skip_reason = gate_skip_reason or _fallback_reason(run, data) or _past_day_reason(run)
     challenger = challenger_of(run, data)
     other: Comparison | Incomparable | None = None
     if not config.enabled:
-        decision = promotion.Decision("gate-off", gate_skip_reason or _GATE_OFF)
-    elif gate_skip_reason is not None:
-        decision = promotion.Decision("skipped", gate_skip_reason)
+        decision = promotion.Decision("gate-off", skip_reason or _GATE_OFF)
+    elif skip_reason is not None:
+        decision = promotion.Decision("skipped", skip_reason)
     else:
         if champion_id is not None:
             other = compare(challenger, store, champion_id, config)
         decision = _judge(challenger, store, other, config)
+        if pinned is not None:
+            decision = _held_back(decision, champion.pin_reason(data.name, pinned))
     paired = other.paired if isinstance(other, Comparison) else None
     waits = decision.promote and config.approval == "manual"
     outcome: promotion.Outcome = "rejected" if waits else decision.outcome
@@ -85,10 +90,17 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
         next_anchor=decision.next_anchor,
         waits=waits,
-        passed_over=gate_skip_reason is not None,
+        passed_over=skip_reason is not None,
+        pinned=pinned is not None,
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def _past_day_reason(run: Run) -> str | None:
+    """Return why a run that makes that of a past day again is no candidate; None for others."""
+    day = run.config.dataset.as_of
+    return None if day is None else f"it makes the run of {day} again"
 
 
 def _judge(
@@ -125,6 +137,28 @@ def _compare_with_anchor(
     return other.paired if isinstance(other, Comparison) else None
 
 
+def _fallback_reason(run: Run, data: LoadedData) -> str | None:
+    """Return why a run on fallback data cannot become a champion; None for other runs."""
+    dataset = run.config.dataset
+    if not is_fallback(data.name, dataset.name, dataset.fallback):
+        return None
+    return (
+        f"it was trained on the fallback dataset {data.name}, because {dataset.name} was "
+        "unavailable"
+    )
+
+
+def _held_back(decision: promotion.Decision, pin: str) -> promotion.Decision:
+    """Return a decision whose comparison stays, but that leaves a pinned champion in place."""
+    if decision.outcome == "kept-identical":
+        return decision
+    return replace(
+        decision,
+        outcome="skipped",
+        reason=f"{pin}; without the pin: {decision.outcome}, {decision.reason}",
+    )
+
+
 def _approval_hint(run: Run) -> str:
     return f"a person has to approve it: nnbuild promote {run.run_id}"
 
@@ -135,13 +169,16 @@ def _write_decision(run: Run, row: Mapping[str, Any]) -> None:
     write_table(staged_table(run, "decisions"), table, schemas.DECISIONS)
 
 
-def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
-    """Replace the pending decision of the gate by a person's answer.
+def record_approval(
+    run: Run, *, promote: bool, comment: str = "", seconds_waited: float = 0.0
+) -> Decided:
+    """Replace the pending decision of the gate by a person's answer; the report is outdated then.
 
     Args:
         run: Run whose decision waits for a person.
         promote: Whether the person promotes the run.
         comment: Reason in the person's words.
+        seconds_waited: Time in which the run waited for the answer.
 
     Returns:
         The final decision.
@@ -169,8 +206,10 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
             "waits": False,
             "files": run.digests("tables/decisions.parquet"),
             "figures": decided.figures | {"promoted": promote},
+            "seconds_waited": decided.seconds_waited + seconds_waited,
         }
     )
+    run.invalidate(Reported)
     run.save_result(result, run.seconds().get(Decided.step, 0.0))
     return result
 
@@ -185,6 +224,8 @@ def revoke_decision(run: Run) -> None:
         staged_table(run, "decisions").unlink(missing_ok=True)
 
 
-def is_current(run: Run, decided: Decided) -> bool:
-    """Return whether the champion is still the one that the run was compared with."""
-    return champion.current(Store(run.store)) == decided.champion
+def is_current(run: Run, data: LoadedData, decided: Decided) -> bool:
+    """Return whether the champion and its pin are still those that the decision relies on."""
+    store = Store(run.store)
+    is_pinned = champion.pin(store, data.name) is not None
+    return (champion.current(store, data.name), is_pinned) == (decided.champion, decided.pinned)

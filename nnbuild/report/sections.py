@@ -34,7 +34,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
         "model": row.model,
         "dataset": row.dataset,
         "requested": requested,
-        "fallback": dataset.fallback == row.dataset != requested,
+        "fallback": manifest.fell_back,
         "started": f"{started.day} {started:%B %Y, %H:%M} UTC",
         "data": manifest.steps.load_data,
         "epochs": row.epochs,

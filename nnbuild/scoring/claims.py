@@ -162,14 +162,19 @@ def scored_as(
         store: Store to search.
         config: Settings of the job.
         model_digest: SHA-256 of the model file.
-        identity: Identity of the input, as returned by `Input.identity`.
+        identity: Identity of the input, as returned by `ImageStream.identity`.
     """
     settings = config.model_dump(mode="json")
     for each in reversed(candidates(store, config)):
         if each["model_digest"] != model_digest:
             continue
         path = store.root / "scores" / each["score_id"] / "manifest.json"
-        manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+        try:
+            manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+        except StoreError:
+            if each["score_id"] in store.score_ids():
+                raise
+            continue  # deleted in the meantime
         if manifest.input == identity and all(
             manifest.config.get(name) == settings[name] for name in _ROW_SETTINGS
         ):

@@ -28,7 +28,7 @@ def export_run(
 
     Args:
         store: Store with the run.
-        run_id: ID of a committed run, or `champion`.
+        run_id: ID of a committed run, `champion`, or `champion:DATASET`.
         target: A file for `onnx`, a folder for `savedmodel`; it must not exist.
         format: `savedmodel`, with the signatures `logits`, `probabilities` and `serving_default`
             (the same as `probabilities`), or `onnx`, with the outputs `logits` and

@@ -22,7 +22,6 @@ from nnbuild.store.ids import is_run_id
 from nnbuild.store.json_models import problem
 from nnbuild.store.manifests import Manifest
 
-CHAMPION = "champion"
 _MAX_BYTES = 2**34  # of a model file
 
 
@@ -69,17 +68,13 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
         ContractError: The file is missing, was changed, or was never exported.
         ConfigError: A model file has no digest, or a run was given one.
     """
-    if config.model == CHAMPION or is_run_id(config.model):
+    if champion.is_name(config.model) or is_run_id(config.model):
         if config.digest is not None:
             raise ConfigError(
                 "digest applies to model files only; the digest of a run's model is in its manifest"
             )
         store.require()
-        return _of_run(
-            store,
-            champion.require(store) if config.model == CHAMPION else config.model,
-            config.engine,
-        )
+        return _of_run(store, champion.run_of(store, config.model), config.engine)
     return _of_file(Path(config.model), config)
 
 
@@ -169,8 +164,8 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
             kind = irregular(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ConfigError(
-                f"model {config.model!r} is neither champion, nor a run ID, nor a file; "
-                "see `nnbuild runs`"
+                f"model {config.model!r} is neither champion, nor champion:DATASET, nor a run ID, "
+                "nor a file; see `nnbuild runs`"
             ) from error
     if kind is not None:
         raise ConfigError(

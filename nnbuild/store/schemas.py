@@ -88,6 +88,15 @@ CALIBRATION = _table(
     _field("accuracy", pa.float64(), "Share classified right; null if empty", nullable=True),
 )
 
+DATASET_PARTS = _table(
+    _field("day", pa.date32(), "The day"),
+    _field("version", pa.int32(), "Version of the day, from 1"),
+    _field("rows", pa.int64(), "Images of the day that were used so"),
+    _field("digest", pa.string(), "sha256 of the day's content"),
+    _field("used_for", pa.string(), "train, validation or test"),
+    _field("ingested_at", _UTC_MICROSECONDS, "When this version was ingested"),
+)
+
 
 DECISIONS = _table(
     _field(
@@ -176,6 +185,18 @@ DRIFT = _table(
 )
 
 
+CHAMPIONS = _table(
+    _field("dataset", pa.string(), "Name of the dataset"),
+    _field("previous", pa.string(), "The champion before; null if there was none", nullable=True),
+    _field("changed_at", _UTC_MICROSECONDS, "Time of the change"),
+    _field("by", pa.string(), "gate, promote, rollback or unpin"),
+    _field("who", pa.string(), "User and host of the person; null for the gate", nullable=True),
+    _field("note", pa.string(), "Reason; null if not given", nullable=True),
+    _field("pinned", pa.bool_(), "Whether the gate has to leave this champion alone"),
+)
+CHAMPIONS_TABLE = "champions"
+
+
 @cache
 def predictions(classes: int) -> pa.Schema:
     """Return the schema of `predictions` for a number of classes."""
@@ -199,6 +220,8 @@ STATIC_SCHEMAS = {
     "confusion": CONFUSION,
     "calibration": CALIBRATION,
     "decisions": DECISIONS,
+    CHAMPIONS_TABLE: CHAMPIONS,
+    "dataset_parts": DATASET_PARTS,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
 }
@@ -347,6 +370,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "mean_confidence": "Mean of the largest probability in the bin; null if it is empty.",
         "accuracy": "Fraction of correct predictions in the bin; null if it is empty.",
     },
+    "dataset_parts": {
+        "day": "Day of the labelled images.",
+        "version": "Version of the day: 1 as it was first ingested, 2 after its first correction.",
+        "rows": "Number of images of the day that were used for this purpose.",
+        "digest": "SHA-256 digest of the content of this version of the day.",
+        "used_for": "`train`, `validation` or `test`; each image of a day is in one of them.",
+        "ingested_at": "Time at which this version was ingested. A day that was late has a time "
+        "that is days after it.",
+    },
     "decisions": {
         "champion": "Champion that the run was compared with; null if there was none.",
         "rule": "`not-worse` or `better`.",
@@ -382,6 +414,15 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "left_out": "Number of test images left out because either run trained or validated on "
         "them.",
         "decided_at": "Time of the decision.",
+    },
+    "champions": {
+        "dataset": "Name of the dataset, as in `runs`.",
+        "previous": "Champion before the change; null if there was none.",
+        "changed_at": "Time of the change; each change of a dataset is later than the one before.",
+        "by": "`gate`, or a person's `promote`, `rollback` or `unpin`.",
+        "who": "The person as `user@host`; null for the gate.",
+        "note": "Reason of the gate, or of the person as given by `--note`.",
+        "pinned": "Whether the champion is pinned: the gate compares, but does not replace it.",
     },
     "score_jobs": {
         "run_id": "Run whose model scored; null for a model file.",

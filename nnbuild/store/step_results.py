@@ -4,11 +4,13 @@ Paths are relative to the store's root. Each result is stored as JSON with the r
 resumed run can load it.
 """
 
+from datetime import date
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nnbuild.evaluation.promotion import Outcome
+from nnbuild.store.json_models import Moment
 
 
 class StepResult(BaseModel):
@@ -24,12 +26,52 @@ class StepResult(BaseModel):
     files: dict[str, str] = {}
 
 
+class DayVersion(BaseModel):
+    """A version of a day of labelled images, as it was ingested.
+
+    Attributes:
+        day: The day.
+        version: Number of the version, from 1.
+        digest: SHA-256 of its content.
+        image_shape: Height, width and channels of its images.
+        train: Number of images to train on.
+        test: Number of images that are held out for testing.
+        validation: Number of images of the day's own validation split.
+        ingested_at: Time of the ingestion.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    day: date
+    version: int = Field(ge=1)
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    image_shape: tuple[int, int, int]
+    train: int = Field(ge=0)
+    test: int = Field(ge=0)
+    validation: int = Field(ge=0)
+    ingested_at: Moment
+
+    @property
+    def rows(self) -> int:
+        """Return the number of images."""
+        return self.train + self.test + self.validation
+
+    @property
+    def part(self) -> str:
+        """Return the path of its images, relative to the folder of all datasets of that name."""
+        return f"days/{self.day}/{self.digest}"
+
+
 class LoadedData(StepResult):
     """The dataset of the run; its Parquet files are in `folder`.
 
     Attributes:
         validation: Number of images in the source's own validation split; 0 if it has none.
         pixel_scales: Rule by which the pixels were read, by split.
+        fingerprint: Digest of names, sizes and times of the files at the source; None if the
+            dataset is not at a path.
+        day: Day of the run; None if the source has no days.
+        days: The days that the dataset consists of.
+        remarks: Remarks on the days.
         preprocessing: Settings by which pictures became images, see
             `nnbuild.data.preprocessing.Preprocessing`; None if they were used as they are.
         unreadable: Number of pictures that were skipped because they cannot be read.
@@ -48,6 +90,10 @@ class LoadedData(StepResult):
     test: int
     validation: int = 0
     pixel_scales: dict[str, str] = {}
+    fingerprint: str | None = None
+    day: date | None = None
+    days: tuple[DayVersion, ...] = ()
+    remarks: tuple[str, ...] = ()
     preprocessing: dict[str, Any] | None = None
     unreadable: int = 0
     unreadable_examples: tuple[str, ...] = ()
@@ -194,7 +240,9 @@ class Decided(StepResult):
             this run is the champion; None if the gate does not promote it.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
+        pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
+        seconds_waited: Time in which the run waited for a person's approval.
     """
 
     step = "decide"
@@ -207,7 +255,9 @@ class Decided(StepResult):
     next_anchor: str | None = None
     waits: bool = False
     passed_over: bool = False
+    pinned: bool = False
     gate_reason: str = ""
+    seconds_waited: float = 0.0
 
 
 class Reported(StepResult):

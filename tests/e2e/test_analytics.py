@@ -31,8 +31,8 @@ def test_documented_queries_run(gated_runs, question):
     assert len(query(store, question)) > 0
 
 
-def test_documented_queries_are_ten():
-    assert len(QUESTIONS) == 10
+def test_documented_queries_are_eleven():
+    assert len(QUESTIONS) == 11
 
 
 def test_documented_queries_are_correct(gated_runs):

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from artifact_keys import kind_of
 from browser import CHROMIUM, browser
 from PIL import Image
 from real_server import ROOT
@@ -44,7 +45,7 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
     store, flow_runs = finished
     criteria = {"flow_run_id": {"any_": [flow_runs[1]]}}
     keys = {
-        each["key"]: each["id"]
+        kind_of(each["key"]): each["id"]
         for each in real_prefect.ask("/artifacts/filter", artifacts=criteria)
     }
     history = store.read_table("history", store.run_ids()[1]).to_pylist()

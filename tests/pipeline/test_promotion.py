@@ -1,7 +1,5 @@
 """The promotion gate: the decision, its numbers, and a champion that is always a committed run."""
 
-import threading
-
 import numpy as np
 import pytest
 from command_line import call, tree_digest
@@ -11,6 +9,8 @@ from small_data import run_config
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import GateConfig
+from nnbuild.data import registry
+from nnbuild.data.download import UnavailableError
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.noninferiority import lower_bound, upper_bound
@@ -260,12 +260,15 @@ def test_promote_and_rollback(capfd, gated_runs):
     assert call(capfd, "champion", "--store", store.root, "--json").json["champion"] == second
     assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
     assert call(capfd, "promote", third, "--store", store.root, "--json").json["champion"] == third
-    assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == first
+    # The third run has the weights of the first, so there is no other model to go back to.
+    assert call(capfd, "rollback", "--store", store.root).code == 2
     assert (
         call(capfd, "promote", second, "--store", store.root, "--json").json["champion"] == second
     )
+    assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == third
+    call(capfd, "promote", second, "--store", store.root)
     changes = call(capfd, "champion", "--store", store.root, "--json").json["changes"]
-    assert [each["by"] for each in changes][:4] == ["promote", "rollback", "promote", "rollback"]
+    assert [each["by"] for each in changes][:4] == ["promote", "rollback", "promote", "promote"]
     before = tree_digest(store.root)
     for arguments, says in [
         (("promote", second), "already"),
@@ -283,30 +286,6 @@ def test_rollback_empty_store_raises(capfd, tmp_path):
     outcome = call(capfd, "rollback", "--store", tmp_path / "store")
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "no champion" in outcome.err
-
-
-def test_champion_race_has_one_winner(gated_runs):
-    store, runs = gated_runs
-    standing = champion.current(store)
-    others = [each for each in runs if each != standing]
-    won, lost = [], []
-    start = threading.Barrier(8)
-
-    def race(number):
-        start.wait()
-        try:
-            champion.change(store, others[number % 2], expected=standing, by="promote")
-            won.append(number)
-        except champion.ChampionChangedError:
-            lost.append(number)
-
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(won), len(lost)) == (1, 7)
-    champion.change(store, standing, expected=champion.current(store), by="promote")
 
 
 def test_outdated_decision_is_repeated(tmp_path, small_folder):
@@ -338,12 +317,76 @@ def test_outdated_decision_is_repeated(tmp_path, small_folder):
     assert not decision["promoted"]
 
 
+def test_fallback_run_leaves_champion(tmp_path, monkeypatch):
+    monkeypatch.delenv("NNBUILD_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_download", _refuse_download)
+    settings = {"model": {"name": "lab"}, "training": {"epochs": 1}}
+    fell_back = RunConfig.model_validate(settings | {"dataset": {"fallback": "digits"}})
+    meant = RunConfig.model_validate(settings | {"dataset": {"name": "digits"}})
+    store = Store(tmp_path / "store")
+    first, expected, last = (
+        retrain(each, store.root).run_id for each in (fell_back, meant, fell_back)
+    )
+    for run_id in (first, last):
+        decision = store.read_table("decisions", run_id).to_pylist()[0]
+        assert (decision["outcome"], decision["promoted"]) == ("skipped", False)
+        assert "fallback dataset digits, because mnist" in decision["reason"]
+        assert not store.manifest(run_id).row.promoted
+    assert store.manifest(expected).row.promoted
+    assert [each.run_id for each in champion.history(store)] == [expected]
+
+
+def _refuse_download(*_):
+    raise UnavailableError("no network in this test")
+
+
+def test_pinned_champion_stays_but_is_compared(gated_runs, small_folder):
+    store, (first, *_) = gated_runs
+    champion.promote(store, first, champion.Author("ada@host", "for the audit"))
+    good = run_config(small_folder, training={"epochs": 30, "learning_rate": 0.02})
+    run_id = retrain(good, store.root).run_id
+    decision = store.read_table("decisions", run_id).to_pylist()[0]
+    assert (decision["outcome"], decision["promoted"]) == ("skipped", False)
+    assert decision["examples"] == 45
+    for word in (first, "ada@host", "for the audit", "without the pin: promoted"):
+        assert word in decision["reason"]
+    assert champion.current(store) == first
+    champion.unpin(store, champion.Author("ada@host"))
+    run_id = retrain(good, store.root).run_id
+    assert champion.current(store) == run_id
+    assert champion.history(store)[-1].note == store.manifest(run_id).steps.decide.reason
+
+
+def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
+    """A person may pin the champion while a run that would replace it is being committed."""
+    store = Store(tmp_path)
+    first = retrain(run_config(small_folder), tmp_path).run_id
+
+    def pin(name):
+        if name == "write_report:begin" and champion.pin(store, "small") is None:
+            champion.promote(store, first, champion.Author("ada@host"))
+
+    monkeypatch.setattr(fault_injection, "failpoint", pin)
+    good = run_config(small_folder, training={"epochs": 30, "learning_rate": 0.02})
+    run_id = retrain(good, tmp_path).run_id
+    assert champion.current(store) == first
+    assert store.read_table("decisions", run_id)["outcome"].to_pylist() == ["skipped"]
+
+
 class _Killed(BaseException):
     """Simulated SIGKILL, which no handler of the program may catch."""
 
 
 @pytest.mark.parametrize(
-    "at", ["commit:laid-out", "commit:decisions", "commit:runs", "champion:changed"]
+    "at",
+    [
+        "commit:laid-out",
+        "commit:decisions",
+        "commit:runs",
+        "champion:changed",
+        "champion:recorded",
+    ],
 )
 def test_killed_promotion_is_finished(tmp_path, small_folder, monkeypatch, at):
     def point(name):
@@ -364,4 +407,5 @@ def test_killed_promotion_is_finished(tmp_path, small_folder, monkeypatch, at):
             open_run(RunConfig(), tmp_path, resume=run_id)
     assert champion.current(store) == run_id
     assert [each.run_id for each in champion.history(store)] == [run_id]
+    assert store.read_table("champions")["run_id"].to_pylist() == [run_id]
     assert list((tmp_path / "staging").iterdir()) == []

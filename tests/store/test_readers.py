@@ -85,7 +85,8 @@ def test_readers_during_commit_see_whole_runs(every_table, tmp_path, small_folde
                 seen.append((point, reader, name, ids))
         committed = {"run_id": set(store.run_ids()), "score_id": set(store.score_ids())}
         for at, reader, name, ids in seen[-len(READERS) * len(schemas.TABLES) :]:
-            assert ids.keys() >= committed[key_of(name)], (at, reader, name)
+            if name != "champions":  # not every run is one
+                assert ids.keys() >= committed[key_of(name)], (at, reader, name)
             if name in {"runs", "score_jobs"}:
                 assert ids.keys() == committed[key_of(name)], (at, reader, name)
 
