@@ -13,7 +13,7 @@ from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.significance import McNemarResult
 from nnbuild.pipeline.data import staged_dataset
-from nnbuild.pipeline.step import cached_step, staged_table
+from nnbuild.pipeline.step import cached_step, staged_predictions, staged_table
 from nnbuild.store import champion, commit, schemas
 from nnbuild.store.filesystem import os_errors_as_store_errors
 from nnbuild.store.json_models import read_text
@@ -141,7 +141,7 @@ def _candidate_of_run(run: Run, data: LoadedData) -> promotion.Candidate:
     staged = staged_dataset(run)
     folder = staged if staged.is_dir() else Store(run.store).dataset_folder(data.name, data.digest)
     evaluation = read_table(staged_table(run, "evaluation"), schemas.EVALUATION)
-    predictions = read_table(staged_table(run, "predictions"), schemas.predictions(data.classes))
+    predictions = staged_predictions(run, data)
     return _candidate(run.run_id, folder, evaluation, predictions)
 
 

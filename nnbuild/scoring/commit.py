@@ -3,9 +3,11 @@
 A job becomes visible with that row. Until then the commit can be repeated after a crash.
 """
 
+import hashlib
+import json
 import shutil
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -173,6 +175,9 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     values = dict(manifest["row"])
     for name in ("started_at", "finished_at"):
         values[name] = datetime.fromisoformat(values[name])
+    for name in ("day", "identifier", "input_digest"):  # absent if an earlier version began this
+        values.setdefault(name, None)
+    values["day"] = values["day"] and date.fromisoformat(values["day"])
     _put(job, "score_jobs", schemas.SCORE_JOBS, [values])
     fault_injection.failpoint("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
@@ -226,6 +231,9 @@ def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) 
             "temperature": job.temperature,
             "started_at": job.started_at.astimezone(UTC).isoformat(),
             "finished_at": max(now, job.started_at).astimezone(UTC).isoformat(),
+            "day": job.config.day and job.config.day.isoformat(),
+            "identifier": job.source.identifier(),
+            "input_digest": hashlib.sha256(json.dumps(job.identity).encode()).hexdigest(),
         },
         "config": job.config.model_dump(mode="json"),
         "input": job.identity,

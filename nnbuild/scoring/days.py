@@ -113,7 +113,7 @@ def _partition(config: ScoreConfig, day: date) -> Partition:
         for name, address in addresses.items()
         if address
     }
-    return Partition(day, config.model_copy(update=dated))
+    return Partition(day, config.model_copy(update=dated | {"day": day}))
 
 
 class DayResult(BaseModel):

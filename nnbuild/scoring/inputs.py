@@ -19,7 +19,7 @@ from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
 from nnbuild.scoring.addresses import parquet_files
 from nnbuild.scoring.parquet_input import ParquetInput
-from nnbuild.scoring.table import Batch, Columns, InputChunk, RejectedRows
+from nnbuild.scoring.table import Batch, Columns, Identifier, InputChunk, RejectedRows
 from nnbuild.store.filesystem import is_url
 
 PICTURE_COLUMNS = pa.schema(
@@ -48,6 +48,9 @@ class Input(Protocol):
 
     def identity(self) -> list[list[Any]]:
         """Return name, size and version of each file, which change with the input."""
+
+    def identifier(self) -> Identifier:
+        """Return what identifies a row."""
 
     def scales(self) -> list[float]:
         """Return the pixel value of white, for each file or for all of them.
@@ -198,6 +201,10 @@ class PictureInput:
         """Return the only column of pictures, `path`."""
         return PICTURE_COLUMNS
 
+    def identifier(self) -> Identifier:
+        """Return that the path identifies a picture."""
+        return "path"
+
     def scales(self) -> list[float]:
         """Return the pixel value of white, the same for all pictures."""
         return [float(decoding.WHITE)]
@@ -282,6 +289,9 @@ class _Arrays:
 
     def schema(self) -> pa.Schema:
         return pa.schema([])
+
+    def identifier(self) -> Identifier:
+        return "row"
 
     def scales(self) -> list[float]:
         return [self.white]

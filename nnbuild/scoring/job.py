@@ -155,7 +155,7 @@ def _how_to_resume(job: Job) -> str:
 
 def shard_context(job: Job) -> ShardContext:
     """Return what making the shards of a job needs."""
-    schema = score_schema(job.config, job.model.classes, job.source.schema())
+    schema = _row_schema(job.config, job.model, job.source)
     return ShardContext(
         config=job.config,
         source=job.source,
@@ -164,6 +164,17 @@ def shard_context(job: Job) -> ShardContext:
         schema=schema,
         temperature=job.temperature,
         where=parse_filter(job.config.where, schema.names) if job.config.where else None,
+        class_names=job.model.class_names,
+    )
+
+
+def _row_schema(config: ScoreConfig, model: ScoringModel, source: Input) -> pa.Schema:
+    return score_schema(
+        config,
+        model.classes,
+        source.schema(),
+        class_names=model.class_names,
+        keyed=source.identifier() == "text",
     )
 
 
@@ -352,7 +363,7 @@ def _open_model_and_input(
         class_names=model.class_names,
         pictures_only=config.on_error == "stop",
     )
-    schema = score_schema(config, model.classes, source.schema())
+    schema = _row_schema(config, model, source)
     if config.where is not None:
         try:
             schema.empty_table().filter(parse_filter(config.where, schema.names))

@@ -271,11 +271,20 @@ class Store:
 
     def run_ids(self) -> list[str]:
         """Return the IDs of all committed runs, oldest first."""
-        return views.partitions(self.root / "tables" / "runs", "run_id")
+        return self.committed_ids("run_id")
 
     def score_ids(self) -> list[str]:
         """Return the IDs of all committed scoring jobs, oldest first."""
-        return views.partitions(self.root / "tables" / "score_jobs", "score_id")
+        return self.committed_ids("score_id")
+
+    def committed_ids(self, key: str) -> list[str]:
+        """Return the committed values of a partition key, oldest first.
+
+        Args:
+            key: `run_id`, `score_id` or `label_id`.
+        """
+        last = {"run_id": "runs", "score_id": "score_jobs", "label_id": "label_jobs"}[key]
+        return views.partitions(self.root / "tables" / last, key)
 
     def unfinished_runs(self) -> list[UnfinishedRun]:
         """Return the runs in staging, oldest first."""

@@ -14,6 +14,7 @@ from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id, require_name, require_run_id, require_score_id
+from nnbuild.store.schemas import partition_key
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -28,11 +29,6 @@ def partitions(folder: Any, key: str) -> list[str]:
             return []
         names = (path.name.removeprefix(f"{key}=") for path in folder.iterdir())
         return sorted(name for name in names if is_run_id(name))
-
-
-def partition_key(name: str) -> str:
-    """Return the name of the column that a table is partitioned by."""
-    return "score_id" if name in schemas.JOB_TABLES else "run_id"
 
 
 @dataclass(frozen=True)
@@ -113,13 +109,13 @@ def committed_parts(
     Raises:
         StoreError: No run or scoring job of such an ID is committed.
     """
-    of_jobs = require_name(name) in schemas.JOB_TABLES
-    require = require_score_id if of_jobs else require_run_id
+    key = partition_key(require_name(name))
+    require = require_run_id if key == "run_id" else require_score_id
     # The list of IDs is read first: all files of an ID were complete before its row was written.
-    ids = store.score_ids() if of_jobs else store.run_ids()
+    ids = store.committed_ids(key)
     for each in [only] if isinstance(only, str) else only or ():
         if require(each) not in ids:
-            what = "scoring job" if of_jobs else "run"
+            what = {"run_id": "run", "score_id": "scoring job", "label_id": "set of labels"}[key]
             raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
     if only is not None:
         ids = [only] if isinstance(only, str) else list(only)

@@ -20,6 +20,7 @@ from nnbuild.store.query import query
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "analytics.md"
 DOCUMENT = PAGE.read_text(encoding="utf-8")
+OTHER_TABLES = {"score_jobs", "drift", "labels", "label_jobs", "live", "live_alarms"}
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 
@@ -60,7 +61,7 @@ def test_spark_reads_every_table(gated_runs):
     store, _ = gated_runs
     spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     try:
-        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_jobs", "drift"}):
+        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - OTHER_TABLES):
             spark.read.parquet(str(store.root / "tables" / name)).createOrReplaceTempView(name)
             counted = spark.sql(f"select count(*) from {name}").collect()[0][0]  # noqa: S608
             assert counted == len(store.read_table(name))
@@ -230,7 +231,7 @@ def test_readers_during_commits_see_whole(tmp_path, small_folder):
     while not last:
         last = over.is_set()
         rounds += 1
-        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_jobs", "drift"}):
+        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - OTHER_TABLES):
             schema = (
                 schemas.predictions(3) if name == "predictions" else schemas.STATIC_SCHEMAS[name]
             )
