@@ -26,7 +26,7 @@ from flows.embedded_server import server_problem
 from flows.hooks import record_cancellation
 from flows.outage import SECONDS_TO_ANSWER
 from flows.prefect_settings import require_api_url_without_credentials
-from flows.scheduled import scheduled_retrain, scheduled_score
+from flows.scheduled import scheduled_label, scheduled_retrain, scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
@@ -37,7 +37,14 @@ SECONDS_FOR_SERVER = 60.0
 
 
 def serve_until_stopped(
-    name: str, retraining: Plan, scoring: Plan | None, collision: str, *, drift_of: str | None
+    name: str,
+    retraining: Plan,
+    scoring: Plan | None,
+    collision: str,
+    *,
+    drift_of: str | None,
+    labelling: Plan | None = None,
+    loss_of: str | None = None,
 ) -> None:
     """Serve the deployments until a signal arrives.
 
@@ -47,6 +54,8 @@ def serve_until_stopped(
         scoring: Schedules and parameters of the scoring; None to serve no scoring.
         collision: `enqueue` or `cancel-new`, for a run that is due while another one is running.
         drift_of: Root of the store in which drift triggers a retraining; None for no store.
+        labelling: Schedules and parameters of the labelling; None to serve no labelling.
+        loss_of: Root of the store in which a loss of accuracy triggers a retraining.
 
     Raises:
         ConfigError: No server is configured, or it does not answer.
@@ -64,8 +73,11 @@ def serve_until_stopped(
     if scoring is not None:
         description = "Scores new inputs with the champion; one run at a time."
         deployments.append(_deployment(scheduled_score, name, scoring, collision, description))
+    if labelling is not None:
+        description = "Adds labels and computes live accuracy; one run at a time."
+        deployments.append(_deployment(scheduled_label, name, labelling, collision, description))
     with get_client(sync_client=True) as client:
-        _prepare_server(client, name, deployments, drift_of)
+        _prepare_server(client, name, deployments, drift_of, loss_of)
     served = ", ".join(f"{each.flow_name}/{name}" for each in deployments)
     try:
         # Until the event loop handles signals itself: an exception while it is being created would
@@ -80,7 +92,11 @@ def serve_until_stopped(
 
 
 def _prepare_server(
-    client: Any, name: str, deployments: Sequence[Any], drift_of: str | None
+    client: Any,
+    name: str,
+    deployments: Sequence[Any],
+    drift_of: str | None,
+    loss_of: str | None,
 ) -> None:
     """Remove old schedules, install the automations, and detect runs that have crashed."""
     for each in deployments:
@@ -88,6 +104,9 @@ def _prepare_server(
     automations.install_crash_detection(client)
     if drift_of is not None:
         automation = automations.retrain_on_drift(deployments[0].apply(), drift_of)
+        automations.install(client, automation)
+    if loss_of is not None:
+        automation = automations.retrain_on_loss(deployments[0].apply(), loss_of)
         automations.install(client, automation)
     runs = _open_runs(client, name)
     flow_names = {each.flow_id: client.read_flow(each.flow_id).name for each in runs}

@@ -62,6 +62,11 @@ def scheduled_score_name(parameters: Mapping[str, Any] | None = None) -> str:
     return sanitize(f"score-{config.model}-{_due()}")
 
 
+def scheduled_label_name() -> str:
+    """Return a name for the current run of `scheduled_label`."""
+    return f"label-{_due()}"
+
+
 def sweep_name() -> str:
     """Return a name for the current run of `sweep`."""
     sweep_id = flow_run.parameters.get("sweep_id")

@@ -49,7 +49,7 @@ def drop_evidence(
         looks: Indices of the steps after which one looks, ascending; all of them if not given.
 
     Returns:
-        Evidence after each look, 0 or more, shape (looks,); at most 1e300.
+        Evidence after each look, 0 or more, shape (looks,); at most about 1e300.
     """
     from scipy.special import betainc, betaln
 
@@ -66,5 +66,5 @@ def drop_evidence(
             posterior = betaln(_PRIOR + s, 1.0 + f) + np.log(betainc(_PRIOR + s, 1.0 + f, floor))
         ratio = posterior - prior - s * np.log(floor) - f * np.log1p(-floor)
         total = (weights[: look + 1] * np.exp(np.minimum(ratio, 690.0))).sum()
-        evidence.append(min(total + 1.0 / (look + 2), 1e300))  # drops that begin later count 1
+        evidence.append(total + 1.0 / (look + 2))  # drops that begin later count 1
     return np.array(evidence)

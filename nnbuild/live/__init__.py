@@ -7,7 +7,7 @@ performance.py    the table `live`
 alarm.py          evidence of a drop, and the table `live_alarms`
 """
 
-from nnbuild.live.alarm import Alarm, LiveConfig, alarms, record
+from nnbuild.live.alarm import Alarm, LiveConfig, alarms, record, watch
 from nnbuild.live.ingestion import Ingested, ingest
 from nnbuild.live.label_files import LabelConfig
 from nnbuild.live.performance import Performance, measure, write
@@ -22,5 +22,6 @@ __all__ = [
     "ingest",
     "measure",
     "record",
+    "watch",
     "write",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from nnbuild.config.sections import Section
 from nnbuild.evaluation.sequential import drop_evidence, lower_bound
-from nnbuild.live.performance import Arrivals, Performance
+from nnbuild.live.performance import Arrivals, Performance, measure, write
 from nnbuild.store import Store, champion, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 
@@ -66,13 +67,29 @@ class Alarm:
     threshold: float
 
 
+def floor_of(correct: int, examples: int, config: LiveConfig) -> float:
+    """Return the accuracy that counts as a drop.
+
+    Half of `config.rate` is spent here, on the uncertainty of the reference; half on the evidence.
+
+    Args:
+        correct: Number of test images that the run classifies correctly.
+        examples: Number of test images.
+        config: Margin and rate.
+    """
+    floor = lower_bound(correct, examples, config.rate / 2) - config.margin
+    return min(max(floor, 1e-6), 1 - 1e-6)
+
+
+def threshold_of(config: LiveConfig) -> float:
+    """Return the evidence at which the alarm is raised, for the other half of the rate."""
+    return 2 / config.rate
+
+
 def assess(
     reference: tuple[int, int], arrivals: Arrivals, config: LiveConfig, run_id: str = ""
 ) -> Alarm:
     """Return the state of an alarm from the labelled rows of a run, in the order of their arrival.
-
-    Half of `config.rate` is spent on the uncertainty of the reference, whose lower confidence bound
-    is taken, and half on the evidence.
 
     Args:
         reference: Number of test images that the run classifies correctly, and of all of them.
@@ -81,9 +98,7 @@ def assess(
         run_id: ID of the run.
     """
     correct, examples = reference
-    floor = lower_bound(correct, examples, config.rate / 2) - config.margin
-    floor = min(max(floor, 1e-6), 1 - 1e-6)
-    threshold = 2 / config.rate
+    floor, threshold = floor_of(correct, examples, config), threshold_of(config)
     days = arrivals.days
     last = [number for number, (a, b) in enumerate(pairwise([*days, None])) if a != b]
     labelled, hits = np.array(arrivals.labelled), np.array(arrivals.correct)
@@ -160,3 +175,33 @@ def _add(store: Store, alarm: Alarm, number: int, now: datetime) -> None:
     if not is_remote(path):
         make_durable_dir(path.parent)
     write_bytes(path, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Result of a scheduled look at live accuracy.
+
+    Attributes:
+        root: Root of the store.
+        rows: Rows of the table `live`, by run and day.
+        raised: Alarms that were raised now.
+    """
+
+    root: str
+    rows: list[dict[str, Any]]
+    raised: list[Alarm]
+
+
+def watch(config: LiveConfig, root: Path | str | None = None, *, now: datetime) -> Watched:
+    """Compute live accuracy by day, and record the alarms of the champions.
+
+    Args:
+        config: Settings of the alarm.
+        root: Root of the store.
+        now: Time of the look, with a time zone.
+    """
+    store = Store.open(root)
+    performance = measure(store, now=now)
+    write(store, performance, "day")
+    raised = record(store, alarms(store, performance, config), now=now)
+    return Watched(str(store.root), performance.rows, raised)

@@ -7,17 +7,17 @@ that was killed later is completed by the next ingestion.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nnbuild.errors import LockedError
+from nnbuild.errors import DataError, LockedError
 from nnbuild.live import label_files
 from nnbuild.live.jobs import (
     GLOBAL,
@@ -91,7 +91,11 @@ class Ingested:
 
 
 def ingest(
-    config: LabelConfig, root: Path | str | None = None, *, now: datetime | None = None
+    config: LabelConfig,
+    root: Path | str | None = None,
+    *,
+    now: datetime | None = None,
+    required: bool = True,
 ) -> Ingested:
     """Add the labels at an address to the table `labels`.
 
@@ -102,10 +106,11 @@ def ingest(
         config: Address of the labels, and names of their columns.
         root: Root of the store.
         now: Time of the ingestion, with a time zone; the current time by default.
+        required: Whether an address without labels is an error.
 
     Raises:
-        DataError: There are no labels, or a file or one of its columns cannot be read; labels of
-            files before it are in the store.
+        DataError: There are no labels, or a file or one of its columns cannot be read; the labels
+            of all other files are in the store.
         LockedError: Another process is ingesting labels.
     """
     store, now = Store.open(root), now or datetime.now(UTC)
@@ -114,33 +119,56 @@ def ingest(
     try:
         with locks.lock(staging):
             _complete(store, staging)
-            return _ingest(store, config, staging, now)
+            paths = label_files.find(config, required=required)
+            return _ingest(store, config, paths, staging, now)
     except LockedError as error:
         raise LockedError(
             f"another process is adding labels to {store.root}; wait for it and repeat the command"
         ) from error
 
 
-def _ingest(store: Store, config: LabelConfig, staging: Path, now: datetime) -> Ingested:
-    paths = label_files.find(config)
-    total = Ingested(files=len(paths))
-    known = _known_digests(store)
-    pending: list[tuple[LabelFile, pa.Table]] = []
+def _ingest(
+    store: Store,
+    config: LabelConfig,
+    paths: Sequence[tuple[Any, date | None]],
+    staging: Path,
+    now: datetime,
+) -> Ingested:
+    total, known = Ingested(files=len(paths)), _known_digests(store)
+    pending: list[_Pending] = []
+    problems: list[DataError] = []
     for path, day in paths:
-        file = label_files.open_file(path, day, config)
-        if known.get(file.digest) == "":
+        try:
+            file = label_files.open_file(path, day, config)
+            if (earlier := known.get(file.digest)) == "":
+                continue
+            rows = label_files.read(file, config, now)
+        except DataError as error:  # the other files are added all the same
+            problems.append(error)
             continue
-        rows = label_files.read(file, config, now)
-        if (earlier := known.get(file.digest)) is not None:
+        if earlier is not None:
             rows = rows.filter(pc.is_in(rows["source_row"], _quarantined(store, earlier, file)))
-        else:
-            total += Ingested(new_files=1)
+        total += Ingested(new_files=int(earlier is None))
         known[file.digest] = ""
-        pending.append((file._replace(content=b""), rows))
-        if sum(len(each) for _, each in pending) >= _SET_ROWS:
+        pending.append(_Pending(file._replace(content=b""), rows, is_new=earlier is None))
+        if sum(len(each.rows) for each in pending) >= _SET_ROWS:
             total += _add(store, pending, staging, now)
             pending = []
-    return total + _add(store, pending, staging, now) if pending else total
+    if pending:
+        total += _add(store, pending, staging, now)
+    if problems:
+        if len(problems) > 1:
+            problems[0].add_note(f"and {len(problems) - 1} other files; the rest was added")
+        raise problems[0]
+    return total
+
+
+class _Pending(NamedTuple):
+    """A file whose rows are to be added: all of them, or those that were quarantined before."""
+
+    file: LabelFile
+    rows: pa.Table
+    is_new: bool
 
 
 def _known_digests(store: Store) -> dict[str, str]:
@@ -154,18 +182,18 @@ def _known_digests(store: Store) -> dict[str, str]:
 def _quarantined(store: Store, label_id: str, file: LabelFile) -> pa.Array:
     """Return the rows of a file that were quarantined when it was last tried."""
     path = store.root / "quarantine" / f"label_id={label_id}" / "part-0.parquet"
+    if not path.exists():  # somebody has removed it
+        return pa.array([], pa.int64())
     with reading_errors(path), path.open("rb") as content:
         table = pq.ParquetFile(content).read(["digest", "source_row"])
     return table.filter(pc.equal(table["digest"], file.digest))["source_row"].combine_chunks()
 
 
-def _add(
-    store: Store, files: Sequence[tuple[LabelFile, pa.Table]], staging: Path, now: datetime
-) -> Ingested:
+def _add(store: Store, files: Sequence[_Pending], staging: Path, now: datetime) -> Ingested:
     """Resolve the rows of some files and commit them as one set."""
     arrived = pa.concat_tables(
-        rows.append_column("file", pa.repeat(number, len(rows)).cast(pa.int32()))
-        for number, (_, rows) in enumerate(files)
+        each.rows.append_column("file", pa.repeat(number, len(each.rows)).cast(pa.int32()))
+        for number, each in enumerate(files)
     )
     arrived = arrived.append_column("arrival", pa.array(range(len(arrived)), pa.int64()))
     with connected(store, ["labels"], memory=_MEMORY) as connection:
@@ -173,16 +201,18 @@ def _add(
         connection.execute(f"set variable now = '{now.isoformat()}'::timestamptz")
         _resolve(connection, store)
         connection.execute(_OUTCOMES)
-        jobs = _counts(connection, files)
-        total = sum(jobs, Ingested())
-        total = replace(total, reasons=_reasons(connection))
-        if total.rows == total.quarantined and all(
-            file.digest in _known_digests(store) for file, _ in files
-        ):
-            return total  # nothing has changed since the last try
+        counts = _counts(connection, files)
+        total = replace(sum(counts, Ingested()), reasons=_reasons(connection))
+        changed = {
+            number: (each.file, found)
+            for number, (each, found) in enumerate(zip(files, counts, strict=True))
+            if each.is_new or found.quarantined < found.rows
+        }
+        if not changed:
+            return total
         label_id = new_run_id(now, max(store.committed_ids("label_id"), default=None))
         folder = staging / label_id
-        _stage(connection, folder, [file for file, _ in files], jobs, now)
+        _stage(connection, folder, changed, now)
     fault_injection.failpoint("label:staged")
     write_json(folder / _READY, {"label_id": label_id})
     fault_injection.failpoint("label:ready")
@@ -190,19 +220,19 @@ def _add(
     return total
 
 
-def _counts(connection: Any, files: Sequence[tuple[LabelFile, pa.Table]]) -> list[Ingested]:
+def _counts(connection: Any, files: Sequence[_Pending]) -> list[Ingested]:
     """Return the counts of each file."""
     found = connection.execute("select file, outcome, count(*) from outcomes group by all")
     counts: dict[tuple[int, str], int] = {(row[0], row[1]): row[2] for row in found.fetchall()}
     return [
         Ingested(
-            rows=len(rows),
+            rows=len(each.rows),
             labelled=counts.get((number, "labelled"), 0),
             corrected=counts.get((number, "corrected"), 0),
             repeated=counts.get((number, "repeated"), 0),
             quarantined=counts.get((number, "quarantined"), 0),
         )
-        for number, (_, rows) in enumerate(files)
+        for number, each in enumerate(files)
     ]
 
 
@@ -368,19 +398,16 @@ order by r.arrival
 
 
 def _stage(
-    connection: Any,
-    folder: Path,
-    files: Sequence[LabelFile],
-    jobs: Sequence[Ingested],
-    now: datetime,
+    connection: Any, folder: Path, files: Mapping[int, tuple[LabelFile, Ingested]], now: datetime
 ) -> None:
-    """Write the files of a set of labels."""
-    sources = [encodable(str(file.path)) for file in files]
-    digests = [file.digest for file in files]
-    connection.register(
-        "files",
-        pa.table({"file": pa.array(range(len(files))), "source": sources, "digest": digests}),
-    )
+    """Write the rows of some files as a set of labels."""
+    sources = {number: encodable(str(file.path)) for number, (file, _) in files.items()}
+    columns = {
+        "file": pa.array(list(files), pa.int32()),
+        "source": pa.array(list(sources.values()), pa.string()),
+        "digest": pa.array([file.digest for file, _ in files.values()], pa.string()),
+    }
+    connection.register("files", pa.table(columns))
     labels = connection.sql(
         "select example_id, example_key, owner as score_id, class as label, observed_at, "
         "getvariable('now') as ingested_at, version, source, source_row "
@@ -400,9 +427,9 @@ def _stage(
             pq.write_table(rejects.cast(REJECTS), part, compression="zstd")
     names = ("rows", "labelled", "corrected", "repeated", "quarantined")
     rows = [
-        {"source": source, "digest": file.digest, "ingested_at": now}
+        {"source": sources[number], "digest": file.digest, "ingested_at": now}
         | {name: getattr(counts, name) for name in names}
-        for source, file, counts in zip(sources, files, jobs, strict=True)
+        for number, (file, counts) in files.items()
     ]
     _write(folder / "label_jobs", schemas.table_of(schemas.LABEL_JOBS, rows), schemas.LABEL_JOBS)
 

@@ -103,18 +103,18 @@ class LabelFile(NamedTuple):
     content: bytes
 
 
-def find(config: LabelConfig) -> list[tuple[Any, date | None]]:
+def find(config: LabelConfig, *, required: bool = True) -> list[tuple[Any, date | None]]:
     """Return the paths of the files at an address, in order, with the day in each path.
 
     Raises:
-        DataError: There is no Parquet or CSV file.
+        DataError: There is no Parquet or CSV file, although one is required.
     """
     address = config.input
     found: dict[str, tuple[Any, date | None]] = {}
     for place, day in _places(address):
         for path in _files_at(place):
             found.setdefault(str(path), (path, day))
-    if not found:
+    if required and not found:
         raise DataError(
             f"{address}: found no labels; expected a Parquet or CSV file, a folder or a glob",
             setting="input",

@@ -214,6 +214,27 @@ def test_bad_label_file_is_refused_in_one_line(capfd, store, tmp_path, columns, 
     assert len(outcome.err.splitlines()) == 1
 
 
+def test_bad_file_does_not_hold_up_others(capfd, store, tmp_path):
+    job_with_ids(store, tmp_path)
+    for number in (1, 2, 3):
+        label_file(tmp_path / f"l{number}.parquet", id=[number], label=[1])
+    (tmp_path / "l2.parquet").write_bytes(b"PAR1")
+    outcome = call(capfd, "label", "--input", tmp_path / "l*.parquet", "--store", store.root)
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "l2.parquet: not readable" in outcome.err
+    assert [row["example_id"] for row in labels_of(store)] == [1, 3]
+
+
+def test_retry_adds_only_files_that_changed(store, tmp_path):
+    for number in (1, 9999):
+        label_file(tmp_path / f"l{number}.parquet", id=[number], label=[1])
+    for _ in range(2):
+        assert counts(labelled(store, tmp_path / "l*.parquet")) == (0, 0, 0, 2)
+    job_with_ids(store, tmp_path)
+    assert counts(labelled(store, tmp_path / "l*.parquet")) == (1, 0, 0, 1)
+    assert store.read_table("label_jobs")["quarantined"].to_pylist() == [1, 1, 0]
+
+
 @pytest.mark.parametrize("content", ["", "PAR1", "\x1f\x8b1", "id,label\n1,2,3\n"])
 def test_damaged_label_file_is_refused(capfd, store, tmp_path, content):
     path = tmp_path / "l.csv"
