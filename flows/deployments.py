@@ -25,7 +25,7 @@ from flows.cli.console import print_line
 from flows.embedded_server import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from flows.hooks import record_cancellation
 from flows.prefect_settings import require_api_url_without_credentials
-from flows.scheduled import scheduled_retrain, scheduled_score
+from flows.scheduled import scheduled_prune, scheduled_retrain, scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
@@ -36,7 +36,13 @@ SECONDS_FOR_SERVER = 60.0
 
 
 def serve_until_stopped(
-    name: str, retraining: Plan, scoring: Plan | None, collision: str, *, drift_of: str | None
+    name: str,
+    retraining: Plan,
+    scoring: Plan | None,
+    collision: str,
+    *,
+    drift_of: str | None,
+    pruning: Plan | None = None,
 ) -> None:
     """Serve the deployments until a signal arrives.
 
@@ -46,6 +52,7 @@ def serve_until_stopped(
         scoring: Schedules and parameters of the scoring; None to serve no scoring.
         collision: `enqueue` or `cancel-new`, for a run that is due while another one is running.
         drift_of: Root of the store in which drift triggers a retraining; None for no store.
+        pruning: Schedules and parameters of the pruning; None to serve no pruning.
 
     Raises:
         ConfigError: No server is configured, or it does not answer.
@@ -63,6 +70,9 @@ def serve_until_stopped(
     if scoring is not None:
         description = "Scores new inputs with the champion; one run at a time."
         deployments.append(_deployment(scheduled_score, name, scoring, collision, description))
+    if pruning is not None:
+        description = "Deletes old runs, and the data that nothing kept needs."
+        deployments.append(_deployment(scheduled_prune, name, pruning, collision, description))
     with get_client(sync_client=True) as client:
         _prepare_server(client, name, deployments, drift_of)
     served = ", ".join(f"{each.flow_name}/{name}" for each in deployments)

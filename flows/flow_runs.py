@@ -17,6 +17,8 @@ from pydantic import Field
 
 from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig
+from nnbuild.data.days import dataset_name
+from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.runtime.signals import timeout_stopped
 from nnbuild.runtime.text import markdown_code, markdown_text, sanitize
 from nnbuild.scoring import ScoreConfig
@@ -47,7 +49,9 @@ def scheduled_retrain_name(parameters: Mapping[str, Any] | None = None) -> str:
 
 def _run_name(parameters: Mapping[str, Any], time: str) -> str:
     config = RunConfig.model_validate(parameters.get("config") or {})
-    return sanitize(f"{config.model.name}-{Path(config.dataset.name).stem}-{time}")
+    name = config.dataset.name
+    dataset = dataset_name(name) if is_dated(name) else Path(name).stem
+    return sanitize(f"{config.model.name}-{dataset}-{time}")
 
 
 def score_name() -> str:
@@ -67,6 +71,11 @@ def scheduled_score_name(parameters: Mapping[str, Any] | None = None) -> str:
     """
     config = ScoreConfig.model_validate((parameters or flow_run.parameters)["config"])
     return sanitize(f"score-{config.model}-{_due()}")
+
+
+def scheduled_prune_name() -> str:
+    """Return a name for the current run of `scheduled_prune`."""
+    return f"prune-{_due()}"
 
 
 def sweep_name() -> str:

@@ -1,8 +1,9 @@
-"""Retrain and score on a schedule.
+"""Retrain, score and prune on a schedule.
 
 A process may start a run late, when the deployment has changed or another run has done the same
 work. So each run first compares itself with its deployment, then applies the catch-up policy
-(retraining) or looks up what was already scored (scoring), and only then starts to work.
+(retraining) or looks up what was already scored (scoring), and only then starts to work. Pruning
+needs no such policy: a second one finds nothing to delete.
 """
 
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
-from flows.flow_runs import scheduled_retrain_name, scheduled_score_name
-from flows.hooks import RETRAINING_HOOKS, SCORING_HOOKS
+from flows.flow_runs import scheduled_prune_name, scheduled_retrain_name, scheduled_score_name
+from flows.hooks import PRUNING_HOOKS, RETRAINING_HOOKS, SCORING_HOOKS
 from flows.retrain import retrain
 from flows.schedules import require_timezone, timezones
 from flows.score import score
 from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
+from nnbuild.pipeline.retention import Pruned, RetentionConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.pipeline.unchanged import unchanged_since
 from nnbuild.runtime import environment
@@ -36,6 +38,7 @@ from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import Committed
 from tasks.displays import logger
+from tasks.prune import prune_flow_runs, prune_store
 from tasks.score import score_days
 
 SKIPPED = "Skipped"
@@ -129,7 +132,7 @@ _REMOVED = "The schedule that planned this run is no longer part of the deployme
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
-    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
+    config: ScheduledConfig = ScheduledConfig(),
     store: str | None = None,
     timeout_seconds: Timeout | None = None,
     *,
@@ -330,3 +333,50 @@ def day_of(moment: datetime, timezone: str) -> date:
         timezone: IANA name of the timezone.
     """
     return moment.astimezone(ZoneInfo(timezone)).date()
+
+
+# Scheduled pruning
+
+
+@flow(
+    name="scheduled-prune",
+    version=environment.code_version(),
+    flow_run_name=scheduled_prune_name,
+    **PRUNING_HOOKS,
+)
+def scheduled_prune(
+    config: RetentionConfig,
+    store: str | None = None,
+    flow_run_days: Annotated[int, Field(ge=1, le=36500)] | None = None,
+    timeout_seconds: Timeout | None = None,
+) -> Pruned | State[Any]:
+    """Delete old runs and what nothing kept needs, on a schedule.
+
+    Args:
+        config: What to keep.
+        store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
+        flow_run_days: Age in days from which nnbuild's flow runs are deleted from Prefect's
+            database; they are kept if not given.
+        timeout_seconds: Time in seconds after which the run is asked to stop; half a minute later
+            it is killed. The next run completes what is left. No limit if not given.
+    """
+    check = check_deployment()
+    if check.removed:
+        return _skipped(_REMOVED)
+    if check.parameters is None:
+        return _prune(config, store, flow_run_days, timeout_seconds)
+    _update_flow_run(check.parameters, scheduled_prune_name())
+    return _prune(**scheduled_prune.validate_parameters(check.parameters))
+
+
+def _prune(
+    config: RetentionConfig,
+    store: str | None,
+    flow_run_days: int | None,
+    timeout_seconds: float | None,
+) -> Pruned:
+    with hard_timeout(timeout_seconds):
+        pruned = prune_store(config, store)
+        if flow_run_days is not None:
+            prune_flow_runs(flow_run_days)
+    return pruned

@@ -139,6 +139,8 @@ def describe_data(run: Run, data: LoadedData) -> str:
     height, width, channels = data.image_shape
     size = f"{height}×{width}" + (" in color" if channels > 1 else "")
     text = f"{data.name}: {_counts(data)} images of {size}, {data.classes} classes"
+    if data.unreadable:
+        text += f"; {data.unreadable} unreadable pictures skipped"
     requested = run.config.dataset
     if is_fallback(data.name, requested.name, requested.fallback):
         return f"{requested.name} is unavailable; falling back to {text}"

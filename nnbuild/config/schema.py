@@ -34,6 +34,8 @@ from nnbuild.config.sections import (
 from nnbuild.errors import ConfigError, suggestion
 from nnbuild.runtime import environment
 
+_FINE_TUNING = 0.1  # of the learning rate, so that the pretrained weights change slowly
+
 
 class RunConfig(Section):
     """All settings of a run."""
@@ -163,6 +165,11 @@ def require_names(config: RunConfig) -> None:
             f"beta_1 and beta_2 apply to {', '.join(WITH_BETAS)} only, the optimizer is "
             f"{training.optimizer!r}; remove them"
         )
+    if training.reduce_on_plateau and training.freeze_epochs:
+        raise ConfigError(
+            f"reduce_on_plateau and freeze_epochs {training.freeze_epochs} both set the learning "
+            "rate; remove one"
+        )
     if training.reduce_on_plateau and training.lr_schedule not in {None, "constant"}:
         raise ConfigError(
             f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning "
@@ -179,12 +186,23 @@ def _require_effect(config: RunConfig) -> None:
     Raises:
         ConfigError: A setting has no effect; the message says why.
     """
+    _require_effect_of_pictures(config.dataset)
     training, model = config.training, config.model
     for name in ("l2", "dropout"):
         if getattr(model, name) and name not in preset_of(model.name).takes:
             raise ConfigError(
                 f"model.{name} {getattr(model, name)} has no effect on {model.name!r}; remove it"
             )
+    if training.freeze_epochs and not is_factory(model.name):
+        raise ConfigError(
+            f"training.freeze_epochs {training.freeze_epochs} has no effect on {model.name!r}, "
+            "which has no backbone; remove it"
+        )
+    if training.fine_tuning_rate is not None and not training.freeze_epochs:
+        raise ConfigError(
+            f"training.fine_tuning_rate {training.fine_tuning_rate:g} has no effect without "
+            "training.freeze_epochs; set it, or remove fine_tuning_rate"
+        )
     epochs, measured = int(training.epochs or 1), training.validation_freq
     monitor = next((each for each in training.monitors() if each.startswith("val_")), None)
     if monitor is not None and measured > epochs:
@@ -198,6 +216,32 @@ def _require_effect(config: RunConfig) -> None:
             f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate "
             f"is {plateau.min_learning_rate:g}; lower that"
         )
+
+
+def _require_effect_of_pictures(dataset: DatasetConfig) -> None:
+    """Refuse settings of pictures without those that they belong to."""
+    if dataset.resize is not None and dataset.image_size is None:
+        raise ConfigError(
+            f"dataset.resize {dataset.resize!r} has no effect without dataset.image_size; set it, "
+            "or remove resize"
+        )
+    if dataset.max_errors is not None and dataset.on_error != "skip":
+        raise ConfigError(
+            f"dataset.max_errors {dataset.max_errors:g} has no effect while dataset.on_error is "
+            f"{dataset.on_error!r}; set it to skip, or remove max_errors"
+        )
+
+
+def _picture_defaults(dataset: DatasetConfig) -> dict[str, object]:
+    """Return the defaults of settings of pictures, which depend on each other."""
+    defaults: dict[str, object] = {}
+    if dataset.image_size is not None:
+        defaults["resize"] = "pad"
+    if dataset.image_size is not None or dataset.channels is not None:
+        defaults["background"] = "#ffffff"
+    if dataset.on_error == "skip":
+        defaults["max_errors"] = 0.01
+    return defaults
 
 
 def _filled(section: S, defaults: dict[str, object]) -> S:
@@ -239,11 +283,18 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         defaults = {
             name: value for name, value in defaults.items() if name not in {"beta_1", "beta_2"}
         }
+    training = _filled(config.training, defaults)
+    if training.freeze_epochs:
+        rate = float(training.learning_rate or 0) * _FINE_TUNING
+        training = _filled(training, {"fine_tuning_rate": rate})
     filled = config.model_copy(
         update={
-            "dataset": _filled(config.dataset, {"data_dir": default_data_dir()}),
+            "dataset": _filled(
+                config.dataset,
+                {"data_dir": default_data_dir(), **_picture_defaults(config.dataset)},
+            ),
             "model": _filled(config.model, preset.model),
-            "training": _filled(config.training, defaults),
+            "training": training,
         }
     )
     require_names(filled)  # the user's settings together with the defaults of the network

@@ -23,6 +23,15 @@ from nnbuild.runtime.credentials import require_no_credentials
 from nnbuild.runtime.date_patterns import is_dated, require_whole_date
 
 S = TypeVar("S", bound="Section")
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_TWO_SIDES = WithJsonSchema(
+    {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 1, "maximum": 4096},
+        "minItems": 2,
+        "maxItems": 2,
+    }
+)
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -222,6 +231,37 @@ class DatasetConfig(Section):
     other_files: Literal["refuse", "skip"] = Field(
         "refuse", description="Handling of other files in a folder of images"
     )
+    image_size: Annotated[tuple[_Side, _Side], _TWO_SIDES] | None = Field(
+        None,
+        description="Height and width in pixels that every image is resized to; images must have "
+        "one size if not given",
+    )
+    resize: Literal["pad", "crop", "stretch"] | None = Field(
+        None,
+        description="Whether to pad, to crop at the centre, or to change the proportions; pad if "
+        "image_size is given",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="Convert images to grayscale (1) or RGB (3); images must be all one or the "
+        "other if not given",
+    )
+    background: str | None = Field(
+        None,
+        pattern=r"^#[0-9a-fA-F]{6}$",
+        description="Colour of transparent pixels and of padding, #ffffff if image_size or "
+        "channels is given; otherwise transparent pictures are refused",
+    )
+    on_error: Literal["refuse", "skip"] = Field(
+        "refuse", description="Handling of pictures that cannot be read"
+    )
+    max_errors: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Largest fraction of pictures to skip because they cannot be read; 0.01 if "
+        "on_error is skip",
+    )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
 
     @model_validator(mode="after")
@@ -330,6 +370,20 @@ class TrainingConfig(Section):
     )
     lr_schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="Schedule of the learning rate"
+    )
+    freeze_epochs: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Number of first epochs that train only the head of your own network: models "
+        "inside it, such as a pretrained backbone, are not changed",
+    )
+    fine_tuning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Learning rate after freeze_epochs, to which a schedule is scaled; a tenth of "
+        "learning_rate if not given",
     )
     label_encoding: Literal["sparse", "one-hot"] = Field(
         "sparse", description="Class indices or one-hot labels, with the matching loss on logits"

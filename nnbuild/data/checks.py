@@ -53,6 +53,25 @@ def check(dataset: Dataset, limits: CheckLimits | None = None) -> tuple[CheckRes
     return formal + tuple(_check_content(dataset, limits))
 
 
+def unreadable(count: int, examples: Sequence[str], limit: float) -> CheckResult:
+    """Report the pictures that were skipped when the source was read, which refuses too many.
+
+    Args:
+        count: Number of skipped pictures.
+        examples: Messages about the first of them.
+        limit: Largest fraction of pictures to skip.
+    """
+    more = count - len(examples)
+    return CheckResult(
+        "unreadable_pictures",
+        passed=True,
+        hard=True,
+        measured=count,
+        bound=f"at most {limit:g} of all pictures",
+        detail="; ".join(examples) + (f"; and {more} more" if more > 0 else ""),
+    )
+
+
 def require(results: Sequence[CheckResult]) -> None:
     """Refuse data that failed a hard check.
 

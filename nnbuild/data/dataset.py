@@ -65,6 +65,7 @@ class Dataset:
         validation: Validation split; None if the source has none.
         pixel_scales: Type and scale of the source's pixels by split, as `float32 from 0 to 1`.
         held_out: Whether the source has no test split, so that `nnbuild.data.splits` made it.
+        unreadable: Message about each picture of the source that was skipped as unreadable.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dataset:
     validation: Split | None = None
     pixel_scales: Mapping[str, str] = field(default_factory=dict)
     held_out: bool = False
+    unreadable: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -16,6 +16,7 @@ from nnbuild.data.arrays import slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import files_below, fingerprint, matches
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.errors import DataError
 from nnbuild.runtime.date_patterns import day_of_address, undated_part, wildcard
 from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
@@ -105,7 +106,8 @@ def read_day(source: SourceDay, options: ReadOptions) -> Dataset:
         raise DataError(
             f"{source.address}: changed while it was read; run again once the day is complete"
         )
-    return replace(dataset, source=dataset.source.replace(str(path), source.address))
+    named = replace(dataset, source=dataset.source.replace(str(path), source.address))
+    return fit_dataset(named, options.preprocessing)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nnbuild.data.preprocessing import PictureReader, Preprocessing
+
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -18,6 +20,9 @@ class ReadOptions:
         hold_out: Whether to hold out a test split if the source has none; otherwise all of its
             images are in both splits.
         part: Whether the files are a part of a dataset, which may lack classes and splits.
+        preprocessing: Settings by which pictures become images of one shape; None to require
+            that they have one.
+        max_errors: Largest fraction of unreadable pictures to skip; None to refuse the first.
     """
 
     image_column: str | None = None
@@ -27,6 +32,12 @@ class ReadOptions:
     skip_other_files: bool = False
     hold_out: bool = True
     part: bool = False
+    preprocessing: Preprocessing | None = None
+    max_errors: float | None = None
+
+    def picture_reader(self) -> PictureReader:
+        """Return a reader of the pictures of one dataset."""
+        return PictureReader(self.preprocessing, max_errors=self.max_errors)
 
 
 DEFAULT = ReadOptions()

@@ -3,6 +3,7 @@
 A run that failed is committed as well, with its error and with what it has.
 """
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -151,7 +152,15 @@ def _dataset_move(run: Run, store: Store, data: LoadedData | None) -> tuple[Path
     """Return where the dataset is staged and where it goes; None if it was not loaded."""
     if data is None:
         return None
-    return staged_dataset(run), store.dataset_folder(data.name, data.digest)
+    staged, local = staged_dataset(run), store.local_root / store.dataset_name(*_key(data))
+    if store.is_remote and local.is_dir() and not store.has_dataset(*_key(data)):
+        # Deleted in the meantime by a machine that does not see this run.
+        shutil.copytree(local, staged, dirs_exist_ok=True)
+    return staged, store.dataset_folder(*_key(data))
+
+
+def _key(data: LoadedData) -> tuple[str, str]:
+    return data.name, data.digest
 
 
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:

@@ -13,9 +13,10 @@ from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.file_tree import fingerprint
+from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line
-from nnbuild.pipeline.days import parts_table, read_options, select_days
+from nnbuild.pipeline.days import parts_table, preprocessing_of, read_options, select_days
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.store import schemas
@@ -24,6 +25,8 @@ from nnbuild.store.run import Run
 from nnbuild.store.step_results import Check, CheckedData, LoadedData
 from nnbuild.store.store import Store
 from nnbuild.store.tables import write_table
+
+_MAX_EXAMPLES = 20
 
 DownloadProgress = Callable[[str, int, int | None], None]
 """Callback for a download: name of the file, bytes so far, and total bytes if known."""
@@ -59,6 +62,7 @@ def load_data(
         return _load_days(run)
     state = source_fingerprint(run.config.dataset)
     dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
+    settings = preprocessing_of(run.config.dataset)
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
@@ -73,6 +77,7 @@ def load_data(
         digest=dataset.digest,
         folder=location,
         pixel_scales=dict(dataset.pixel_scales),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
         fingerprint=state,
         files=files,
     )
@@ -85,12 +90,14 @@ def _load_days(run: Run) -> LoadedData:
     name = window.source.name
     digest = window.source.create_dataset(window.versions, window.description)
     dataset = tables.read_dataset(store.local_dataset(name, digest))
+    settings = preprocessing_of(run.config.dataset)
     table = parts_table(window.versions, run.config)
     write_table(staged_table(run, "dataset_parts"), table, schemas.DATASET_PARTS)
     return _described(
         dataset,
         digest=digest,
         folder=store.dataset_name(name, digest),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
         day=window.day,
         days=window.versions,
         remarks=window.remarks,
@@ -108,6 +115,8 @@ def _described(dataset: Dataset, **others: Any) -> LoadedData:
         train=len(dataset.train),
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
+        unreadable=len(dataset.unreadable),
+        unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
         **others,
     )
 
@@ -115,7 +124,7 @@ def _described(dataset: Dataset, **others: Any) -> LoadedData:
 def _read_source(
     config: DatasetConfig, *, cache: Path | None = None, progress: DownloadProgress | None = None
 ) -> Dataset:
-    return load(
+    dataset = load(
         config.name,
         data_dir=config.data_dir,
         cache=cache or default_cache(),
@@ -123,6 +132,7 @@ def _read_source(
         progress=progress,
         options=read_options(config),
     )
+    return fit_dataset(dataset, preprocessing_of(config))
 
 
 def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
@@ -188,6 +198,7 @@ def read_golden(config: RunConfig, data: LoadedData) -> Split:
         )
     except InputError as error:
         raise DataError(f"gate.golden {error}") from error
+    golden = fit_dataset(golden, preprocessing_of(config.dataset))
     if golden.image_shape != data.image_shape:
         shapes = [" × ".join(map(str, each.image_shape)) for each in (golden, data)]
         raise DataError(
@@ -214,6 +225,9 @@ def check_data(run: Run, data: LoadedData) -> CheckedData:
     if run.config.gate.enabled and run.config.gate.golden is not None:
         read_golden(run.config, data)
     results = checks.check(read_data(run, data), run.config.dataset.checks)
+    if run.config.dataset.on_error == "skip":
+        limit = float(run.config.dataset.max_errors or 0)
+        results += (checks.unreadable(data.unreadable, data.unreadable_examples, limit),)
     checks.require(results)
     return CheckedData(checks=tuple(as_check(each) for each in results))
 

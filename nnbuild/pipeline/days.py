@@ -12,6 +12,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.data.tables import digest_of_parts
 from nnbuild.errors import ConfigError, DataError
 from nnbuild.runtime.date_patterns import address_of_day
@@ -63,7 +64,16 @@ def read_options(config: DatasetConfig) -> ReadOptions:
         keys=config.array_keys,
         pixel_max=config.pixel_max,
         skip_other_files=config.other_files == "skip",
+        preprocessing=preprocessing_of(config),
+        max_errors=config.max_errors if config.on_error == "skip" else None,
     )
+
+
+def preprocessing_of(config: DatasetConfig) -> Preprocessing | None:
+    """Return the settings by which pictures become images; None to use them as they are."""
+    names = ("image_size", "resize", "channels", "background")
+    settings = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return Preprocessing.model_validate(settings) if settings else None
 
 
 def day_of(config: DatasetConfig, now: datetime) -> date:

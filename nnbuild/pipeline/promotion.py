@@ -43,7 +43,7 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
     """
     config, store = run.config.gate, Store(run.store)
     champion_id, pinned = champion.current(store, data.name), champion.pin(store, data.name)
-    skip_reason = gate_skip_reason or _fallback_reason(run, data)
+    skip_reason = gate_skip_reason or _fallback_reason(run, data) or _past_day_reason(run)
     challenger = challenger_of(run, data)
     other: Comparison | Incomparable | None = None
     if not config.enabled:
@@ -96,6 +96,12 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
     )
+
+
+def _past_day_reason(run: Run) -> str | None:
+    """Return why a run that makes that of a past day again is no candidate; None for others."""
+    day = run.config.dataset.as_of
+    return None if day is None else f"it makes the run of {day} again"
 
 
 def _judge(

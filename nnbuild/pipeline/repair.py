@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from nnbuild.errors import LockedError, StoreError
-from nnbuild.pipeline import commit
-from nnbuild.store import Run, Store, champion, locks, schemas
+from nnbuild.pipeline import commit, retention
+from nnbuild.store import Run, Store, champion, deletion, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
@@ -89,6 +89,7 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
         )
     with os_errors_as_store_errors(f"look through {store.local_root}"):
         return [
+            *_interrupted_deletions(store),
             *_committed_runs(store),
             *_staged_runs(store, discard),
             *_staged_jobs(store, discard),
@@ -126,6 +127,13 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
 
 
+def _interrupted_deletions(store: Store) -> Iterator[Repair]:
+    for each in deletion.interrupted(store):
+        detail = "a deletion was interrupted; files of deleted runs or jobs are left"
+        finding = Finding(f"staging/{each.name}", "finish", detail)
+        yield Repair(finding, lambda: retention.finish_interrupted(store))
+
+
 def _committed_runs(store: Store) -> Iterator[Repair]:
     for run in store.committed_in_staging():
         if not locks.is_held(run.folder):
@@ -154,7 +162,7 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "its record cannot be read, so it cannot be resumed"
             yield Repair(Finding(name, "clear", detail), _removal(run.folder))
         else:
-            detail = f"can be resumed with `{run.resume_command}` or discarded with `--discard`"
+            detail = f"can be resumed with `{run.resume_command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -196,7 +204,7 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
             command = f"nnbuild score --resume {score_id}"
-            detail = f"can be resumed with `{command}` or discarded with `--discard`"
+            detail = f"can be resumed with `{command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -274,8 +282,9 @@ def _champions(store: Store) -> Iterator[Repair]:
 
 
 def _lost_rows(store: Store) -> Iterator[Repair]:
-    """Yield the runs that are complete but for their row in `runs`."""
+    """Yield the runs that are complete but for their row in `runs`, and are not being deleted."""
     known = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}
+    known |= deletion.planned_runs(store)
     for path in _subfolders(store.root / "runs"):
         if not is_run_id(path.name) or path.name in known:
             continue

@@ -165,7 +165,7 @@ def fit_model(
     with failing_user_model(run.config.model.name, "training"):
         logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
-    models.save_model(model, path)
+    models.save_model(model, path, data.preprocessing)
     return FittedModel(
         path=run.relative(path),
         epochs=sum(each.epochs for each in members),

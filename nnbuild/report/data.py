@@ -155,6 +155,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "data source", data.source
     counts = f"{data.train:,} for training, {data.test:,} for testing"
     yield "images", f"{counts}; {height} × {width} × {channels}"
+    if data.preprocessing is not None:
+        shown = [f"{name} {each}" for name, each in data.preprocessing.items()]
+        yield "preprocessing", ", ".join(shown)
     fraction = f"{100 * settings.training.validation_fraction:g} %"
     yield (
         "validation",

@@ -18,7 +18,7 @@ class ScoreConfig(Section):
 
     input: str = Field(
         min_length=1,
-        description="Parquet file, folder, glob or URL; or IDX, .npz, a folder of pictures",
+        description="File, folder or glob of Parquet or pictures; URL of Parquet; IDX or .npz file",
     )
     model: Annotated[str, SCORING_MODEL] = Field(
         "champion",

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.data.formats import is_there
 from nnbuild.errors import (
     AlreadyScoredError,
     BeingScoredError,
@@ -28,7 +29,6 @@ from nnbuild.runtime.environment import processors
 from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring import claims, outputs
-from nnbuild.scoring.addresses import is_there
 from nnbuild.scoring.commit import DriftReport
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.job import scored_before
@@ -281,7 +281,7 @@ class _DayScorer(NullProgress):
                     drift=done.drift,
                 )
 
-    def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
+    def scored(self, done: int, total: int, _seconds: float) -> None:
         """Stop the job between batches if `stopped` is set."""
         if self.stopped.is_set():
             raise Interrupted(f"stopped after {done} of {total} rows", 2)

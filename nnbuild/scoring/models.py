@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
 from nnbuild.engines import Engine, OnnxEngine, engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
@@ -16,6 +19,7 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id
+from nnbuild.store.json_models import problem
 from nnbuild.store.manifests import Manifest
 
 _MAX_BYTES = 2**34  # of a model file
@@ -38,6 +42,8 @@ class ScoringModel:
         engine: Engine that runs it: `onnx` or `keras`.
         reason: Reason why ONNX Runtime cannot run it; empty if it can.
         class_names: Name of each class; empty for a file.
+        preprocessing: Settings by which pictures become its images; None to use pictures as they
+            are.
     """
 
     run_id: str | None
@@ -51,6 +57,7 @@ class ScoringModel:
     engine: str = "onnx"
     reason: str = ""
     class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -116,7 +123,23 @@ def model_of_run(store: Store, manifest: Manifest, engine: str = "auto") -> Scor
         engine,
         reason,
         data.class_names,
+        _preprocessing(data.preprocessing, f"run {run_id}"),
     )
+
+
+def _preprocessing(settings: object, name: str) -> Preprocessing | None:
+    """Return the preprocessing of a model, by the settings that are stored with it."""
+    if settings is None:
+        return None
+    try:
+        if isinstance(settings, str):
+            return Preprocessing.model_validate_json(settings)
+        return Preprocessing.model_validate(settings)
+    except ValidationError as error:
+        raise ContractError(
+            f"{name} has preprocessing that this version of nnbuild does not know "
+            f"({problem(error, METADATA_KEY)}); use the version that it was trained with"
+        ) from error
 
 
 def _reference(store: Store, manifest: Manifest) -> dict[str, Summary]:
@@ -160,7 +183,17 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     engine = OnnxEngine(content, 1, name=name)
     shape, classes = engine.shapes()
     engine.probe()
-    return ScoringModel(None, content, digest, shape, classes, None, "", {})
+    return ScoringModel(
+        None,
+        content,
+        digest,
+        shape,
+        classes,
+        None,
+        "",
+        {},
+        preprocessing=_preprocessing(engine.metadata.get(METADATA_KEY), name),
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -110,8 +110,8 @@ def require_known_types_in_files(store: Store, kept: pa.Schema, paths: Sequence[
             files.append(File(file.schema_arrow, file.metadata))
     for difference in _differences(store, files, kept.names):
         raise StoreError(
-            f"cannot commit column {difference}; discard this job with `nnbuild doctor --repair "
-            "--discard`, then rename the column of the input or set output, and score again"
+            f"cannot commit column {difference}; discard this job, then rename the column of the "
+            "input or set output, and score again"
         )
 
 
@@ -140,8 +140,7 @@ def _differences(store: Store, files: Sequence[File], names: Sequence[str]) -> I
 
 def _earlier(store: Store) -> Iterator[tuple[str, list[File]]]:
     """Yield the files of each earlier job in `scores`, newest first."""
-    ids = store.score_ids()[-_LOOK_BACK:]
-    parts = views.committed_parts(store, "scores", ids) if ids else []
+    parts = views.newest_parts(store, "scores", _LOOK_BACK)
     for score_id, found in groupby(reversed(parts), key=lambda part: part.value):
         with suppress(StoreError):  # a damaged file must not block new jobs
             yield score_id, [part.file() for part in found]

@@ -72,6 +72,10 @@ class LoadedData(StepResult):
         day: Day of the run; None if the source has no days.
         days: The days that the dataset consists of.
         remarks: Remarks on the days.
+        preprocessing: Settings by which pictures became images, see
+            `nnbuild.data.preprocessing.Preprocessing`; None if they were used as they are.
+        unreadable: Number of pictures that were skipped because they cannot be read.
+        unreadable_examples: Messages about the first of them.
     """
 
     step = "load_data"
@@ -90,6 +94,9 @@ class LoadedData(StepResult):
     day: date | None = None
     days: tuple[DayVersion, ...] = ()
     remarks: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] | None = None
+    unreadable: int = 0
+    unreadable_examples: tuple[str, ...] = ()
 
 
 class Check(BaseModel):

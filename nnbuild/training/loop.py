@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ContractError, NnbuildError, raised
+from nnbuild.models.backbone import frozen_backbone
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training.augmentation import AUGMENTATIONS
 
@@ -57,6 +58,7 @@ class CompiledLoop:
         seed: Seed of the augmentation.
         augment: Name in `AUGMENTATIONS`.
         one_hot: Whether the loss takes one-hot targets.
+        freeze_epochs: Number of first epochs in which the models inside the model are not trained.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class CompiledLoop:
         seed: int = 0,
         augment: str = "none",
         one_hot: bool = False,
+        freeze_epochs: int = 0,
     ) -> None:
         self.model = model
+        self._freeze_epochs = freeze_epochs
         self._images = tf.constant(split.images)
         labels = tf.constant(split.labels.astype(np.int32))
         self._targets = tf.one_hot(labels, classes) if one_hot else labels
@@ -79,6 +83,7 @@ class CompiledLoop:
         self._seed = tf.constant(seed, tf.int64)
         _keep_to_one_replica(model.optimizer)
         self._train = tf.function(self._train_steps, reduce_retracing=True, autograph=False)
+        self._train_frozen = tf.function(self._train_steps, reduce_retracing=True, autograph=False)
         self._test = tf.function(self._test_steps, reduce_retracing=True, autograph=False)
         with self._users_code("its loss or its metrics"):
             self._create_variables()
@@ -101,6 +106,9 @@ class CompiledLoop:
         rows, epoch = tf.TensorSpec((examples,), tf.int32), tf.TensorSpec((), tf.int64)
         with self._users_code("its train_step"):
             traced = self._train.get_concrete_function(rows, epoch, scalar, scalar)
+            if self._freeze_epochs:
+                with frozen_backbone(self.model):  # its graph neither trains nor differentiates it
+                    self._train_frozen.get_concrete_function(rows, epoch, scalar, scalar)
         return set(traced.structured_outputs), _captured_variables(traced)
 
     def trace_test(self, examples: int) -> tuple[set[str], list[tf.Variable]]:
@@ -121,8 +129,9 @@ class CompiledLoop:
         Returns:
             Metrics of the epoch so far.
         """
+        train = self._train_frozen if epoch < self._freeze_epochs else self._train
         return _floats(
-            self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
+            train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
         )
 
     def metrics(self) -> dict[str, float]:

@@ -146,6 +146,7 @@ class _Fit:
             seed=seed,
             augment=training.augmentation or "none",
             one_hot=one_hot,
+            freeze_epochs=training.freeze_epochs,
         )
         self.steps = self.training_loop.count(len(self.rows))
         self.validation_loop = CompiledLoop(

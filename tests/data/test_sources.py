@@ -104,7 +104,7 @@ def test_what_is_no_dataset_is_refused(tmp_path):
     assert "empty folder" in message(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
     assert "expected" in message(tmp_path)
-    assert "neither .npz nor Parquet" in message(tmp_path / "notes.txt")
+    assert "neither Parquet nor .npz nor table of files" in message(tmp_path / "notes.txt")
     (tmp_path / "void.npz").write_bytes(b"")
     assert ".npz" in message(tmp_path / "void.npz")
     (tmp_path / "void.parquet").write_bytes(b"")

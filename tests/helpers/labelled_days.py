@@ -45,8 +45,8 @@ class LabelledDays:
         shutil.rmtree(self.folder(number), ignore_errors=True)
         write_pictures(self.folder(number), arrays.train_images, arrays.train_labels, names)
 
-    def remove(self, number: int) -> None:
-        shutil.rmtree(self.folder(number))
+    def remove(self, number: int, *, missing_ok: bool = False) -> None:
+        shutil.rmtree(self.folder(number), ignore_errors=missing_ok)
 
     def config(self, **dataset: object) -> RunConfig:
         """Return settings of a run that takes a second."""

@@ -325,3 +325,11 @@ def test_unusable_golden_set_is_refused_first(tmp_path, classes, shape, says):
         retrain(config, tmp_path / "store")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
+
+
+def test_remote_champion_scores(s3_store, tmp_path):
+    for count in (240, 400):
+        run_id = retrain(run_config(grown(tmp_path, count)), s3_store).run_id
+    (row,) = Store(s3_store).read_table("decisions", run_id).to_pylist()
+    assert row["rescored"] == row["examples"] > 0
+    assert row["left_out"] == 0

@@ -16,7 +16,7 @@ from nnbuild.data import registry
 from nnbuild.data.download import UnavailableError
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
-from nnbuild.evaluation.noninferiority import lower_bound, upper_bound
+from nnbuild.evaluation.noninferiority import lower_bound, p_value
 from nnbuild.evaluation.significance import holm_correction, mcnemar_test
 from nnbuild.pipeline.run import open_run, retrain
 from nnbuild.runtime import fault_injection
@@ -93,7 +93,7 @@ def test_rules_say_what_they_mean(examples, data):
     assert decision.bound == lower_bound(won, lost, examples, 0.05)
     if decision.bound >= -margin:
         assert decision.outcome == "promoted"
-    elif upper_bound(won, lost, examples, 0.05) < -margin:
+    elif p_value(lost, won, examples, difference=margin, significance=0.05) <= 0.05:
         assert decision.outcome == "rejected"
     else:
         assert decision.outcome == "not-enough-evidence"

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
-from nnbuild.engines import Pixels
+from nnbuild.data.file_tree import File
+from nnbuild.data.preprocessing import PictureReader, fit_images
+from nnbuild.data.streams import Batch, InputChunk, Pixels, RejectedRows, StreamOptions
 from nnbuild.errors import DataError, suggestion
-from nnbuild.scoring.table import Batch, Columns, InputChunk, RejectedRows
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
 _MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
@@ -38,46 +39,34 @@ class _Layout(NamedTuple):
     reader: image_columns.Reader
 
 
-class ParquetInput:
-    """Rows of Parquet files with a column of images; see `nnbuild.scoring.inputs.Input`.
+class ParquetStream:
+    """Rows of Parquet files with a column of images; see `nnbuild.data.streams.ImageStream`.
 
     The files may differ in the order of their columns, in columns that are not read, and in the
     type of their images, which are scaled for each file separately.
 
     Args:
         address: Address of the input, as the user wrote it.
-        files: Paths of the files, in order.
-        columns: Columns to read.
-        shape: Height, width and channels of the network's images.
-        pixel_max: Pixel value of white; None to infer it from type and content of each file.
-        scales: Result of `scales` when the job was created; None to infer it again.
-        class_names: Class names of the model, to look up labels that are names.
+        files: Files, in order.
+        options: What to read, and for which network.
 
     Raises:
         DataError: A file is damaged, lacks a column, or has other column types than the first.
     """
 
-    def __init__(
-        self,
-        address: str,
-        files: Sequence[Any],
-        columns: Columns,
-        shape: tuple[int, int, int],
-        *,
-        pixel_max: float | None = None,
-        scales: Sequence[float] | None = None,
-        class_names: Sequence[str] = (),
-    ) -> None:
-        self._address, self._files, self._columns, self._shape = address, files, columns, shape
+    def __init__(self, address: str, files: Sequence[File], options: StreamOptions) -> None:
+        self._address, self._columns, self._shape = address, options.columns, options.shape
+        self._files = [file.path for file in files]
         self._open: tuple[int, Any] | None = None
-        self._pixel_max = pixel_max
-        self._class_names = tuple(class_names)
-        self._whites = None if scales is None else tuple(scales)
+        self._pixel_max = options.pixel_max
+        self._class_names = tuple(options.class_names)
+        self._pictures = PictureReader(options.preprocessing)
+        self._whites = None if options.scales is None else tuple(options.scales)
         self._layouts: list[_Layout] = []
         self._chunks: list[InputChunk] = []
         self._starts: list[int] = []
         first = 0
-        for number, path in enumerate(files):
+        for number, path in enumerate(self._files):
             with _read_errors_as_data_errors(path), _open(path) as file:
                 schema = file.schema_arrow
                 groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
@@ -117,7 +106,7 @@ class ParquetInput:
         return list(self._whites)
 
     def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
-        """Yield each row of a row group once, in a batch or rejected; see `Input.read`."""
+        """Yield each row of a row group once, in a batch or rejected; see `ImageStream.read`."""
         done = 0
         batches = self._batches(chunk, batch_rows)
         while done < chunk.rows:
@@ -199,10 +188,12 @@ class ParquetInput:
         images = layout.reader.read(table[layout.image], first, _MAX_BATCH_BYTES, self._address)
         whites = self._whites or self.scales()
         pixels = as_pixels([images], self._address, whites[number])[0]
+        pixels = fit_images(pixels, self._pictures.settings)
         if pixels.shape[1:] != self._shape:
             raise DataError(
                 f"{self._address}: height, width, channels of the images are {pixels.shape[1:]}, "
-                f"the network expects {self._shape}; resize the images"
+                f"the network expects {self._shape}; resize the images, or train with "
+                "dataset.image_size and dataset.channels"
             )
         return pixels
 
@@ -235,7 +226,8 @@ class ParquetInput:
         """Yield the images of a column, except unreadable ones and those of another size."""
         try:
             images = layout.reader.read(column, 0, _MAX_BATCH_BYTES, self._address)
-            if with_channels(images, self._address).shape[1:] == self._shape:
+            shape = with_channels(images, self._address).shape[1:]
+            if shape == self._shape or self._pictures.settings is not None:
                 yield images
         except DataError:
             if (half := len(column) // 2) > 0:
@@ -274,7 +266,9 @@ class ParquetInput:
             raise DataError(
                 f"{where}: column {example_id!r} is {kind}; expected integers, or no id_column"
             )
-        reader = image_columns.reader(schema.field(image).type, schema.metadata or {}, where, image)
+        reader = image_columns.reader(
+            schema.field(image).type, schema.metadata or {}, where, image, self._pictures
+        )
         return _Layout(image, self._label(schema, where), reader)
 
     def _label(self, schema: pa.Schema, where: object) -> str | None:
