@@ -30,7 +30,7 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     publish_dir,
     upload_folder,
-    write_json,
+    write_bytes,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import read_model
@@ -200,7 +200,7 @@ class DatedSource:
         return record, _remarks(record, {each.day for each in found}, first, last)
 
     def _save(self, record: Record) -> None:
-        write_json(self._store.root / self._file, record.model_dump(mode="json"))
+        write_bytes(self._store.root / self._file, record.model_dump_json().encode() + b"\n")
         fault_injection.failpoint("ingest:recorded")
 
     def _add(self, record: Record, source: SourceDay, dataset: Dataset, now: datetime) -> None:
@@ -241,7 +241,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_dataset(dataset, temporary, part=True)
+                    tables.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
