@@ -73,7 +73,7 @@ def scheduled_score_name(parameters: Mapping[str, Any] | None = None) -> str:
     return sanitize(f"score-{config.model}-{_due()}")
 
 
-def scheduled_prune_name(parameters: Mapping[str, Any] | None = None) -> str:  # noqa: ARG001
+def scheduled_prune_name() -> str:
     """Return a name for the current run of `scheduled_prune`."""
     return f"prune-{_due()}"
 

@@ -132,7 +132,7 @@ _REMOVED = "The schedule that planned this run is no longer part of the deployme
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
-    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
+    config: ScheduledConfig = ScheduledConfig(),
     store: str | None = None,
     timeout_seconds: Timeout | None = None,
     *,
@@ -365,7 +365,7 @@ def scheduled_prune(
         return _skipped(_REMOVED)
     if check.parameters is None:
         return _prune(config, store, flow_run_days, timeout_seconds)
-    _update_flow_run(check.parameters, scheduled_prune_name(check.parameters))
+    _update_flow_run(check.parameters, scheduled_prune_name())
     return _prune(**scheduled_prune.validate_parameters(check.parameters))
 
 

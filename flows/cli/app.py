@@ -95,7 +95,7 @@ def require_runner(runner: str, address: str | None) -> None:
         )
 
 
-def _print_version(requested: bool) -> None:  # noqa: FBT001  (Typer calls it with one value)
+def _print_version(requested: bool) -> None:
     if requested:
         from nnbuild.runtime.environment import code_version
 

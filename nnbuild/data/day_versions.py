@@ -32,7 +32,7 @@ from nnbuild.store.filesystem import (
     upload_folder,
     write_json,
 )
-from nnbuild.store.ids import temporary_name
+from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import read_model
 from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
@@ -235,6 +235,9 @@ class DatedSource:
         target = self._store.local_root / folder
         if not target.is_dir():
             make_durable_dir(target.parent)
+            for left in target.parent.iterdir():  # by a process that died: this one has the lock
+                if is_temporary_name(left.name):
+                    shutil.rmtree(left, ignore_errors=True)
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):

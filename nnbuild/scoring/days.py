@@ -281,7 +281,7 @@ class _DayScorer(NullProgress):
                     drift=done.drift,
                 )
 
-    def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
+    def scored(self, done: int, total: int, _seconds: float) -> None:
         """Stop the job between batches if `stopped` is set."""
         if self.stopped.is_set():
             raise Interrupted(f"stopped after {done} of {total} rows", 2)

@@ -39,7 +39,7 @@ from nnbuild.store.filesystem import (
     make_durable_dir,
     write_json,
 )
-from nnbuild.store.ids import new_run_id, require_score_id
+from nnbuild.store.ids import new_run_id, require_run_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
 
@@ -102,7 +102,7 @@ class Job:
 
 def staging(store: Store, score_id: str) -> Path:
     """Return the folder of a job in progress."""
-    return store.local_root / "staging" / f"score-{require_score_id(score_id)}"
+    return store.local_root / "staging" / f"score-{require_run_id(score_id, of_job=True)}"
 
 
 @contextmanager

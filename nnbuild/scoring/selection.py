@@ -110,8 +110,8 @@ def require_known_types_in_files(store: Store, kept: pa.Schema, paths: Sequence[
             files.append(File(file.schema_arrow, file.metadata))
     for difference in _differences(store, files, kept.names):
         raise StoreError(
-            f"cannot commit column {difference}; discard this job with `nnbuild doctor --repair "
-            "--discard`, then rename the column of the input or set output, and score again"
+            f"cannot commit column {difference}; discard this job, then rename the column of the "
+            "input or set output, and score again"
         )
 
 

@@ -430,7 +430,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "input": "Input as it was given.",
         "output": "Output folder; null if the rows are in the table `scores`.",
         "rows": "Number of scored rows.",
-        "written": "Number of rows written, after `--where`.",
+        "written": "Number of rows written, after the filter `where`.",
         "quarantined": "Number of rows that could not be scored.",
         "engine": "`onnx` or `keras`.",
         "temperature": "Divisor of the logits; 1 is the plain softmax.",
@@ -449,7 +449,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "measured_at": "Time of the commit.",
     },
     "predictions": {
-        "example_id": "Row of the image in its split or input, from 0, or the column of `--id`.",
+        "example_id": "Row of the image in its split or input, from 0, or its `id_column`.",
         "label": "True class; null if unknown.",
         "predicted": "Predicted class: the one with the largest logit.",
         "confidence": "Probability of the predicted class.",

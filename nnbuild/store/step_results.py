@@ -124,12 +124,16 @@ class BuiltModel(StepResult):
     Attributes:
         factory: SHA-256 of the source of the user's function that built it; None for a named
             network.
+        start: ID of the run whose weights it has; None for those of the seed.
+        start_digest: SHA-256 of the file of that run's model.
     """
 
     step = "build_model"
     path: str
     parameters: int
     factory: str | None = None
+    start: str | None = None
+    start_digest: str | None = None
 
 
 class CompiledModel(StepResult):

@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -355,7 +356,8 @@ class Store:
         else:
             if "\0" in str(path):
                 raise StoreError(f"{str(path)!r} contains a NUL character, expected a path")
-            path = Path(os.path.expanduser(path))  # noqa: PTH111  (it leaves an unknown ~user alone)
+            with suppress(RuntimeError):  # a folder may be called ~x without a user of this name
+                path = Path(path).expanduser()
             overlaps = _overlap(path, self.local_root)
         if overlaps:
             raise StoreError(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
-from nnbuild.store.ids import is_run_id, require_name, require_run_id, require_score_id
+from nnbuild.store.ids import is_run_id, require_name, require_run_id
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -118,14 +118,13 @@ def committed_parts(
         StoreError: No run or scoring job of such an ID is committed.
     """
     of_jobs = require_name(name) in schemas.JOB_TABLES
-    require = require_score_id if of_jobs else require_run_id
     # The list of IDs is read first: all files of an ID were complete before its row was written.
     ids = store.score_ids() if of_jobs else store.run_ids()
     if name == schemas.CHAMPIONS_TABLE:  # it remembers champions whose runs were deleted
         own = partitions(store.root / "tables" / name, partition_key(name))
         ids = sorted({*ids, *own})
     for each in [only] if isinstance(only, str) else only or ():
-        if require(each) not in ids:
+        if require_run_id(each, of_job=of_jobs) not in ids:
             what = "scoring job" if of_jobs else "run"
             raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
     if only is not None:
