@@ -153,6 +153,14 @@ def test_prune_keeps_models_of_jobs(filler):
     assert filler.store.read_table("scores", jobs[1]).num_rows == 45
 
 
+def test_prune_keeps_weights_of_warm_start(filler):
+    first = filler.run(days_old=9)
+    second = filler.run(days_old=8, start=first)
+    third = filler.run(days_old=7, start=second)
+    assert pruned(filler.store, 1).kept == {second: f"run {third} was trained from its weights"}
+    assert filler.store.run_ids() == [second, third]
+
+
 def test_prune_sweep_is_one_run(filler):
     filler.sweep("old")
     filler.sweep("best")
