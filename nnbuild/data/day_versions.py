@@ -348,7 +348,7 @@ def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
             }
             if days != record.days:
                 kept = record.model_copy(update={"days": days})
-                write_json(path, kept.model_dump(mode="json"))
+                write_bytes(path, kept.model_dump_json().encode())
 
 
 def _record_paths(store: Store, name: str) -> list[Path]:
