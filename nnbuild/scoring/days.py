@@ -103,7 +103,7 @@ def _require_own_outputs(days: list[Partition]) -> None:
 def _partition(config: ScoreConfig, day: date) -> Partition:
     addresses = {"input": config.input, "output": config.output}
     dated = {name: address_of_day(address, day) for name, address in addresses.items() if address}
-    return Partition(day, config.model_copy(update=dated))
+    return Partition(day, config.model_copy(update=dated | {"day": day}))
 
 
 class DayResult(BaseModel):
