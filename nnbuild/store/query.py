@@ -24,7 +24,8 @@ from nnbuild.store.store import Store
 
 T = TypeVar("T")
 
-# Set before the statement runs: no file, network, extension or Python variable, and no undoing.
+# Set before the statement runs: no files, network, extensions or Python variables; the last one
+# forbids to change the others.
 _CLOSED = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
