@@ -31,6 +31,7 @@ from nnbuild.store.filesystem import (
     publish_dir,
     upload_folder,
     write_bytes,
+    write_json,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import read_model
@@ -93,8 +94,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then was missing, and is left out. But the days before
-        the first one that had been ingested were not asked for by then; they are as they are now.
+        A day that had not been ingested by then was missing, and is left out. Days before the first
+        ingested one had not been requested by then: for these, the present version counts.
 
         Args:
             moment: Aware time.
@@ -210,7 +211,7 @@ class DatedSource:
             day.fingerprint = source.fingerprint  # the same content was written again
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept all the same.
+        # If the clock was set back, the order of the ingestions is kept anyway.
         times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
