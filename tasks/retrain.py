@@ -44,7 +44,7 @@ from tasks.artifacts import (
     show_table,
     store_link,
 )
-from tasks.displays import active_displays, logger, outward, show_note
+from tasks.displays import active_displays, logger, outward, show_note, warn
 from tasks.events import (
     CHECK_FAILED,
     COMMITTED,
@@ -104,6 +104,10 @@ def build(run: Run, data: LoadedData) -> BuiltModel:
     """Build the network; see `nnbuild.pipeline.build_model`."""
     built = pipeline.build_model(run, data)
     logger().info("%s: %d parameters, outputs logits", run.config.model.name, built.parameters)
+    if built.start is not None:
+        logger().info("starts from the weights of champion %s", built.start)
+    elif run.config.training.start is not None:
+        logger().info("starts from the weights of the seed: there is no champion yet")
     return built
 
 
@@ -211,6 +215,9 @@ def decide(run: Run, data: LoadedData) -> Decided:
     """Compare the run with the champion; see `nnbuild.pipeline.decide`."""
     decided = pipeline.decide(run, data)
     show_decision(run, data, decided)
+    with outward("the remark on the name of the dataset"):
+        if (remark := pipeline.shared_name(run, decided)) is not None:
+            warn(remark)
     return decided
 
 

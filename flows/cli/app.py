@@ -19,10 +19,12 @@ MAINTAIN = "Check and repair"
 _COMMAND_MODULES = (
     "run",
     "score",
+    "label",
     "sweep",
     "serve",
     "runs",
     "analytics",
+    "live",
     "champion",
     "export",
     "prune",
@@ -95,7 +97,7 @@ def require_runner(runner: str, address: str | None) -> None:
         )
 
 
-def _print_version(requested: bool) -> None:  # noqa: FBT001  (Typer calls it with one value)
+def _print_version(requested: bool) -> None:
     if requested:
         from nnbuild.runtime.environment import code_version
 

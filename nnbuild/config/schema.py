@@ -188,6 +188,11 @@ def _require_effect(config: RunConfig) -> None:
     """
     _require_effect_of_pictures(config.dataset)
     training, model = config.training, config.model
+    if training.start is not None and model.ensemble_size > 1:
+        raise ConfigError(
+            f"training.start {training.start!r} applies to a single network, not to the "
+            f"{model.ensemble_size} of an ensemble; remove one of the two settings"
+        )
     for name in ("l2", "dropout"):
         if getattr(model, name) and name not in preset_of(model.name).takes:
             raise ConfigError(

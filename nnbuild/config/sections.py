@@ -418,6 +418,11 @@ class TrainingConfig(Section):
         description="Data type of the layers during training; weights, logits and the stored model "
         "are float32",
     )
+    start: Literal["champion"] | None = Field(
+        None,
+        description="Weights to start from: those of the champion, if there is one; those of the "
+        "seed if null",
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -8,11 +8,13 @@ of a version are in `datasets/<name>/days/<day>/<digest>/`.
 import fcntl
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,14 +30,15 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     publish_dir,
     upload_folder,
-    write_json,
+    write_bytes,
 )
-from nnbuild.store.ids import temporary_name
+from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import read_model
 from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
 
 _MAX_NAMED = 3
+_RECORD_NAME = r"[0-9a-f]{16}\.json"
 
 
 class _Day(BaseModel):
@@ -157,7 +160,7 @@ class DatedSource:
         with os_errors_as_store_errors(f"look for {path}"):
             if not path.exists():
                 return Record(pattern=self.pattern)
-        return read_model(path, Record, "a record of ingested days")
+        return _read_record(path)
 
     def ingest(
         self, first: date | None, last: date, now: datetime, *, new_classes: bool = False
@@ -181,7 +184,7 @@ class DatedSource:
         if not found and not self._store.exists():
             return Record(pattern=self.pattern), []
         self._store.create()
-        with self._lock():
+        with _lock(self._store, self._folder):
             record = self.record()
             for source in found:
                 if _is_known(record, source):
@@ -197,7 +200,7 @@ class DatedSource:
         return record, _remarks(record, {each.day for each in found}, first, last)
 
     def _save(self, record: Record) -> None:
-        write_json(self._store.root / self._file, record.model_dump(mode="json"))
+        write_bytes(self._store.root / self._file, record.model_dump_json().encode() + b"\n")
         fault_injection.failpoint("ingest:recorded")
 
     def _add(self, record: Record, source: SourceDay, dataset: Dataset, now: datetime) -> None:
@@ -211,7 +214,7 @@ class DatedSource:
         times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
-            version=len(day.versions) + 1 if day is not None else 1,
+            version=day.versions[-1].version + 1 if day is not None else 1,
             digest=dataset.digest,
             image_shape=dataset.image_shape,
             train=len(dataset.train),
@@ -232,10 +235,13 @@ class DatedSource:
         target = self._store.local_root / folder
         if not target.is_dir():
             make_durable_dir(target.parent)
+            for left in target.parent.iterdir():  # by a process that died: this one has the lock
+                if is_temporary_name(left.name):
+                    shutil.rmtree(left, ignore_errors=True)
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_dataset(dataset, temporary, part=True)
+                    tables.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
@@ -244,18 +250,6 @@ class DatedSource:
         if self._store.is_remote:
             with os_errors_as_store_errors(f"write {self._store.root / folder}"):
                 upload_folder(target, self._store.root / folder)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Let only one process of this machine at a time ingest days of these datasets."""
-        folder = self._store.local_root / self._folder
-        make_durable_dir(folder)
-        path = folder / ".lock"
-        with os_errors_as_store_errors(f"lock {path}"):
-            file = path.open("a")
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def create_dataset(self, versions: Sequence[DayVersion], source: str) -> str:
         """Store the list of days that is a dataset, unless the store has it.
@@ -309,6 +303,64 @@ class DatedSource:
                 key = hashlib.blake2b(content, digest_size=16).digest()
                 counts[key] = counts.get(key, 0) + 1
         return counts
+
+
+@contextmanager
+def _lock(store: Store, folder: str) -> Iterator[None]:
+    """Let only one process of this machine at a time change the days of a dataset."""
+    make_durable_dir(store.local_root / folder)
+    path = store.local_root / folder / ".lock"
+    with os_errors_as_store_errors(f"lock {path}"):
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def current_parts(store: Store, name: str) -> set[str]:
+    """Return the paths of the newest version of every ingested day of a dataset.
+
+    Args:
+        store: Store with the days.
+        name: Name of the dataset.
+    """
+    records = (_read_record(path) for path in _record_paths(store, name))
+    return {day.versions[-1].part for record in records for day in record.days.values()}
+
+
+def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
+    """Remove versions of days from all records of a dataset, before their images are deleted.
+
+    If a run asks for such a day later, it is ingested from its source again.
+
+    Args:
+        store: Store with the days.
+        name: Name of the dataset.
+        parts: Paths of the versions, see `DayVersion.part`.
+    """
+    with _lock(store, f"datasets/{name}/days"):
+        for path in _record_paths(store, name):
+            record = _read_record(path)
+            days = {
+                date: day.model_copy(update={"versions": versions})
+                for date, day in record.days.items()
+                if (versions := [each for each in day.versions if each.part not in parts])
+            }
+            if days != record.days:
+                kept = record.model_copy(update={"days": days})
+                write_json(path, kept.model_dump(mode="json"))
+
+
+def _record_paths(store: Store, name: str) -> list[Path]:
+    folder = store.dataset_folder(name, "days")
+    with os_errors_as_store_errors(f"list {folder}"):
+        if not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if re.fullmatch(_RECORD_NAME, path.name))
+
+
+def _read_record(path: Path) -> Record:
+    return read_model(path, Record, "a record of ingested days")
 
 
 def _is_known(record: Record, source: SourceDay) -> bool:

@@ -5,7 +5,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
 import imagecodecs
@@ -175,11 +175,10 @@ def _orientation(picture: Image.Image) -> int:
         return 1  # as Pillow would, after a search that takes a tenth of the decoding time
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            orientation = picture.getexif().get(_ORIENTATION, 1)
-        except Exception:  # noqa: BLE001  (a damaged tag must not discard the picture)
-            return 1
-    return orientation if isinstance(orientation, int) else 1
+        with suppress(Exception):  # a damaged tag must not discard the picture
+            orientation = picture.getexif().get(_ORIENTATION)
+            return orientation if isinstance(orientation, int) else 1
+    return 1
 
 
 def _require_size(picture: Image.Image, where: object, max_pixels: int) -> None:

@@ -6,7 +6,7 @@ The stream of Parquet files is in `nnbuild.data.parquet_stream`.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
 Pixels = NDArray[np.uint8]
+Identifier = Literal["row", "path", "integer", "text"]
+"""What identifies a row: its number, the path of its picture, or a column of integers or texts."""
 
 
 class InputChunk(NamedTuple):
@@ -81,12 +83,14 @@ class Batch(NamedTuple):
         example_ids: int64, shape (n,).
         labels: int16 with nulls; None if the input has no labels.
         kept: Columns to copy to the output; None if there are none.
+        keys: Texts that identify the rows, string; None if integers do.
     """
 
     images: Pixels
     example_ids: NDArray[np.int64]
     labels: pa.Array | None
     kept: pa.Table | None
+    keys: pa.Array | None = None
 
 
 class RejectedRows(NamedTuple):
@@ -120,6 +124,9 @@ class ImageStream(Protocol):
 
     def identity(self) -> list[list[Any]]:
         """Return name, size and version of each file, which change with the input."""
+
+    def identifier(self) -> Identifier:
+        """Return what identifies a row."""
 
     def scales(self) -> list[float]:
         """Return the pixel value of white, for each file or for all of them.
@@ -197,6 +204,10 @@ class PictureStream:
     def schema(self) -> pa.Schema:
         """Return the only column of pictures, `path`."""
         return PICTURE_COLUMNS
+
+    def identifier(self) -> Identifier:
+        """Return that the path identifies a picture."""
+        return "path"
 
     def scales(self) -> list[float]:
         """Return the pixel value of white, the same for all pictures."""
@@ -300,6 +311,10 @@ class ArrayStream:
     def schema(self) -> pa.Schema:
         """Return a schema without columns."""
         return pa.schema([])
+
+    def identifier(self) -> Identifier:
+        """Return that the row number identifies an image."""
+        return "row"
 
     def scales(self) -> list[float]:
         """Return the pixel value of white."""

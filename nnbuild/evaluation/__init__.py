@@ -1,6 +1,7 @@
 """Metrics, calibration, significance tests, drift and the promotion rule."""
 
 from nnbuild.evaluation.calibration import fit_temperature
+from nnbuild.evaluation.estimation import confidence_threshold, wilson_interval
 from nnbuild.evaluation.metrics import (
     Bin,
     MetricValue,
@@ -17,8 +18,10 @@ __all__ = [
     "Spread",
     "calibration_bins",
     "calibration_error",
+    "confidence_threshold",
     "confusion_counts",
     "evaluate",
     "fit_temperature",
     "mean_confidence_interval",
+    "wilson_interval",
 ]

@@ -80,7 +80,11 @@ def waiting_run(store: Store, run_id: str, config: RunConfig) -> Run:
 
 
 def resumable(
-    store: Store, config: RunConfig, refusal: Callable[[Run], str | None] = lambda _: None
+    store: Store,
+    config: RunConfig,
+    refusal: Callable[[Run], str | None] = lambda _: None,
+    *,
+    now: datetime | None = None,
 ) -> tuple[Run | None, list[str]]:
     """Find the newest unfinished run that would end as a new run would.
 
@@ -91,12 +95,13 @@ def resumable(
         store: Store with the unfinished runs.
         config: Configuration of the new run.
         refusal: Function that returns why the caller does not resume a run, or None.
+        now: Aware time, which decides on the days of a dated dataset; the current time if None.
 
     Returns:
         The run, or None; and a remark on each run with the same settings that is not resumed.
     """
     resolved = resolve(config)
-    digest = functools.cache(lambda: _source_digest(resolved, store))
+    digest = functools.cache(lambda: _source_digest(resolved, store, now or datetime.now(UTC)))
     remarks: list[str] = []
     for each in reversed(store.unfinished_runs()):
         try:
@@ -136,9 +141,9 @@ def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
     return None
 
 
-def _source_digest(config: RunConfig, store: Store) -> str | None:
+def _source_digest(config: RunConfig, store: Store, now: datetime) -> str | None:
     try:
-        return source_digest(config.dataset, store, datetime.now(UTC))
+        return source_digest(config.dataset, store, now)
     except NnbuildError:  # the new run reports what is wrong with the source
         return None
 

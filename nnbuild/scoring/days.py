@@ -103,7 +103,7 @@ def _require_own_outputs(days: list[Partition]) -> None:
 def _partition(config: ScoreConfig, day: date) -> Partition:
     addresses = {"input": config.input, "output": config.output}
     dated = {name: address_of_day(address, day) for name, address in addresses.items() if address}
-    return Partition(day, config.model_copy(update=dated))
+    return Partition(day, config.model_copy(update=dated | {"day": day}))
 
 
 class DayResult(BaseModel):
@@ -281,7 +281,7 @@ class _DayScorer(NullProgress):
                     drift=done.drift,
                 )
 
-    def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
+    def scored(self, done: int, total: int, _seconds: float) -> None:
         """Stop the job between batches if `stopped` is set."""
         if self.stopped.is_set():
             raise Interrupted(f"stopped after {done} of {total} rows", 2)

@@ -94,6 +94,7 @@ class ShardContext(NamedTuple):
         schema: Schema of the rows.
         temperature: Divisor of the logits.
         where: Filter of the rows to write; None to write all.
+        class_names: Names of the classes; empty for a model file.
     """
 
     config: ScoreConfig
@@ -103,6 +104,7 @@ class ShardContext(NamedTuple):
     schema: pa.Schema
     temperature: float
     where: pc.Expression | None
+    class_names: tuple[str, ...] = ()
 
 
 def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
@@ -285,7 +287,14 @@ class RowWriter:
             logits: Logits of all rows, float32, shape (n, classes).
         """
         context = self._context
-        table = score_table(batch, logits, context.config, context.schema, context.temperature)
+        table = score_table(
+            batch,
+            logits,
+            context.config,
+            context.schema,
+            context.temperature,
+            class_names=context.class_names,
+        )
         counts = counted(batch, table, logits.shape[1])
         self.summary = self.summary + counts if self.summary else counts
         self.rows += len(table)

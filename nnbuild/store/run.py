@@ -14,7 +14,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError
 from nnbuild.runtime import environment
 from nnbuild.store.filesystem import file_digest, read_json, write_json
-from nnbuild.store.ids import require_run_id
+from nnbuild.store.ids import require_id
 from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.step_results import StepResult
 
@@ -37,7 +37,7 @@ class Run:
     url: str | None = None
 
     def __post_init__(self) -> None:
-        require_run_id(self.run_id)
+        require_id(self.run_id)
 
     @property
     def store(self) -> str:

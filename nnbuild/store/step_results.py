@@ -124,12 +124,16 @@ class BuiltModel(StepResult):
     Attributes:
         factory: SHA-256 of the source of the user's function that built it; None for a named
             network.
+        start: ID of the run whose weights it has; None for those of the seed.
+        start_digest: SHA-256 of the file of that run's model.
     """
 
     step = "build_model"
     path: str
     parameters: int
     factory: str | None = None
+    start: str | None = None
+    start_digest: str | None = None
 
 
 class CompiledModel(StepResult):
@@ -206,6 +210,8 @@ class Calibrated(StepResult):
         after: Calibration error at the fitted temperature, by subset.
         validation: Accuracy and loss (cross-entropy, in nats) of the final model on the validation
             examples.
+        confidence_threshold: Calibrated confidence above which as large a share of the validation
+            examples is as is classified correctly; None in runs of earlier versions.
     """
 
     step = "calibrate_model"
@@ -213,6 +219,7 @@ class Calibrated(StepResult):
     before: dict[str, float]
     after: dict[str, float]
     validation: dict[str, float] = {}
+    confidence_threshold: float | None = None
 
 
 class Scored(StepResult):

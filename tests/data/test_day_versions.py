@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from datetime import date
 
 import numpy as np
@@ -270,3 +273,30 @@ def test_new_images_of_a_correction(days, store):
     assert source.new_images(after, before) == 3
     assert source.new_images(after, None) == 40
     assert source.new_images(after, after) == 0
+
+
+def test_killed_ingestion_is_repeated(days, store):
+    """What a process that died was writing is removed, and no version is lost or counted twice."""
+    days.write(0)
+    days.write(1)
+    program = (
+        "import sys\n"
+        "from datetime import date, datetime\n"
+        "from nnbuild.data.day_versions import DatedSource\n"
+        "from nnbuild.store import Store\n"
+        "last = date.fromisoformat(sys.argv[3])\n"
+        "now = datetime.fromisoformat(sys.argv[4])\n"
+        "DatedSource(Store(sys.argv[1]), sys.argv[2]).ingest(None, last, now)\n"
+    )
+    arguments = [store.root, days.pattern, day(1).isoformat(), noon(1).isoformat()]
+    for point in ("ingest:written", "ingest:published", "ingest:recorded"):
+        killed = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            env=os.environ | {"NNBUILD_FAULT": point},
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+    record, _ = ingest(days, store, 1)
+    assert versions(record) == [(day(0), 1), (day(1), 1)]
+    folders = {path.name for path in store.root.glob("datasets/*/days/*/*") if path.is_dir()}
+    assert folders == {each.digest for each in record.versions()}

@@ -48,7 +48,7 @@ def test_new_format_takes_one_entry(with_csv, tmp_path):
     arrays = tiny()
     images = arrays.train_images.reshape(len(arrays.train_images), -1)
     rows = np.column_stack([arrays.train_labels, images])
-    path = tmp_path / "pixels.pixels"
+    path = tmp_path / "tiny.pixels"
     np.savetxt(path, rows, fmt="%d", delimiter=",", header="label,pixels")
     dataset = load_path(path)
     assert len(dataset.train) + len(dataset.test) == len(rows)
