@@ -40,6 +40,7 @@ POINTS = (
     *("prune:planned", "prune:row", "prune:rows", "prune:runs", "prune:tables"),
     *("prune:datasets", "prune:moved", "prune:emptied"),
 )
+ADA = champion.Author("ada@build-7")
 FIT = """
 import sys, nnbuild
 nnbuild.retrain(nnbuild.RunConfig.model_validate_json(sys.argv[2]), sys.argv[1])
@@ -136,8 +137,7 @@ def build(folder: Path, nights: int) -> tuple[Store, str]:
         path = write_night(folder, night)
         run_id = nnbuild.retrain(config_of(path), store.root).run_id
         if night % 4 == 0:
-            current = champion.current(store)
-            champion.change(store, run_id, expected=current, by="promote")
+            champion.promote(store, run_id, ADA)
         if night % 5 == 0:
             score(ScoreConfig(input=str(path), model=run_id), store.root)
     config = config_of(folder / "night-0" / "labelled.npz", epochs=4).model_dump_json()
@@ -214,7 +214,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> Counts:
     config = retention.RetentionConfig(keep=arguments.keep, scores=True)
     planned = retention.prune(pristine, config, now=now, dry_run=True)
     kept = set(pristine.run_ids()) - set(planned.runs)
-    chain = [each for each in champions(pristine) if each in kept]
+    (dataset,) = champion.currents(pristine)
+    past = [each for each in champion.chain(pristine, dataset) if each in kept]
     counts.bytes_before, counts.bytes_said = size(pristine.root), planned.bytes
     counts.kept, counts.kept_although_old = len(kept), len(planned.kept)
 
@@ -250,18 +251,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> Counts:
             counts.scored += 1
         else:
             counts.trouble.append(f"run {run_id} scores in another way")
-    for expected in chain[1:]:
-        if champion.rollback(store).run_id == expected:
+    for expected in past:
+        if champion.rollback(store, ADA).run_id == expected:
             counts.rollbacks += 1
     ends = [nnbuild.retrain(None, each.root, resume=waiting).run_id for each in (store, pristine)]
     models = [file_digest(e.root / "runs" / waiting / "model.keras") for e in (store, pristine)]
     counts.resumed = ends == [waiting] * 2 and models[0] == models[1]
     return counts
-
-
-def champions(store: Store) -> list[str]:
-    """Return the champion and those before it, newest first."""
-    return [each.run_id for each in reversed(champion.history(store)) if each.run_id is not None]
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 
 from flows.prefect_database import settings_for_quick_start
 from flows.prefect_settings import SILENT, prepare_environment, read_settings
-from nnbuild.errors import ConfigError, Interrupted, one_line
+from nnbuild.errors import Caught, ConfigError, Interrupted, one_line
 
 _SCRIPT = Path(__file__).with_name("server_process.py")
 
@@ -312,19 +312,18 @@ def _ask_until_settled(timeout: float, patience: float, failures: list[str]) -> 
 
     end = time.monotonic() + patience - _SECONDS_BETWEEN_TRIES
     while True:
-        try:
-            with (
-                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-                get_client({"timeout": timeout}, sync_client=True) as client,
-            ):
-                client.read_flows(limit=1)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the server cannot be used)
-            failures.append(one_line(error) or type(error).__name__)
-            if time.monotonic() > end or not _may_be_starting(error):
-                return failures[-1]
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-        else:
+        with (
+            Caught() as caught,  # whatever the error is, the server cannot be used
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client({"timeout": timeout}, sync_client=True) as client,
+        ):
+            client.read_flows(limit=1)
+        if (error := caught.error) is None:
             return None
+        failures.append(one_line(error) or type(error).__name__)
+        if time.monotonic() > end or not _may_be_starting(error):
+            return failures[-1]
+        time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 def _may_be_starting(error: Exception) -> bool:

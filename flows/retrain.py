@@ -32,7 +32,7 @@ from tasks.retrain import (
 
 @flow(name="retrain", flow_run_name=retrain_name, **RETRAINING_HOOKS)
 def retrain(
-    config: RunConfig = RunConfig(),  # noqa: B008  (frozen)
+    config: RunConfig = RunConfig(),
     store: str | None = None,
     resume: str | None = None,
 ) -> Committed:

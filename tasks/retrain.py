@@ -44,7 +44,7 @@ from tasks.artifacts import (
     show_table,
     store_link,
 )
-from tasks.displays import active_displays, logger, outward, show_note
+from tasks.displays import active_displays, logger, outward, show_note, warn
 from tasks.events import (
     CHECK_FAILED,
     COMMITTED,
@@ -215,6 +215,9 @@ def decide(run: Run, data: LoadedData) -> Decided:
     """Compare the run with the champion; see `nnbuild.pipeline.decide`."""
     decided = pipeline.decide(run, data)
     show_decision(run, data, decided)
+    with outward("the remark on the name of the dataset"):
+        if (remark := pipeline.shared_name(run, decided)) is not None:
+            warn(remark)
     return decided
 
 

@@ -19,11 +19,13 @@ MAINTAIN = "Check and repair"
 _COMMAND_MODULES = (
     "run",
     "score",
+    "label",
     "sweep",
     "serve",
     "backtest",
     "runs",
     "analytics",
+    "live",
     "champion",
     "export",
     "prune",
@@ -96,7 +98,7 @@ def require_runner(runner: str, address: str | None) -> None:
         )
 
 
-def _print_version(requested: bool) -> None:  # noqa: FBT001  (Typer calls it with one value)
+def _print_version(requested: bool) -> None:
     if requested:
         from nnbuild.runtime.environment import code_version
 

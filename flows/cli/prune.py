@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -132,7 +133,7 @@ def _start_prefect() -> None:
     from flows.embedded_server import EmbeddedServer
 
     with EmbeddedServer():
-        import tasks.flow_run_retention  # noqa: F401  (it imports Prefect while the server starts)
+        import_module("tasks.flow_run_retention")  # with Prefect, while its server starts
 
 
 def _prune_prefect(days: int, *, dry_run: bool) -> dict[str, int]:

@@ -10,7 +10,7 @@ import typer
 from flows.cli.console import PlainConsole, print_json, print_line, print_table
 from flows.cli.outcome import print_outcome
 from flows.cli.run import log_to_mlflow, run_flow, start_prefect, summarize_run
-from nnbuild.errors import ConfigError, InputError, Interrupted
+from nnbuild.errors import Caught, ConfigError, InputError, Interrupted, one_line
 
 if TYPE_CHECKING:
     from nnbuild.config.schema import RunConfig
@@ -76,13 +76,11 @@ def _without_gate(config: RunConfig) -> RunConfig:
 def _run_seed(config: RunConfig, store: Store, console: PlainConsole, mlflow: str | None) -> Row:
     """Train one run and return its row, also if it failed."""
     before, started = set(store.run_ids()), time.perf_counter()
-    try:
+    with Caught(InputError, Interrupted) as caught:
         run_id = run_flow(config, store, console)
-    except (InputError, Interrupted):
-        raise
-    except Exception as error:  # noqa: BLE001  (it is recorded, and the other seeds continue)
+    if caught.error is not None:  # it is recorded, and the other seeds continue
         failed = max(set(store.run_ids()) - before, default=None)
-        message = " ".join(str(error).split())
+        message = one_line(caught.error)
         console.print_line(f"seed {config.seed} failed: {message}")
         return {"seed": config.seed, "run_id": failed, "status": "failed", "error": message}
     row = summarize_run(store, run_id, time.perf_counter() - started) | {"seed": config.seed}

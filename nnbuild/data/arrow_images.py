@@ -207,7 +207,7 @@ class _Fixed(Reader):
         self,
         column: pa.ChunkedArray,
         first: int,
-        room: int,  # noqa: ARG002
+        _room: int,
         where: object,
     ) -> NDArray[Any]:
         if pa.types.is_dictionary(column.type):
@@ -227,7 +227,7 @@ class _Lists(Reader):
         self,
         column: pa.ChunkedArray,
         first: int,
-        room: int,  # noqa: ARG002
+        _room: int,
         where: object,
     ) -> NDArray[Any]:
         require_values(column, self.column, first, where)

@@ -8,11 +8,13 @@ of a version are in `datasets/<name>/days/<day>/<digest>/`.
 import fcntl
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +31,7 @@ from nnbuild.store.filesystem import (
     publish_dir,
     upload_folder,
     write_bytes,
+    write_json,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import Moment, read_model
@@ -36,6 +39,7 @@ from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
 
 _MAX_NAMED = 3
+_RECORD_NAME = r"[0-9a-f]{16}\.json"
 
 
 class _Day(BaseModel):
@@ -111,8 +115,13 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
+<<<<<<< HEAD
         A day that had not been ingested by then is left out if it was searched for: it was late.
         Otherwise nothing is known about its state, and it is as it is now.
+=======
+        A day that had not been ingested by then was missing, and is left out. Days before the first
+        ingested one had not been requested by then: for these, the present version counts.
+>>>>>>> dev
 
         Args:
             moment: Aware time.
@@ -178,7 +187,7 @@ class DatedSource:
         with os_errors_as_store_errors(f"look for {path}"):
             if not path.exists():
                 return Record(pattern=self.pattern)
-        return read_model(path, Record, "a record of ingested days")
+        return _read_record(path)
 
     def ingest(
         self,
@@ -209,7 +218,7 @@ class DatedSource:
         if not found and not self._store.exists():
             return Record(pattern=self.pattern), []
         self._store.create()
-        with self._lock():
+        with _lock(self._store, self._folder):
             record = self.record()
             for source in found:
                 if _is_known(record, source):
@@ -244,11 +253,11 @@ class DatedSource:
             day.fingerprint = source.fingerprint  # the same content was written again
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept all the same.
+        # If the clock was set back, the order of the ingestions is kept anyway.
         times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
-            version=len(day.versions) + 1 if day is not None else 1,
+            version=day.versions[-1].version + 1 if day is not None else 1,
             digest=dataset.digest,
             image_shape=dataset.image_shape,
             train=len(dataset.train),
@@ -284,18 +293,6 @@ class DatedSource:
         if self._store.is_remote:
             with os_errors_as_store_errors(f"write {self._store.root / folder}"):
                 upload_folder(target, self._store.root / folder)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Let only one process of this machine at a time ingest days of these datasets."""
-        folder = self._store.local_root / self._folder
-        make_durable_dir(folder)
-        path = folder / ".lock"
-        with os_errors_as_store_errors(f"lock {path}"):
-            file = path.open("a")
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def create_dataset(self, versions: Sequence[DayVersion], source: str) -> str:
         """Store the list of days that is a dataset, unless the store has it.
@@ -351,8 +348,67 @@ class DatedSource:
         return counts
 
 
+<<<<<<< HEAD
 def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()
+=======
+@contextmanager
+def _lock(store: Store, folder: str) -> Iterator[None]:
+    """Let only one process of this machine at a time change the days of a dataset."""
+    make_durable_dir(store.local_root / folder)
+    path = store.local_root / folder / ".lock"
+    with os_errors_as_store_errors(f"lock {path}"):
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def current_parts(store: Store, name: str) -> set[str]:
+    """Return the paths of the newest version of every ingested day of a dataset.
+
+    Args:
+        store: Store with the days.
+        name: Name of the dataset.
+    """
+    records = (_read_record(path) for path in _record_paths(store, name))
+    return {day.versions[-1].part for record in records for day in record.days.values()}
+
+
+def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
+    """Remove versions of days from all records of a dataset, before their images are deleted.
+
+    If a run asks for such a day later, it is ingested from its source again.
+
+    Args:
+        store: Store with the days.
+        name: Name of the dataset.
+        parts: Paths of the versions, see `DayVersion.part`.
+    """
+    with _lock(store, f"datasets/{name}/days"):
+        for path in _record_paths(store, name):
+            record = _read_record(path)
+            days = {
+                date: day.model_copy(update={"versions": versions})
+                for date, day in record.days.items()
+                if (versions := [each for each in day.versions if each.part not in parts])
+            }
+            if days != record.days:
+                kept = record.model_copy(update={"days": days})
+                write_bytes(path, kept.model_dump_json().encode())
+
+
+def _record_paths(store: Store, name: str) -> list[Path]:
+    folder = store.dataset_folder(name, "days")
+    with os_errors_as_store_errors(f"list {folder}"):
+        if not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if re.fullmatch(_RECORD_NAME, path.name))
+
+
+def _read_record(path: Path) -> Record:
+    return read_model(path, Record, "a record of ingested days")
+>>>>>>> dev
 
 
 def _is_known(record: Record, source: SourceDay) -> bool:

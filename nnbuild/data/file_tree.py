@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,9 @@ def is_local(path: Any) -> bool:
 
 def path_exists(path: Path | str) -> bool:
     """Return whether a path exists; False for invalid names."""
-    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises on names that are too long)
+    with suppress(OSError, ValueError):  # a name can be too long, or contain a NUL character
+        return Path(path).exists()
+    return False
 
 
 def files_below(folder: Any) -> list[File]:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 _MISSED = 1 / 50  # of the significance level: the probability that the interval of s misses s
 _SHARES = 17  # values of s in its interval; neighbours are 0.4 standard deviations apart
+_NEGLIGIBLE = 1e-10  # probability of a number of discordant examples that is counted without a sum
 _POWER = 0.8  # of `examples_needed`
 
 
@@ -89,14 +90,11 @@ def lower_bound(won: int, lost: int, examples: int, significance: float) -> floa
         # Nearly linear in the difference, so that interpolation converges fast.
         return float(ndtri(np.clip(tables.p_value(difference), 1e-300, 1 - 1e-16)) - target)
 
-    # The exact bound is close to Tango's, and at most the observed difference.
+    # Between Tango's bound and the observed difference, the excess grows by about the quantile.
     width = (won - lost) / examples - tables.bound
-    return _last_not_above_zero(excess, tables.bound, step=width / 64, tolerance=width * 1e-4)
-
-
-def upper_bound(won: int, lost: int, examples: int, significance: float) -> float:
-    """Return the exact upper confidence bound of the difference; see `lower_bound`."""
-    return -lower_bound(lost, won, examples, significance)
+    return _last_not_above_zero(
+        excess, tables.bound, slope=-float(target) / width, tolerance=width * 1e-4
+    )
 
 
 def p_value(won: int, lost: int, examples: int, *, difference: float, significance: float) -> float:
@@ -180,12 +178,12 @@ class _Tables:
         # Of the discordant examples, the part that is won; 1 if the difference needs more of them.
         part = np.broadcast_to(np.clip((1 + difference / share) / 2, 0, 1), probability.shape)
         tail = np.broadcast_to((won <= 0).astype(float), probability.shape).copy()
-        row, column = np.nonzero((probability > 1e-12) & (won > 0) & (won <= discordant))
+        row, column = np.nonzero((probability > _NEGLIGIBLE) & (won > 0) & (won <= discordant))
         needed = won[column]
         tail[row, column] = betainc(
             needed, discordant[column] - needed + 1, part[row, column]
         )  # the binomial probability of at least `needed`
-        ignored = np.maximum(1 - probability.sum(axis=1), 0)
+        ignored = np.maximum(1 - probability.sum(axis=1), 0) + _NEGLIGIBLE * len(discordant)
         return min(float(((probability * tail).sum(axis=1) + ignored).max()) + self.missed, 1.0)
 
 
@@ -227,34 +225,31 @@ def _tango_bound(won: int, lost: int, examples: int, quantile: float) -> float:
 
 
 def _last_not_above_zero(
-    function: Callable[[float], float], start: float, *, step: float, tolerance: float
+    function: Callable[[float], float], start: float, *, slope: float, tolerance: float
 ) -> float:
-    """Return the root of an increasing function, or a value at most `tolerance` below it.
+    """Return a value at which an increasing function is not above 0, about `tolerance` to its root.
 
-    The Illinois method: false position, with the value at an end halved that stays for long.
+    Newton's method with an estimated slope, and bisection where it leaves the interval of the root.
 
     Args:
         function: Function on -1 to 1 that is not above 0 at -1, and above 0 at 1.
         start: Guess of the root.
-        step: Distance from the guess at which to look for the other sign first.
+        slope: Guess of the slope.
         tolerance: Largest error.
     """
-    low = high = start
-    at_low = at_high = function(start)
-    while at_low > 0:
-        high, at_high = low, at_low
-        low, step = max(low - step, -1.0), 2 * step
-        at_low = function(low)
-    while at_high <= 0:
-        low, at_low = high, at_high
-        high, step = min(high + step, 1.0), 2 * step
-        at_high = function(high)
+    low, high, point, previous = -1.0, 1.0, start, None
     while high - low > tolerance:
-        middle = (low * at_high - high * at_low) / (at_high - at_low)
-        middle = min(max(middle, low + tolerance / 2), high - tolerance / 2)
-        value = function(middle)
+        value = function(point)
         if value <= 0:
-            low, at_low, at_high = middle, value, at_high / 2
+            low = point
+            if -value <= slope * tolerance:
+                break
         else:
-            high, at_high, at_low = middle, value, at_low / 2
+            high = point
+        if previous is not None and value != previous[1]:
+            slope = max((value - previous[1]) / (point - previous[0]), slope / 4)
+        previous = point, value
+        point -= value / slope + tolerance / 4
+        if not low < point < high:
+            point = (low + high) / 2
     return low

@@ -8,7 +8,7 @@ most `gate.significance`, at every size of the test set.
 Small losses must not add up over many promotions. So the challenger must also be shown to be at
 most the margin below the anchor, a past champion or the champion itself. The first run of a chain
 is its anchor; a promoted run becomes the anchor if it is significantly better than the present one,
-at `gate.significance` divided by the nights of a year. Whatever the challengers are:
+at `gate.significance` divided by the nights of a year. Whatever the accuracies of the challengers:
 
 1. In any night, a run whose accuracy is more than the margin below the champion's or the anchor's
    is promoted with a probability of at most `gate.significance`, however long the chain is. It has
@@ -34,7 +34,6 @@ from nnbuild.evaluation.noninferiority import (
     examples_needed,
     lower_bound,
     p_value,
-    upper_bound,
 )
 from nnbuild.evaluation.significance import McNemarResult, holm_correction, mcnemar_test
 
@@ -308,15 +307,17 @@ class _Comparison:
             return _Refusal("rejected", f"{reason}; {_counts(paired)}")
         if self.bound >= -config.margin:
             return None
-        counts = (paired.only_challenger, paired.only_champion, paired.examples)
-        highest = upper_bound(*counts, config.significance)
-        if highest < -config.margin:
+        won, lost, level = paired.only_challenger, paired.only_champion, config.significance
+        p_worse = p_value(lost, won, paired.examples, difference=config.margin, significance=level)
+        if p_worse <= level:
             reason = f"less accurate than {self.other} by more than {margin} points"
-            details = f"{_difference(paired)}, upper bound {100 * highest:+.2f}"
+            details = f"{_difference(paired)}, p = {p_worse:.2g}"
             return _Refusal("rejected", f"{reason} ({details}); {_counts(paired)}")
         goal = f"to show that it is at most {margin} points less accurate than {self.other}"
         details = f"{_difference(paired)}, lower bound {100 * self.bound:+.2f}"
-        needed = examples_needed(*counts, margin=config.margin, significance=config.significance)
+        needed = examples_needed(
+            won, lost, paired.examples, margin=config.margin, significance=level
+        )
         if needed <= paired.examples:
             reason = f"not enough evidence in {paired.examples:,} test images {goal}"
             return _Refusal("not-enough-evidence", f"{reason} ({details})")

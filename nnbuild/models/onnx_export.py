@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nnbuild.data.preprocessing import METADATA_KEY
 from nnbuild.engines.onnx import ROWS_PER_CALL
-from nnbuild.errors import ContractError
+from nnbuild.errors import Caught, ContractError
 from nnbuild.models.architectures import Shape
 from nnbuild.runtime.tensorflow import keras, quiet, tf
 from nnbuild.store.filesystem import write_bytes
@@ -66,28 +66,25 @@ def _convert(model: keras.Model, shape: Shape) -> "onnx.ModelProto":
     function = tf.function(
         lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
     )
-    failed: Exception | None = None
-    with quiet(), warnings.catch_warnings():
+    # An error is raised after the block, without its output.
+    with quiet(), warnings.catch_warnings(), Caught() as caught:
         # The converter looks for a name that NumPy has removed.
         warnings.filterwarnings("ignore", r"In the future `np\.object`", FutureWarning)
         _make_converter_ready()
-        try:
-            traced = function.get_concrete_function(pixels)
-            # The pixels are named as the only input. A tensor that a layer holds, as that of
-            # `Normalization`, then becomes a constant like the weights; `from_function` of the
-            # converter would make it an input.
-            names = {
-                "input_names": [traced.inputs[0].name],
-                "output_names": [traced.outputs[0].name],
-            }
-            frozen = tf2onnx.tf_loader.from_function(traced, **names)
-            exported, _ = tf2onnx.convert.from_graph_def(
-                frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
-            )
-        except Exception as error:  # noqa: BLE001  (raised below, without the output of the block)
-            failed = error
-    if failed is not None:
-        raise failed
+        traced = function.get_concrete_function(pixels)
+        # The pixels are named as the only input. A tensor that a layer holds, as that of
+        # `Normalization`, then becomes a constant like the weights; `from_function` of the
+        # converter would make it an input.
+        names = {
+            "input_names": [traced.inputs[0].name],
+            "output_names": [traced.outputs[0].name],
+        }
+        frozen = tf2onnx.tf_loader.from_function(traced, **names)
+        exported, _ = tf2onnx.convert.from_graph_def(
+            frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
+        )
+    if caught.error is not None:
+        raise caught.error
     missing = {
         node.op_type for node in exported.graph.node if not onnx.defs.has(node.op_type, node.domain)
     }

@@ -13,7 +13,7 @@ from nnbuild.errors import StoreError
 from nnbuild.store import Run, Store, champion, locks
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.ids import is_run_id
-from nnbuild.store.step_results import Decided, LoadedData, StepResult
+from nnbuild.store.step_results import BuiltModel, Decided, LoadedData, StepResult
 
 SWEEP = "sweep-"
 _SCORE = "score-"
@@ -31,30 +31,37 @@ class Protection(NamedTuple):
     remedy: str
 
 
-def protected_runs(store: Store, champions: int = 2) -> dict[str, Protection]:
+def protected_runs(store: Store, past_champions: int = 1) -> dict[str, Protection]:
     """Return the runs that must not be deleted, whatever their age.
 
     Args:
         store: Store of the runs.
-        champions: Number of champions to protect: the present one, and those before it to which
-            rollbacks lead.
+        past_champions: Number of past champions to protect of each dataset, the newest ones.
     """
     found = _of_unfinished_work(store) | _of_approvals(store)
     for dataset, change in champion.currents(store).items():
-        present = change.run_id
-        past = champion.chain(store, dataset)[: champions - 1]
+        present, past = change.run_id, _past_champions(store, dataset, past_champions)
         for run_id in (present, *past):
             if (anchor := _anchor(store, run_id)) is not None:
                 found[anchor] = Protection(
                     "it is the past champion that the gate compares runs with, too",
                     "promote another run",
                 )
-        found |= dict.fromkeys(
-            past,
-            Protection("it is a past champion, to which a rollback leads", "promote another run"),
+        reason = f"it is a past champion of {dataset}, to which a rollback leads"
+        found |= dict.fromkeys(past, Protection(reason, "promote another run"))
+        pinned = ", which a person has pinned" if change.pinned else ""
+        found[present] = Protection(
+            f"it is the champion of {dataset}{pinned}", "promote another run or roll back"
         )
-        found[present] = Protection("it is the champion", "promote another run or roll back")
     return found
+
+
+def _past_champions(store: Store, dataset: str, count: int) -> list[str]:
+    """Return the newest past champions of a dataset, and at least the next rollback's target."""
+    chain = champion.chain(store, dataset)
+    target = champion.rollback_target(store, dataset)
+    needed = 0 if target is None else chain.index(target) + 1
+    return chain[: max(count, needed)]
 
 
 def _anchor(store: Store, run_id: str) -> str | None:
@@ -77,15 +84,13 @@ def _of_unfinished_work(store: Store) -> dict[str, Protection]:
         for run in store.committed_in_staging()
     }
     for run in _unfinished(store):
-        champion_id = _recorded(run, Decided).get("champion")
-        if isinstance(champion_id, str):
-            found.setdefault(
-                champion_id,
-                Protection(
-                    f"unfinished run {run.run_id} was compared with it",
-                    "resume or discard that run",
-                ),
-            )
+        for needed, use in (
+            (_recorded(run, Decided).get("champion"), "was compared with it"),
+            (_recorded(run, BuiltModel).get("start"), "starts from its weights"),
+        ):
+            if isinstance(needed, str):
+                reason = f"unfinished run {run.run_id} {use}"
+                found.setdefault(needed, Protection(reason, "resume or discard that run"))
     for score_id, run_id in _models_of_staged_jobs(store):
         found.setdefault(
             run_id,
@@ -142,6 +147,23 @@ def _recorded(run: Run, kind: type[StepResult]) -> dict[str, Any]:
     return {}
 
 
+def starting_runs(store: Store, run_ids: Iterable[str]) -> dict[str, str]:
+    """Return the runs from whose weights others were trained, each with one of the others.
+
+    Args:
+        store: Store of the runs.
+        run_ids: IDs of the others.
+    """
+    wanted, found = set(run_ids), {}
+    for row in store.read_table("runs", columns=["config"]).to_pylist():
+        if row["run_id"] in wanted and _section(row["config"], "training").get("start"):
+            with suppress(StoreError):  # a damaged manifest
+                built = store.manifest(row["run_id"]).steps.build_model
+                if built is not None and built.start is not None:
+                    found[built.start] = row["run_id"]
+    return found
+
+
 # Datasets
 
 
@@ -160,11 +182,33 @@ def needed_datasets(store: Store, deleted: Iterable[str] = ()) -> set[str]:
     for row in store.read_table("runs", columns=columns).to_pylist():
         if row["run_id"] not in gone:
             needed.add((row["dataset"], row["dataset_digest"]))
-    return {
-        store.dataset_name(name, digest)
-        for name, digest in needed
-        if isinstance(name, str) and isinstance(digest, str)
-    }
+    return with_parts(
+        store,
+        {
+            store.dataset_name(name, digest)
+            for name, digest in needed
+            if isinstance(name, str) and isinstance(digest, str)
+        },
+    )
+
+
+def with_parts(store: Store, names: Iterable[str]) -> set[str]:
+    """Return datasets and the parts, such as days, that they consist of; paths as above.
+
+    Raises:
+        StoreError: The description of a dataset is damaged, so that its parts are unknown.
+    """
+    found = set(names)
+    for name in tuple(found):
+        path = store.root / name / "dataset.json"
+        with os_errors_as_store_errors(f"look for {path}"):
+            if not path.exists():  # still in staging
+                continue
+        description = read_json(path)
+        if isinstance(description, dict) and isinstance(description.get("parts"), list):
+            above = name.rpartition("/")[0]
+            found |= {f"{above}/{part}" for part in description["parts"]}
+    return found
 
 
 def is_loading_data(store: Store) -> bool:

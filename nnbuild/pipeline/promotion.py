@@ -1,5 +1,6 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -154,6 +155,27 @@ def _fallback_reason(run: Run, data: LoadedData) -> str | None:
     return (
         f"it was trained on the fallback dataset {data.name}, because {dataset.name} was "
         "unavailable"
+    )
+
+
+def shared_name(run: Run, decided: Decided) -> str | None:
+    """Return a remark if the champion was trained on another source of the same name, or None.
+
+    A dataset at a path is called after its file or folder, and may have been moved since.
+
+    Args:
+        run: Run in staging.
+        decided: Its decision.
+    """
+    if decided.champion is None or decided.passed_over:
+        return None
+    theirs = Store(run.store).manifest(decided.champion).settings.dataset.name
+    mine = run.config.dataset.name
+    if os.path.abspath(theirs) == os.path.abspath(mine):  # noqa: PTH100  (also of a URL)
+        return None
+    return (
+        f"champion {decided.champion} was trained on {theirs}, this run on {mine}; datasets of one "
+        "name share a champion, so give them different names if they hold different data"
     )
 
 

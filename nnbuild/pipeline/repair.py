@@ -162,7 +162,7 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "its record cannot be read, so it cannot be resumed"
             yield Repair(Finding(name, "clear", detail), _removal(run.folder))
         else:
-            detail = f"can be resumed with `{run.resume_command}` or discarded with `--discard`"
+            detail = f"can be resumed with `{run.resume_command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -204,7 +204,7 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
             command = f"nnbuild score --resume {score_id}"
-            detail = f"can be resumed with `{command}` or discarded with `--discard`"
+            detail = f"can be resumed with `{command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 

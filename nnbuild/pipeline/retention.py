@@ -3,6 +3,7 @@
 A sweep counts as one run, and is kept or deleted with all of its trials.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nnbuild.data import day_versions
 from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.pipeline import dependencies
 from nnbuild.pipeline.dependencies import SWEEP, sweep_of
@@ -21,6 +23,7 @@ from nnbuild.store.deletion import Deletion, Folder
 from nnbuild.store.ids import is_run_id
 from nnbuild.store.json_models import problem
 
+_DAY = re.compile(r"datasets/[^/]+/days/\d{4}-\d{2}-\d{2}/[0-9a-f]{64}", re.ASCII)
 _MIN_SWEEP_AGE = timedelta(hours=1)  # a younger one may be about to begin its first run
 _MAX_NAMED = 3  # jobs in a message
 
@@ -192,8 +195,10 @@ def _retention_plan(store: Store, config: RetentionConfig, now: datetime) -> _Pl
     jobs = store.read_table("score_jobs", columns=["run_id", "started_at"]).to_pylist()
     kept_jobs = _newest_jobs(jobs, config.keep, since) if config.scores else jobs
     new = {row["run_id"] for unit in _newest(units, config.keep, since) for row in unit.rows}
-    reasons = _reasons(store, kept_jobs, champions=1 + config.keep)
+    reasons = _reasons(store, kept_jobs, past_champions=config.keep)
     reasons |= _reasons_of_trials(store, units, new | reasons.keys())
+    for run_id, later in dependencies.starting_runs(store, new | reasons.keys()).items():
+        reasons.setdefault(run_id, f"run {later} was trained from its weights")
     kept = new | reasons.keys()
     run_ids = [row["run_id"] for unit in units for row in unit.rows]
     kept_job_ids = {job["score_id"] for job in kept_jobs}
@@ -203,8 +208,7 @@ def _retention_plan(store: Store, config: RetentionConfig, now: datetime) -> _Pl
         sweeps=_unused_sweeps(store, units, kept, now),
         kept={each: reasons[each] for each in sorted(run_ids) if each in kept and each not in new},
     )
-    unused = _all_datasets(store) - dependencies.needed_datasets(store, plan.runs)
-    return _with_folders(store, plan, unused)
+    return _with_folders(store, plan, _unused_datasets(store, plan.runs))
 
 
 def _units(rows: Iterable[dict[str, Any]]) -> list[_Unit]:
@@ -243,9 +247,11 @@ def _is_since(row: dict[str, Any], since: datetime | None) -> bool:
     return since is not None and bool(row["started_at"] >= since)
 
 
-def _reasons(store: Store, jobs: Iterable[dict[str, Any]], *, champions: int) -> dict[str, str]:
+def _reasons(
+    store: Store, jobs: Iterable[dict[str, Any]], *, past_champions: int
+) -> dict[str, str]:
     """Return why runs are kept whatever their age."""
-    protected = dependencies.protected_runs(store, champions)
+    protected = dependencies.protected_runs(store, past_champions)
     reasons = {run_id: each.reason for run_id, each in protected.items()}
     for job in jobs:
         if job["run_id"] is not None:
@@ -280,11 +286,38 @@ def _unused_sweeps(
     ]
 
 
-def _all_datasets(store: Store) -> set[str]:
+def _unused_datasets(store: Store, deleted: Iterable[str]) -> set[str]:
+    """Return the paths of the datasets and days that nothing needs once runs are deleted."""
     roots = (store.root, store.local_root) if store.is_remote else (store.root,)
     names = {name for root in roots for name in deletion.dataset_names(root)}
-    # Ingested days are kept: they are perhaps no longer at their source.
-    return {name for name in names if "/days/" not in name}
+    needed = dependencies.needed_datasets(store, deleted)
+    return {
+        name for name in names - needed if not _is_day(name) or _is_past_day(store, name, needed)
+    }
+
+
+def _is_day(name: str) -> bool:
+    return _DAY.fullmatch(name) is not None
+
+
+def _is_past_day(store: Store, name: str, needed: Iterable[str]) -> bool:
+    """Return whether a version of a day is older than all that runs use, or was corrected since.
+
+    Other days that no run uses yet are news for the next one.
+    """
+    dataset, day, digest = _split(name)
+    used = [_split(each)[1] for each in needed if _is_day(each) and _split(each)[0] == dataset]
+    if not used:
+        return False
+    return day < min(used) or f"days/{day}/{digest}" not in day_versions.current_parts(
+        store, dataset
+    )
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Return the dataset, the day and the digest of the path of a day."""
+    _, dataset, _, day, digest = name.split("/")
+    return dataset, day, digest
 
 
 def _with_folders(store: Store, plan: _Plan, datasets: Iterable[str]) -> _Plan:
@@ -324,7 +357,7 @@ def _plan_of(store: Store, ids: Sequence[str]) -> _Plan:
         for row in store.read_table("runs", plan.runs or None, columns).to_pylist()
         if row["run_id"] in plan.runs and row["dataset_digest"] is not None
     }
-    unused = own & _all_datasets(store) - dependencies.needed_datasets(store, plan.runs)
+    unused = dependencies.with_parts(store, own) & _unused_datasets(store, plan.runs)
     return _with_folders(store, plan, unused)
 
 
@@ -418,11 +451,22 @@ def _remove_datasets(store: Store, current: Deletion, plan: _Plan) -> None:
         plan.datasets = []
     needed = dependencies.needed_datasets(store)
     plan.datasets = [each for each in plan.datasets if each.name not in needed]
+    # First, so that a run that begins now ingests the days again, or finds them restored.
+    _forget_days(store, [each.name for each in plan.datasets if _is_day(each.name)])
     for each in plan.datasets:
         current.remove(each.name)
         fault_injection.failpoint("prune:datasets")
     restored = _restore_needed(store, current)
     plan.datasets = [each for each in plan.datasets if each.name not in restored]
+
+
+def _forget_days(store: Store, names: Iterable[str]) -> None:
+    by_dataset: dict[str, set[str]] = {}
+    for dataset, day, digest in map(_split, names):
+        by_dataset.setdefault(dataset, set()).add(f"days/{day}/{digest}")
+    for dataset, parts in by_dataset.items():
+        day_versions.forget_parts(store, dataset, parts)
+        fault_injection.failpoint("prune:forgotten")
 
 
 def _restore_needed(store: Store, current: Deletion) -> set[str]:

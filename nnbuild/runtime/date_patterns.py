@@ -2,7 +2,7 @@
 
 import glob
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 _PLACEHOLDER = re.compile(r"\{date(?::([^{}]*))?\}")
 _ISO = "%Y-%m-%d"
@@ -30,9 +30,8 @@ def day_of_address(pattern: str, address: str) -> date | None:
         return None
     fields = match.groupdict()
     try:
-        day = datetime.strptime(  # noqa: DTZ007  (a day has no time zone)
-            " ".join(fields.values()), " ".join(f"%{name}" for name in fields)
-        ).date()
+        values, directives = " ".join(fields.values()), " ".join(f"%{name}" for name in fields)
+        day = datetime.strptime(values, directives).replace(tzinfo=UTC).date()
     except ValueError:
         return None
     return day if address_of_day(pattern, day) == address else None

@@ -42,7 +42,7 @@ def sigterm_as_exception() -> Iterator[None]:
         yield
         return
 
-    def raise_exception(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def raise_exception(_number: int, _frame: FrameType | None) -> None:
         raise SigtermReceived
 
     with _handled_by(raise_exception, signal.SIGTERM):
@@ -86,7 +86,7 @@ def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
-    def exit_process(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def exit_process(number: int, _frame: FrameType | None) -> None:
         before_exit(128 + number)
         os._exit(128 + number)
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from nnbuild.errors import NnbuildError
@@ -103,9 +104,10 @@ def sanitize_log_records() -> None:
 
 
 def _sanitize(record: logging.LogRecord) -> None:
-    try:
+    message = None
+    with suppress(Exception):  # logging reports arguments that do not match
         message = record.getMessage()
-    except Exception:  # noqa: BLE001  (logging reports arguments that do not match)
+    if message is None:
         return
     clean = (
         sanitize(_on_one_line(message))

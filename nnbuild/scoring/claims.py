@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import (
     AlreadyScoredError,
@@ -21,7 +22,7 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, locks
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.ids import input_lock_name, is_run_id
-from nnbuild.store.json_models import read_model
+from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.locks import Holder
 
 if TYPE_CHECKING:
@@ -45,9 +46,28 @@ _ROW_SETTINGS = (
 _RECORD_KEYS = ("config", "model_digest", "input", "code_version")
 
 
-class _JobManifest(BaseModel):
-    """The part of a job's manifest that determines its rows."""
+class _JobRow(BaseModel):
+    """The row of a job in the table `score_jobs`."""
 
+    model_config = ConfigDict(extra="allow")
+    started_at: Moment
+    finished_at: Moment
+    # An earlier version that began this commit did not write these.
+    day: date | None = None
+    identifier: str | None = None
+    input_digest: str | None = None
+
+
+class JobManifest(BaseModel):
+    """The part of a job's manifest that is read again.
+
+    Attributes:
+        row: The job's row in the table `score_jobs`.
+        config: Settings of the job.
+        input: Identity of the input, as returned by `ImageStream.identity`.
+    """
+
+    row: _JobRow
     config: dict[str, Any]
     input: list[Any]
 
@@ -170,7 +190,7 @@ def scored_as(
             continue
         path = store.root / "scores" / each["score_id"] / "manifest.json"
         try:
-            manifest = read_model(path, _JobManifest, "the manifest of a scoring job")
+            manifest = read_model(path, JobManifest, "the manifest of a scoring job")
         except StoreError:
             if each["score_id"] in store.score_ids():
                 raise

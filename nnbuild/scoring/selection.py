@@ -33,8 +33,9 @@ _EXPECTED = (
     "expected comparisons of a column with a value, joined by and, or, not: "
     "confidence < 0.6 and predicted == 3"
 )
-# Columns that only some jobs write: with `logits` or `top_k`, or for models of more classes.
-_OPTIONAL = re.compile(r"(?:prob|logit)_[0-9]+|top_[0-9]+(?:_prob)?")
+# Columns that only some jobs write: with `logits` or `top_k`, for models of more classes or with
+# class names, or where texts identify the rows.
+_OPTIONAL = re.compile(r"(?:prob|logit)_[0-9]+|top_[0-9]+(?:_prob)?|predicted_name|example_key")
 
 
 def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str | None) -> None:
@@ -110,8 +111,8 @@ def require_known_types_in_files(store: Store, kept: pa.Schema, paths: Sequence[
             files.append(File(file.schema_arrow, file.metadata))
     for difference in _differences(store, files, kept.names):
         raise StoreError(
-            f"cannot commit column {difference}; discard this job with `nnbuild doctor --repair "
-            "--discard`, then rename the column of the input or set output, and score again"
+            f"cannot commit column {difference}; discard this job, then rename the column of the "
+            "input or set output, and score again"
         )
 
 

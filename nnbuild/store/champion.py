@@ -23,7 +23,7 @@ from nnbuild.errors import StoreError, suggestion
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir, os_errors_as_store_errors, write_json
-from nnbuild.store.ids import is_run_id, require_name, require_run_id
+from nnbuild.store.ids import is_run_id, require_id, require_name
 from nnbuild.store.json_models import problem, read_model
 from nnbuild.store.store import Store
 from nnbuild.store.tables import publish_table
@@ -242,7 +242,7 @@ def run_of(store: Store, name: str) -> str:
     """
     if is_name(name):
         return require(store, name.removeprefix(_PREFIX) if name != NAME else None)
-    return require_run_id(name)
+    return require_id(name)
 
 
 # Changing
@@ -317,25 +317,31 @@ def rollback(
     """
     with lock(store):
         name, changes = _required(store, dataset)
-        present = changes[-1].run_id
-        target = _last_other_model(store, name, present, _chain(changes))
+        present, past = changes[-1].run_id, _chain(changes)
+        target = _last_other_model(store, present, past)
+        if target is None:
+            reason = "every earlier one has the same model" if past else "it is the first one"
+            raise StoreError(
+                f"champion {present} of {name} cannot be rolled back: {reason}; choose a run by "
+                "`nnbuild promote RUN_ID`"
+            )
         return _change(
             store, name, target, "rollback", expected=present, author=author, pinned=True, now=now
         )
 
 
-def _last_other_model(store: Store, dataset: str, present: str, past: Sequence[str]) -> str:
+def rollback_target(store: Store, dataset: str) -> str | None:
+    """Return the run that `rollback` would make the champion of a dataset, or None."""
+    changes = history(store, dataset)
+    return _last_other_model(store, changes[-1].run_id, _chain(changes)) if changes else None
+
+
+def _last_other_model(store: Store, present: str, past: Sequence[str]) -> str | None:
     """Return the first of the past champions whose model differs from the present one's."""
     available = {*store.run_ids()}
     model = store.manifest(present).model_digest
-    for each in past:
-        if each in available and store.manifest(each).model_digest != model:
-            return each
-    reason = "every earlier one has the same model" if past else "it is the first one"
-    raise StoreError(
-        f"champion {present} of {dataset} cannot be rolled back: {reason}; choose a run by "
-        "`nnbuild promote RUN_ID`"
-    )
+    others = (each for each in past if each in available)
+    return next((each for each in others if store.manifest(each).model_digest != model), None)
 
 
 def unpin(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from nnbuild.runtime import fault_injection
-from nnbuild.store import locks, presence, views
+from nnbuild.store import locks, presence, schemas, views
 from nnbuild.store.filesystem import (
     fsync_dir,
     is_remote,
@@ -25,13 +25,13 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     write_json,
 )
-from nnbuild.store.ids import is_run_id, new_run_id, temporary_name
+from nnbuild.store.ids import is_run_id, is_temporary_name, new_run_id, temporary_name
 from nnbuild.store.json_models import read_model
 from nnbuild.store.store import Store
 
 PREFIX = "prune-"
 _PLAN, _TRASH = "plan.json", "trash"
-_PERMANENT_TABLES = ("champions",)  # they outlive the runs that they name
+_PERMANENT_TABLES = (schemas.CHAMPIONS_TABLE,)  # they outlive the runs that they name
 
 
 class _Plan(BaseModel):
@@ -103,6 +103,8 @@ def _bytes_of(folder: Any) -> int:
         except FileNotFoundError:
             return 0
         return sum(int(each["size"] or 0) for each in found.values())
+    if folder.is_symlink():
+        return 0  # only the link is removed
     total = 0
     for parent, _, files in os.walk(folder):  # links are not followed
         for name in files:
@@ -128,7 +130,7 @@ def dataset_names(root: Any) -> list[str]:
         return sorted(
             Path(parent).relative_to(root).as_posix()
             for parent, _, files in os.walk(folder)
-            if "dataset.json" in files
+            if "dataset.json" in files and not is_temporary_name(Path(parent).name)
         )
 
 

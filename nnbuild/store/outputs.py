@@ -96,7 +96,7 @@ def require_new_folder(path: Path) -> None:
     with _os_errors_as_output_errors(path):
         status = _stat(path)
         if status is not None and (not stat.S_ISDIR(status.st_mode) or any(path.iterdir())):
-            raise OutputError(f"{path} holds something already; give a new folder")
+            raise OutputError(f"{path} is not empty; give a new folder")
         target = _target_of_link(path)
         nearest = next(each for each in (target, *target.parents) if each.exists())
         _require_short_names(nearest, target)
@@ -193,16 +193,15 @@ def _refusal(path: Path, status: os.stat_result) -> OutputError:
 
 def _descriptor(path: Path) -> tuple[int, int] | None:
     """Return the process and number of the descriptor that a path such as `/dev/fd/3` names."""
-    location = os.fspath(path)
     for _ in range(_MOST_LINKS):
-        folder = os.path.realpath(os.path.dirname(location))  # noqa: PTH120
-        name = os.path.basename(location)  # noqa: PTH119
-        if (found := _DESCRIPTORS.fullmatch(folder)) and name.isdigit():
-            return int(found[1]), int(name)
-        here = Path(folder) / name
+        # Unlike `Path.resolve`, it accepts a link to itself.
+        folder = Path(os.path.realpath(path.parent))
+        if (found := _DESCRIPTORS.fullmatch(str(folder))) and path.name.isdigit():
+            return int(found[1]), int(path.name)
+        here = folder / path.name
         if not here.is_symlink():
             return None
-        location = os.path.join(folder, here.readlink())  # noqa: PTH118  (it may be absolute)
+        path = folder / here.readlink()  # which may be absolute
     return None
 
 

@@ -35,7 +35,7 @@ def with_csv(monkeypatch):
     entry = Format(
         "CSV",
         "CSV files",
-        suffixes=(".csv",),
+        suffixes=(".pixels",),
         load_file=formats._of_arrays(read),
         stream_file=lambda address, files, options: ArrayStream(
             address, read_csv(files[0].path)[0], options
@@ -48,7 +48,7 @@ def test_new_format_takes_one_entry(with_csv, tmp_path):
     arrays = tiny()
     images = arrays.train_images.reshape(len(arrays.train_images), -1)
     rows = np.column_stack([arrays.train_labels, images])
-    path = tmp_path / "pixels.csv"
+    path = tmp_path / "tiny.pixels"
     np.savetxt(path, rows, fmt="%d", delimiter=",", header="label,pixels")
     dataset = load_path(path)
     assert len(dataset.train) + len(dataset.test) == len(rows)

@@ -13,6 +13,8 @@ from real_server import ROOT
 
 from nnbuild.store import Store
 
+STORE_URL = "https://files.test/nn"
+
 
 @pytest.fixture(scope="module")
 def finished(real_prefect, tmp_path_factory, small_folder):
@@ -21,18 +23,17 @@ def finished(real_prefect, tmp_path_factory, small_folder):
         "dataset": {"name": str(small_folder)},
         "model": {"name": "lab"},
         "training": {"epochs": 3},
-        "seed": 7,
     }
     root = tmp_path_factory.mktemp("finished") / "store"
     # In a process of its own: a process reports its tasks to the first server that it has used.
     program = (
         "from flows.retrain import *\n"
-        f"for _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
+        f"for seed in (7, 8): retrain(RunConfig(**{settings}, seed=seed), {str(root)!r})"
     )
     subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env=real_prefect.environment,
+        env=real_prefect.environment | {"NNBUILD_STORE_URL": STORE_URL},
         check=True,
         capture_output=True,
     )
@@ -64,6 +65,13 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
         assert "model:lab" in text
         assert f"lab-{store.manifest(store.run_ids()[1]).row.dataset}-" in text
 
+        details = page.show(
+            f"{ui}/runs/flow-run/{flow_runs[1]}?tab=Details",
+            "/State Message/i.test(document.body.innerText) && document.body.innerText",
+        )
+        verdict = "promoted" if decision["promoted"] else "not promoted"
+        assert f"test accuracy {100 * decision['accuracy']:.2f} %, {verdict}" in details
+
         def table(key):
             return page.show(f"{ui}/artifacts/artifact/{keys[key]}", f"({cells}).length && {cells}")
 
@@ -90,6 +98,12 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
             "/test accuracy/.test(document.body.innerText) && document.body.innerText",
         )
         assert "report.html" in shown
+        report = f"{STORE_URL}/runs/{store.run_ids()[1]}/report.html"
+        assert report in page.value("[...document.links].map(each => each.href)")
+        page.show(
+            f"{ui}/artifacts/artifact/{keys['nnbuild-files']}",
+            "[...document.links].some(each => each.href.endsWith('manifest.json'))",
+        )
         strangers = {
             each
             for each in page.fetched

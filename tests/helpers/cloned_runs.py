@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import datetime, timedelta
 
 from nnbuild.store import Store, schemas
 from nnbuild.store.ids import new_run_id
@@ -20,7 +21,7 @@ def clone_run(store: Store, run_id: str, *, dataset=None, other_model=False, fal
         fallback: Whether the copy was trained on digits because mnist was unavailable.
     """
     source = store.manifest(run_id)
-    new = new_run_id(source_time(store), max(store.run_ids()))
+    new = new_run_id(_next_time(store))
     record = shutil.copytree(store.root / "runs" / run_id, store.root / "runs" / new)
     manifest = json.loads((record / "manifest.json").read_text().replace(run_id, new))
     if dataset is not None:
@@ -41,8 +42,7 @@ def clone_run(store: Store, run_id: str, *, dataset=None, other_model=False, fal
     return new
 
 
-def source_time(store: Store):
-    """Return the start of the newest run, so that IDs do not depend on the clock."""
-    from datetime import UTC, datetime
-
-    return datetime.strptime(max(store.run_ids())[:18], "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
+def _next_time(store: Store) -> datetime:
+    """Return a time right after the start of the newest run: IDs do not depend on the clock."""
+    newest = f"{max(store.run_ids())[:18]}+0000"
+    return datetime.strptime(newest, "%Y%m%dT%H%M%S%f%z") + timedelta(milliseconds=1)

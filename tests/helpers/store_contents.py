@@ -8,7 +8,7 @@ from nnbuild.store import Store, champion, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, write_json
 from nnbuild.store.manifests import parse_manifest, runs_table
-from nnbuild.store.tables import read_table, write_table
+from nnbuild.store.tables import write_table
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -35,9 +35,21 @@ class StoreFiller:
         self.count = 0
 
     def run(
-        self, *, days_old=1.0, dataset="small", data=0, status="succeeded", sweep=None, anchor=None
+        self,
+        *,
+        days_old=1.0,
+        dataset="small",
+        data=0,
+        status="succeeded",
+        sweep=None,
+        anchor=None,
+        like=None,
+        start=None,
     ):
-        """Add a run, and its dataset: one folder for each name and each number `data`."""
+        """Add a run, and its dataset: one folder for each name and each number `data`.
+
+        Its model differs from all others, unless it is `like` another run.
+        """
         self.count += 1
         run_id, root = id_of(self.count, days_old=days_old), self.store.root
         digest = f"{data:064x}"
@@ -48,6 +60,9 @@ class StoreFiller:
         text = json.dumps(self.manifest).replace(self.source, run_id)
         manifest = json.loads(text)
         manifest["steps"]["load_data"] |= {"name": dataset, "digest": digest}
+        manifest["steps"]["decide"]["next_anchor"] = anchor
+        manifest["steps"]["build_model"]["start"] = start
+        manifest["config"]["training"]["start"] = None if start is None else "champion"
         began = NOW - timedelta(days=days_old)
         manifest["config"]["trial"] = None if sweep is None else {"sweep": sweep, "number": 0}
         manifest["row"] |= {
@@ -60,15 +75,13 @@ class StoreFiller:
             "config": json.dumps(manifest["config"]),
         }
         shutil.copytree(self.template.root / "runs" / self.source, root / "runs" / run_id)
+        model = root / "runs" / run_id / "model.keras"
+        model.write_bytes(model.read_bytes() + (like or run_id).encode())
+        entry = {"sha256": file_digest(model), "bytes": model.stat().st_size}
+        manifest["files"][f"runs/{run_id}/model.keras"] = entry
         for table in ("history", "predictions", "decisions"):
             part = self.template.partition(table, self.source)
             shutil.copytree(part, self.store.partition(table, run_id))
-        if anchor is not None:
-            path = self.store.partition("decisions", run_id) / PART
-            (decision,) = read_table(path, schemas.DECISIONS).to_pylist()
-            table = schemas.table_of(schemas.DECISIONS, [decision | {"anchor": anchor}])
-            write_table(path, table, schemas.DECISIONS)
-            del manifest["files"][path.relative_to(root).as_posix()]
         manifest["files"] = {
             name: entry for name, entry in manifest["files"].items() if (root / name).exists()
         }
@@ -106,10 +119,12 @@ class StoreFiller:
         return score_id
 
     def promote(self, run_id):
-        """Make a run the champion."""
-        current = champion.current(self.store)
+        """Make a run the champion of its dataset, as the gate does."""
+        dataset = self.store.manifest(run_id).row.dataset
+        current = champion.current(self.store, dataset)
         if current != run_id:
-            champion.change(self.store, run_id, expected=current, by="gate", now=NOW)
+            with champion.lock(self.store):
+                champion.change_locked(self.store, run_id, expected=current, now=NOW)
 
     def sweep(self, sweep_id):
         """Add the record of a sweep that began before the first run."""

@@ -333,3 +333,22 @@ def test_remote_champion_scores(s3_store, tmp_path):
     (row,) = Store(s3_store).read_table("decisions", run_id).to_pylist()
     assert row["rescored"] == row["examples"] > 0
     assert row["left_out"] == 0
+
+
+def test_images_of_warm_starts_are_known(first, tmp_path):
+    store = Store(shutil.copytree(first, tmp_path / "store"))
+    (oldest,) = store.run_ids()
+    warm = {"training": {"epochs": 1, "start": "champion"}}
+    images, labels = arrays(700)
+    path = write(tmp_path / "grown.npz", images[400:], labels[400:])
+    newer = retrain(run_config(path, **warm), store.root).run_id
+    assert store.manifest(newer).steps.build_model.start == oldest
+    assert len(list(comparison._chain_of_starts(store, newer))) == 2
+    late = night(store, path, seed=2)
+    manifest = store.manifest(newer)
+    assert manifest.steps.load_data.digest == late.challenger.data.digest
+    seen = comparison._seen(late.challenger, store, manifest, late.challenger.fingerprint)
+    data = store.manifest(oldest).steps.load_data
+    folders = (store.dataset_folder(data.name, data.digest), late.challenger.folder)
+    known = set.union(*(images_of(folder, "train") for folder in folders))
+    assert len(np.unique(seen)) == len(known)

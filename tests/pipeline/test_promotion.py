@@ -1,5 +1,7 @@
 """The promotion gate: the decision, its numbers, and a champion that is always a committed run."""
 
+import shutil
+
 import numpy as np
 import pytest
 from command_line import call, tree_digest
@@ -7,17 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import run_config
 
+from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import GateConfig
 from nnbuild.data import registry
 from nnbuild.data.download import UnavailableError
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
-from nnbuild.evaluation.noninferiority import lower_bound, upper_bound
+from nnbuild.evaluation.noninferiority import lower_bound, p_value
 from nnbuild.evaluation.significance import holm_correction, mcnemar_test
 from nnbuild.pipeline.run import open_run, retrain
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
+from nnbuild.store.step_results import Decided
 
 RIGHT = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -89,7 +93,7 @@ def test_rules_say_what_they_mean(examples, data):
     assert decision.bound == lower_bound(won, lost, examples, 0.05)
     if decision.bound >= -margin:
         assert decision.outcome == "promoted"
-    elif upper_bound(won, lost, examples, 0.05) < -margin:
+    elif p_value(lost, won, examples, difference=margin, significance=0.05) <= 0.05:
         assert decision.outcome == "rejected"
     else:
         assert decision.outcome == "not-enough-evidence"
@@ -289,7 +293,6 @@ def test_rollback_empty_store_raises(capfd, tmp_path):
 
 
 def test_outdated_decision_is_repeated(tmp_path, small_folder):
-    from nnbuild import pipeline
     from nnbuild.pipeline import commit
     from nnbuild.pipeline.reporting import write_report
     from nnbuild.pipeline.run import run_context
@@ -339,6 +342,23 @@ def test_fallback_run_leaves_champion(tmp_path, monkeypatch):
 
 def _refuse_download(*_):
     raise UnavailableError("no network in this test")
+
+
+def test_shared_name_of_other_folder_is_remarked(store, tmp_path, small_folder):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    copied = shutil.copy(small_folder, folder)
+    for source, word in ((small_folder, None), (copied, "elsewhere")):
+        run = open_run(run_config(source), store.root)
+        decided = Decided(
+            champion=champion.current(store),
+            promote=False,
+            reason="",
+            champion_metrics={},
+            figures={},
+        )
+        remark = pipeline.shared_name(run, decided)
+        assert (remark is None) if word is None else (word in remark)
 
 
 def test_pinned_champion_stays_but_is_compared(gated_runs, small_folder):

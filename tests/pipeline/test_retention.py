@@ -8,14 +8,19 @@ import pytest
 from command_line import tree_digest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from labelled_days import LabelledDays, day, noon, train, weights
 from store_contents import NOW, StoreFiller, require_intact, size
 
 from nnbuild.errors import StoreError
 from nnbuild.pipeline import repair
+from nnbuild.pipeline.days import select_days
 from nnbuild.pipeline.retention import RetentionConfig, delete, prune
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion, deletion
+from nnbuild.store.ids import temporary_name
+
+ADA = champion.Author("ada@build-7")
 
 
 @pytest.fixture
@@ -71,8 +76,8 @@ def test_prune_keeps_champions(filler):
     done = pruned(filler.store, 2)
     assert filler.store.run_ids() == [runs[0], runs[3], runs[6], runs[7]]
     assert set(done.kept) == {runs[0], runs[3]}
-    assert champion.rollback(filler.store).run_id == runs[3]
-    assert champion.rollback(filler.store).run_id == runs[0]
+    assert champion.rollback(filler.store, ADA).run_id == runs[3]
+    assert champion.rollback(filler.store, ADA).run_id == runs[0]
 
 
 def test_prune_keeps_as_many_champions(filler):
@@ -82,17 +87,60 @@ def test_prune_keeps_as_many_champions(filler):
     filler.promote(runs[0])
     assert set(pruned(filler.store, 1).kept) == {runs[0]}
     assert filler.store.run_ids() == [runs[0], runs[5]]
-    assert champion.rollback(filler.store).run_id == runs[5]
+    assert champion.rollback(filler.store, ADA).run_id == runs[5]
+
+
+def test_prune_keeps_rollback_to_other_model(filler):
+    """Past champions with the same model do not count: a rollback skips them."""
+    first = filler.run(days_old=20)
+    same = [filler.run(days_old=19 - night, like=first) for night in range(3)]
+    other = filler.run(days_old=30)
+    for each in (other, first, *same):
+        filler.promote(each)
+    assert set(pruned(filler.store, 1).kept) == {other, first, *same[:2]}
+    assert champion.rollback(filler.store, ADA).run_id == other
 
 
 def test_prune_keeps_anchor_of_gate(filler):
     anchors = [filler.run(days_old=20 - night) for night in range(2)]
-    for each in anchors:
-        filler.run(days_old=5, anchor=each)
-    filler.run(days_old=1, anchor=anchors[1])
-    assert set(pruned(filler.store, 1).kept) == {anchors[1]}
+    for each in (filler.run(days_old=5, anchor=each) for each in anchors):
+        filler.promote(each)
+    filler.run(days_old=1)
+    done = pruned(filler.store, 1, dry_run=True)
+    assert set(anchors) <= set(done.kept)
+    assert "the gate compares runs with" in done.kept[anchors[1]]
     with pytest.raises(StoreError, match="the gate compares runs with"):
         delete(filler.store, [anchors[1]], now=NOW)
+
+
+def test_prune_deletes_days_before_windows(tmp_path):
+    """Days that only deleted runs used go; news and days of kept runs stay."""
+    days, root = LabelledDays(tmp_path), tmp_path / "store"
+    config = days.config(window=2)
+    days.write(0)
+    runs = []
+    for number in range(1, 5):
+        days.write(number)
+        runs.append(train(config, root, noon(number)).run_id)
+    store = Store(root)
+    days.write(3, seed=99)  # corrected: not used yet
+    select_days(store, config.dataset, noon(4, hour=13))
+    weights_before = weights(store, runs[3])
+    champions = {each.run_id for each in champion.currents(store).values()}
+    kept = {runs[3], *champions}
+    done = prune(store, RetentionConfig(keep=1), now=noon(5))
+    oldest = min(runs.index(each) for each in set(store.run_ids()) | kept)
+    left = [name for name in deletion.dataset_names(root) if "/days/" in name]
+    found = sorted({name.split("/")[3] for name in left})
+    assert found == [str(day(number)) for number in range(oldest, 5)]
+    assert sum(str(day(3)) in name for name in left) == 2  # the used and the corrected version
+    assert len([part for part in done.parts if "/days/" in part]) == oldest
+    again = train(days.config(window=2, as_of=day(4)), root, noon(6))
+    assert weights(store, again.run_id) == weights_before
+    wide = train(days.config(window=9), root, noon(6, hour=14))  # ingested from the source again
+    assert {each.day for each in store.manifest(wide.run_id).steps.load_data.days} == {
+        day(number) for number in range(5)
+    }
 
 
 def test_prune_keeps_models_of_jobs(filler):
@@ -103,6 +151,14 @@ def test_prune_keeps_models_of_jobs(filler):
     assert (list(done.jobs), list(done.runs)) == ([jobs[0]], [runs[0]])
     assert paths_of(filler.store, jobs[0]) == []
     assert filler.store.read_table("scores", jobs[1]).num_rows == 45
+
+
+def test_prune_keeps_weights_of_warm_start(filler):
+    first = filler.run(days_old=9)
+    second = filler.run(days_old=8, start=first)
+    third = filler.run(days_old=7, start=second)
+    assert pruned(filler.store, 1).kept == {second: f"run {third} was trained from its weights"}
+    assert filler.store.run_ids() == [second, third]
 
 
 def test_prune_sweep_is_one_run(filler):
@@ -120,6 +176,23 @@ def test_prune_sweep_is_one_run(filler):
     assert filler.store.run_ids() == [*best, *nights]
     assert not (filler.store.root / "staging" / "sweep-old").exists()
     assert (filler.store.root / "staging" / "sweep-best" / "sweep.json").exists()
+
+
+def test_prune_spares_links_and_temporary(filler, tmp_path):
+    """A run that was moved to another disk loses its link only; what is being written stays."""
+    old, _ = (filler.run(days_old=days, data=int(days)) for days in (3, 1))
+    store, elsewhere = filler.store, tmp_path / "elsewhere"
+    (store.root / "runs" / old).rename(elsewhere)
+    (store.root / "runs" / old).symlink_to(elsewhere)
+    half = store.root / "datasets" / "small" / temporary_name(f"{1:064x}")
+    shutil.copytree(store.dataset_folder("small", f"{1:064x}"), half)
+    before = size(store.root)
+    done = pruned(store, 1)
+    assert list(done.runs) == [old]
+    assert (elsewhere / "model.keras").exists()
+    assert not (store.root / "runs" / old).is_symlink()
+    assert half.is_dir()
+    assert before - size(store.root) == done.bytes
 
 
 def test_prune_keeps_data_of_unfinished(filler, small_config):
@@ -188,7 +261,8 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
             filler.promote(ids[each % len(ids)])
     for each in jobs:
         filler.job(ids[each % len(ids)], days_old=each)
-    current, every_job = champion.current(store), set(store.score_ids())
+    current = {each.run_id for each in champion.currents(store).values()}
+    changes, every_job = champion.recorded(store), set(store.score_ids())
     before, digest = size(store.root), tree_digest(store.root)
     options = {"keep_days": keep_days, "scores": scores}
     planned = pruned(store, keep, dry_run=True, **options)
@@ -198,8 +272,10 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     assert before - size(store.root) == done.bytes
     assert set(store.run_ids()) == set(ids) - set(done.runs)
     assert set(store.score_ids()) == every_job - set(done.jobs)
-    assert paths_of(store, *done.runs, *done.jobs) == []
-    assert current not in done.runs
+    left = paths_of(store, *done.runs, *done.jobs)
+    assert all("tables/champions" in path for path in left)
+    assert not current & set(done.runs)
+    assert champion.recorded(store) == champion.histories(store) == changes
     for each in store.run_ids():
         require_intact(store, each)
     needed = {row["run_id"] for row in store.read_table("score_jobs").to_pylist()}
@@ -318,8 +394,8 @@ def test_delete_refuses_what_is_needed(filler, small_config):
     waiting = open_run(small_config, filler.store.root)
     digest = tree_digest(filler.store.root)
     refusals = {
-        runs[2]: "it is the champion; promote another run or roll back first",
-        runs[1]: "a past champion, to which a rollback leads",
+        runs[2]: "it is the champion of small; promote another run or roll back first",
+        runs[1]: "a past champion of small, to which a rollback leads",
         waiting.run_id: "is not finished; resume it, or discard it by",
         "20200101T000000000Z-000000": "no committed run or scoring job",
         "../../etc": "no committed run or scoring job",

@@ -38,7 +38,7 @@ def test_prune_json_says_what_is_deleted(capfd, filler):
         "sweeps": [],
     }
     assert done["bytes"] == before - size(root) > 0
-    assert done["kept"] == {runs[1]: "it is the champion"}
+    assert done["kept"] == {runs[1]: "it is the champion of small"}
     assert filler.store.score_ids() == [new_job]
 
 
@@ -48,7 +48,7 @@ def test_prune_prints_plan(capfd, filler):
     told = call(capfd, "prune", "--keep", 1, "--dry-run", "--store", filler.store.root)
     lines = [" ".join(line.split()) for line in told.out.splitlines()]
     assert f"run {runs[1]}" in lines
-    assert f"{runs[0]} it is the champion" in lines
+    assert f"{runs[0]} it is the champion of small" in lines
     assert lines[-1].startswith("would delete 1 run: ")
     done = call(capfd, "prune", "--keep", 1, "--store", filler.store.root)
     assert done.out.splitlines()[-1] == lines[-1].replace("would delete", "deleted")
