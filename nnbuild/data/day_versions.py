@@ -31,7 +31,6 @@ from nnbuild.store.filesystem import (
     publish_dir,
     upload_folder,
     write_bytes,
-    write_json,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import Moment, read_model
@@ -115,13 +114,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-<<<<<<< HEAD
-        A day that had not been ingested by then is left out if it was searched for: it was late.
-        Otherwise nothing is known about its state, and it is as it is now.
-=======
         A day that had not been ingested by then was missing, and is left out. Days before the first
         ingested one had not been requested by then: for these, the present version counts.
->>>>>>> dev
 
         Args:
             moment: Aware time.
@@ -348,10 +342,10 @@ class DatedSource:
         return counts
 
 
-<<<<<<< HEAD
 def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()
-=======
+
+
 @contextmanager
 def _lock(store: Store, folder: str) -> Iterator[None]:
     """Let only one process of this machine at a time change the days of a dataset."""
@@ -408,7 +402,6 @@ def _record_paths(store: Store, name: str) -> list[Path]:
 
 def _read_record(path: Path) -> Record:
     return read_model(path, Record, "a record of ingested days")
->>>>>>> dev
 
 
 def _is_known(record: Record, source: SourceDay) -> bool:

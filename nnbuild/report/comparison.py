@@ -66,7 +66,7 @@ def backtest_page(dataset: str, windows: Rows, nights: Rows) -> str:
     shown = dict(list(series.items())[:_MAX_LINES])
     title = "Accuracy of the champion on the next day"
     drawn = charts.lines(text.curve_title(title, shown), shown, label=f"night, 1 is {first}")
-    return _page(
+    return overview_page(
         "Backtest",
         [f"Runs that would have been made on {dataset}.", *map(text.on_window, windows)],
         [{"title": title, "picture": drawn}] if shown else [],
