@@ -114,8 +114,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then was missing, and is left out. Days before the first
-        ingested one had not been requested by then: for these, the present version counts.
+        A day that had not been ingested by then is left out if it was searched for by then: it was
+        late. If it was not searched for, its state is unknown, and the present version counts.
 
         Args:
             moment: Aware time.
