@@ -17,6 +17,7 @@ from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, StoreError
 from nnbuild.store import Store
+from nnbuild.store.filesystem import upload_folder
 
 
 @pytest.fixture
@@ -314,3 +315,25 @@ def test_killed_ingestion_is_repeated(days, store):
     assert versions(record) == [(day(0), 1), (day(1), 1)]
     folders = {path.name for path in store.root.glob("datasets/*/days/*/*") if path.is_dir()}
     assert folders == {each.digest for each in record.versions()}
+
+
+def test_source_and_store_may_be_remote(s3_store, days, monkeypatch, tmp_path):
+    days.write(0)
+    days.write(1)
+    store = Store(s3_store)
+    remote = Store(s3_store.replace("/store", "/labelled")).root
+    for number in (0, 1):
+        upload_folder(days.folder(number), remote / f"date={day(number)}")
+    source = DatedSource(store, f"{remote}/date={{date}}/")
+    record, _ = source.ingest(None, day(1), noon(1))
+    digest = source.create_dataset(record.newest(None, day(1)), "days")
+    assert source.name == "labelled"
+    assert [each.rows for each in record.versions()] == [40, 40]
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
+    other = Store(s3_store)
+    dataset = tables.read_dataset(other.local_dataset(source.name, digest))
+    assert len(dataset.train) + len(dataset.test) == 80
+    with monkeypatch.context() as patch:
+        patch.setattr("nnbuild.data.day_versions.read_day", pytest.fail)  # nothing has changed
+        again, _ = DatedSource(other, source.pattern).ingest(None, day(1), noon(1))
+    assert again == record
