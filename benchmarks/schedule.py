@@ -72,7 +72,9 @@ class ScheduleUnderTest:
         values = [
             part for name, value in self.settings.items() for part in ("--set", f"{name}={value}")
         ]
-        with server.serving("--cron", "* * * * *", "--store", self.store.root, *values) as process:
+        with server.serving(
+            "--cron", "* * * * *", "--unchanged", "run", "--store", self.store.root, *values
+        ) as process:
             yield psutil.Process(process.pid)
 
     def wait_for_fit(self) -> str:

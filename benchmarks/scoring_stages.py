@@ -20,11 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nnbuild.data.formats import open_stream
+from nnbuild.data.streams import Batch, StreamOptions
 from nnbuild.engines import OnnxEngine
 from nnbuild.logits import check_logits
-from nnbuild.scoring.inputs import open_input
 from nnbuild.scoring.shards import ROW_GROUP, counted, parquet_writer
-from nnbuild.scoring.table import Batch, Columns, probability_table
+from nnbuild.scoring.table import probability_table
 from nnbuild.store.filesystem import file_digest, fsync_file
 
 BATCH, EVERY, CLASSES, SHAPE = 4096, 8, 10, (28, 28, 1)
@@ -60,7 +61,7 @@ def measure(source: Path, model: Path, target: Path) -> dict[str, float]:
         return result
 
     opened, engine, rows, waiting = (
-        open_input(str(source), Columns(), SHAPE),
+        open_stream(str(source), StreamOptions(SHAPE)),
         OnnxEngine(model, threads=1),
         0,
         [],

@@ -30,8 +30,8 @@ from softmax_placement import (
 
 from nnbuild import evaluation
 from nnbuild.data.sources import default_cache, load
-from nnbuild.report.artifacts import standalone
 from nnbuild.report.charts import lines
+from nnbuild.report.page import standalone
 from nnbuild.runtime.tensorflow import keras, tf
 
 

@@ -34,7 +34,7 @@ START_SECONDS = 300
 """Generous time for the imports of a new process on a busy machine."""
 WEBHOOK_BLOCK = "nnbuild-webhook"
 """Name of the block in which the server stores the URL of the webhook, encrypted."""
-HEARTBEAT_REQUEST = "nnbuild.serve.roll-call"
+HEARTBEAT_REQUEST = "nnbuild.serve.heartbeat-requested"
 """Event that a live run answers by its next heartbeat. It starts the clock for runs about which the
 server received nothing before it was killed itself."""
 

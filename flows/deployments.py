@@ -22,11 +22,15 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import automations
 from flows.cli.console import print_line
-from flows.embedded_server import server_problem
+from flows.embedded_server import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from flows.hooks import record_cancellation
-from flows.outage import SECONDS_TO_ANSWER
 from flows.prefect_settings import require_api_url_without_credentials
-from flows.scheduled import scheduled_label, scheduled_retrain, scheduled_score
+from flows.scheduled import (
+    scheduled_label,
+    scheduled_prune,
+    scheduled_retrain,
+    scheduled_score,
+)
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
@@ -45,6 +49,7 @@ def serve_until_stopped(
     drift_of: str | None,
     labelling: Plan | None = None,
     loss_of: str | None = None,
+    pruning: Plan | None = None,
 ) -> None:
     """Serve the deployments until a signal arrives.
 
@@ -56,6 +61,7 @@ def serve_until_stopped(
         drift_of: Root of the store in which drift triggers a retraining; None for no store.
         labelling: Schedules and parameters of the labelling; None to serve no labelling.
         loss_of: Root of the store in which a loss of accuracy triggers a retraining.
+        pruning: Schedules and parameters of the pruning; None to serve no pruning.
 
     Raises:
         ConfigError: No server is configured, or it does not answer.
@@ -76,6 +82,9 @@ def serve_until_stopped(
     if labelling is not None:
         description = "Adds labels and computes live accuracy; one run at a time."
         deployments.append(_deployment(scheduled_label, name, labelling, collision, description))
+    if pruning is not None:
+        description = "Deletes old runs, and the data that nothing kept needs."
+        deployments.append(_deployment(scheduled_prune, name, pruning, collision, description))
     with get_client(sync_client=True) as client:
         _prepare_server(client, name, deployments, drift_of, loss_of)
     served = ", ".join(f"{each.flow_name}/{name}" for each in deployments)
@@ -217,7 +226,7 @@ def _close_runs(name: str) -> None:
     A second SIGTERM does not interrupt it: the process is about to exit anyway.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if server_problem(SECONDS_TO_ANSWER) is not None:
+    if server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
         return  # when the server is back, its crash detection closes them
     with get_client(sync_client=True) as client:
         for each in _open_runs(client, name):

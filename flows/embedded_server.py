@@ -1,4 +1,4 @@
-"""Embed a Prefect server in a process: start it early, explain its failures, stop it at the end.
+"""Embed a Prefect server in a process: start it early, explain its failures, survive its loss.
 
 Prefect would start a server by itself, in our process group and with the current folder on its
 import path. Ctrl-C in a terminal reaches the whole group: that server died first, and the client
@@ -15,14 +15,17 @@ import sys
 import tempfile
 import threading
 import time
-from contextvars import copy_context
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from flows.prefect_database import settings_for_quick_start
 from flows.prefect_settings import SILENT, prepare_environment, read_settings
-from nnbuild.errors import ConfigError, one_line
+from nnbuild.errors import Caught, ConfigError, Interrupted, one_line
 
 _SCRIPT = Path(__file__).with_name("server_process.py")
 
@@ -30,10 +33,12 @@ SECONDS_TO_START = 180.0
 """A new database takes 12 s, and several times as long on a busy machine."""
 SECONDS_TO_ANSWER = 10.0
 """Time for a configured server to answer a request. One that refuses may be starting."""
+SECONDS_TO_ANSWER_AT_STOP = 2.0
 SECONDS_TO_STOP = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
 _PROXY_ERRORS = frozenset({502, 503, 504})
 """Status codes of a proxy whose server is not running yet."""
+_report: ContextVar[Callable[[Interrupted], int] | None] = ContextVar("report", default=None)
 
 
 class EmbeddedServer:
@@ -174,7 +179,12 @@ class _ServerProcess:
 
 def _server_environment(settings: Any) -> dict[str, str]:
     """Return the server's environment: our settings, the safe path, and no API URL."""
-    variables = {**os.environ, **settings.to_environment_variables(exclude_unset=True)}
+    import prefect
+
+    url = settings.server.database.connection_url.get_secret_value()
+    quick = settings_for_quick_start(url, Path(prefect.__file__).parent)
+    # What the user has set takes precedence over a quick start.
+    variables = {**quick, **os.environ, **settings.to_environment_variables(exclude_unset=True)}
     variables.pop("PREFECT_API_URL", None)
     return variables | {"PREFECT_UI_ENABLED": "0", "PYTHONSAFEPATH": "1"}
 
@@ -272,38 +282,48 @@ def server_problem(seconds: float, *, starting: bool = False) -> str | None:
     """
     if embedded_server_is_lost():
         return "the embedded server has exited"
-    problems: list[str | None] = []
+    results: list[str | None] = []
+    failures: list[str] = []
     patience = seconds if starting else 0.0
 
     def ask() -> None:
-        problems.append(_ask_until_settled(seconds, patience))
+        results.append(_ask_until_settled(seconds, patience, failures))
 
     # With the caller's context, which can hold temporary settings of Prefect.
     thread = threading.Thread(target=copy_context().run, args=(ask,), daemon=True)
     thread.start()
     thread.join(seconds)
-    return problems[0] if problems else f"no answer within {seconds:g} s"
+    if results:
+        return results[0]
+    # On a busy machine the last attempt can exceed the limit; an earlier one knows the reason.
+    return failures[-1] if failures else f"no answer within {seconds:g} s"
 
 
-def _ask_until_settled(timeout: float, patience: float) -> str | None:
-    """Ask until the server answers, refuses for good, or the patience in seconds is over."""
+def _ask_until_settled(timeout: float, patience: float, failures: list[str]) -> str | None:
+    """Ask until the server answers, refuses for good, or the patience in seconds is over.
+
+    Args:
+        timeout: Seconds for an attempt.
+        patience: Seconds for all attempts; 0 for one attempt.
+        failures: Reason of each failed attempt; modified in place.
+    """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     end = time.monotonic() + patience - _SECONDS_BETWEEN_TRIES
     while True:
-        try:
-            with (
-                temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-                get_client({"timeout": timeout}, sync_client=True) as client,
-            ):
-                client.read_flows(limit=1)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the server cannot be used)
-            if time.monotonic() > end or not _may_be_starting(error):
-                return one_line(error) or type(error).__name__
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-        else:
+        with (
+            Caught() as caught,  # whatever the error is, the server cannot be used
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client({"timeout": timeout}, sync_client=True) as client,
+        ):
+            client.read_flows(limit=1)
+        if (error := caught.error) is None:
             return None
+        failures.append(one_line(error) or type(error).__name__)
+        if time.monotonic() > end or not _may_be_starting(error):
+            return failures[-1]
+        time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 def _may_be_starting(error: Exception) -> bool:
@@ -313,3 +333,40 @@ def _may_be_starting(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in _PROXY_ERRORS
     return isinstance(error, httpx.ConnectError)
+
+
+@contextmanager
+def exit_without_server(report: Callable[[Interrupted], int]) -> Iterator[None]:
+    """End the process at once if a run is stopped in this block and the server is unreachable.
+
+    Args:
+        report: Function that reports the stop to the user and returns the exit code.
+    """
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+@contextmanager
+def prompt_stop() -> Iterator[None]:
+    """Let a stop in this block take seconds, whether or not the Prefect server answers.
+
+    Prefect reports the end of a run to its server. It retries each request for minutes, and at the
+    interpreter's exit it waits for unsent log lines.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        if server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
+            if (report := _report.get()) is not None:
+                _exit(report(stop))
+            give_up_on_server()
+        raise
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -38,6 +38,12 @@ def on_labelling_failure(flow: Any, flow_run: Any, state: Any) -> None:
     _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 
 
+def on_pruning_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """Report a pruning run that failed, crashed or was cancelled."""
+    hint = "The next run, or `nnbuild prune`, deletes what is left."
+    _report(flow, flow_run, state, f"{_describe(state)} {hint}")
+
+
 def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001
     """Record in a staged run that a person has cancelled it, so that no scheduled run resumes it.
 
@@ -65,6 +71,11 @@ SCORING_HOOKS: dict[str, Any] = {
     "on_failure": [on_scoring_failure],
     "on_crashed": [on_scoring_failure],
     "on_cancellation": [on_scoring_failure],
+}
+PRUNING_HOOKS: dict[str, Any] = {
+    "on_failure": [on_pruning_failure],
+    "on_crashed": [on_pruning_failure],
+    "on_cancellation": [on_pruning_failure],
 }
 
 

@@ -7,9 +7,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.transactions import transaction
 
-from flows.flow_runs import approve, retrain_name, tag
+from flows.embedded_server import prompt_stop
+from flows.flow_runs import approve, retrain_name, tag, with_summary
 from flows.hooks import RETRAINING_HOOKS
-from flows.outage import prompt_stop
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.store.step_results import Committed
@@ -32,7 +32,7 @@ from tasks.retrain import (
 
 @flow(name="retrain", flow_run_name=retrain_name, **RETRAINING_HOOKS)
 def retrain(
-    config: RunConfig = RunConfig(),  # noqa: B008  (frozen)
+    config: RunConfig = RunConfig(),
     store: str | None = None,
     resume: str | None = None,
 ) -> Committed:
@@ -60,6 +60,8 @@ def retrain(
         with transaction() as publication:
             publication.set("run", run)
             decided = decide(run, data, wait_for=[evaluated, scored])
-            approve(run, decided)
             reported = report(run, data, wait_for=[calibrated, decided])
-            return commit(run, wait_for=[history, exported, reported])
+            if approve(run, data, decided):
+                reported = report(run, data, wait_for=[decided])
+            committed = commit(run, wait_for=[history, exported, reported])
+        return with_summary(committed, run)

@@ -1,13 +1,14 @@
-"""Retrain, score and label on a schedule.
+"""Retrain, score, label and prune on a schedule.
 
 A process may start a run late, when the deployment has changed or another run has done the same
 work. So each run first compares itself with its deployment, then applies the catch-up policy
-(retraining) or looks up what was already scored (scoring), and only then starts to work.
+(retraining) or looks up what was already scored (scoring), and only then starts to work. Pruning
+needs no such policy: a second one finds nothing to delete.
 """
 
 from collections.abc import Mapping
-from datetime import date, datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from prefect import State, flow, get_client
@@ -18,24 +19,33 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
-from flows.flow_runs import scheduled_label_name, scheduled_retrain_name, scheduled_score_name
-from flows.hooks import LABELLING_HOOKS, RETRAINING_HOOKS, SCORING_HOOKS
+from flows.flow_runs import (
+    scheduled_label_name,
+    scheduled_prune_name,
+    scheduled_retrain_name,
+    scheduled_score_name,
+)
+from flows.hooks import LABELLING_HOOKS, PRUNING_HOOKS, RETRAINING_HOOKS, SCORING_HOOKS
 from flows.retrain import retrain
 from flows.schedules import require_timezone, timezones
 from flows.score import score
 from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
 from nnbuild.live import Ingested, LabelConfig, LiveConfig
+from nnbuild.pipeline.retention import Pruned, RetentionConfig
 from nnbuild.pipeline.run import resumable
+from nnbuild.pipeline.unchanged import unchanged_since
 from nnbuild.runtime import environment
+from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.runtime.signals import hard_timeout
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.days import DayResult, is_dated
+from nnbuild.scoring.days import DayResult
 from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import Committed
 from tasks.displays import logger
 from tasks.label import add_labels, watch_live
+from tasks.prune import prune_flow_runs, prune_store
 from tasks.score import score_days
 
 SKIPPED = "Skipped"
@@ -129,13 +139,14 @@ _REMOVED = "The schedule that planned this run is no longer part of the deployme
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
-    config: ScheduledConfig = ScheduledConfig(),  # noqa: B008  (frozen)
+    config: ScheduledConfig = ScheduledConfig(),
     store: str | None = None,
     timeout_seconds: Timeout | None = None,
     *,
     catch_up: bool = False,
+    unchanged: Literal["skip", "run"] = "skip",
 ) -> Committed | State[Any]:
-    """Retrain on a schedule.
+    """Retrain on a schedule, unless there is nothing new.
 
     Args:
         config: Run configuration; a scheduled run never falls back to another dataset.
@@ -144,12 +155,14 @@ def scheduled_retrain(
             half a minute later it is killed. No limit if not given.
         catch_up: Whether to run even if another run with the same settings has started since this
             one was due.
+        unchanged: Whether to skip or to run if a run with the same settings and code has had the
+            same data, or too few images are new (`dataset.min_new`).
     """
     check = check_deployment()
     if check.removed:
         return _skipped(_REMOVED)
     if check.parameters is None:
-        return _retrain(config, store, timeout_seconds, catch_up=catch_up)
+        return _retrain(config, store, timeout_seconds, catch_up=catch_up, unchanged=unchanged)
     _update_flow_run(check.parameters, scheduled_retrain_name(check.parameters))
     return _retrain(**scheduled_retrain.validate_parameters(check.parameters))
 
@@ -160,6 +173,7 @@ def _retrain(
     timeout_seconds: float | None,
     *,
     catch_up: bool,
+    unchanged: str,
 ) -> Committed | State[Any]:
     settings = config.run_config()
     if not catch_up and (started := superseded_at()):
@@ -168,11 +182,17 @@ def _retrain(
             f"at {started:%Y-%m-%d %H:%M:%S} UTC."
         )
     with hard_timeout(timeout_seconds):
-        return retrain.fn(settings, store, resume=run_to_resume(Store(store), settings))
+        opened = Store(store)
+        resumed = run_to_resume(opened, settings)
+        if resumed is None and unchanged == "skip":
+            same = unchanged_since(opened, settings, datetime.now(UTC))
+            if same is not None:
+                return _skipped(f"Nothing to do: {same.reason}.")
+        return retrain.fn(settings, store, resume=resumed)
 
 
 # A cancelled or crashed run supersedes nothing: the next one resumes it.
-_SUPERSEDING_STATES = ["RUNNING", "COMPLETED", "FAILED"]
+_SUPERSEDING_STATES = ["RUNNING", "PAUSED", "COMPLETED", "FAILED"]
 
 
 def superseded_at() -> datetime | None:
@@ -362,3 +382,50 @@ def day_of(moment: datetime, timezone: str) -> date:
         timezone: IANA name of the timezone.
     """
     return moment.astimezone(ZoneInfo(timezone)).date()
+
+
+# Scheduled pruning
+
+
+@flow(
+    name="scheduled-prune",
+    version=environment.code_version(),
+    flow_run_name=scheduled_prune_name,
+    **PRUNING_HOOKS,
+)
+def scheduled_prune(
+    config: RetentionConfig,
+    store: str | None = None,
+    flow_run_days: Annotated[int, Field(ge=1, le=36500)] | None = None,
+    timeout_seconds: Timeout | None = None,
+) -> Pruned | State[Any]:
+    """Delete old runs and what nothing kept needs, on a schedule.
+
+    Args:
+        config: What to keep.
+        store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
+        flow_run_days: Age in days from which nnbuild's flow runs are deleted from Prefect's
+            database; they are kept if not given.
+        timeout_seconds: Time in seconds after which the run is asked to stop; half a minute later
+            it is killed. The next run completes what is left. No limit if not given.
+    """
+    check = check_deployment()
+    if check.removed:
+        return _skipped(_REMOVED)
+    if check.parameters is None:
+        return _prune(config, store, flow_run_days, timeout_seconds)
+    _update_flow_run(check.parameters, scheduled_prune_name())
+    return _prune(**scheduled_prune.validate_parameters(check.parameters))
+
+
+def _prune(
+    config: RetentionConfig,
+    store: str | None,
+    flow_run_days: int | None,
+    timeout_seconds: float | None,
+) -> Pruned:
+    with hard_timeout(timeout_seconds):
+        pruned = prune_store(config, store)
+        if flow_run_days is not None:
+            prune_flow_runs(flow_run_days)
+    return pruned

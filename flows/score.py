@@ -2,8 +2,8 @@
 
 from prefect import flow
 
+from flows.embedded_server import prompt_stop
 from flows.flow_runs import score_name
-from flows.outage import prompt_stop
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring.job import job_context
 from tasks.score import commit_scores, open_scoring, score_shards

@@ -4,6 +4,7 @@
 nothing of nnbuild and nothing from the current folder.
 """
 
+import gc
 import os
 import socket
 import sys
@@ -26,10 +27,14 @@ def main(listening: int, lifeline: int) -> None:
     """
     # Before the imports, which take seconds.
     threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+    # Searching the imported objects for cycles takes a fifth of the start, and finds none.
+    gc.disable()
     import uvicorn
     from prefect.server.api.server import create_app
 
     app = create_app(ephemeral=True, final=True)
+    gc.freeze()
+    gc.enable()
     config = uvicorn.Config(app, log_level="error", lifespan="on")
     _SERVERS.append(uvicorn.Server(config))
     _SERVERS[0].run(sockets=[socket.socket(fileno=listening)])

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from prefect import flow
+from prefect.transactions import transaction
 
 from flows.flow_runs import approve, sweep_name
 from nnbuild import pipeline
@@ -11,7 +12,7 @@ from nnbuild import sweep as sweeps
 from nnbuild.pipeline.run import run_context
 from nnbuild.store import Run
 from nnbuild.sweep import Sweep, SweepConfig, SweepResult, SweepRunner
-from tasks.artifacts import show_table
+from tasks.artifacts import artifact_key, show_table
 from tasks.retrain import commit, decide, report
 from tasks.sweep import make_trial
 
@@ -48,7 +49,8 @@ def sweep(
             _decide_and_commit(best)
         result = runner.result()
         title = f"Sweep {result.sweep_id}, the best by {result.objective} first"
-        show_table("nnbuild-sweep", rows_of(result), title)
+        key = artifact_key("nnbuild-sweep", str(opened.store.root), _dataset_of(opened, result))
+        show_table(key, rows_of(result), title)
         return result
 
 
@@ -70,12 +72,18 @@ def _submit_trials(runner: SweepRunner, opened: Sweep, workers: int) -> None:
 
 def _decide_and_commit(run: Run) -> None:
     """Run the last tasks of `flows.retrain.retrain`; the trial has done the others."""
-    with run_context(run):
+    with run_context(run), transaction() as publication:
+        publication.set("run", run)
         data = pipeline.load_data(run)
         decided = decide(run, data)
-        approve(run, decided)
-        report(run, data, wait_for=[decided])
-        commit(run)
+        reported = report(run, data, wait_for=[decided])
+        if approve(run, data, decided):
+            reported = report(run, data, wait_for=[decided])
+        commit(run, wait_for=[reported])
+
+
+def _dataset_of(opened: Sweep, result: SweepResult) -> str | None:
+    return opened.store.manifest(result.best).row.dataset if result.best else None
 
 
 def rows_of(result: SweepResult) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 
 class NnbuildError(Exception):
@@ -126,6 +127,33 @@ class Interrupted(NnbuildError):  # noqa: N818  (not an error: the run can be re
 def one_line(error: object) -> str:
     """Return the message of an exception as one line."""
     return " ".join(str(error).split())
+
+
+class Caught:
+    """Context that catches any exception of its block and keeps it.
+
+    It is for calls of other people's code, such as a converter or a server's client, that raise
+    exceptions of any type. `KeyboardInterrupt` and `SystemExit` are not caught.
+
+    Args:
+        uncaught: Types of exceptions that are raised nevertheless.
+
+    Attributes:
+        error: The exception; None if there was none.
+    """
+
+    def __init__(self, *uncaught: type[Exception]) -> None:
+        self._uncaught = uncaught
+        self.error: Exception | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, self._uncaught):
+            return False
+        self.error = error
+        return True
 
 
 _MAX_MESSAGE_LENGTH = 300

@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 
 from nnbuild.runtime import outward as reports
-from nnbuild.runtime.logs import sanitize_log_records
+from nnbuild.runtime.text import sanitize_log_records
 
 sanitize_log_records()
 

@@ -10,10 +10,13 @@ from nnbuild.report.live import on_alarm
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring.commit import DriftReport
-from tasks.artifacts import rounded, show_table, to_json_scalar
+from nnbuild.store import Run
+from nnbuild.store.step_results import Decided
+from tasks.artifacts import rounded, scoring_key, show_table, to_json_scalar
 from tasks.displays import in_prefect_run, logger, outward
 
 COMMITTED = "nnbuild.run.committed"
+APPROVAL_REQUESTED = "nnbuild.run.approval-requested"
 PROMOTED = "nnbuild.champion.promoted"
 REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
@@ -59,6 +62,38 @@ def send_webhook(text: str, **values: Any) -> None:
         url = webhook.configured()
         if url is not None:
             webhook.post(url, _scalars({"text": text, **values}))
+
+
+def request_approval(run: Run, decided: Decided, url: str | None) -> None:
+    """Notify people that a run waits for their approval, by an event and the webhook.
+
+    Args:
+        run: Run that passed the gate.
+        decided: Decision of the gate.
+        url: Address of the flow run's page, which has the form; None if unknown.
+    """
+    seconds = run.config.gate.approval_seconds
+    values = {
+        "reason": decided.gate_reason,
+        "champion": decided.champion,
+        "approval_seconds": seconds,
+        "url": url,
+        **decided.figures,
+    }
+    emit_run_event(APPROVAL_REQUESTED, run.run_id, values, store=run.store)
+    text = (
+        f"Run {run.run_id} waits {seconds / 3600:.3g} h for approval: "
+        f"test accuracy {decided.figures['accuracy']:.4f}; {decided.gate_reason}"
+    )
+    send_webhook(
+        f"{text}. Answer at {url}" if url else text,
+        event=APPROVAL_REQUESTED,
+        run_id=run.run_id,
+        store=run.store,
+        url=url,
+        test_accuracy=decided.figures["accuracy"],
+        champion_accuracy=decided.figures.get("champion_accuracy"),
+    )
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +144,7 @@ def _report_drift(
         {name: _short(value) for name, value in each.model_dump().items()}
         for each in drift.measures
     )
-    show_table("nnbuild-drift", measures, message)
+    show_table(scoring_key("nnbuild-drift", store, run_id), measures, message)
     if not exceeded:
         return
     logger().warning("%s drifted from the validation images of the model", exceeded)

@@ -78,7 +78,7 @@ class ProgressBar:
     """A progress artifact, created by its first update.
 
     Args:
-        key: Key of the artifact; the same for every run.
+        key: Result of `artifact_key`.
         description: What the bar counts.
     """
 
@@ -121,10 +121,13 @@ class ProgressReporter:
     Args:
         bar: Progress artifact of the task. Without one, only displays are updated.
         heading: Remark that displays show before the first step.
+        epochs_key: Key of the artifact with the metrics of each epoch; none is shown if empty.
     """
 
-    def __init__(self, bar: ProgressBar | None = None, heading: str = "") -> None:
-        self._bar, self._heading = bar, heading
+    def __init__(
+        self, bar: ProgressBar | None = None, heading: str = "", epochs_key: str = ""
+    ) -> None:
+        self._bar, self._heading, self._epochs_key = bar, heading, epochs_key
         self._background = BackgroundReporter()
         self._bar_throttle = Throttle(SECONDS_BETWEEN_UPDATES)
         self._text_throttle = Throttle(SECONDS_BETWEEN_LINES)
@@ -150,8 +153,8 @@ class ProgressReporter:
             display.epoch(epoch, epochs, metrics, seconds)
         values = {name: rounded(value) for name, value in (metrics | {"seconds": seconds}).items()}
         self._epochs.append({"epoch": epoch, **values})
-        if self._bar is not None and self._text_throttle.is_due():
-            self._background.submit(partial(_show_epochs, list(self._epochs)))
+        if self._epochs_key and self._text_throttle.is_due():
+            self._background.submit(partial(self._show_epochs, list(self._epochs)))
 
     def scored(self, done: int, total: int, seconds: float) -> None:
         """Report the scored rows of a job; see `nnbuild.runtime.progress`."""
@@ -168,14 +171,13 @@ class ProgressReporter:
         """Send the complete table of epochs and a full bar, and wait for the server."""
         if self._bar is None:
             return
-        if self._epochs:
-            self._background.flush(partial(_show_epochs, self._epochs))
+        if self._epochs and self._epochs_key:
+            self._background.flush(partial(self._show_epochs, self._epochs))
         self._background.flush(partial(self._bar.show, 100.0))
 
     def _update_bar(self, fraction: float) -> None:
         if self._bar is not None and self._bar_throttle.is_due():
             self._background.submit(partial(self._bar.show, 100 * fraction))
 
-
-def _show_epochs(rows: list[dict[str, float]]) -> None:
-    show_table("nnbuild-epochs", rows, "Loss and metrics of each epoch")
+    def _show_epochs(self, rows: list[dict[str, float]]) -> None:
+        show_table(self._epochs_key, rows, "Loss and metrics of each epoch")

@@ -10,11 +10,12 @@ from prefect import task
 from prefect.transactions import Transaction
 
 from nnbuild import pipeline
+from nnbuild.config.presets import is_fallback
 from nnbuild.errors import CheckError
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.report.metadata import facts
-from nnbuild.runtime.text import markdown_code, markdown_text
+from nnbuild.report.data import facts
+from nnbuild.runtime.text import markdown_text
 from nnbuild.store import Run, Store
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import (
@@ -34,14 +35,16 @@ from nnbuild.store.step_results import (
 )
 from tasks.artifacts import (
     TASK_DEFAULTS,
+    artifact_key,
     retry_after,
     rounded,
     run_name,
     show_image,
     show_markdown,
     show_table,
+    store_link,
 )
-from tasks.displays import active_displays, logger, outward, show_note
+from tasks.displays import active_displays, logger, outward, show_note, warn
 from tasks.events import (
     CHECK_FAILED,
     COMMITTED,
@@ -58,6 +61,9 @@ def load(run: Run) -> LoadedData:
     """Read and stage the dataset; see `nnbuild.pipeline.load_data`."""
     data = pipeline.load_data(run, progress=_show_download)
     logger().info("%s: %s images from %s", data.name, _counts(data), data.source)
+    for remark in data.remarks:
+        logger().warning("%s", remark)
+        show_note(remark)
     return data
 
 
@@ -82,7 +88,9 @@ def check(run: Run, data: LoadedData) -> CheckedData:
         emit_run_event(CHECK_FAILED, run.run_id, values)
         raise
     rows = (each.model_dump() for each in checked.checks)
-    show_table("nnbuild-data-checks", rows, f"Checks on {data.name}")
+    show_table(
+        artifact_key("nnbuild-data-checks", run.store, data.name), rows, f"Checks on {data.name}"
+    )
     for each in checked.checks:
         if not each.passed:
             logger().warning(
@@ -96,6 +104,10 @@ def build(run: Run, data: LoadedData) -> BuiltModel:
     """Build the network; see `nnbuild.pipeline.build_model`."""
     built = pipeline.build_model(run, data)
     logger().info("%s: %d parameters, outputs logits", run.config.model.name, built.parameters)
+    if built.start is not None:
+        logger().info("starts from the weights of champion %s", built.start)
+    elif run.config.training.start is not None:
+        logger().info("starts from the weights of the seed: there is no champion yet")
     return built
 
 
@@ -115,7 +127,9 @@ def fit(run: Run, data: LoadedData, compiled: CompiledModel) -> FittedModel:
     or timeout.
     """
     show_note(describe_data(run, data))
-    progress = ProgressReporter(ProgressBar("nnbuild-fit", "Epochs of the fit"))
+    bar = ProgressBar(artifact_key("nnbuild-fit", run.store, data.name), "Epochs of the fit")
+    epochs_key = artifact_key("nnbuild-epochs", run.store, data.name)
+    progress = ProgressReporter(bar, epochs_key=epochs_key)
     fitted = pipeline.fit_model(run, data, compiled, progress=progress)
     progress.finish()
     for remark in fitted.remarks:
@@ -129,8 +143,11 @@ def describe_data(run: Run, data: LoadedData) -> str:
     height, width, channels = data.image_shape
     size = f"{height}×{width}" + (" in color" if channels > 1 else "")
     text = f"{data.name}: {_counts(data)} images of {size}, {data.classes} classes"
-    if run.config.dataset.fallback == data.name != run.config.dataset.name:
-        return f"{run.config.dataset.name} is unavailable; falling back to {text}"
+    if data.unreadable:
+        text += f"; {data.unreadable} unreadable pictures skipped"
+    requested = run.config.dataset
+    if is_fallback(data.name, requested.name, requested.fallback):
+        return f"{requested.name} is unavailable; falling back to {text}"
     return text
 
 
@@ -159,7 +176,11 @@ def evaluate(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
     """Evaluate the network on the test images; see `nnbuild.pipeline.evaluate_model`."""
     evaluated = pipeline.evaluate_model(run, data, fitted)
     rows = [{"metric": name, "value": value} for name, value in evaluated.metrics.items()]
-    show_table("nnbuild-metrics", rows, f"Metrics on the test images of {data.name}")
+    show_table(
+        artifact_key("nnbuild-metrics", run.store, data.name),
+        rows,
+        f"Metrics on the test images of {data.name}",
+    )
     logger().info(
         "test accuracy %.4f, test loss %.4f", evaluated.test_accuracy, evaluated.test_loss
     )
@@ -193,10 +214,20 @@ def score(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
 def decide(run: Run, data: LoadedData) -> Decided:
     """Compare the run with the champion; see `nnbuild.pipeline.decide`."""
     decided = pipeline.decide(run, data)
+    show_decision(run, data, decided)
+    with outward("the remark on the name of the dataset"):
+        if (remark := pipeline.shared_name(run, decided)) is not None:
+            warn(remark)
+    return decided
+
+
+def show_decision(run: Run, data: LoadedData, decided: Decided) -> None:
+    """Log a decision of the gate, and show it in a table."""
     decision = "promoted" if decided.promote else "not promoted"
     logger().info("%s: %s", decision, decided.reason)
     values: dict[str, object] = {
         "decision": decision,
+        "outcome": decided.outcome,
         "reason": decided.reason,
         "champion": decided.champion or "none",
     }
@@ -204,8 +235,7 @@ def decide(run: Run, data: LoadedData) -> Decided:
         name: rounded(value) for name, value in decided.figures.items() if name != "promoted"
     }
     rows = [{"name": name, "value": value} for name, value in values.items()]
-    show_table("nnbuild-decision", rows, decided.reason)
-    return decided
+    show_table(artifact_key("nnbuild-decision", run.store, data.name), rows, decided.reason)
 
 
 @decide.on_rollback
@@ -230,9 +260,10 @@ def _show_charts(run: Run, data: LoadedData) -> None:
             description = (
                 f"{metric.capitalize()} by epoch; circle: best epoch; dashed line: restored epoch"
             )
-            show_image(f"nnbuild-{metric}", chart, description)
+            show_image(artifact_key(f"nnbuild-{metric}", run.store, data.name), chart, description)
     confusion = pipeline.confusion_picture(run, data)
-    show_image("nnbuild-confusion", confusion, "Confusion matrix on the test images")
+    key = artifact_key("nnbuild-confusion", run.store, data.name)
+    show_image(key, confusion, "Confusion matrix on the test images")
 
 
 @task(name="commit", task_run_name="commit {run.run_id}", **retry_after(1, 1))
@@ -242,32 +273,48 @@ def commit(run: Run) -> Committed:
     logger().info("run %s is committed", run.run_id)
     for display in active_displays():
         display.committed(run.run_id)
-    with outward("artifact nnbuild-files"):
-        table = links(run, committed)
-        show_markdown("nnbuild-files", table, f"Output files of run {run.run_id}")
     with outward("the report of the commit"):
         manifest = Store(run.store).manifest(run.run_id)
         _notify(run, manifest)
-        show_markdown("nnbuild-report", headline(run, manifest), f"Summary of run {run.run_id}")
+        dataset = manifest.row.dataset
+        key = artifact_key("nnbuild-files", run.store, dataset)
+        show_markdown(key, links(run, committed), f"Output files of run {run.run_id}")
+        key = artifact_key("nnbuild-report", run.store, dataset)
+        show_markdown(key, headline(run, manifest), f"Summary of run {run.run_id}")
     return committed
+
+
+_CHAMPION_EVENTS = {
+    "promoted": PROMOTED,
+    "rejected": REJECTED,
+    "not-enough-evidence": REJECTED,
+}
+"""Event of each outcome of the gate that is a verdict; the others are no news about a champion."""
 
 
 def _notify(run: Run, manifest: Manifest) -> None:
     """Emit the events of a committed run and, after a promotion, call the webhook."""
     row, decided = manifest.row, manifest.steps.decide
     names = ("dataset", "model", "seed", "epochs", "test_accuracy", "test_loss")
-    emit_run_event(COMMITTED, run.run_id, {name: getattr(row, name) for name in names})
-    if decided is None or not run.config.gate.enabled:
+    values = {name: getattr(row, name) for name in names}
+    if decided is None or decided.outcome is None:
+        emit_run_event(COMMITTED, run.run_id, values)
         return
-    values = {"reason": decided.reason, "champion": decided.champion, **decided.figures}
-    emit_run_event(PROMOTED if row.promoted else REJECTED, run.run_id, values)
-    if row.promoted:
+    verdict = {"outcome": decided.outcome, "reason": decided.reason}
+    emit_run_event(COMMITTED, run.run_id, values | verdict)
+    event = _CHAMPION_EVENTS.get(decided.outcome)
+    if event is not None:
+        values = {"dataset": row.dataset, "champion": decided.champion, **decided.figures}
+        emit_run_event(event, run.run_id, values | verdict)
+    if event == PROMOTED:
         send_webhook(
             f"{row.model} on {row.dataset} is the new champion: "
             f"test accuracy {row.test_accuracy:.4f}; {decided.reason}",
             event=PROMOTED,
             run_id=run.run_id,
             store=run.store,
+            dataset=row.dataset,
+            outcome=decided.outcome,
             test_accuracy=row.test_accuracy,
         )
 
@@ -283,7 +330,7 @@ def headline(run: Run, manifest: Manifest) -> str:
     ]
     cells += [("decision", decided.reason)] if decided else []
     rows = [(name, markdown_text(value)) for name, value in [*cells, *facts(manifest)]]
-    rows.append(("report", markdown_code(f"{run.store}/runs/{run.run_id}/report.html")))
+    rows.append(("report", store_link(run.store, f"runs/{run.run_id}/report.html")))
     accuracy = f"test accuracy {row.test_accuracy:.2%}"
     title = f"{markdown_text(row.model)} on {markdown_text(str(row.dataset))}: {accuracy}"
     return f"## {title}\n\n| | |\n| --- | --- |\n{_table_rows(rows)}\n"
@@ -292,7 +339,7 @@ def headline(run: Run, manifest: Manifest) -> str:
 def links(run: Run, committed: Committed) -> str:
     """Return the paths of a committed run's files as a Markdown table."""
     paths = {"manifest": committed.manifest, "model": committed.model, **committed.tables}
-    rows = [(name, markdown_code(f"{run.store}/{path}")) for name, path in paths.items() if path]
+    rows = [(name, store_link(run.store, path)) for name, path in paths.items() if path]
     return f"| output | path |\n| --- | --- |\n{_table_rows(rows)}\n"
 
 

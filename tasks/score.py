@@ -11,8 +11,8 @@ from nnbuild.scoring.days import DayResult
 from nnbuild.scoring.scorer import JobHandle, make_shards, open_or_resume
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import Store
-from tasks.artifacts import TASK_DEFAULTS, retry_after, show_table
-from tasks.displays import logger
+from tasks.artifacts import TASK_DEFAULTS, retry_after, scoring_key, show_table
+from tasks.displays import logger, outward
 from tasks.events import report_drift
 from tasks.progress import ProgressBar, ProgressReporter
 
@@ -36,8 +36,9 @@ def score_shards(job: JobHandle, address: str | None) -> list[Shard]:
 
     Call it directly: `.submit()` would run it in a thread, which receives no signals.
     """
-    progress = ProgressReporter(ProgressBar("nnbuild-scoring", "Scored rows"))
-    return make_shards(job.open(), address, progress)
+    opened = job.open()
+    key = scoring_key("nnbuild-scoring", job.root, opened.model.run_id)
+    return make_shards(opened, address, ProgressReporter(ProgressBar(key, "Scored rows")))
 
 
 @task(name="commit scores", task_run_name="commit {job.score_id}", **TASK_DEFAULTS)
@@ -45,7 +46,9 @@ def commit_scores(job: JobHandle, shards: list[Shard]) -> ScoredJob:
     """Commit a scoring job and report its drift; see `nnbuild.scoring.commit.commit_job`."""
     scored = commit_job(job.open(), shards)
     row = scored.model_dump(exclude={"drift"})
-    show_table("nnbuild-scores", [row], f"Scoring job {scored.score_id}")
+    with outward("artifact nnbuild-scores"):
+        key = scoring_key("nnbuild-scores", job.root, scored.run_id)
+        show_table(key, [row], f"Scoring job {scored.score_id}")
     logger().info(
         "%d rows scored, %d quarantined, in %s", scored.rows, scored.quarantined, scored.output
     )
@@ -71,7 +74,10 @@ def score_days(config: ScoreConfig, first: date, last: date, store: str | None) 
 
     days = backfill(config, first, last, root, on_day_done=report)
     rows = [each.model_dump(mode="json", exclude={"drift"}) for each in days]
-    show_table("nnbuild-days", rows, f"{config.input} from {first} to {last}")
+    with outward("artifact nnbuild-days"):
+        run_id = next((each.run_id for each in days if each.run_id), None)
+        key = scoring_key("nnbuild-days", root, run_id)
+        show_table(key, rows, f"{config.input} from {first} to {last}")
     if failed := [str(each.day) for each in days if each.status == "failed"]:
         raise RunError(
             f"{', '.join(failed)} could not be scored; see the log, fix the cause and run again"

@@ -61,16 +61,18 @@ def test_quick_start_runs_from_top_to_bottom(capfd, empty_folder, prefect_server
     assert (empty_folder / "trends.html").stat().st_size > 1000
 
 
-def test_example_network_trains_and_scores(capfd, empty_folder, prefect_server):
+def test_example_networks_train_and_score(capfd, empty_folder, prefect_server):
     page = "guide/custom-network.md"
-    (source,) = [block for language, block in BLOCK.findall(text(page)) if language == "python"]
-    (empty_folder / "small_resnet.py").write_text(source)
-    assert run_blocks(page, capfd, ("sh",)) == 1
-    (run_id,) = Store("nnbuild-store").run_ids()
-    row = Store("nnbuild-store").read_table("runs", run_id).to_pylist()[0]
-    assert row["model"] == "small_resnet:build"
-    assert row["test_accuracy"] > 0.9
-    assert (empty_folder / "nnbuild-store" / "runs" / run_id / "model.onnx").exists()
+    sources = [block for language, block in BLOCK.findall(text(page)) if language == "python"]
+    for name, source in zip(("small_resnet", "fine_tuned"), sources, strict=True):
+        (empty_folder / f"{name}.py").write_text(source)
+    assert run_blocks(page, capfd, ("sh",)) == 2
+    store = Store("nnbuild-store")
+    first, second = (store.read_table("runs", each).to_pylist()[0] for each in store.run_ids())
+    assert [first["model"], second["model"]] == ["small_resnet:build", "fine_tuned:build"]
+    assert first["test_accuracy"] > 0.9
+    for run_id in store.run_ids():
+        assert (empty_folder / "nnbuild-store" / "runs" / run_id / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_events_page_has_every_event_and_artifact():
     events = {each for each in vars(task_events).values() if str(each).startswith("nnbuild.")}
     sources = chain((ROOT / "tasks").rglob("*.py"), (ROOT / "flows").rglob("*.py"))
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
-    shown = re.findall(r"(?:show_\w+|ProgressBar)\(\s*f?\"(nnbuild-[\w-]+)", code)
+    shown = re.findall(r"(?:artifact|scoring)_key\(\s*f?\"(nnbuild-[\w-]+)", code)
     assert len(shown) > 8
     for name in {*map(str, events), *shown} - {"nnbuild-"}:
         assert f"`{name}`" in page, name

@@ -37,6 +37,7 @@ _RUN_HEADINGS = {
     "run_id": "run",
     "model": "model",
     "dataset": "dataset",
+    "test_set": "test set",
     "accuracy": "accuracy",
     "loss": "loss",
     "expected_calibration_error": "calibration error",
@@ -233,7 +234,9 @@ def compare(
     run_ids: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN_ID", help="Two or more runs; the others are compared with the first."
+            metavar="RUN_ID",
+            help="Two or more runs; the others are compared with the first. champion or "
+            "champion:DATASET stands for one.",
         ),
     ],
     html: HtmlOption = None,
@@ -245,8 +248,10 @@ def compare(
     from nnbuild.report.text import on_pair
     from nnbuild.store import Store
     from nnbuild.store.analysis import compare as compare_runs
+    from nnbuild.store.champion import run_of
 
     opened = Store.open(store)
+    run_ids = [run_of(opened, each) for each in run_ids]
     rows = compare_runs(opened, run_ids)
     if html is not None:
         histories = {run_id: opened.read_table("history", run_id) for run_id in run_ids}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nnbuild.runtime.logs import sanitize_log_records
+from nnbuild.runtime.text import sanitize_log_records
 
 sanitize_log_records()  # of every command, whatever writes them
 
@@ -27,6 +27,7 @@ _COMMAND_MODULES = (
     "live",
     "champion",
     "export",
+    "prune",
     "doctor",
 )
 
@@ -96,7 +97,7 @@ def require_runner(runner: str, address: str | None) -> None:
         )
 
 
-def _print_version(requested: bool) -> None:  # noqa: FBT001  (Typer calls it with one value)
+def _print_version(requested: bool) -> None:
     if requested:
         from nnbuild.runtime.environment import code_version
 

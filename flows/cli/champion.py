@@ -2,65 +2,149 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.app import PUBLISH, JsonOption, StoreOption, app
 from flows.cli.console import print_json, print_line, print_table
-from nnbuild.errors import StoreError
+from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
     from nnbuild.store import Store
-    from nnbuild.store.champion import Change
+    from nnbuild.store.champion import Author, Change
 
-_COLUMNS = ("run_id", "previous", "by", "at")
+_CHAMPION_COLUMNS = ("dataset", "run_id", "changed_at", "by", "who", "pinned", "note")
+_CHANGE_COLUMNS = ("dataset", "run_id", "previous", "changed_at", "by", "who", "pinned", "note")
+_MAX_NOTE_CHARACTERS = 1000
+
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Dataset, as `nnbuild runs` shows it.",
+        show_default="the only one with a champion",
+    ),
+]
+NoteOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Reason, recorded with the change.")
+]
 
 
 @app.command(rich_help_panel=PUBLISH, epilog="Example: nnbuild champion")
-def champion(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Show the champion and the previous ones, newest first."""
+def champion(
+    unpin: Annotated[
+        bool, typer.Option("--unpin", help="Let the gate replace the champion again.")
+    ] = False,
+    dataset: DatasetOption = None,
+    note: NoteOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the champion of each dataset and every change, newest first."""
     from nnbuild.store import Store
     from nnbuild.store import champion as pointer
 
     opened = Store.open(store)
-    changes = [each.model_dump(mode="json") for each in reversed(pointer.history(opened))]
-    current = pointer.current(opened)
-    if as_json:
-        print_json({"store": str(opened.root), "champion": current, "changes": changes})
+    if unpin:
+        change = pointer.unpin(opened, _author(note), dataset=dataset)
+        _print_change(opened, change, as_json=as_json)
         return
-    print_line(f"champion {current or 'none'}")
-    if changes:
-        print_table(changes, _COLUMNS, "")
+    if note is not None:
+        raise ConfigError("--note applies to --unpin only; remove it")
+    if dataset is not None:
+        pointer.require(opened, dataset)
+    histories = pointer.histories(opened)
+    rows = [
+        {"dataset": name, **change.model_dump(mode="json")}
+        for name, changes in histories.items()
+        for change in changes
+        if dataset in (None, name)
+    ]
+    changes = sorted(rows, key=lambda row: str(row["changed_at"]), reverse=True)
+    newest = {row["dataset"]: row for row in rows}
+    if as_json:
+        only = next(iter(newest.values()))["run_id"] if len(newest) == 1 else None
+        champions = {name: row["run_id"] for name, row in newest.items()}
+        print_json(
+            {
+                "store": str(opened.root),
+                "champion": only,
+                "champions": champions,
+                "changes": changes,
+            }
+        )
+        return
+    print_table(
+        [_cells(row) for row in newest.values()],
+        _CHAMPION_COLUMNS,
+        f"{opened.root} has no champion yet; train one by `nnbuild run`",
+    )
+    if len(changes) > len(newest):
+        print_line("")
+        print_line("changes, newest first")
+        print_table([_cells(row) for row in changes], _CHANGE_COLUMNS, "")
 
 
-@app.command(rich_help_panel=PUBLISH, epilog="Example: nnbuild promote 20261123T030000000Z-4f2a1c")
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"pinned": "yes" if row["pinned"] else "no"}
+
+
+@app.command(
+    rich_help_panel=PUBLISH,
+    epilog='Example: nnbuild promote 20261123T030000000Z-4f2a1c --note "best on our own photos"',
+)
 def promote(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Committed run that succeeded.")],
+    note: NoteOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a run the champion, whatever the promotion gate decided."""
+    """Make a run the champion of its dataset and pin it, whatever the promotion gate decided."""
     from nnbuild.store import Store
     from nnbuild.store import champion as pointer
     from nnbuild.store.ids import require_run_id
 
     opened = Store.open(store)
-    current = pointer.current(opened)
-    if require_run_id(run_id) == current:
-        raise StoreError(f"run {run_id} is already the champion; see `nnbuild champion`")
-    change = pointer.change(opened, run_id, expected=current, by="promote")
+    change = pointer.promote(opened, require_run_id(run_id), _author(note))
     _print_change(opened, change, as_json=as_json)
 
 
-@app.command(rich_help_panel=PUBLISH, epilog="Example: nnbuild rollback")
-def rollback(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Restore the previous champion."""
+@app.command(
+    rich_help_panel=PUBLISH,
+    epilog='Example: nnbuild rollback --note "confuses 4 and 9 since Monday"',
+)
+def rollback(
+    dataset: DatasetOption = None,
+    note: NoteOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore the last champion that has another model, and pin it."""
     from nnbuild.store import Store
     from nnbuild.store import champion as pointer
 
     opened = Store.open(store)
-    _print_change(opened, pointer.rollback(opened), as_json=as_json)
+    change = pointer.rollback(opened, _author(note), dataset=dataset)
+    _print_change(opened, change, as_json=as_json)
+
+
+def _author(note: str | None) -> Author:
+    """Return this user as the author of a change.
+
+    Raises:
+        ConfigError: The note is too long.
+    """
+    from nnbuild.runtime.environment import user
+    from nnbuild.runtime.text import encodable, join_lines
+    from nnbuild.store.champion import Author
+
+    if note is not None and len(note) > _MAX_NOTE_CHARACTERS:
+        raise ConfigError(
+            f"--note has {len(note)} characters, expected at most {_MAX_NOTE_CHARACTERS}; "
+            "shorten it"
+        )
+    return Author(user(), encodable(join_lines(note)).strip() or None if note else None)
 
 
 def _print_change(store: Store, change: Change, *, as_json: bool) -> None:
@@ -68,6 +152,7 @@ def _print_change(store: Store, change: Change, *, as_json: bool) -> None:
         print_json(
             {"store": str(store.root), "champion": change.run_id, **change.model_dump(mode="json")}
         )
-    else:
-        previous = change.previous or "none"
-        print_line(f"champion {change.run_id or 'none'}, previous champion {previous}")
+        return
+    pinned = "pinned until `nnbuild champion --unpin`" if change.pinned else "not pinned"
+    previous = change.previous or "none"
+    print_line(f"champion {change.run_id}, previous champion {previous}, {pinned}")

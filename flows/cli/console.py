@@ -141,7 +141,7 @@ class LogDisplay:
         self._seconds_at_last_line = 0.0
         self.committed_run: str | None = None
 
-    def waiting(self, text: str) -> AbstractContextManager[object]:  # noqa: ARG002
+    def waiting(self, _text: str) -> AbstractContextManager[object]:
         """Return a context for something that takes seconds; a log does not mention it."""
         return nullcontext()
 

@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from flows.cli.app import MAINTAIN, JsonOption, StoreOption, app
-from flows.cli.console import PlainConsole, print_json, print_table
+from flows.cli.console import PlainConsole, print_json, print_line, print_table
 from nnbuild.errors import NnbuildError
 from nnbuild.runtime.text import sanitize
 
@@ -109,6 +109,8 @@ def _repair(root: str | None, discard: list[str], *, dry_run: bool, as_json: boo
     findings = [each.finding._asdict() for each in repairs]
     if not as_json:  # before anything is changed
         print_table(findings, ("action", "path", "detail"), f"{store.root} needs no repair")
+        if any(each["detail"].endswith("or discarded") for each in findings):
+            print_line("To discard a run or a job, give its ID: --discard ID")
     if not dry_run:
         apply(repairs)
     if as_json:

@@ -15,7 +15,7 @@ from flows.cli.console import print_json, print_line
 )
 def export(
     run_id: Annotated[
-        str, typer.Argument(metavar="RUN_ID", help="Committed run, or the word champion.")
+        str, typer.Argument(metavar="RUN_ID", help="Committed run, champion or champion:DATASET.")
     ],
     format: Annotated[
         Literal["savedmodel", "onnx"], typer.Option(help="Format of the model.")

@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TextIO
 
 _SIGNALLED = 128
 _CTRL_C = _SIGNALLED + signal.SIGINT
@@ -49,8 +49,11 @@ def _open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     # Open for the rest of the process.
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stdout, sys.stderr = sys.stdout or _null_stream(), sys.stderr or _null_stream()
+
+
+def _null_stream() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +82,7 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error.__context__ or error, BrokenPipeError):
             raise
         # So that the interpreter's own flush prints nothing.
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stdout = _null_stream()
         return 0
     except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
         return report_error(error)

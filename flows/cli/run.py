@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.cli.app import TRAIN, JsonOption, StoreOption, app, explicit_options
-from flows.cli.console import PlainConsole, display_for, print_json, print_values
+from flows.cli.console import PlainConsole, display_for, print_json, print_line, print_values
 from nnbuild.config.presets import DATASETS, PRESETS
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nnbuild.config.schema import RunConfig
+    from nnbuild.pipeline.unchanged import Unchanged
     from nnbuild.store import Store
+    from nnbuild.store.manifests import Manifest
 
 Settings = dict[str, Any]
 
@@ -35,6 +38,7 @@ _SETTING_OF_OPTION = {
     "dtype_policy": "training.dtype_policy",
     "tensorboard": "training.tensorboard",
     "seed": "seed",
+    "as_of": "dataset.as_of",
 }
 _SERVER_LOST = (
     "Prefect's embedded server ended during the run, so Prefect's record of it is incomplete; "
@@ -120,6 +124,23 @@ def run(
             help="Any setting, such as training.learning_rate=0.01. May be repeated.",
         ),
     ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY",
+            help="Make the run of a past day again, such as 2026-10-01; the dataset's path has "
+            "{date}.",
+        ),
+    ] = None,
+    unchanged: Annotated[
+        Literal["skip", "run"] | None,
+        typer.Option(
+            metavar="POLICY",
+            help="What to do if data, settings and code are those of an earlier run, or too few "
+            "images are new: skip or run.",
+            show_default="skip if the dataset's path has {date}, otherwise run",
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs into the run's folder.")
     ] = False,
@@ -149,8 +170,9 @@ def run(
         dtype_policy=dtype_policy,
         tensorboard=tensorboard,
         seed=seed,
+        as_of=as_of,
     )
-    run_config = load_config(nest_options(options), config, settings or [])
+    run_config = load_config(nest_options(options), config, settings or [], store)
     target = _open_target(run_config, store, mlflow)
     if seeds is not None:
         from flows.cli.seeds import run_seeds
@@ -159,6 +181,9 @@ def run(
         return
     if resume is not None:
         _require_same_settings(target, resume, run_config)
+    elif (same := _unchanged_since(target, run_config, unchanged)) is not None:
+        _report_skip(same, as_json=as_json)
+        return
     console = PlainConsole(stderr=True)
     start_prefect(console)
     try:
@@ -187,20 +212,41 @@ def nest_options(options: Settings) -> Settings:
     return nested
 
 
-def load_config(options: Settings, path: Path | None, overrides: list[str]) -> RunConfig:
+def load_config(
+    options: Settings, path: Path | None, overrides: list[str], store: str | None = None
+) -> RunConfig:
     """Return the config of a run: a file, overridden by settings, overridden by options.
 
     Args:
         options: Nested settings from options.
         path: TOML file, if there is one.
         overrides: Settings as KEY=VALUE.
+        store: Root of the store with the run of a past day, whose settings are the defaults if
+            `dataset.as_of` is given and no dataset.
 
     Raises:
         ConfigError: The file or a setting is invalid.
     """
     from nnbuild.config import loading
 
-    return merge_config(loading.read_toml(path) if path else {}, options, path, overrides)
+    file = loading.read_toml(path) if path else {}
+    dataset = merge_settings(file, options, overrides).get("dataset")
+    if isinstance(dataset, dict) and "as_of" in dataset and "name" not in dataset:
+        from nnbuild.pipeline.days import settings_of_day
+        from nnbuild.store import Store
+
+        file = loading.merge(settings_of_day(Store(store), str(dataset["as_of"])), file)
+    return merge_config(file, options, path, overrides)
+
+
+def merge_settings(file: Settings, options: Settings, overrides: list[str]) -> Settings:
+    """Return the settings of a file, overridden by KEY=VALUE, overridden by options."""
+    from nnbuild.config import loading
+
+    settings = dict(file)
+    for override in overrides:
+        settings = loading.merge(settings, loading.parse_setting(override))
+    return loading.merge(settings, options)
 
 
 def merge_config(
@@ -209,10 +255,7 @@ def merge_config(
     """Return the config as `load_config` does, from settings that were read from `path` already."""
     from nnbuild.config import loading
 
-    settings = dict(file)
-    for override in overrides:
-        settings = loading.merge(settings, loading.parse_setting(override))
-    return loading.parse_config(loading.merge(settings, options), path)
+    return loading.parse_config(merge_settings(file, options, overrides), path)
 
 
 def _open_target(config: RunConfig, root: str | None, mlflow: str | None) -> Store:
@@ -227,6 +270,25 @@ def _open_target(config: RunConfig, root: str | None, mlflow: str | None) -> Sto
 
         require_mlflow(mlflow, store)
     return store
+
+
+def _unchanged_since(store: Store, config: RunConfig, policy: str | None) -> Unchanged | None:
+    """Return the run that a new one would repeat, if it is to be skipped then."""
+    from nnbuild.runtime.date_patterns import is_dated
+
+    if (policy or ("skip" if is_dated(config.dataset.name) else "run")) == "run":
+        return None
+    from nnbuild.pipeline.unchanged import unchanged_since
+
+    return unchanged_since(store, config, datetime.now(UTC))
+
+
+def _report_skip(same: Unchanged, *, as_json: bool) -> None:
+    if as_json:
+        skipped = {"status": "skipped", "outcome": "skipped", "reason": same.reason}
+        print_json({"run_id": None, **skipped, "last_run": same.run_id})
+    else:
+        print_line(f"skipped: {same.reason}; to run anyway, give --unchanged run")
 
 
 def _require_same_settings(store: Store, run_id: str, config: RunConfig) -> None:
@@ -250,7 +312,7 @@ def start_prefect(console: PlainConsole) -> None:
         ConfigError: The environment of Prefect does not allow a run.
     """
     from flows.embedded_server import EmbeddedServer
-    from nnbuild.runtime.lazy_imports import gc_paused
+    from nnbuild.runtime.lazy_imports import gc_paused, import_blocked
 
     with (
         _exiting_at_once(console),
@@ -259,7 +321,10 @@ def start_prefect(console: PlainConsole) -> None:
         EmbeddedServer(),
     ):
         import_module("flows.retrain")  # while the server starts
-        import_module("nnbuild.runtime.tensorflow")
+        # Keras would import scikit-learn and SciPy's statistics for its wrappers of scikit-learn's
+        # interface, which takes a quarter of its import. A network of the user can import them.
+        with import_blocked("sklearn"):
+            import_module("nnbuild.runtime.tensorflow")
 
 
 @contextmanager
@@ -289,8 +354,7 @@ def run_flow(
         Run ID.
     """
     from flows.cli.main import report_error
-    from flows.embedded_server import embedded_server_is_lost
-    from flows.outage import exit_without_server
+    from flows.embedded_server import embedded_server_is_lost, exit_without_server
     from flows.retrain import retrain
     from tasks.displays import attach_displays
 
@@ -328,6 +392,7 @@ def log_to_mlflow(store: Store, run_id: str, uri: str, console: PlainConsole) ->
 
 def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
     """Return the object that `--json` prints: metrics, seconds and absolute paths."""
+    from flows.cli.outcome import summarize_outcome
     from nnbuild.engines import engine_of_run
     from nnbuild.store.step_results import FittedModel, Scored
 
@@ -345,10 +410,11 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
         "test_accuracy": row.test_accuracy,
         "test_loss": row.test_loss,
         "promoted": row.promoted,
+        **summarize_outcome(store, manifest),
         "seconds": {
             "fit": round(seconds[FittedModel.step], 3),
             "score": round(seconds[Scored.step], 3),
-            "whole": round(total_seconds, 3),
+            "whole": round(total_seconds - _seconds_waited(manifest), 3),
         },
         "history": str(store.partition("history", run_id)),
         "predictions": str(store.partition("predictions", run_id)),
@@ -362,7 +428,14 @@ def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
     }
 
 
+def _seconds_waited(manifest: Manifest) -> float:
+    """Return how long the run waited for a person's approval, which is not its own time."""
+    decided = manifest.steps.decide
+    return decided.seconds_waited if decided else 0.0
+
+
 def _print_summary(summary: Settings) -> None:
+    from flows.cli.outcome import print_outcome
     from nnbuild.engines import describe_engine
 
     seconds, epochs = summary["seconds"], summary["epochs"]
@@ -383,3 +456,4 @@ def _print_summary(summary: Settings) -> None:
         if summary[name]
     }
     print_values({**rows, **paths})
+    print_outcome(summary)

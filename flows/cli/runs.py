@@ -31,7 +31,13 @@ _RUN_COLUMNS = (
     "test_accuracy",
     "test_loss",
     "promoted",
+    "champion",
 )
+_CHAMPION_CELLS: dict[tuple[Any, Any], str] = {
+    (True, True): "pinned",
+    (True, False): "yes",
+    (False, False): "no",
+}
 
 
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild runs --json")
@@ -41,12 +47,27 @@ def runs(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
     opened = Store.open(store)
     unfinished = [_unfinished_row(opened, e.run_id, held=e.held) for e in opened.unfinished_runs()]
-    rows = [*opened.read_table("runs").to_pylist(), *unfinished]
+    rows = [*_committed_rows(opened), *unfinished]
     if as_json:
         print_json({"store": str(opened.root), "runs": [to_json_row(row) for row in rows]})
         return
-    shown = [{name: row.get(name) for name in _RUN_COLUMNS} for row in rows]
+    shown = [
+        {name: row.get(name) for name in _RUN_COLUMNS}
+        | {"champion": _CHAMPION_CELLS.get((row.get("champion"), row.get("pinned")))}
+        for row in rows
+    ]
     print_table(shown, _RUN_COLUMNS, f"no runs in {opened.root} yet; start one with `nnbuild run`")
+
+
+def _committed_rows(store: Store) -> list[dict[str, Any]]:
+    """Return the rows of `runs`, and for each whether the run is the champion of its dataset."""
+    from nnbuild.store import champion
+
+    pins = {each.run_id: each.pinned for each in champion.currents(store).values()}
+    return [
+        row | {"champion": row["run_id"] in pins, "pinned": pins.get(row["run_id"], False)}
+        for row in store.read_table("runs").to_pylist()
+    ]
 
 
 def _unfinished_row(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
@@ -74,7 +95,11 @@ def _unfinished_row(store: Store, run_id: str, *, held: bool) -> dict[str, Any]:
 def history(
     run_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN_ID", help="Runs to show.", show_default="all runs"),
+        typer.Argument(
+            metavar="RUN_ID",
+            help="Runs to show; champion or champion:DATASET stands for one.",
+            show_default="all runs",
+        ),
     ] = None,
     wide: Annotated[
         bool, typer.Option("--wide", help="Print one row per epoch and one column per metric.")
@@ -111,8 +136,11 @@ def _history(store: Store, run_ids: list[str]) -> pa.Table:
     """Return the history of some runs or of all, including the epochs of unfinished ones."""
     import pyarrow as pa
 
+    from nnbuild.store import champion
+
     if run_ids:
-        return pa.concat_tables([_history_of(store, run_id) for run_id in run_ids])
+        named = [champion.run_of(store, each) for each in run_ids]
+        return pa.concat_tables([_history_of(store, run_id) for run_id in named])
     staged = [store.staged_history(each.run_id) for each in store.unfinished_runs()]
     return pa.concat_tables(
         [store.read_table("history"), *(table for table in staged if table is not None)]
@@ -126,15 +154,21 @@ def _history_of(store: Store, run_id: str) -> pa.Table:
 
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild report 20261123T030000000Z-4f2a1c")
 def report(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Committed run.")],
+    run_id: Annotated[
+        str,
+        typer.Argument(metavar="RUN_ID", help="Committed run, champion or champion:DATASET."),
+    ],
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a committed run again, from its tables."""
     from nnbuild.report import rebuild
     from nnbuild.store import Store
+    from nnbuild.store.champion import run_of
 
-    path = rebuild(Store.open(store), run_id)
+    opened = Store.open(store)
+    run_id = run_of(opened, run_id)
+    path = rebuild(opened, run_id)
     if as_json:
         print_json({"run_id": run_id, "report": str(path), "bytes": path.stat().st_size})
     else:

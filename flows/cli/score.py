@@ -56,7 +56,7 @@ def score(
         str,
         typer.Option(
             metavar="RUN_ID|FILE",
-            help="Model to score with: champion, a run ID, or a model file.",
+            help="Model to score with: champion, champion:DATASET, a run ID, or a model file.",
         ),
     ] = "champion",
     digest: Annotated[
@@ -258,7 +258,7 @@ def _score_once(
 
 def _job_config(options: Settings, resume: str | None) -> ScoreConfig | None:
     """Return the config of a new job, None for one that is resumed and has its own."""
-    from nnbuild.scoring.days import is_dated
+    from nnbuild.runtime.date_patterns import is_dated
 
     if resume is not None:
         if options:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flows.cli.console import PlainConsole, print_json, print_line, print_table
+from flows.cli.outcome import print_outcome
 from flows.cli.run import log_to_mlflow, run_flow, start_prefect, summarize_run
-from nnbuild.errors import ConfigError, InputError, Interrupted
+from nnbuild.errors import Caught, ConfigError, InputError, Interrupted, one_line
 
 if TYPE_CHECKING:
     from nnbuild.config.schema import RunConfig
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _METRICS = ("test_accuracy", "test_loss", "fit_seconds", "seconds")
-_RUN_COLUMNS = ("seed", "run_id", "status", *_METRICS, "promoted", "error")
+_RUN_COLUMNS = ("seed", "run_id", "status", *_METRICS, "outcome", "error")
 _SPREAD_COLUMNS = ("metric", "runs", "mean", "standard_deviation", "low", "high")
 _MAX_SEEDS = 1000
 
@@ -75,13 +76,11 @@ def _without_gate(config: RunConfig) -> RunConfig:
 def _run_seed(config: RunConfig, store: Store, console: PlainConsole, mlflow: str | None) -> Row:
     """Train one run and return its row, also if it failed."""
     before, started = set(store.run_ids()), time.perf_counter()
-    try:
+    with Caught(InputError, Interrupted) as caught:
         run_id = run_flow(config, store, console)
-    except (InputError, Interrupted):
-        raise
-    except Exception as error:  # noqa: BLE001  (it is recorded, and the other seeds continue)
+    if caught.error is not None:  # it is recorded, and the other seeds continue
         failed = max(set(store.run_ids()) - before, default=None)
-        message = " ".join(str(error).split())
+        message = one_line(caught.error)
         console.print_line(f"seed {config.seed} failed: {message}")
         return {"seed": config.seed, "run_id": failed, "status": "failed", "error": message}
     row = summarize_run(store, run_id, time.perf_counter() - started) | {"seed": config.seed}
@@ -110,6 +109,10 @@ def _print_rows(rows: list[Row], store: Store, *, as_json: bool) -> None:
     print_line("")
     spread = [{"metric": name, **values} for name, values in statistics.items()]
     print_table(spread, _SPREAD_COLUMNS, "no run succeeded")
+    if succeeded:
+        print_line("")
+        print_line(f"run {succeeded[0]['run_id']} went to the gate")
+        print_outcome(succeeded[0])
 
 
 def _statistics(rows: list[Row]) -> dict[str, Row]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Schedule = dict[str, Any]
 _DEFAULT_SCORE_CRON = "0 5 * * *"
 _DEFAULT_LABEL_CRON = "0 6 * * *"
+_DEFAULT_PRUNE_CRON = "0 7 * * *"
 _PLAN_KEYS = {"name", "cron", "timezone", "config"}
 
 
@@ -86,6 +87,14 @@ def serve(
             "due.",
         ),
     ] = False,
+    unchanged: Annotated[
+        Literal["skip", "run"],
+        typer.Option(
+            metavar="POLICY",
+            help="What to do if data, settings and code are those of an earlier run, or too few "
+            "images are new: skip or run.",
+        ),
+    ] = "skip",
     score_input: Annotated[
         str | None,
         typer.Option(
@@ -142,25 +151,63 @@ def serve(
         bool,
         typer.Option("--retrain-on-loss", help="Retrain when the accuracy on labels has dropped."),
     ] = False,
+    prune: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Number of runs to keep: delete older ones on a schedule."
+        ),
+    ] = None,
+    prune_cron: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CRON",
+            help="When to delete, in five fields. May be repeated.",
+            show_default=_DEFAULT_PRUNE_CRON,
+        ),
+    ] = None,
+    prune_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prune-set",
+            metavar="KEY=VALUE",
+            help="Any other setting of the pruning: keep_days, scores. May be repeated.",
+        ),
+    ] = None,
+    prune_prefect: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            min=1,
+            max=36500,
+            help="Also delete nnbuild's older flow runs from Prefect's database.",
+        ),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Serve scheduled retraining, scoring and labelling, one run of each at a time."""
+    """Serve scheduled retraining, scoring, labelling and pruning, one run of each at a time."""
     from flows.schedules import Plan
+    from nnbuild.config.loading import merge
     from nnbuild.store import Store
 
     opened = Store(store)
     root = str(opened.root)
-    base = _scheduled_config(load_config({}, config, settings or []))
+    given = load_config({}, config, settings or [])
+    has_no_timezone = "timezone" not in given.dataset.model_fields_set
+    base = _scheduled_config(given)
     if timeout is not None and not math.isfinite(timeout):
         raise ConfigError(f"--timeout is {timeout}, expected a number of seconds")
     common = {
         "store": root,
         "timeout_seconds": timeout,
         "catch_up": catch_up,
+        "unchanged": unchanged,
     }
     schedules = _read_plan(plan) if plan else _schedules(cron or [], interval, timezone)
     for each in schedules:
-        each["parameters"] = common | {"config": _merge(base, each.pop("config", {}), plan)}
+        own = each.pop("config", {})
+        if has_no_timezone:  # the day of a run is that of its schedule
+            own = merge({"dataset": {"timezone": each.get("timezone", timezone)}}, own)
+        each["parameters"] = common | {"config": _merge(base, own, plan)}
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scoring = None
     if score_input is not None or score_cron or score_settings:
@@ -175,12 +222,22 @@ def serve(
     if retrain_on_drift and scoring is None:
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
     labelling = None
-    if label_input is not None or label_cron or label_settings:
+    if label_input is not None or label_cron or label_settings or retrain_on_loss:
         parameters = _label_settings(label_input, label_settings or [])
         parameters |= {"store": root, "timeout_seconds": timeout}
         labelling = Plan(_crons(label_cron or [_DEFAULT_LABEL_CRON], timezone, "label"), parameters)
-    if retrain_on_loss and labelling is None:
-        raise ConfigError("--retrain-on-loss needs scheduled labelling; give --label-input")
+    pruning = None
+    if prune is not None or prune_cron or prune_settings or prune_prefect is not None:
+        retention = _prune_settings(prune, prune_settings or [])
+        if score_input is not None:
+            _require_more_jobs_than_days(retention, score_input, score_days)
+        parameters = {
+            "config": retention,
+            "store": root,
+            "flow_run_days": prune_prefect,
+            "timeout_seconds": timeout,
+        }
+        pruning = Plan(_crons(prune_cron or [_DEFAULT_PRUNE_CRON], timezone, "prune"), parameters)
     if interval is not None and not catch_up:
         _warn_if_too_frequent(interval)
     from flows.prefect_settings import prepare_environment
@@ -196,6 +253,7 @@ def serve(
         drift_of=root if retrain_on_drift else None,
         labelling=labelling,
         loss_of=root if retrain_on_loss else None,
+        pruning=pruning,
     )
 
 
@@ -214,6 +272,7 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
         ConfigError: A setting is invalid, or not allowed in a scheduled run.
     """
     from nnbuild.config.schema import ScheduledConfig, resolve
+    from nnbuild.store.filesystem import is_url
 
     scheduled = ScheduledConfig.model_validate(config.model_dump())
     resolve(scheduled.run_config())
@@ -221,7 +280,7 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
     paths: dict[str, Path | str] = {}
     if dataset.data_dir is not None:
         paths["data_dir"] = dataset.data_dir.absolute()
-    if dataset.name not in DATASETS:
+    if dataset.name not in DATASETS and not is_url(dataset.name):
         if not {"/", "."} & set(dataset.name) and not Path(dataset.name).exists():
             raise ConfigError(
                 f"dataset {dataset.name!r} is neither a known name nor an existing path; "
@@ -333,7 +392,8 @@ def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
 
     if source is None:
         raise ConfigError(
-            "--label-cron and --label-set have no effect without --label-input; give that too"
+            "--label-cron, --label-set and --retrain-on-loss have no effect without "
+            "--label-input; give that too"
         )
     options: dict[str, Any] = {}
     for text in settings:
@@ -344,6 +404,42 @@ def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
         "config": parse_options(LabelConfig, options).model_dump(mode="json"),
         "live": parse_options(LiveConfig, alarm).model_dump(mode="json"),
     }
+
+
+def _prune_settings(keep: int | None, settings: list[str]) -> dict[str, Any]:
+    """Return the config of scheduled pruning.
+
+    Raises:
+        ConfigError: The number of runs is missing, or a setting is invalid.
+    """
+    from nnbuild.config import loading
+    from nnbuild.pipeline.retention import retention_config
+
+    if keep is None:
+        raise ConfigError(
+            "--prune-cron, --prune-set and --prune-prefect have no effect without --prune; "
+            "give the number of runs to keep"
+        )
+    options: dict[str, Any] = {}
+    for text in settings:
+        options |= loading.parse_setting(text)
+    return retention_config({"keep": keep} | options).model_dump(mode="json")
+
+
+def _require_more_jobs_than_days(retention: dict[str, Any], source: str, days: int) -> None:
+    """Refuse a pruning that deletes jobs whose days the next scoring would score again.
+
+    Raises:
+        ConfigError: Fewer jobs are kept than there are days to score.
+    """
+    from nnbuild.runtime.date_patterns import is_dated
+
+    most = max(retention["keep"], retention["keep_days"] or 0)
+    if retention["scores"] and is_dated(source) and most < days:
+        raise ConfigError(
+            f"--prune {retention['keep']} keeps fewer scoring jobs than the {days} days of "
+            "--score-days, which would be scored again and again; keep more, or set keep_days"
+        )
 
 
 def _warn_if_too_frequent(interval: float) -> None:

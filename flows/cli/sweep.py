@@ -125,7 +125,7 @@ def sweep(
     sweep_config = _sweep_config(base, options, config, settings or [], sweep_id=sweep_id)
     require_runner(runner, address)
     from nnbuild.sweep import open_sweep, require_possible
-    from nnbuild.sweep.dask import workers_of
+    from nnbuild.sweep.runner import workers_of
 
     opened = open_sweep(sweep_config, store, sweep_id)
     require_possible(opened)
@@ -162,12 +162,12 @@ def _sweep_config(
         ConfigError: A setting is invalid.
     """
     from nnbuild.sweep import sweep_config
-    from nnbuild.sweep.space import options_of, split_file
+    from nnbuild.sweep.space import split_file
 
     run_settings, sweep_settings = split_file(path)
     for name in ("grid", "search"):
         if name in options:
-            options[name] = options_of(options[name], f"--{name}")
+            options[name] = _by_key(options[name], f"--{name}")
     if sweep_id is not None and not {"grid", "search"} & {*sweep_settings, *options}:
         # The folder of the data may differ between machines; it does not belong to the sweep.
         named = base.keys() - {"data_dir"}
@@ -230,3 +230,30 @@ def _print_result(result: SweepResult) -> None:
         best = f"{result.best}, {'promoted' if result.promoted else 'not promoted'}"
     print_line("")
     print_line(f"sweep {result.sweep_id}; best by {result.objective}: {best}")
+
+
+def _by_key(texts: list[str], option: str) -> dict[str, str]:
+    """Parse the arguments of an option that is repeated, such as `--grid key=text`.
+
+    Args:
+        texts: Arguments of the option.
+        option: Name of the option, for messages.
+
+    Returns:
+        Text by key.
+
+    Raises:
+        ConfigError: An argument has no `=`, or two have the same key.
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(
+                f"{option} {text!r} does not have the form key=values; "
+                "write it like training.epochs=2,4"
+            )
+        if key.strip() in values:
+            raise ConfigError(f"{option} names {key.strip()} twice; give all its values at once")
+        values[key.strip()] = value
+    return values

@@ -47,6 +47,18 @@ _NO_REGULARIZATION: dict[str, object] = {"l2": 0.0, "dropout": 0.0}
 DATASETS = ("mnist", "fashion-mnist", "kmnist", "digits")
 """Names for `dataset.name`; any other value is a path."""
 
+
+def is_fallback(dataset: str | None, requested: str, fallback: str | None) -> bool:
+    """Return whether a run was trained on its fallback dataset.
+
+    Args:
+        dataset: Name of the dataset that was trained on.
+        requested: Value of `dataset.name`; only named datasets have a fallback, paths do not.
+        fallback: Value of `dataset.fallback`.
+    """
+    return fallback is not None and fallback == dataset != requested and requested in DATASETS
+
+
 METRICS = ("accuracy", "crossentropy", "top_2_accuracy", "top_5_accuracy")
 """Names for `training.metrics`."""
 

@@ -7,6 +7,7 @@ fills it in, so that the recorded config of a run is complete.
 import hashlib
 import importlib.util
 import os
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from nnbuild.config.sections import (
 from nnbuild.errors import ConfigError, suggestion
 from nnbuild.runtime import environment
 
+_FINE_TUNING = 0.1  # of the learning rate, so that the pretrained weights change slowly
+
 
 class RunConfig(Section):
     """All settings of a run."""
@@ -55,7 +58,11 @@ class RunConfig(Section):
         The location of the data, the gate and the sweep are excluded.
         """
         settings = self.model_dump_json(
-            exclude={"dataset": {"data_dir", "fallback"}, "gate": True, "trial": True}
+            exclude={
+                "dataset": {"data_dir", "fallback", "min_new", "as_of"},
+                "gate": True,
+                "trial": True,
+            }
         )
         return hashlib.sha256(settings.encode()).hexdigest()
 
@@ -68,11 +75,12 @@ def _only_null(*names: str) -> ConfigDict:
 
 
 class ScheduledDataset(DatasetConfig):
-    """Dataset of a scheduled run, without a fallback."""
+    """Dataset of a scheduled run, without a fallback and of the day of the run."""
 
-    model_config = _only_null("fallback")
+    model_config = _only_null("fallback", "as_of")
 
     fallback: SkipJsonSchema[Literal["digits"] | None] = Field(None, exclude=True)
+    as_of: SkipJsonSchema[date | None] = Field(None, exclude=True)
 
 
 class ScheduledConfig(RunConfig):
@@ -92,13 +100,14 @@ class ScheduledConfig(RunConfig):
         """Return the settings as a `RunConfig`.
 
         Raises:
-            ConfigError: They have a fallback dataset, or belong to the trial of a sweep.
+            ConfigError: They have a fallback dataset or a past day, or belong to a sweep.
         """
-        if self.dataset.fallback is not None:
-            raise ConfigError(
-                f"dataset.fallback is {self.dataset.fallback!r}, which is not allowed in scheduled "
-                "runs; remove it"
-            )
+        for name in ("fallback", "as_of"):
+            if (value := getattr(self.dataset, name)) is not None:
+                raise ConfigError(
+                    f"dataset.{name} is {str(value)!r}, which is not allowed in scheduled runs; "
+                    "remove it"
+                )
         if self.trial is not None:
             raise ConfigError("trial is not allowed in scheduled runs, only in sweeps; remove it")
         return RunConfig.model_validate(self.model_dump())
@@ -156,6 +165,11 @@ def require_names(config: RunConfig) -> None:
             f"beta_1 and beta_2 apply to {', '.join(WITH_BETAS)} only, the optimizer is "
             f"{training.optimizer!r}; remove them"
         )
+    if training.reduce_on_plateau and training.freeze_epochs:
+        raise ConfigError(
+            f"reduce_on_plateau and freeze_epochs {training.freeze_epochs} both set the learning "
+            "rate; remove one"
+        )
     if training.reduce_on_plateau and training.lr_schedule not in {None, "constant"}:
         raise ConfigError(
             f"reduce_on_plateau and lr_schedule {training.lr_schedule!r} both set the learning "
@@ -172,12 +186,28 @@ def _require_effect(config: RunConfig) -> None:
     Raises:
         ConfigError: A setting has no effect; the message says why.
     """
+    _require_effect_of_pictures(config.dataset)
     training, model = config.training, config.model
+    if training.start is not None and model.ensemble_size > 1:
+        raise ConfigError(
+            f"training.start {training.start!r} applies to a single network, not to the "
+            f"{model.ensemble_size} of an ensemble; remove one of the two settings"
+        )
     for name in ("l2", "dropout"):
         if getattr(model, name) and name not in preset_of(model.name).takes:
             raise ConfigError(
                 f"model.{name} {getattr(model, name)} has no effect on {model.name!r}; remove it"
             )
+    if training.freeze_epochs and not is_factory(model.name):
+        raise ConfigError(
+            f"training.freeze_epochs {training.freeze_epochs} has no effect on {model.name!r}, "
+            "which has no backbone; remove it"
+        )
+    if training.fine_tuning_rate is not None and not training.freeze_epochs:
+        raise ConfigError(
+            f"training.fine_tuning_rate {training.fine_tuning_rate:g} has no effect without "
+            "training.freeze_epochs; set it, or remove fine_tuning_rate"
+        )
     epochs, measured = int(training.epochs or 1), training.validation_freq
     monitor = next((each for each in training.monitors() if each.startswith("val_")), None)
     if monitor is not None and measured > epochs:
@@ -191,6 +221,32 @@ def _require_effect(config: RunConfig) -> None:
             f"reduce_on_plateau can never lower the learning rate {rate:g}: its min_learning_rate "
             f"is {plateau.min_learning_rate:g}; lower that"
         )
+
+
+def _require_effect_of_pictures(dataset: DatasetConfig) -> None:
+    """Refuse settings of pictures without those that they belong to."""
+    if dataset.resize is not None and dataset.image_size is None:
+        raise ConfigError(
+            f"dataset.resize {dataset.resize!r} has no effect without dataset.image_size; set it, "
+            "or remove resize"
+        )
+    if dataset.max_errors is not None and dataset.on_error != "skip":
+        raise ConfigError(
+            f"dataset.max_errors {dataset.max_errors:g} has no effect while dataset.on_error is "
+            f"{dataset.on_error!r}; set it to skip, or remove max_errors"
+        )
+
+
+def _picture_defaults(dataset: DatasetConfig) -> dict[str, object]:
+    """Return the defaults of settings of pictures, which depend on each other."""
+    defaults: dict[str, object] = {}
+    if dataset.image_size is not None:
+        defaults["resize"] = "pad"
+    if dataset.image_size is not None or dataset.channels is not None:
+        defaults["background"] = "#ffffff"
+    if dataset.on_error == "skip":
+        defaults["max_errors"] = 0.01
+    return defaults
 
 
 def _filled(section: S, defaults: dict[str, object]) -> S:
@@ -232,11 +288,18 @@ def resolve(config: RunConfig, *, processors: int | None = None) -> RunConfig:
         defaults = {
             name: value for name, value in defaults.items() if name not in {"beta_1", "beta_2"}
         }
+    training = _filled(config.training, defaults)
+    if training.freeze_epochs:
+        rate = float(training.learning_rate or 0) * _FINE_TUNING
+        training = _filled(training, {"fine_tuning_rate": rate})
     filled = config.model_copy(
         update={
-            "dataset": _filled(config.dataset, {"data_dir": default_data_dir()}),
+            "dataset": _filled(
+                config.dataset,
+                {"data_dir": default_data_dir(), **_picture_defaults(config.dataset)},
+            ),
             "model": _filled(config.model, preset.model),
-            "training": _filled(config.training, defaults),
+            "training": training,
         }
     )
     require_names(filled)  # the user's settings together with the defaults of the network

@@ -1,8 +1,10 @@
 """Sections of the run configuration: immutable, validated, and a form in Prefect."""
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -18,8 +20,18 @@ from pydantic import (
 from nnbuild.config.names import role_of
 from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, with_preset_values
 from nnbuild.runtime.credentials import require_no_credentials
+from nnbuild.runtime.date_patterns import is_dated, require_whole_date
 
 S = TypeVar("S", bound="Section")
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_TWO_SIDES = WithJsonSchema(
+    {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 1, "maximum": 4096},
+        "minItems": 2,
+        "maxItems": 2,
+    }
+)
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -141,13 +153,48 @@ class CheckLimits(BaseModel):
     )
 
 
+def _known_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{name!r} is not a known timezone; expected an IANA name such as Europe/Berlin"
+        ) from error
+    return name
+
+
 class DatasetConfig(Section):
     """The dataset to train on."""
 
     name: Annotated[str, NAMED_DATASET] = Field(
         "mnist",
         min_length=1,
-        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images",
+        description="mnist, fashion-mnist, kmnist, digits, or the path of your own images; with "
+        "{date} in the path, a path for each day",
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        le=36_600,
+        description="Number of days to train on if the path has {date}, the last one being the "
+        "day of the run; all days up to then if null",
+    )
+    min_new: int | None = Field(
+        None,
+        ge=0,
+        description="Number of new labelled images since the last run that a run asks for if the "
+        "path has {date}; any new or corrected image is enough if null or 0",
+    )
+    as_of: date | None = Field(
+        None,
+        description="Day whose run is made again if the path has {date}; not allowed in scheduled "
+        "runs",
+    )
+    timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
+        "UTC", description="Timezone that decides which day a run belongs to"
+    )
+    new_classes: Literal["refuse", "accept"] = Field(
+        "refuse", description="Handling of a class that no day before had"
     )
     data_dir: Path | None = Field(
         None,
@@ -184,7 +231,51 @@ class DatasetConfig(Section):
     other_files: Literal["refuse", "skip"] = Field(
         "refuse", description="Handling of other files in a folder of images"
     )
+    image_size: Annotated[tuple[_Side, _Side], _TWO_SIDES] | None = Field(
+        None,
+        description="Height and width in pixels that every image is resized to; images must have "
+        "one size if not given",
+    )
+    resize: Literal["pad", "crop", "stretch"] | None = Field(
+        None,
+        description="Whether to pad, to crop at the centre, or to change the proportions; pad if "
+        "image_size is given",
+    )
+    channels: Literal[1, 3] | None = Field(
+        None,
+        description="Convert images to grayscale (1) or RGB (3); images must be all one or the "
+        "other if not given",
+    )
+    background: str | None = Field(
+        None,
+        pattern=r"^#[0-9a-fA-F]{6}$",
+        description="Colour of transparent pixels and of padding, #ffffff if image_size or "
+        "channels is given; otherwise transparent pictures are refused",
+    )
+    on_error: Literal["refuse", "skip"] = Field(
+        "refuse", description="Handling of pictures that cannot be read"
+    )
+    max_errors: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Largest fraction of pictures to skip because they cannot be read; 0.01 if "
+        "on_error is skip",
+    )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
+
+    @model_validator(mode="after")
+    def _require_dated_path(self) -> Self:
+        if is_dated(self.name):
+            require_whole_date(self.name)
+            return self
+        for name in ("window", "min_new", "as_of"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} has no effect on {self.name!r}, whose path is the same for every day; "
+                    "remove it, or put {date} in place of the day"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -280,6 +371,20 @@ class TrainingConfig(Section):
     lr_schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="Schedule of the learning rate"
     )
+    freeze_epochs: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Number of first epochs that train only the head of your own network: models "
+        "inside it, such as a pretrained backbone, are not changed",
+    )
+    fine_tuning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="Learning rate after freeze_epochs, to which a schedule is scaled; a tenth of "
+        "learning_rate if not given",
+    )
     label_encoding: Literal["sparse", "one-hot"] = Field(
         "sparse", description="Class indices or one-hot labels, with the matching loss on logits"
     )
@@ -313,6 +418,11 @@ class TrainingConfig(Section):
         description="Data type of the layers during training; weights, logits and the stored model "
         "are float32",
     )
+    start: Literal["champion"] | None = Field(
+        None,
+        description="Weights to start from: those of the champion, if there is one; those of the "
+        "seed if null",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -343,10 +453,22 @@ class GateConfig(Section):
     )
     rule: Literal["not-worse", "better"] = Field(
         "not-worse",
-        description="Promote unless significantly worse, or only if significantly better",
+        description="Promote a run that is shown to be at most gate.margin less accurate than the "
+        "champion, or only one that is shown to be more accurate",
+    )
+    margin: float = Field(
+        0.005,
+        gt=0,
+        lt=1,
+        description="Largest loss of accuracy that not-worse allows, as a fraction of the test "
+        "images",
     )
     significance: float = Field(
-        0.05, gt=0, lt=1, description="Significance level of the paired test"
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability of a wrong promotion that is accepted; significance level of "
+        "every test of the gate",
     )
     min_accuracy: float = Field(
         0.0, ge=0, le=1, description="Smallest test accuracy to promote a run"
@@ -358,19 +480,26 @@ class GateConfig(Section):
         0.05,
         ge=0,
         le=1,
-        description="Largest allowed drop of the recall of a class below the champion's",
+        description="Drop of the recall of a class that is allowed; a run is rejected if the drop "
+        "of any class is significantly larger",
     )
-    on_test_set_change: Literal["keep", "promote"] = Field(
-        "keep",
-        description="Keep the champion, or promote, if the two were evaluated on different test "
-        "images",
+    golden: str | None = Field(
+        None,
+        min_length=1,
+        description="File or folder with a fixed set of labelled images on which a run must also "
+        "be shown to be at most gate.margin less accurate than the champion",
+    )
+    on_test_set_change: Literal["rescore", "keep"] = Field(
+        "rescore",
+        description="If the champion was evaluated on other test images: let it score the "
+        "challenger's, or keep it without a comparison",
     )
     approval: Literal["auto", "manual"] = Field(
         "auto",
         description="manual: a challenger that passes needs approval in Prefect's UI",
     )
     approval_seconds: int = Field(
-        3600,
+        86_400,
         ge=1,
         le=604_800,
         description="Seconds to wait for approval; no answer counts as a rejection",

@@ -17,7 +17,7 @@ from nnbuild.errors import DataError
 
 _CHANNELS = (1, 3)
 _MAX_NAMED = 5
-_HELD_OUT = "test: a sixth of each class, by content"
+_HELD_OUT = "test: a sixth of the images, by content"
 _IMAGE_DIMENSIONS = 4  # n, height, width, channels
 
 
@@ -62,8 +62,10 @@ def assemble(
     class_names: Sequence[str] | None = None,
     pixel_max: float | None = None,
     pixel_scales: Mapping[str, str] | None = None,
+    test_split: bool = True,
+    part: bool = False,
 ) -> Dataset:
-    """Assemble a dataset; without a test split, a sixth of each class is held out.
+    """Assemble a dataset; without a test split, a sixth of the images is held out.
 
     Images have shape (n, height, width) or (n, height, width, channels), with 1 or 3 channels. Each
     array is scaled by its own type and content; see `nnbuild.data.pixel_scale`. Images with the
@@ -77,6 +79,10 @@ def assemble(
         class_names: Name of each class; by default the labels that occur, as text.
         pixel_max: Pixel value of white; None to infer it from type and content of each array.
         pixel_scales: Scale of each split, if its pixels were converted before.
+        test_split: Whether to hold out a test split if there is none; otherwise all images are in
+            both splits.
+        part: Whether the arrays are a part of a dataset, which may have a single class, and a split
+            without images.
 
     Raises:
         DataError: An array is invalid, or the arrays do not match.
@@ -93,7 +99,9 @@ def assemble(
         split: pixel_scale.description(images, whites[split])
         for split, (images, _) in arrays.items()
     }
-    encoded = label_forms.encode([labels for _, labels in arrays.values()], where, class_names)
+    encoded = label_forms.encode(
+        [labels for _, labels in arrays.values()], where, class_names, fewest=1 if part else 2
+    )
     splits: dict[str, Split] = {}
     for (split, (images, _)), labels in zip(arrays.items(), encoded.splits, strict=True):
         pixels = pixel_scale.to_uint8(images, whites[split], where)
@@ -101,16 +109,19 @@ def assemble(
         source += note
         if labelled is not None:
             splits[split] = labelled
-    if "test" not in splits:
-        splits[TRAIN], splits["test"] = hold_out(splits[TRAIN])
+    if "test" not in splits and not test_split:
+        splits["test"] = splits[TRAIN]
+    held_out = "test" not in splits
+    if held_out:
+        splits[TRAIN], splits["test"] = (
+            hold_out(splits[TRAIN])
+            if part
+            else _held_out(splits[TRAIN], encoded.class_names, where)
+        )
         source = f"{source}; {_HELD_OUT}"
-        if not len(splits["test"]):
-            raise DataError(
-                f"{where}: no class has two different images; expected enough of each class to "
-                "hold out some for testing"
-            )
     _require_one_size(splits, where)
-    _require_known_classes(splits, encoded.class_names, where)
+    if not part:
+        _require_known_classes(splits, encoded.class_names, where)
     return Dataset(
         name,
         splits[TRAIN],
@@ -119,7 +130,27 @@ def assemble(
         source,
         splits.get("validation"),
         dict(pixel_scales or scales),
+        held_out,
     )
+
+
+def _held_out(split: Split, class_names: Sequence[str], where: object) -> tuple[Split, Split]:
+    """Hold out a test split, and require that every class can still be trained on."""
+    train, test = hold_out(split)
+    if not len(test):
+        count = len(np.unique(split.image_digests))
+        raise DataError(
+            f"{where}: expected a test split, or enough images to hold out a sixth by their "
+            f"content; none of its {count} different images is among that sixth: add images"
+        )
+    lost = np.setdiff1d(test.labels, train.labels)
+    if len(lost):
+        shown = ", ".join(class_names[label] for label in lost[:_MAX_NAMED])
+        raise DataError(
+            f"{where}: all images of {shown} are among the sixth that is held out for testing by "
+            "content, expected some to train on; add images of it, or give a test split"
+        )
+    return train, test
 
 
 def _labelled(

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nnbuild.data import decoding
+from nnbuild.data.preprocessing import ONE_SHAPE, PictureReader
 from nnbuild.data.tables import fixed_pixels, image_shape
 from nnbuild.errors import DataError, suggestion
 
 _WHITE = 255
-_IMAGE_NAMES = ("image", "img", "images")
+IMAGE_NAMES = ("image", "img", "images")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target")
 
 
@@ -31,7 +32,7 @@ def image_column(names: Sequence[str], requested: str | None, where: object) -> 
     Raises:
         DataError: There is no such column.
     """
-    return _column(names, requested, _IMAGE_NAMES, "image_column", where)
+    return _column(names, requested, IMAGE_NAMES, "image_column", where)
 
 
 def label_column(names: Sequence[str], requested: str | None, where: object) -> str:
@@ -91,9 +92,20 @@ class Reader(ABC):
             DataError: There are nulls, images of several sizes, or pixels without a shape.
         """
 
+    def read_rows(
+        self, column: pa.ChunkedArray, first: int, room: int, where: object
+    ) -> tuple[NDArray[Any], NDArray[np.intp]]:
+        """Return images as `read` does, and the row of each; unreadable pictures may be skipped."""
+        images = self.read(column, first, room, where)
+        return images, np.arange(len(images))
+
 
 def reader(
-    kind: pa.DataType, metadata: Mapping[bytes, bytes], where: object, column: str = "image"
+    kind: pa.DataType,
+    metadata: Mapping[bytes, bytes],
+    where: object,
+    column: str = "image",
+    pictures: PictureReader | None = None,
 ) -> Reader:
     """Return the reader for the type of a column.
 
@@ -102,10 +114,12 @@ def reader(
         metadata: Metadata of the schema, which may contain height, width and channels.
         where: Path or address for error messages.
         column: Name of the column.
+        pictures: Reader of encoded pictures; one without preprocessing if None.
 
     Raises:
         DataError: The type cannot contain images.
     """
+    pictures = pictures or PictureReader()
     shape = image_shape(metadata, where) if b"height" in metadata else None
     if isinstance(kind, pa.FixedShapeTensorType):
         if kind.permutation not in (None, list(range(len(kind.shape)))):
@@ -129,9 +143,9 @@ def reader(
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             return _Lists(column, shape, kind.bit_width // 8, is_float=pa.types.is_floating(kind))
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return _Pictures(f"{column}.bytes", column)
+        return _Pictures(f"{column}.bytes", column, pictures)
     if _is_bytes(kind):
-        return _Pictures(column, column)
+        return _Pictures(column, column, pictures)
     raise DataError(
         f"{where}: column {column!r} is {kind}; expected fixed_size_binary, lists of numbers, "
         "or PNG bytes"
@@ -158,7 +172,7 @@ def labels(column: Any, first: int, where: object, name: str = "label") -> NDArr
     Raises:
         DataError: There are nulls, or lists of several lengths.
     """
-    _require_values(column, name, first, where)
+    require_values(column, name, first, where)
     values = _one(column)
     if pa.types.is_dictionary(values.type):
         return np.asarray(labels_of(values.dictionary, where, name)[np.asarray(values.indices)])
@@ -193,12 +207,12 @@ class _Fixed(Reader):
         self,
         column: pa.ChunkedArray,
         first: int,
-        room: int,  # noqa: ARG002
+        _room: int,
         where: object,
     ) -> NDArray[Any]:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        _require_values(column, self.column, first, where)
+        require_values(column, self.column, first, where)
         return np.asarray(fixed_pixels(column).reshape(-1, *self.shape))
 
 
@@ -213,10 +227,10 @@ class _Lists(Reader):
         self,
         column: pa.ChunkedArray,
         first: int,
-        room: int,  # noqa: ARG002
+        _room: int,
         where: object,
     ) -> NDArray[Any]:
-        _require_values(column, self.column, first, where)
+        require_values(column, self.column, first, where)
         values = _one(column)
         if isinstance(values, pa.ExtensionArray):
             values = values.storage
@@ -241,28 +255,49 @@ class _Lists(Reader):
 class _Pictures(Reader):
     column: str
     above: str
+    pictures: PictureReader
 
     def read(self, column: pa.ChunkedArray, first: int, room: int, where: object) -> NDArray[Any]:
-        _require_values(column, self.above, first, where)
+        return self.read_rows(column, first, room, where)[0]
+
+    def read_rows(
+        self, column: pa.ChunkedArray, first: int, room: int, where: object
+    ) -> tuple[NDArray[Any], NDArray[np.intp]]:
         packed = _one(column)
+        if not self.pictures.skips:
+            require_values(column, self.above, first, where)
         if pa.types.is_struct(packed.type):
-            packed = packed.field("bytes")
-            _require_values(packed, self.column, first, where)
-        images: list[NDArray[np.uint8]] = []
+            packed = pc.struct_field(packed, "bytes")
+            if not self.pictures.skips:
+                require_values(packed, self.column, first, where)
+        images: NDArray[np.uint8] | None = None
+        rows: list[int] = []
         with decoding.strict():
-            for row, payload in enumerate(packed, first):
-                images.append(decoding.decode(payload.as_py(), f"{where}, row {row}"))
-                if images[-1].shape != images[0].shape:
-                    sizes = f"{images[-1].shape}, row {first} has {images[0].shape}"
+            for row, payload in enumerate(packed.to_pylist()):
+                pixels = self.pictures.decode(payload, f"{where}, row {first + row}")
+                if pixels is None:
+                    continue
+                if images is None:
+                    self._require_room(len(packed) * pixels.nbytes, room, where, first + row)
+                    images = np.empty((len(packed), *pixels.shape), np.uint8)
+                if pixels.shape != images.shape[1:]:
+                    sizes = f"{pixels.shape}, row {first + rows[0]} has {images.shape[1:]}"
                     raise DataError(
-                        f"{where}, row {row}: height, width, channels {sizes}; expected one size"
+                        f"{where}, row {first + row}: height, width, channels {sizes}; {ONE_SHAPE}"
                     )
-                if len(images) * images[0].nbytes > room:
-                    raise DataError(
-                        f"{where}, row {row}: pictures expand to more than {room} bytes; "
-                        "refused as a decompression bomb"
-                    )
-        return np.stack(images) if images else np.empty((0, 1, 1, 1), np.uint8)
+                images[len(rows)] = pixels
+                rows.append(row)
+        if images is None:
+            return np.empty((0, 1, 1, 1), np.uint8), np.empty(0, np.intp)
+        return images[: len(rows)], np.array(rows)
+
+    @staticmethod
+    def _require_room(size: int, room: int, where: object, row: int) -> None:
+        if size > room:
+            raise DataError(
+                f"{where}, row {row}: pictures expand to more than {room} bytes; "
+                "refused as a decompression bomb"
+            )
 
 
 def _narrow(values: NDArray[Any]) -> NDArray[Any]:
@@ -334,7 +369,12 @@ def _only_length(lists: Any, first: int, where: object, name: str) -> int:
     return int(lengths[0])
 
 
-def _require_values(column: Any, name: str, first: int, where: object) -> None:
+def require_values(column: Any, name: str, first: int, where: object) -> None:
+    """Refuse a column with nulls.
+
+    Raises:
+        DataError: There are nulls; the message has their first rows.
+    """
     if column.null_count:
         rows = np.flatnonzero(np.asarray(column.is_null()))
         shown = ", ".join(str(first + row) for row in rows[:5])

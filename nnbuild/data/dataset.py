@@ -1,12 +1,17 @@
 """A dataset in memory: images, labels, and the names of the classes."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+Digests = NDArray[np.bytes_]
+"""128-bit digests, dtype S16, shape (n,)."""
+
+DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +29,28 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def image_digests(self) -> Digests:
+        """Return the digest of the pixels of each image, equal for equal images."""
+        rows = (np.ascontiguousarray(image).reshape(-1) for image in self.images)
+        digests = (hashlib.blake2b(row.data, digest_size=DIGEST_BYTES).digest() for row in rows)
+        return np.frombuffer(b"".join(digests), f"S{DIGEST_BYTES}")
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Return the SHA-256 of pixels and labels, which does not depend on the file format."""
+        payload = hashlib.sha256()
+        for part in _content(self):
+            payload.update(part)
+        return payload.hexdigest()
+
+
+def _content(split: Split) -> Iterator[bytes | memoryview]:
+    """Yield what identifies a split: shape, pixels and labels."""
+    yield str(split.images.shape).encode()
+    yield np.ascontiguousarray(split.images).data
+    yield np.ascontiguousarray(split.labels.astype("<i2")).data
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -37,6 +64,8 @@ class Dataset:
         source: Description of its origin, for the manifest.
         validation: Validation split; None if the source has none.
         pixel_scales: Type and scale of the source's pixels by split, as `float32 from 0 to 1`.
+        held_out: Whether the source has no test split, so that `nnbuild.data.splits` made it.
+        unreadable: Message about each picture of the source that was skipped as unreadable.
     """
 
     name: str
@@ -46,6 +75,8 @@ class Dataset:
     source: str
     validation: Split | None = None
     pixel_scales: Mapping[str, str] = field(default_factory=dict)
+    held_out: bool = False
+    unreadable: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -70,7 +101,6 @@ class Dataset:
         payload = hashlib.sha256()
         payload.update("\0".join(self.class_names).encode())
         for split in self.splits.values():
-            payload.update(str(split.images.shape).encode())
-            payload.update(np.ascontiguousarray(split.images).data)
-            payload.update(np.ascontiguousarray(split.labels.astype("<i2")).data)
+            for part in _content(split):
+                payload.update(part)
         return payload.hexdigest()

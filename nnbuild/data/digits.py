@@ -14,7 +14,7 @@ _MARGIN = 2  # 24 and a margin of 2 on each side are MNIST's 28
 
 
 def load() -> Dataset:
-    """Load 1,797 handwritten digits of 28 by 28 pixels, a sixth of them for testing.
+    """Load 1,797 handwritten digits of 28 by 28 pixels, about a sixth of them for testing.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, 1998.
@@ -31,7 +31,8 @@ def load() -> Dataset:
         train,
         test,
         names,
-        "scikit-learn's load_digits; test: a sixth of each class, by content",
+        "scikit-learn's load_digits; test: a sixth of the images, by content",
+        held_out=True,
     )
 
 

@@ -11,9 +11,11 @@
 import errno
 import fnmatch
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +55,9 @@ def is_local(path: Any) -> bool:
 
 def path_exists(path: Path | str) -> bool:
     """Return whether a path exists; False for invalid names."""
-    return os.path.exists(path)  # noqa: PTH110  (Path.exists raises on names that are too long)
+    with suppress(OSError, ValueError):  # a name can be too long, or contain a NUL character
+        return Path(path).exists()
+    return False
 
 
 def files_below(folder: Any) -> list[File]:
@@ -68,6 +72,36 @@ def files_below(folder: Any) -> list[File]:
     """
     files = _local_files(folder) if is_local(folder) else _remote_files(folder)
     return sorted(files, key=lambda file: file.name)
+
+
+def fingerprint(path: Any) -> str | None:
+    """Return a digest of the files at a path that changes when they do, without reading them.
+
+    It consists of the name, size and times of each file, and of its inode or its ETag. A file that
+    was replaced by one of the same size and modification time still has another time of change.
+
+    Args:
+        path: Local file or folder, or a path of universal_pathlib.
+
+    Returns:
+        SHA-256, as 64 hexadecimal digits; None if there are no files.
+
+    Raises:
+        DataError: See `files_below`.
+    """
+    files = files_below(path) if path.is_dir() else [File(path, path.name)]
+    states = [(file.name, *_state(file.path)) for file in files]
+    return hashlib.sha256(repr(states).encode()).hexdigest() if states else None
+
+
+def _state(path: Any) -> tuple[object, ...]:
+    if is_local(path):
+        with archives.read_errors_as_data_errors(path):
+            status = path.stat()
+        return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    about = path.fs.info(path.path)
+    times = ("ETag", "etag", "LastModified", "mtime", "created")
+    return about["size"], *(str(about.get(name, "")) for name in times)
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from nnbuild.config.names import TEST, TRAIN, split_named
 from nnbuild.data import archives
-from nnbuild.data.file_tree import path_exists
+from nnbuild.data.file_tree import File, path_exists
+from nnbuild.data.locations import Location, location_at
+from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError
 
 _NAME = re.compile(
@@ -28,6 +30,8 @@ _QMNIST_COLUMNS = 8  # the class, then the writer, the form and so on
 _STACK = 3  # dimensions of grayscale images: n, height, width
 _MATRIX = 2  # dimensions of extended labels: n, columns
 
+HINTS = (b"\0\0", b"\x1f\x8b")
+"""First bytes of plain and of gzipped IDX files."""
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAGIC = 4  # bytes
 _MAX_DIMENSIONS = 4  # images, height, width, channels
@@ -150,6 +154,46 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 Files = dict[tuple[str, str], Path]
+"""Path of a file by split and kind (`images`, `labels`)."""
+
+
+def find_files(location: Location) -> list[File]:
+    """Return the IDX files of the dataset in a folder.
+
+    Raises:
+        DataError: Some of the files are missing, or they belong to several datasets.
+    """
+    found = _find_dataset(location)
+    return [] if found is None else [File(path, path.name) for path in found[1].values()]
+
+
+def _find_dataset(location: Location) -> tuple[str, Files] | None:
+    if location.kind != "folder":
+        return None
+    if find(location.path):
+        require_all(location.path)
+    return find_set(location.path, location.top_names)
+
+
+def read_folder(path: Path, _: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
+    """Read the arrays of a dataset from its IDX files in a folder.
+
+    Returns:
+        The arrays by their names in `nnbuild.data.arrays.Raw`, and a note if the images were
+        transposed.
+
+    Raises:
+        DataError: As for `read` and `find_files`.
+    """
+    found = _find_dataset(location_at(path))
+    if found is None:
+        raise DataError(f"{path}: no IDX files; expected those of MNIST or EMNIST")
+    prefix, files = found
+    arrays = {
+        "_".join(role): (read_images if role[1] == "images" else read_labels)(file)
+        for role, file in files.items()
+    }
+    return arrays, "; images transposed" * is_transposed(prefix)
 
 
 def find_set(folder: Path, names: Sequence[str]) -> tuple[str, Files] | None:

@@ -1,6 +1,7 @@
 """Read image folders: train/<class>/*.png and test/<class>/*.png, or only <class>/*.png."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -8,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.config.names import TRAIN, split_named
-from nnbuild.data import archives, decoding
+from nnbuild.data import decoding, preprocessing
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, subfolders
 from nnbuild.data.labels import by_value, normalized
+from nnbuild.data.locations import Location
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.errors import DataError
 
@@ -33,13 +35,24 @@ class _Examples(NamedTuple):
     skipped: list[Path]
 
 
+def find_files(location: Location) -> list[File]:
+    """Return all files of a folder or a glob, if there is a picture among them.
+
+    In training, the files that are not pictures are refused or skipped; in scoring, they are rows
+    that cannot be scored.
+    """
+    has_pictures = any(decoding.has_ending(file.name) for file in location.files)
+    return list(location.files) if has_pictures else []
+
+
 def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     """Read a dataset from pictures in a folder for each class.
 
     The classes are the names of the folders in order, numbers by value; class folders may have
     subfolders. Splits are the folders `train`, `test` and `val`, and their synonyms, in any case;
-    see `nnbuild.config.names`. All pictures must have the same size and channels. Without a test
-    split, a sixth of each class is held out. `nnbuild.data.file_tree` says which files are ignored.
+    see `nnbuild.config.names`. Without preprocessing, all pictures must have the same size and
+    channels. Without a test split, a sixth of the images is held out. `nnbuild.data.file_tree`
+    says which files are ignored.
 
     Raises:
         DataError: There are no classes, a class has no files, a file is not a picture, or the
@@ -56,7 +69,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
                 "expected the same classes"
             )
     examples = {
-        split: _examples(_by_class(files, path, folders), class_names, options)
+        split: _examples(_by_class(files, path, folders, options), class_names, options)
         for split, folders in classes.items()
     }
     if not examples[TRAIN].files:
@@ -64,20 +77,28 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
             f"{path}: no pictures; expected train/<class>/*.png and test/<class>/*.png, "
             "or <class>/*.png"
         )
-    shape = _shape_of(examples[TRAIN].files[0])
+    pictures = options.picture_reader()
     arrays: dict[str, NDArray[Any]] = {}
+    shape: tuple[int, ...] | None = None
     for split, of_split in examples.items():
         if not of_split.files:
             raise DataError(f"{splits[split]}: no pictures; add them, or remove the folder")
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = _read(of_split, shape)
-    return assemble(
+        images, rows = pictures.read_files(of_split.files, shape)
+        arrays[f"{split}_images"] = images
+        arrays[f"{split}_labels"] = np.array(of_split.labels, np.int16)[rows]
+        shape = images.shape[1:]
+    pictures.require_few_errors(path)
+    dataset = assemble(
         Raw(**arrays),
         name=slug(path),
         source=str(path) + _note(path, splits, examples, files),
         where=path,
         class_names=class_names,
         pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
+        part=options.part,
     )
+    return replace(dataset, unreadable=tuple(pictures.errors))
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -114,7 +135,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _by_class(
-    files: Sequence[File], path: Path, folders: Mapping[str, Path]
+    files: Sequence[File], path: Path, folders: Mapping[str, Path], options: ReadOptions
 ) -> dict[str, list[File]]:
     """Return the files of each class of a split."""
     above = {folder.relative_to(path).parts: name for name, folder in folders.items()}
@@ -124,7 +145,8 @@ def _by_class(
         parts = PurePosixPath(file.name).parts
         if len(parts) > depth and parts[:depth] in above:
             classes[above[parts[:depth]]].append(file)
-    if empty := next((name for name, members in classes.items() if not members), None):
+    empty = next((name for name, members in classes.items() if not members), None)
+    if empty is not None and not options.part:
         raise DataError(f"{folders[empty]}: an empty folder; expected the pictures of a class")
     return classes
 
@@ -136,7 +158,7 @@ def _examples(
     examples = _Examples([], [], [])
     for label, name in enumerate(class_names):
         for file in files.get(name, ()):  # a test split without a class fails a data check
-            if decoding.has_ending(file.name):
+            if preprocessing.is_picture(file.name, options.preprocessing):
                 examples.files.append(file.path)
                 examples.labels.append(label)
             elif options.skip_other_files:
@@ -174,35 +196,3 @@ def _note(
             more = ", …" * (len(unread) > _MAX_NAMED)
             note += f"; not read, not named after a split: {', '.join(unread[:_MAX_NAMED])}{more}"
     return note
-
-
-def _shape_of(file: Path) -> tuple[int, ...]:
-    with decoding.strict():
-        return decoding.read(file).shape
-
-
-def _read(
-    examples: _Examples, shape: tuple[int, ...]
-) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-    """Read images of shape (n, height, width, channels) and their labels.
-
-    Raises:
-        DataError: A picture is damaged or has another shape, or the images need too much memory.
-    """
-    files = examples.files
-    size = int(np.prod(shape)) * len(files)
-    if size > archives.allowance(sum(archives.require_regular(file) for file in files)):
-        raise DataError(
-            f"{files[0].parent}: {len(files)} pictures would expand to {size} bytes; refused"
-        )
-    images = np.empty((len(files), *shape), np.uint8)
-    with decoding.strict():
-        for row, file in enumerate(files):
-            pixels = decoding.read(file)
-            if pixels.shape != shape:
-                raise DataError(
-                    f"{file}: height, width, channels {pixels.shape}, but {shape} in the first "
-                    "picture; expected one size, all grayscale or all RGB"
-                )
-            images[row] = pixels
-    return images, np.array(examples.labels, np.int16)

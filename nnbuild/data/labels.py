@@ -32,7 +32,11 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    columns: Sequence[NDArray[Any]], where: object, class_names: Sequence[str] | None = None
+    columns: Sequence[NDArray[Any]],
+    where: object,
+    class_names: Sequence[str] | None = None,
+    *,
+    fewest: int = 2,
 ) -> Encoded:
     """Encode the labels of several splits with common class numbers.
 
@@ -44,6 +48,7 @@ def encode(
         columns: Labels of each split, shape (n,), (n, 1) or, one-hot, (n, classes).
         where: Path or address for error messages.
         class_names: Names of the labels 0, 1, 2 and so on, if the source defines them.
+        fewest: Smallest number of classes.
 
     Raises:
         DataError: The labels have another format, or the number of classes is out of range.
@@ -55,7 +60,7 @@ def encode(
     if class_names is None and widths:
         class_names = [str(label) for label in range(max(widths))]
     names = _names(flat, where) if class_names is None else tuple(map(normalized, class_names))
-    require_names(names, where)
+    require_names(names, where, fewest=fewest)
     numbers = _numbers(flat, names, where, occurring=class_names is None)
     return Encoded(tuple(each.astype(np.int16) for each in numbers), names)
 
@@ -154,14 +159,16 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def require_names(class_names: Sequence[str], where: object) -> None:
+def require_names(class_names: Sequence[str], where: object, *, fewest: int = 2) -> None:
     """Refuse invalid class names, or an invalid number of classes.
 
     Raises:
         DataError: There are too few or too many classes, or a name is repeated or unprintable.
     """
-    if len(class_names) not in range(2, MAX_CLASSES + 1):
-        raise DataError(f"{where}: {len(class_names)} class(es); expected 2 to {MAX_CLASSES}")
+    if len(class_names) not in range(fewest, MAX_CLASSES + 1):
+        raise DataError(
+            f"{where}: {len(class_names)} class(es); expected {fewest} to {MAX_CLASSES}"
+        )
     if unprintable := [name for name in class_names if not _is_printable(name)]:
         raise DataError(
             f"{where}: invalid class name {unprintable[0]!r}; expected printable characters"

@@ -7,15 +7,20 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.config.names import find_arrays, scored_array
 from nnbuild.data import archives
+from nnbuild.data.file_tree import File
+from nnbuild.data.locations import Location, location_at
+from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError
 
+MAGIC, SUFFIX = b"PK", ".npz"
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 _BAD_ZIP = (
     zipfile.BadZipFile,
@@ -80,6 +85,60 @@ def read(
             )
             for key in keys
         )
+
+
+def find_files(location: Location) -> list[File]:
+    """Return the .npz files directly in a folder."""
+    names = location.top_names
+    return [file for file in location.files if file.name in names and file.name.endswith(SUFFIX)]
+
+
+def read_file(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
+    """Read the arrays of a dataset from one file; see `nnbuild.config.names` for their names.
+
+    Returns:
+        The arrays by their names in `nnbuild.data.arrays.Raw`, and an empty note.
+
+    Raises:
+        DataError: As for `read`, or the names of the arrays do not tell what they are.
+    """
+    roles = find_arrays(names(path), path, options.keys)
+    keys = list(roles.values())
+    texts = [key for (_, kind), key in roles.items() if kind == "labels"]
+    arrays = read(path, keys, texts=texts)
+    return {"_".join(role): array for role, array in zip(roles, arrays, strict=True)}, ""
+
+
+def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
+    """Read a dataset from a folder with one .npz of all arrays, or an .npz for each array.
+
+    Returns:
+        See `read_file`.
+
+    Raises:
+        DataError: See `read_file`.
+    """
+    found = find_files(location_at(path))
+    files = {PurePosixPath(file.name).stem: file.path for file in found}
+    if len(files) == 1:
+        return read_file(next(iter(files.values())), options)
+    arrays = {}
+    for role, stem in find_arrays(files, path, options.keys, grouped=True).items():
+        keys = names(files[stem])
+        if len(keys) != 1:
+            raise DataError(f"{files[stem]}: contains {', '.join(keys[:10])}; expected one array")
+        texts = keys if role[1] == "labels" else []
+        (arrays["_".join(role)],) = read(files[stem], keys, texts=texts)
+    return arrays, ""
+
+
+def read_images(path: Path) -> NDArray[Any]:
+    """Read the images to score: `images`, those of the test split, or the only unnamed array.
+
+    Raises:
+        DataError: As for `read`, or there is no such array.
+    """
+    return read(path, [scored_array(names(path), path)])[0]
 
 
 def _read_member(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nnbuild.data.preprocessing import PictureReader, Preprocessing
+
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -15,6 +17,12 @@ class ReadOptions:
             `y_validation`, `x_test`, `y_test`; other roles are looked up under the usual names.
         pixel_max: Pixel value of white; None to infer it from type and content.
         skip_other_files: Whether to skip files that are not pictures in a folder of pictures.
+        hold_out: Whether to hold out a test split if the source has none; otherwise all of its
+            images are in both splits.
+        part: Whether the files are a part of a dataset, which may lack classes and splits.
+        preprocessing: Settings by which pictures become images of one shape; None to require
+            that they have one.
+        max_errors: Largest fraction of unreadable pictures to skip; None to refuse the first.
     """
 
     image_column: str | None = None
@@ -22,6 +30,14 @@ class ReadOptions:
     keys: Mapping[str, str] = field(default_factory=dict)
     pixel_max: float | None = None
     skip_other_files: bool = False
+    hold_out: bool = True
+    part: bool = False
+    preprocessing: Preprocessing | None = None
+    max_errors: float | None = None
+
+    def picture_reader(self) -> PictureReader:
+        """Return a reader of the pictures of one dataset."""
+        return PictureReader(self.preprocessing, max_errors=self.max_errors)
 
 
 DEFAULT = ReadOptions()

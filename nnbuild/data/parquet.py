@@ -16,50 +16,48 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nnbuild.config.names import TRAIN, split_named, split_of_file
-from nnbuild.data import archives, arrow_images, pixel_scale
+from nnbuild.data import archives, arrow_images, decoding, pixel_scale
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import File, files_below, is_local, require_all_shards
+from nnbuild.data.file_tree import File, require_all_shards
+from nnbuild.data.locations import Location, first_bytes, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.preprocessing import PictureReader
 from nnbuild.errors import DataError
 
-_MAGIC = b"PAR1"
-_ENDINGS = (".parquet", ".parq")
+MAGIC = b"PAR1"
+SUFFIXES = (".parquet", ".parq")
+_SHARDS = "-of-"
 
 
-def parquet_below(folder: Any) -> list[File]:
-    """List the Parquet files below a folder, in the order of their paths.
+def find_files(location: Location) -> list[File]:
+    """Return the Parquet files in a folder or a glob.
 
     Raises:
-        DataError: A shard is missing; and see `nnbuild.data.file_tree.files_below`.
+        DataError: A shard is missing, or a folder also contains pictures.
     """
-    return parquet_among(files_below(folder), folder)
-
-
-def parquet_among(files: Sequence[File], where: object) -> list[File]:
-    """Select the Parquet files of a folder; see `parquet_below`."""
-    selected = [file for file in files if is_parquet(file)]
-    require_all_shards((file.name for file in selected), where)
+    selected = [file for file in location.files if is_parquet(file)]
+    if location.kind == "folder":
+        require_all_shards((file.name for file in selected), location.address)
+        picture = next(
+            (each.name for each in location.files if decoding.has_ending(each.name)), None
+        )
+        if selected and picture is not None:
+            raise DataError(
+                f"{location.address}: contains both Parquet files ({selected[0].name}) and "
+                f"pictures ({picture}); use a separate folder for each"
+            )
+    elif _SHARDS not in location.address.rpartition("/")[2]:  # otherwise it may select some
+        require_all_shards((str(file.path) for file in selected), location.address)
     return selected
 
 
 def is_parquet(file: File) -> bool:
     """Return whether a file is Parquet by its suffix, or without suffix by its first bytes."""
     name = PurePosixPath(file.name).name
-    return has_ending(name) or ("." not in name and starts_as_parquet(file.path))
-
-
-def has_ending(name: str) -> bool:
-    """Return whether a file name has the suffix of Parquet files."""
-    return name.lower().endswith(_ENDINGS)
-
-
-def starts_as_parquet(path: Any) -> bool:
-    """Return whether a file begins with the magic bytes of Parquet."""
-    if is_local(path):
-        return archives.first_bytes(path, len(_MAGIC)) == _MAGIC
-    content: bytes = path.fs.cat_file(path.path, start=0, end=len(_MAGIC))
-    return content == _MAGIC
+    if "." in name:
+        return name.lower().endswith(SUFFIXES)
+    return first_bytes(file.path).startswith(MAGIC)
 
 
 _LABEL_BYTES = 8  # the widest integer
@@ -80,12 +78,17 @@ for path in sys.argv[1:]:
 
 
 def load_file(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
-    """Read a dataset from one Parquet file, and hold out a sixth of each class for testing.
+    """Read a dataset from one Parquet file, and hold out a sixth of the images for testing.
 
     Raises:
         DataError: See `load_folder`.
     """
-    archives.require_regular(path)
+    head = archives.first_bytes(path, len(MAGIC))
+    if head != MAGIC:
+        raise DataError(
+            f"{path}: not a Parquet file, it starts with {head.hex() or 'nothing'}; "
+            "download or write it again"
+        )
     return _dataset(path, {TRAIN: [path]}, options)
 
 
@@ -94,7 +97,7 @@ def load_folder(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
 
     The split of a file is the beginning of its name, `train-00000-of-00001.parquet`, or its folder,
     `train/0.parquet`, in any case; see `nnbuild.config.names`. If no name contains a split, all
-    files are for training. Without test files, a sixth of each class is held out.
+    files are for training. Without test files, a sixth of the images is held out.
 
     The column of images is fixed_size_binary, a list of numbers (also nested), a fixed-shape
     tensor, or PNG bytes, alone or in a struct with `bytes`, as Hugging Face writes them. Pixels
@@ -106,7 +109,7 @@ def load_folder(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         DataError: A file is damaged, lacks a column, has nulls or images of several sizes, a shard
             is missing, or there are no training files.
     """
-    files = parquet_below(path)
+    files = find_files(location_at(path))
     splits, unused = _by_split(files, path)
     if not splits.get(TRAIN):
         raise DataError(f"{path}: no train*.parquet; expected train*.parquet and test*.parquet")
@@ -151,24 +154,30 @@ def _split_of(name: PurePosixPath) -> tuple[str, str] | None:
 
 
 def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOptions) -> Dataset:
-    read = {split: _read(files, options) for split, files in splits.items()}
+    pictures = options.picture_reader()
+    read = {split: _read(files, options, pictures) for split, files in splits.items()}
+    pictures.require_few_errors(path)
     arrays = {
         f"{split}_{kind}": array
         for split, (images, labels, _) in read.items()
         for kind, array in (("images", images), ("labels", labels))
     }
-    return assemble(
+    dataset = assemble(
         Raw(**arrays),
         name=slug(path),
         source=str(path),
         where=path,
         class_names=_class_names(splits[TRAIN][0], options),
         pixel_scales={split: scale for split, (_, _, scale) in read.items()},
+        test_split=options.hold_out,
+        part=options.part,
     )
+    return replace(dataset, unreadable=tuple(pictures.errors))
 
 
 @contextmanager
-def _errors_as_data_errors(path: Path) -> Iterator[None]:
+def errors_as_data_errors(path: Path) -> Iterator[None]:
+    """Convert errors on a damaged Parquet file to a `DataError` that names it."""
     try:
         yield
     except (
@@ -187,17 +196,17 @@ def _errors_as_data_errors(path: Path) -> Iterator[None]:
 
 
 def _read(
-    paths: Sequence[Path], options: ReadOptions
+    paths: Sequence[Path], options: ReadOptions, pictures: PictureReader
 ) -> tuple[NDArray[np.uint8], NDArray[Any], str]:
     """Return images and labels of several files in order, and the scale of their pixels."""
     for path in paths:
         archives.require_regular(path)
-    _require_readable_metadata(paths)
+    require_readable_metadata(paths)
     images: list[NDArray[np.uint8]] = []
     labels: list[NDArray[Any]] = []
     scales: dict[str, None] = {}
     for path in paths:
-        parts = list(_row_groups(path, options))
+        parts = list(_row_groups(path, options, pictures))
         white = _white(parts, path, options)
         for part_images, part_labels in parts:
             shaped = with_channels(part_images, path)
@@ -239,7 +248,7 @@ def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:
     return np.array([str(label) for label in whole], dtype=object)
 
 
-def _require_readable_metadata(paths: Sequence[Path]) -> None:
+def require_readable_metadata(paths: Sequence[Path]) -> None:
     """Read the metadata of the files in a separate process.
 
     Some damage there, such as a level histogram of another size, makes Arrow abort the process.
@@ -256,18 +265,22 @@ def _require_readable_metadata(paths: Sequence[Path]) -> None:
         )
 
 
-def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _row_groups(
+    path: Path, options: ReadOptions, pictures: PictureReader
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yield images and labels of each row group, while their total size is within bounds."""
     room = archives.allowance(archives.require_regular(path))
-    with _errors_as_data_errors(path):
+    with errors_as_data_errors(path):
         names = pq.read_schema(path).names
         image = arrow_images.image_column(names, options.image_column, path)
         label = arrow_images.label_column(names, options.label_column, path)
         packed = _byte_columns(path, (image, f"{image}.bytes", label))
-    with _errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
+    with errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
         schema = file.schema_arrow
         arrow_images.require_labels(schema.field(label).type, path, label)
-        reader = arrow_images.reader(schema.field(image).type, schema.metadata or {}, path, image)
+        reader = arrow_images.reader(
+            schema.field(image).type, schema.metadata or {}, path, image, pictures
+        )
         first = 0
         for group in range(file.num_row_groups):
             size = _expanded_bytes(file.metadata.row_group(group), reader, image)
@@ -277,11 +290,11 @@ def _row_groups(path: Path, options: ReadOptions) -> Iterator[tuple[NDArray[Any]
                 )
             table = file.read_row_group(group, columns=[reader.column, label])
             labels = arrow_images.labels(table[label], first, path, label)
-            images = reader.read(table[image], first, room, path)
+            images, rows = reader.read_rows(table[image], first, room, path)
             room -= images.nbytes
             first += table.num_rows
-            if len(labels):
-                yield images, labels
+            if len(rows):
+                yield images, labels[rows]
 
 
 def _byte_columns(path: Path, names: Sequence[str]) -> list[str]:
@@ -310,7 +323,7 @@ def _is_within(path: str, column: str) -> bool:
 
 def _class_names(path: Path, options: ReadOptions) -> tuple[str, ...] | None:
     """Return the class names in Hugging Face's metadata; None if there are none."""
-    with _errors_as_data_errors(path):
+    with errors_as_data_errors(path):
         schema = pq.read_schema(path)
         label = arrow_images.label_column(schema.names, options.label_column, path)
         text = (schema.metadata or {}).get(b"huggingface", b"null")

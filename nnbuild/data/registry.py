@@ -173,28 +173,20 @@ def _download(
     progress: Progress | None,
     timeout: float,
 ) -> None:
+    files: dict[str, tuple[str, Callable[[Path], None]]]
     if mirror.endswith(".npz"):
         if not published.payload:
             raise UnavailableError(
                 f"{mirror}: the payload of {published.name} has no published checksum to verify"
             )
-        fetch(
-            mirror,
-            folder / f"{published.name}.npz",
-            partial(_verify_npz, published),
-            progress=progress,
-            timeout=timeout,
-        )
-        return
-    for name in idx.FILES:
-        url = f"{mirror.rstrip('/')}/{name}.gz"
-        fetch(
-            url,
-            folder / f"{name}.gz",
-            _verifier(published, name),
-            progress=progress,
-            timeout=timeout,
-        )
+        files = {mirror: (f"{published.name}.npz", partial(_verify_npz, published))}
+    else:
+        files = {
+            f"{mirror.rstrip('/')}/{name}.gz": (f"{name}.gz", _verifier(published, name))
+            for name in idx.FILES
+        }
+    for url, (name, verify) in files.items():
+        fetch(url, folder / name, verify, progress=progress, timeout=timeout)
 
 
 def _verify_npz(published: PublishedDataset, path: Path) -> None:

@@ -3,35 +3,18 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from nnbuild.config.names import find_arrays
-from nnbuild.data import (
-    archives,
-    decoding,
-    digits,
-    idx,
-    image_folder,
-    npz,
-    parquet,
-    published,
-    registry,
-    tables,
-)
-from nnbuild.data.arrays import Raw, assemble, slug
+from nnbuild.data import digits, published, registry
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.download import Progress, UnavailableError
-from nnbuild.data.file_tree import files_below, path_exists, subfolders
+from nnbuild.data.file_tree import path_exists
+from nnbuild.data.formats import load_path
 from nnbuild.data.options import DEFAULT, ReadOptions
-from nnbuild.data.parquet import parquet_among
 from nnbuild.errors import ConfigError, DataError, suggestion
 
 NAMES = (*published.PUBLISHED, digits.NAME)
 """Names of the known datasets; anything else is a path."""
-
-_ZIP_MAGIC, _PARQUET_MAGIC = b"PK", b"PAR1"
-_ARRAYS = ".npz"
 
 
 def default_cache() -> Path:
@@ -56,8 +39,8 @@ def load(
     A path is an .npz with x_train and y_train (or similar names, see `nnbuild.config.names`), a
     Parquet file, or a folder: of IDX files, of Parquet files (train*.parquet, test*.parquet), of
     .npz files, of images by class, or a dataset of the store. Names take precedence over paths;
-    write `./mnist` for a folder called `mnist`. If the source has no test split, a sixth of each
-    class is held out, selected by content.
+    write `./mnist` for a folder called `mnist`. If the source has no test split, a sixth of the
+    images is held out, selected by content.
 
     Args:
         name_or_path: `mnist`, `fashion-mnist`, `kmnist`, `digits`, or a path.
@@ -110,96 +93,4 @@ def _from_path(address: str, options: ReadOptions) -> Dataset:
             f"dataset {address!r} is neither a known name nor an existing path; "
             f"{suggestion(address, NAMES)}"
         )
-    path = Path(address)
-    return _from_folder(path, options) if path.is_dir() else _from_file(path, options)
-
-
-def _from_file(path: Path, options: ReadOptions) -> Dataset:
-    magic = archives.first_bytes(path, 4)
-    if magic == _PARQUET_MAGIC:
-        return parquet.load_file(path, options)
-    if magic.startswith(_ZIP_MAGIC) or path.suffix == ".npz":
-        return _from_npz(path, options)
-    if path.suffix == ".parquet":
-        raise DataError(
-            f"{path}: not a Parquet file, it starts with {magic.hex() or 'nothing'}; "
-            "download or write it again"
-        )
-    raise DataError(
-        f"{path}: neither .npz nor Parquet; expected one of these, or a folder of IDX files "
-        "or images"
-    )
-
-
-def _from_npz(path: Path, options: ReadOptions) -> Dataset:
-    roles = find_arrays(npz.names(path), path, options.keys)
-    keys = list(roles.values())
-    texts = [key for (_, kind), key in roles.items() if kind == "labels"]
-    arrays = dict(zip(roles, npz.read(path, keys, texts=texts), strict=True))
-    return _assembled(arrays, path, options)
-
-
-def _assembled(
-    arrays: Mapping[tuple[str, str], Any], path: Path, options: ReadOptions, note: str = ""
-) -> Dataset:
-    """Assemble a dataset from arrays by split and kind."""
-    raw = Raw(**{f"{split}_{kind}": array for (split, kind), array in arrays.items()})
-    return assemble(
-        raw,
-        name=slug(path),
-        source=f"{path}{note}",
-        where=path,
-        pixel_max=options.pixel_max,
-    )
-
-
-def _from_folder(path: Path, options: ReadOptions) -> Dataset:
-    files = files_below(path)
-    top = [file.name for file in files if "/" not in file.name]
-    if not files and not subfolders(path):
-        raise DataError(
-            f"{path}: an empty folder; expected IDX files, Parquet files, or images by class"
-        )
-    if tables.DESCRIPTION in top:
-        return tables.read_dataset(path)
-    if idx.find(path):
-        idx.require_all(path)
-    if (found := idx.find_set(path, top)) is not None:
-        return _from_idx(path, *found, options)
-    tabular = parquet_among(files, path)
-    picture = next((file.name for file in files if decoding.has_ending(file.name)), None)
-    if tabular and picture is not None:
-        raise DataError(
-            f"{path}: contains both Parquet files ({tabular[0].name}) and pictures ({picture}); "
-            "use a separate folder for each"
-        )
-    if tabular:
-        return parquet.load_folder(path, options)
-    array_files = [name for name in top if name.endswith(_ARRAYS)]
-    if array_files:
-        return _from_array_files(path, array_files, options)
-    return image_folder.load(path, options)
-
-
-def _from_idx(path: Path, prefix: str, files: idx.Files, options: ReadOptions) -> Dataset:
-    arrays = {
-        (split, kind): (idx.read_images if kind == "images" else idx.read_labels)(file)
-        for (split, kind), file in files.items()
-    }
-    note = "; images transposed" * idx.is_transposed(prefix)
-    return _assembled(arrays, path, options, note)
-
-
-def _from_array_files(path: Path, names: Sequence[str], options: ReadOptions) -> Dataset:
-    """Read a folder with one .npz of all arrays, or an .npz for each array."""
-    if len(names) == 1:
-        return _from_npz(path / names[0], options)
-    files = {PurePosixPath(name).stem: path / name for name in names}
-    arrays = {}
-    for role, stem in find_arrays(files, path, options.keys, grouped=True).items():
-        keys = npz.names(files[stem])
-        if len(keys) != 1:
-            raise DataError(f"{files[stem]}: contains {', '.join(keys[:10])}; expected one array")
-        texts = keys if role[1] == "labels" else []
-        (arrays[role],) = npz.read(files[stem], keys, texts=texts)
-    return _assembled(arrays, path, options)
+    return load_path(Path(address), options)

@@ -1,24 +1,39 @@
-"""Datasets in the store: a Parquet file for each split, and a dataset.json with their digests."""
+"""Datasets in the store: for each split a Parquet file and the digests of its images.
+
+`dataset.json` describes them, with the digests of the files. Or it is alone, and lists the parts of
+the dataset: the days of a dated source, each stored once for all datasets that have it.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from nnbuild.data import archives
-from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.dataset import DIGEST_BYTES, Dataset, Digests, Split
 from nnbuild.data.labels import MAX_CLASSES
+from nnbuild.data.parts import join_parts
 from nnbuild.errors import DataError, one_line
 from nnbuild.store.schemas import SCHEMA_VERSION
 
 DESCRIPTION = "dataset.json"
+_DIGESTS = ".digests"
 _SHAPE_KEYS = (b"height", b"width", b"channels")
 _VERSION_KEY = b"nnbuild.schema_version"
 _ROW_GROUP = 16384
@@ -29,11 +44,21 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _File(BaseModel):
+    """The Parquet file of a split.
+
+    Attributes:
+        content: SHA-256 of pixels and labels, see `Split.content_digest`.
+        image_digests: SHA-256 of the file with the digests of the images, see
+            `Split.image_digests`. Datasets that version 0.1 wrote have neither.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: PositiveInt
     bytes: PositiveInt
     sha256: Sha256
+    content: Sha256 | None = None
+    image_digests: Sha256 | None = None
 
 
 class _Description(BaseModel):
@@ -45,16 +70,40 @@ class _Description(BaseModel):
     height: PositiveInt
     width: PositiveInt
     channels: PositiveInt
-    class_names: Annotated[tuple[str, ...], Field(min_length=2, max_length=MAX_CLASSES)]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     source: str
-    train: _File
-    test: _File
+    part: bool = False
+    train: _File | None = None
+    test: _File | None = None
     validation: _File | None = None
+    held_out: bool = False
+
+    @model_validator(mode="after")
+    def _require_whole(self) -> Self:
+        """Refuse a dataset without a split or with one class, unless it is a part of others."""
+        if not self.part and (None in {self.train, self.test} or len(self.class_names) < 2):
+            raise ValueError("expected the splits train and test, and two classes")
+        return self
 
     def splits(self) -> dict[str, _File]:
-        """Return the file of each split by its name."""
-        files = {"train": self.train, "test": self.test}
-        return files if self.validation is None else files | {"validation": self.validation}
+        """Return the file of each split that has images, by its name."""
+        files = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: file for name, file in files.items() if file is not None}
+
+
+Part = Annotated[str, Field(pattern="^days/[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9a-f]{64}$")]
+"""A day that is a part of datasets: its folder, relative to the folder of all datasets of that
+name. The last component is the digest of its content, see `Dataset.digest`."""
+
+
+class _PartsDescription(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: str
+    name: Annotated[str, Field(pattern="^[a-z0-9.-]+$")]
+    digest: Sha256
+    source: str
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
 
 
 def split_table(split: Split) -> pa.Table:
@@ -160,13 +209,15 @@ def _values(column: pa.ChunkedArray, kind: type[np.generic], each: int = 1) -> N
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind), *parts])
 
 
-def write_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write a Parquet file for each split and dataset.json durably.
+def write_dataset(dataset: Dataset, folder: Path, *, part: bool = False) -> None:
+    """Write the files of each split and dataset.json durably.
 
     Args:
         dataset: Dataset to write.
         folder: Folder to create and fill; the caller moves it into place. dataset.json is written
             last, so an incomplete folder has none.
+        part: Whether it is a part of datasets, which may lack a split or have a single class. The
+            digests of its images are not stored: they would be a tenth of its size.
 
     Raises:
         OSError: The folder cannot be written.
@@ -182,11 +233,18 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         channels=channels,
         class_names=dataset.class_names,
         source=dataset.source,
+        held_out=dataset.held_out,
+        part=part,
         **{
-            name: _write_split(split, folder / f"{name}.parquet")
+            name: _write_split(split, folder / f"{name}.parquet", with_digests=not part)
             for name, split in dataset.splits.items()
+            if len(split)
         },
     )
+    _write_description(folder, description)
+
+
+def _write_description(folder: Path, description: BaseModel) -> None:
     text = description.model_dump_json(indent=2, exclude_none=True) + "\n"
     _write_durably(folder / DESCRIPTION, text.encode())
     directory = os.open(folder, os.O_RDONLY)
@@ -196,7 +254,33 @@ def write_dataset(dataset: Dataset, folder: Path) -> None:
         os.close(directory)
 
 
-def _write_split(split: Split, path: Path) -> _File:
+def write_parts(folder: Path, *, name: str, source: str, parts: Sequence[Part]) -> str:
+    """Write the dataset.json of a dataset that consists of parts.
+
+    Args:
+        folder: Folder to create and fill, next to those of the parts.
+        name: Name of the dataset.
+        source: Description of its origin.
+        parts: The parts, in order.
+
+    Returns:
+        Digest of the dataset, which is that of the list of its parts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = digest_of_parts(parts)
+    description = _PartsDescription(
+        schema_version=SCHEMA_VERSION, name=name, digest=digest, source=source, parts=tuple(parts)
+    )
+    _write_description(folder, description)
+    return digest
+
+
+def digest_of_parts(parts: Sequence[Part]) -> str:
+    """Return the SHA-256 of a list of parts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _write_split(split: Split, path: Path, *, with_digests: bool) -> _File:
     sink = pa.BufferOutputStream()
     # Pixels rarely repeat: a dictionary would cost time and save nothing.
     pq.write_table(
@@ -209,7 +293,17 @@ def _write_split(split: Split, path: Path) -> _File:
     )
     payload = sink.getvalue()
     _write_durably(path, payload)
-    return _File(rows=len(split), bytes=payload.size, sha256=hashlib.sha256(payload).hexdigest())
+    file = _File(
+        rows=len(split),
+        bytes=payload.size,
+        sha256=hashlib.sha256(payload).hexdigest(),
+        content=split.content_digest,
+    )
+    if not with_digests:
+        return file
+    digests = split.image_digests.tobytes()
+    _write_durably(path.with_suffix(_DIGESTS), digests)
+    return file.model_copy(update={"image_digests": hashlib.sha256(digests).hexdigest()})
 
 
 def _write_durably(path: Path, payload: Any) -> None:
@@ -219,18 +313,55 @@ def _write_durably(path: Path, payload: Any) -> None:
         os.fsync(file.fileno())
 
 
-def read_dataset(folder: Path) -> Dataset:
-    """Read a dataset of `write_dataset`, and verify every file by its digest.
+def read_test_split(folder: Path) -> Split:
+    """Read the test split of a dataset, verified by its digest.
 
     Raises:
         DataError: A file is missing or was changed.
     """
     description = _read_description(folder / DESCRIPTION)
+    if isinstance(description, _Description) and description.test is not None:
+        return _read_split(folder / "test.parquet", description.test)
+    return read_dataset(folder).test
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read a dataset of `write_dataset` or `write_parts`, and verify every file by its digest.
+
+    Raises:
+        DataError: A file is missing or was changed, or the parts do not match.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    if isinstance(description, _Description):
+        return _read_splits(folder, description)
+    parts = [read_part(folder.parent, part) for part in description.parts]
+    return join_parts(parts, name=description.name, source=description.source)
+
+
+def read_part(folder: Path, part: Part) -> Dataset:
+    """Read a part of a dataset, which may lack splits, and verify every file by its digest.
+
+    Args:
+        folder: Folder of all datasets of that name.
+        part: Path of the part, which ends in its digest.
+
+    Raises:
+        DataError: A file is missing or was changed.
+    """
+    path = folder / part
+    description = _read_description(path / DESCRIPTION)
+    if not isinstance(description, _Description) or description.digest != path.name:
+        raise DataError(f"{path / DESCRIPTION}: not of the digest in its path; restore it")
+    return _read_splits(path, description)
+
+
+def _read_splits(folder: Path, description: _Description) -> Dataset:
+    shape = (description.height, description.width, description.channels)
     splits = {
         name: _read_split(folder / f"{name}.parquet", file)
         for name, file in description.splits().items()
     }
-    shape = (description.height, description.width, description.channels)
+    nothing = Split(np.empty((0, *shape), np.uint8), np.empty(0, np.int16))
     for name, split in splits.items():
         if split.images.shape[1:] != shape:
             raise DataError(
@@ -239,15 +370,73 @@ def read_dataset(folder: Path) -> Dataset:
             )
     return Dataset(
         description.name,
-        splits["train"],
-        splits["test"],
+        splits.get("train", nothing),
+        splits.get("test", nothing),
         description.class_names,
         description.source,
         splits.get("validation"),
+        held_out=description.held_out,
     )
 
 
-def _read_description(path: Path) -> _Description:
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """The content of a dataset, as digests that depend neither on its files nor on their format.
+
+    Attributes:
+        image_shape: Height, width and channels of the images.
+        class_names: Name of each class, in the order of the labels.
+        test_set: SHA-256 of pixels and labels of the test split, in their order.
+        images: Digest of each image by split, see `Split.image_digests`.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    test_set: str
+    images: Mapping[str, Digests]
+
+    @property
+    def seen(self) -> Digests:
+        """Return the digests of the images that a run on the dataset trains or validates on."""
+        return np.concatenate([each for name, each in self.images.items() if name != "test"])
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Read the digests of a dataset of `write_dataset`.
+
+    They take milliseconds to read. Those of a dataset that consists of parts, or that version 0.1
+    wrote, are computed from its images.
+
+    Raises:
+        DataError: A file is missing or was changed.
+    """
+    description = _read_description(folder / DESCRIPTION)
+    if isinstance(description, _Description):
+        files = description.splits()
+        if all(each.content and each.image_digests for each in files.values()):
+            shape = (description.height, description.width, description.channels)
+            images = {name: _read_digests(folder / name, file) for name, file in files.items()}
+            test_set = str(files["test"].content)
+            return Fingerprint(shape, description.class_names, test_set, images)
+    dataset = read_dataset(folder)
+    images = {name: split.image_digests for name, split in dataset.splits.items()}
+    test_set = dataset.test.content_digest
+    return Fingerprint(dataset.image_shape, dataset.class_names, test_set, images)
+
+
+def _read_digests(stem: Path, file: _File) -> Digests:
+    path = stem.with_suffix(_DIGESTS)
+    archives.require_regular(path)
+    with archives.open_regular(path) as source, archives.read_errors_as_data_errors(path):
+        payload = source.read(file.rows * DIGEST_BYTES + 1)
+    if hashlib.sha256(payload).hexdigest() != file.image_digests:
+        raise DataError(
+            f"{path}: its SHA-256 differs from the one in {DESCRIPTION}; restore it from a copy"
+        )
+    return np.frombuffer(payload, f"S{DIGEST_BYTES}")
+
+
+def _read_description(path: Path) -> _Description | _PartsDescription:
     if archives.require_regular(path) > _MAX_JSON:
         raise DataError(
             f"{path}: larger than {_MAX_JSON} bytes; it is not a description of a dataset"
@@ -255,7 +444,9 @@ def _read_description(path: Path) -> _Description:
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         text = file.read()
     try:
-        description = _Description.model_validate(json.loads(text))
+        value = json.loads(text)
+        has_parts = isinstance(value, dict) and "parts" in value
+        description = (_PartsDescription if has_parts else _Description).model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         key = one_line(".".join(map(str, first["loc"])))

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from nnbuild.engines.keras import KerasEngine
     from nnbuild.engines.onnx import OnnxEngine
     from nnbuild.store.manifests import Manifest
 
@@ -34,6 +33,34 @@ class Engine(Protocol):
         """
 
 
+class KerasEngine:
+    """The reference engine: one compiled function of a Keras model, called with equal batches.
+
+    Args:
+        model: Keras model from pixels to logits.
+        batch_size: Images per call; smaller batches are padded with zeros, so that the model is
+            traced only once.
+    """
+
+    name = "keras"
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        from nnbuild.runtime.tensorflow import tf
+
+        self._batch_size = batch_size
+        self._constant = tf.constant
+        self._infer = tf.function(
+            lambda images: model(images, training=False), reduce_retracing=True
+        )
+
+    def logits(self, images: Pixels) -> Logits:
+        """Compute the logits of a batch, see `Engine`."""
+        missing = self._batch_size - len(images)
+        padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing > 0 else images
+        logits: Logits = self._infer(self._constant(padded)).numpy()
+        return logits[: len(images)].astype(np.float32, copy=False)
+
+
 __all__ = ["Engine", "KerasEngine", "Logits", "OnnxEngine", "Pixels"]
 
 
@@ -42,7 +69,7 @@ def __getattr__(name: str) -> Any:
 
     return attach(
         name,
-        {"nnbuild.engines.keras": ("KerasEngine",), "nnbuild.engines.onnx": ("OnnxEngine",)},
+        {"nnbuild.engines.onnx": ("OnnxEngine",)},
         __name__,
     )
 

@@ -41,6 +41,9 @@ class OnnxEngine:
         threads: Number of parallel calls; all processors that this process may use if not given.
         name: Name of the model for messages.
 
+    Attributes:
+        metadata: Texts in the metadata of the file, by key.
+
     Raises:
         ContractError: ONNX Runtime cannot run the model, or its input is not pixels, or its output
             is not logits.
@@ -68,7 +71,8 @@ class OnnxEngine:
             ) from error
         self._input, self._output = self._pixels(), self._logits()
         self._fixed = self._batch()
-        fastest = self._session.get_modelmeta().custom_metadata_map.get(ROWS_PER_CALL, "")
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        fastest = self.metadata.get(ROWS_PER_CALL, "")
         known = re.fullmatch("[1-9][0-9]{0,6}", fastest)
         self._rows = self._fixed or (int(fastest) if known else _DEFAULT_ROWS)
         self._threads = threads or processors()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nnbuild.data.archives import allowance
@@ -179,11 +180,10 @@ def _bodies(model: Any) -> Iterator[tuple[Any, set[str]]]:
 def _with_shapes(model: Any) -> Any:
     import onnx
 
-    try:
+    with suppress(Exception):  # ONNX Runtime reports what is invalid
         # Without `data_prop`, which computes constants of any size.
         return onnx.shape_inference.infer_shapes(model).graph
-    except Exception:  # noqa: BLE001  (ONNX Runtime reports what is invalid)
-        return model.graph
+    return model.graph
 
 
 def _values(graph: Any, constants: set[str]) -> Iterator[tuple[Any, bool]]:

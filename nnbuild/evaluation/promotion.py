@@ -1,38 +1,99 @@
 """The champion gate: decide whether a challenger becomes the champion.
 
-It is the only decision that uses the test set. The null hypothesis is that challenger and champion
-are equally good. The rule `not-worse` promotes unless the challenger is significantly worse, the
-rule `better` only if it is significantly better.
+It is the only decision that uses the test set. The rule `not-worse` promotes a challenger whose
+accuracy is shown to be at most a margin below the champion's, the rule `better` one that is shown
+to be more accurate. Each rule promotes a challenger that it should not with a probability of at
+most `gate.significance`, at every size of the test set.
+
+Small losses must not add up over many promotions. So the challenger must also be shown to be at
+most the margin below the anchor, a past champion or the champion itself. The first run of a chain
+is its anchor; a promoted run becomes the anchor if it is significantly better than the present one,
+at `gate.significance` divided by the nights of a year. Whatever the accuracies of the challengers:
+
+1. In any night, a run whose accuracy is more than the margin below the champion's or the anchor's
+   is promoted with a probability of at most `gate.significance`, however long the chain is. It has
+   to pass the tests against both, and each of them has that level (an intersection-union test:
+   Berger, Technometrics 24, 1982, 295-300).
+2. The probability that the accuracy of the anchor falls at all within a year of nights is at most
+   `gate.significance`: the sum over 365 nights.
+3. So losses do not add up: after T nights, the champion is more than margin + x below the best
+   anchor of the year with a probability of at most `gate.significance` + T q(x). Here q(x) is the
+   probability that a run with such a loss passes the test once; it falls like the tail of a normal
+   distribution. A walk with steps of one margin would lose T margins.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.config.sections import GateConfig
-from nnbuild.evaluation.significance import McNemarResult, mcnemar_test
+from nnbuild.evaluation.noninferiority import (
+    examples_needed,
+    lower_bound,
+    p_value,
+)
+from nnbuild.evaluation.significance import McNemarResult, holm_correction, mcnemar_test
+
+_NIGHTS = 365  # over which the probability of a wrong change of the anchor is shared out
+
+Outcome = Literal[
+    "promoted", "rejected", "kept-identical", "not-enough-evidence", "skipped", "gate-off"
+]
+"""What the gate did: only `promoted` changes the champion."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Results of a run that the gate compares.
+    """A run that the gate decides on.
 
     Attributes:
         run_id: ID of the run.
-        test_set: SHA-256 of the test images and labels of its evaluation; None if unknown.
-        correct: Whether each test example is classified correctly, bool, shape (n,), by
-            example_id.
-        metrics: Metrics over all classes, by name.
-        recalls: Recall by class.
+        metrics: Metrics on its test images over all classes, by name.
     """
 
     run_id: str
-    test_set: str | None
-    correct: NDArray[np.bool_]
     metrics: Mapping[str, float]
-    recalls: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Predictions of a challenger and of another run on the same images.
+
+    Attributes:
+        run_id: ID of the other run.
+        labels: True class of each image, int16, shape (n,), n of 1 or more.
+        challenger: Whether the challenger classifies each image correctly, bool, shape (n,).
+        other: The same for the other run.
+        rescored: Number of images that the other model scored for this comparison; 0 if its stored
+            predictions were used.
+        left_out: Number of test images left out because either run trained or validated on them.
+        identical: Whether both have the same weights, or predict the same class for every test
+            image.
+    """
+
+    run_id: str
+    labels: NDArray[np.int16]
+    challenger: NDArray[np.bool_]
+    other: NDArray[np.bool_]
+    rescored: int = 0
+    left_out: int = 0
+    identical: bool = False
+
+
+@dataclass(frozen=True)
+class Incomparable:
+    """A run that cannot be compared with the challenger.
+
+    Attributes:
+        run_id: ID of the run.
+        reason: Reason, as a sentence without a full stop.
+    """
+
+    run_id: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,43 +101,128 @@ class Decision:
     """Decision of the gate.
 
     Attributes:
-        promote: Whether the challenger becomes the champion.
-        reason: Reason, as a sentence.
+        outcome: What the gate did.
+        reason: Reason, as a sentence without a full stop.
         paired: Comparison with the champion; None if there was none to compare with.
-        recall_drop: Largest drop of the recall of a class; None without a comparison.
-        recall_label: Class with that drop; None without a comparison.
+        champion_accuracy: Accuracy of the champion on the compared images; None without a
+                comparison.
+        recall_drop: Drop of the recall of the class for which the evidence of a drop is the
+            strongest; None without a comparison.
+        recall_label: That class; None without a comparison.
+        recall_p: P-value of that drop, corrected for the number of classes; small if the drop is
+            larger than the allowed one.
+        margin: Largest loss of accuracy that is allowed; None without a comparison.
+        bound: Lower confidence bound of the difference from the champion.
+        needed: Number of test images that an equally good challenger would need to pass; None if
+            that is not what is missing.
+        anchor: ID of the past champion that the challenger was compared with as well.
+        anchor_bound: Lower confidence bound of the difference from the anchor.
+        golden_bound: Lower confidence bound of the difference on the golden set.
+        next_anchor: ID of the anchor for the challengers of this run; None if it is not promoted.
+        rescored: Number of images that the champion scored for the comparison.
+        left_out: Number of test images left out of the comparison.
     """
 
-    promote: bool
+    outcome: Outcome
     reason: str
     paired: McNemarResult | None = None
+    champion_accuracy: float | None = None
     recall_drop: float | None = None
     recall_label: int | None = None
+    recall_p: float | None = None
+    margin: float | None = None
+    bound: float | None = None
+    needed: int | None = None
+    anchor: str | None = None
+    anchor_bound: float | None = None
+    golden_bound: float | None = None
+    next_anchor: str | None = None
+    rescored: int | None = None
+    left_out: int | None = None
+
+    @property
+    def promote(self) -> bool:
+        """Return whether the challenger becomes the champion."""
+        return self.outcome == "promoted"
 
 
-def decide(challenger: Candidate, champion: Candidate | None, config: GateConfig) -> Decision:
+def decide(
+    challenger: Candidate,
+    champion: PairedResult | Incomparable | None,
+    config: GateConfig,
+    *,
+    anchor: PairedResult | None = None,
+    golden: PairedResult | None = None,
+) -> Decision:
     """Decide whether a challenger becomes the champion.
 
     Args:
         challenger: The new run.
-        champion: The present champion; None if there is none yet.
+        champion: Its comparison with the present champion; None if there is none yet.
         config: Thresholds and rule.
+        anchor: Its comparison with the anchor of the champion; None if that is the champion itself
+            or no longer exists.
+        golden: Its comparison with the champion on the golden set; None if there is no such set.
     """
-    refused = _missed_threshold(challenger, config)
+    missed = _missed_threshold(challenger, config)
     if champion is None:
-        return Decision(not refused, refused or "no previous champion")
-    if challenger.test_set is None or challenger.test_set != champion.test_set:
-        reason = "the champion was evaluated on other test images, so the two cannot be compared"
-        if config.on_test_set_change == "promote":
-            return Decision(not refused, refused or f"{reason}; gate.on_test_set_change is promote")
-        return Decision(
-            promote=False, reason=refused or f"{reason}; promote it manually by `nnbuild promote`"
-        )
-    paired = mcnemar_test(champion.correct, challenger.correct)
-    label, drop = _largest_drop(challenger, champion)
-    objection = refused or _recall_objection(drop, label, config) or _test_objection(paired, config)
-    reason = objection or _reason_for_promotion(paired, config)
-    return Decision(objection is None, reason, paired, drop, label)
+        if missed:
+            return Decision("rejected", missed)
+        return Decision("promoted", "no previous champion", next_anchor=challenger.run_id)
+    if isinstance(champion, Incomparable):
+        reason = missed or f"{champion.reason}; promote it manually by `nnbuild promote`"
+        return Decision("rejected" if missed else "skipped", reason)
+    recall = _test_recalls(champion, config)
+    with_champion = _compare(champion, "the champion", config)
+    with_anchor = None if anchor is None else _compare(anchor, "the anchor", config)
+    on_golden = None if golden is None else _compare(golden, "the champion on gate.golden", config)
+    refusal = _first_refusal(
+        _IDENTICAL if champion.identical else None,
+        _Refusal("rejected", missed) if missed else None,
+        recall.refusal(config),
+        with_champion.refusal(config, must_be_better=config.rule == "better"),
+        None if with_anchor is None else with_anchor.refusal(config),
+        None if on_golden is None else on_golden.refusal(config),
+    )
+    return Decision(
+        refusal.outcome if refusal else "promoted",
+        refusal.reason if refusal else with_champion.success(config),
+        with_champion.paired,
+        champion_accuracy=float(champion.other.mean()),
+        recall_drop=recall.drop,
+        recall_label=recall.label,
+        recall_p=recall.p_value,
+        margin=config.margin,
+        bound=with_champion.bound,
+        needed=refusal.needed if refusal else None,
+        anchor=None if anchor is None else anchor.run_id,
+        anchor_bound=None if with_anchor is None else with_anchor.bound,
+        golden_bound=None if on_golden is None else on_golden.bound,
+        next_anchor=None if refusal else _next_anchor(challenger, anchor or champion, config),
+        rescored=champion.rescored,
+        left_out=champion.left_out,
+    )
+
+
+class _Refusal(NamedTuple):
+    """A reason not to promote, and the number of test images that would be needed instead."""
+
+    outcome: Outcome
+    reason: str
+    needed: int | None = None
+
+
+_IDENTICAL = _Refusal(
+    "kept-identical",
+    "identical to the champion: both predict the same class for every test image",
+)
+
+
+def _first_refusal(*refusals: _Refusal | None) -> _Refusal | None:
+    """Return the first refusal, but one for missing evidence only if there is no other."""
+    objections = [each for each in refusals if each is not None]
+    certain = [each for each in objections if each.outcome != "not-enough-evidence"]
+    return next(iter([*certain, *objections]), None)
 
 
 def _missed_threshold(challenger: Candidate, config: GateConfig) -> str:
@@ -94,42 +240,130 @@ def _missed_threshold(challenger: Candidate, config: GateConfig) -> str:
     return ""
 
 
-def _largest_drop(challenger: Candidate, champion: Candidate) -> tuple[int, float]:
-    drops = {
-        label: champion.recalls[label] - recall for label, recall in challenger.recalls.items()
-    }
-    label = max(drops, key=lambda each: drops[each])
-    return label, drops[label]
+class _RecallTest(NamedTuple):
+    """Test of the class for which the evidence of a drop of the recall is the strongest."""
 
+    label: int
+    drop: float
+    p_value: float
 
-def _recall_objection(drop: float, label: int, config: GateConfig) -> str:
-    if drop <= config.max_recall_drop:
-        return ""
-    return (
-        f"its recall of class {label} is {drop:.4f} below the champion's, more than the maximum "
-        f"of {config.max_recall_drop:g}"
-    )
-
-
-def _test_objection(paired: McNemarResult, config: GateConfig) -> str | None:
-    if config.rule == "not-worse" and paired.p_worse < config.significance:
-        return (
-            f"it is significantly worse (p = {paired.p_worse:.2g}, below "
-            f"{config.significance:g}); {_counts(paired)}"
+    def refusal(self, config: GateConfig) -> _Refusal | None:
+        if self.p_value > config.significance:
+            return None
+        return _Refusal(
+            "rejected",
+            f"its recall of class {self.label} is {self.drop:.4f} below the champion's, "
+            f"significantly more than {config.max_recall_drop:g} (p = {self.p_value:.2g}, "
+            "corrected for the number of classes)",
         )
-    if config.rule == "better" and paired.p_better >= config.significance:
-        return f"it is not significantly better (p = {paired.p_better:.2g}); {_counts(paired)}"
-    return None
 
 
-def _reason_for_promotion(paired: McNemarResult, config: GateConfig) -> str:
-    if config.rule == "better":
-        return f"it is significantly better (p = {paired.p_better:.2g}); {_counts(paired)}"
-    return f"it is not significantly worse (p = {paired.p_worse:.2g}); {_counts(paired)}"
+def _test_recalls(champion: PairedResult, config: GateConfig) -> _RecallTest:
+    """Test for each class whether its recall drops by more than the allowed drop."""
+    labels, index, examples = np.unique(champion.labels, return_inverse=True, return_counts=True)
+    lost, won = (
+        np.bincount(index[each], minlength=len(labels))
+        for each in (champion.other & ~champion.challenger, champion.challenger & ~champion.other)
+    )
+    drops = (lost - won) / examples
+    p_values = [
+        # A drop in the sample that is allowed is never significant.
+        1.0
+        if drops[each] <= config.max_recall_drop
+        else p_value(
+            int(lost[each]),
+            int(won[each]),
+            int(examples[each]),
+            difference=config.max_recall_drop,
+            significance=config.significance / len(labels),
+        )
+        for each in range(len(labels))
+    ]
+    corrected = holm_correction(p_values)
+    strongest = min(range(len(labels)), key=lambda each: (corrected[each], -drops[each]))
+    return _RecallTest(int(labels[strongest]), float(drops[strongest]), corrected[strongest])
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Comparison of the challenger with another run.
+
+    Attributes:
+        other: What the challenger is compared with, as the object of a sentence.
+        paired: McNemar tests.
+        bound: Lower confidence bound of the difference.
+    """
+
+    other: str
+    paired: McNemarResult
+    bound: float
+
+    def refusal(self, config: GateConfig, *, must_be_better: bool = False) -> _Refusal | None:
+        paired, margin = self.paired, _points(config.margin)
+        if must_be_better:
+            if paired.p_better < config.significance:
+                return None
+            reason = f"not significantly better than {self.other} (p = {paired.p_better:.2g})"
+            return _Refusal("rejected", f"{reason}; {_counts(paired)}")
+        if self.bound >= -config.margin:
+            return None
+        won, lost, level = paired.only_challenger, paired.only_champion, config.significance
+        p_worse = p_value(lost, won, paired.examples, difference=config.margin, significance=level)
+        if p_worse <= level:
+            reason = f"less accurate than {self.other} by more than {margin} points"
+            details = f"{_difference(paired)}, p = {p_worse:.2g}"
+            return _Refusal("rejected", f"{reason} ({details}); {_counts(paired)}")
+        goal = f"to show that it is at most {margin} points less accurate than {self.other}"
+        details = f"{_difference(paired)}, lower bound {100 * self.bound:+.2f}"
+        needed = examples_needed(
+            won, lost, paired.examples, margin=config.margin, significance=level
+        )
+        if needed <= paired.examples:
+            reason = f"not enough evidence in {paired.examples:,} test images {goal}"
+            return _Refusal("not-enough-evidence", f"{reason} ({details})")
+        reason = (
+            f"not enough evidence: {paired.examples:,} test images, about {needed:,} would be "
+            f"needed {goal}"
+        )
+        return _Refusal("not-enough-evidence", f"{reason} ({details})", needed)
+
+    def success(self, config: GateConfig) -> str:
+        """Return the reason for a promotion."""
+        if config.rule == "better":
+            reason = f"significantly better than {self.other} (p = {self.paired.p_better:.2g})"
+        else:
+            reason = (
+                f"at most {_points(config.margin)} points less accurate than {self.other} "
+                f"({_difference(self.paired)}, lower bound {100 * self.bound:+.2f})"
+            )
+        return f"{reason}; {_counts(self.paired)}"
+
+
+def _compare(result: PairedResult, other: str, config: GateConfig) -> _Comparison:
+    paired = mcnemar_test(result.other, result.challenger)
+    bound = lower_bound(
+        paired.only_challenger, paired.only_champion, paired.examples, config.significance
+    )
+    return _Comparison(other, paired, bound)
+
+
+def _next_anchor(challenger: Candidate, anchor: PairedResult, config: GateConfig) -> str:
+    """Return the anchor after a promotion: the challenger only if it is clearly better."""
+    paired = mcnemar_test(anchor.other, anchor.challenger)
+    clearly_better = paired.p_better < config.significance / _NIGHTS
+    return challenger.run_id if clearly_better else anchor.run_id
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:g}"
+
+
+def _difference(paired: McNemarResult) -> str:
+    return f"difference {100 * paired.difference:+.2f} points"
 
 
 def _counts(paired: McNemarResult) -> str:
     return (
-        f"of {paired.examples:,} test images, only it classifies {paired.only_challenger:,} "
-        f"correctly, only the champion {paired.only_champion:,}"
+        f"of {paired.examples:,} test images, only this run classifies "
+        f"{paired.only_challenger:,} correctly, only the other {paired.only_champion:,}"
     )

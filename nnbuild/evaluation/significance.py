@@ -63,6 +63,26 @@ def mcnemar_test(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> 
     return McNemarResult(examples, lost, won, at_least(lost), at_least(won), difference, low, high)
 
 
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """Correct the p-values of several tests for their number, by Holm's method.
+
+    If hypotheses whose corrected p-value is at most 5 % are rejected, the probability that any true
+    one is among them is at most 5 %: Holm, Scandinavian Journal of Statistics 6, 1979, 65-70.
+
+    Args:
+        p_values: P-value of each test.
+
+    Returns:
+        Corrected p-values, in the same order.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = len(order) - np.arange(len(order))
+    ascending = np.maximum.accumulate(np.asarray(p_values, float)[order] * factors)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(ascending, 1)
+    return [float(each) for each in corrected]
+
+
 _CONFIDENCE = 0.95
 
 

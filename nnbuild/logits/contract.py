@@ -13,6 +13,11 @@ _OUTPUT_TYPES = ("float32", "float64")
 _USE_DENSE = (
     "make the last layer Dense(classes) without an activation; softmax is applied at scoring"
 )
+_TAKE_OFF_SOFTMAX = (
+    "make the last layer Dense(classes) without an activation (in keras.applications: "
+    "include_top=False and a Dense layer, or classifier_activation=None); softmax is applied at "
+    "scoring"
+)
 _USE_DENSE_FOR_DISTANCES = (
     "squared distances to centres, -|x - c|², have the same softmax as a Dense layer with the "
     "kernel 2c and the bias -|c|²; use that layer"
@@ -22,6 +27,7 @@ _DROP_NORMALISATION = (
     "at scoring"
 )
 _ADVICE = {
+    "Softmax": _TAKE_OFF_SOFTMAX,
     **dict.fromkeys(("Square", "SquaredDifference", "Pow"), _USE_DENSE_FOR_DISTANCES),
     **dict.fromkeys(
         ("RealDiv", "Div", "DivNoNan", "Xdivy", "Reciprocal", "Inv"), _DROP_NORMALISATION

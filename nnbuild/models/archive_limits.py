@@ -5,6 +5,7 @@ import io
 import math
 import re
 import zipfile
+from contextlib import suppress
 from typing import Any
 
 from nnbuild.errors import ContractError
@@ -127,12 +128,13 @@ def require_bounded_variables(config: dict[str, Any], weights: int, where: str) 
         ContractError: The variables take more memory than the stored weights can fill.
     """
     try:
-        with keras.StatelessScope(initialize_variables=False):
+        with (
+            suppress(Exception),  # Keras reports it when it reads the model
+            keras.StatelessScope(initialize_variables=False),
+        ):
             keras.saving.deserialize_keras_object(
                 {**config, "compile_config": None}, safe_mode=True
             )
-    except Exception:  # noqa: BLE001, S110  (Keras reports it when it reads the model)
-        pass
     finally:
         size = _uninitialized_bytes()
         # Otherwise Keras would initialize these variables later.

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nnbuild.config.sections import WITH_BETAS, TrainingConfig
-from nnbuild.models.lr_schedules import learning_rate
-from nnbuild.models.muon import Muon
+from nnbuild.models.backbone import require_backbone
+from nnbuild.models.optimizers import Muon, learning_rate
 from nnbuild.runtime.tensorflow import keras
 
 
@@ -107,7 +107,11 @@ def compile_model(model: keras.Model, training: TrainingConfig, *, steps: int) -
         model: Uncompiled model that outputs logits.
         training: Resolved settings.
         steps: Number of steps of the whole fit, for the learning rate schedules.
+
+    Raises:
+        ConfigError: There is no backbone to freeze.
     """
+    require_backbone(model, training.freeze_epochs)
     model.compile(
         optimizer=with_scaled_loss(_optimizer(training, steps), str(training.dtype_policy)),
         loss=loss_of(training),

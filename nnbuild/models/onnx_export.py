@@ -1,18 +1,20 @@
 """Export a model to ONNX, for scoring without TensorFlow."""
 
 import importlib
+import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.data.preprocessing import METADATA_KEY
 from nnbuild.engines.onnx import ROWS_PER_CALL
-from nnbuild.errors import ContractError
+from nnbuild.errors import Caught, ContractError
 from nnbuild.models.architectures import Shape
 from nnbuild.runtime.tensorflow import keras, quiet, tf
 from nnbuild.store.filesystem import write_bytes
@@ -27,7 +29,12 @@ _SHAPE_ONLY = {"Reshape", "Transpose"}
 _LINEAR = {"MatMul", "Conv"}
 
 
-def export_onnx(model: keras.Model, path: Path, shape: Shape) -> None:
+def export_onnx(
+    model: keras.Model,
+    path: Path,
+    shape: Shape,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model as ONNX.
 
     Its input `pixels` is uint8 of shape (batch, *shape), its output `logits` float32 of shape
@@ -38,13 +45,14 @@ def export_onnx(model: keras.Model, path: Path, shape: Shape) -> None:
         model: Model from pixels to logits.
         path: Path of the file, which is written atomically.
         shape: Height and width of an image in pixels, and number of channels.
+        preprocessing: Settings by which pictures become the model's images, for its metadata.
 
     Raises:
         ContractError: ONNX has no operation for one of the model.
         Exception: The converter cannot express a layer.
     """
     exported = _convert(model, shape)
-    _make_canonical(exported)
+    _make_canonical(exported, preprocessing)
     write_bytes(path, exported.SerializeToString(deterministic=True))
 
 
@@ -58,28 +66,25 @@ def _convert(model: keras.Model, shape: Shape) -> "onnx.ModelProto":
     function = tf.function(
         lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False
     )
-    failed: Exception | None = None
-    with quiet(), warnings.catch_warnings():
+    # An error is raised after the block, without its output.
+    with quiet(), warnings.catch_warnings(), Caught() as caught:
         # The converter looks for a name that NumPy has removed.
         warnings.filterwarnings("ignore", r"In the future `np\.object`", FutureWarning)
         _make_converter_ready()
-        try:
-            traced = function.get_concrete_function(pixels)
-            # The pixels are named as the only input. A tensor that a layer holds, as that of
-            # `Normalization`, then becomes a constant like the weights; `from_function` of the
-            # converter would make it an input.
-            names = {
-                "input_names": [traced.inputs[0].name],
-                "output_names": [traced.outputs[0].name],
-            }
-            frozen = tf2onnx.tf_loader.from_function(traced, **names)
-            exported, _ = tf2onnx.convert.from_graph_def(
-                frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
-            )
-        except Exception as error:  # noqa: BLE001  (raised below, without the output of the block)
-            failed = error
-    if failed is not None:
-        raise failed
+        traced = function.get_concrete_function(pixels)
+        # The pixels are named as the only input. A tensor that a layer holds, as that of
+        # `Normalization`, then becomes a constant like the weights; `from_function` of the
+        # converter would make it an input.
+        names = {
+            "input_names": [traced.inputs[0].name],
+            "output_names": [traced.outputs[0].name],
+        }
+        frozen = tf2onnx.tf_loader.from_function(traced, **names)
+        exported, _ = tf2onnx.convert.from_graph_def(
+            frozen, custom_op_handlers={"Erfc": (_erfc, [])}, **names
+        )
+    if caught.error is not None:
+        raise caught.error
     missing = {
         node.op_type for node in exported.graph.node if not onnx.defs.has(node.op_type, node.domain)
     }
@@ -105,7 +110,7 @@ def _erfc(graph: Any, node: Any, _name: str, _args: Any) -> None:
     graph.make_node("Sub", inputs, outputs=node.output, shapes=[shape], dtypes=[kind])
 
 
-def _make_canonical(model: "onnx.ModelProto") -> None:
+def _make_canonical(model: "onnx.ModelProto", preprocessing: Mapping[str, Any] | None) -> None:
     """Fold the rescaling, name all values and nodes by number, and sort the weights."""
     import onnx
 
@@ -130,7 +135,10 @@ def _make_canonical(model: "onnx.ModelProto") -> None:
     graph.initializer.extend(weights)
     graph.name, graph.doc_string = LOGITS, ""
     rows = _rows_per_call(onnx.shape_inference.infer_shapes(model).graph)
-    onnx.helper.set_model_props(model, {ROWS_PER_CALL: str(rows)})
+    properties = {ROWS_PER_CALL: str(rows)}
+    if preprocessing is not None:
+        properties[METADATA_KEY] = json.dumps(dict(preprocessing))
+    onnx.helper.set_model_props(model, properties)
 
 
 def _rows_per_call(graph: "onnx.GraphProto") -> int:

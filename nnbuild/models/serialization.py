@@ -12,12 +12,13 @@ import json
 import random
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from nnbuild.config.schema import is_factory
+from nnbuild.data.preprocessing import METADATA_KEY
 from nnbuild.errors import ContractError, NnbuildError, one_line
 from nnbuild.models import archive_limits
 from nnbuild.models.custom import current_folder_importable, import_factory
@@ -43,7 +44,9 @@ _MAX_BYTES = 2**34
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def save_model(model: keras.Model, path: Path) -> str:
+def save_model(
+    model: keras.Model, path: Path, preprocessing: Mapping[str, Any] | None = None
+) -> str:
     """Save a model; equal models have equal files.
 
     Keras writes the time and memory addresses to the archive, which are removed.
@@ -51,21 +54,25 @@ def save_model(model: keras.Model, path: Path) -> str:
     Args:
         model: Model to save.
         path: Path of the `.keras` file.
+        preprocessing: Settings by which pictures become the model's images, for its metadata.
 
     Returns:
         SHA-256 of the file.
     """
     with atomic_write(path) as temporary:
         model.save(temporary)
-        _make_canonical(temporary)
+        _make_canonical(temporary, preprocessing)
     return file_digest(path)
 
 
-def _make_canonical(path: Path) -> None:
+def _make_canonical(path: Path, preprocessing: Mapping[str, Any] | None) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     metadata = json.loads(members["metadata.json"])
-    members["metadata.json"] = json.dumps({"keras_version": metadata["keras_version"]}).encode()
+    kept = {"keras_version": metadata["keras_version"]}
+    if preprocessing is not None:
+        kept[METADATA_KEY] = dict(preprocessing)
+    members["metadata.json"] = json.dumps(kept).encode()
     members["config.json"] = _renumbered(members["config.json"].decode()).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(members):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nnbuild.pipeline import registry
 from nnbuild.pipeline.promotion import record_approval as record_approval
 from nnbuild.pipeline.promotion import revoke_decision as revoke_decision
+from nnbuild.pipeline.promotion import shared_name as shared_name
 from nnbuild.pipeline.reporting import confusion_picture as confusion_picture
 from nnbuild.pipeline.reporting import curve_picture as curve_picture
 

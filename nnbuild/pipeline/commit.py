@@ -3,6 +3,7 @@
 A run that failed is committed as well, with its error and with what it has.
 """
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -64,9 +65,18 @@ def complete_interrupted_commits(store: Store) -> list[str]:
 
 
 def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | None) -> None:
-    """Make the run the champion, unless the champion has changed since the decision."""
-    if decided is not None and decided.promote and champion.current(store) == decided.champion:
-        champion.change_locked(store, run.run_id, expected=decided.champion, by="gate", now=now)
+    """Make the run the champion, unless the champion or its pin has changed since the decision.
+
+    Changes that a killed process left out of the table `champions` are added.
+    """
+    if decided is not None and decided.promote:
+        dataset = str(store.manifest(run.run_id).row.dataset)
+        is_same = champion.current(store, dataset) == decided.champion
+        if is_same and champion.pin(store, dataset) is None:
+            champion.change_locked(
+                store, run.run_id, expected=decided.champion, note=decided.reason, now=now
+            )
+    champion.sync_table(store)
 
 
 def _current_decision(run: Run) -> Decided | None:
@@ -75,7 +85,7 @@ def _current_decision(run: Run) -> Decided | None:
     A run that is ready to be published keeps its decision: its commit is finished, not repeated.
     """
     decided, data = run.load_result(Decided), run.load_result(LoadedData)
-    if decided is None or data is None or decided.passed_over or is_current(run, decided):
+    if decided is None or data is None or decided.passed_over or is_current(run, data, decided):
         return decided
     if commit.is_ready(run):
         return decided
@@ -142,7 +152,15 @@ def _dataset_move(run: Run, store: Store, data: LoadedData | None) -> tuple[Path
     """Return where the dataset is staged and where it goes; None if it was not loaded."""
     if data is None:
         return None
-    return staged_dataset(run), store.dataset_folder(data.name, data.digest)
+    staged, local = staged_dataset(run), store.local_root / store.dataset_name(*_key(data))
+    if store.is_remote and local.is_dir() and not store.has_dataset(*_key(data)):
+        # Deleted in the meantime by a machine that does not see this run.
+        shutil.copytree(local, staged, dirs_exist_ok=True)
+    return staged, store.dataset_folder(*_key(data))
+
+
+def _key(data: LoadedData) -> tuple[str, str]:
+    return data.name, data.digest
 
 
 def _files(run: Run, *, failed: bool) -> dict[str, Path]:

@@ -1,18 +1,32 @@
 """The steps that load and check the dataset, before training begins."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
-from nnbuild.data.dataset import Dataset
-from nnbuild.data.options import ReadOptions
-from nnbuild.data.sources import default_cache, load
-from nnbuild.pipeline.step import cached_step
+from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.file_tree import fingerprint
+from nnbuild.data.preprocessing import fit_dataset
+from nnbuild.data.sources import NAMES, default_cache, load
+from nnbuild.errors import DataError, InputError, one_line
+from nnbuild.pipeline.days import parts_table, preprocessing_of, read_options, select_days
+from nnbuild.pipeline.step import cached_step, staged_table
+from nnbuild.runtime.date_patterns import is_dated
+from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Check, CheckedData, LoadedData
 from nnbuild.store.store import Store
+from nnbuild.store.tables import write_table
+
+_MAX_EXAMPLES = 20
 
 DownloadProgress = Callable[[str, int, int | None], None]
 """Callback for a download: name of the file, bytes so far, and total bytes if known."""
@@ -29,6 +43,9 @@ def load_data(
 ) -> LoadedData:
     """Read the dataset, and write it to staging as Parquet unless the store has it.
 
+    The days of a dated source are ingested into the store itself, where they stay, however the run
+    ends: a dataset of days is a list of them.
+
     Args:
         run: Run in staging.
         cache: Folder for downloads; a folder of the user's cache if None.
@@ -41,7 +58,11 @@ def load_data(
         DataError: The source is missing, damaged, or not what it claims to be.
         ConfigError: The name of the dataset is unknown.
     """
+    if is_dated(run.config.dataset.name):
+        return _load_days(run)
+    state = source_fingerprint(run.config.dataset)
     dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
+    settings = preprocessing_of(run.config.dataset)
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
@@ -51,75 +72,162 @@ def load_data(
         make_durable_dir(folder)  # it refuses to create a store that disappeared again
         tables.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
+    return _described(
+        dataset,
+        digest=dataset.digest,
+        folder=location,
+        pixel_scales=dict(dataset.pixel_scales),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
+        fingerprint=state,
+        files=files,
+    )
+
+
+def _load_days(run: Run) -> LoadedData:
+    """Ingest the days of the run's window, and write `dataset_parts`."""
+    store = Store(run.store)
+    window = select_days(store, run.config.dataset, run.started_at)
+    name = window.source.name
+    digest = window.source.create_dataset(window.versions, window.description)
+    dataset = tables.read_dataset(store.local_dataset(name, digest))
+    settings = preprocessing_of(run.config.dataset)
+    table = parts_table(window.versions, run.config)
+    write_table(staged_table(run, "dataset_parts"), table, schemas.DATASET_PARTS)
+    return _described(
+        dataset,
+        digest=digest,
+        folder=store.dataset_name(name, digest),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
+        day=window.day,
+        days=window.versions,
+        remarks=window.remarks,
+        files=run.digests("tables/dataset_parts.parquet"),
+    )
+
+
+def _described(dataset: Dataset, **others: Any) -> LoadedData:
     return LoadedData(
         name=dataset.name,
-        digest=dataset.digest,
         source=dataset.source,
-        folder=location,
         image_shape=dataset.image_shape,
         classes=dataset.classes,
         class_names=dataset.class_names,
         train=len(dataset.train),
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
-        pixel_scales=dict(dataset.pixel_scales),
-        files=files,
+        unreadable=len(dataset.unreadable),
+        unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
+        **others,
     )
 
 
 def _read_source(
     config: DatasetConfig, *, cache: Path | None = None, progress: DownloadProgress | None = None
 ) -> Dataset:
-    return load(
+    dataset = load(
         config.name,
         data_dir=config.data_dir,
         cache=cache or default_cache(),
         fallback=config.fallback,
         progress=progress,
-        options=_options(config),
+        options=read_options(config),
     )
+    return fit_dataset(dataset, preprocessing_of(config))
 
 
-def source_digest(config: DatasetConfig) -> str:
+def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
     """Return the digest of the dataset as it is at its source now.
 
-    The source is read completely. Sizes and modification times would be cheaper, but miss a file
-    that was fixed and copied with its old time.
+    The source is read completely, except for the days that the store has ingested.
+
+    Args:
+        config: Settings of the dataset.
+        store: Store that new days of a dated source are ingested into.
+        now: Aware time, which decides on the days.
 
     Raises:
         NnbuildError: The source cannot be read.
     """
+    if is_dated(config.name):
+        return select_days(store, config, now).digest
     return _read_source(config).digest
 
 
-def _options(config: DatasetConfig) -> ReadOptions:
-    """Return the settings for reading files."""
-    return ReadOptions(
-        image_column=config.image_column,
-        label_column=config.label_column,
-        keys=config.array_keys,
-        pixel_max=config.pixel_max,
-        skip_other_files=config.other_files == "skip",
-    )
+def source_fingerprint(config: DatasetConfig) -> str | None:
+    """Return a digest of names, sizes and times of the files at a path; None for a named dataset.
+
+    It is read in milliseconds. If it has not changed, neither has the dataset.
+    """
+    return None if config.name in NAMES else fingerprint(Path(config.name))
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """Read the dataset of a run, from staging or, once it is committed, from the store."""
+    return tables.read_dataset(dataset_folder(run, data))
+
+
+def dataset_folder(run: Run, data: LoadedData) -> Path:
+    """Return a local folder with the dataset of a run."""
     folder = run.root / data.folder
-    if not folder.is_dir():
-        # The store is remote, or a run with this dataset was committed since, perhaps this one.
-        folder = Store(run.store).local_dataset(data.name, data.digest)
-    return tables.read_dataset(folder)
+    if folder.is_dir():
+        return folder
+    # The store is remote, or a run with this dataset was committed since, perhaps this one.
+    return Store(run.store).local_dataset(data.name, data.digest)
+
+
+def read_golden(config: RunConfig, data: LoadedData) -> Split:
+    """Read the fixed set of the gate: the test split of `gate.golden`, or all of its images.
+
+    Args:
+        config: Resolved config, which names the set.
+        data: Dataset of the run, whose class names define the labels.
+
+    Returns:
+        Images, and labels as in the dataset of the run.
+
+    Raises:
+        DataError: The source is missing or damaged, or has other images or classes.
+    """
+    address = str(config.gate.golden)
+    try:
+        golden = load(
+            address,
+            data_dir=config.dataset.data_dir,
+            cache=default_cache(),
+            options=replace(read_options(config.dataset), hold_out=False),
+        )
+    except InputError as error:
+        raise DataError(f"gate.golden {error}") from error
+    golden = fit_dataset(golden, preprocessing_of(config.dataset))
+    if golden.image_shape != data.image_shape:
+        shapes = [" × ".join(map(str, each.image_shape)) for each in (golden, data)]
+        raise DataError(
+            f"gate.golden {address}: images of {shapes[0]}, expected {shapes[1]} as in the dataset"
+        )
+    unknown = [name for name in golden.class_names if name not in data.class_names]
+    if unknown:
+        raise DataError(
+            f"gate.golden {address}: class {one_line(unknown[0])!r} is not one of the "
+            f"{data.classes} classes of the dataset; remove its images"
+        )
+    labels = np.array([data.class_names.index(name) for name in golden.class_names], np.int16)
+    return Split(golden.test.images, labels[golden.test.labels])
 
 
 @cached_step(CheckedData)
 def check_data(run: Run, data: LoadedData) -> CheckedData:
-    """Check the dataset before training begins.
+    """Check the dataset, and that the fixed set of the gate can be read, before training begins.
 
     Raises:
         CheckError: A hard check failed; the message has the measured values.
+        DataError: `gate.golden` cannot be used.
     """
+    if run.config.gate.enabled and run.config.gate.golden is not None:
+        read_golden(run.config, data)
     results = checks.check(read_data(run, data), run.config.dataset.checks)
+    if run.config.dataset.on_error == "skip":
+        limit = float(run.config.dataset.max_errors or 0)
+        results += (checks.unreadable(data.unreadable, data.unreadable_examples, limit),)
     checks.require(results)
     return CheckedData(checks=tuple(as_check(each) for each in results))
 

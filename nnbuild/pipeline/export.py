@@ -8,7 +8,7 @@ import numpy as np
 from nnbuild import engines
 from nnbuild.data.dataset import Split
 from nnbuild.engines import Pixels
-from nnbuild.errors import ContractError, StoreError, raised
+from nnbuild.errors import Caught, ContractError, StoreError, raised
 from nnbuild.models.onnx_export import export_onnx
 from nnbuild.pipeline.data import read_data
 from nnbuild.pipeline.step import cached_step
@@ -34,16 +34,16 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
     path, unproven = (run.folder / "model" / name for name in ("model.onnx", "unproven.onnx"))
     path.unlink(missing_ok=True)
     try:
-        export_onnx(model, unproven, data.image_shape)
-        difference = _largest_difference(model, unproven, probe)
-        unproven.replace(path)
-        fsync_dir(path.parent)
-    except (StoreError, OSError):  # a failing disk says nothing about the network
-        raise
-    except Exception as error:  # noqa: BLE001  (the converter raises anything)
-        return _not_exported(str(error) if isinstance(error, ContractError) else raised(error))
+        # The converter raises anything, but a failing disk says nothing about the network.
+        with Caught(StoreError, OSError) as caught:
+            export_onnx(model, unproven, data.image_shape, data.preprocessing)
+            difference = _largest_difference(model, unproven, probe)
+            unproven.replace(path)
+            fsync_dir(path.parent)
     finally:
         unproven.unlink(missing_ok=True)
+    if (error := caught.error) is not None:
+        return _not_exported(str(error) if isinstance(error, ContractError) else raised(error))
     return ExportedModel(
         path=run.relative(path),
         remark="",

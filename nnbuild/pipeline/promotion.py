@@ -1,22 +1,26 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
+from nnbuild.config.presets import is_fallback
+from nnbuild.config.sections import GateConfig
 from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
+from nnbuild.evaluation.promotion import Incomparable, PairedResult
 from nnbuild.evaluation.significance import McNemarResult
-from nnbuild.pipeline.data import staged_dataset
-from nnbuild.pipeline.step import cached_step, staged_predictions, staged_table
+from nnbuild.pipeline.comparison import (
+    Challenger,
+    Comparison,
+    challenger_of,
+    compare,
+    compare_on_golden,
+)
+from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
-from nnbuild.store.filesystem import os_errors_as_store_errors
-from nnbuild.store.json_models import read_text
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
@@ -27,7 +31,7 @@ _GATE_OFF = "the gate is off"
 
 @cached_step(Decided)
 def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -> Decided:
-    """Compare the run with the champion on the same test examples, and write `decisions`.
+    """Compare the run with the champion on the same test images, and write `decisions`.
 
     Args:
         run: Run in staging, evaluated and scored.
@@ -35,42 +39,145 @@ def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -
         gate_skip_reason: Reason to skip the gate, if it is to be skipped.
 
     Raises:
-        StoreError: The champion's tables cannot be read.
+        StoreError: The store cannot be read now.
     """
     config, store = run.config.gate, Store(run.store)
-    champion_id = champion.current(store)
-    challenger = _candidate_of_run(run, data)
-    other: promotion.Candidate | None = None
-    if config.enabled and gate_skip_reason is None:
-        if champion_id is not None:
-            other = _candidate_of_champion(store, champion_id, data.classes)
-        decision = promotion.decide(challenger, other, config)
+    champion_id, pinned = champion.current(store, data.name), champion.pin(store, data.name)
+    skip_reason = gate_skip_reason or _fallback_reason(run, data) or _past_day_reason(run)
+    challenger = challenger_of(run, data)
+    other: Comparison | Incomparable | None = None
+    if not config.enabled:
+        decision = promotion.Decision("gate-off", skip_reason or _GATE_OFF)
+    elif skip_reason is not None:
+        decision = promotion.Decision("skipped", skip_reason)
     else:
-        decision = promotion.Decision(promote=False, reason=gate_skip_reason or _GATE_OFF)
+        if champion_id is not None:
+            other = compare(challenger, store, champion_id, config)
+        decision = _judge(challenger, store, other, config)
+        if pinned is not None:
+            decision = _held_back(decision, champion.pin_reason(data.name, pinned))
+    paired = other.paired if isinstance(other, Comparison) else None
     waits = decision.promote and config.approval == "manual"
+    outcome: promotion.Outcome = "rejected" if waits else decision.outcome
     row = {
         "champion": champion_id,
         "rule": config.rule,
-        "promoted": decision.promote and not waits,
+        "promoted": outcome == "promoted",
+        "outcome": outcome,
         "reason": f"{decision.reason}; {_approval_hint(run)}" if waits else decision.reason,
-        "accuracy": challenger.metrics["accuracy"],
-        "champion_accuracy": other.metrics["accuracy"] if other else None,
+        "accuracy": float(paired.challenger.mean()) if paired else challenger.metrics["accuracy"],
+        "champion_accuracy": decision.champion_accuracy,
         **(decision.paired._asdict() if decision.paired else dict.fromkeys(McNemarResult._fields)),
         "recall_drop": decision.recall_drop,
         "recall_label": decision.recall_label,
+        "recall_p": decision.recall_p,
+        "margin": decision.margin,
+        "bound": decision.bound,
+        "needed": decision.needed,
+        "anchor": decision.anchor,
+        "anchor_bound": decision.anchor_bound,
+        "golden_bound": decision.golden_bound,
+        "rescored": decision.rescored,
+        "left_out": decision.left_out,
         "decided_at": datetime.now(UTC),
     }
     _write_decision(run, row)
     return Decided(
         champion=champion_id,
+        outcome=outcome,
         promote=row["promoted"],
         reason=row["reason"],
-        champion_metrics=dict(other.metrics) if other else {},
+        champion_metrics=dict(other.metrics) if isinstance(other, Comparison) else {},
         figures={name: value for name, value in row.items() if isinstance(value, (int, float))},
+        next_anchor=decision.next_anchor,
         waits=waits,
-        passed_over=gate_skip_reason is not None,
+        passed_over=skip_reason is not None,
+        pinned=pinned is not None,
         gate_reason=decision.reason,
         files=run.digests("tables/decisions.parquet"),
+    )
+
+
+def _past_day_reason(run: Run) -> str | None:
+    """Return why a run that makes that of a past day again is no candidate; None for others."""
+    day = run.config.dataset.as_of
+    return None if day is None else f"it makes the run of {day} again"
+
+
+def _judge(
+    challenger: Challenger,
+    store: Store,
+    other: Comparison | Incomparable | None,
+    config: GateConfig,
+) -> promotion.Decision:
+    """Apply the rule of the gate to the comparison with the champion."""
+    candidate = promotion.Candidate(challenger.run.run_id, challenger.metrics)
+    if not isinstance(other, Comparison):
+        return promotion.decide(candidate, other, config)
+    champion_id = other.paired.run_id
+    golden = None if config.golden is None else compare_on_golden(challenger, store, champion_id)
+    if isinstance(golden, Incomparable):
+        return promotion.decide(candidate, golden, config)
+    anchor = _compare_with_anchor(challenger, store, champion_id, config)
+    return promotion.decide(candidate, other.paired, config, anchor=anchor, golden=golden)
+
+
+def _compare_with_anchor(
+    challenger: Challenger, store: Store, champion_id: str, config: GateConfig
+) -> PairedResult | None:
+    """Compare the challenger with the anchor of the champion, unless that is the champion itself.
+
+    The gate records the anchor with each run that passes. A champion that a person has chosen
+    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    """
+    decided = store.manifest(champion_id).steps.decide
+    anchor_id = None if decided is None else decided.next_anchor
+    if anchor_id is None or anchor_id == champion_id:
+        return None
+    other = compare(challenger, store, anchor_id, config)
+    return other.paired if isinstance(other, Comparison) else None
+
+
+def _fallback_reason(run: Run, data: LoadedData) -> str | None:
+    """Return why a run on fallback data cannot become a champion; None for other runs."""
+    dataset = run.config.dataset
+    if not is_fallback(data.name, dataset.name, dataset.fallback):
+        return None
+    return (
+        f"it was trained on the fallback dataset {data.name}, because {dataset.name} was "
+        "unavailable"
+    )
+
+
+def shared_name(run: Run, decided: Decided) -> str | None:
+    """Return a remark if the champion was trained on another source of the same name, or None.
+
+    A dataset at a path is called after its file or folder, and may have been moved since.
+
+    Args:
+        run: Run in staging.
+        decided: Its decision.
+    """
+    if decided.champion is None or decided.passed_over:
+        return None
+    theirs = Store(run.store).manifest(decided.champion).settings.dataset.name
+    mine = run.config.dataset.name
+    if os.path.abspath(theirs) == os.path.abspath(mine):  # noqa: PTH100  (also of a URL)
+        return None
+    return (
+        f"champion {decided.champion} was trained on {theirs}, this run on {mine}; datasets of one "
+        "name share a champion, so give them different names if they hold different data"
+    )
+
+
+def _held_back(decision: promotion.Decision, pin: str) -> promotion.Decision:
+    """Return a decision whose comparison stays, but that leaves a pinned champion in place."""
+    if decision.outcome == "kept-identical":
+        return decision
+    return replace(
+        decision,
+        outcome="skipped",
+        reason=f"{pin}; without the pin: {decision.outcome}, {decision.reason}",
     )
 
 
@@ -84,13 +191,16 @@ def _write_decision(run: Run, row: Mapping[str, Any]) -> None:
     write_table(staged_table(run, "decisions"), table, schemas.DECISIONS)
 
 
-def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
-    """Replace the pending decision of the gate by a person's answer.
+def record_approval(
+    run: Run, *, promote: bool, comment: str = "", seconds_waited: float = 0.0
+) -> Decided:
+    """Replace the pending decision of the gate by a person's answer; the report is outdated then.
 
     Args:
         run: Run whose decision waits for a person.
         promote: Whether the person promotes the run.
         comment: Reason in the person's words.
+        seconds_waited: Time in which the run waited for the answer.
 
     Returns:
         The final decision.
@@ -105,19 +215,23 @@ def record_approval(run: Run, *, promote: bool, comment: str = "") -> Decided:
         )
     answer = "approved by a person" if promote else "not approved by a person"
     reason = f"{decided.gate_reason}; {answer}" + (f": {comment}" if comment else "")
+    outcome: promotion.Outcome = "promoted" if promote else "rejected"
     row = read_table(staged_table(run, "decisions"), schemas.DECISIONS).to_pylist()[0]
     # If the process is killed between these two writes, the file no longer has the digest of the
     # step's result: the step runs again, and the person is asked again.
-    _write_decision(run, row | {"promoted": promote, "reason": reason})
+    _write_decision(run, row | {"promoted": promote, "outcome": outcome, "reason": reason})
     result = decided.model_copy(
         update={
+            "outcome": outcome,
             "promote": promote,
             "reason": reason,
             "waits": False,
             "files": run.digests("tables/decisions.parquet"),
             "figures": decided.figures | {"promoted": promote},
+            "seconds_waited": decided.seconds_waited + seconds_waited,
         }
     )
+    run.invalidate(Reported)
     run.save_result(result, run.seconds().get(Decided.step, 0.0))
     return result
 
@@ -132,45 +246,8 @@ def revoke_decision(run: Run) -> None:
         staged_table(run, "decisions").unlink(missing_ok=True)
 
 
-def is_current(run: Run, decided: Decided) -> bool:
-    """Return whether the champion is still the one that the run was compared with."""
-    return champion.current(Store(run.store)) == decided.champion
-
-
-def _candidate_of_run(run: Run, data: LoadedData) -> promotion.Candidate:
-    staged = staged_dataset(run)
-    folder = staged if staged.is_dir() else Store(run.store).dataset_folder(data.name, data.digest)
-    evaluation = read_table(staged_table(run, "evaluation"), schemas.EVALUATION)
-    predictions = staged_predictions(run, data)
-    return _candidate(run.run_id, folder, evaluation, predictions)
-
-
-def _candidate_of_champion(store: Store, run_id: str, classes: int) -> promotion.Candidate:
-    data = store.manifest(run_id).steps.load_data
-    folder = store.dataset_folder(data.name, data.digest)
-    evaluation = store.read_table("evaluation", run_id)
-    predictions = store.read_table("predictions", run_id)
-    candidate = _candidate(run_id, folder, evaluation, predictions)
-    # With other classes the test sets differ, whatever their digests say.
-    return candidate if data.classes == classes else replace(candidate, test_set=None)
-
-
-def _candidate(
-    run_id: str, folder: Path, evaluation: pa.Table, predictions: pa.Table
-) -> promotion.Candidate:
-    rows = [row for row in evaluation.to_pylist() if row["subset"] == "test"]
-    ordered = predictions.sort_by("example_id")
-    correct = np.asarray(ordered["label"].to_numpy()) == np.asarray(ordered["predicted"].to_numpy())
-    return promotion.Candidate(
-        run_id=run_id,
-        test_set=_test_set_digest(folder),
-        correct=correct,
-        metrics={row["metric"]: row["value"] for row in rows if row["label"] is None},
-        recalls={row["label"]: row["value"] for row in rows if row["metric"] == "recall"},
-    )
-
-
-def _test_set_digest(folder: Path) -> str | None:
-    with os_errors_as_store_errors(f"read {folder}"):
-        path = folder / "dataset.json"
-        return read_text(path, "test", "sha256") if path.exists() else None
+def is_current(run: Run, data: LoadedData, decided: Decided) -> bool:
+    """Return whether the champion and its pin are still those that the decision relies on."""
+    store = Store(run.store)
+    is_pinned = champion.pin(store, data.name) is not None
+    return (champion.current(store, data.name), is_pinned) == (decided.champion, decided.pinned)

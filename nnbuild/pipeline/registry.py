@@ -70,7 +70,12 @@ TRAINING_STEPS = (
 """The steps before the promotion decision, which depend on the run alone."""
 
 DECISION_STEPS = (
-    Step(Decided, "nnbuild.pipeline.promotion", (LoadedData,), after=(Evaluated, Scored)),
+    Step(
+        Decided,
+        "nnbuild.pipeline.promotion",
+        (LoadedData,),
+        after=(FittedModel, ExportedModel, Evaluated, Scored),
+    ),
     Step(Reported, "nnbuild.pipeline.reporting", (LoadedData,), after=(Calibrated, Decided)),
 )
 """The steps that depend on the champion as well; `nnbuild.pipeline.commit` follows them."""

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from nnbuild.errors import LockedError, StoreError
-from nnbuild.pipeline import commit
-from nnbuild.store import Run, Store, locks, schemas
+from nnbuild.pipeline import commit, retention
+from nnbuild.store import Run, Store, champion, deletion, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
@@ -89,11 +89,13 @@ def plan(store: Store, now: datetime, *, discard: Sequence[str] = ()) -> list[Re
         )
     with os_errors_as_store_errors(f"look through {store.local_root}"):
         return [
+            *_interrupted_deletions(store),
             *_committed_runs(store),
             *_staged_runs(store, discard),
             *_staged_jobs(store, discard),
             *_stale_locks(store),
             *_temporary(store, now),
+            *_champions(store),
             *([] if store.is_remote else _lost_rows(store)),
         ]
 
@@ -125,6 +127,13 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
 
 
+def _interrupted_deletions(store: Store) -> Iterator[Repair]:
+    for each in deletion.interrupted(store):
+        detail = "a deletion was interrupted; files of deleted runs or jobs are left"
+        finding = Finding(f"staging/{each.name}", "finish", detail)
+        yield Repair(finding, lambda: retention.finish_interrupted(store))
+
+
 def _committed_runs(store: Store) -> Iterator[Repair]:
     for run in store.committed_in_staging():
         if not locks.is_held(run.folder):
@@ -153,7 +162,7 @@ def _staged_runs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "its record cannot be read, so it cannot be resumed"
             yield Repair(Finding(name, "clear", detail), _removal(run.folder))
         else:
-            detail = f"can be resumed with `{run.resume_command}` or discarded with `--discard`"
+            detail = f"can be resumed with `{run.resume_command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -195,7 +204,7 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
             command = f"nnbuild score --resume {score_id}"
-            detail = f"can be resumed with `{command}` or discarded with `--discard`"
+            detail = f"can be resumed with `{command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -224,7 +233,7 @@ def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
 
 
 def _temporary_paths(store: Store) -> Iterator[Path]:
-    """Yield the temporary files, and the incomplete local copies of a remote store's datasets."""
+    """Yield the temporary files, and the temporary folders of incomplete datasets and days."""
     root = store.local_root
     if not root.is_dir():
         return
@@ -234,7 +243,7 @@ def _temporary_paths(store: Store) -> Iterator[Path]:
             continue
         for folder, folders, files in os.walk(root / name):  # links are not followed
             yield from _temporary_files(Path(folder), files)
-            if name == "datasets" and store.is_remote:
+            if name == "datasets":  # an incomplete day, or copy of a remote store's dataset
                 temporary = [each for each in folders if is_temporary_name(each)]
                 yield from (Path(folder) / each for each in temporary)
                 folders[:] = [each for each in folders if each not in temporary]
@@ -246,9 +255,36 @@ def _temporary_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
             yield path
 
 
+def _champions(store: Store) -> Iterator[Repair]:
+    """Yield the repair of `champion.json` or of the table `champions`, from each other."""
+    pointer, table = champion.FILE, f"tables/{schemas.CHAMPIONS_TABLE}"
+    try:
+        known, damage = champion.histories(store), None
+    except StoreError as error:
+        known, damage = {}, error
+    try:
+        recorded = champion.recorded(store)
+    except StoreError as error:
+        if known:
+            detail = f"it can be rebuilt from {pointer}: {error}"
+            yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+        else:
+            yield Repair(Finding(pointer if damage else table, "lost", str(damage or error)))
+        return
+    if damage is not None and not recorded:
+        yield Repair(Finding(pointer, "lost", f"{damage}; {table} has no rows to rebuild it from"))
+    elif recorded and not known:
+        detail = f"it is {'damaged' if damage else 'missing'} and can be rebuilt from {table}"
+        yield Repair(Finding(pointer, "rebuild", detail), partial(champion.rebuild_pointer, store))
+    elif recorded != known:
+        detail = f"it differs from {pointer}, from which it can be rebuilt"
+        yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+
+
 def _lost_rows(store: Store) -> Iterator[Repair]:
-    """Yield the runs that are complete but for their row in `runs`."""
+    """Yield the runs that are complete but for their row in `runs`, and are not being deleted."""
     known = {*store.run_ids(), *(each.run_id for each in store.unfinished_runs())}
+    known |= deletion.planned_runs(store)
     for path in _subfolders(store.root / "runs"):
         if not is_run_id(path.name) or path.name in known:
             continue

@@ -11,7 +11,7 @@ from nnbuild.pipeline.step import (
     staged_predictions,
     staged_table,
 )
-from nnbuild.report import artifacts, render
+from nnbuild.report import page, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
@@ -114,11 +114,11 @@ def curve_picture(run: Run, metric: str) -> str | None:
     """Return a metric by epoch as a self-contained SVG; None if the run has no such metric."""
     fitted = run.load_result(FittedModel)
     history = read_table(staged_table(run, "history"), STATIC_SCHEMAS["history"])
-    return artifacts.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
+    return page.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
 
 
 def confusion_picture(run: Run, data: LoadedData) -> str:
     """Return the confusion matrix on the test images as a self-contained SVG."""
-    return artifacts.confusion_picture(
+    return page.confusion_picture(
         read_table(staged_table(run, "confusion"), STATIC_SCHEMAS["confusion"]), data.class_names
     )

@@ -3,7 +3,7 @@
 import functools
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from nnbuild.config.schema import RunConfig, is_factory, resolve
 from nnbuild.errors import ContractError, InputError, Interrupted, NnbuildError, StoreError
 from nnbuild.pipeline import commit
 from nnbuild.pipeline.data import load_data, source_digest
+from nnbuild.pipeline.promotion import revoke_decision
 from nnbuild.pipeline.registry import DECISION_STEPS, TRAINING_STEPS, Step
 from nnbuild.pipeline.step import has_checkpoints, is_fitted
 from nnbuild.runtime import environment
@@ -79,7 +80,11 @@ def waiting_run(store: Store, run_id: str, config: RunConfig) -> Run:
 
 
 def resumable(
-    store: Store, config: RunConfig, refusal: Callable[[Run], str | None] = lambda _: None
+    store: Store,
+    config: RunConfig,
+    refusal: Callable[[Run], str | None] = lambda _: None,
+    *,
+    now: datetime | None = None,
 ) -> tuple[Run | None, list[str]]:
     """Find the newest unfinished run that would end as a new run would.
 
@@ -90,12 +95,13 @@ def resumable(
         store: Store with the unfinished runs.
         config: Configuration of the new run.
         refusal: Function that returns why the caller does not resume a run, or None.
+        now: Aware time, which decides on the days of a dated dataset; the current time if None.
 
     Returns:
         The run, or None; and a remark on each run with the same settings that is not resumed.
     """
     resolved = resolve(config)
-    digest = functools.cache(lambda: _source_digest(resolved))
+    digest = functools.cache(lambda: _source_digest(resolved, store, now or datetime.now(UTC)))
     remarks: list[str] = []
     for each in reversed(store.unfinished_runs()):
         try:
@@ -135,9 +141,9 @@ def _outdated(run: Run, digest: Callable[[], str | None]) -> str | None:
     return None
 
 
-def _source_digest(config: RunConfig) -> str | None:
+def _source_digest(config: RunConfig, store: Store, now: datetime) -> str | None:
     try:
-        return source_digest(config.dataset)
+        return source_digest(config.dataset, store, now)
     except NnbuildError:  # the new run reports what is wrong with the source
         return None
 
@@ -269,13 +275,20 @@ def train_and_evaluate(run: Run, progress: ProgressCallback | None = None) -> No
 def decide_and_commit(run: Run, *, gate_skip_reason: str | None = None) -> Committed:
     """Decide, report and commit, after `train_and_evaluate`; to be called within `run_context`.
 
+    If the commit fails, the decision is revoked: a resumed run decides again.
+
     Args:
         run: Run in staging.
         gate_skip_reason: Reason to skip the promotion gate, if it is to be skipped.
     """
     loaded: dict[type[StepResult], StepResult] = {LoadedData: load_data(run)}
-    _run_steps(run, DECISION_STEPS, loaded, {Decided: {"gate_skip_reason": gate_skip_reason}})
-    return commit.commit_run(run)
+    try:
+        _run_steps(run, DECISION_STEPS, loaded, {Decided: {"gate_skip_reason": gate_skip_reason}})
+        return commit.commit_run(run)
+    except Exception:
+        with suppress(OSError):
+            revoke_decision(run)
+        raise
 
 
 def _run_steps(

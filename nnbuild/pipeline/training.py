@@ -16,6 +16,7 @@ from nnbuild.models.custom import factory_digest, failing_user_model, refusing_u
 from nnbuild.models.ensemble import combine, member_seed
 from nnbuild.pipeline.data import read_data
 from nnbuild.pipeline.step import cached_step, staged_table
+from nnbuild.pipeline.warm_start import require_same_weights, start_of
 from nnbuild.runtime import environment
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
@@ -39,14 +40,20 @@ from nnbuild.training.shuffling import training_rows
 def build_model(run: Run, data: LoadedData) -> BuiltModel:
     """Build the network with the run's seed, check the logits contract, and save it uncompiled.
 
+    With `training.start`, it has the weights of the champion.
+
     Raises:
         ConfigError: The model's name is unknown, or its function cannot be imported.
         ContractError: The network does not end in one linear layer with a logit for each class.
     """
     pin_threads(int(run.config.training.threads or 1))  # has no effect after the first operation
+    start = start_of(run, data)
     model = models.build(run.config, data.image_shape, data.classes)
     with refusing_user_model(run.config.model.name, "used"):
         logits.check_model(model, data.classes, data.image_shape)
+    if start is not None:
+        require_same_weights(start, [tuple(each.shape) for each in model.weights])
+        model.set_weights(start.weights)
     path = run.folder / "model" / "uncompiled.keras"
     with refusing_user_model(run.config.model.name, "saved"):
         models.save_model(model, path)
@@ -56,6 +63,8 @@ def build_model(run: Run, data: LoadedData) -> BuiltModel:
         path=run.relative(path),
         parameters=parameters * run.config.model.ensemble_size,
         factory=_factory_digest(run),
+        start=None if start is None else start.run_id,
+        start_digest=None if start is None else start.digest,
         files=run.digests("model/uncompiled.keras"),
     )
 
@@ -165,7 +174,7 @@ def fit_model(
     with failing_user_model(run.config.model.name, "training"):
         logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"
-    models.save_model(model, path)
+    models.save_model(model, path, data.preprocessing)
     return FittedModel(
         path=run.relative(path),
         epochs=sum(each.epochs for each in members),

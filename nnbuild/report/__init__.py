@@ -1,14 +1,12 @@
 """The report of a run: one HTML file, generated from its manifest and tables.
 
-render, rebuild ── page.py, page.html, head.html   the page
+render, rebuild ── page.py, page.html, head.html   the page, charts as files
    ├── sections.py                                 the content of each section
-   ├── data.py                                     values from the tables
+   ├── data.py                                     values from the tables and the manifest
    ├── text.py                                     sentences
    ├── charts.py, svg.py                           charts
-   ├── examples.py                                 test images
-   └── metadata.py                                 how the run was made
+   └── examples.py                                 test images
 comparison.py, across.html                         pages over several runs
-artifacts.py                                       charts as separate files
 mlflow.py                                          runs in MLflow
 """
 

@@ -81,8 +81,9 @@ def trends_page(rows: Rows, jobs: Rows = (), periods: Rows = ()) -> str:
     count = sum(bool(row["promoted"]) for row in rows)
     plural = "" if len(rows) == 1 else "s"
     summary = f"{len(rows)} run{plural}, oldest first; {count} promoted (circled)."
+    sentences = [summary, *text.on_test_sets([row["test_set"] for row in rows])]
     tables = {"Runs": rows, "Drift of the scored images": jobs, "Live accuracy": periods}
-    return overview_page("Trends", [summary], pictures, tables)
+    return overview_page("Trends", sentences, pictures, tables)
 
 
 def _over_time(

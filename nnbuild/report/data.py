@@ -1,5 +1,6 @@
-"""Values for the report, read from the tables of a run."""
+"""Values for the report, from the tables and the manifest of a run."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -7,12 +8,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nnbuild.engines import describe_engine, engine_of_run
 from nnbuild.report.charts import Bin
+from nnbuild.store.manifests import Manifest
+from nnbuild.store.step_results import Reported
 from nnbuild.training.history import SECONDS
 
 SHOWN_CLASSES = 20
 _MAX_CONFUSIONS = 8
 _TEST = "test"
+_REPORT = Reported.step  # this step writes the page, which cannot contain its own duration
 
 Points = list[tuple[float, float]]
 
@@ -132,3 +137,68 @@ def confidences(predictions: pa.Table, bins: int = 20) -> tuple[list[int], list[
         return [int(each) for each in histogram]
 
     return counts(correct), counts(~correct)
+
+
+def facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return names and values that describe the run, in the order of the report."""
+    return list(_facts(manifest))
+
+
+def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    steps, machine, settings = manifest.steps, manifest.machine, manifest.settings
+    data, fitted = steps.load_data, steps.fit_model
+    height, width, channels = data.image_shape
+    yield "run", manifest.run_id
+    yield "started", manifest.row.started_at
+    if manifest.flow_run_id:
+        yield "Prefect flow run", manifest.flow_run_id
+    yield "data source", data.source
+    counts = f"{data.train:,} for training, {data.test:,} for testing"
+    yield "images", f"{counts}; {height} × {width} × {channels}"
+    if data.preprocessing is not None:
+        shown = [f"{name} {each}" for name, each in data.preprocessing.items()]
+        yield "preprocessing", ", ".join(shown)
+    fraction = f"{100 * settings.training.validation_fraction:g} %"
+    yield (
+        "validation",
+        f"{data.validation:,} images of the validation split of the dataset"
+        if data.validation
+        else f"{fraction} of the training images, selected by the seed",
+    )
+    yield "seed", str(settings.seed)
+    yield (
+        "network",
+        f"{manifest.row.model}, {steps.build_model.parameters:,} parameters",
+    )
+    yield "weights", f"of epoch {fitted.weights_epoch} of {fitted.epochs}"
+    yield "scoring", describe_engine(*engine_of_run(manifest))
+    for remark in fitted.remarks:
+        yield "resumed", remark
+    yield "code", manifest.code_version
+    yield (
+        "machine",
+        f"{machine.system}, {machine.processors} processors, Python {machine.python}",
+    )
+
+
+def timings(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return the seconds of each step in order, and their fraction of the longest step."""
+    done = {name: seconds for name, seconds in manifest.seconds.items() if name != _REPORT}
+    order = {name: place for place, name in enumerate(manifest.steps.reached())}
+    longest = max(done.values(), default=0.0) or 1.0
+    return [
+        {"name": name.replace("_", " "), "seconds": done[name], "share": done[name] / longest}
+        for name in sorted(done, key=lambda each: (order.get(each, len(order)), each))
+    ]
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    """Return the SHA-256 of the dataset, the config and each file of a step, by name."""
+    result = {
+        "dataset": manifest.steps.load_data.digest,
+        "config": manifest.config_digest,
+    }
+    for name, step in manifest.steps.reached().items():
+        if name != _REPORT:
+            result |= step.files
+    return result

@@ -1,4 +1,4 @@
-"""Render the report of a run from its manifest and tables, into one self-contained HTML file."""
+"""Render the report of a run as one self-contained HTML file, and its charts as SVG files."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,15 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nnbuild.data.tables import read_dataset
 from nnbuild.errors import DataError, StoreError, one_line
-from nnbuild.report import examples, sections, text
-from nnbuild.report.charts import shortened
+from nnbuild.report import charts, data, examples, sections, text
+from nnbuild.report import text as words
+from nnbuild.report.charts import heat_map, shortened
 from nnbuild.report.sections import Tables
 from nnbuild.runtime.text import sanitize
 from nnbuild.store.analysis import drift_by_job, live_periods
@@ -21,6 +23,9 @@ from nnbuild.store.filesystem import write_bytes, write_json
 from nnbuild.store.manifests import FileEntry, Manifest
 from nnbuild.store.outputs import write_output
 from nnbuild.store.store import Store
+
+_TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
+_SCALE = 2  # pixels per unit of a chart in a file of its own
 
 
 def render(
@@ -113,9 +118,6 @@ def _sanitized(value: object) -> object:
     return sanitize(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-_TABLES = ("history", "evaluation", "confusion", "calibration", "predictions")
-
-
 def rebuild(store: Store, run_id: str) -> Path:
     """Write the `report.html` of a committed run again, and its new digest to the manifest.
 
@@ -177,3 +179,67 @@ def _record(manifest: Manifest, path: Path, page: bytes) -> None:
     if manifest.files.get(name) != entry:
         manifest.files[name] = entry
         write_json(path.parent / "manifest.json", manifest.to_json())
+
+
+def curve_picture(history: pa.Table, metric: str, restored: int) -> str | None:
+    """Draw a metric by epoch, on the training and the validation images.
+
+    Args:
+        history: The `history` table.
+        metric: Name of the metric in Keras, without `val_`.
+        restored: Epoch whose weights were restored.
+
+    Returns:
+        The SVG; None if the history has no such metric.
+    """
+    curves = data.curves(history)
+    both = {"training": curves.get(metric), "validation": curves.get(f"val_{metric}")}
+    series = {name: points for name, points in both.items() if points}
+    if not series:
+        return None
+    best = words.best_of(metric, series.get("validation") or series["training"])
+    log = metric.endswith("loss")
+    return standalone(
+        charts.lines(
+            words.curve_title(metric, series), series, restored=restored, best=best, log=log
+        )
+    )
+
+
+def confusion_picture(confusion: pa.Table, names: Sequence[str]) -> str:
+    """Draw the confusion matrix as a heat map.
+
+    Args:
+        confusion: The `confusion` table.
+        names: Class names.
+    """
+    errors = data.errors(confusion, list(names))
+    title = f"Confusion matrix: {errors.incorrect:,} of {errors.images:,} images incorrect"
+    shown = errors.shown
+    counts = errors.counts[np.ix_(shown, shown)].tolist()
+    totals = errors.counts.sum(axis=1)[shown].tolist()
+    return standalone(heat_map(title, counts, [names[each] for each in shown], totals))
+
+
+def standalone(picture: Markup) -> str:
+    """Return a chart with its own size, on white, with the colours of the page."""
+    text = str(picture)
+    box = text.split('viewBox="', 1)[1].split('"', 1)[0]
+    width, height = (float(each) for each in box.split()[2:])
+    size = (
+        'xmlns="http://www.w3.org/2000/svg" '
+        f'width="{_SCALE * width:.0f}" height="{_SCALE * height:.0f}"'
+    )
+    opening, inside = text.split(">", 1)
+    opening = opening.replace("<svg", f"<svg {size}", 1)
+    return (
+        f'{opening}><style>{_style()}</style><rect width="100%" height="100%" fill="#fff"/>{inside}'
+    )
+
+
+def _style() -> str:
+    """Return the style of charts from the style sheet of the page, in light colours."""
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    colours = css[: css.index("}") + 1]
+    of_charts = next(each for each in css.split("\n\n") if each.startswith("svg.chart"))
+    return f"{colours} svg {{ font-family: system-ui, sans-serif; }} {of_charts.split('}', 1)[1]}"

@@ -13,7 +13,7 @@ from nnbuild.evaluation.estimation import wilson_interval
 from nnbuild.evaluation.metrics import SUMMARY_METRICS, Metric
 from nnbuild.report import charts, data, examples, live, text
 from nnbuild.report.charts import heat_map
-from nnbuild.report.metadata import digests, facts, timings
+from nnbuild.report.data import digests, facts, timings
 from nnbuild.report.text import percent, setting
 from nnbuild.store.manifests import Manifest
 
@@ -35,7 +35,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
         "model": row.model,
         "dataset": row.dataset,
         "requested": requested,
-        "fallback": dataset.fallback == row.dataset != requested,
+        "fallback": manifest.fell_back,
         "started": f"{started.day} {started:%B %Y, %H:%M} UTC",
         "data": manifest.steps.load_data,
         "epochs": row.epochs,
@@ -49,20 +49,23 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
     """Return the content of "Is it better than the last one?"."""
     decision = manifest.steps.decide
     mine = data.overall(tables["evaluation"])
-    theirs = decision.champion_metrics if decision else {}
     champion = decision.champion if decision else None
     paired = decision.figures if decision else {}
     names = ("only_challenger", "only_champion")
     tested = champion is not None and all(name in paired for name in names)
+    # Without a paired test, the metrics that earlier versions kept are those of other test images.
+    theirs = decision.champion_metrics if decision and tested else {}
     counts = [paired[name] for name in names] if tested else []
     return {
         "headline": [
             _metric(each, mine.get(each.name), theirs.get(each.name)) for each in SUMMARY_METRICS
         ],
         "champion": champion,
+        "champion_metrics": bool(theirs),
         "promoted": decision.promote if decision else None,
         "verdict": text.verdict(decision) if decision else "",
-        "champion_answer": text.on_champion(mine, theirs) if champion else "",
+        "champion_answer": text.on_champion(paired) if tested else "",
+        "compared_answer": text.on_compared_images(paired) if tested else "",
         "paired_answer": text.on_paired(paired) if tested else "",
         "paired": [
             (name, count / max(*counts, 1), f"{count:,.0f}", kind)

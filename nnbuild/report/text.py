@@ -1,5 +1,6 @@
 """Sentences of the report: answers to the questions of its sections, descriptions of charts."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -153,14 +154,33 @@ def on_checks(results: Sequence[tuple[bool, bool]]) -> str:
     return f"{failed} of {len(results)} checks gave {outcome}; warnings do not stop a run."
 
 
-def on_champion(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
-    """Compare the accuracy with that of the previous champion."""
-    if "accuracy" not in mine or "accuracy" not in other:
-        return "The accuracies cannot be compared because one is missing."
-    gap = 100 * (mine["accuracy"] - other["accuracy"])
+def on_champion(metrics: Mapping[str, float]) -> str:
+    """Compare the accuracy with the champion's on the same images, from a decision's metrics."""
+    gap = 100 * metrics["difference"]
     if gap == 0:
         return "Both have the same accuracy."
     return f"Its accuracy is {abs(gap):.2f} percentage points {'higher' if gap > 0 else 'lower'}."
+
+
+def on_compared_images(metrics: Mapping[str, float]) -> str:
+    """Describe the images of the comparison, from the metrics of a decision; empty if as usual."""
+    sentences = []
+    if rescored := int(metrics.get("rescored", 0)):
+        sentences.append(
+            "The champion was tested on other images; its model classified "
+            f"{_images(rescored)} of this run for the comparison."
+        )
+    if left_out := int(metrics.get("left_out", 0)):
+        verb = "was" if left_out == 1 else "were"
+        sentences.append(
+            f"{_images(left_out)} {verb} left out, because one of the two was trained or validated "
+            f"on {'it' if left_out == 1 else 'them'}; {int(metrics['examples']):,} are compared."
+        )
+    return " ".join(sentences)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} test image{'' if count == 1 else 's'}"
 
 
 def verdict(decided: Decided) -> str:
@@ -199,6 +219,19 @@ def on_pair(row: Mapping[str, Any]) -> str:
         f"{name} is {verdict}: {100 * row['difference']:+.2f} percentage points of accuracy, "
         f"p = {p_value:.2g}."
     )
+
+
+def on_test_sets(test_sets: Sequence[str]) -> list[str]:
+    """Warn that metrics over time are of different test images, if they are."""
+    changes = sum(one != other for one, other in itertools.pairwise(test_sets))
+    if not changes:
+        return []
+    times = "once" if changes == 1 else f"{changes:,} times"
+    warning = (
+        f"The test images changed {times} (see the column test set). Metrics of different test "
+        "images show no difference between models; the gate's comparison does."
+    )
+    return [warning]
 
 
 def on_drift(jobs: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,10 @@
 """The environment of a run: versions of code and packages, processor."""
 
+import getpass
 import hashlib
 import os
 import platform
+import socket
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -52,6 +54,15 @@ def _version(package: str) -> str | None:
         ),
         None,
     )
+
+
+def user() -> str:
+    """Return who runs this process, as `user@host`."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user without a name
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
 
 
 def packages() -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -39,3 +40,20 @@ def gc_paused() -> Iterator[None]:
         gc.freeze()
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def import_blocked(name: str) -> Iterator[None]:
+    """Make a package that is not imported yet look as if it were not installed, in this block.
+
+    Args:
+        name: Name of an optional dependency that another package imports, but that is not needed.
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # documented: makes the import fail
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -34,7 +34,7 @@ def read_regular(path: Path, most: int) -> bytes:
     """
     _require(path.stat(), most)  # before opening it, since that can start a device
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:  # noqa: PTH123
+    with os.fdopen(descriptor, "rb") as file:
         _require(os.fstat(descriptor), most)  # it may have been replaced in the meantime
         content = file.read(most + 1)
     if len(content) > most:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -41,7 +42,7 @@ def sigterm_as_exception() -> Iterator[None]:
         yield
         return
 
-    def raise_exception(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def raise_exception(_number: int, _frame: FrameType | None) -> None:
         raise SigtermReceived
 
     with _handled_by(raise_exception, signal.SIGTERM):
@@ -85,7 +86,7 @@ def exiting_at_once(before_exit: Callable[[int], None]) -> Iterator[None]:
         yield
         return
 
-    def exit_process(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def exit_process(number: int, _frame: FrameType | None) -> None:
         before_exit(128 + number)
         os._exit(128 + number)
 
@@ -120,6 +121,33 @@ GRACE = 30.0
 """Seconds between the request to stop and the kill of `hard_timeout`."""
 
 
+class _Timeout:
+    """A time limit that can be stopped and started again with the time that is left."""
+
+    def __init__(self, seconds: float, grace: float) -> None:
+        self._left, self._grace = seconds, grace
+        self._end = 0.0
+        self._request = threading.Timer(0, lambda: None)
+
+    def start(self) -> None:
+        """Start the time, or let it continue."""
+        self._end = time.monotonic() + self._left
+        self._request = threading.Timer(self._left, os.kill, (os.getpid(), signal.SIGTERM))
+        self._request.daemon = True
+        self._request.start()
+        signal.setitimer(signal.ITIMER_REAL, self._left + self._grace)
+
+    def stop(self) -> None:
+        """Stop the time."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._request.cancel()
+        self._left = max(0.0, self._end - time.monotonic())
+
+
+_timeouts: list[_Timeout] = []
+"""The time limits of this process that are in force; only the last one has its timers running."""
+
+
 @contextmanager
 def hard_timeout(seconds: float | None, *, grace: float = GRACE) -> Iterator[None]:
     """Send SIGTERM to the process after a time, and let the kernel kill it after a grace period.
@@ -135,13 +163,26 @@ def hard_timeout(seconds: float | None, *, grace: float = GRACE) -> Iterator[Non
         yield
         return
     before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    request = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    request.daemon = True
-    request.start()
-    signal.setitimer(signal.ITIMER_REAL, seconds + grace)
+    timeout = _Timeout(seconds, grace)
+    timeout.start()
+    _timeouts.append(timeout)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        request.cancel()
+        _timeouts.remove(timeout)
+        timeout.stop()
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def timeout_stopped() -> Iterator[None]:
+    """Stop the time of `hard_timeout` in the block, because the run waits for a person."""
+    timeout = _timeouts[-1] if _timeouts else None
+    if timeout is None:
+        yield
+        return
+    timeout.stop()
+    try:
+        yield
+    finally:
+        timeout.start()

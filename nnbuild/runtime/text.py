@@ -1,7 +1,12 @@
-"""Make the texts of users safe for terminals, logs, HTML pages and Markdown."""
+"""Make texts safe for terminals, HTML pages, Markdown and log records."""
 
+import logging
 import re
+import traceback
+from contextlib import suppress
+from typing import Any
 
+from nnbuild.errors import NnbuildError
 from nnbuild.runtime.credentials import mask_credentials
 
 _JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within emoji
@@ -9,6 +14,7 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 _MARKDOWN = {**{each: f"\\{each}" for each in "\\`*_[]|~$@"}, "&": "&amp;"}
 _MARKDOWN |= {"<": "&lt;", ">": "&gt;"}  # no tag, no quotation
 _MARKDOWN_TABLE = str.maketrans(_MARKDOWN)
+_OURS = ("nnbuild", "prefect.flow_runs", "prefect.task_runs")  # each line is one event
 _PLAIN_CODE = re.compile(r"[\w./:=,+-]+(?: [\w./:=,+-]+)*")
 
 
@@ -76,3 +82,47 @@ def markdown_text(text: str) -> str:
 def markdown_code(text: str) -> str:
     """Format a text as a code span; as escaped text if it cannot be one."""
     return f"`{text}`" if _PLAIN_CODE.fullmatch(text) else markdown_text(text)
+
+
+def sanitize_log_records() -> None:
+    """Make every log record of this process safe to display; repeated calls change nothing.
+
+    Libraries log URLs, and Prefect logs exceptions whose messages contain texts of users. A filter
+    of a handler is not enough, since Prefect configures the handlers.
+    """
+    factory = logging.getLogRecordFactory()
+    if getattr(factory, "sanitizes", False):
+        return
+
+    def make(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = factory(*arguments, **options)
+        _sanitize(record)
+        return record
+
+    make.sanitizes = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make)
+
+
+def _sanitize(record: logging.LogRecord) -> None:
+    message = None
+    with suppress(Exception):  # logging reports arguments that do not match
+        message = record.getMessage()
+    if message is None:
+        return
+    clean = (
+        sanitize(_on_one_line(message))
+        if record.name.startswith(_OURS)
+        else sanitize_lines(message)
+    )
+    if clean != message:
+        record.msg, record.args = clean, ()
+    if record.exc_info and isinstance(record.exc_info[1], (NnbuildError, KeyboardInterrupt)):
+        record.exc_info = None  # the message is enough for the user
+    if record.exc_info and record.exc_info[1] is not None:
+        lines = "".join(traceback.format_exception(record.exc_info[1]))
+        record.exc_text = sanitize_lines(lines).rstrip("\n")
+
+
+def _on_one_line(message: str) -> str:
+    """Join lines without changing the spaces within a line."""
+    return message if message.isprintable() else " ".join(map(str.strip, message.splitlines()))

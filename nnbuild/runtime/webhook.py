@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from nnbuild.errors import ConfigError, NnbuildError
+from nnbuild.errors import Caught, ConfigError, NnbuildError
 from nnbuild.runtime.credentials import split_credentials
 from nnbuild.runtime.outward import describe
 
@@ -96,13 +96,13 @@ class _Exchange:
         self.error: Exception | None = None
 
     def run(self) -> None:
-        try:
+        with Caught() as caught:  # servers may respond with anything
             self.status = self._send()
-        except Exception as error:  # noqa: BLE001  (servers may respond with anything)
-            self.error, self.problem = error, _reason(error)
-        else:
-            if not 200 <= self.status < 300:
-                self.problem = f"it answered with status {self.status}, expected 200 to 299"
+        self.error = caught.error
+        if self.error is not None:
+            self.problem = _reason(self.error)
+        elif not 200 <= self.status < 300:
+            self.problem = f"it answered with status {self.status}, expected 200 to 299"
 
     def abandon(self) -> None:
         """Close the connection, so that the thread ends at the next byte or timeout."""

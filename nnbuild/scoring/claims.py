@@ -1,9 +1,14 @@
-"""Locks on the input and the output of a running job, so that no two jobs do the same work."""
+"""Let no two jobs do the same work: locks on input and output, and a look at earlier jobs."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
 
 from nnbuild.errors import (
     AlreadyScoredError,
@@ -12,13 +17,58 @@ from nnbuild.errors import (
     LockedError,
     StoreError,
 )
-from nnbuild.scoring import outputs, repeats
-from nnbuild.store import locks
-from nnbuild.store.ids import input_lock_name
+from nnbuild.scoring import outputs
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.store import Store, locks
+from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
+from nnbuild.store.ids import input_lock_name, is_run_id
+from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.locks import Holder
 
 if TYPE_CHECKING:
     from nnbuild.scoring.job import Job
+
+_ROW_SETTINGS = (
+    "input",
+    "output",
+    "keep",
+    "id_column",
+    "image_column",
+    "label_column",
+    "pixel_max",
+    "logits",
+    "top_k",
+    "where",
+    "calibrated",
+    "engine",
+)
+
+_RECORD_KEYS = ("config", "model_digest", "input", "code_version")
+
+
+class _JobRow(BaseModel):
+    """The row of a job in the table `score_jobs`."""
+
+    model_config = ConfigDict(extra="allow")
+    started_at: Moment
+    finished_at: Moment
+    day: date | None = None
+    identifier: str | None = None
+    input_digest: str | None = None
+
+
+class JobManifest(BaseModel):
+    """The part of a job's manifest that is read again.
+
+    Attributes:
+        row: The job's row in the table `score_jobs`.
+        config: Settings of the job.
+        input: Identity of the input, as returned by `ImageStream.identity`.
+    """
+
+    row: _JobRow
+    config: dict[str, Any]
+    input: list[Any]
 
 
 @contextmanager
@@ -69,7 +119,7 @@ def require_unscored(job: "Job") -> None:
     """
     if not job.once:
         return
-    before = repeats.scored_as(job.store, job.config, job.model.digest, job.identity)
+    before = scored_as(job.store, job.config, job.model.digest, job.identity)
     if before is not None:
         raise AlreadyScoredError(
             f"scoring job {before} has already scored {job.config.input} with this model", before
@@ -93,7 +143,7 @@ def in_use(output: str, holder: Holder) -> LockedError:
 
 def _input_lock(job: "Job") -> Path:
     """Return the lock file shared by jobs that would write the same rows to the same store."""
-    return job.folder.with_name(input_lock_name(repeats.fingerprint(job)))
+    return job.folder.with_name(input_lock_name(fingerprint(job)))
 
 
 def _being_scored(holder: Holder) -> BeingScoredError:
@@ -113,3 +163,71 @@ def _require_free(job: "Job", output: str) -> None:
     raise StoreError(
         f"output {output}: no longer empty since the job was stopped; move its contents away"
     )
+
+
+def candidates(store: Store, config: ScoreConfig) -> list[dict[str, Any]]:
+    """Return the committed jobs with the same input address, oldest first."""
+    columns = ["model_digest", "input"]
+    jobs: list[dict[str, Any]] = store.read_table("score_jobs", None, columns).to_pylist()
+    return [each for each in jobs if each["input"] == config.input]
+
+
+def scored_as(
+    store: Store, config: ScoreConfig, model_digest: str, identity: list[list[Any]]
+) -> str | None:
+    """Return the newest committed job that wrote the same rows.
+
+    Args:
+        store: Store to search.
+        config: Settings of the job.
+        model_digest: SHA-256 of the model file.
+        identity: Identity of the input, as returned by `ImageStream.identity`.
+    """
+    settings = config.model_dump(mode="json")
+    for each in reversed(candidates(store, config)):
+        if each["model_digest"] != model_digest:
+            continue
+        path = store.root / "scores" / each["score_id"] / "manifest.json"
+        try:
+            manifest = read_model(path, JobManifest, "the manifest of a scoring job")
+        except StoreError:
+            if each["score_id"] in store.score_ids():
+                raise
+            continue  # deleted in the meantime
+        if manifest.input == identity and all(
+            manifest.config.get(name) == settings[name] for name in _ROW_SETTINGS
+        ):
+            return str(each["score_id"])
+    return None
+
+
+def fingerprint(job: "Job") -> str:
+    """Return a digest that is equal for jobs that would write the same rows."""
+    config = job.config.model_dump(mode="json")
+    key = [{name: config[name] for name in _ROW_SETTINGS}, job.model.digest, job.identity]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def waiting_job(job: "Job") -> str | None:
+    """Return the newest stopped job that can be resumed in place of a new one.
+
+    It has the same settings, model, input and code, and no process works on it.
+    """
+    staging, record = job.folder.parent, job.record()
+    if not staging.is_dir():
+        return None
+    with os_errors_as_store_errors(f"list {staging}"):
+        names = [path.name for path in staging.iterdir() if path.name.startswith("score-")]
+    ids = {name for each in names if is_run_id(name := each.removeprefix("score-"))}
+    for score_id in sorted(ids - set(job.store.score_ids()), reverse=True):
+        folder = staging / f"score-{score_id}"
+        try:
+            other = read_json(folder / "job.json")
+        except StoreError:
+            continue
+        same = isinstance(other, dict) and all(
+            other.get(name) == record[name] for name in _RECORD_KEYS
+        )
+        if same and not locks.is_held(folder):
+            return score_id
+    return None

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -21,10 +21,11 @@ from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.job import Job
-from nnbuild.scoring.kept_columns import require_known_types_in_files
+from nnbuild.scoring.selection import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import publish_dir, read_json, write_json
+from nnbuild.store.json_models import read_model
 from nnbuild.store.tables import write_table
 
 _MIN_IMAGES = 16  # below this, the mean brightness says nothing about the scale of the pixels
@@ -149,36 +150,33 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     store.require()
     claims.require_unscored(job)
     output = _output(job)
-    manifest = _manifest(job, shards, output, now or datetime.now(UTC))
     ready = job.folder / "manifest" / "manifest.json"
     if not ready.exists():
-        write_json(ready, manifest)
-    manifest = read_json(ready)
+        write_json(ready, _manifest(job, shards, output, now or datetime.now(UTC)))
+    row = read_model(ready, claims.JobManifest, "the manifest of a scoring job").row
+    times = {
+        "started_at": datetime.fromisoformat(row.started_at),
+        "finished_at": datetime.fromisoformat(row.finished_at),
+    }
     _leave_only({each.name for each in shards}, job.folder / "rows", job.folder / "quarantine")
     if job.config.output is None:
         _require_known_types(job)
         _move(job.folder / "rows", _table_part(job, "scores"))
     else:
         target = outputs.location(job.config.output)
-        outputs.publish(job.folder / "rows", target, job.score_id, manifest)
+        outputs.publish(job.folder / "rows", target, job.score_id, read_json(ready))
     drift = check_drift(job, shards)
     _put(
         job,
         "drift",
         schemas.DRIFT,
-        drift_rows(job, drift, datetime.fromisoformat(manifest["row"]["finished_at"])),
+        drift_rows(job, drift, times["finished_at"]),
     )
     fault_injection.failpoint("score:rows")
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
     fault_injection.failpoint("score:manifest")
-    values = dict(manifest["row"])
-    for name in ("started_at", "finished_at"):
-        values[name] = datetime.fromisoformat(values[name])
-    for name in ("day", "identifier", "input_digest"):  # absent if an earlier version began this
-        values.setdefault(name, None)
-    values["day"] = values["day"] and date.fromisoformat(values["day"])
-    _put(job, "score_jobs", schemas.SCORE_JOBS, [values])
+    _put(job, "score_jobs", schemas.SCORE_JOBS, [row.model_dump() | times])
     fault_injection.failpoint("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {

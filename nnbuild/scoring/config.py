@@ -8,7 +8,9 @@ from pydantic import Field
 from nnbuild.config.sections import Section, name_or
 
 SCORING_MODEL = name_or(
-    ("champion",), "Run ID or model file", r"^[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}$|[/\\.]"
+    ("champion",),
+    "Run ID, champion:DATASET or model file",
+    r"^[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}$|^champion:|[/\\.]",
 )
 
 
@@ -17,10 +19,12 @@ class ScoreConfig(Section):
 
     input: str = Field(
         min_length=1,
-        description="Parquet file, folder, glob or URL; or IDX, .npz, a folder of pictures",
+        description="File, folder or glob of Parquet or pictures; URL of Parquet; IDX or .npz file",
     )
     model: Annotated[str, SCORING_MODEL] = Field(
-        "champion", min_length=1, description="champion, a run ID, or a model file"
+        "champion",
+        min_length=1,
+        description="champion, champion:DATASET, a run ID, or a model file",
     )
     digest: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the model file"

@@ -5,7 +5,6 @@ these inputs in threads.
 """
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.data.formats import is_there
 from nnbuild.errors import (
     AlreadyScoredError,
     BeingScoredError,
@@ -24,11 +24,11 @@ from nnbuild.errors import (
     Interrupted,
     NnbuildError,
 )
+from nnbuild.runtime.date_patterns import address_of_day, is_dated
 from nnbuild.runtime.environment import processors
 from nnbuild.runtime.progress import NullProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring import claims, outputs
-from nnbuild.scoring.addresses import is_there
 from nnbuild.scoring.commit import DriftReport
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.job import scored_before
@@ -38,7 +38,6 @@ from nnbuild.store import Store
 
 MAX_DAYS = 3660
 MAX_AT_ONCE = 64
-_DATE = re.compile(r"\{date(?::([^{}]*))?\}")
 _POLL_SECONDS = 0.2
 _FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 8.0  # each retry opens the input again
 
@@ -53,11 +52,6 @@ class Partition(NamedTuple):
 
     day: date
     config: ScoreConfig
-
-
-def is_dated(text: str) -> bool:
-    """Return whether an address has the placeholder `{date}`."""
-    return bool(_DATE.search(text))
 
 
 def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
@@ -108,11 +102,7 @@ def _require_own_outputs(days: list[Partition]) -> None:
 
 def _partition(config: ScoreConfig, day: date) -> Partition:
     addresses = {"input": config.input, "output": config.output}
-    dated = {
-        name: _DATE.sub(lambda match: day.strftime(match[1] or "%Y-%m-%d"), address)
-        for name, address in addresses.items()
-        if address
-    }
+    dated = {name: address_of_day(address, day) for name, address in addresses.items() if address}
     return Partition(day, config.model_copy(update=dated | {"day": day}))
 
 
@@ -291,7 +281,7 @@ class _DayScorer(NullProgress):
                     drift=done.drift,
                 )
 
-    def scored(self, done: int, total: int, seconds: float) -> None:  # noqa: ARG002
+    def scored(self, done: int, total: int, _seconds: float) -> None:
         """Stop the job between batches if `stopped` is set."""
         if self.stopped.is_set():
             raise Interrupted(f"stopped after {done} of {total} rows", 2)

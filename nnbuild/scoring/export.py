@@ -20,7 +20,7 @@ def export_run(
     store: Store,
     run_id: str,
     target: Path,
-    format: str,  # noqa: A002
+    model_format: str,
     *,
     calibrated: bool = False,
 ) -> Path:
@@ -28,11 +28,11 @@ def export_run(
 
     Args:
         store: Store with the run.
-        run_id: ID of a committed run, or `champion`.
+        run_id: ID of a committed run, `champion`, or `champion:DATASET`.
         target: A file for `onnx`, a folder for `savedmodel`; it must not exist.
-        format: `savedmodel`, with the signatures `logits`, `probabilities` and `serving_default`
-            (the same as `probabilities`), or `onnx`, with the outputs `logits` and
-            `probabilities`. Both take uint8 pixels of shape (n, height, width, channels) and
+        model_format: `savedmodel`, with the signatures `logits`, `probabilities` and
+            `serving_default` (the same as `probabilities`), or `onnx`, with the outputs `logits`
+            and `probabilities`. Both take uint8 pixels of shape (n, height, width, channels) and
             return float32 of shape (n, classes).
         calibrated: Whether to divide the logits by the run's temperature before softmax. The
             output `logits` is not divided.
@@ -46,22 +46,22 @@ def export_run(
         StoreError: There is no such run, or the target is in the store.
         ContractError: The model was changed, or was never exported to ONNX.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"unknown format {format!r}; expected {' or '.join(FORMATS)}")
+    if model_format not in FORMATS:
+        raise ConfigError(f"unknown format {model_format!r}; expected {' or '.join(FORMATS)}")
     if not run_id:
         raise ConfigError("the run ID is empty; expected champion or a run ID")
     target = store.ensure_outside(target)
     require_new(target)
-    engine = "auto" if format == "onnx" else "keras"
+    engine = "auto" if model_format == "onnx" else "keras"
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
-    if format == "onnx" and model.engine != "onnx":
+    if model_format == "onnx" and model.engine != "onnx":
         raise ContractError(
             f"run {model.run_id} was not exported to ONNX: {model.reason}; use format savedmodel"
         )
     if calibrated and model.temperature is None:
         raise ConfigError(f"run {run_id} has no temperature, so it cannot be exported calibrated")
     temperature = (model.temperature or 1.0) if calibrated else 1.0
-    if format == "onnx":
+    if model_format == "onnx":
         write_output(target, with_probabilities(model.content, temperature))
     else:
         _write_savedmodel(model, target, temperature)
@@ -126,3 +126,8 @@ def _write_savedmodel(source: ScoringModel, target: Path, temperature: float) ->
             archive.add_endpoint(PROBABILITIES, probabilities, input_signature=signature)
             archive.add_endpoint(LOGITS, logits, input_signature=signature)
             archive.write_out(str(folder), verbose=False)
+        if source.preprocessing is not None:
+            extra = folder / "assets.extra"  # TensorFlow's folder for files of other programs
+            extra.mkdir(exist_ok=True)
+            text = source.preprocessing.model_dump_json(indent=2) + "\n"
+            (extra / "preprocessing.json").write_text(text)

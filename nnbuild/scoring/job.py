@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
+from nnbuild.data.formats import open_stream
+from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions
 from nnbuild.errors import (
     BeingScoredError,
     ConfigError,
@@ -24,14 +26,12 @@ from nnbuild.errors import (
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
-from nnbuild.scoring import claims, outputs, repeats
+from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.filters import parse_filter
-from nnbuild.scoring.inputs import Input, open_input
-from nnbuild.scoring.kept_columns import require_known_types
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
+from nnbuild.scoring.selection import parse_filter, require_known_types
 from nnbuild.scoring.shards import Shard, ShardContext, finished, make_shards, plan
-from nnbuild.scoring.table import Columns, InputChunk, score_schema
+from nnbuild.scoring.table import score_schema
 from nnbuild.store import Store, locks
 from nnbuild.store.filesystem import (
     as_store_error,
@@ -39,7 +39,7 @@ from nnbuild.store.filesystem import (
     make_durable_dir,
     write_json,
 )
-from nnbuild.store.ids import new_run_id, require_score_id
+from nnbuild.store.ids import new_run_id, require_run_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
 
@@ -64,7 +64,7 @@ class Job:
     config: ScoreConfig
     started_at: datetime
     model: ScoringModel
-    source: Input
+    source: ImageStream
     is_new: bool = False
     once: bool = False
 
@@ -75,7 +75,7 @@ class Job:
 
     @cached_property
     def identity(self) -> list[list[Any]]:
-        """Return the identity of the input when the job was opened; see `Input.identity`."""
+        """Return the identity of the input when the job was opened; see `ImageStream.identity`."""
         return self.source.identity()
 
     @property
@@ -102,7 +102,7 @@ class Job:
 
 def staging(store: Store, score_id: str) -> Path:
     """Return the folder of a job in progress."""
-    return store.local_root / "staging" / f"score-{require_score_id(score_id)}"
+    return store.local_root / "staging" / f"score-{require_run_id(score_id, of_job=True)}"
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def shard_context(job: Job) -> ShardContext:
     )
 
 
-def _row_schema(config: ScoreConfig, model: ScoringModel, source: Input) -> pa.Schema:
+def _row_schema(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> pa.Schema:
     return score_schema(
         config,
         model.classes,
@@ -253,7 +253,7 @@ def open_job(
         is_new=True,
         once=once,
     )
-    if (score_id := repeats.waiting_job(job)) is not None:
+    if (score_id := claims.waiting_job(job)) is not None:
         return replace(resume_job(score_id, root), once=once)
     if config.output is not None:
         outputs.require_outside(store, config.output)
@@ -289,14 +289,14 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     Raises:
         InputError: The model or the input is invalid.
     """
-    if not repeats.candidates(store, config):
+    if not claims.candidates(store, config):
         return None
     model, source = _open_model_and_input(store, config)
     resolved = _resolved(config, model, source)
-    return repeats.scored_as(store, resolved, model.digest, source.identity())
+    return claims.scored_as(store, resolved, model.digest, source.identity())
 
 
-def _resolved(config: ScoreConfig, model: ScoringModel, source: Input) -> ScoreConfig:
+def _resolved(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> ScoreConfig:
     """Return the settings with the actual engine and the actual columns to copy."""
     keep = tuple(source.schema().names)  # a folder of pictures always adds `path`
     return config.model_copy(update={"engine": model.engine, "keep": keep})
@@ -340,7 +340,7 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
 
 def _open_model_and_input(
     store: Store, config: ScoreConfig, scales: list[float] | None = None
-) -> tuple[ScoringModel, Input]:
+) -> tuple[ScoringModel, ImageStream]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
         raise ConfigError(
@@ -354,15 +354,16 @@ def _open_model_and_input(
         config.image_column,
         config.label_column,
     )
-    source = open_input(
-        config.input,
-        columns,
+    options = StreamOptions(
         model.image_shape,
+        columns,
         pixel_max=config.pixel_max,
         scales=scales,
         class_names=model.class_names,
         pictures_only=config.on_error == "stop",
+        preprocessing=model.preprocessing,
     )
+    source = open_stream(config.input, options)
     schema = _row_schema(config, model, source)
     if config.where is not None:
         try:

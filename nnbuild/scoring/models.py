@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
 from nnbuild.engines import Engine, OnnxEngine, engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
@@ -16,9 +19,9 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 from nnbuild.store.ids import is_run_id
+from nnbuild.store.json_models import problem
 from nnbuild.store.manifests import Manifest
 
-CHAMPION = "champion"
 _MAX_BYTES = 2**34  # of a model file
 
 
@@ -39,6 +42,8 @@ class ScoringModel:
         engine: Engine that runs it: `onnx` or `keras`.
         reason: Reason why ONNX Runtime cannot run it; empty if it can.
         class_names: Name of each class; empty for a file.
+        preprocessing: Settings by which pictures become its images; None to use pictures as they
+            are.
     """
 
     run_id: str | None
@@ -52,6 +57,7 @@ class ScoringModel:
     engine: str = "onnx"
     reason: str = ""
     class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -62,17 +68,13 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
         ContractError: The file is missing, was changed, or was never exported.
         ConfigError: A model file has no digest, or a run was given one.
     """
-    if config.model == CHAMPION or is_run_id(config.model):
+    if champion.is_name(config.model) or is_run_id(config.model):
         if config.digest is not None:
             raise ConfigError(
                 "digest applies to model files only; the digest of a run's model is in its manifest"
             )
         store.require()
-        return _of_run(
-            store,
-            champion.require(store) if config.model == CHAMPION else config.model,
-            config.engine,
-        )
+        return _of_run(store, champion.run_of(store, config.model), config.engine)
     return _of_file(Path(config.model), config)
 
 
@@ -80,6 +82,23 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     manifest = store.manifest(run_id)
     if manifest.row.status != "succeeded":
         raise StoreError(f"run {run_id} failed and has no model; see `nnbuild runs`")
+    model = model_of_run(store, manifest, engine)
+    return replace(model, reference=_reference(store, manifest))
+
+
+def model_of_run(store: Store, manifest: Manifest, engine: str = "auto") -> ScoringModel:
+    """Read the model of a run that succeeded, without its drift reference, and verify it.
+
+    Args:
+        store: Store with the run.
+        manifest: Manifest of the run.
+        engine: `onnx`, `keras`, or `auto` for ONNX Runtime if the run was exported.
+
+    Raises:
+        StoreError: The file cannot be read.
+        ContractError: The file was changed, or was never exported.
+    """
+    run_id = manifest.run_id
     fitting, reason = engine_of_run(manifest)
     if engine == "onnx" and reason:
         raise ContractError(
@@ -92,23 +111,35 @@ def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
     content = _read(store.root / name)
     digest = _verified(content, manifest.files[name].sha256, f"model {name}")
     data, calibrated = manifest.steps.load_data, manifest.steps.calibrate_model
-    height, width, channels = data.image_shape
-    temperature = calibrated.temperature if calibrated else None
-    factory = manifest.row.model
-    shape, reference = (height, width, channels), _reference(store, manifest)
     return ScoringModel(
         run_id,
         content,
         digest,
-        shape,
+        data.image_shape,
         data.classes,
-        temperature,
-        factory,
-        reference,
+        calibrated.temperature if calibrated else None,
+        manifest.row.model,
+        {},
         engine,
         reason,
         data.class_names,
+        _preprocessing(data.preprocessing, f"run {run_id}"),
     )
+
+
+def _preprocessing(settings: object, name: str) -> Preprocessing | None:
+    """Return the preprocessing of a model, by the settings that are stored with it."""
+    if settings is None:
+        return None
+    try:
+        if isinstance(settings, str):
+            return Preprocessing.model_validate_json(settings)
+        return Preprocessing.model_validate(settings)
+    except ValidationError as error:
+        raise ContractError(
+            f"{name} has preprocessing that this version of nnbuild does not know "
+            f"({problem(error, METADATA_KEY)}); use the version that it was trained with"
+        ) from error
 
 
 def _reference(store: Store, manifest: Manifest) -> dict[str, Summary]:
@@ -133,8 +164,8 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
             kind = irregular(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ConfigError(
-                f"model {config.model!r} is neither champion, nor a run ID, nor a file; "
-                "see `nnbuild runs`"
+                f"model {config.model!r} is neither champion, nor champion:DATASET, nor a run ID, "
+                "nor a file; see `nnbuild runs`"
             ) from error
     if kind is not None:
         raise ConfigError(
@@ -152,7 +183,17 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     engine = OnnxEngine(content, 1, name=name)
     shape, classes = engine.shapes()
     engine.probe()
-    return ScoringModel(None, content, digest, shape, classes, None, "", {})
+    return ScoringModel(
+        None,
+        content,
+        digest,
+        shape,
+        classes,
+        None,
+        "",
+        {},
+        preprocessing=_preprocessing(engine.metadata.get(METADATA_KEY), name),
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -183,14 +224,32 @@ def engine_of(model: ScoringModel, config: ScoreConfig, folder: Path) -> Engine:
         config: Settings of the job.
         folder: Folder for a copy of the model, which Keras can only read from a file.
     """
+    name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
+    return start_engine(
+        model, folder, threads=config.threads, batch_size=config.batch_size, name=name
+    )
+
+
+def start_engine(
+    model: ScoringModel, folder: Path, *, threads: int | None, batch_size: int, name: str
+) -> Engine:
+    """Return the engine that runs a model.
+
+    Args:
+        model: The verified model.
+        folder: Folder for a copy of the model, which Keras can only read from a file.
+        threads: Threads to use; all processors if None. It has no effect on Keras in a process in
+            which TensorFlow is already in use.
+        batch_size: Images per call of Keras.
+        name: Name of the model for messages.
+    """
     if model.engine == "onnx":
-        name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
-        return OnnxEngine(model.content, config.threads, name=name)
+        return OnnxEngine(model.content, threads, name=name)
     from nnbuild.engines import KerasEngine
     from nnbuild.models import load_model
     from nnbuild.runtime.tensorflow import pin_threads
 
-    pin_threads(config.threads or processors())  # TensorFlow's own choice ignores a CPU quota
+    pin_threads(threads or processors())  # TensorFlow's own choice ignores a CPU quota
     path = folder / "model.keras"
     path.write_bytes(model.content)
-    return KerasEngine(load_model(path, model.digest, model_name=model.factory), config.batch_size)
+    return KerasEngine(load_model(path, model.digest, model_name=model.factory), batch_size)

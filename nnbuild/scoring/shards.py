@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnbuild.data.streams import Batch, ImageStream, InputChunk, RejectedRows
 from nnbuild.engines import Engine, Logits, Pixels
 from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.drift import Summary, summarise
 from nnbuild.logits import check_logits
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.inputs import Input
 from nnbuild.scoring.prefetch import prefetch
-from nnbuild.scoring.table import Batch, InputChunk, RejectedRows, score_table
+from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
     atomic_write,
     file_digest,
@@ -98,7 +98,7 @@ class ShardContext(NamedTuple):
     """
 
     config: ScoreConfig
-    source: Input
+    source: ImageStream
     engine: Callable[[], Engine]
     classes: int
     schema: pa.Schema

@@ -1,8 +1,8 @@
-"""Types that travel between the stages of scoring, and the rows of the probability table."""
+"""Convert logits to rows of the probability table."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,89 +11,14 @@ from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
 from nnbuild.data.labels import has_names
-from nnbuild.engines import Engine, Logits, Pixels
+from nnbuild.data.streams import Batch
+from nnbuild.engines import Engine, Logits
 from nnbuild.errors import ConfigError
 from nnbuild.logits import check_logits, predict
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.kept_columns import require_distinct_names
+from nnbuild.scoring.selection import require_distinct_names
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import atomic_write
-
-Identifier = Literal["row", "path", "integer", "text"]
-"""What identifies a row: its number, the path of its picture, or a column of integers or texts."""
-
-
-class InputChunk(NamedTuple):
-    """Part of an input that can be read separately, such as a row group.
-
-    Attributes:
-        file: Number of the file.
-        group: Number of the row group in the file.
-        first: Number of its first row in the whole input.
-        rows: Number of rows.
-    """
-
-    file: int
-    group: int
-    first: int
-    rows: int
-
-
-class Columns(NamedTuple):
-    """Columns to read from an input.
-
-    Attributes:
-        example_id: Column that identifies a row; None for the row number.
-        keep: Columns to copy to the output.
-        all_or_nothing: Whether a row that cannot be scored stops the job.
-        image: Column of the images; None to look for the usual names.
-        label: Column of the labels; None to look for the usual names.
-    """
-
-    example_id: str | None = None
-    keep: tuple[str, ...] = ()
-    all_or_nothing: bool = False
-    image: str | None = None
-    label: str | None = None
-
-
-class Batch(NamedTuple):
-    """Rows of an input that are scored together.
-
-    Attributes:
-        images: uint8, shape (n, height, width, channels); after inference, only the sample of them
-            that the drift check needs.
-        example_ids: int64, shape (n,).
-        labels: int16 with nulls; None if the input has no labels.
-        kept: Columns to copy to the output; None if there are none.
-        keys: Texts that identify the rows, string; None if integers do.
-    """
-
-    images: Pixels
-    example_ids: NDArray[np.int64]
-    labels: pa.Array | None
-    kept: pa.Table | None
-    keys: pa.Array | None = None
-
-
-class RejectedRows(NamedTuple):
-    """Rows that cannot be scored, with the reason.
-
-    Attributes:
-        file: Path or URL of the file.
-        row_group: Number of the row group in the file.
-        row: Number of the first row in the file.
-        rows: Number of rows.
-        reason: Reason, on one line.
-        path: POSIX path of a picture relative to the input folder; None for other inputs.
-    """
-
-    file: str
-    row_group: int
-    row: int
-    rows: int
-    reason: str
-    path: str | None = None
 
 
 def batches(examples: int, batch_size: int) -> Iterator[slice]:

@@ -1,5 +1,7 @@
 """Compare runs and summarise trends, from committed tables only."""
 
+import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from nnbuild.config.loading import flatten
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.evaluation.significance import mcnemar_test
+from nnbuild.store.filesystem import read_json
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.schemas import JOB_TABLES
 from nnbuild.store.step_results import FittedModel, Scored
@@ -32,6 +35,7 @@ _METRICS = tuple(each.name for each in SUMMARY_METRICS)
 _PAIRED_COLUMNS = ("difference", "low", "high", "only_first", "only_it", "p_worse", "p_better")
 _SECONDS = (FittedModel.step, Scored.step)
 _LEAST_RUNS = 2
+_DIGITS = 12
 
 
 def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
@@ -42,9 +46,10 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
         run_ids: IDs of two or more committed runs that succeeded.
 
     Returns:
-        For each run its ID, dataset, model and seed, the settings in which the runs differ by
-        their dotted keys, its metrics on the test set and its durations in seconds. If it was
-        evaluated on the same test labels as the first run, also `difference` (of the accuracies),
+        For each run its ID, dataset, model and seed, `test_set` (equal for equal test images and
+        labels, and only then), the settings in which the runs differ by their dotted keys, its
+        metrics on the test set and its durations in seconds. If it was evaluated on the same
+        test set as the first run, also `difference` (of the accuracies),
         `low` and `high` (95 % interval of the difference), `only_first` and `only_it` (number of
         test images that only one of the two classifies correctly), `p_worse` and `p_better`;
         otherwise these are None.
@@ -63,10 +68,15 @@ def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
     rows = [
         _summary(store, each, settings) for each, settings in zip(manifests, differing, strict=True)
     ]
-    predictions = [_predictions(store, run_id) for run_id in run_ids]
+    first = _predictions(store, run_ids[0])
     return [
-        row | (_paired(predictions[0], own) if position else dict.fromkeys(_PAIRED_COLUMNS))
-        for position, (row, own) in enumerate(zip(rows, predictions, strict=True))
+        row
+        | (
+            _paired(first, _predictions(store, row["run_id"]))
+            if position and row["test_set"] == rows[0]["test_set"]
+            else dict.fromkeys(_PAIRED_COLUMNS)
+        )
+        for position, row in enumerate(rows)
     ]
 
 
@@ -75,6 +85,17 @@ def _manifest(store: Store, run_id: str) -> Manifest:
     if manifest.row.status != "succeeded":
         raise StoreError(f"run {run_id} failed and has no metrics; see `nnbuild runs`")
     return manifest
+
+
+def _test_set(store: Store, dataset: str, digest: str) -> str:
+    """Return the first digits of a digest of the classes and test images of a dataset."""
+    try:
+        value = read_json(store.dataset_folder(dataset, digest) / "dataset.json")
+        text = json.dumps([value["test"]["content"], value["class_names"]])
+    except (StoreError, KeyError, TypeError):
+        # Damaged, or of version 0.1: then only equal datasets are known to have equal test images.
+        return digest[:_DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,6 +120,7 @@ def _summary(store: Store, manifest: Manifest, differing: dict[str, Any]) -> dic
     return {
         "run_id": run_id,
         **{name: getattr(row, name) for name in _RUN_COLUMNS},
+        "test_set": _test_set(store, str(row.dataset), str(row.dataset_digest)),
         **differing,
         **{name: metrics.get(name) for name in _METRICS},
         "temperature": calibrated.temperature if calibrated else None,
@@ -123,8 +145,6 @@ def _predictions(store: Store, run_id: str) -> tuple[Labels, Labels]:
 
 
 def _paired(first: tuple[Labels, Labels], other: tuple[Labels, Labels]) -> dict[str, Any]:
-    if not np.array_equal(first[0], other[0]):
-        return dict.fromkeys(_PAIRED_COLUMNS)
     test = mcnemar_test(first[0] == first[1], other[0] == other[1])
     values = (test.difference, test.low, test.high, test.only_champion, test.only_challenger)
     return dict(zip(_PAIRED_COLUMNS, (*values, test.p_worse, test.p_better), strict=True))
@@ -173,9 +193,11 @@ def live_periods(store: Store, run_id: str | None = None) -> list[dict[str, Any]
 def trends(store: Store) -> list[dict[str, Any]]:
     """Return metrics, duration and promotion of every run that succeeded, oldest first.
 
+    `test_set` is equal for runs with equal test images and labels, whose metrics can be compared.
     `drift` is the largest population stability index of all scoring jobs with the run's model;
     None if none was measured.
     """
+    test_set = functools.cache(functools.partial(_test_set, store))
     succeeded = [
         row for row in store.read_table("runs").to_pylist() if row["status"] == "succeeded"
     ]
@@ -192,6 +214,7 @@ def trends(store: Store) -> list[dict[str, Any]]:
             "run_id": row["run_id"],
             "finished_at": row["finished_at"],
             "dataset": row["dataset"],
+            "test_set": test_set(row["dataset"], row["dataset_digest"]),
             "model": row["model"],
             "accuracy": row["test_accuracy"],
             "loss": row["test_loss"],

@@ -26,32 +26,17 @@ def new_run_id(now: datetime, newest: str | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(3)}"
 
 
-def require_run_id(run_id: str) -> str:
-    """Return the ID of a run if it is valid.
+def require_run_id(run_id: str, *, of_job: bool = False) -> str:
+    """Return the ID of a run, or of a scoring job, if it is valid; both have the same form.
 
     Raises:
         StoreError: It is not valid.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise StoreError(
-            f"invalid run ID {run_id!r} (expected e.g. 20261123T030000000Z-4f2a1c); "
-            "see `nnbuild runs`"
-        )
+        what = f"ID {run_id!r} of a scoring job" if of_job else f"run ID {run_id!r}"
+        place = "the table score_jobs" if of_job else "`nnbuild runs`"
+        raise StoreError(f"invalid {what} (expected e.g. 20261123T030000000Z-4f2a1c); see {place}")
     return run_id
-
-
-def require_score_id(score_id: str) -> str:
-    """Return the ID of a scoring job if it is valid; it has the form of a run ID.
-
-    Raises:
-        StoreError: It is not valid.
-    """
-    if not _RUN_ID.fullmatch(score_id):
-        raise StoreError(
-            f"invalid ID {score_id!r} of a scoring job (expected e.g. "
-            "20261123T030000000Z-4f2a1c); see the table score_jobs"
-        )
-    return score_id
 
 
 def is_run_id(name: str) -> bool:

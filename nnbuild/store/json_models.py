@@ -51,24 +51,6 @@ def read_model(path: Path, kind: type[M], what: str, *, remedy: str = _RESTORE) 
         raise StoreError(f"{path} is not {what}: {problem(error)}; {remedy}") from error
 
 
-def read_text(path: Path, *keys: str) -> str:
-    """Return one string from a JSON file.
-
-    Args:
-        path: Path of the file.
-        keys: Names of the nested fields that lead to the string.
-
-    Raises:
-        StoreError: The file cannot be read, or has no such string.
-    """
-    value = read_json(path)
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, str):
-        raise StoreError(f"{path} has no string {'.'.join(keys)}; {_RESTORE}")
-    return value
-
-
 def validated(kind: type[M], value: Any) -> M:
     """Return a JSON value as a model, without converting between types.
 

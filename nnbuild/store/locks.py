@@ -198,7 +198,7 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
 def _opened(path: Path) -> BinaryIO:
     """Open a lock file, but never a symbolic link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    file = open(os.open(path, flags, 0o666), "r+b", buffering=0)  # noqa: PTH123, SIM115
+    file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "not a regular file", str(path))

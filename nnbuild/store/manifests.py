@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from nnbuild.config.presets import is_fallback
 from nnbuild.errors import StoreError
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import read_json
@@ -181,6 +182,18 @@ class Manifest(_Recorded):
                 if getattr(self.row, name) is None:
                     raise ValueError(f"a run that succeeded has a value in row.{name}")
         return self
+
+    @property
+    def fell_back(self) -> bool:
+        """Return whether the run was trained on its fallback dataset, not on the requested one."""
+        dataset = self.settings.dataset
+        return is_fallback(self.row.dataset, dataset.name, dataset.fallback)
+
+    @property
+    def model_digest(self) -> str | None:
+        """Return the SHA-256 of the Keras model, equal for equal weights; None without a model."""
+        entry = self.files.get(f"runs/{self.run_id}/model.keras")
+        return entry.sha256 if entry else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as the JSON value that its file holds."""

@@ -193,16 +193,15 @@ def _refusal(path: Path, status: os.stat_result) -> OutputError:
 
 def _descriptor(path: Path) -> tuple[int, int] | None:
     """Return the process and number of the descriptor that a path such as `/dev/fd/3` names."""
-    location = os.fspath(path)
     for _ in range(_MOST_LINKS):
-        folder = os.path.realpath(os.path.dirname(location))  # noqa: PTH120
-        name = os.path.basename(location)  # noqa: PTH119
-        if (found := _DESCRIPTORS.fullmatch(folder)) and name.isdigit():
-            return int(found[1]), int(name)
-        here = Path(folder) / name
+        # Unlike `Path.resolve`, it accepts a link to itself.
+        folder = Path(os.path.realpath(path.parent))
+        if (found := _DESCRIPTORS.fullmatch(str(folder))) and path.name.isdigit():
+            return int(found[1]), int(path.name)
+        here = folder / path.name
         if not here.is_symlink():
             return None
-        location = os.path.join(folder, here.readlink())  # noqa: PTH118  (it may be absolute)
+        path = folder / here.readlink()  # which may be absolute
     return None
 
 

@@ -164,6 +164,7 @@ class Answer:
                 "temp_directory": "",
             }
         )
+        self._parts: list[views.Part] = []
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._last: Future[Any] | None = None
         self.stuck = False
@@ -247,24 +248,41 @@ class Answer:
             kinds = ", ".join(each.type.name for each in statements) or "nothing"
             raise ConfigError(f"the SQL is {kinds}, expected one SELECT; the tables are read-only")
         self._connection.execute("SET TimeZone = 'UTC'")
-        for name in _used_tables(self._sql):
-            register(self._connection, self._store, name)
+        self._parts = views.read_again_if_deleted(self._register_tables)
+        while self._deleted_ids():  # some tables may have the rows of a run, and others not
+            self._parts = views.read_again_if_deleted(self._register_tables)
         for setting, value in _CLOSED.items():
             self._connection.execute(f"SET {setting} = {value}")
         relation = self._connection.sql(statements[0].query)
         return _with_arrow_types(relation).to_arrow_reader(_BATCH_ROWS)
 
+    def _register_tables(self) -> list[views.Part]:
+        """Register the tables that the statement may use, and return their files."""
+        names = _used_tables(self._sql)
+        return [part for name in names for part in register(self._connection, self._store, name)]
+
     def _user_error(self, error: Exception) -> InputError:
         message = one_line(error)
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY in message:
             return self._limits.out_of_memory()
-        if _DAMAGED in message:
+        if _DAMAGED in message or isinstance(error, FileNotFoundError):
+            if deleted := self._deleted_ids():
+                return StoreError(
+                    f"{', '.join(sorted(deleted))} was deleted while the query ran; repeat it"
+                )
             return StoreError(
                 f"cannot read the tables of {self._store.root}: {message[:500]}; "
                 "restore them from a copy"
             )
         tables = ", ".join(sorted(schemas.TABLES))
         return ConfigError(f"DuckDB refuses the SQL: {message[:500]}; the tables are {tables}")
+
+    def _deleted_ids(self) -> set[str]:
+        """Return the IDs of the runs and jobs that were deleted while the query ran."""
+        by_table: dict[str, list[views.Part]] = {}
+        for part in self._parts:
+            by_table.setdefault(part.table, []).append(part)
+        return set().union(*(views.deleted_ids(self._store, each) for each in by_table.values()))
 
 
 def _next(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
@@ -314,8 +332,8 @@ def register(
     *,
     only: Sequence[str] | None = None,
     alias: str | None = None,
-) -> None:
-    """Register the committed rows of a table as a view that is read lazily.
+) -> list[views.Part]:
+    """Register the committed rows of a table as a view that is read lazily; return its files.
 
     Args:
         connection: DuckDB connection.
@@ -330,7 +348,7 @@ def register(
         schema = schemas.STATIC_SCHEMAS.get(name, schemas.predictions(2))
         key = schemas.partition_key(name)
         connection.register(alias, views.keyed(key, "", schema.empty_table()))
-        return
+        return parts
     view = views.TableView(name, parts)
     groups: dict[Any, list[views.Part]] = {}
     for schema, found in view.scans():
@@ -338,7 +356,7 @@ def register(
     if len(groups) == 1:
         schema, found = groups.popitem()
         connection.register(alias, views.dataset(found, schema))
-        return
+        return parts
     # By position: DuckDB treats names that differ only by case as one name.
     columns = [f"#1 AS {_quoted(view.key)}"]
     for place, (column, kind) in enumerate(view.types.items(), start=2):
@@ -349,7 +367,9 @@ def register(
         connection.register(f"{alias} part {number}", views.dataset(found, schema))
         # The names are quoted, since they come from the files of the store.
         selects.append(f'SELECT {", ".join(columns)} FROM "{alias} part {number}"')  # noqa: S608
-    connection.execute(f"CREATE TEMP VIEW {_quoted(alias)} AS {' UNION ALL '.join(selects)}")
+    union = " UNION ALL ".join(selects)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quoted(alias)} AS {union}")
+    return parts
 
 
 _FILE = "nnbuild: file"  # hardly the name of a column that a user carries through

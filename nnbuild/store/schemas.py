@@ -88,6 +88,15 @@ CALIBRATION = _table(
     _field("accuracy", pa.float64(), "Share classified right; null if empty", nullable=True),
 )
 
+DATASET_PARTS = _table(
+    _field("day", pa.date32(), "The day"),
+    _field("version", pa.int32(), "Version of the day, from 1"),
+    _field("rows", pa.int64(), "Images of the day that were used so"),
+    _field("digest", pa.string(), "sha256 of the day's content"),
+    _field("used_for", pa.string(), "train, validation or test"),
+    _field("ingested_at", _UTC_MICROSECONDS, "When this version was ingested"),
+)
+
 
 DECISIONS = _table(
     _field(
@@ -95,6 +104,7 @@ DECISIONS = _table(
     ),
     _field("rule", pa.string(), "not-worse or better"),
     _field("promoted", pa.bool_(), "What was decided"),
+    _field("outcome", pa.string(), "What the gate did", nullable=True),
     _field("reason", pa.string(), "Why"),
     _field("accuracy", pa.float64(), "The challenger's, on the test examples"),
     _field("champion_accuracy", pa.float64(), "The champion's; null without one", nullable=True),
@@ -121,6 +131,15 @@ DECISIONS = _table(
     _field("high", pa.float64(), "Upper end", nullable=True),
     _field("recall_drop", pa.float64(), "Largest drop of a class's recall", nullable=True),
     _field("recall_label", pa.int16(), "That class", nullable=True),
+    _field("recall_p", pa.float64(), "Whether the drop is too large, corrected", nullable=True),
+    _field("margin", pa.float64(), "Largest loss of accuracy allowed", nullable=True),
+    _field("bound", pa.float64(), "Lower confidence bound of the difference", nullable=True),
+    _field("needed", pa.int64(), "Test images needed to tell", nullable=True),
+    _field("anchor", pa.string(), "The past champion compared as well", nullable=True),
+    _field("anchor_bound", pa.float64(), "Lower bound against the anchor", nullable=True),
+    _field("golden_bound", pa.float64(), "Lower bound on the golden set", nullable=True),
+    _field("rescored", pa.int64(), "Images that the champion scored", nullable=True),
+    _field("left_out", pa.int64(), "Test images not compared", nullable=True),
     _field("decided_at", _UTC_MICROSECONDS, "When"),
 )
 
@@ -265,6 +284,16 @@ DRIFT = _table(
 )
 
 
+CHAMPIONS = _table(
+    _field("dataset", pa.string(), "Name of the dataset"),
+    _field("previous", pa.string(), "The champion before; null if there was none", nullable=True),
+    _field("changed_at", _UTC_MICROSECONDS, "Time of the change"),
+    _field("by", pa.string(), "gate, promote, rollback or unpin"),
+    _field("who", pa.string(), "User and host of the person; null for the gate", nullable=True),
+    _field("note", pa.string(), "Reason; null if not given", nullable=True),
+    _field("pinned", pa.bool_(), "Whether the gate has to leave this champion alone"),
+)
+CHAMPIONS_TABLE = "champions"
 PREDICTED_NAME = _field("predicted_name", pa.string(), "Name of the predicted class")
 EXAMPLE_KEY = _field("example_key", pa.string(), "Text that identifies the example")
 
@@ -298,6 +327,8 @@ STATIC_SCHEMAS = {
     "confusion": CONFUSION,
     "calibration": CALIBRATION,
     "decisions": DECISIONS,
+    CHAMPIONS_TABLE: CHAMPIONS,
+    "dataset_parts": DATASET_PARTS,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
     "classes": CLASSES,
@@ -460,13 +491,26 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "mean_confidence": "Mean of the largest probability in the bin; null if it is empty.",
         "accuracy": "Fraction of correct predictions in the bin; null if it is empty.",
     },
+    "dataset_parts": {
+        "day": "Day of the labelled images.",
+        "version": "Version of the day: 1 as it was first ingested, 2 after its first correction.",
+        "rows": "Number of images of the day that were used for this purpose.",
+        "digest": "SHA-256 digest of the content of this version of the day.",
+        "used_for": "`train`, `validation` or `test`; each image of a day is in one of them.",
+        "ingested_at": "Time at which this version was ingested. A day that was late has a time "
+        "that is days after it.",
+    },
     "decisions": {
         "champion": "Champion that the run was compared with; null if there was none.",
         "rule": "`not-worse` or `better`.",
-        "promoted": "Outcome of the decision.",
+        "promoted": "Whether the run became the champion.",
+        "outcome": "`promoted`, `rejected`, `kept-identical`, `not-enough-evidence`, `skipped` or "
+        "`gate-off`; null in runs of earlier versions.",
         "reason": "Reason in one sentence.",
-        "accuracy": "Accuracy of the challenger on the test images.",
-        "champion_accuracy": "Accuracy of the champion; null if there was none.",
+        "accuracy": "Accuracy of the challenger on the compared images; without a comparison, on "
+        "all of its test images.",
+        "champion_accuracy": "Accuracy of the champion on the compared images; null if there was "
+        "no comparison.",
         "examples": "Number of test images compared; null if there was no comparison.",
         "only_champion": "Number of images that only the champion classifies correctly.",
         "only_challenger": "Number of images that only the challenger classifies correctly.",
@@ -475,9 +519,31 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "difference": "Accuracy of the challenger minus accuracy of the champion.",
         "low": "Lower end of the 95 % confidence interval of the difference.",
         "high": "Upper end of the 95 % confidence interval of the difference.",
-        "recall_drop": "Largest drop in the recall of a class.",
-        "recall_label": "Class with that drop.",
+        "recall_drop": "Drop in the recall of the class for which the evidence of a drop is the "
+        "strongest.",
+        "recall_label": "That class.",
+        "recall_p": "Its one-sided p-value, corrected for the number of classes; small if the drop "
+        "is larger than `gate.max_recall_drop`.",
+        "margin": "Value of `gate.margin`: the largest loss of accuracy that `not-worse` allows.",
+        "bound": "Lower confidence bound of the difference, at `gate.significance`.",
+        "needed": "Number of test images that the decision would need; null if there were enough.",
+        "anchor": "Past champion that the run was compared with as well; null if there was none.",
+        "anchor_bound": "Lower confidence bound of the difference from the anchor.",
+        "golden_bound": "Lower confidence bound of the difference on `gate.golden`.",
+        "rescored": "Number of images that the champion's model scored for the comparison; 0 if "
+        "its stored predictions were used.",
+        "left_out": "Number of test images left out because either run trained or validated on "
+        "them.",
         "decided_at": "Time of the decision.",
+    },
+    "champions": {
+        "dataset": "Name of the dataset, as in `runs`.",
+        "previous": "Champion before the change; null if there was none.",
+        "changed_at": "Time of the change; each change of a dataset is later than the one before.",
+        "by": "`gate`, or a person's `promote`, `rollback` or `unpin`.",
+        "who": "The person as `user@host`; null for the gate.",
+        "note": "Reason of the gate, or of the person as given by `--note`.",
+        "pinned": "Whether the champion is pinned: the gate compares, but does not replace it.",
     },
     "score_jobs": {
         "run_id": "Run whose model scored; null for a model file.",
@@ -485,7 +551,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "input": "Input as it was given.",
         "output": "Output folder; null if the rows are in the table `scores`.",
         "rows": "Number of scored rows.",
-        "written": "Number of rows written, after `--where`.",
+        "written": "Number of rows written, after the filter `where`.",
         "quarantined": "Number of rows that could not be scored.",
         "engine": "`onnx` or `keras`.",
         "temperature": "Divisor of the logits; 1 is the plain softmax.",
@@ -570,7 +636,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "measured_at": "Time of the commit.",
     },
     "predictions": {
-        "example_id": "Row of the image in its split or input, from 0, or the column of `--id`.",
+        "example_id": "Row of the image in its split or input, from 0, or its `id_column`.",
         "label": "True class; null if unknown.",
         "predicted": "Predicted class: the one with the largest logit.",
         "confidence": "Probability of the predicted class.",

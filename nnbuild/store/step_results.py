@@ -4,9 +4,13 @@ Paths are relative to the store's root. Each result is stored as JSON with the r
 resumed run can load it.
 """
 
+from datetime import date
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnbuild.evaluation.promotion import Outcome
+from nnbuild.store.json_models import Moment
 
 
 class StepResult(BaseModel):
@@ -22,12 +26,56 @@ class StepResult(BaseModel):
     files: dict[str, str] = {}
 
 
+class DayVersion(BaseModel):
+    """A version of a day of labelled images, as it was ingested.
+
+    Attributes:
+        day: The day.
+        version: Number of the version, from 1.
+        digest: SHA-256 of its content.
+        image_shape: Height, width and channels of its images.
+        train: Number of images to train on.
+        test: Number of images that are held out for testing.
+        validation: Number of images of the day's own validation split.
+        ingested_at: Time of the ingestion.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    day: date
+    version: int = Field(ge=1)
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    image_shape: tuple[int, int, int]
+    train: int = Field(ge=0)
+    test: int = Field(ge=0)
+    validation: int = Field(ge=0)
+    ingested_at: Moment
+
+    @property
+    def rows(self) -> int:
+        """Return the number of images."""
+        return self.train + self.test + self.validation
+
+    @property
+    def part(self) -> str:
+        """Return the path of its images, relative to the folder of all datasets of that name."""
+        return f"days/{self.day}/{self.digest}"
+
+
 class LoadedData(StepResult):
     """The dataset of the run; its Parquet files are in `folder`.
 
     Attributes:
         validation: Number of images in the source's own validation split; 0 if it has none.
         pixel_scales: Rule by which the pixels were read, by split.
+        fingerprint: Digest of names, sizes and times of the files at the source; None if the
+            dataset is not at a path.
+        day: Day of the run; None if the source has no days.
+        days: The days that the dataset consists of.
+        remarks: Remarks on the days.
+        preprocessing: Settings by which pictures became images, see
+            `nnbuild.data.preprocessing.Preprocessing`; None if they were used as they are.
+        unreadable: Number of pictures that were skipped because they cannot be read.
+        unreadable_examples: Messages about the first of them.
     """
 
     step = "load_data"
@@ -42,6 +90,13 @@ class LoadedData(StepResult):
     test: int
     validation: int = 0
     pixel_scales: dict[str, str] = {}
+    fingerprint: str | None = None
+    day: date | None = None
+    days: tuple[DayVersion, ...] = ()
+    remarks: tuple[str, ...] = ()
+    preprocessing: dict[str, Any] | None = None
+    unreadable: int = 0
+    unreadable_examples: tuple[str, ...] = ()
 
 
 class Check(BaseModel):
@@ -69,12 +124,16 @@ class BuiltModel(StepResult):
     Attributes:
         factory: SHA-256 of the source of the user's function that built it; None for a named
             network.
+        start: ID of the run whose weights it has; None for those of the seed.
+        start_digest: SHA-256 of the file of that run's model.
     """
 
     step = "build_model"
     path: str
     parameters: int
     factory: str | None = None
+    start: str | None = None
+    start_digest: str | None = None
 
 
 class CompiledModel(StepResult):
@@ -177,24 +236,35 @@ class Decided(StepResult):
 
     Attributes:
         champion: ID of the champion before the decision; None if there was none.
+        outcome: What the gate did; `rejected` while the run waits for a person's approval, and None
+            in a result that an earlier version wrote.
         promote: Whether the run becomes the champion.
         reason: Reason, as a sentence.
-        champion_metrics: Metrics of the champion over all classes; empty without a champion.
+        champion_metrics: Metrics of the champion over all classes, on the test images of the run;
+            empty if it was not compared on all of them.
         figures: Numbers of the decision, as in the table `decisions`.
+        next_anchor: ID of the run that the challengers of this run are compared with as well, once
+            this run is the champion; None if the gate does not promote it.
         waits: Whether the run passed the gate and waits for a person's approval.
         passed_over: Whether the run was committed without the gate.
+        pinned: Whether the champion was pinned, so that the gate could not replace it.
         gate_reason: Reason of the gate alone, without what a person said or has to say.
+        seconds_waited: Time in which the run waited for a person's approval.
     """
 
     step = "decide"
     champion: str | None
+    outcome: Outcome | None = None
     promote: bool
     reason: str
     champion_metrics: dict[str, float]
     figures: dict[str, float]
+    next_anchor: str | None = None
     waits: bool = False
     passed_over: bool = False
+    pinned: bool = False
     gate_reason: str = ""
+    seconds_waited: float = 0.0
 
 
 class Reported(StepResult):

@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -256,7 +257,7 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         if self._marker.name not in created or not self.root.exists():
             return
-        if self.run_ids() or self.score_ids():
+        if self.run_ids() or self.score_ids() or (self.root / "datasets").exists():
             return
         try:
             folder.parent.rmdir()
@@ -319,8 +320,14 @@ class Store:
         return self.root / self.dataset_name(name, digest)
 
     def dataset_name(self, name: str, digest: str) -> str:
-        """Return the path of an ingested dataset relative to the root."""
-        return f"datasets/{require_name(name)}/{require_name(digest)}"
+        """Return the path of an ingested dataset, or of a part of one, relative to the root.
+
+        Args:
+            name: Name of the dataset.
+            digest: Its digest, or the path of a part in its `dataset.json`.
+        """
+        parts = "/".join(map(require_name, digest.split("/")))
+        return f"datasets/{require_name(name)}/{parts}"
 
     def has_dataset(self, name: str, digest: str) -> bool:
         """Return whether the store has a dataset."""
@@ -334,6 +341,10 @@ class Store:
             with os_errors_as_store_errors(f"fetch dataset {name} from {self.root}"):
                 make_durable_dir(folder.parent)
                 filesystem.fetch_folder(self.dataset_folder(name, digest), folder)
+        description = folder / "dataset.json"
+        if self.is_remote and description.exists():
+            for part in read_json(description).get("parts", ()):
+                self.local_dataset(name, part)
         return folder
 
     def ensure_outside(self, path: Path) -> Path:
@@ -354,7 +365,8 @@ class Store:
         else:
             if "\0" in str(path):
                 raise StoreError(f"{str(path)!r} contains a NUL character, expected a path")
-            path = Path(os.path.expanduser(path))  # noqa: PTH111  (it leaves an unknown ~user alone)
+            with suppress(RuntimeError):  # a folder may be called ~x without a user of this name
+                path = Path(path).expanduser()
             overlaps = _overlap(path, self.local_root)
         if overlaps:
             raise StoreError(

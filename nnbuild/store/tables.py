@@ -1,5 +1,6 @@
 """Read and write one Parquet file of a table, strictly by its schema and atomically."""
 
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,12 @@ import pyarrow.parquet as pq
 
 from nnbuild.errors import StoreError, one_line
 from nnbuild.store import schemas
-from nnbuild.store.filesystem import atomic_write, os_errors_as_store_errors
+from nnbuild.store.filesystem import (
+    atomic_write,
+    is_remote,
+    os_errors_as_store_errors,
+    write_bytes,
+)
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
@@ -18,6 +24,16 @@ def write_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
     """
     with atomic_write(path) as temporary:
         pq.write_table(schemas.validate(table, schema), temporary, compression="zstd")
+
+
+def publish_table(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    """Write a table to its place in a store, which may be remote; see `write_table`."""
+    if not is_remote(path):
+        write_table(path, table, schema)
+        return
+    content = BytesIO()
+    pq.write_table(schemas.validate(table, schema), content, compression="zstd")
+    write_bytes(path, content.getvalue())
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

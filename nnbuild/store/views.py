@@ -1,11 +1,11 @@
 """Tables as readers see them: the rows of committed runs and scoring jobs only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,13 +13,17 @@ import pyarrow.compute as pc
 from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
-from nnbuild.store.ids import is_run_id, require_name, require_run_id, require_score_id
+from nnbuild.store.ids import is_run_id, require_name, require_run_id
 from nnbuild.store.schemas import partition_key
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
     from nnbuild.store.store import Store
+
+T = TypeVar("T")
+
+_TRIES = 3
 
 
 def partitions(folder: Any, key: str) -> list[str]:
@@ -110,15 +114,32 @@ def committed_parts(
         StoreError: No run or scoring job of such an ID is committed.
     """
     key = partition_key(require_name(name))
-    require = require_run_id if key == "run_id" else require_score_id
     # The list of IDs is read first: all files of an ID were complete before its row was written.
     ids = store.committed_ids(key)
+    if name == schemas.CHAMPIONS_TABLE:  # it remembers champions whose runs were deleted
+        own = partitions(store.root / "tables" / name, key)
+        ids = sorted({*ids, *own})
     for each in [only] if isinstance(only, str) else only or ():
-        if require(each) not in ids:
+        if require_run_id(each, of_job=key != "run_id") not in ids:
             what = {"run_id": "run", "score_id": "scoring job", "label_id": "set of labels"}[key]
             raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
     if only is not None:
         ids = [only] if isinstance(only, str) else list(only)
+    parts = _parts_of(store, name, ids)
+    if is_remote(store.root) and deleted_ids(store, parts):
+        # Objects are deleted one by one, so that some may have been missing in the list. A local
+        # folder disappears at once.
+        return committed_parts(store, name, only)
+    return parts
+
+
+def newest_parts(store: "Store", name: str, count: int) -> list[Part]:
+    """Return the files of the newest runs or scoring jobs, as `committed_parts` does."""
+    ids = store.score_ids() if name in schemas.JOB_TABLES else store.run_ids()
+    return _parts_of(store, name, ids[-count:])
+
+
+def _parts_of(store: "Store", name: str, ids: Sequence[str]) -> list[Part]:
     folders = [
         (each, store.root / "tables" / name / f"{partition_key(name)}={each}") for each in ids
     ]
@@ -130,6 +151,29 @@ def committed_parts(
             for path in sorted(folder.iterdir())
             if path.suffix == ".parquet" and not path.name.startswith((".", "_"))
         ]
+
+
+def deleted_ids(store: "Store", parts: Sequence[Part]) -> set[str]:
+    """Return the IDs of the runs or jobs that were deleted since their files were listed."""
+    if not parts or parts[0].table == schemas.CHAMPIONS_TABLE:
+        return set()
+    ids = store.score_ids() if parts[0].table in schemas.JOB_TABLES else store.run_ids()
+    return {part.value for part in parts} - set(ids)
+
+
+def read_again_if_deleted(read: Callable[[], T]) -> T:
+    """Return the result of a function that lists files and reads them.
+
+    It is called again if a file has disappeared in between: its run was deleted. If the file is
+    missing for another reason, the same error is raised again.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except StoreError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return read()
 
 
 class TableView:
@@ -150,14 +194,15 @@ class TableView:
     def __init__(self, name: str, parts: Sequence[Part]) -> None:
         self.name, self.parts = name, parts
         self.key = partition_key(name)
-        self._fields: dict[str, pa.Field] = {}
+        # The schema's own fields come first: a damaged file may allow nulls where it does not.
+        expected = schemas.expected_columns(name, parts[0].schema)
+        self._fields: dict[str, pa.Field] = {field.name: field for field in expected}
         for part in parts:
             for field in part.schema:
                 self._fields.setdefault(field.name, field)
         self.types = schema_evolution.unified([part.file() for part in parts])
-        for field in schemas.expected_columns(name, parts[0].schema):
-            self._fields.setdefault(field.name, field)  # younger than all of the files
-            self.types.setdefault(field.name, field.type)
+        for field in expected:
+            self.types.setdefault(field.name, field.type)  # younger than all of the files
 
     def schema_of(self, part: Part) -> pa.Schema:
         """Return the schema to scan a file with: columns read as text have the file's own type."""
@@ -241,6 +286,12 @@ def committed_rows(
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
     """Return the committed rows of a table; see `nnbuild.store.Store.read_table`."""
+    return read_again_if_deleted(lambda: _committed_rows(store, name, only, columns))
+
+
+def _committed_rows(
+    store: "Store", name: str, only: str | Sequence[str] | None, columns: Sequence[str] | None
+) -> pa.Table:
     parts = committed_parts(store, name, only)
     if parts:
         return TableView(name, parts).read(columns)

@@ -245,33 +245,6 @@ def sweep_config(settings: Mapping[str, Any], run: RunConfig) -> SweepConfig:
     return config
 
 
-def options_of(texts: Sequence[str], option: str) -> dict[str, str]:
-    """Parse the arguments of an option that is repeated, such as `--grid key=text`.
-
-    Args:
-        texts: Arguments of the option.
-        option: Name of the option, for messages.
-
-    Returns:
-        Text by key.
-
-    Raises:
-        ConfigError: An argument has no `=`, or two have the same key.
-    """
-    values: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(
-                f"{option} {text!r} does not have the form key=values; "
-                "write it like training.epochs=2,4"
-            )
-        if key.strip() in values:
-            raise ConfigError(f"{option} names {key.strip()} twice; give all its values at once")
-        values[key.strip()] = value
-    return values
-
-
 def split_file(path: Path | None) -> tuple[Values, Values]:
     """Read the settings of the runs, and those of the sweep under `[sweep]`, from a TOML file."""
     run = loading.read_toml(path) if path else {}

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnbuild.training.checkpoint import Checkpoint, Checkpoints
-    from nnbuild.training.context import FitContext, Fitted
-    from nnbuild.training.trainer import fit
+    from nnbuild.training.trainer import FitContext, Fitted, fit
 
 __all__ = ["Checkpoint", "Checkpoints", "FitContext", "Fitted", "fit"]
 
 _MODULES = {
     "nnbuild.training.checkpoint": ("Checkpoint", "Checkpoints"),
-    "nnbuild.training.context": ("FitContext", "Fitted"),
-    "nnbuild.training.trainer": ("fit",),
+    "nnbuild.training.trainer": ("FitContext", "Fitted", "fit"),
 }
 
 

@@ -7,7 +7,7 @@ metrics, optimizers and a model's overrides work as in `fit`, and report the sam
 steps per call does not change the result.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ContractError, NnbuildError, raised
+from nnbuild.models.backbone import frozen_backbone
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training.augmentation import AUGMENTATIONS
-from nnbuild.training.step_logs import StepLogs
 
+LOSS = "loss"
 _SECONDS_PER_CALL = 0.25
 
 
@@ -57,6 +58,7 @@ class CompiledLoop:
         seed: Seed of the augmentation.
         augment: Name in `AUGMENTATIONS`.
         one_hot: Whether the loss takes one-hot targets.
+        freeze_epochs: Number of first epochs in which the models inside the model are not trained.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class CompiledLoop:
         seed: int = 0,
         augment: str = "none",
         one_hot: bool = False,
+        freeze_epochs: int = 0,
     ) -> None:
         self.model = model
+        self._freeze_epochs = freeze_epochs
         self._images = tf.constant(split.images)
         labels = tf.constant(split.labels.astype(np.int32))
         self._targets = tf.one_hot(labels, classes) if one_hot else labels
@@ -79,6 +83,7 @@ class CompiledLoop:
         self._seed = tf.constant(seed, tf.int64)
         _keep_to_one_replica(model.optimizer)
         self._train = tf.function(self._train_steps, reduce_retracing=True, autograph=False)
+        self._train_frozen = tf.function(self._train_steps, reduce_retracing=True, autograph=False)
         self._test = tf.function(self._test_steps, reduce_retracing=True, autograph=False)
         with self._users_code("its loss or its metrics"):
             self._create_variables()
@@ -101,6 +106,9 @@ class CompiledLoop:
         rows, epoch = tf.TensorSpec((examples,), tf.int32), tf.TensorSpec((), tf.int64)
         with self._users_code("its train_step"):
             traced = self._train.get_concrete_function(rows, epoch, scalar, scalar)
+            if self._freeze_epochs:
+                with frozen_backbone(self.model):  # its graph neither trains nor differentiates it
+                    self._train_frozen.get_concrete_function(rows, epoch, scalar, scalar)
         return set(traced.structured_outputs), _captured_variables(traced)
 
     def trace_test(self, examples: int) -> tuple[set[str], list[tf.Variable]]:
@@ -121,8 +129,9 @@ class CompiledLoop:
         Returns:
             Metrics of the epoch so far.
         """
+        train = self._train_frozen if epoch < self._freeze_epochs else self._train
         return _floats(
-            self._train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
+            train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
         )
 
     def metrics(self) -> dict[str, float]:
@@ -225,3 +234,95 @@ def _captured_variables(traced: Any) -> list[tf.Variable]:
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
+
+
+class StepLogs:
+    """Values that a model's steps return.
+
+    Keras's `fit` reports the model's metrics if a step returns exactly those keys, and otherwise
+    what the last step returned. A compiled loop returns nothing from its steps, so that the latter
+    are stored in variables, which are created when the step is traced.
+
+    Args:
+        model: Compiled model.
+        step: Name of the method, for messages: `train_step` or `test_step`.
+        watch_loss: Whether to keep reporting a loss that was not finite once: the last step of a
+            compiled call may be finite again.
+    """
+
+    def __init__(self, model: Any, step: str, *, watch_loss: bool) -> None:
+        self._model, self._step, self._watch_loss = model, step, watch_loss
+        self._metrics = set(model.get_metrics_result())
+        self._last: dict[str, tf.Variable] | None = None
+
+    def record(self, logs: Any) -> None:
+        """Store what a step returns; called inside the compiled loop.
+
+        Raises:
+            ContractError: The step returns something that a history cannot hold.
+        """
+        if logs is None and not self._watch_loss:
+            logs = {}  # Keras accepts None from a test_step, and not from a train_step
+        if not isinstance(logs, Mapping):
+            raise self._refused(f"returns {type(logs).__name__}, expected a dict of numbers")
+        if set(logs) == self._metrics:
+            self._last = None
+            return
+        values = dict(self._scalars(_flattened(logs)))
+        if self._last is None or set(self._last) != set(values):
+            self._last = {name: _variable() for name in values}
+        for name, value in values.items():
+            self._last[name].assign(self._sticky(name, value))
+
+    def result(self) -> dict[str, tf.Tensor]:
+        """Return the values so far, as float64 scalars by name."""
+        if self._last is not None:
+            return {name: tf.convert_to_tensor(value) for name, value in self._last.items()}
+        return dict(self._scalars(self._model.get_metrics_result().items()))
+
+    def _sticky(self, name: str, value: tf.Tensor) -> tf.Tensor:
+        """Return the value to report: a loss that was not finite before, or the new value."""
+        if name != LOSS or not self._watch_loss or self._last is None:
+            return value
+        before = self._last[name]
+        return tf.where(tf.math.is_finite(before), value, before)
+
+    def _scalars(self, values: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, tf.Tensor]]:
+        """Yield each name with its value as a float64 scalar."""
+        for name, value in values:
+            if not isinstance(name, str):
+                raise self._refused(f"returns the key {name!r}, expected text")
+            try:
+                tensor = tf.convert_to_tensor(value)
+            except (TypeError, ValueError) as error:
+                kind = type(value).__name__
+                raise self._refused(f"returns {name!r} as {kind}, expected a number") from error
+            if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+                kind = tensor.dtype.name
+                raise self._refused(f"returns {name!r} as {kind}, expected a number")
+            if tensor.shape.num_elements() != 1:
+                raise self._refused(
+                    f"returns {name!r} of shape {tuple(tensor.shape)}, expected one number; return "
+                    "its mean, or each number under its own key"
+                )
+            yield name, tf.cast(tf.reshape(tensor, ()), tf.float64)
+
+    def _refused(self, problem: str) -> ContractError:
+        return ContractError(
+            f"model {self._model.name!r} cannot be trained: its {self._step} {problem}"
+        )
+
+
+def _flattened(logs: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the items of a dict and of the dicts in it, in the order of Keras."""
+    for name, value in sorted(logs.items(), key=lambda item: str(item[0])):
+        if isinstance(value, Mapping):
+            yield from _flattened(value)
+        else:
+            yield name, value
+
+
+def _variable() -> tf.Variable:
+    """Create a variable outside the graph that is being traced."""
+    with tf.init_scope():
+        return tf.Variable(0.0, trainable=False, dtype=tf.float64)

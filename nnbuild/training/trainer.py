@@ -8,25 +8,70 @@ callbacks and the history, and the order of the examples follows from seed and e
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow as pa
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import TrainingConfig
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted, suggestion
-from nnbuild.runtime.progress import NullProgress
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training import callbacks as keras_callbacks
 from nnbuild.training import history as tables
 from nnbuild.training.callbacks import averaged
-from nnbuild.training.checkpoint import Checkpoint, model_arrays, restore_model
-from nnbuild.training.context import FitContext, Fitted
-from nnbuild.training.loop import CompiledLoop, StepsPerCall
+from nnbuild.training.checkpoint import Checkpoint, Checkpoints, model_arrays, restore_model
+from nnbuild.training.loop import LOSS, CompiledLoop, StepsPerCall
 from nnbuild.training.shuffling import epoch_order, validation_split
-from nnbuild.training.step_logs import LOSS
 
 _VALIDATION_BATCH = 1024
+
+
+@dataclass
+class FitContext:
+    """Optional surroundings of a fit.
+
+    Attributes:
+        progress: Callback for finished steps and epochs.
+        checkpoints: Checkpoints to resume from and to add to.
+        checkpoint_seconds: Seconds between checkpoints within an epoch.
+        on_history: Function that gets the history table so far after every epoch.
+        stop: Function that returns the number of the signal that asks to stop, or None; it is
+            called between compiled calls.
+        now: Function that returns the aware current time.
+        tensorboard: Folder for TensorBoard's logs.
+        callbacks: Further Keras callbacks.
+    """
+
+    progress: ProgressCallback | None = None
+    checkpoints: Checkpoints | None = None
+    checkpoint_seconds: float = 30.0
+    on_history: Callable[[pa.Table], None] = lambda _: None
+    stop: Callable[[], int | None] = lambda: None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    tensorboard: str | None = None
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Result of a fit.
+
+    Attributes:
+        history: Keras's History; `history.history` has a list for each metric.
+        table: The same as a table with the schema of `history`.
+        weights_epoch: Epoch, from 1, whose weights the model has now.
+        remarks: Remarks on how the fit was resumed.
+    """
+
+    history: keras.callbacks.History
+    table: pa.Table
+    weights_epoch: int
+    remarks: tuple[str, ...]
 
 
 def fit(
@@ -101,6 +146,7 @@ class _Fit:
             seed=seed,
             augment=training.augmentation or "none",
             one_hot=one_hot,
+            freeze_epochs=training.freeze_epochs,
         )
         self.steps = self.training_loop.count(len(self.rows))
         self.validation_loop = CompiledLoop(

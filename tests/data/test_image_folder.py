@@ -10,7 +10,7 @@ import pytest
 from data_files import png, tiny, write_picture_folder, write_pictures
 from PIL import Image
 
-from nnbuild.data import decoding, image_folder
+from nnbuild.data import decoding, image_folder, preprocessing
 from nnbuild.errors import DataError
 
 NAMES = ("ant", "bee", "cow", "dog")
@@ -56,7 +56,7 @@ def test_hold_out_ignores_file_names(tmp_path):
     )
     held = [{image.tobytes() for image in dataset.test.images} for dataset in (first, second)]
     assert held[0] == held[1]
-    assert "a sixth of each class" in first.source
+    assert "a sixth of the images" in first.source
 
 
 def test_train_folder_alone_is_divided(tmp_path):
@@ -115,7 +115,7 @@ def test_folder_without_classes_is_refused(tmp_path):
 def test_modes_become_grey_or_rgb(mode, channels):
     grey = np.random.default_rng(0).integers(0, 2, (5, 4), np.uint8) * 255
     picture = Image.fromarray(grey).convert("RGB").convert(mode)
-    pixels = decoding.decode(encoded(picture), "a")
+    pixels = preprocessing.decode(encoded(picture), "a")
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.repeat(grey[..., np.newaxis], channels, axis=2))
 
@@ -124,7 +124,9 @@ def test_modes_become_grey_or_rgb(mode, channels):
 def test_other_formats_are_read(kind):
     grey = np.full((6, 6), 128, np.uint8)
     options = {"lossless": True} if kind == "WEBP" else {}
-    pixels = decoding.decode(encoded(Image.fromarray(grey).convert("RGB"), kind, **options), "a")
+    pixels = preprocessing.decode(
+        encoded(Image.fromarray(grey).convert("RGB"), kind, **options), "a"
+    )
     assert pixels.shape == (6, 6, 3)
     assert np.abs(pixels.astype(int) - 128).max() <= 2
 
@@ -142,7 +144,7 @@ def test_other_formats_are_read(kind):
 )
 def test_other_kinds_of_picture_are_refused(picture, kind):
     with pytest.raises(DataError, match=r"^a: .*expected"):
-        decoding.decode(encoded(picture, kind), "a")
+        preprocessing.decode(encoded(picture, kind), "a")
 
 
 def test_picture_bomb_is_refused_early(tmp_path):
@@ -163,4 +165,4 @@ def test_a_picture_bomb_is_refused(side):
     payload[16:24] = struct.pack(">II", side, side)
     payload[29:33] = struct.pack(">I", zlib.crc32(payload[12:29]))
     with decoding.strict(), pytest.raises(DataError, match=r"^a: "):
-        decoding.decode(bytes(payload), "a")
+        preprocessing.decode(bytes(payload), "a")

@@ -11,11 +11,11 @@ from score_data import images, parquet, scored
 
 from nnbuild.config import loading
 from nnbuild.data import file_tree, sources
+from nnbuild.data.formats import find_stream, is_there, open_stream
+from nnbuild.data.locations import locate
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.streams import RejectedRows, StreamOptions
 from nnbuild.errors import ConfigError, DataError, InputError
-from nnbuild.scoring.addresses import is_there, parquet_files
-from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.table import Columns, RejectedRows
 
 SHAPE = (6, 6, 1)
 
@@ -58,6 +58,11 @@ def device(path):
         pytest.skip("only root makes device nodes")
 
 
+def parquet_files(address):
+    match = find_stream(locate(address))
+    return [file.path for file in match[1]] if match else []
+
+
 SPECIAL = [pipe, link_to_pipe, unix_socket, device]
 
 
@@ -67,7 +72,7 @@ def test_special_input_is_refused(tmp_path, monkeypatch, make, name):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / name)
     for given in (tmp_path / name, tmp_path):
-        assert "not an ordinary file" in refusal(open_input, str(given), Columns(), SHAPE)
+        assert "not an ordinary file" in refusal(open_stream, str(given), StreamOptions(SHAPE))
         assert "not an ordinary file" in refusal(load, given)
 
 
@@ -82,9 +87,9 @@ def test_special_file_in_data_is_refused(tmp_path, monkeypatch, make):
     for folder in ("a", "b"):
         assert "not an ordinary file" in refusal(load, tmp_path / folder)
         assert "not an ordinary file" in refusal(
-            open_input, str(tmp_path / folder), Columns(), SHAPE
+            open_stream, str(tmp_path / folder), StreamOptions(SHAPE)
         )
-    assert "not an ordinary file" in refusal(open_input, f"{tmp_path}/b/*", Columns(), SHAPE)
+    assert "not an ordinary file" in refusal(open_stream, f"{tmp_path}/b/*", StreamOptions(SHAPE))
 
 
 @pytest.mark.parametrize("make", SPECIAL)
@@ -98,7 +103,7 @@ def test_open_pipe_is_refused():
     end, other = os.pipe()
     try:
         for name in (f"/proc/self/fd/{end}", f"/dev/fd/{end}"):
-            assert "a named pipe" in refusal(open_input, name, Columns(), SHAPE)
+            assert "a named pipe" in refusal(open_stream, name, StreamOptions(SHAPE))
             assert "a named pipe" in refusal(load, file_tree.Path(name))
     finally:
         os.close(end)
@@ -167,7 +172,7 @@ def test_one_tree_is_walked_alike(tmp_path):
     (data / "1" / "Thumbs.db").write_bytes(b"x")
     dataset = load(data)
     trained_on = np.concatenate([dataset.train.images, dataset.test.images])
-    source = open_input(str(data), Columns(), SHAPE)
+    source = open_stream(str(data), StreamOptions(SHAPE))
     read = [rows for chunk in source.chunks() for rows in source.read(chunk, 100)]
     assert not any(isinstance(each, RejectedRows) for each in read)
     found = np.concatenate([rows.images for rows in read])
@@ -190,7 +195,7 @@ def test_links_are_followed_without_loops(tmp_path):
 def test_link_to_nowhere_is_named(tmp_path, target):
     write_pictures(tmp_path / "a", tiny().train_images, tiny().train_labels)
     (tmp_path / "a" / "0" / "x.png").symlink_to(target)
-    for function in (load, lambda path: open_input(str(path), Columns(), SHAPE)):
+    for function in (load, lambda path: open_stream(str(path), StreamOptions(SHAPE))):
         assert "x.png: a broken link" in refusal(function, tmp_path / "a")
 
 
@@ -201,7 +206,8 @@ def test_snapshot_of_links_is_read(tmp_path):
     write_parquet(blobs / "0f3a", arrays.train_images, arrays.train_labels, "hugging_face")
     snapshot.mkdir(parents=True)
     (snapshot / "train-00000-of-00001.parquet").symlink_to(blobs / "0f3a")
-    assert len(load(snapshot.parent).train) == 32
+    dataset = load(snapshot.parent)
+    assert len(dataset.train) + len(dataset.test) == 40
     assert len(parquet_files(str(snapshot.parent))) == 1
 
 
@@ -314,7 +320,9 @@ def test_parquet_with_pictures_is_refused(tmp_path):
     write_pictures(tmp_path, arrays.train_images, arrays.train_labels)
     write_parquet(tmp_path / "train.parquet", arrays.train_images, arrays.train_labels)
     assert "contains both Parquet files (train.parquet) and pictures" in refusal(load, tmp_path)
-    assert "contains both Parquet files" in refusal(open_input, str(tmp_path), Columns(), SHAPE)
+    assert "contains both Parquet files" in refusal(
+        open_stream, str(tmp_path), StreamOptions(SHAPE)
+    )
 
 
 def test_remote_folder_has_the_same_rules(s3_store, tmp_path):
@@ -350,7 +358,7 @@ LONG = "x" * 300
 
 @pytest.mark.parametrize("name", [LONG, f"{LONG}.npz", f"{LONG}.parquet", f"{LONG}/*.parquet"])
 def test_impossible_names_do_not_exist(tmp_path, name):
-    assert "no such" in refusal(open_input, str(tmp_path / name), Columns(), SHAPE)
+    assert "no such" in refusal(open_stream, str(tmp_path / name), StreamOptions(SHAPE))
     assert "no such" in refusal(load, tmp_path / name)
 
 

@@ -15,13 +15,13 @@ from nnbuild.config.sections import CheckLimits
 from nnbuild.data import sources
 from nnbuild.data.checks import check, require
 from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.formats import open_stream
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixel_scale import white_of
+from nnbuild.data.streams import RejectedRows, StreamOptions
 from nnbuild.errors import CheckError, DataError
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.table import Columns, RejectedRows
 
 SHAPE = (6, 6, 1)
 KINDS = {
@@ -74,7 +74,7 @@ def load(path, **options) -> Dataset:
 
 
 def read(address, shape=SHAPE, **options) -> np.ndarray:
-    source = open_input(str(address), Columns(), shape, **options)
+    source = open_stream(str(address), StreamOptions(shape, **options))
     found = [each for chunk in source.chunks() for each in source.read(chunk, 9)]
     assert not [each for each in found if isinstance(each, RejectedRows)]
     return np.concatenate([each.images for each in found])
@@ -204,7 +204,7 @@ def test_ambiguous_floats_need_pixel_max(tmp_path, store, values):
     labels = np.arange(len(values)) % 2
     np.savez(tmp_path / "a.npz", x_train=values, y_train=labels, x_test=values, y_test=labels)
     path = write_numbers(tmp_path / "a.parquet", values, labels, "list")
-    for function in (load, lambda each: open_input(str(each), Columns(), SHAPE).scales()):
+    for function in (load, lambda each: open_stream(str(each), StreamOptions(SHAPE)).scales()):
         for file in (tmp_path / "a.npz", path):
             with pytest.raises(DataError, match=r"ambiguous range.*pixel_max"):
                 function(file)

@@ -14,12 +14,12 @@ from score_data import images, parquet, rows, scored
 from small_data import run_config
 
 from nnbuild.config.sections import DatasetConfig
-from nnbuild.data import decoding, image_folder, sources, tables
+from nnbuild.data import decoding, image_folder, preprocessing, sources, tables
+from nnbuild.data.formats import open_stream
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.streams import Columns, RejectedRows, StreamOptions
 from nnbuild.errors import DataError, InputError
 from nnbuild.pipeline.run import retrain
-from nnbuild.scoring.inputs import open_input
-from nnbuild.scoring.table import Columns, RejectedRows
 from nnbuild.store import Store
 
 SHAPE = (6, 6, 1)
@@ -62,7 +62,7 @@ def test_emnist_is_transposed_and_numbered(tmp_path):
     assert dataset.class_names == tuple(map(str, range(1, 27)))
     assert "transposed" in dataset.source
     path = tmp_path / "emnist" / "emnist-letters-test-images-idx3-ubyte.gz"
-    source = open_input(str(path), Columns(), SHAPE)
+    source = open_stream(str(path), StreamOptions(SHAPE))
     (read,) = source.read(source.chunks()[0], 100)
     np.testing.assert_array_equal(read.images, arrays.test_images)
     write_idx(
@@ -129,7 +129,7 @@ def test_npz_keys_can_be_named(tmp_path):
 def test_npz_alone_or_with_half_a_split(tmp_path):
     arrays = tiny()
     np.savez(tmp_path / "a.npz", x_train=arrays.train_images, y_train=arrays.train_labels)
-    assert "a sixth of each class" in load(tmp_path / "a.npz").source
+    assert "a sixth of the images" in load(tmp_path / "a.npz").source
     np.savez(tmp_path / "b.npz", images=arrays.train_images, labels=arrays.train_labels)
     assert load(tmp_path / "b.npz").digest == load(tmp_path / "a.npz").digest
     np.savez(
@@ -154,7 +154,7 @@ def test_arrays_in_files_of_their_own(tmp_path):
     dataset = load(tmp_path)
     np.testing.assert_array_equal(dataset.train.images, arrays.train_images)
     np.testing.assert_array_equal(dataset.test.labels, arrays.test_labels)
-    source = open_input(str(tmp_path / "k49-test-imgs.npz"), Columns(), SHAPE)
+    source = open_stream(str(tmp_path / "k49-test-imgs.npz"), StreamOptions(SHAPE))
     assert sum(chunk.rows for chunk in source.chunks()) == 20
 
 
@@ -209,9 +209,10 @@ def test_columns_of_other_names(tmp_path, image, label, options):
         {image: image_column(arrays.train_images, "hugging_face"), label: arrays.train_labels}
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    assert len(load(tmp_path / "a.parquet", **options).train) == 32
+    dataset = load(tmp_path / "a.parquet", **options)
+    assert len(dataset.train) + len(dataset.test) == 40
     columns = Columns(image=options.get("image_column"), label=options.get("label_column"))
-    source = open_input(str(tmp_path / "a.parquet"), columns, SHAPE)
+    source = open_stream(str(tmp_path / "a.parquet"), StreamOptions(SHAPE, columns))
     (read,) = source.read(source.chunks()[0], 100)
     np.testing.assert_array_equal(read.images, arrays.train_images)
     assert read.labels.to_pylist() == arrays.train_labels.tolist()
@@ -276,7 +277,7 @@ def test_unlabelled_images_are_omitted(tmp_path):
     none = np.full(20, -1)
     dataset = load(write_npz(tmp_path / "a.npz", arrays, y_test=none))
     assert "test split omitted" in dataset.source
-    assert "a sixth of each class" in dataset.source
+    assert "a sixth of the images" in dataset.source
     some = arrays.train_labels.copy()
     some[:3] = -1
     dataset = load(write_npz(tmp_path / "b.npz", arrays, y_train=some))
@@ -408,9 +409,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
     path = tmp_path / "0" / f"a.{kind.lower()}"
     path.parent.mkdir()
     Image.fromarray(lying).convert("RGB").save(path, kind, exif=tag, **options)
-    found = decoding.read(path)[..., 0].astype(int)
+    found = preprocessing.read(path)[..., 0].astype(int)
     assert np.abs(found - upright).max() < 30
-    source = open_input(str(tmp_path), Columns(), (8, 8, 3))
+    source = open_stream(str(tmp_path), StreamOptions((8, 8, 3)))
     (read,) = source.read(source.chunks()[0], 10)
     np.testing.assert_array_equal(read.images[0, ..., 0], found)
 
@@ -419,7 +420,7 @@ def test_damaged_exif_keeps_the_picture(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff")
     with decoding.strict():
-        assert decoding.read(path).max() == 7
+        assert preprocessing.read(path).max() == 7
 
 
 def test_quarantine_reason_names_the_format(tmp_path):
@@ -435,7 +436,7 @@ def test_quarantine_reason_names_the_format(tmp_path):
         (tmp_path / name).write_bytes(content)
     reasons = []
     for _ in range(2):
-        source = open_input(str(tmp_path), Columns(), SHAPE)
+        source = open_stream(str(tmp_path), StreamOptions(SHAPE))
         found = [each for chunk in source.chunks() for each in source.read(chunk, 10)]
         assert all(isinstance(each, RejectedRows) for each in found)
         reasons.append([each.reason for each in found])

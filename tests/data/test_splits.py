@@ -1,13 +1,19 @@
 """The held-out test split depends only on the images."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from data_files import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbuild.data import digits
+from nnbuild.data.arrays import Raw, assemble
+from nnbuild.data.checks import check
 from nnbuild.data.dataset import Split
-from nnbuild.data.splits import hold_out, image_digests
+from nnbuild.data.splits import FRACTION, hold_out
+from nnbuild.errors import DataError
 
 
 def split(*, train=60, classes=4, seed=0) -> Split:
@@ -22,17 +28,30 @@ def contents(part: Split) -> set[tuple[bytes, int]]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**31), st.integers(2, 7), st.integers(20, 90))
-def test_hold_out_is_stratified(seed, classes, count):
-    whole = split(train=count, classes=classes, seed=seed)
-    train, test = hold_out(whole)
-    assert contents(train) | contents(test) == contents(whole)
-    assert not contents(train) & contents(test)
-    for label in range(classes):
-        members = int((whole.labels == label).sum())
-        assert int((test.labels == label).sum()) == max(1, round(members / 6))
-    order = np.random.default_rng(seed).permutation(count)
-    assert contents(hold_out(Split(whole.images[order], whole.labels[order]))[1]) == contents(test)
+@given(st.integers(0, 2**31), st.lists(st.integers(0, 90), min_size=1, max_size=5))
+def test_held_out_image_stays_held_out(seed, nights):
+    whole = split(train=90, seed=seed)
+    order = np.random.default_rng(seed).permutation(90)
+    earlier: set[tuple[bytes, int]] = set()
+    trained: set[tuple[bytes, int]] = set()
+    for count in sorted(nights):
+        rows = order[:count]
+        grown = Split(whole.images[rows], whole.labels[rows])
+        train, test = map(contents, hold_out(grown))
+        assert train | test == contents(grown)
+        assert not train & test
+        assert earlier <= test
+        assert trained <= train
+        earlier, trained = test, train
+
+
+def test_hold_out_takes_expected_fraction():
+    images = np.random.default_rng(0).integers(0, 256, (60_000, 3, 3, 1), np.uint8)
+    whole = Split(images, np.zeros(60_000, np.int16))
+    held_out = len(hold_out(whole)[1])
+    assert abs(held_out - 10_000) < 5 * (60_000 * FRACTION * (1 - FRACTION)) ** 0.5
+    smaller = contents(hold_out(whole, 0.01)[1])
+    assert smaller < contents(hold_out(whole)[1])
 
 
 def test_copies_of_image_stay_together():
@@ -43,18 +62,43 @@ def test_copies_of_image_stay_together():
     assert contents(test) == contents(hold_out(whole)[1])
 
 
-def test_single_image_is_for_training():
-    train, test = hold_out(
-        Split(np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1), np.array([0, 0, 1], np.int16))
-    )
-    assert sorted(train.labels.tolist()) == [0, 1]
-    assert test.labels.tolist() == [0]
+def with_digests(below: int, above: int) -> np.ndarray:
+    """Return images of which so many are held out, and so many are not."""
+    images = np.random.default_rng(0).integers(0, 256, (200, 4, 4), np.uint8)
+    train, test = hold_out(Split(images[..., None], np.zeros(200, np.int16)))
+    return np.concatenate([test.images[:below, ..., 0], train.images[:above, ..., 0]])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "says"),
+    [
+        (with_digests(0, 9), [0, 1, 2] * 3, "none of its 9 different images is among that sixth"),
+        (with_digests(2, 4), [2, 2, 0, 1, 0, 1], "all images of 2 are among the sixth"),
+    ],
+)
+def test_hold_out_without_a_split_is_refused(images, labels, says):
+    with pytest.raises(DataError, match=says) as caught:
+        assemble(Raw(images, np.array(labels)), name="few", source="", where="few.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_without_test_image_is_noted():
+    raw = Raw(with_digests(2, 8), np.array([0, 1, 0, 1, 0, 1, 0, 1, 2, 2]))
+    held_out = assemble(raw, name="few", source="", where="few.npz")
+    whole = replace(held_out, held_out=False)
+    for dataset, hard in ((held_out, False), (whole, True)):
+        (found,) = [each for each in check(dataset) if each.name == "classes_present"]
+        assert (found.passed, found.hard, found.detail) == (False, hard, "2 in test")
 
 
 def test_digests_identify_images():
     images = split(train=500).images
-    assert len(np.unique(image_digests(images))) == 500
-    np.testing.assert_array_equal(image_digests(images), image_digests(np.asfortranarray(images)))
+    labels = np.zeros(500, np.int16)
+    digests = Split(images, labels).image_digests
+    assert len(np.unique(digests)) == 500
+    assert digests.itemsize == 16
+    turned = Split(np.asfortranarray(images), labels).image_digests
+    np.testing.assert_array_equal(digests, turned)
 
 
 def test_digits_have_the_format_of_mnist():
@@ -63,7 +107,7 @@ def test_digits_have_the_format_of_mnist():
     assert first.name == "digits"
     assert first.image_shape == (28, 28, 1)
     assert first.classes == 10
-    assert (len(first.train), len(first.test)) == (1498, 299)
+    assert (len(first.train), len(first.test)) == (1527, 270)
     assert not first.train.images[:, :2].any()  # MNIST's margin
     means = np.stack(
         [

@@ -1,8 +1,10 @@
 """Datasets of the store: round trips, and files that were changed."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,71 @@ def test_what_is_written_is_described(stored):
     metadata = pq.read_schema(stored / "train.parquet").metadata
     assert metadata[b"height"] == b"6"
     assert b"nnbuild.schema_version" in metadata
+
+
+def rewritten(folder: Path, **options: object) -> Path:
+    """Rewrite the files as another version of pyarrow might: other bytes, equal content."""
+    description = json.loads((folder / "dataset.json").read_text())
+    for path in folder.glob("*.parquet"):
+        pq.write_table(pq.read_table(path), path, **options)
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        assert digest != description[path.stem]["sha256"]
+        description[path.stem] |= {"bytes": len(content), "sha256": digest}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def without_digests(folder: Path) -> Path:
+    """Remove what version 0.1 did not write."""
+    description = json.loads((folder / "dataset.json").read_text())
+    for path in folder.glob("*.digests"):
+        path.unlink()
+        del description[path.stem]["content"], description[path.stem]["image_digests"]
+    del description["held_out"]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"compression": "gzip"}, {"row_group_size": 7, "version": "1.0"}]
+)
+def test_fingerprint_ignores_file_format(stored, options, old):
+    written = dataset()
+    folder = rewritten(without_digests(stored) if old else stored, **options)
+    found = tables.fingerprint(folder)
+    assert found.test_set == written.test.content_digest
+    assert (found.image_shape, found.class_names) == ((6, 6, 1), ("a", "b", "ü", "d/e"))
+    np.testing.assert_array_equal(found.images["test"], written.test.image_digests)
+    np.testing.assert_array_equal(found.seen, written.train.image_digests)
+
+
+@pytest.mark.parametrize("change", ["pixel", "label"])
+def test_fingerprint_depends_on_content(tmp_path, change):
+    changed, test = dataset(), dataset().test
+    images, labels = test.images.copy(), test.labels.copy()
+    if change == "pixel":
+        images[3, 2, 1] ^= 1
+    else:
+        labels[3] ^= 1
+    tables.write_dataset(replace(changed, test=Split(images, labels)), tmp_path / "changed")
+    found = tables.fingerprint(tmp_path / "changed")
+    assert found.test_set != test.content_digest
+    same = found.images["test"] == test.image_digests
+    assert np.flatnonzero(~same).tolist() == ([3] if change == "pixel" else [])
+
+
+def test_changed_digests_are_refused(stored):
+    path = stored / "test.digests"
+    content = path.read_bytes()
+    for broken in (b"", content[:-1], content + b"x", content[:-1] + b"\0"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"test\.digests"):
+            tables.fingerprint(stored)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        tables.fingerprint(stored)
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "test.parquet", "dataset.json"])

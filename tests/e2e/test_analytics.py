@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow.dataset as ds
@@ -14,10 +15,11 @@ import pytest
 from command_line import call, tree_digest
 from label_data import job_with_ids, label_file, labelled, watched
 from score_data import ROWS, parquet, scored
-from small_data import run_config
+from small_data import run_config, small_arrays
 
 from nnbuild.errors import ConfigError
 from nnbuild.pipeline.run import retrain
+from nnbuild.report import comparison, text
 from nnbuild.store import Store, analysis, schemas
 from nnbuild.store.query import query
 
@@ -50,8 +52,8 @@ def test_documented_queries_run(labelled_store, question):
     assert len(query(labelled_store, question)) > 0
 
 
-def test_documented_queries_are_fifteen():
-    assert len(QUESTIONS) == 15
+def test_documented_queries_are_sixteen():
+    assert len(QUESTIONS) == 16
 
 
 def test_corrections_that_changed_the_picture_are_found(labelled_store):
@@ -227,6 +229,7 @@ def test_compare_uses_paired_test(capfd, gated_runs):
     assert rows[1]["difference"] == pytest.approx(rows[1]["accuracy"] - rows[0]["accuracy"])
     assert rows[1]["only_it"] - rows[1]["only_first"] == round(rows[1]["difference"] * 45)
     assert (rows[2]["difference"], rows[2]["p_worse"]) == (0, 1)
+    assert len({row["test_set"] for row in rows}) == 1
     shown = call(capfd, "compare", first, second, "--store", store.root).out
     assert f"{second} (lab) is " in shown.splitlines()[-1]
     told = call(capfd, "compare", first, second, "--store", store.root, "--json").json
@@ -234,6 +237,19 @@ def test_compare_uses_paired_test(capfd, gated_runs):
     for wrong in ([first], [first, first], []):
         with pytest.raises(ConfigError):
             analysis.compare(store, wrong)
+
+
+def test_compare_needs_the_same_images(store, tmp_path):
+    """Equal labels of other images are no pairs."""
+    path = tmp_path / "other.npz"
+    np.savez(path, **small_arrays(classes=3, shape=(8, 8, 1), train=120, test=45, seed=1))
+    other = retrain(run_config(path), store.root).run_id
+    rows = analysis.compare(store, [store.run_ids()[0], other])
+    assert rows[0]["test_set"] != rows[1]["test_set"]
+    assert rows[1]["difference"] is None
+    assert "its test images differ" in text.on_pair(rows[1])
+    page = comparison.trends_page(analysis.trends(store))
+    assert "The test images changed once" in page
 
 
 def test_comparison_pages_are_complete(capfd, gated_runs, tmp_path):

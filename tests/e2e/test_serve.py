@@ -35,7 +35,7 @@ def options(dataset, store, *, epochs, interval):
         "training.threads": 2,
     }
     pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return [*pairs, "--store", store, "--interval", interval]
+    return [*pairs, "--store", store, "--interval", interval, "--unchanged", "run"]
 
 
 def state_of(real_prefect, name, run_id):

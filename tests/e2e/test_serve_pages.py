@@ -6,11 +6,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from artifact_keys import kind_of
 from browser import CHROMIUM, browser
 from PIL import Image
 from real_server import ROOT
 
 from nnbuild.store import Store
+
+STORE_URL = "https://files.test/nn"
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +23,17 @@ def finished(real_prefect, tmp_path_factory, small_folder):
         "dataset": {"name": str(small_folder)},
         "model": {"name": "lab"},
         "training": {"epochs": 3},
-        "seed": 7,
     }
     root = tmp_path_factory.mktemp("finished") / "store"
     # In a process of its own: a process reports its tasks to the first server that it has used.
     program = (
         "from flows.retrain import *\n"
-        f"for _ in range(2): retrain(RunConfig(**{settings}), {str(root)!r})"
+        f"for seed in (7, 8): retrain(RunConfig(**{settings}, seed=seed), {str(root)!r})"
     )
     subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
-        env=real_prefect.environment,
+        env=real_prefect.environment | {"NNBUILD_STORE_URL": STORE_URL},
         check=True,
         capture_output=True,
     )
@@ -44,7 +46,7 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
     store, flow_runs = finished
     criteria = {"flow_run_id": {"any_": [flow_runs[1]]}}
     keys = {
-        each["key"]: each["id"]
+        kind_of(each["key"]): each["id"]
         for each in real_prefect.ask("/artifacts/filter", artifacts=criteria)
     }
     history = store.read_table("history", store.run_ids()[1]).to_pylist()
@@ -61,6 +63,8 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
             "/Completed/.test(document.body.innerText) && document.body.innerText",
         )
         assert "model:lab" in text
+        verdict = "promoted" if decision["promoted"] else "not promoted"
+        assert f"test accuracy {100 * decision['accuracy']:.2f} %, {verdict}" in text
         assert f"lab-{store.manifest(store.run_ids()[1]).row.dataset}-" in text
 
         def table(key):
@@ -89,6 +93,12 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
             "/test accuracy/.test(document.body.innerText) && document.body.innerText",
         )
         assert "report.html" in shown
+        report = f"{STORE_URL}/runs/{store.run_ids()[1]}/report.html"
+        assert report in page.value("[...document.links].map(each => each.href)")
+        page.show(
+            f"{ui}/artifacts/artifact/{keys['nnbuild-files']}",
+            "[...document.links].some(each => each.href.endsWith('manifest.json'))",
+        )
         strangers = {
             each
             for each in page.fetched

@@ -16,7 +16,11 @@ def test_one_of_the_missed_runs_works(tmp_path, small_config, prefect_server):
     small = small_config.model_copy(
         update={"training": small_config.training.model_copy(update={"epochs": 1})}
     )
-    parameters = {"config": small.model_dump(mode="json"), "store": str(store.root)}
+    parameters = {
+        "config": small.model_dump(mode="json"),
+        "store": str(store.root),
+        "unchanged": "run",
+    }
     deployment = scheduled_retrain.to_deployment("catch-up", parameters=parameters).apply()
 
     with get_client(sync_client=True) as client:

@@ -2,8 +2,12 @@
 
 import errno
 import math
+import re
 
 import pytest
+from artifact_keys import kind_of
+from hypothesis import given
+from hypothesis import strategies as st
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -22,7 +26,7 @@ from nnbuild.errors import DataError, DivergedError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import Decided, Scored
-from tasks.artifacts import to_json_scalar
+from tasks.artifacts import STORE_URL, artifact_key, store_link, to_json_scalar
 from tasks.retrain import (
     build,
     calibrate,
@@ -145,13 +149,48 @@ def test_graph_shows_the_dependencies(finished):
 
 
 def test_artifacts_have_stable_keys(finished):
-    by_key = {artifact.key: artifact for artifact in finished["artifacts"]}
+    by_key = {kind_of(artifact.key): artifact for artifact in finished["artifacts"]}
     tables = {"nnbuild-data-checks", "nnbuild-epochs", "nnbuild-metrics", "nnbuild-decision"}
     assert tables | {"nnbuild-files", "nnbuild-fit", "nnbuild-report"} <= by_key.keys()
     assert f"{finished['committed'].run_id}/report.html" in by_key["nnbuild-report"].data
     assert "| accuracy |" in by_key["nnbuild-report"].data
     assert '"epoch": 3' in str(by_key["nnbuild-epochs"].data)
     assert finished["committed"].run_id in str(by_key["nnbuild-files"].data)
+
+
+def test_artifact_keys_name_store_and_dataset(finished):
+    for each in finished["artifacts"]:
+        assert each.key == artifact_key(kind_of(each.key), str(finished["root"]), "small")
+
+
+@given(st.text(), st.text(min_size=1), st.text(min_size=1), st.none() | st.text())
+def test_artifact_keys_are_valid_and_distinct(folder, store, other, dataset):
+    keys = {artifact_key("nnbuild-fit", f"/{folder}/{each}", dataset) for each in (store, other)}
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", each) for each in keys)
+    assert all(len(each) <= 120 for each in keys)
+
+
+def test_state_says_accuracy_and_outcome(finished):
+    row = Store(finished["root"]).manifest(finished["committed"].run_id).row
+    message = finished["flow_run"].state.message
+    assert message == f"test accuracy {100 * row.test_accuracy:.2f} %, promoted"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("", "`/s/store/runs/x y.html`"),
+        ("https://files.test/nn/", "[runs/x y.html](https://files.test/nn/runs/x%20y.html)"),
+        ("http://files.test", "(http://files.test/runs/x%20y.html)"),
+        ("ftp://files.test", "`/s/store/runs/x y.html`"),
+        ("https://me:secret@files.test", "`/s/store/runs/x y.html`"),
+    ],
+)
+def test_store_link_needs_a_url(monkeypatch, url, expected):
+    monkeypatch.setenv(STORE_URL, url)
+    link = store_link("/s/store", "runs/x y.html")
+    assert expected in link.replace("\\", "")
+    assert "secret" not in link
 
 
 def test_tasks_pass_small_values_only(finished):

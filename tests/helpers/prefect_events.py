@@ -5,9 +5,9 @@ import time
 from prefect.events.filters import EventFilter, EventNameFilter
 
 
-def events_named(client, name, run_id):
+def events_named(client, name, run_id, *, tries=100):
     """Return the events with a name about a run; they arrive shortly after they are sent."""
-    for _ in range(100):
+    for _ in range(tries):
         page = client._client.post(
             "/events/filter",
             json={

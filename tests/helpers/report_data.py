@@ -192,6 +192,7 @@ def decided(*, champion, reason, figures=None):
     paired |= {"difference": 0.02, "low": -0.01, "high": 0.05}
     return Decided(
         champion=champion,
+        outcome="promoted",
         promote=True,
         reason=reason,
         champion_metrics={"accuracy": 0.1, "loss": 0.01, "macro_f1": 0.2} if champion else {},

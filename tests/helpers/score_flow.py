@@ -1,5 +1,6 @@
 """Settings of a scoring flow, and its artifacts and tasks on the Prefect server."""
 
+from artifact_keys import kind_of
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -27,4 +28,5 @@ def artifacts(flow_name):
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_name]))
         )
-    return {each.key: each.data for each in published}, sorted(each.name for each in tasks)
+    by_kind = {kind_of(each.key): each.data for each in published}
+    return by_kind, sorted(each.name for each in tasks)

@@ -172,5 +172,20 @@ def test_small_fractions_are_not_0_percent():
 
 
 def test_lower_accuracy_is_called_lower():
-    assert "points lower" in text.on_champion({"accuracy": 0.9}, {"accuracy": 0.95})
-    assert text.on_champion({"accuracy": 0.9}, {"accuracy": 0.9}).startswith("Both")
+    assert "5.00 percentage points lower" in text.on_champion({"difference": -0.05})
+    assert text.on_champion({"difference": 0}).startswith("Both")
+
+
+def test_compared_images_are_described():
+    usual = {"examples": 90, "rescored": 0, "left_out": 0}
+    assert text.on_compared_images(usual) == text.on_compared_images({}) == ""
+    said = text.on_compared_images(usual | {"rescored": 90, "left_out": 10})
+    assert "its model classified 90 test images" in said
+    assert "10 test images were left out" in said
+    assert "90 are compared" in said
+    assert "1 test image was left out" in text.on_compared_images(usual | {"left_out": 1})
+
+
+def test_changes_of_test_set_are_counted():
+    assert text.on_test_sets([]) == text.on_test_sets(["a", "a"]) == []
+    assert "changed 2 times" in text.on_test_sets(["a", "b", "b", "a"])[0]

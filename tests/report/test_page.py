@@ -18,7 +18,7 @@ from report_data import AT, changed, decided, made
 
 from nnbuild import report
 from nnbuild.errors import DataError
-from nnbuild.report.metadata import timings
+from nnbuild.report.data import timings
 from nnbuild.store.step_results import ExportedModel
 
 MOST_BYTES = 3_000_000
@@ -247,6 +247,21 @@ def test_missing_champion_is_said():
     text = require_whole(report.render(manifest, tables, images)).text
     assert "only one of the two" not in text
     assert "other images" in text
+    assert "The champion at that time was run run-x." in text
+    for coloured in ("better than 1", "worse than", "points higher", "10.00 %"):
+        assert coloured not in text  # they are metrics of other test images
+
+
+def test_left_out_images_are_said():
+    manifest, tables, images = made()
+    known = decided(champion="run-x", reason="because")
+    figures = known.figures | {"rescored": 100, "left_out": 7, "examples": 100}
+    manifest.steps.decide = changed(known, figures=figures, champion_metrics={})
+    text = require_whole(report.render(manifest, tables, images)).text
+    assert "its model classified 100 test images of this run" in text
+    assert "7 test images were left out" in text
+    assert "better than 1" not in text
+    assert "points higher" in text
 
 
 def jobs_of(*exceeded):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import prefect.events
 import pytest
+from artifact_keys import kind_of
 from command_line import call
 from hostile_text import ESCAPE, controls
 from markdown_it import MarkdownIt
@@ -208,7 +209,9 @@ def told(request, tmp_path_factory):
             logs=logs,
             flow_run=client.read_flow_run(flow_run_id),
             tasks=client.read_task_runs(flow_run_filter=by_run),
-            artifacts={each.key: each for each in client.read_artifacts(artifact_filter=artifacts)},
+            artifacts={
+                kind_of(each.key): each for each in client.read_artifacts(artifact_filter=artifacts)
+            },
         )
 
 

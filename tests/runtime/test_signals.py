@@ -16,7 +16,7 @@ from nnbuild.config.loading import flatten
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import Interrupted
 from nnbuild.pipeline.run import retrain
-from nnbuild.runtime.signals import deferred_signals
+from nnbuild.runtime.signals import deferred_signals, hard_timeout, timeout_stopped
 from nnbuild.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,19 @@ def test_second_ctrl_c_stops_at_once(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_timeout_stopped_leaves_the_rest():
+    """A run that waits for a person uses up none of its time."""
+    with hard_timeout(1000, grace=10):
+        running, _ = signal.getitimer(signal.ITIMER_REAL)
+        with timeout_stopped():
+            assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        assert running - 60 < left <= 1010
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    with timeout_stopped():
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])

@@ -15,10 +15,16 @@ from report_data import changed, made
 
 from flows.cli import console
 from nnbuild.report import render
-from nnbuild.report.artifacts import confusion_picture
 from nnbuild.report.comparison import comparison_page, trends_page
-from nnbuild.runtime.logs import sanitize_log_records
-from nnbuild.runtime.text import markdown_code, markdown_text, printable, sanitize, sanitize_lines
+from nnbuild.report.page import confusion_picture
+from nnbuild.runtime.text import (
+    markdown_code,
+    markdown_text,
+    printable,
+    sanitize,
+    sanitize_lines,
+    sanitize_log_records,
+)
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 BLOCKS = [each for each in HOSTILE if each[:1] in "#1->"]

@@ -156,7 +156,7 @@ CASES = [
     (
         "a folder of texts",
         lambda at: ["--input", _text(_empty(at / "texts") / "a.txt").parent],
-        "neither *.parquet",
+        "neither Parquet nor picture files",
     ),
     ("no input", lambda _: [], "give --input"),
     ("missing", lambda at: ["--input", at / "none.parquet"], "no such input"),
@@ -164,7 +164,7 @@ CASES = [
     (
         "an empty folder",
         lambda at: ["--input", _empty(at / "empty")],
-        "neither *.parquet nor pictures",
+        "neither Parquet nor picture files",
     ),
     ("text", lambda at: ["--input", _text(at / "in.txt")], "unknown format"),
     (
@@ -215,7 +215,7 @@ CASES = [
     ),
     (
         "columns of an npz",
-        lambda at: ["--input", at / "in.npz", "--keep", "a"],
+        lambda at: ["--input", _npz(at / "in.npz", images=images(2)), "--keep", "a"],
         "only Parquet files have columns",
     ),
     (

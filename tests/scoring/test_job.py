@@ -24,8 +24,8 @@ from nnbuild.runtime import fault_injection
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.filters import parse_filter
 from nnbuild.scoring.prefetch import prefetch
+from nnbuild.scoring.selection import parse_filter
 from nnbuild.store import champion
 from nnbuild.store.filesystem import read_json, write_json
 

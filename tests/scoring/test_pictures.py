@@ -13,8 +13,9 @@ from command_line import call
 from score_data import bad_parquet, images, parquet, rows, scored
 
 import nnbuild
+from nnbuild.data import streams
 from nnbuild.errors import ConfigError, DataError, Interrupted
-from nnbuild.scoring import ScoreConfig, inputs
+from nnbuild.scoring import ScoreConfig
 
 NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
 
@@ -44,8 +45,43 @@ def test_scored_pictures_have_a_path(store, tmp_path, keep):
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("*", NAMES),
+        ("**/*.png", NAMES),
+        ("a*/*.png", NAMES[:4]),
+        ("a-*", NAMES[:1]),
+        ("b/*/*.png", ["b/c/d.png"]),
+        ("b/c/d.png", ["b/c/d.png"]),
+    ],
+)
+def test_selected_pictures_score_as_in_folder(store, tmp_path, address, expected):
+    def by_path(source):
+        table = rows(store, scored(store, input=source)).drop_columns("example_id")
+        return {each.pop("path"): each for each in table.to_pylist()}
+
+    everything = by_path(write(tmp_path / "pictures"))
+    selected = by_path(tmp_path / "pictures" / address)
+    fixed = address.partition("*")[0].rpartition("/")[0] if "*" in address else "b/c"
+    assert {f"{fixed}/{name}".lstrip("/"): row for name, row in selected.items()} == {
+        name: everything[name] for name in expected
+    }
+
+
+def test_glob_without_pictures_is_missing(store, tmp_path):
+    write(tmp_path / "pictures")
+    (tmp_path / "pictures" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="no such input"):
+        scored(store, input=f"{tmp_path}/pictures/*.gif")
+    with pytest.raises(DataError, match="no such input"):
+        scored(store, input=f"{tmp_path}/pictures/*.txt")
+    with pytest.raises(DataError, match=r"not pictures: notes\.txt"):
+        scored(store, input=f"{tmp_path}/pictures/*")
+
+
 def test_rejected_pictures_keep_paths(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 4)
+    monkeypatch.setattr(streams, "_CHUNK_IMAGES", 4)
     names = [f"{number}.png" for number in range(11)]
     folder = write(tmp_path / "pictures", names)
     bad = ["0.png", "4.png", "5.png", "notes.txt"]
@@ -125,7 +161,7 @@ class _StopAtFirst:
 
 
 def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_CHUNK_IMAGES", 2)
+    monkeypatch.setattr(streams, "_CHUNK_IMAGES", 2)
     config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
     with pytest.raises(Interrupted):
         nnbuild.score(config, store.root, progress=_StopAtFirst())

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_data import ROWS, SHAPE, images, parquet, rows, scored
 
+from nnbuild.data.file_tree import File
+from nnbuild.data.parquet_stream import ParquetStream
+from nnbuild.data.streams import Columns, RejectedRows, StreamOptions
 from nnbuild.errors import DataError
-from nnbuild.scoring.parquet_input import ParquetInput
-from nnbuild.scoring.table import Columns, RejectedRows
 
 FIRST_TOO_LARGE = 2**63
 
@@ -53,7 +54,7 @@ def column(data, kind, values, count):
 
 def accounted(path, columns, batch_rows):
     """Return the scored and the rejected rows, after checking that each occurs once."""
-    source = ParquetInput(str(path), [path], columns, SHAPE)
+    source = ParquetStream(str(path), [File(path, path.name)], StreamOptions(SHAPE, columns))
     good, bad = [], []
     for chunk in source.chunks():
         for each in source.read(chunk, batch_rows):
@@ -110,7 +111,7 @@ def test_every_row_is_counted_once(data):
 def test_error_rejects_only_its_rows(broken, error, step):
     with scratch() as folder, pytest.MonkeyPatch.context() as patch:
         path = parquet(folder / "in.parquet", images(50), group=20, key=np.arange(50))
-        real = getattr(ParquetInput, step)
+        real = getattr(ParquetStream, step)
 
         def breaking(source, found, *others):
             start = found["key"][0].as_py()
@@ -118,7 +119,7 @@ def test_error_rejects_only_its_rows(broken, error, step):
                 raise error("in a batch")
             return real(source, found, *others)
 
-        patch.setattr(ParquetInput, step, breaking)
+        patch.setattr(ParquetStream, step, breaking)
         good, bad = accounted(path, Columns("key"), 16)
     assert set(bad) == broken
     assert good == [row for row in range(50) if row not in broken]
@@ -171,25 +172,25 @@ def test_label_above_int64_is_unknown(store, tmp_path):
 
 def test_short_row_group_is_rejected(tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet", images(50), group=50)
-    real = ParquetInput._batches
+    real = ParquetStream._batches
 
     def short(source, chunk, batch_rows):
         yield from list(real(source, chunk, batch_rows))[:-1]
 
-    monkeypatch.setattr(ParquetInput, "_batches", short)
+    monkeypatch.setattr(ParquetStream, "_batches", short)
     good, bad = accounted(path, Columns(), 20)
     assert (len(good), bad) == (40, list(range(40, 50)))
 
 
 def test_long_row_group_is_cut(tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet", images(50), group=50)
-    real = ParquetInput._batches
+    real = ParquetStream._batches
 
     def long(source, chunk, batch_rows):
         batches = list(real(source, chunk, batch_rows))
         yield from [*batches, batches[0]]
 
-    monkeypatch.setattr(ParquetInput, "_batches", long)
+    monkeypatch.setattr(ParquetStream, "_batches", long)
     assert len(accounted(path, Columns(), 20)[0]) == 50
 
 

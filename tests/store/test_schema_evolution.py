@@ -16,8 +16,8 @@ from score_data import ROWS, parquet, scored
 
 import nnbuild
 from nnbuild.errors import ConfigError, StoreError
-from nnbuild.scoring import kept_columns
-from nnbuild.scoring.kept_columns import require_distinct_names
+from nnbuild.scoring import selection
+from nnbuild.scoring.selection import require_distinct_names
 from nnbuild.store.query import query
 from nnbuild.store.schema_evolution import File, common_type, fits, unified
 
@@ -193,7 +193,7 @@ def test_commit_inexact_values_are_refused(store, tmp_path):
 
 
 def test_read_mixed_types_as_text(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_columns, "_differences", lambda *_: iter(()))
+    monkeypatch.setattr(selection, "_differences", lambda *_: iter(()))
     for values in (pa.array([2**60 + 1] * ROWS), pa.array([1.5] * ROWS), *UNLIKE.values()):
         job(store, tmp_path, cust=values, other=pa.array([1] * ROWS))
     told = query(store, "select score_id, cust, other from scores order by score_id, example_id")

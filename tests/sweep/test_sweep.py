@@ -1,13 +1,18 @@
 """Sweeps: trials are runs, the best by validation goes to the gate, and nothing runs twice."""
 
+import errno
+
 import pytest
 from command_line import call, tree_digest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
+from flows.sweep import sweep as sweep_flow
 from nnbuild.config.schema import RunConfig
-from nnbuild.errors import ConfigError, Interrupted, PrunedError
+from nnbuild.errors import ConfigError, Interrupted, PrunedError, StoreError
+from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
+from nnbuild.store.step_results import Decided
 from nnbuild.sweep import TrialResult, make_sweep, open_sweep, sweep_config, sweep_context
 from nnbuild.sweep.space import Dimension, dimension, grid_values, points
 from nnbuild.sweep.study import Study
@@ -191,6 +196,28 @@ def test_pruned_trial_is_failed_run(tmp_path, base, monkeypatch):
     assert make_sweep(config, tmp_path) == swept
 
 
+@pytest.mark.parametrize("start", [make_sweep, sweep_flow])
+def test_failed_commit_revokes_decision(tmp_path, base, monkeypatch, prefect_server, start):
+    commits = []
+
+    def full(name):
+        commits.extend([name] if name == "commit:linked" else [])
+        if len(commits) > 1:  # the first one is the worse trial's, without the gate
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = sweep_config({"grid": {"training.learning_rate": [1e-5, 0.01]}}, base)
+    with monkeypatch.context() as patch:
+        patch.setattr(fault_injection, "failpoint", full)
+        with pytest.raises(StoreError, match="No space left"):
+            start(config, str(tmp_path))
+    store = Store(tmp_path)
+    (waiting,) = store.unfinished_runs()
+    assert store.unfinished_run(waiting.run_id).load_result(Decided) is None
+    assert champion.current(store) is None
+    assert start(config, str(tmp_path)).promoted
+    assert champion.current(store) == waiting.run_id
+
+
 @pytest.fixture
 def arguments(small_folder, tmp_path):
     given = [
@@ -224,7 +251,7 @@ def test_command_reports_and_resumes_by_id(capfd, arguments, tmp_path, prefect_s
     assert row["flow_run_id"] is None
     with get_client(sync_client=True) as client:
         shown = client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["nnbuild-sweep"]))
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="nnbuild-sweep-"))
         )
     assert told["best"] in str(shown[0].data)
     again = call(capfd, "sweep", "--id", "rates", "--store", tmp_path / "store")

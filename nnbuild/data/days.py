@@ -1,0 +1,132 @@
+"""Days of a dated source of labelled images, such as `/srv/labelled/date={date}/`.
+
+A day is a file or a folder of any format that `nnbuild.data.sources` reads, local or at a URL.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnbuild.data import sources
+from nnbuild.data.arrays import slug
+from nnbuild.data.dataset import Dataset
+from nnbuild.data.file_tree import files_below, fingerprint, matches
+from nnbuild.data.options import ReadOptions
+from nnbuild.data.preprocessing import fit_dataset
+from nnbuild.errors import DataError
+from nnbuild.runtime.date_patterns import day_of_address, undated_part, wildcard
+from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
+
+
+class SourceDay(NamedTuple):
+    """A day that a source has.
+
+    Attributes:
+        day: The day.
+        address: Path or URL of its file or folder.
+        path: Local path, or a path of universal_pathlib.
+        fingerprint: Digest that changes when its files do.
+    """
+
+    day: date
+    address: str
+    path: Any
+    fingerprint: str
+
+
+def dataset_name(pattern: str) -> str:
+    """Return the name of the dataset of a dated source, from the folder that holds the days."""
+    above = undated_part(pattern)
+    return slug(Path(above.rpartition("://")[2] if is_url(above) else above or "."))
+
+
+def absolute(pattern: str) -> str:
+    """Return a pattern as a URL or an absolute path, without a slash at the end."""
+    return (pattern if is_url(pattern) else Path(pattern).absolute().as_posix()).rstrip("/")
+
+
+def days_at(pattern: str, first: date | None, last: date) -> list[SourceDay]:
+    """List the days that a source has, in order; a day without files does not count.
+
+    Args:
+        pattern: Path or URL with `{date}`, or with `{date:FORMAT}`.
+        first: First day to list; None for no limit.
+        last: Last day to list.
+
+    Raises:
+        DataError: A folder cannot be listed, or has a pipe, a socket or a device.
+        StoreError: A URL cannot be opened.
+    """
+    pattern = absolute(pattern)
+    found = {}
+    with os_errors_as_store_errors(f"list {pattern}"):
+        for address, path in _candidates(pattern):
+            day = day_of_address(pattern, address)
+            if day is None or day > last or (first is not None and day < first):
+                continue
+            if (digest := fingerprint(path)) is not None:
+                found[day] = SourceDay(day, address, path, digest)
+    return [found[day] for day in sorted(found)]
+
+
+def _candidates(pattern: str) -> Iterator[tuple[str, Any]]:
+    """Yield address and path of everything that may be the day of a pattern."""
+    above = undated_part(pattern)
+    root = open_root(above) if is_url(above) else Path(f"{above}/")
+    for path in matches(root, wildcard(pattern.removeprefix(f"{above}/"))):
+        below, start = (str(getattr(each, "path", each)).rstrip("/") for each in (path, root))
+        yield f"{above}/{below.removeprefix(start).lstrip('/')}", path
+
+
+def read_day(source: SourceDay, options: ReadOptions) -> Dataset:
+    """Read the images of a day, which may lack classes and splits.
+
+    Without a test split of its own, images are held out by their content.
+
+    Raises:
+        DataError: The day is damaged, of no known format, or changes while it is read.
+    """
+    with _local_copy(source) as path:
+        try:
+            dataset = sources.load(
+                str(path),
+                data_dir=None,
+                cache=sources.default_cache(),
+                options=replace(options, part=True),
+            )
+        except DataError as error:
+            if path == source.path:
+                raise
+            raise DataError(str(error).replace(str(path), source.address)) from error
+    if fingerprint(source.path) != source.fingerprint:
+        raise DataError(
+            f"{source.address}: changed while it was read; run again once the day is complete"
+        )
+    named = replace(dataset, source=dataset.source.replace(str(path), source.address))
+    return fit_dataset(named, options.preprocessing)
+
+
+@contextmanager
+def _local_copy(source: SourceDay) -> Iterator[Path]:
+    """Yield a local path of a day, a temporary copy if it is remote."""
+    if not is_remote(source.path):
+        yield source.path
+        return
+    path = source.path
+    with (
+        tempfile.TemporaryDirectory(prefix="nnbuild-day-") as folder,
+        os_errors_as_store_errors(f"fetch {source.address}"),
+    ):
+        target = Path(folder) / path.name
+        files = [(each.path, each.name) for each in files_below(path)] if path.is_dir() else []
+        for file, name in files:
+            copy = target / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            file.fs.get_file(file.path, str(copy))
+        if not files:
+            path.fs.get_file(path.path, str(target))
+        yield target

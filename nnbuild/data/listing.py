@@ -1,0 +1,195 @@
+"""Read datasets from a table of files: CSV, TSV or Parquet with the columns `path` and `label`.
+
+Paths are relative to the folder of the table. A column `split` may name the split of each row.
+Other columns are ignored.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nnbuild.config.names import TRAIN, split_named
+from nnbuild.data import archives, arrow_images, decoding
+from nnbuild.data.arrays import Raw, assemble, slug
+from nnbuild.data.dataset import Dataset
+from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.parquet import errors_as_data_errors, require_readable_metadata
+from nnbuild.errors import DataError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""Delimiter of each kind of text file, by its suffix."""
+
+_PATHS = ("path", "file", "file_name", "filename", "image_path")
+_SPLIT = "split"
+
+
+class _Rows(NamedTuple):
+    """Rows of a table of files.
+
+    Attributes:
+        paths: Path of each picture, relative to the folder of the table.
+        labels: Label of each picture, in a format of `nnbuild.data.labels.encode`.
+        splits: Name of the split of each picture; None if the table has no such column.
+    """
+
+    paths: list[str]
+    labels: NDArray[Any]
+    splits: list[str] | None
+
+
+def load_text(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
+    """Read a dataset from a CSV or TSV file.
+
+    Raises:
+        DataError: The file is damaged or lacks a column, a row is incomplete, a picture is missing
+            or unreadable, or the pictures differ in size.
+    """
+    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
+        content = file.read()
+    try:
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        lines = list(csv.reader(text, delimiter=DELIMITERS[_suffix(path)]))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path}: not readable as a table in UTF-8 ({archives.reason_of(error)}); "
+            "write it again"
+        ) from error
+    header, *rows = lines or [[]]
+    return _dataset(path, _from_lines(header, rows, path, options), options)
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file is a CSV or TSV file by its suffix."""
+    return _suffix(path) in DELIMITERS
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _from_lines(
+    header: Sequence[str], lines: Sequence[Sequence[str]], where: Path, options: ReadOptions
+) -> _Rows:
+    path, label, split = _columns(header, where, options)
+    numbers = [header.index(name) for name in (path, label, *([split] if split else []))]
+    columns: list[list[str]] = [[] for _ in numbers]
+    for line, cells in enumerate(lines, 2):
+        if not cells:
+            continue  # an empty line, as at the end of the file
+        if len(cells) != len(header):
+            raise DataError(
+                f"{where}, line {line}: {len(cells)} values, expected {len(header)} as in the "
+                "header; fix the line"
+            )
+        for column, number in zip(columns, numbers, strict=True):
+            if not cells[number]:
+                raise DataError(
+                    f"{where}, line {line}: no {header[number]!r}; fill it in, or remove the line"
+                )
+            column.append(cells[number])
+    labels = np.array(columns[1], dtype=object)
+    return _Rows(columns[0], labels, columns[2] if split else None)
+
+
+def names_files(path: Path, options: ReadOptions = DEFAULT) -> bool:
+    """Return whether a Parquet file is a table of files: it has paths instead of images.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    with errors_as_data_errors(path):
+        schema = pq.read_schema(path)
+    if options.image_column is not None:
+        known = options.image_column in schema.names
+        return known and arrow_images.is_text(schema.field(options.image_column).type)
+    if any(name in schema.names for name in arrow_images.IMAGE_NAMES):
+        return False
+    name = next((name for name in _PATHS if name in schema.names), None)
+    return name is not None and arrow_images.is_text(schema.field(name).type)
+
+
+def load_parquet(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
+    """Read a dataset from a Parquet file for which `names_files` is true; see `load_text`."""
+    require_readable_metadata([path])
+    with errors_as_data_errors(path), pq.ParquetFile(path) as file:
+        path_column, label, split = _columns(file.schema_arrow.names, path, options)
+        arrow_images.require_labels(file.schema_arrow.field(label).type, path, label)
+        table = file.read(columns=[path_column, label, *([split] if split else [])])
+    for name in table.column_names:
+        arrow_images.require_values(table[name], name, 0, path)
+    rows = _Rows(
+        table[path_column].to_pylist(),
+        arrow_images.labels(table[label], 0, path, label),
+        [str(each) for each in table[split].to_pylist()] if split else None,
+    )
+    return _dataset(path, rows, options)
+
+
+def _columns(
+    names: Sequence[str], where: Path, options: ReadOptions
+) -> tuple[str, str, str | None]:
+    """Return the names of the columns of paths, labels and, if there is one, splits."""
+    requested = options.image_column
+    path = requested or next((name for name in _PATHS if name in names), None)
+    if path is None or path not in names:
+        raise DataError(
+            f"{where}: no column {path or _PATHS[0]!r} among {', '.join(names[:20]) or 'none'}; "
+            f"expected {' or '.join(map(repr, _PATHS))}, or set image_column to its name"
+        )
+    label = arrow_images.label_column(names, options.label_column, where)
+    arrow_images.require_single(names, path, where)
+    return path, label, _SPLIT if _SPLIT in names else None
+
+
+def _dataset(path: Path, rows: _Rows, options: ReadOptions) -> Dataset:
+    if not rows.paths:
+        raise DataError(f"{path}: contains no rows; expected a path and a label in each")
+    pictures = options.picture_reader()
+    arrays: dict[str, NDArray[Any]] = {}
+    shape: tuple[int, ...] | None = None
+    for split, numbers in _by_split(path, rows):
+        files = [_file(path, rows.paths[number]) for number in numbers]
+        images, positions = pictures.read_files(files, shape)
+        arrays[f"{split}_images"] = images
+        arrays[f"{split}_labels"] = rows.labels[numbers][positions]
+        shape = images.shape[1:]
+    pictures.require_few_errors(path)
+    dataset = assemble(
+        Raw(**arrays),
+        name=slug(path),
+        source=str(path),
+        where=path,
+        pixel_max=decoding.WHITE,
+        test_split=options.hold_out,
+    )
+    return replace(dataset, unreadable=tuple(pictures.errors))
+
+
+def _file(table: Path, name: str) -> Path:
+    if "\0" in name:
+        raise DataError(f"{table}: path {name!r} contains a null character; remove it")
+    return table.parent / name
+
+
+def _by_split(path: Path, rows: _Rows) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Yield each split, training first, with the numbers of its rows."""
+    if rows.splits is None:
+        yield TRAIN, np.arange(len(rows.paths))
+        return
+    splits = {name: split_named(name) for name in dict.fromkeys(rows.splits)}
+    if unknown := next((name for name, split in splits.items() if split is None), None):
+        raise DataError(
+            f"{path}: split {unknown!r}; expected train, validation or test in the column {_SPLIT}"
+        )
+    if TRAIN not in splits.values():
+        raise DataError(f"{path}: no row is of the split train; add the training pictures")
+    of_rows = np.array([splits[name] for name in rows.splits])
+    for split in (TRAIN, *sorted({str(each) for each in of_rows} - {TRAIN})):
+        yield split, np.flatnonzero(of_rows == split)

@@ -1,0 +1,406 @@
+"""Read Parquet inputs of any size, a row group at a time: images, labels and columns to copy."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nnbuild.data import archives, pixel_scale
+from nnbuild.data import arrow_images as image_columns
+from nnbuild.data.arrays import as_pixels, with_channels
+from nnbuild.data.file_tree import File
+from nnbuild.data.preprocessing import PictureReader, fit_images
+from nnbuild.data.streams import (
+    Batch,
+    Identifier,
+    InputChunk,
+    Pixels,
+    RejectedRows,
+    StreamOptions,
+)
+from nnbuild.errors import DataError, suggestion
+from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
+
+_MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
+_MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
+_EVIDENCE_ROWS = 1024
+_BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
+
+
+class _Layout(NamedTuple):
+    """Columns and reader of a file.
+
+    Attributes:
+        image: Name of the image column.
+        label: Name of the label column; None if no column can be read as labels.
+        reader: Reader of the images.
+    """
+
+    image: str
+    label: str | None
+    reader: image_columns.Reader
+
+
+class ParquetStream:
+    """Rows of Parquet files with a column of images; see `nnbuild.data.streams.ImageStream`.
+
+    The files may differ in the order of their columns, in columns that are not read, and in the
+    type of their images, which are scaled for each file separately.
+
+    Args:
+        address: Address of the input, as the user wrote it.
+        files: Files, in order.
+        options: What to read, and for which network.
+
+    Raises:
+        DataError: A file is damaged, lacks a column, or has other column types than the first.
+    """
+
+    def __init__(self, address: str, files: Sequence[File], options: StreamOptions) -> None:
+        self._address, self._columns, self._shape = address, options.columns, options.shape
+        self._files = [file.path for file in files]
+        self._open: tuple[int, Any] | None = None
+        self._pixel_max = options.pixel_max
+        self._class_names = tuple(options.class_names)
+        self._pictures = PictureReader(options.preprocessing)
+        self._whites = None if options.scales is None else tuple(options.scales)
+        self._layouts: list[_Layout] = []
+        self._chunks: list[InputChunk] = []
+        self._starts: list[int] = []
+        first = 0
+        for number, path in enumerate(self._files):
+            with _read_errors_as_data_errors(path), _open(path) as file:
+                schema = file.schema_arrow
+                groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            if number == 0:
+                self._schema = schema
+            self._layouts.append(self._layout(schema, path))
+            self._starts.append(first)
+            for group, metadata in enumerate(groups):
+                self._require_ids(metadata, f"{path}, row group {group}")
+                if metadata.num_rows:
+                    self._chunks.append(InputChunk(number, group, first, metadata.num_rows))
+                first += metadata.num_rows
+
+    def chunks(self) -> Sequence[InputChunk]:
+        """Return the row groups that are not empty."""
+        return self._chunks
+
+    def schema(self) -> pa.Schema:
+        """Return the schema of the columns to copy to the output."""
+        return pa.schema(
+            [self._schema.field(name).with_nullable(nullable=True) for name in self._columns.keep]
+        )
+
+    def identity(self) -> list[list[Any]]:
+        """Return name, size and time of change of each file; for objects the ETag, not the time."""
+        with os_errors_as_store_errors(f"read {self._address}"):
+            return [[str(path), *_version(path)] for path in self._files]
+
+    def identifier(self) -> Identifier:
+        """Return what identifies a row: its number, or the type of the column of IDs."""
+        if self._columns.example_id is None:
+            return "row"
+        kind = self._schema.field(self._columns.example_id).type
+        return "text" if image_columns.is_text(kind) else "integer"
+
+    def scales(self) -> list[float]:
+        """Return the pixel value of white in each file; floats may have to be read completely.
+
+        Raises:
+            DataError: Floats whose range could be 0 to 1 as well as 0 to 255.
+        """
+        if self._whites is None:
+            self._whites = tuple(self._white(number) for number in range(len(self._files)))
+        return list(self._whites)
+
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        """Yield each row of a row group once, in a batch or rejected; see `ImageStream.read`."""
+        done = 0
+        batches = self._batches(chunk, batch_rows)
+        while done < chunk.rows:
+            try:
+                batch = next(batches, None)
+                reason = f"the row group ends after {done} of its {chunk.rows} rows"
+            except _BROKEN as error:
+                batch = None
+                reason = f"not readable as Parquet ({archives.reason_of(error)[:200]})"
+            if batch is None:
+                yield self._reject(chunk, chunk.first + done, chunk.rows - done, reason)
+                return
+            batch = batch.slice(0, chunk.rows - done)
+            yield from self._rows(batch, chunk, chunk.first + done)
+            done += len(batch)
+
+    def _batches(self, chunk: InputChunk, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        file = self._file(chunk.file)
+        yield from file.iter_batches(
+            batch_rows, row_groups=[chunk.group], columns=self._columns_of(chunk.file)
+        )
+
+    def _rows(
+        self, batch: pa.RecordBatch, chunk: InputChunk, first: int
+    ) -> Iterator[Batch | RejectedRows]:
+        """Yield the rows of a batch, which is halved until each bad row is on its own."""
+        try:
+            rows = self._convert(batch, chunk.file, first)
+        except MemoryError:  # not the fault of the rows
+            raise
+        except DataError as error:
+            reason = str(error).removeprefix(f"{self._address}: ")
+        except Exception as error:  # noqa: BLE001  (Arrow and decoders raise errors of any type)
+            reason = f"not convertible ({type(error).__name__}: {archives.reason_of(error)[:200]})"
+        else:
+            yield rows
+            return
+        if len(batch) == 1:
+            yield self._reject(chunk, first, 1, reason)
+            return
+        half = len(batch) // 2
+        yield from self._rows(batch.slice(0, half), chunk, first)
+        yield from self._rows(batch.slice(half), chunk, first + half)
+
+    def _reject(self, chunk: InputChunk, first: int, rows: int, reason: str) -> RejectedRows:
+        in_file = first - self._starts[chunk.file]
+        return RejectedRows(str(self._files[chunk.file]), chunk.group, in_file, rows, reason)
+
+    def _convert(self, batch: pa.RecordBatch, number: int, first: int) -> Batch:
+        table = pa.Table.from_batches([batch])
+        images = self._pixels(table, number, first)
+        kept = (
+            table.select(list(self._columns.keep)).cast(self.schema())
+            if self._columns.keep
+            else None
+        )
+        ids, keys = self._ids(table, first)
+        rows = Batch(images, ids, self._labels(table, number), kept, keys)
+        lengths = {len(each) for each in rows if each is not None}
+        if lengths != {len(batch)}:
+            raise DataError(f"{self._address}: {sorted(lengths)} values in {len(batch)} rows")
+        return rows
+
+    def _ids(self, table: pa.Table, first: int) -> tuple[NDArray[np.int64], pa.Array | None]:
+        """Return the integer ID of each row, and the texts that identify the rows, if they do."""
+        name, numbers = self._columns.example_id, np.arange(first, first + len(table))
+        if name is None:
+            return numbers, None
+        ids = table[name]
+        if ids.null_count:
+            raise DataError(f"{self._address}: null in column {name!r}; expected an ID")
+        if self.identifier() == "text":
+            return numbers, ids.cast(pa.string()).combine_chunks()
+        if pa.types.is_uint64(ids.type) and len(ids):
+            largest = pc.max(ids).as_py()
+            if largest > _MAX_ID:
+                raise DataError(f"{self._address}: {self._id_too_large(largest)}")
+        values: NDArray[np.int64] = ids.cast(pa.int64()).to_numpy()
+        return values, None
+
+    def _pixels(self, table: pa.Table, number: int, first: int) -> Pixels:
+        layout = self._layouts[number]
+        images = layout.reader.read(table[layout.image], first, _MAX_BATCH_BYTES, self._address)
+        whites = self._whites or self.scales()
+        pixels = as_pixels([images], self._address, whites[number])[0]
+        pixels = fit_images(pixels, self._pictures.settings)
+        if pixels.shape[1:] != self._shape:
+            raise DataError(
+                f"{self._address}: height, width, channels of the images are {pixels.shape[1:]}, "
+                f"the network expects {self._shape}; resize the images, or train with "
+                "dataset.image_size and dataset.channels"
+            )
+        return pixels
+
+    def _white(self, number: int) -> float:
+        """Return the pixel value of white in a file."""
+        if self._pixel_max is not None:
+            return self._pixel_max
+        if not self._layouts[number].reader.is_float:
+            return float(pixel_scale.WHITE)
+        path = self._files[number]
+        with _read_errors_as_data_errors(path), _open(path) as file:
+            if _is_unit_by_statistics(file, self._layouts[number].image):
+                return 1.0
+            return pixel_scale.white_of_floats(self._floats(file, number), path)
+
+    def _floats(self, file: Any, number: int) -> Iterator[NDArray[Any]]:
+        """Yield the readable images of a file, a few at a time."""
+        layout = self._layouts[number]
+        for group in range(file.num_row_groups):
+            batches = file.iter_batches(
+                _EVIDENCE_ROWS, row_groups=[group], columns=[layout.reader.column]
+            )
+            try:
+                for batch in batches:
+                    yield from self._readable(layout, pa.Table.from_batches([batch])[layout.image])
+            except _BROKEN:
+                continue  # its rows are rejected when they are scored
+
+    def _readable(self, layout: _Layout, column: pa.ChunkedArray) -> Iterator[NDArray[Any]]:
+        """Yield the images of a column, except unreadable ones and those of another size."""
+        try:
+            images = layout.reader.read(column, 0, _MAX_BATCH_BYTES, self._address)
+            shape = with_channels(images, self._address).shape[1:]
+            if shape == self._shape or self._pictures.settings is not None:
+                yield images
+        except DataError:
+            if (half := len(column) // 2) > 0:
+                yield from self._readable(layout, column.slice(0, half))
+                yield from self._readable(layout, column.slice(half))
+
+    def _labels(self, table: pa.Table, number: int) -> pa.Array | None:
+        name = self._layouts[number].label
+        if name is None:
+            return None
+        return class_numbers(table[name], self._class_names).combine_chunks()
+
+    def _columns_of(self, number: int) -> list[str]:
+        layout = self._layouts[number]
+        names = [layout.reader.column, *self._columns.keep]
+        names += [self._columns.example_id] if self._columns.example_id else []
+        names += [layout.label] if layout.label else []
+        return list(dict.fromkeys(names))
+
+    def _layout(self, schema: pa.Schema, path: Any) -> _Layout:
+        """Return the layout of a file; its columns to copy must be those of the first file."""
+        where = self._address if path == self._files[0] else path
+        image = image_columns.image_column(schema.names, self._columns.image, where)
+        example_id = self._columns.example_id
+        for name in [*self._columns.keep, *([example_id] if example_id else [])]:
+            if name not in schema.names:
+                raise DataError(f"{where}: no column {name!r}; {suggestion(name, schema.names)}")
+            kinds = [each.field(name).type for each in (schema, self._schema)]
+            if name in self._columns.keep and kinds[0] != kinds[1]:
+                raise DataError(
+                    f"{path}: column {name!r} is {kinds[0]}, in {self._files[0]} it is {kinds[1]}; "
+                    "score the two files separately"
+                )
+        if example_id:
+            self._require_id_type(schema.field(example_id).type, path, where)
+        reader = image_columns.reader(
+            schema.field(image).type, schema.metadata or {}, where, image, self._pictures
+        )
+        return _Layout(image, self._label(schema, where), reader)
+
+    def _require_id_type(self, kind: pa.DataType, path: Any, where: object) -> None:
+        name = self._columns.example_id
+        if not pa.types.is_integer(kind) and not image_columns.is_text(kind):
+            raise DataError(
+                f"{where}: column {name!r} is {kind}; expected integers or texts, or no id_column"
+            )
+        first = self._schema.field(name).type
+        if image_columns.is_text(kind) != image_columns.is_text(first):
+            raise DataError(
+                f"{path}: column {name!r} is {kind}, in {self._files[0]} it is {first}; score the "
+                "two files separately"
+            )
+
+    def _label(self, schema: pa.Schema, where: object) -> str | None:
+        requested = self._columns.label
+        try:
+            name = image_columns.label_column(schema.names, requested, where)
+        except DataError:
+            if requested is not None:
+                raise
+            return None
+        kind = schema.field(name).type
+        if pa.types.is_integer(kind) or (image_columns.is_text(kind) and self._class_names):
+            return name
+        if requested is not None:
+            raise DataError(f"{where}: column {name!r} is {kind}; expected integers or class names")
+        return None
+
+    def _require_ids(self, group: Any, where: str) -> None:
+        """Refuse IDs that are too large before anything is scored, if the statistics show it."""
+        if not self._columns.all_or_nothing or self._columns.example_id is None:
+            return
+        for number in range(group.num_columns):
+            column = group.column(number)
+            if column.path_in_schema != self._columns.example_id or not column.is_stats_set:
+                continue
+            largest = column.statistics.max if column.statistics.has_min_max else None
+            if isinstance(largest, int) and largest > _MAX_ID:
+                raise DataError(
+                    f"{where}: {self._id_too_large(largest)}, or set on_error to quarantine"
+                )
+
+    def _id_too_large(self, largest: int) -> str:
+        name = self._columns.example_id
+        return f"column {name!r} contains {largest}; expected an int64 of at most {_MAX_ID}"
+
+    def _file(self, number: int) -> pq.ParquetFile:
+        """Return a file, which stays open while its row groups are read in order."""
+        if self._open is None or self._open[0] != number:
+            if self._open is not None:
+                self._open[1].close()
+            self._open = (number, _open(self._files[number]))
+        return self._open[1]
+
+
+def class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
+    """Convert labels to class numbers, int16; null for labels that are not a class.
+
+    Args:
+        labels: Integers or strings.
+        names: Class names of the model; if all are numbers, integers are looked up as names.
+    """
+    if image_columns.is_text(labels.type):
+        texts = pc.utf8_normalize(labels.cast(pa.string()), "NFC")
+        return pc.index_in(texts, value_set=pa.array(names, pa.string())).cast(pa.int16())
+    numbers = labels.cast(pa.int64(), safe=False)  # larger values become negative
+    if names and all(name.isdecimal() and name.isascii() for name in names):
+        values = [int(name) for name in names]
+        if values != list(range(len(values))) and max(values) <= _MAX_ID:
+            return pc.index_in(numbers, value_set=pa.array(values, pa.int64())).cast(pa.int16())
+    known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MAX_LABEL))
+    return pc.if_else(known, numbers, pa.scalar(None, pa.int64())).cast(pa.int16())
+
+
+def _is_unit_by_statistics(file: pq.ParquetFile, column: str) -> bool:
+    """Return whether the statistics of a file prove a range of 0 to 1, and not only zeros."""
+    highest = 0.0
+    for group in range(file.num_row_groups):
+        chunks = file.metadata.row_group(group)
+        for index in range(chunks.num_columns):
+            chunk = chunks.column(index)
+            if chunk.path_in_schema != column and not chunk.path_in_schema.startswith(f"{column}."):
+                continue
+            statistics = chunk.statistics
+            if statistics is None or not statistics.has_min_max:
+                return False
+            if not isinstance(statistics.max, float):  # the limits of float16 are bytes
+                return False
+            if not 0 <= statistics.min <= statistics.max <= 1:
+                return False
+            highest = max(highest, statistics.max)
+    return highest > 0
+
+
+def _version(path: Any) -> tuple[int, str]:
+    if is_remote(path):
+        info = path.fs.info(path.path)
+        return int(info["size"]), str(info.get("ETag") or info.get("LastModified") or "")
+    status = path.stat()
+    return status.st_size, str(status.st_mtime_ns)
+
+
+def _open(path: Any) -> pq.ParquetFile:
+    if is_remote(path):
+        return pq.ParquetFile(path.path, filesystem=path.fs)
+    archives.require_regular(path)
+    return pq.ParquetFile(path)
+
+
+@contextmanager
+def _read_errors_as_data_errors(path: Any) -> Iterator[None]:
+    try:
+        yield
+    except _BROKEN as error:
+        reason = archives.reason_of(error)[:200]
+        raise DataError(
+            f"{path}: not readable as Parquet ({reason}); download or write it again"
+        ) from error

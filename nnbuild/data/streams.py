@@ -1,0 +1,350 @@
+"""Streams of images for scoring: pictures, and arrays that are loaded completely.
+
+The stream of Parquet files is in `nnbuild.data.parquet_stream`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nnbuild.data import decoding, pixel_scale, preprocessing
+from nnbuild.data.arrays import with_channels
+from nnbuild.data.file_tree import File
+from nnbuild.data.preprocessing import Preprocessing
+from nnbuild.errors import DataError, one_line
+from nnbuild.runtime.text import encodable
+
+PICTURE_COLUMNS = pa.schema(
+    [
+        pa.field(
+            "path",
+            pa.string(),
+            metadata={"description": "POSIX path of the picture relative to the input"},
+        )
+    ]
+)
+_CHUNK_IMAGES = 4096
+_MAX_NAMED = 10
+_CHUNK_ROWS = 65_536
+
+Pixels = NDArray[np.uint8]
+Identifier = Literal["row", "path", "integer", "text"]
+"""What identifies a row: its number, the path of its picture, or a column of integers or texts."""
+
+
+class InputChunk(NamedTuple):
+    """Part of an input that can be read separately, such as a row group.
+
+    Attributes:
+        file: Number of the file.
+        group: Number of the row group in the file.
+        first: Number of its first row in the whole input.
+        rows: Number of rows.
+    """
+
+    file: int
+    group: int
+    first: int
+    rows: int
+
+
+class Columns(NamedTuple):
+    """Columns to read from an input.
+
+    Attributes:
+        example_id: Column that identifies a row; None for the row number.
+        keep: Columns to copy to the output.
+        all_or_nothing: Whether a row that cannot be scored stops the job.
+        image: Column of the images; None to look for the usual names.
+        label: Column of the labels; None to look for the usual names.
+    """
+
+    example_id: str | None = None
+    keep: tuple[str, ...] = ()
+    all_or_nothing: bool = False
+    image: str | None = None
+    label: str | None = None
+
+
+_USUAL = Columns()
+
+
+class Batch(NamedTuple):
+    """Rows of an input that are scored together.
+
+    Attributes:
+        images: uint8, shape (n, height, width, channels); after inference, only the sample of them
+            that the drift check needs.
+        example_ids: int64, shape (n,).
+        labels: int16 with nulls; None if the input has no labels.
+        kept: Columns to copy to the output; None if there are none.
+        keys: Texts that identify the rows, string; None if integers do.
+    """
+
+    images: Pixels
+    example_ids: NDArray[np.int64]
+    labels: pa.Array | None
+    kept: pa.Table | None
+    keys: pa.Array | None = None
+
+
+class RejectedRows(NamedTuple):
+    """Rows that cannot be scored, with the reason.
+
+    Attributes:
+        file: Path or URL of the file.
+        row_group: Number of the row group in the file.
+        row: Number of the first row in the file.
+        rows: Number of rows.
+        reason: Reason, on one line.
+        path: POSIX path of a picture relative to the input folder; None for other inputs.
+    """
+
+    file: str
+    row_group: int
+    row: int
+    rows: int
+    reason: str
+    path: str | None = None
+
+
+class ImageStream(Protocol):
+    """Images in a fixed order, in chunks that can be read separately."""
+
+    def chunks(self) -> Sequence[InputChunk]:
+        """Return the chunks, in order."""
+
+    def schema(self) -> pa.Schema:
+        """Return the schema of the columns to copy to the output."""
+
+    def identity(self) -> list[list[Any]]:
+        """Return name, size and version of each file, which change with the input."""
+
+    def identifier(self) -> Identifier:
+        """Return what identifies a row."""
+
+    def scales(self) -> list[float]:
+        """Return the pixel value of white, for each file or for all of them.
+
+        Raises:
+            DataError: Floats whose range could be 0 to 1 as well as 0 to 255.
+        """
+
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        """Yield the rows of a chunk in order, those that cannot be read as `RejectedRows`."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """What to read from an input, and for which network.
+
+    Attributes:
+        shape: Height, width and channels of the network's images.
+        columns: Columns to read. Pictures only have `path`, which is always copied to the output;
+            arrays have no columns.
+        pixel_max: Pixel value of white; None to infer it from type and content.
+        scales: Result of `ImageStream.scales` when the job was created; None to infer it again.
+        class_names: Class names of the model, to look up labels that are names.
+        pictures_only: Whether files that are not pictures are an error among pictures.
+        preprocessing: Settings of the model's run, by which images get the shape; None if they
+            must have it.
+    """
+
+    shape: tuple[int, int, int]
+    columns: Columns = _USUAL
+    pixel_max: float | None = None
+    scales: Sequence[float] | None = None
+    class_names: Sequence[str] = ()
+    pictures_only: bool = False
+    preprocessing: Preprocessing | None = None
+
+
+class PictureStream:
+    """Pictures in the order of their paths; see `ImageStream`.
+
+    A file that is not a picture is a row that cannot be scored. Each row has the column `path`, to
+    join it with its picture; bytes of the path that are not UTF-8 are escaped.
+
+    Args:
+        address: Address of the pictures, as the user wrote it.
+        files: Files, with their names for the column `path`.
+        options: What to read, and for which network.
+
+    Raises:
+        DataError: A column is requested that pictures do not have, or there are other files and
+            the options refuse them.
+    """
+
+    def __init__(self, address: str, files: Sequence[File], options: StreamOptions) -> None:
+        _require_columns(
+            options.columns,
+            PICTURE_COLUMNS.names,
+            f"{address}: a picture only has the column path",
+        )
+        others = [file.name for file in files if not decoding.has_ending(file.name)]
+        if others and options.pictures_only:
+            names = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
+            raise DataError(
+                f"{address}: {len(others)} file(s) that are not pictures: {names}; "
+                "remove them, or set on_error to quarantine"
+            )
+        self._files = files
+        self._shape = options.shape
+
+    def chunks(self) -> Sequence[InputChunk]:
+        """Return chunks of some thousand pictures."""
+        return _equal_chunks(len(self._files), _CHUNK_IMAGES)
+
+    def schema(self) -> pa.Schema:
+        """Return the only column of pictures, `path`."""
+        return PICTURE_COLUMNS
+
+    def identifier(self) -> Identifier:
+        """Return that the path identifies a picture."""
+        return "path"
+
+    def scales(self) -> list[float]:
+        """Return the pixel value of white, the same for all pictures."""
+        return [float(decoding.WHITE)]
+
+    def identity(self) -> list[list[Any]]:
+        """Return path, size and time of change of each picture."""
+        status = [(file.path, file.path.stat()) for file in self._files]
+        return [[str(path), each.st_size, str(each.st_mtime_ns)] for path, each in status]
+
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        """Yield the pictures of a chunk; an unreadable one ends its batch."""
+        images: list[Pixels] = []
+        for row in range(chunk.first, chunk.first + chunk.rows):
+            picture = self._picture(row, chunk)
+            if isinstance(picture, RejectedRows):
+                yield from self._batch(images, row)
+                yield picture
+                images = []
+                continue
+            images.append(picture)
+            if len(images) == batch_rows:
+                yield from self._batch(images, row + 1)
+                images = []
+        yield from self._batch(images, chunk.first + chunk.rows)
+
+    def _picture(self, row: int, chunk: InputChunk) -> Pixels | RejectedRows:
+        path = self._files[row].path
+        if not decoding.has_ending(path.name):
+            return _reject(self._files[row], chunk, decoding.NO_PICTURE)
+        try:
+            with decoding.strict():
+                pixels = preprocessing.read(path)
+            if pixels.shape == self._shape:
+                return pixels
+            reason = (
+                f"height, width, channels are {pixels.shape}, the network expects {self._shape}"
+            )
+        except MemoryError:  # not the fault of the picture
+            raise
+        except DataError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+        except Exception as error:  # noqa: BLE001  (decoders raise errors of any type)
+            reason = f"not decodable ({type(error).__name__}: {one_line(error)[:200]})"
+        return _reject(self._files[row], chunk, reason)
+
+    def _batch(self, images: list[Pixels], end: int) -> Iterator[Batch]:
+        """Yield the images of the rows before `end` as a batch, if there are any."""
+        if not images:
+            return
+        first = end - len(images)
+        paths = pa.array([encodable(file.name) for file in self._files[first:end]], pa.string())
+        yield Batch(
+            np.stack(images),
+            np.arange(first, end, dtype=np.int64),
+            None,
+            pa.Table.from_arrays([paths], schema=PICTURE_COLUMNS),
+        )
+
+
+def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
+    return RejectedRows(
+        encodable(str(file.path)), chunk.group, 0, 1, encodable(reason), encodable(file.name)
+    )
+
+
+class ArrayStream:
+    """Images of one array in memory; see `ImageStream`.
+
+    Args:
+        address: Address of the file, as the user wrote it.
+        images: Images of any numeric type, shape (n, height, width) or
+            (n, height, width, channels).
+        options: What to read, and for which network.
+
+    Raises:
+        DataError: The images do not have the shape that the network expects, or a column is
+            requested.
+    """
+
+    def __init__(self, address: str, images: NDArray[Any], options: StreamOptions) -> None:
+        _require_columns(options.columns, (), f"{address}: only Parquet files have columns")
+        shaped = _with_channels(images, address)
+        self._address = address
+        self._white = pixel_scale.white_of(shaped, address, options.pixel_max)
+        self._images = pixel_scale.to_uint8(shaped, self._white, address)
+        if self._images.shape[1:] != options.shape:
+            raise DataError(
+                f"{address}: height, width, channels of the images are "
+                f"{self._images.shape[1:]}, the network expects {options.shape}; resize the images"
+            )
+
+    def chunks(self) -> Sequence[InputChunk]:
+        """Return chunks of equal size."""
+        return _equal_chunks(len(self._images), _CHUNK_ROWS)
+
+    def schema(self) -> pa.Schema:
+        """Return a schema without columns."""
+        return pa.schema([])
+
+    def identifier(self) -> Identifier:
+        """Return that its number identifies an image."""
+        return "row"
+
+    def scales(self) -> list[float]:
+        """Return the pixel value of white."""
+        return [self._white]
+
+    def identity(self) -> list[list[Any]]:
+        """Return the address, the number of images, and their SHA-256."""
+        content = np.ascontiguousarray(self._images).data
+        return [[self._address, len(self._images), hashlib.sha256(content).hexdigest()]]
+
+    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+        """Yield the images of a chunk."""
+        for start in range(chunk.first, chunk.first + chunk.rows, batch_rows):
+            part = slice(start, min(start + batch_rows, chunk.first + chunk.rows))
+            yield Batch(
+                self._images[part], np.arange(part.start, part.stop, dtype=np.int64), None, None
+            )
+
+
+def _equal_chunks(rows: int, size: int) -> list[InputChunk]:
+    starts = range(0, rows, size)
+    return [
+        InputChunk(0, number, start, min(size, rows - start)) for number, start in enumerate(starts)
+    ]
+
+
+def _with_channels(images: NDArray[Any], where: str) -> NDArray[Any]:
+    if images.ndim in {3, 4} and not len(images):  # a day without images
+        return np.empty((0, *images.shape[1:], 1)[:4], np.uint8)
+    return with_channels(images, where)
+
+
+def _require_columns(columns: Columns, known: Sequence[str], fact: str) -> None:
+    """Refuse columns that inputs other than Parquet do not have, such as a column of IDs."""
+    missing = [name for name in columns.keep if name not in known]
+    missing += [columns.example_id] if columns.example_id else []
+    if missing:
+        raise DataError(f"{fact}, not {', '.join(missing)}; remove it from keep or id_column")

@@ -1,0 +1,316 @@
+"""Compare a run with another one on the test images of today.
+
+The other run was perhaps tested on other images: then its model scores these. Images that one of
+the two has trained or validated on are left out, which the digests of the images tell.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nnbuild.config.sections import GateConfig
+from nnbuild.data import tables
+from nnbuild.data.dataset import Digests, Split
+from nnbuild.data.tables import Fingerprint
+from nnbuild.engines import Logits
+from nnbuild.errors import ContractError, DataError, StoreError, StoreGoneError, one_line
+from nnbuild.evaluation import evaluate
+from nnbuild.evaluation.promotion import Incomparable, PairedResult
+from nnbuild.pipeline.data import dataset_folder, read_golden
+from nnbuild.pipeline.step import staged_table
+from nnbuild.store import schemas
+from nnbuild.store.manifests import Manifest
+from nnbuild.store.run import Run
+from nnbuild.store.step_results import ExportedModel, FittedModel, LoadedData
+from nnbuild.store.store import Store
+from nnbuild.store.tables import read_table
+
+Labels = NDArray[np.int16]
+Rows = NDArray[np.bool_]
+
+_MAX_NAMED = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Challenger:
+    """A run in staging with its results on its test images.
+
+    Attributes:
+        run: The run.
+        data: Result of its step `load_data`.
+        folder: Local folder with its dataset.
+        fingerprint: Content of its dataset.
+        model_digest: SHA-256 of its model, which is equal for equal weights; None if unknown.
+        labels: True class of each test image, int16, shape (n,).
+        predicted: Predicted class of each test image, int16, shape (n,).
+        metrics: Metrics on all test images, by name.
+    """
+
+    run: Run
+    data: LoadedData
+    folder: Path
+    fingerprint: Fingerprint
+    model_digest: str | None
+    labels: Labels
+    predicted: Labels
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The other run, on the test images of the challenger.
+
+    Attributes:
+        paired: Which of the two classifies each image correctly.
+        metrics: Metrics of the other run on all test images of the challenger, by name; empty if
+            images were left out, because the challenger's metrics would be those of more images.
+    """
+
+    paired: PairedResult
+    metrics: Mapping[str, float]
+
+
+def challenger_of(run: Run, data: LoadedData) -> Challenger:
+    """Read the results of a run in staging.
+
+    Args:
+        run: Run in staging, evaluated and scored.
+        data: Result of `load_data`.
+
+    Raises:
+        DataError: Its dataset is damaged.
+        StoreError: Its tables cannot be read.
+    """
+    folder = dataset_folder(run, data)
+    fitted = run.load_result(FittedModel)
+    predictions = read_table(staged_table(run, "predictions"), schemas.predictions(data.classes))
+    labels, predicted = _predictions(predictions)
+    return Challenger(
+        run=run,
+        data=data,
+        folder=folder,
+        fingerprint=tables.fingerprint(folder),
+        model_digest=None if fitted is None else fitted.files.get("model/model.keras"),
+        labels=labels,
+        predicted=predicted,
+        metrics=_metrics(read_table(staged_table(run, "evaluation"), schemas.EVALUATION)),
+    )
+
+
+def _predictions(table: pa.Table) -> tuple[Labels, Labels]:
+    ordered = table.sort_by("example_id")
+    labels, predicted = (np.asarray(ordered[name].to_numpy()) for name in ("label", "predicted"))
+    return labels, predicted
+
+
+def _metrics(evaluation: pa.Table) -> dict[str, float]:
+    return {
+        row["metric"]: row["value"]
+        for row in evaluation.to_pylist()
+        if row["subset"] == "test" and row["label"] is None
+    }
+
+
+def compare(
+    challenger: Challenger, store: Store, run_id: str, config: GateConfig
+) -> Comparison | Incomparable:
+    """Compare a run in staging with a committed run, on the test images of the former.
+
+    If both were evaluated on the same test images, the stored predictions are used. Otherwise the
+    model of the committed run scores the images.
+
+    Args:
+        challenger: The run in staging.
+        store: Store with the committed run.
+        run_id: ID of the committed run.
+        config: Settings of the gate.
+
+    Returns:
+        The comparison, or the reason why there is none: the images or classes differ, no image is
+        left to compare, or the model or the dataset of the committed run is missing or damaged.
+
+    Raises:
+        StoreError: The store cannot be read now; its content may be sound.
+    """
+    try:
+        manifest = store.manifest(run_id)
+        other = _fingerprint(challenger, store, manifest.steps.load_data)
+        if reason := _obstacle(challenger.fingerprint, other, config):
+            return Incomparable(run_id, reason)
+        return _compare(challenger, store, manifest, other)
+    except (ContractError, DataError, StoreError) as error:
+        if not _is_damage(error):
+            raise
+        return Incomparable(run_id, f"run {run_id} cannot be evaluated: {error}")
+
+
+def compare_on_golden(
+    challenger: Challenger, store: Store, run_id: str
+) -> PairedResult | Incomparable:
+    """Compare a run in staging with a committed run on the fixed set of `gate.golden`.
+
+    Both models score the set.
+
+    Raises:
+        StoreError: The store cannot be read now; its content may be sound.
+    """
+    try:
+        golden = read_golden(challenger.run.config, challenger.data)
+        manifest = store.manifest(run_id)
+        other = _fingerprint(challenger, store, manifest.steps.load_data)
+        rows = _unseen(golden.image_digests, challenger.fingerprint, other)
+        if not rows.any():
+            return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
+        split = Split(golden.images[rows], golden.labels[rows])
+        own = _own_logits(challenger, split).argmax(axis=1)
+        identical = challenger.model_digest == _model_digest(manifest)
+        theirs = own if identical else _logits(challenger, store, manifest, split).argmax(axis=1)
+    except (ContractError, DataError, StoreError) as error:
+        if not _is_damage(error):
+            raise
+        return Incomparable(run_id, f"it was not compared on the fixed set: {error}")
+    return PairedResult(
+        run_id=run_id,
+        labels=split.labels,
+        challenger=own == split.labels,
+        other=theirs == split.labels,
+        rescored=len(split),
+        left_out=int((~rows).sum()),
+        identical=identical or bool((own == theirs).all()),
+    )
+
+
+def _unseen(images: Digests, own: Fingerprint, other: Fingerprint) -> Rows:
+    """Return which images neither run has trained or validated on."""
+    return ~np.isin(images, np.concatenate([own.seen, other.seen]))
+
+
+def _nothing_left(count: int, what: str) -> str:
+    return (
+        f"all {count:,} {what} are left out, because the champion or this run has trained or "
+        "validated on them"
+    )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether a file is missing or damaged, rather than unavailable for the moment."""
+    if isinstance(error, StoreGoneError):
+        return False
+    cause = error.__cause__
+    return not isinstance(cause, OSError) or isinstance(
+        cause, (FileNotFoundError, NotADirectoryError)
+    )
+
+
+def _fingerprint(challenger: Challenger, store: Store, data: LoadedData) -> Fingerprint:
+    own = challenger.data
+    if (data.name, data.digest) == (own.name, own.digest):
+        return challenger.fingerprint
+    return tables.fingerprint(store.local_dataset(data.name, data.digest))
+
+
+def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig) -> str:
+    """Return the reason why two runs cannot be compared, from their datasets; empty if they can."""
+    if own.image_shape != other.image_shape:
+        shapes = [" × ".join(map(str, each.image_shape)) for each in (other, own)]
+        return f"the champion classifies images of {shapes[0]}, this run images of {shapes[1]}"
+    if own.class_names != other.class_names:
+        return (
+            f"the champion has the classes {_named(other)}, this run {_named(own)}, so the two "
+            "cannot be compared"
+        )
+    if own.test_set != other.test_set and config.on_test_set_change == "keep":
+        return "the champion was tested on other images, and gate.on_test_set_change is keep"
+    return ""
+
+
+def _named(fingerprint: Fingerprint) -> str:
+    """List the names of the classes, the first of them if there are many."""
+    names = [one_line(each) for each in fingerprint.class_names]
+    more = f", … ({len(names)} classes)" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
+
+
+def _compare(
+    challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint
+) -> Comparison | Incomparable:
+    own, run_id = challenger.fingerprint, manifest.run_id
+    rows = _unseen(own.images["test"], own, other)
+    if not rows.any():
+        return Incomparable(run_id, _nothing_left(len(rows), "test images"))
+    identical = challenger.model_digest == _model_digest(manifest)
+    rescored = 0
+    if identical:
+        predicted, metrics = challenger.predicted[rows], challenger.metrics
+    elif own.test_set == other.test_set:
+        predicted = _predictions(store.read_table("predictions", run_id))[1][rows]
+        metrics = _metrics(store.read_table("evaluation", run_id))
+    else:
+        predicted, metrics = _score(challenger, store, manifest, rows)
+        rescored = len(predicted)
+    labels = challenger.labels[rows]
+    paired = PairedResult(
+        run_id=run_id,
+        labels=labels,
+        challenger=challenger.predicted[rows] == labels,
+        other=predicted == labels,
+        rescored=rescored,
+        left_out=int((~rows).sum()),
+        identical=identical or bool((challenger.predicted[rows] == predicted).all()),
+    )
+    return Comparison(paired, metrics if rows.all() else {})
+
+
+def _model_digest(manifest: Manifest) -> str:
+    entry = manifest.files.get(f"runs/{manifest.run_id}/model.keras")
+    return "" if entry is None else entry.sha256
+
+
+def _score(
+    challenger: Challenger, store: Store, manifest: Manifest, rows: Rows
+) -> tuple[Labels, dict[str, float]]:
+    """Return the classes that a committed run predicts for test images, and its metrics on them."""
+    test = tables.read_test_split(challenger.folder)
+    split = Split(test.images[rows], test.labels[rows])
+    logits = _logits(challenger, store, manifest, split)
+    values = evaluate(logits, split.labels, logits.shape[1])
+    metrics = {each.metric: each.value for each in values if each.label is None}
+    return logits.argmax(axis=1).astype(np.int16), metrics
+
+
+def _logits(challenger: Challenger, store: Store, manifest: Manifest, split: Split) -> Logits:
+    """Return the logits of a committed run."""
+    # Here, because ONNX Runtime takes time to import, and most decisions need no scoring.
+    from nnbuild.scoring import logits_of
+    from nnbuild.scoring.models import model_of_run, start_engine
+
+    model = model_of_run(store, manifest)
+    run, name = challenger.run, f"the model of run {manifest.run_id}"
+    batch = run.config.scoring.batch_size
+    with TemporaryDirectory(dir=run.folder) as folder:
+        engine = start_engine(model, Path(folder), threads=None, batch_size=batch, name=name)
+        return logits_of(engine, split, model.classes, batch)
+
+
+def _own_logits(challenger: Challenger, split: Split) -> Logits:
+    """Return the logits of the run in staging."""
+    from nnbuild.engines import Engine, KerasEngine, OnnxEngine
+    from nnbuild.scoring import logits_of
+
+    run, batch = challenger.run, challenger.run.config.scoring.batch_size
+    exported, fitted = run.load_result(ExportedModel), run.load_result(FittedModel)
+    engine: Engine
+    if exported is not None and exported.path is not None:
+        engine = OnnxEngine(run.root / exported.path)
+    elif fitted is not None:
+        from nnbuild.pipeline.training import read_model  # it imports TensorFlow
+
+        engine = KerasEngine(read_model(run, fitted), batch)
+    else:
+        raise StoreError(f"run {run.run_id} has no fitted model; {run.resume_command}")
+    return logits_of(engine, split, challenger.data.classes, batch)

@@ -1,0 +1,131 @@
+"""Find out, before anything is trained, whether a run would only repeat an earlier one."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from nnbuild.config.schema import RunConfig, is_factory, resolve
+from nnbuild.config.sections import DatasetConfig
+from nnbuild.data.sources import NAMES
+from nnbuild.errors import NnbuildError
+from nnbuild.pipeline.data import source_digest, source_fingerprint
+from nnbuild.pipeline.days import window_of
+from nnbuild.runtime import environment
+from nnbuild.runtime.date_patterns import is_dated
+from nnbuild.store.manifests import Manifest
+from nnbuild.store.step_results import DayVersion
+from nnbuild.store.store import Store
+
+_NOT_COMPARED = {"dataset": {"data_dir", "min_new"}}
+
+
+class Unchanged(NamedTuple):
+    """Reason not to run.
+
+    Attributes:
+        run_id: ID of the earlier run.
+        reason: Reason, as a part of a sentence.
+    """
+
+    run_id: str
+    reason: str
+
+
+def unchanged_since(store: Store, config: RunConfig, now: datetime) -> Unchanged | None:
+    """Return the run that a new one would repeat, or None.
+
+    It has the same settings, wherever its data are, and the same code, and there is too little news
+    in its data: fewer images than `dataset.min_new` in the days of a dated source, or none at all.
+    Days that have left the window are no news. A run that failed, or made a past day again, does
+    not count.
+
+    The check reads only what has changed, and needs no TensorFlow, except for the source of a
+    user's own network.
+
+    Args:
+        store: Store with the earlier runs, which new days of a dated source are ingested into.
+        config: Settings of the new run.
+        now: Aware time.
+
+    Raises:
+        DataError: A day of a dated source cannot be read.
+        ConfigError: The clock was set back.
+    """
+    if not store.exists() or config.dataset.as_of is not None:
+        return None
+    earlier = next(_same_runs(store, resolve(config)), None)
+    if earlier is None or not _has_same_network(earlier, config):
+        return None
+    if is_dated(config.dataset.name):
+        reason = _too_little_news(store, config.dataset, now, earlier)
+    else:
+        reason = _same_data(store, config.dataset, now, earlier)
+    return None if reason is None else Unchanged(earlier.run_id, reason)
+
+
+def _same_runs(store: Store, config: RunConfig) -> Iterator[Manifest]:
+    """Yield the committed runs with the same settings and code, the newest first."""
+    settings = _compared(config.model_dump(mode="json"))
+    for run_id in reversed(store.run_ids()):
+        manifest = store.manifest(run_id)
+        if (
+            manifest.row.status == "succeeded"
+            and manifest.code_version == environment.code_version()
+            and _compared(manifest.config) == settings
+        ):
+            yield manifest
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        section: {key: each for key, each in value.items() if key not in _NOT_COMPARED[section]}
+        if section in _NOT_COMPARED
+        else value
+        for section, value in settings.items()
+    }
+
+
+def _has_same_network(earlier: Manifest, config: RunConfig) -> bool:
+    """Return whether the source of the user's own network, if it is one, is that of a run."""
+    if not is_factory(config.model.name):
+        return True
+    from nnbuild.models.custom import factory_digest  # imports TensorFlow
+
+    return earlier.steps.build_model.factory == factory_digest(config.model.name)
+
+
+def _too_little_news(
+    store: Store, config: DatasetConfig, now: datetime, earlier: Manifest
+) -> str | None:
+    """Return why the news in the days do not ask for a run, or None."""
+    window = window_of(store, config, now)
+    used: dict[Any, DayVersion] = {each.day: each for each in earlier.steps.load_data.days}
+    new = sum(window.source.new_images(each, used.get(each.day)) for each in window.versions)
+    corrected = any(each.digest != used.get(each.day, each).digest for each in window.versions)
+    if config.min_new:
+        if new >= config.min_new:
+            return None
+        return f"{_count(new)} since run {earlier.run_id}, {config.min_new} are asked for"
+    if new or corrected:
+        return None
+    return f"{_count(0)} since run {earlier.run_id}"
+
+
+def _count(images: int) -> str:
+    if not images:
+        return "no new labelled images"
+    return f"{images} new labelled image{'s' if images > 1 else ''}"
+
+
+def _same_data(store: Store, config: DatasetConfig, now: datetime, earlier: Manifest) -> str | None:
+    """Return that the data are those of a run, or None."""
+    reason = f"the data, the settings and the code are those of run {earlier.run_id}"
+    data = earlier.steps.load_data
+    if config.name in NAMES:  # whose content is published, and verified
+        return reason if data.name == config.name else None
+    try:
+        state = source_fingerprint(config)
+        same = state == data.fingerprint or source_digest(config, store, now) == data.digest
+    except NnbuildError:  # the new run reports what is wrong with the source
+        return None
+    return reason if same else None
