@@ -31,7 +31,6 @@ from nnbuild.store.filesystem import (
     publish_dir,
     upload_folder,
     write_bytes,
-    write_json,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import read_model
