@@ -224,12 +224,7 @@ def _cell(value: object) -> str:
 
 def table_section(name: str) -> str:
     """Return the columns of a table: name, type, whether it may be null, and description."""
-    key = "score_id" if name in schemas.JOB_TABLES else "run_id"
-    schema = (
-        schemas.predictions(1)
-        if name in {"predictions", "scores"}
-        else schemas.STATIC_SCHEMAS[name]
-    )
+    key, schema = schemas.partition_key(name), schemas.documented(name)
     texts = schemas.describe(name)
     rows: list[Sequence[str]] = [[f"`{key}`", "string", "", "Partition key, in the folder's name."]]
     for field in schema:

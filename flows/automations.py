@@ -1,4 +1,4 @@
-"""Install automations on a Prefect server: end crashed runs, and retrain on drift.
+"""Install automations on a Prefect server: end crashed runs, retrain on drift and on loss.
 
 Two automations detect runs whose process was killed, so that none is shown as running forever.
 """
@@ -19,13 +19,14 @@ from pydantic import SecretStr
 
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
-from tasks.events import DRIFTED, STOPPED, STORE
+from tasks.events import DRIFTED, LIVE_DROPPED, STOPPED, STORE
 
-FLOWS = ["scheduled-retrain", "scheduled-score"]
+FLOWS = ["scheduled-retrain", "scheduled-score", "scheduled-label"]
 """Flows whose runs are monitored."""
 SILENT = "nnbuild: end runs without a heartbeat"
 NOT_STARTED = "nnbuild: end runs that do not start"
 DRIFT = "nnbuild: retrain on drift"
+LOSS = "nnbuild: retrain on loss of accuracy"
 HEARTBEAT_SECONDS = 30
 SILENCE_SECONDS = 90
 """Three missed heartbeats."""
@@ -155,12 +156,28 @@ def retrain_on_drift(
         store: Root of the store. Drift that is measured in other stores is ignored.
         at_most_every: Shortest time between two retrainings.
     """
+    return _retrain_on(DRIFTED, DRIFT, "--retrain-on-drift", deployment_id, store, at_most_every)
+
+
+def retrain_on_loss(
+    deployment_id: UUID, store: str, *, at_most_every: timedelta = timedelta(days=1)
+) -> AutomationCore:
+    """Return an automation that retrains when the accuracy of the champion has dropped.
+
+    The arguments are those of `retrain_on_drift`.
+    """
+    return _retrain_on(LIVE_DROPPED, LOSS, "--retrain-on-loss", deployment_id, store, at_most_every)
+
+
+def _retrain_on(  # noqa: PLR0917  (two callers, above)
+    event: str, name: str, option: str, deployment_id: UUID, store: str, at_most_every: timedelta
+) -> AutomationCore:
     return AutomationCore(
-        name=f"{DRIFT} of {sanitize(store)}",
-        description=f"Retrains on {DRIFTED}. Installed by nnbuild serve --retrain-on-drift.",
+        name=f"{name} of {sanitize(store)}",
+        description=f"Retrains on {event}. Installed by nnbuild serve {option}.",
         trigger=EventTrigger(
             posture=Posture.Reactive,
-            expect={DRIFTED},
+            expect={event},
             match=ResourceSpecification(
                 {"prefect.resource.id": "nnbuild.run.*", STORE: sanitize(store)}
             ),

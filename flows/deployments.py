@@ -25,7 +25,7 @@ from flows.cli.console import print_line
 from flows.embedded_server import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from flows.hooks import record_cancellation
 from flows.prefect_settings import require_api_url_without_credentials
-from flows.scheduled import scheduled_prune, scheduled_retrain, scheduled_score
+from flows.scheduled import scheduled_label, scheduled_prune, scheduled_retrain, scheduled_score
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
@@ -42,7 +42,9 @@ def serve_until_stopped(
     collision: str,
     *,
     drift_of: str | None,
+    labelling: Plan | None = None,
     pruning: Plan | None = None,
+    loss_of: str | None = None,
 ) -> None:
     """Serve the deployments until a signal arrives.
 
@@ -52,7 +54,9 @@ def serve_until_stopped(
         scoring: Schedules and parameters of the scoring; None to serve no scoring.
         collision: `enqueue` or `cancel-new`, for a run that is due while another one is running.
         drift_of: Root of the store in which drift triggers a retraining; None for no store.
+        labelling: Schedules and parameters of the labelling; None to serve no labelling.
         pruning: Schedules and parameters of the pruning; None to serve no pruning.
+        loss_of: Root of the store in which a loss of accuracy triggers a retraining.
 
     Raises:
         ConfigError: No server is configured, or it does not answer.
@@ -70,11 +74,14 @@ def serve_until_stopped(
     if scoring is not None:
         description = "Scores new inputs with the champion; one run at a time."
         deployments.append(_deployment(scheduled_score, name, scoring, collision, description))
+    if labelling is not None:
+        description = "Adds labels and computes live accuracy; one run at a time."
+        deployments.append(_deployment(scheduled_label, name, labelling, collision, description))
     if pruning is not None:
         description = "Deletes old runs, and the data that nothing kept needs."
         deployments.append(_deployment(scheduled_prune, name, pruning, collision, description))
     with get_client(sync_client=True) as client:
-        _prepare_server(client, name, deployments, drift_of)
+        _prepare_server(client, name, deployments, drift_of, loss_of)
     served = ", ".join(f"{each.flow_name}/{name}" for each in deployments)
     try:
         # Until the event loop handles signals itself: an exception while it is being created would
@@ -89,7 +96,11 @@ def serve_until_stopped(
 
 
 def _prepare_server(
-    client: Any, name: str, deployments: Sequence[Any], drift_of: str | None
+    client: Any,
+    name: str,
+    deployments: Sequence[Any],
+    drift_of: str | None,
+    loss_of: str | None,
 ) -> None:
     """Remove old schedules, install the automations, and detect runs that have crashed."""
     for each in deployments:
@@ -97,6 +108,9 @@ def _prepare_server(
     automations.install_crash_detection(client)
     if drift_of is not None:
         automation = automations.retrain_on_drift(deployments[0].apply(), drift_of)
+        automations.install(client, automation)
+    if loss_of is not None:
+        automation = automations.retrain_on_loss(deployments[0].apply(), loss_of)
         automations.install(client, automation)
     runs = _open_runs(client, name)
     flow_names = {each.flow_id: client.read_flow(each.flow_id).name for each in runs}

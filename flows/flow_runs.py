@@ -78,6 +78,11 @@ def scheduled_prune_name() -> str:
     return f"prune-{_due()}"
 
 
+def scheduled_label_name() -> str:
+    """Return a name for the current run of `scheduled_label`."""
+    return f"label-{_due()}"
+
+
 def sweep_name() -> str:
     """Return a name for the current run of `sweep`."""
     sweep_id = flow_run.parameters.get("sweep_id")

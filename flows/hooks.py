@@ -38,6 +38,12 @@ def on_pruning_failure(flow: Any, flow_run: Any, state: Any) -> None:
     _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 
 
+def on_labelling_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """Report a labelling run that failed, crashed or was cancelled."""
+    hint = "Labels that were added are kept; the next run, or `nnbuild label`, adds the others."
+    _report(flow, flow_run, state, f"{_describe(state)} {hint}")
+
+
 def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001
     """Record in a staged run that a person has cancelled it, so that no scheduled run resumes it.
 
@@ -55,6 +61,11 @@ RETRAINING_HOOKS: dict[str, Any] = {
     "on_failure": [on_run_failure],
     "on_crashed": [on_run_failure],
     "on_cancellation": [record_cancellation, on_run_failure],
+}
+LABELLING_HOOKS: dict[str, Any] = {
+    "on_failure": [on_labelling_failure],
+    "on_crashed": [on_labelling_failure],
+    "on_cancellation": [on_labelling_failure],
 }
 SCORING_HOOKS: dict[str, Any] = {
     "on_failure": [on_scoring_failure],

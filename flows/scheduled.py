@@ -1,4 +1,4 @@
-"""Retrain, score and prune on a schedule.
+"""Retrain, score, label and prune on a schedule.
 
 A process may start a run late, when the deployment has changed or another run has done the same
 work. So each run first compares itself with its deployment, then applies the catch-up policy
@@ -19,13 +19,19 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
-from flows.flow_runs import scheduled_prune_name, scheduled_retrain_name, scheduled_score_name
-from flows.hooks import PRUNING_HOOKS, RETRAINING_HOOKS, SCORING_HOOKS
+from flows.flow_runs import (
+    scheduled_label_name,
+    scheduled_prune_name,
+    scheduled_retrain_name,
+    scheduled_score_name,
+)
+from flows.hooks import LABELLING_HOOKS, PRUNING_HOOKS, RETRAINING_HOOKS, SCORING_HOOKS
 from flows.retrain import retrain
 from flows.schedules import require_timezone, timezones
 from flows.score import score
 from nnbuild.config.schema import RunConfig, ScheduledConfig
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
+from nnbuild.live import Ingested, LabelConfig, LiveConfig
 from nnbuild.pipeline.retention import Pruned, RetentionConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.pipeline.unchanged import unchanged_since
@@ -38,6 +44,7 @@ from nnbuild.scoring.job import scored_before
 from nnbuild.store import Run, Store
 from nnbuild.store.step_results import Committed
 from tasks.displays import logger
+from tasks.label import add_labels, watch_live
 from tasks.prune import prune_flow_runs, prune_store
 from tasks.score import score_days
 
@@ -323,6 +330,48 @@ def _score(
             return score.fn(config, store, once=True)
         except (BeingScoredError, AlreadyScoredError) as error:
             return _skipped(str(error))
+
+
+# Scheduled labelling
+
+
+@flow(
+    name="scheduled-label",
+    version=environment.code_version(),
+    flow_run_name=scheduled_label_name,
+    **LABELLING_HOOKS,
+)
+def scheduled_label(
+    config: LabelConfig,
+    live: LiveConfig = LiveConfig(),
+    store: str | None = None,
+    timeout_seconds: Timeout | None = None,
+) -> Ingested | State[Any]:
+    """Add labels on a schedule, and compute live accuracy.
+
+    Args:
+        config: Address of the labels, and names of their columns.
+        live: Settings of the alarm.
+        store: Root of the store; $NNBUILD_STORE or ./nnbuild-store if not given.
+        timeout_seconds: Time in seconds after which the run is asked to stop; half a minute later
+            it is killed. No limit if not given.
+    """
+    check = check_deployment()
+    if check.removed:
+        return _skipped(_REMOVED)
+    if check.parameters is None:
+        return _label(config, live, store, timeout_seconds)
+    _update_flow_run(check.parameters, scheduled_label_name())
+    return _label(**scheduled_label.validate_parameters(check.parameters))
+
+
+def _label(
+    config: LabelConfig, live: LiveConfig, store: str | None, timeout_seconds: float | None
+) -> Ingested:
+    with hard_timeout(timeout_seconds):
+        done = add_labels(config, store)
+        watch_live(live, store)
+        return done
 
 
 def day_of(moment: datetime, timezone: str) -> date:

@@ -5,6 +5,8 @@ from typing import Any
 
 from prefect import events
 
+from nnbuild.live import Alarm
+from nnbuild.report.live import on_alarm
 from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
 from nnbuild.scoring.commit import DriftReport
@@ -19,6 +21,7 @@ PROMOTED = "nnbuild.champion.promoted"
 REJECTED = "nnbuild.champion.rejected"
 CHECK_FAILED = "nnbuild.data.check-failed"
 DRIFTED = "nnbuild.drift.exceeded"
+LIVE_DROPPED = "nnbuild.live.dropped"
 STOPPED = "nnbuild.run.stopped"
 STORE = "nnbuild.store"
 """Label of an event's resource: the root of its store, for automations of a single store."""
@@ -95,6 +98,22 @@ def request_approval(run: Run, decided: Decided, url: str | None) -> None:
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: to_json_scalar(value) for name, value in values.items()}
+
+
+def report_drop(store: str, alarm: Alarm) -> None:
+    """Notify the outside that the accuracy of a champion has dropped.
+
+    Args:
+        store: Root of the store.
+        alarm: The alarm that was raised.
+    """
+    with outward("the report of a drop"):
+        message = on_alarm(alarm)
+        logger().warning("%s", message)
+        names = ("labelled", "accuracy", "reference", "floor", "evidence", "threshold")
+        values = {name: getattr(alarm, name) for name in names}
+        emit_run_event(LIVE_DROPPED, alarm.run_id, values, store=store)
+        send_webhook(message, event=LIVE_DROPPED, run_id=alarm.run_id, **values)
 
 
 def report_drift(

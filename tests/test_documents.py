@@ -163,11 +163,7 @@ def test_option_rows_show_choices_and_defaults(generator):
 
 @pytest.mark.parametrize("name", schemas.TABLES)
 def test_describe_names_every_column_and_no_other(name):
-    schema = (
-        schemas.predictions(1)
-        if name in {"predictions", "scores"}
-        else schemas.STATIC_SCHEMAS[name]
-    )
+    schema = schemas.documented(name)
     columns = ["prob_*" if column == "prob_0" else column for column in schema.names]
     described = schemas.describe(name)
     assert list(described) == columns

@@ -53,6 +53,21 @@ _JOB_HEADINGS = {
     "exceeded": "drifted",
 }
 
+LIVE_HEADINGS = {
+    "run_id": "run",
+    "start": "from",
+    "rows": "rows",
+    "labelled": "labelled",
+    "accuracy": "accuracy",
+    "accuracy_low": "low",
+    "accuracy_high": "high",
+    "estimated_accuracy": "estimated",
+    "estimated_accuracy_atc": "by ATC",
+    "realised_minus_estimated": "difference",
+    "expected_calibration_error": "calibration error",
+    "negative_log_likelihood": "loss",
+}
+
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write an HTML page.")
 ]
@@ -240,11 +255,11 @@ def compare(
     rows = compare_runs(opened, run_ids)
     if html is not None:
         histories = {run_id: opened.read_table("history", run_id) for run_id in run_ids}
-        _write_page(opened, html, comparison_page(rows, histories))
+        write_page(opened, html, comparison_page(rows, histories))
     if as_json:
         print_json({"store": str(opened.root), "runs": [to_json_row(row) for row in rows]})
         return
-    if _is_printed(html):
+    if is_printed(html):
         return
     names = [name for name in rows[0] if name != "run_id"]
     transposed = [{"metric": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
@@ -255,24 +270,25 @@ def compare(
 
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild trends --html trends.html")
 def trends(html: HtmlOption = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Show metrics, promotions and drift over time."""
+    """Show metrics, promotions, drift and live accuracy over time."""
     from nnbuild.report.comparison import trends_page
     from nnbuild.store import Store
-    from nnbuild.store.analysis import drift_by_job
+    from nnbuild.store.analysis import drift_by_job, live_periods
     from nnbuild.store.analysis import trends as runs_over_time
 
     opened = Store.open(store)
-    rows, jobs = runs_over_time(opened), drift_by_job(opened)
+    rows, jobs, periods = runs_over_time(opened), drift_by_job(opened), live_periods(opened)
     if html is not None:
-        _write_page(opened, html, trends_page(rows, jobs))
+        write_page(opened, html, trends_page(rows, jobs, periods))
     if as_json:
         tables = {
             "runs": [to_json_row(row) for row in rows],
             "scoring_jobs": [to_json_row(job) for job in jobs],
+            "live": [to_json_row(period) for period in periods],
         }
         print_json({"store": str(opened.root), **tables})
         return
-    if _is_printed(html):
+    if is_printed(html):
         return
     marked = [row | {"promoted": "yes" if row["promoted"] else None} for row in rows]
     print_table(
@@ -283,15 +299,19 @@ def trends(html: HtmlOption = None, store: StoreOption = None, as_json: JsonOpti
         print_table(
             [job | {"exceeded": job["exceeded"] or None} for job in jobs], _JOB_HEADINGS, ""
         )
+    if periods:
+        print_line("")
+        print_table(periods, LIVE_HEADINGS, "")
 
 
-def _write_page(store: Store, path: Path, page: str) -> None:
+def write_page(store: Store, path: Path, page: str) -> None:
+    """Write an HTML page outside the store."""
     from nnbuild.store.outputs import write_output
 
     write_output(store.ensure_outside(path), page.encode())
 
 
-def _is_printed(html: Path | None) -> bool:
+def is_printed(html: Path | None) -> bool:
     """Return whether the HTML page goes to standard output, alone so that it can be piped."""
     from nnbuild.store.outputs import is_stdout
 

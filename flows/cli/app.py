@@ -19,10 +19,12 @@ MAINTAIN = "Check and repair"
 _COMMAND_MODULES = (
     "run",
     "score",
+    "label",
     "sweep",
     "serve",
     "runs",
     "analytics",
+    "live",
     "champion",
     "export",
     "prune",

@@ -79,8 +79,16 @@ def score(
         typer.Option(
             "--id",
             metavar="COLUMN",
-            help="Integer column to use as example_id.",
+            help="Column of integers or texts that identify the images.",
             show_default="row number",
+        ),
+    ] = None,
+    day: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY",
+            help="Day of the images, for nnbuild live.",
+            show_default="day of the job",
         ),
     ] = None,
     image_column: Annotated[
@@ -190,6 +198,7 @@ def score(
         digest=digest,
         output=output,
         id_column=id_column,
+        day=day,
         image_column=image_column,
         label_column=label_column,
         pixel_max=pixel_max,
@@ -210,7 +219,7 @@ def score(
         options["keep"] = keep.split(",")
     days = explicit_options(ctx, first_day=first_day, last_day=last_day, max_parallel=max_parallel)
     if days:
-        _refuse_for_days(resume=resume, runner=runner, address=address)
+        _refuse_for_days(resume=resume, runner=runner, address=address, day=day)
         range_of_days = _day("--from", first_day), _day("--to", last_day)
         _score_days(options, range_of_days, store, max_parallel=max_parallel, as_json=as_json)
     else:
@@ -322,7 +331,9 @@ def _describe_drift(job: ScoredJob) -> str:
     return f"EXCEEDED: {'; '.join(measures)}"
 
 
-def _refuse_for_days(*, resume: str | None, runner: str, address: str | None) -> None:
+def _refuse_for_days(
+    *, resume: str | None, runner: str, address: str | None, day: str | None
+) -> None:
     """Refuse options that do not apply to a range of days.
 
     Raises:
@@ -333,6 +344,8 @@ def _refuse_for_days(*, resume: str | None, runner: str, address: str | None) ->
             "--resume applies to a single job; to resume a range of days, repeat its command "
             "without --resume"
         )
+    if day is not None:
+        raise ConfigError("a range of days gives each job its own day; remove --day")
     if runner != "local" or address is not None:
         raise ConfigError(
             "a range of days is scored in this process; remove --runner and --address"
@@ -374,7 +387,7 @@ def _score_days(
         scored = f"{result.rows:,} rows" if result.status == "scored" else str(result.score_id)
         console.print_line(f"{result.day} {result.status}  {result.remark or scored}")
 
-    results = backfill(config, *days, root, at_once=max_parallel, on_day_done=print_day)
+    results = backfill(config, *days, root, max_parallel=max_parallel, on_day_done=print_day)
     counts: Counter[str] = Counter(each.status for each in results)
     rows = [_day_row(each) for each in results]
     if as_json:

@@ -11,6 +11,7 @@ import typer
 
 from flows.cli.app import TRAIN, StoreOption, app
 from flows.cli.console import print_line
+from flows.cli.label import parse_options
 from flows.cli.run import load_config
 from flows.cli.score import score_config
 from nnbuild.config.presets import DATASETS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Schedule = dict[str, Any]
 _DEFAULT_SCORE_CRON = "0 5 * * *"
+_DEFAULT_LABEL_CRON = "0 6 * * *"
 _DEFAULT_PRUNE_CRON = "0 7 * * *"
 _PLAN_KEYS = {"name", "cron", "timezone", "config"}
 
@@ -121,6 +123,34 @@ def serve(
         bool,
         typer.Option("--retrain-on-drift", help="Retrain when the scored images have drifted."),
     ] = False,
+    label_input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|GLOB|URL",
+            help="Labels to add on a schedule; {date} in it stands for any day.",
+        ),
+    ] = None,
+    label_cron: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CRON",
+            help="When to add labels, in five fields. May be repeated.",
+            show_default=_DEFAULT_LABEL_CRON,
+        ),
+    ] = None,
+    label_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label-set",
+            metavar="KEY=VALUE",
+            help="id_column, label_column, time_column, or margin or rate of the alarm. May be "
+            "repeated.",
+        ),
+    ] = None,
+    retrain_on_loss: Annotated[
+        bool,
+        typer.Option("--retrain-on-loss", help="Retrain when the accuracy on labels has dropped."),
+    ] = False,
     prune: Annotated[
         int | None,
         typer.Option(
@@ -154,7 +184,7 @@ def serve(
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Serve scheduled retraining, scoring and pruning, one run of each at a time."""
+    """Serve scheduled retraining, scoring, labelling and pruning, one run of each at a time."""
     from flows.schedules import Plan
     from nnbuild.config.loading import merge
     from nnbuild.store import Store
@@ -191,17 +221,17 @@ def serve(
         scoring = Plan(_crons(score_cron or [_DEFAULT_SCORE_CRON], timezone, "score"), parameters)
     if retrain_on_drift and scoring is None:
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
+    limits: dict[str, Any] = {"store": root, "timeout_seconds": timeout}
+    labelling = None
+    if label_input is not None or label_cron or label_settings:
+        parameters = _label_settings(label_input, label_settings or []) | limits
+        labelling = Plan(_crons(label_cron or [_DEFAULT_LABEL_CRON], timezone, "label"), parameters)
+    if retrain_on_loss and labelling is None:
+        raise ConfigError("--retrain-on-loss needs scheduled labelling; give --label-input")
     pruning = None
     if prune is not None or prune_cron or prune_settings or prune_prefect is not None:
-        retention = _prune_settings(prune, prune_settings or [])
-        if score_input is not None:
-            _require_more_jobs_than_days(retention, score_input, score_days)
-        parameters = {
-            "config": retention,
-            "store": root,
-            "flow_run_days": prune_prefect,
-            "timeout_seconds": timeout,
-        }
+        retention = _prune_settings(prune, prune_settings or [], score_input, score_days)
+        parameters = {"config": retention, "flow_run_days": prune_prefect} | limits
         pruning = Plan(_crons(prune_cron or [_DEFAULT_PRUNE_CRON], timezone, "prune"), parameters)
     if interval is not None and not catch_up:
         _warn_if_too_frequent(interval)
@@ -216,6 +246,8 @@ def serve(
         scoring,
         collision,
         drift_of=root if retrain_on_drift else None,
+        labelling=labelling,
+        loss_of=root if retrain_on_loss else None,
         pruning=pruning,
     )
 
@@ -343,11 +375,39 @@ def _score_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
     return score_config(options).model_dump(mode="json")
 
 
-def _prune_settings(keep: int | None, settings: list[str]) -> dict[str, Any]:
+def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
+    """Return the configs of scheduled labelling, with a path that is valid in any working folder.
+
+    Raises:
+        ConfigError: The input is missing, or a setting is invalid.
+    """
+    from nnbuild.config import loading
+    from nnbuild.live import LabelConfig, LiveConfig
+    from nnbuild.store.filesystem import is_url
+
+    if source is None:
+        raise ConfigError(
+            "--label-cron and --label-set have no effect without --label-input; give that too"
+        )
+    options: dict[str, Any] = {}
+    for text in settings:
+        options |= loading.parse_setting(text)
+    alarm = {name: options.pop(name) for name in LiveConfig.model_fields if name in options}
+    options["input"] = source if is_url(source) else str(Path(source).absolute())
+    return {
+        "config": parse_options(LabelConfig, options).model_dump(mode="json"),
+        "live": parse_options(LiveConfig, alarm).model_dump(mode="json"),
+    }
+
+
+def _prune_settings(
+    keep: int | None, settings: list[str], score_input: str | None, score_days: int
+) -> dict[str, Any]:
     """Return the config of scheduled pruning.
 
     Raises:
-        ConfigError: The number of runs is missing, or a setting is invalid.
+        ConfigError: The number of runs is missing, a setting is invalid, or scheduled scoring would
+            score again what is deleted.
     """
     from nnbuild.config import loading
     from nnbuild.pipeline.retention import retention_config
@@ -360,7 +420,10 @@ def _prune_settings(keep: int | None, settings: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for text in settings:
         options |= loading.parse_setting(text)
-    return retention_config({"keep": keep} | options).model_dump(mode="json")
+    retention = retention_config({"keep": keep} | options).model_dump(mode="json")
+    if score_input is not None:
+        _require_more_jobs_than_days(retention, score_input, score_days)
+    return retention
 
 
 def _require_more_jobs_than_days(retention: dict[str, Any], source: str, days: int) -> None:

@@ -30,6 +30,7 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     publish_dir,
     upload_folder,
+    write_bytes,
     write_json,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
@@ -93,8 +94,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then was missing, and is left out. But the days before
-        the first one that had been ingested were not asked for by then; they are as they are now.
+        A day that had not been ingested by then was missing, and is left out. Days before the first
+        ingested one had not been requested by then: for these, the present version counts.
 
         Args:
             moment: Aware time.
@@ -200,7 +201,7 @@ class DatedSource:
         return record, _remarks(record, {each.day for each in found}, first, last)
 
     def _save(self, record: Record) -> None:
-        write_json(self._store.root / self._file, record.model_dump(mode="json"))
+        write_bytes(self._store.root / self._file, record.model_dump_json().encode() + b"\n")
         fault_injection.failpoint("ingest:recorded")
 
     def _add(self, record: Record, source: SourceDay, dataset: Dataset, now: datetime) -> None:
@@ -210,7 +211,7 @@ class DatedSource:
             day.fingerprint = source.fingerprint  # the same content was written again
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept all the same.
+        # If the clock was set back, the order of the ingestions is kept anyway.
         times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
@@ -241,7 +242,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_dataset(dataset, temporary, part=True)
+                    tables.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
@@ -348,7 +349,7 @@ def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
             }
             if days != record.days:
                 kept = record.model_copy(update={"days": days})
-                write_json(path, kept.model_dump(mode="json"))
+                write_bytes(path, kept.model_dump_json().encode())
 
 
 def _record_paths(store: Store, name: str) -> list[Path]:

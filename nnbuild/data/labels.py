@@ -143,6 +143,11 @@ def _encode_names(labels: NDArray[Any], known: dict[str, int], where: object) ->
     return np.array([known[str(value)] for value in values], np.int64)[inverse]
 
 
+def has_names(class_names: Sequence[str]) -> bool:
+    """Return whether classes have names, and not only numbers."""
+    return any(not (name.isascii() and name.isdecimal()) for name in class_names)
+
+
 def by_value(name: str) -> tuple[int, int, str]:
     """Return a sort key of class names: numbers by value, then strings."""
     number = name.isascii() and name.isdigit() and len(name) < _LONG_NUMBER

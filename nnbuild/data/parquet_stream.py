@@ -15,7 +15,14 @@ from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.data.file_tree import File
 from nnbuild.data.preprocessing import PictureReader, fit_images
-from nnbuild.data.streams import Batch, InputChunk, Pixels, RejectedRows, StreamOptions
+from nnbuild.data.streams import (
+    Batch,
+    Identifier,
+    InputChunk,
+    Pixels,
+    RejectedRows,
+    StreamOptions,
+)
 from nnbuild.errors import DataError, suggestion
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
@@ -95,6 +102,13 @@ class ParquetStream:
         with os_errors_as_store_errors(f"read {self._address}"):
             return [[str(path), *_version(path)] for path in self._files]
 
+    def identifier(self) -> Identifier:
+        """Return what identifies a row: its number, or the type of the column of IDs."""
+        if self._columns.example_id is None:
+            return "row"
+        kind = self._schema.field(self._columns.example_id).type
+        return "text" if image_columns.is_text(kind) else "integer"
+
     def scales(self) -> list[float]:
         """Return the pixel value of white in each file; floats may have to be read completely.
 
@@ -163,25 +177,29 @@ class ParquetStream:
             if self._columns.keep
             else None
         )
-        rows = Batch(images, self._ids(table, first), self._labels(table, number), kept)
+        ids, keys = self._ids(table, first)
+        rows = Batch(images, ids, self._labels(table, number), kept, keys)
         lengths = {len(each) for each in rows if each is not None}
         if lengths != {len(batch)}:
             raise DataError(f"{self._address}: {sorted(lengths)} values in {len(batch)} rows")
         return rows
 
-    def _ids(self, table: pa.Table, first: int) -> NDArray[np.int64]:
-        name = self._columns.example_id
+    def _ids(self, table: pa.Table, first: int) -> tuple[NDArray[np.int64], pa.Array | None]:
+        """Return the integer ID of each row, and the texts that identify the rows, if they do."""
+        name, numbers = self._columns.example_id, np.arange(first, first + len(table))
         if name is None:
-            return np.arange(first, first + len(table), dtype=np.int64)
+            return numbers, None
         ids = table[name]
         if ids.null_count:
-            raise DataError(f"{self._address}: null in column {name!r}; expected an integer ID")
+            raise DataError(f"{self._address}: null in column {name!r}; expected an ID")
+        if self.identifier() == "text":
+            return numbers, ids.cast(pa.string()).combine_chunks()
         if pa.types.is_uint64(ids.type) and len(ids):
             largest = pc.max(ids).as_py()
             if largest > _MAX_ID:
                 raise DataError(f"{self._address}: {self._id_too_large(largest)}")
         values: NDArray[np.int64] = ids.cast(pa.int64()).to_numpy()
-        return values
+        return values, None
 
     def _pixels(self, table: pa.Table, number: int, first: int) -> Pixels:
         layout = self._layouts[number]
@@ -238,7 +256,7 @@ class ParquetStream:
         name = self._layouts[number].label
         if name is None:
             return None
-        return _class_numbers(table[name], self._class_names).combine_chunks()
+        return class_numbers(table[name], self._class_names).combine_chunks()
 
     def _columns_of(self, number: int) -> list[str]:
         layout = self._layouts[number]
@@ -261,15 +279,25 @@ class ParquetStream:
                     f"{path}: column {name!r} is {kinds[0]}, in {self._files[0]} it is {kinds[1]}; "
                     "score the two files separately"
                 )
-        if example_id and not pa.types.is_integer(schema.field(example_id).type):
-            kind = schema.field(example_id).type
-            raise DataError(
-                f"{where}: column {example_id!r} is {kind}; expected integers, or no id_column"
-            )
+        if example_id:
+            self._require_id_type(schema.field(example_id).type, path, where)
         reader = image_columns.reader(
             schema.field(image).type, schema.metadata or {}, where, image, self._pictures
         )
         return _Layout(image, self._label(schema, where), reader)
+
+    def _require_id_type(self, kind: pa.DataType, path: Any, where: object) -> None:
+        name = self._columns.example_id
+        if not pa.types.is_integer(kind) and not image_columns.is_text(kind):
+            raise DataError(
+                f"{where}: column {name!r} is {kind}; expected integers or texts, or no id_column"
+            )
+        first = self._schema.field(name).type
+        if image_columns.is_text(kind) != image_columns.is_text(first):
+            raise DataError(
+                f"{path}: column {name!r} is {kind}, in {self._files[0]} it is {first}; score the "
+                "two files separately"
+            )
 
     def _label(self, schema: pa.Schema, where: object) -> str | None:
         requested = self._columns.label
@@ -313,7 +341,7 @@ class ParquetStream:
         return self._open[1]
 
 
-def _class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
+def class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
     """Convert labels to class numbers, int16; null for labels that are not a class.
 
     Args:

@@ -6,7 +6,7 @@ The stream of Parquet files is in `nnbuild.data.parquet_stream`.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File
-from nnbuild.data.preprocessing import Preprocessing
+from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
 
@@ -33,6 +33,8 @@ _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
 Pixels = NDArray[np.uint8]
+Identifier = Literal["row", "path", "integer", "text"]
+"""What identifies a row: its number, the path of its picture, or a column of integers or texts."""
 
 
 class InputChunk(NamedTuple):
@@ -81,12 +83,14 @@ class Batch(NamedTuple):
         example_ids: int64, shape (n,).
         labels: int16 with nulls; None if the input has no labels.
         kept: Columns to copy to the output; None if there are none.
+        keys: Texts that identify the rows, string; None if integers do.
     """
 
     images: Pixels
     example_ids: NDArray[np.int64]
     labels: pa.Array | None
     kept: pa.Table | None
+    keys: pa.Array | None = None
 
 
 class RejectedRows(NamedTuple):
@@ -120,6 +124,9 @@ class ImageStream(Protocol):
 
     def identity(self) -> list[list[Any]]:
         """Return name, size and version of each file, which change with the input."""
+
+    def identifier(self) -> Identifier:
+        """Return what identifies a row."""
 
     def scales(self) -> list[float]:
         """Return the pixel value of white, for each file or for all of them.
@@ -179,7 +186,8 @@ class PictureStream:
             PICTURE_COLUMNS.names,
             f"{address}: a picture only has the column path",
         )
-        others = [file.name for file in files if not decoding.has_ending(file.name)]
+        settings = options.preprocessing
+        others = [file.name for file in files if not is_picture(file.name, settings)]
         if others and options.pictures_only:
             names = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
             raise DataError(
@@ -187,7 +195,7 @@ class PictureStream:
                 "remove them, or set on_error to quarantine"
             )
         self._files = files
-        self._shape = options.shape
+        self._shape, self._settings = options.shape, settings
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return chunks of some thousand pictures."""
@@ -196,6 +204,10 @@ class PictureStream:
     def schema(self) -> pa.Schema:
         """Return the only column of pictures, `path`."""
         return PICTURE_COLUMNS
+
+    def identifier(self) -> Identifier:
+        """Return that the path identifies a picture."""
+        return "path"
 
     def scales(self) -> list[float]:
         """Return the pixel value of white, the same for all pictures."""
@@ -224,15 +236,16 @@ class PictureStream:
 
     def _picture(self, row: int, chunk: InputChunk) -> Pixels | RejectedRows:
         path = self._files[row].path
-        if not decoding.has_ending(path.name):
-            return _reject(self._files[row], chunk, decoding.NO_PICTURE)
+        if not is_picture(path.name, self._settings):
+            return _reject(self._files[row], chunk, not_a_picture(self._settings))
         try:
             with decoding.strict():
-                pixels = preprocessing.read(path)
+                pixels = preprocessing.read(path, self._settings)
             if pixels.shape == self._shape:
                 return pixels
             reason = (
-                f"height, width, channels are {pixels.shape}, the network expects {self._shape}"
+                f"height, width, channels are {pixels.shape}, the network expects {self._shape}; "
+                "resize the picture, or train with dataset.image_size and dataset.channels"
             )
         except MemoryError:  # not the fault of the picture
             raise
@@ -282,10 +295,13 @@ class ArrayStream:
         self._address = address
         self._white = pixel_scale.white_of(shaped, address, options.pixel_max)
         self._images = pixel_scale.to_uint8(shaped, self._white, address)
-        if self._images.shape[1:] != options.shape:
+        self._settings = options.preprocessing
+        example = fit_images(self._images[:1], self._settings)
+        if example.shape[1:] != options.shape and (len(example) or self._settings is None):
             raise DataError(
                 f"{address}: height, width, channels of the images are "
-                f"{self._images.shape[1:]}, the network expects {options.shape}; resize the images"
+                f"{self._images.shape[1:]}, the network expects {options.shape}; resize the "
+                "images, or train with dataset.image_size and dataset.channels"
             )
 
     def chunks(self) -> Sequence[InputChunk]:
@@ -295,6 +311,10 @@ class ArrayStream:
     def schema(self) -> pa.Schema:
         """Return a schema without columns."""
         return pa.schema([])
+
+    def identifier(self) -> Identifier:
+        """Return that the row number identifies an image."""
+        return "row"
 
     def scales(self) -> list[float]:
         """Return the pixel value of white."""
@@ -310,7 +330,10 @@ class ArrayStream:
         for start in range(chunk.first, chunk.first + chunk.rows, batch_rows):
             part = slice(start, min(start + batch_rows, chunk.first + chunk.rows))
             yield Batch(
-                self._images[part], np.arange(part.start, part.stop, dtype=np.int64), None, None
+                fit_images(self._images[part], self._settings),
+                np.arange(part.start, part.stop, dtype=np.int64),
+                None,
+                None,
             )
 
 

@@ -1,6 +1,6 @@
 """Metrics, calibration, significance tests, drift and the promotion rule."""
 
-from nnbuild.evaluation.calibration import fit_temperature
+from nnbuild.evaluation.calibration import confidence_threshold, fit_temperature
 from nnbuild.evaluation.metrics import (
     Bin,
     MetricValue,
@@ -9,7 +9,7 @@ from nnbuild.evaluation.metrics import (
     confusion_counts,
     evaluate,
 )
-from nnbuild.evaluation.significance import Spread, mean_confidence_interval
+from nnbuild.evaluation.significance import Spread, mean_confidence_interval, wilson_interval
 
 __all__ = [
     "Bin",
@@ -17,8 +17,10 @@ __all__ = [
     "Spread",
     "calibration_bins",
     "calibration_error",
+    "confidence_threshold",
     "confusion_counts",
     "evaluate",
     "fit_temperature",
     "mean_confidence_interval",
+    "wilson_interval",
 ]

@@ -1,7 +1,7 @@
-"""Compare a run with another one on the test images of today.
+"""Compare a run with another one on its own test images.
 
 The other run was perhaps tested on other images: then its model scores these. Images that one of
-the two has trained or validated on are left out, which the digests of the images tell.
+the two has trained or validated on are left out; they are recognised by their digests.
 """
 
 from collections.abc import Iterator, Mapping

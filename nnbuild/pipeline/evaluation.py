@@ -23,11 +23,12 @@ from nnbuild.store.tables import write_table
 from nnbuild.training.shuffling import validation_split
 
 _VALIDATION_METRICS = ("accuracy", "loss")
+_EVALUATION_TABLES = ("evaluation", "confusion", "classes")
 
 
 @cached_step(Evaluated)
 def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated:
-    """Evaluate on the test set: tables of the metrics and of the confusion counts.
+    """Evaluate on the test set: tables of the metrics, the confusion counts and the classes.
 
     Raises:
         ContractError: The model's outputs are not logits, or not finite.
@@ -49,12 +50,17 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
             for (label, predicted), count in np.ndenumerate(counts)
         ),
     )
+    _write_rows(
+        run,
+        "classes",
+        ({"label": label, "name": name} for label, name in enumerate(data.class_names)),
+    )
     metrics = {value.metric: value.value for value in values if value.label is None}
     return Evaluated(
         test_accuracy=metrics["accuracy"],
         test_loss=metrics["loss"],
         metrics=metrics,
-        files=run.digests("tables/evaluation.parquet", "tables/confusion.parquet"),
+        files=run.digests(*(f"tables/{name}.parquet" for name in _EVALUATION_TABLES)),
     )
 
 
@@ -91,8 +97,13 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     _write_rows(run, "calibration", rows_before + rows_after)
     _write_reference(run, validation, logits["validation"], temperature)
     values = evaluation.evaluate(logits["validation"], validation.labels, data.classes)
+    wide = logits["validation"].astype(np.float64)
+    threshold = evaluation.confidence_threshold(
+        softmax(wide, temperature=temperature).max(axis=1), wide.argmax(axis=1) == validation.labels
+    )
     return Calibrated(
         temperature=temperature,
+        confidence_threshold=threshold,
         before=before,
         after=after,
         validation={
@@ -170,7 +181,9 @@ def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
     make_durable_dir(path.parent)
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "scoring"):
-        rows = scoring.write_predictions(path, engine, test, data.classes, batch)
+        rows = scoring.write_predictions(
+            path, engine, test, data.classes, batch, class_names=data.class_names
+        )
     return Scored(
         path=run.relative(path),
         rows=rows,

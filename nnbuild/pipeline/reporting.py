@@ -5,14 +5,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nnbuild.pipeline.data import read_data
-from nnbuild.pipeline.step import cached_step, epochs_on_disk, staged_table
+from nnbuild.pipeline.step import (
+    cached_step,
+    epochs_on_disk,
+    staged_predictions,
+    staged_table,
+)
 from nnbuild.report import page, render
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
 from nnbuild.store.manifests import Manifest, parse_manifest
 from nnbuild.store.run import Run
-from nnbuild.store.schemas import STATIC_SCHEMAS, predictions
+from nnbuild.store.schemas import STATIC_SCHEMAS
 from nnbuild.store.step_results import (
     MANIFEST_STEPS,
     Decided,
@@ -98,7 +103,7 @@ def _row(run: Run, results: Mapping[str, Any], error: str | None, now: datetime)
 def write_report(run: Run, data: LoadedData) -> Reported:
     """Write `report.html` from the results and tables of the run so far."""
     tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _TABLES}
-    tables["predictions"] = read_table(staged_table(run, "predictions"), predictions(data.classes))
+    tables["predictions"] = staged_predictions(run, data)
     page = render(manifest_of(run), tables, read_data(run, data).test.images)
     path = run.folder / "report.html"
     write_bytes(path, page.encode())

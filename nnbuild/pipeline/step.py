@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
+import pyarrow as pa
+
+from nnbuild.data.labels import has_names
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import FittedModel, StepResult
+from nnbuild.store.step_results import FittedModel, LoadedData, StepResult
 from nnbuild.store.tables import read_table
 
 P = ParamSpec("P")
@@ -49,6 +52,12 @@ def cached_step(
 def staged_table(run: Run, name: str) -> Path:
     """Return the path of a table of the run until it is committed."""
     return run.folder / "tables" / f"{name}.parquet"
+
+
+def staged_predictions(run: Run, data: LoadedData) -> pa.Table:
+    """Return the table `predictions` of a run in staging."""
+    schema = schemas.predictions(data.classes, named=has_names(data.class_names))
+    return read_table(staged_table(run, "predictions"), schema)
 
 
 def epochs_on_disk(run: Run) -> int:

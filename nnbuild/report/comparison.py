@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnbuild.report import charts, data, text
-from nnbuild.report.page import environment
+from nnbuild.report import charts, data, live, text
+from nnbuild.report.page import overview_page
 
 _TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True}
 
@@ -24,7 +24,7 @@ def comparison_page(rows: Rows, histories: Mapping[str, Any] | None = None) -> s
     names = [name for name in rows[0] if name != "run_id"]
     transposed = [{"metric": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
     sentences = ["Each run is compared with the first by a paired test on the same test images."]
-    return _page(
+    return overview_page(
         "Comparison of runs",
         sentences + [text.on_pair(row) for row in rows[1:]],
         _curves(histories or {}),
@@ -48,12 +48,13 @@ def _curves(histories: Mapping[str, Any]) -> list[Picture]:
     return pictures
 
 
-def trends_page(rows: Rows, jobs: Rows = ()) -> str:
+def trends_page(rows: Rows, jobs: Rows = (), periods: Rows = ()) -> str:
     """Return the page of metrics over time, with promoted runs circled.
 
     Args:
         rows: Result of `nnbuild.store.analysis.trends`.
         jobs: Drift of the scoring jobs, the result of `nnbuild.store.analysis.drift_by_job`.
+        periods: Live accuracy, the result of `nnbuild.store.analysis.live_periods`.
     """
     pictures = []
     for name, log in _TRENDS.items():
@@ -76,11 +77,13 @@ def trends_page(rows: Rows, jobs: Rows = ()) -> str:
                 "drift (largest PSI)", points, [], log=True, label="scoring job, oldest first"
             )
         )
+    pictures += live.pictures(periods)
     count = sum(bool(row["promoted"]) for row in rows)
     plural = "" if len(rows) == 1 else "s"
     summary = f"{len(rows)} run{plural}, oldest first; {count} promoted (circled)."
     sentences = [summary, *text.on_test_sets([row["test_set"] for row in rows])]
-    return _page("Trends", sentences, pictures, {"Runs": rows, "Drift of the scored images": jobs})
+    tables = {"Runs": rows, "Drift of the scored images": jobs, "Live accuracy": periods}
+    return overview_page("Trends", sentences, pictures, tables)
 
 
 def _over_time(
@@ -91,14 +94,3 @@ def _over_time(
         text.curve_title(title, series), series, marks=marks, log=log, label=label
     )
     return {"title": title, "picture": picture}
-
-
-def _page(
-    title: str, sentences: list[str], pictures: list[Picture], tables: Mapping[str, Rows]
-) -> str:
-    filled = {name: rows for name, rows in tables.items() if rows}
-    return (
-        environment()
-        .get_template("across.html")
-        .render(title=title, sentences=sentences, pictures=pictures, tables=filled)
-    )

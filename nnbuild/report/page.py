@@ -1,7 +1,7 @@
 """Render the report of a run as one self-contained HTML file, and its charts as SVG files."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from nnbuild.report import text as words
 from nnbuild.report.charts import heat_map, shortened
 from nnbuild.report.sections import Tables
 from nnbuild.runtime.text import sanitize
-from nnbuild.store.analysis import drift_by_job
+from nnbuild.store.analysis import drift_by_job, live_periods
 from nnbuild.store.filesystem import write_bytes, write_json
 from nnbuild.store.manifests import FileEntry, Manifest
 from nnbuild.store.outputs import write_output
@@ -33,6 +33,7 @@ def render(
     tables: Tables,
     images: NDArray[np.uint8] | None = None,
     drift: Sequence[dict[str, Any]] = (),
+    periods: Sequence[dict[str, Any]] = (),
 ) -> str:
     """Render the report of a run; equal arguments give equal text.
 
@@ -43,6 +44,7 @@ def render(
             them the page shows none.
         drift: Drift of the jobs scored with its model, the result of
             `nnbuild.store.analysis.drift_by_job`.
+        periods: Live accuracy of the run, the result of `nnbuild.store.analysis.live_periods`.
 
     Returns:
         Self-contained HTML, without scripts or network access.
@@ -64,6 +66,7 @@ def render(
             | sections.trust(tables)
             | sections.shown(tables, images, names)
             | sections.drifted(drift)
+            | sections.live_accuracy(periods)
             | sections.making(manifest)
         )
     )
@@ -88,6 +91,28 @@ def environment() -> jinja2.Environment:
     return result
 
 
+def overview_page(
+    title: str,
+    sentences: Sequence[str],
+    pictures: Sequence[Mapping[str, Any]],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+    """Render a page about several runs.
+
+    Args:
+        title: Heading of the page.
+        sentences: Sentences below it.
+        pictures: Charts, each with `title` and `picture`.
+        tables: Rows of each table by its heading; empty tables are omitted.
+    """
+    filled = {name: rows for name, rows in tables.items() if rows}
+    return (
+        environment()
+        .get_template("across.html")
+        .render(title=title, sentences=sentences, pictures=pictures, tables=filled)
+    )
+
+
 def _sanitized(value: object) -> object:
     """Remove control characters from a text, which Jinja then escapes; leave markup as it is."""
     return sanitize(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -96,8 +121,8 @@ def _sanitized(value: object) -> object:
 def rebuild(store: Store, run_id: str) -> Path:
     """Write the `report.html` of a committed run again, and its new digest to the manifest.
 
-    The page also shows the drift of the jobs scored since with its model. It shows no images if
-    the dataset is no longer in the store.
+    The page also shows the drift of the jobs scored since with its model, and its live accuracy as
+    `nnbuild live` last computed it. It shows no images if the dataset is no longer in the store.
 
     Returns:
         Path of the page.
@@ -128,7 +153,8 @@ def _page(store: Store, manifest: Manifest, run_id: str) -> str:
             )
     tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
     try:
-        return render(manifest, tables, _test_images(store, manifest), drift_by_job(store, run_id))
+        drift, periods = drift_by_job(store, run_id), live_periods(store, run_id)
+        return render(manifest, tables, _test_images(store, manifest), drift, periods)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise StoreError(
             f"the tables of run {run_id} do not match its manifest ({type(error).__name__}: "

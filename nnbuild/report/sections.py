@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from nnbuild.config.loading import flatten
 from nnbuild.evaluation.metrics import SUMMARY_METRICS, Metric
-from nnbuild.report import charts, data, examples, text
+from nnbuild.evaluation.significance import wilson_interval
+from nnbuild.report import charts, data, examples, live, text
 from nnbuild.report.charts import heat_map
 from nnbuild.report.data import digests, facts, timings
 from nnbuild.report.text import percent, setting
@@ -40,7 +41,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
         "epochs": row.epochs,
         "images": images,
         "accuracy": accuracy,
-        "interval": None if accuracy is None else text.interval(accuracy, images),
+        "interval": None if accuracy is None else wilson_interval(accuracy, images),
     }
 
 
@@ -213,6 +214,16 @@ def drifted(jobs: Sequence[Mapping[str, Any]]) -> Context:
         )
         if len(points) > 1
         else "",
+    }
+
+
+def live_accuracy(periods: Sequence[Mapping[str, Any]]) -> Context:
+    """Return the content of "Is it right on new images?"."""
+    return {
+        "periods": list(reversed(periods))[:_MAX_JOBS],
+        "live_answer": live.on_periods(periods),
+        "live_limits": live.LIMITS,
+        "live_chart": live.picture(periods) if len(periods) > 1 else "",
     }
 
 

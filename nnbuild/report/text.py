@@ -52,17 +52,6 @@ def cell(value: Any) -> str:
     return setting(value)
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
-    if count == 0:
-        return 0.0, 1.0
-    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = (
-        _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    )
-    return min(max(0.0, middle - half), share), max(min(1.0, middle + half), share)
-
-
 def best_of(name: str, points: Points) -> tuple[float, float] | None:
     """Return the best epoch of a loss (lowest) or accuracy (highest); None for other metrics."""
     finite = [each for each in points if math.isfinite(each[1])]

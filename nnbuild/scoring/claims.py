@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,10 @@ class _JobRow(BaseModel):
     model_config = ConfigDict(extra="allow")
     started_at: Moment
     finished_at: Moment
+    # An earlier version that began this commit did not write these.
+    day: date | None = None
+    identifier: str | None = None
+    input_digest: str | None = None
 
 
 class JobManifest(BaseModel):

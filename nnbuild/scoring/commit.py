@@ -3,6 +3,8 @@
 A job becomes visible with that row. Until then the commit can be repeated after a crash.
 """
 
+import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -174,7 +176,8 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
     fault_injection.failpoint("score:manifest")
-    _put(job, "score_jobs", schemas.SCORE_JOBS, [row.model_dump() | times])
+    values = row.model_dump() | times
+    _put(job, "score_jobs", schemas.SCORE_JOBS, [values])
     fault_injection.failpoint("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {
@@ -227,6 +230,9 @@ def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) 
             "temperature": job.temperature,
             "started_at": job.started_at.astimezone(UTC).isoformat(),
             "finished_at": max(now, job.started_at).astimezone(UTC).isoformat(),
+            "day": job.config.day and job.config.day.isoformat(),
+            "identifier": job.source.identifier(),
+            "input_digest": hashlib.sha256(json.dumps(job.identity).encode()).hexdigest(),
         },
         "config": job.config.model_dump(mode="json"),
         "input": job.identity,

@@ -1,5 +1,6 @@
 """Settings of a scoring job."""
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -33,7 +34,14 @@ class ScoreConfig(Section):
     )
     keep: tuple[str, ...] = Field((), description="Columns of the input to copy to the output")
     id_column: str | None = Field(
-        None, description="Integer column to use as example_id; the row number if null"
+        None,
+        description="Column that identifies the rows: integers become example_id, texts "
+        "example_key; the row number if null",
+    )
+    day: date | None = Field(
+        None,
+        description="Day of the images, for live accuracy; the day of {date}, or of the job, if "
+        "null",
     )
     image_column: str | None = Field(
         None,

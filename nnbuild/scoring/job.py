@@ -39,7 +39,7 @@ from nnbuild.store.filesystem import (
     make_durable_dir,
     write_json,
 )
-from nnbuild.store.ids import new_run_id, require_run_id
+from nnbuild.store.ids import new_run_id, require_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
 
@@ -102,7 +102,7 @@ class Job:
 
 def staging(store: Store, score_id: str) -> Path:
     """Return the folder of a job in progress."""
-    return store.local_root / "staging" / f"score-{require_run_id(score_id, of_job=True)}"
+    return store.local_root / "staging" / f"score-{require_id(score_id, 'score_id')}"
 
 
 @contextmanager
@@ -154,8 +154,8 @@ def _how_to_resume(job: Job) -> str:
 
 
 def shard_context(job: Job) -> ShardContext:
-    """Return what making the shards of a job needs."""
-    schema = score_schema(job.config, job.model.classes, job.source.schema())
+    """Return the context for making the shards of a job."""
+    schema = _row_schema(job.config, job.model, job.source)
     return ShardContext(
         config=job.config,
         source=job.source,
@@ -164,6 +164,17 @@ def shard_context(job: Job) -> ShardContext:
         schema=schema,
         temperature=job.temperature,
         where=parse_filter(job.config.where, schema.names) if job.config.where else None,
+        class_names=job.model.class_names,
+    )
+
+
+def _row_schema(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> pa.Schema:
+    return score_schema(
+        config,
+        model.classes,
+        source.schema(),
+        class_names=model.class_names,
+        keyed=source.identifier() == "text",
     )
 
 
@@ -353,7 +364,7 @@ def _open_model_and_input(
         preprocessing=model.preprocessing,
     )
     source = open_stream(config.input, options)
-    schema = score_schema(config, model.classes, source.schema())
+    schema = _row_schema(config, model, source)
     if config.where is not None:
         try:
             schema.empty_table().filter(parse_filter(config.where, schema.names))

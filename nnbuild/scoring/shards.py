@@ -84,7 +84,7 @@ class Shard(BaseModel):
 
 
 class ShardContext(NamedTuple):
-    """Everything that making the shards of a job needs.
+    """Context for making the shards of a job.
 
     Attributes:
         config: Settings of the job.
@@ -94,6 +94,7 @@ class ShardContext(NamedTuple):
         schema: Schema of the rows.
         temperature: Divisor of the logits.
         where: Filter of the rows to write; None to write all.
+        class_names: Names of the classes; empty for a model file.
     """
 
     config: ScoreConfig
@@ -103,6 +104,7 @@ class ShardContext(NamedTuple):
     schema: pa.Schema
     temperature: float
     where: pc.Expression | None
+    class_names: tuple[str, ...] = ()
 
 
 def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
@@ -144,7 +146,7 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
     """Score the chunks of the pending shards, and write their files.
 
     Args:
-        context: Everything that making shards needs.
+        context: Settings, input, engine and schema of the job.
         pending: Number and chunks of each shard.
         folder: Folder of the job, for `rows/`, `quarantine/` and `done/`.
 
@@ -285,7 +287,14 @@ class RowWriter:
             logits: Logits of all rows, float32, shape (n, classes).
         """
         context = self._context
-        table = score_table(batch, logits, context.config, context.schema, context.temperature)
+        table = score_table(
+            batch,
+            logits,
+            context.config,
+            context.schema,
+            context.temperature,
+            class_names=context.class_names,
+        )
         counts = counted(batch, table, logits.shape[1])
         self.summary = self.summary + counts if self.summary else counts
         self.rows += len(table)

@@ -1,6 +1,6 @@
 """Convert logits to rows of the probability table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
+from nnbuild.data.labels import has_names
 from nnbuild.data.streams import Batch
 from nnbuild.engines import Engine, Logits
 from nnbuild.errors import ConfigError
@@ -49,6 +50,7 @@ def probability_table(
     first_row: int = 0,
     temperature: float = 1.0,
     example_ids: NDArray[np.int64] | None = None,
+    class_names: Sequence[str] = (),
 ) -> pa.Table:
     """Convert logits to rows of the `predictions` table.
 
@@ -58,6 +60,8 @@ def probability_table(
         first_row: Number of the first row, from which rows are numbered without `example_ids`.
         temperature: Divisor of the logits.
         example_ids: IDs of the rows, int64, shape (n,).
+        class_names: Names of the classes, for the column `predicted_name`; without it if none of
+            them is more than a number.
 
     Returns:
         A table with the schema `nnbuild.store.schemas.predictions(classes)`.
@@ -79,7 +83,10 @@ def probability_table(
         _column(log_prob, pa.float32()),
         *(_column(each, pa.float32()) for each in probabilities),
     ]
-    return pa.Table.from_arrays(columns, schema=schemas.predictions(classes))
+    named = has_names(class_names)
+    if named:
+        columns.append(pa.array(class_names, pa.string()).take(columns[2]))
+    return pa.Table.from_arrays(columns, schema=schemas.predictions(classes, named=named))
 
 
 def _labels(labels: NDArray[np.int16] | pa.Array | None, rows: int) -> pa.Array:
@@ -96,9 +103,17 @@ def _column(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def write_predictions(
-    path: Path, engine: Engine, split: Split, classes: int, batch_size: int
+    path: Path,
+    engine: Engine,
+    split: Split,
+    classes: int,
+    batch_size: int,
+    *,
+    class_names: Sequence[str] = (),
 ) -> int:
     """Score a split into one Parquet file, which is written atomically.
+
+    The arguments are those of `logits_of` and `probability_table`.
 
     Returns:
         Number of rows written.
@@ -106,34 +121,46 @@ def write_predictions(
     Raises:
         ContractError: The output of the engine is not a finite array of logits.
     """
-    schema = schemas.predictions(classes)
+    schema = schemas.predictions(classes, named=has_names(class_names))
     with atomic_write(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         for rows in batches(len(split), batch_size):
             logits = check_logits(engine.logits(split.images[rows]), classes, first_row=rows.start)
-            table = probability_table(logits, split.labels[rows], first_row=rows.start)
+            table = probability_table(
+                logits, split.labels[rows], first_row=rows.start, class_names=class_names
+            )
             writer.write_table(schemas.validate(table, schema))
     return len(split)
 
 
-def score_schema(config: ScoreConfig, classes: int, kept: pa.Schema) -> pa.Schema:
+def score_schema(
+    config: ScoreConfig,
+    classes: int,
+    kept: pa.Schema,
+    *,
+    class_names: Sequence[str] = (),
+    keyed: bool = False,
+) -> pa.Schema:
     """Return the schema of a job's rows.
 
     Args:
         config: Settings of the job.
         classes: Number of classes of the model.
         kept: Schema of the columns to copy.
+        class_names: Names of the classes.
+        keyed: Whether texts identify the rows.
 
     Raises:
         ConfigError: A column to copy has the name of another one, or `top_k` is too large.
     """
     if config.top_k is not None and config.top_k > classes:
         raise ConfigError(f"top_k is {config.top_k}, expected at most {classes}, one per class")
-    fixed = schemas.predictions(classes)
+    fixed = schemas.predictions(classes, named=has_names(class_names))
     logits = [
         _field(f"logit_{label}", pa.float32(), f"Logit of class {label}")
         for label in range(classes)
     ]
-    fields = [*fixed, *(logits if config.logits else [])]
+    fields = [*fixed, *([schemas.EXAMPLE_KEY] if keyed else [])]
+    fields += logits if config.logits else []
     for place in range(1, (config.top_k or 0) + 1):
         fields.append(_field(f"top_{place}", pa.int16(), f"Class with rank {place} by probability"))
         fields.append(_field(f"top_{place}_prob", pa.float32(), f"Probability of top_{place}"))
@@ -142,13 +169,24 @@ def score_schema(config: ScoreConfig, classes: int, kept: pa.Schema) -> pa.Schem
 
 
 def score_table(
-    batch: Batch, logits: Logits, config: ScoreConfig, schema: pa.Schema, temperature: float
+    batch: Batch,
+    logits: Logits,
+    config: ScoreConfig,
+    schema: pa.Schema,
+    temperature: float,
+    *,
+    class_names: Sequence[str] = (),
 ) -> pa.Table:
     """Return the scored rows of a batch, with the schema of `score_schema`."""
     table = probability_table(
-        logits, batch.labels, temperature=temperature, example_ids=batch.example_ids
+        logits,
+        batch.labels,
+        temperature=temperature,
+        example_ids=batch.example_ids,
+        class_names=class_names,
     )
     columns = list(table.columns)
+    columns += [batch.keys] if batch.keys is not None else []
     if config.logits:
         columns += [pa.array(np.ascontiguousarray(column)) for column in logits.T]
     if config.top_k:

@@ -174,6 +174,22 @@ def drift_by_job(store: Store, run_id: str | None = None) -> list[dict[str, Any]
     return list(jobs.values())
 
 
+def live_periods(store: Store, run_id: str | None = None) -> list[dict[str, Any]]:
+    """Return the rows of `live` that were computed last, by run and period; by day if possible.
+
+    Args:
+        store: Store of the runs.
+        run_id: ID of the run; all runs if not given.
+    """
+    rows = [
+        row
+        for row in store.read_table("live").to_pylist()
+        if run_id is None or row["run_id"] == run_id
+    ]
+    days = [row for row in rows if row["period"] == "day"]
+    return sorted(days or rows, key=lambda row: (row["run_id"], row["start"]))
+
+
 def trends(store: Store) -> list[dict[str, Any]]:
     """Return metrics, duration and promotion of every run that succeeded, oldest first.
 

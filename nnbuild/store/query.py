@@ -1,9 +1,11 @@
 """SQL over the tables: DuckDB sees the rows of committed runs and jobs, and no other data."""
 
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -22,7 +24,8 @@ from nnbuild.store.store import Store
 
 T = TypeVar("T")
 
-# Set before the statement runs: no file, network, extension or Python variable, and no undoing.
+# Set before the statement runs: no files, network, extensions or Python variables; the last one
+# forbids to change the others.
 _CLOSED = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -96,6 +99,40 @@ def query(store: Store, sql: str, limits: Limits | None = None) -> pa.Table:
     """
     with Answer(store, sql, limits) as answer:
         return pa.Table.from_batches(answer, answer.schema)
+
+
+@contextmanager
+def connected(
+    store: Store, names: Sequence[str] = (), *, memory: int | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Connect DuckDB to the committed rows of tables, for questions of nnbuild's own.
+
+    Args:
+        store: Store to read.
+        names: Tables to register as views.
+        memory: Limit on DuckDB's memory in bytes; half of the machine's if not given. What does
+            not fit is written to temporary files.
+
+    Raises:
+        StoreError: A table cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="nnbuild-") as folder:
+        config: dict[str, Any] = {
+            "threads": environment.processors(),
+            "memory_limit": f"{memory or Limits().memory_bytes}B",
+            "temp_directory": folder,
+        }
+        with duckdb.connect(config=config) as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            for name in names:
+                register(connection, store, name)
+            try:
+                yield connection
+            except duckdb.Error as error:
+                raise StoreError(
+                    f"cannot read the tables of {store.root}: {one_line(error)[:500]}; see "
+                    "`nnbuild doctor`"
+                ) from error
 
 
 class Answer:
@@ -223,7 +260,7 @@ class Answer:
     def _register_tables(self) -> list[views.Part]:
         """Register the tables that the statement may use, and return their files."""
         names = _used_tables(self._sql)
-        return [part for name in names for part in _register(self._connection, self._store, name)]
+        return [part for name in names for part in register(self._connection, self._store, name)]
 
     def _user_error(self, error: Exception) -> InputError:
         message = one_line(error)
@@ -289,13 +326,32 @@ def _used_tables(sql: str) -> list[str]:
     return [name for name in schemas.TABLES if name in sql.lower()] or list(schemas.TABLES)
 
 
-def _register(connection: Any, store: Store, name: str) -> list[views.Part]:
-    """Register the committed rows of a table as a view that is read lazily; return its files."""
-    parts = views.committed_parts(store, name)
+def register(
+    connection: Any,
+    store: Store,
+    name: str,
+    *,
+    only: Sequence[str] | None = None,
+    alias: str | None = None,
+) -> list[views.Part]:
+    """Register the committed rows of a table as a view that is read lazily.
+
+    Args:
+        connection: DuckDB connection.
+        store: Store to read.
+        name: Name of the table.
+        only: IDs of the runs or jobs; all of them if not given.
+        alias: Name of the view; that of the table if not given.
+
+    Returns:
+        The files with the rows.
+    """
+    parts = views.committed_parts(store, name, only)
+    alias = alias or name
     if not parts:
         schema = schemas.STATIC_SCHEMAS.get(name, schemas.predictions(2))
-        key = views.partition_key(name)
-        connection.register(name, views.keyed(key, "", schema.empty_table()))
+        key = schemas.partition_key(name)
+        connection.register(alias, views.keyed(key, "", schema.empty_table()))
         return parts
     view = views.TableView(name, parts)
     groups: dict[Any, list[views.Part]] = {}
@@ -303,7 +359,7 @@ def _register(connection: Any, store: Store, name: str) -> list[views.Part]:
         groups.setdefault(_readable(schema), []).extend(found)
     if len(groups) == 1:
         schema, found = groups.popitem()
-        connection.register(name, views.dataset(found, schema))
+        connection.register(alias, views.dataset(found, schema))
         return parts
     # By position: DuckDB treats names that differ only by case as one name.
     columns = [f"#1 AS {_quoted(view.key)}"]
@@ -312,11 +368,65 @@ def _register(connection: Any, store: Store, name: str) -> list[views.Part]:
         columns.append(f"{value} AS {_quoted(column)}")
     selects = []
     for number, (schema, found) in enumerate(groups.items(), start=1):
-        connection.register(f"{name} part {number}", views.dataset(found, schema))
+        connection.register(f"{alias} part {number}", views.dataset(found, schema))
         # The names are quoted, since they come from the files of the store.
-        selects.append(f'SELECT {", ".join(columns)} FROM "{name} part {number}"')  # noqa: S608
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {' UNION ALL '.join(selects)}")
+        selects.append(f'SELECT {", ".join(columns)} FROM "{alias} part {number}"')
+    union = " UNION ALL ".join(selects)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quoted(alias)} AS {union}")
     return parts
+
+
+_FILE = "nnbuild: file"  # hardly the name of a column that a user carries through
+
+
+def register_numbered(
+    connection: Any,
+    store: Store,
+    name: str,
+    numbers: Mapping[str, int],
+    *,
+    alias: str,
+    columns: Sequence[str],
+) -> list[str]:
+    """Register the rows of some runs or jobs, with a number in the column `part` for each.
+
+    DuckDB reads local files itself, many times faster than through Arrow: the number of a file is
+    one value for all of its rows, and its columns may differ from those of other files.
+
+    Args:
+        connection: DuckDB connection.
+        store: Store to read.
+        name: Name of the table.
+        numbers: Number of each run or job, by its ID.
+        alias: Name of the view.
+        columns: Columns of the view; those that no file has are left out.
+
+    Returns:
+        The columns that the view has.
+    """
+    parts = views.committed_parts(store, name, list(numbers)) if numbers else []
+    files = [str(each.path) for each in parts]
+    if not files or store.is_remote or any(set(each) & set("*?[") for each in files):
+        source, key, values = _quoted(f"{alias} rows"), schemas.partition_key(name), list(numbers)
+        register(connection, store, name, only=values, alias=f"{alias} rows")
+    else:
+        listed = ", ".join("'{}'".format(each.replace("'", "''")) for each in files)
+        source = (
+            f"read_parquet([{listed}], filename = '{_FILE}', union_by_name = true, "
+            "hive_partitioning = false)"
+        )
+        key, values = _FILE, files
+        numbers = {path: numbers[part.value] for path, part in zip(files, parts, strict=True)}
+    known = {row[0] for row in connection.execute(f"describe from {source}").fetchall()}
+    found = [each for each in columns if each in known]
+    table = pa.table({"key": pa.array(values, pa.string()), "part": [numbers[v] for v in values]})
+    connection.register(f"{alias} parts", table)
+    selected = "".join(f"s.{_quoted(each)}, " for each in found)
+    connection.execute(
+        f"create temp view {alias} as select {selected}p.part from {source} s "
+        f'join "{alias} parts" p on p.key = s.{_quoted(key)}'
+    )
+    return found
 
 
 def _quoted(name: str) -> str:

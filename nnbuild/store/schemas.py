@@ -1,7 +1,7 @@
 """The schema of every table. Writers accept nothing else, so that queries remain valid.
 
-All tables are partitioned by `run_id`, those of scoring jobs by `score_id`; the key is in the name
-of the folder and not in the files.
+All tables are partitioned by `run_id`, those of scoring jobs by `score_id`, and those of labels by
+`label_id`; the key is in the name of the folder and not in the files.
 """
 
 from collections.abc import Sequence
@@ -159,6 +159,105 @@ SCORE_JOBS = _table(
     _field("temperature", pa.float64(), "What the logits were divided by"),
     _field("started_at", _UTC_MICROSECONDS, "When the job began"),
     _field("finished_at", _UTC_MICROSECONDS, "When the job was committed"),
+    _field("day", pa.date32(), "Day of the images; null if it was not given", nullable=True),
+    _field(
+        "identifier",
+        pa.string(),
+        "What identifies a row: row, path, integer or text; null in old jobs",
+        nullable=True,
+    ),
+    _field(
+        "input_digest",
+        pa.string(),
+        "sha256 of names, sizes and versions of the input files; null in old jobs",
+        nullable=True,
+    ),
+)
+
+
+CLASSES = _table(
+    _field("label", pa.int16(), "Number of the class, from 0"),
+    _field("name", pa.string(), "Its name"),
+)
+
+LABELS = _table(
+    _field(
+        "example_id",
+        pa.int64(),
+        "Integer that identifies the example; null for text",
+        nullable=True,
+    ),
+    _field(
+        "example_key",
+        pa.string(),
+        "Text that identifies it, such as a path; else null",
+        nullable=True,
+    ),
+    _field(
+        "score_id",
+        pa.string(),
+        "Job whose input the ID belongs to; null if the ID is the same in all jobs",
+        nullable=True,
+    ),
+    _field("label", pa.int16(), "True class"),
+    _field("observed_at", _UTC_MICROSECONDS, "When the label was observed; the newest one counts"),
+    _field("ingested_at", _UTC_MICROSECONDS, "When the label arrived in the store"),
+    _field("version", pa.int32(), "Number of the label of its example by arrival, from 1"),
+    _field("source", pa.string(), "File that it came from"),
+    _field("source_row", pa.int64(), "Row in that file, from 0"),
+)
+
+LABEL_JOBS = _table(
+    _field("source", pa.string(), "File that the labels came from"),
+    _field("digest", pa.string(), "sha256 of the file's content and of the columns that were read"),
+    _field("rows", pa.int64(), "Rows of the file that were taken up"),
+    _field("labelled", pa.int64(), "Of these, first labels of an example"),
+    _field("corrected", pa.int64(), "Labels that changed the one that counts"),
+    _field("repeated", pa.int64(), "Labels that left the one that counts as it was"),
+    _field("quarantined", pa.int64(), "Rows that could not be used"),
+    _field("ingested_at", _UTC_MICROSECONDS, "When the labels arrived in the store"),
+)
+
+LIVE = _table(
+    _field("period", pa.string(), "day or week"),
+    _field("start", pa.date32(), "First day of the period"),
+    _field("dataset", pa.string(), "Dataset of the run", nullable=True),
+    _field("rows", pa.int64(), "Rows that were scored"),
+    _field("labelled", pa.int64(), "Of these, rows with a label"),
+    _field("accuracy", pa.float64(), "Share of them classified right", nullable=True),
+    _field("accuracy_low", pa.float64(), "Lower end of its 95 % interval", nullable=True),
+    _field("accuracy_high", pa.float64(), "Upper end", nullable=True),
+    _field(
+        "expected_calibration_error", pa.float64(), "Of the calibrated confidence", nullable=True
+    ),
+    _field("negative_log_likelihood", pa.float64(), "Of the label, in nats", nullable=True),
+    _field(
+        "estimated_accuracy",
+        pa.float64(),
+        "Mean calibrated confidence of all rows; needs no labels",
+        nullable=True,
+    ),
+    _field(
+        "estimated_accuracy_atc",
+        pa.float64(),
+        "Share of rows whose calibrated confidence is above the run's threshold",
+        nullable=True,
+    ),
+    _field(
+        "realised_minus_estimated", pa.float64(), "accuracy less estimated_accuracy", nullable=True
+    ),
+    _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
+)
+
+LIVE_ALARMS = _table(
+    _field("event", pa.string(), "dropped or recovered"),
+    _field("at", _UTC_MICROSECONDS, "When it was found"),
+    _field("labelled", pa.int64(), "Labelled rows until then"),
+    _field("accuracy", pa.float64(), "Accuracy on them"),
+    _field("reference", pa.float64(), "Accuracy on the test images"),
+    _field("floor", pa.float64(), "Accuracy that the run must not fall below"),
+    _field("evidence", pa.float64(), "Evidence against it, an e-value"),
+    _field("threshold", pa.float64(), "Evidence at which the alarm is raised"),
 )
 
 
@@ -195,11 +294,18 @@ CHAMPIONS = _table(
     _field("pinned", pa.bool_(), "Whether the gate has to leave this champion alone"),
 )
 CHAMPIONS_TABLE = "champions"
+PREDICTED_NAME = _field("predicted_name", pa.string(), "Name of the predicted class")
+EXAMPLE_KEY = _field("example_key", pa.string(), "Text that identifies the example")
 
 
 @cache
-def predictions(classes: int) -> pa.Schema:
-    """Return the schema of `predictions` for a number of classes."""
+def predictions(classes: int, *, named: bool = False) -> pa.Schema:
+    """Return the schema of `predictions` for a number of classes.
+
+    Args:
+        classes: Number of classes.
+        named: Whether the classes have names, so that there is a column `predicted_name`.
+    """
     return _table(
         _field("example_id", pa.int64(), "Row of the example in its split, from 0"),
         _field("label", pa.int16(), "True class; null if it is not known", nullable=True),
@@ -210,6 +316,7 @@ def predictions(classes: int) -> pa.Schema:
             _field(f"prob_{label}", pa.float32(), f"Probability of class {label}")
             for label in range(classes)
         ),
+        *([PREDICTED_NAME] if named else []),
     )
 
 
@@ -224,10 +331,24 @@ STATIC_SCHEMAS = {
     "dataset_parts": DATASET_PARTS,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
+    "classes": CLASSES,
+    "labels": LABELS,
+    "label_jobs": LABEL_JOBS,
+    "live": LIVE,
+    "live_alarms": LIVE_ALARMS,
 }
 TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
 JOB_TABLES = ("scores", "score_jobs", "drift")
 """The tables that are partitioned by `score_id`."""
+LABEL_TABLES = ("labels", "label_jobs")
+"""The tables that are partitioned by `label_id`."""
+
+
+def partition_key(name: str) -> str:
+    """Return the name of the column that a table is partitioned by."""
+    if name in LABEL_TABLES:
+        return "label_id"
+    return "score_id" if name in JOB_TABLES else "run_id"
 
 
 def table_of(schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -436,6 +557,72 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "temperature": "Divisor of the logits; 1 is the plain softmax.",
         "started_at": "Start of the job.",
         "finished_at": "Time of the commit.",
+        "day": "Day of the images: of `--day`, or of `{date}`; null if neither was given.",
+        "identifier": "What identifies a row: `row` (its number), `path` (of a picture), "
+        "`integer` or `text` (the column of `--id`); null in jobs of earlier versions.",
+        "input_digest": "SHA-256 digest of the names, sizes and versions of the input files; null "
+        "in jobs of earlier versions.",
+    },
+    "classes": {
+        "label": "Number of the class, from 0.",
+        "name": "Name of the class.",
+    },
+    "labels": {
+        "example_id": "Integer that identifies the example; null if that is a text.",
+        "example_key": "Text that identifies the example, such as the path of a picture; null if "
+        "that is an integer.",
+        "score_id": "Scoring job whose input the ID belongs to; null if the ID means the same "
+        "example in every job.",
+        "label": "True class.",
+        "observed_at": "Time at which the label was observed. Of several labels the newest counts.",
+        "ingested_at": "Time at which the label arrived in the store.",
+        "version": "Number of the label among those of its example, from 1, by arrival; decides "
+        "between labels with the same `observed_at`.",
+        "source": "File that the label came from.",
+        "source_row": "Row of that file, from 0.",
+    },
+    "label_jobs": {
+        "source": "File that the labels came from.",
+        "digest": "SHA-256 digest of the file's content and of the columns that were read.",
+        "rows": "Number of rows that were taken up: the sum of the next four columns.",
+        "labelled": "Number of rows that were the first label of their example.",
+        "corrected": "Number of rows that changed the label that counts.",
+        "repeated": "Number of rows that left the label that counts as it was.",
+        "quarantined": "Number of rows that could not be used.",
+        "ingested_at": "Time of the commit.",
+    },
+    "live": {
+        "period": "`day` or `week`.",
+        "start": "First day of the period: the day itself, or the Monday of the week.",
+        "dataset": "Dataset of the run.",
+        "rows": "Number of rows that the run's model scored.",
+        "labelled": "Number of these rows that have a label.",
+        "accuracy": "Fraction of the labelled rows that were classified correctly; null without "
+        "labels.",
+        "accuracy_low": "Lower end of Wilson's 95 % confidence interval of the accuracy.",
+        "accuracy_high": "Upper end of the interval.",
+        "expected_calibration_error": "Calibration error of the labelled rows, at the run's "
+        "temperature, in 15 bins.",
+        "negative_log_likelihood": "Mean negative log-likelihood of the labels, at the run's "
+        "temperature, in nats.",
+        "estimated_accuracy": "Accuracy that is expected without labels: the mean calibrated "
+        "confidence of all rows.",
+        "estimated_accuracy_atc": "The same by average thresholded confidence: the fraction of "
+        "rows with a calibrated confidence of at least the run's threshold; null for runs of "
+        "earlier versions.",
+        "realised_minus_estimated": "`accuracy` minus `estimated_accuracy`.",
+        "computed_at": "Time of the computation.",
+    },
+    "live_alarms": {
+        "event": "`dropped`, or `recovered` once the evidence is below the threshold again.",
+        "at": "Time at which it was found.",
+        "labelled": "Number of labelled rows of the run until then.",
+        "accuracy": "Accuracy on these rows.",
+        "reference": "Accuracy of the run on its test images.",
+        "floor": "Accuracy that counts as a drop: the lower confidence bound of the reference, "
+        "minus the margin.",
+        "evidence": "Evidence that the accuracy is below the floor: an e-value.",
+        "threshold": "Evidence at which the alarm is raised.",
     },
     "drift": {
         "run_id": "Run whose model scored, and whose reference the rows are compared with.",
@@ -455,6 +642,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "confidence": "Probability of the predicted class.",
         "log_prob": "Natural logarithm of that probability, from log-softmax; always finite.",
         "prob_*": "Probability of each class: `prob_0`, `prob_1`, …",
+        "predicted_name": "Name of the predicted class; only if the dataset has class names.",
+        "example_key": "Column of `--id` if it is a text; only in jobs with such a column.",
     },
 }
 """Description of every column, by table; `predictions` describes the columns of `scores` too."""
@@ -466,4 +655,18 @@ def describe(name: str) -> dict[str, str]:
     Args:
         name: Name of the table, one of `TABLES`.
     """
-    return DESCRIPTIONS["predictions" if name == "scores" else name]
+    columns = ("prob_*" if each == "prob_0" else each for each in documented(name).names)
+    texts = DESCRIPTIONS["predictions" if name == "scores" else name]
+    return {each: texts[each] for each in columns}
+
+
+def documented(name: str) -> pa.Schema:
+    """Return the schema of a table with the columns that only some of its files have.
+
+    Args:
+        name: Name of the table, one of `TABLES`; of `predictions` and `scores` with one class.
+    """
+    if name in STATIC_SCHEMAS:
+        return STATIC_SCHEMAS[name]
+    schema = predictions(1, named=True)
+    return schema.append(EXAMPLE_KEY) if name == "scores" else schema

@@ -210,6 +210,8 @@ class Calibrated(StepResult):
         after: Calibration error at the fitted temperature, by subset.
         validation: Accuracy and loss (cross-entropy, in nats) of the final model on the validation
             examples.
+        confidence_threshold: Calibrated confidence above which as large a share of the validation
+            examples is as is classified correctly; None in runs of earlier versions.
     """
 
     step = "calibrate_model"
@@ -217,6 +219,7 @@ class Calibrated(StepResult):
     before: dict[str, float]
     after: dict[str, float]
     validation: dict[str, float] = {}
+    confidence_threshold: float | None = None
 
 
 class Scored(StepResult):

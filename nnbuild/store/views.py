@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
-from nnbuild.store.ids import is_run_id, require_name, require_run_id
+from nnbuild.store.ids import is_run_id, require_id, require_name
+from nnbuild.store.schemas import partition_key
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -32,11 +33,6 @@ def partitions(folder: Any, key: str) -> list[str]:
             return []
         names = (path.name.removeprefix(f"{key}=") for path in folder.iterdir())
         return sorted(name for name in names if is_run_id(name))
-
-
-def partition_key(name: str) -> str:
-    """Return the name of the column that a table is partitioned by."""
-    return "score_id" if name in schemas.JOB_TABLES else "run_id"
 
 
 @dataclass(frozen=True)
@@ -117,15 +113,14 @@ def committed_parts(
     Raises:
         StoreError: No run or scoring job of such an ID is committed.
     """
-    of_jobs = require_name(name) in schemas.JOB_TABLES
+    key = partition_key(require_name(name))
     # The list of IDs is read first: all files of an ID were complete before its row was written.
-    ids = store.score_ids() if of_jobs else store.run_ids()
+    ids = store.committed_ids(key)
     if name == schemas.CHAMPIONS_TABLE:  # it remembers champions whose runs were deleted
-        own = partitions(store.root / "tables" / name, partition_key(name))
-        ids = sorted({*ids, *own})
+        ids = sorted({*ids, *partitions(store.root / "tables" / name, key)})
     for each in [only] if isinstance(only, str) else only or ():
-        if require_run_id(each, of_job=of_jobs) not in ids:
-            what = "scoring job" if of_jobs else "run"
+        if require_id(each, key) not in ids:
+            what = {"run_id": "run", "score_id": "scoring job", "label_id": "set of labels"}[key]
             raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
     if only is not None:
         ids = [only] if isinstance(only, str) else list(only)
@@ -139,7 +134,7 @@ def committed_parts(
 
 def newest_parts(store: "Store", name: str, count: int) -> list[Part]:
     """Return the files of the newest runs or scoring jobs, as `committed_parts` does."""
-    ids = store.score_ids() if name in schemas.JOB_TABLES else store.run_ids()
+    ids = store.committed_ids(partition_key(name))
     return _parts_of(store, name, ids[-count:])
 
 
@@ -161,7 +156,7 @@ def deleted_ids(store: "Store", parts: Sequence[Part]) -> set[str]:
     """Return the IDs of the runs or jobs that were deleted since their files were listed."""
     if not parts or parts[0].table == schemas.CHAMPIONS_TABLE:
         return set()
-    ids = store.score_ids() if parts[0].table in schemas.JOB_TABLES else store.run_ids()
+    ids = store.committed_ids(partition_key(parts[0].table))
     return {part.value for part in parts} - set(ids)
 
 

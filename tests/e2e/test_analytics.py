@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import polars as pl
 import pyarrow.dataset as ds
 import pytest
 from command_line import call, tree_digest
+from label_data import job_with_ids, label_file, labelled, watched
+from score_data import ROWS, parquet, scored
 from small_data import run_config, small_arrays
 
 from nnbuild.errors import ConfigError
@@ -22,17 +25,60 @@ from nnbuild.store.query import query
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "analytics.md"
 DOCUMENT = PAGE.read_text(encoding="utf-8")
+OTHER_TABLES = {"score_jobs", "drift", "labels", "label_jobs", "live", "live_alarms"}
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture(scope="module")
+def labelled_store(_three_runs, tmp_path_factory):
+    """A store with three runs, jobs of different columns, labels and corrections, and live rows."""
+    folder = tmp_path_factory.mktemp("labelled")
+    store = Store(shutil.copytree(_three_runs[0], folder / "store"))
+    job_with_ids(store, folder)
+    path = parquet(folder / "keys.parquet", key=[f"k{row}" for row in range(ROWS)])
+    scored(store, input=path, id_column="key", top_k=2)
+    predicted = store.read_table("scores", store.score_ids()[0])["predicted"].to_pylist()
+    wrong = [(label + 1) % 3 for label in predicted]
+    for number, labels in enumerate((wrong, predicted)):
+        labelled(
+            store, label_file(folder / f"{number}.parquet", id=list(range(ROWS)), label=labels)
+        )
+    watched(store)
+    return store
+
+
 @pytest.mark.parametrize("question", QUESTIONS, ids=range(1, len(QUESTIONS) + 1))
-def test_documented_queries_run(gated_runs, question):
-    store, _ = gated_runs
-    assert len(query(store, question)) > 0
+def test_documented_queries_run(labelled_store, question):
+    assert len(query(labelled_store, question)) > 0
 
 
-def test_documented_queries_are_eleven():
-    assert len(QUESTIONS) == 11
+def test_documented_queries_are_sixteen():
+    assert len(QUESTIONS) == 16
+
+
+def test_corrections_that_changed_the_picture_are_found(labelled_store):
+    question = next(each for each in QUESTIONS if "lag(label)" in each)
+    found = query(labelled_store, question).to_pandas()
+    first = found[found.example_id < ROWS]
+    assert set(first.example_id) == set(range(ROWS))
+    assert (first.label != first.before).all()
+
+
+def test_jobs_of_different_columns_are_read_together(labelled_store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nnbuild-store").symlink_to(labelled_store.root)
+    programs = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    expected = labelled_store.read_table("scores")
+    recipes = [each for each in programs if "scores =" in each]
+    assert len(recipes) == 3
+    for program in recipes:
+        names = {}
+        exec(compile(program, "analytics.md", "exec"), names)  # noqa: S102
+        scores = names["scores"]
+        assert len(scores) == len(expected)
+        assert set(scores.columns) == set(expected.column_names)
+        keys = scores["example_key"]
+        assert (keys.is_null() if hasattr(keys, "is_null") else keys.isna()).sum() == ROWS
 
 
 def test_documented_queries_are_correct(gated_runs):
@@ -52,8 +98,8 @@ def test_documented_code_runs(gated_runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nnbuild-store").symlink_to(store.root)
     programs = re.findall(r"^```python\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert len(programs) == 2
-    for program in programs:
+    assert len(programs) == 5
+    for program in programs[:2]:
         exec(compile(program, "analytics.md", "exec"), {})  # noqa: S102
 
 
@@ -62,7 +108,7 @@ def test_spark_reads_every_table(gated_runs):
     store, _ = gated_runs
     spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     try:
-        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_jobs", "drift"}):
+        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - OTHER_TABLES):
             spark.read.parquet(str(store.root / "tables" / name)).createOrReplaceTempView(name)
             counted = spark.sql(f"select count(*) from {name}").collect()[0][0]  # noqa: S608
             assert counted == len(store.read_table(name))
@@ -145,8 +191,6 @@ def test_sql_output_in_store_is_refused(capfd, gated_runs):
 
 
 def test_other_schema_version_is_refused(capfd, gated_runs, tmp_path):
-    import shutil
-
     import pyarrow.parquet as pq
 
     store, runs = gated_runs
@@ -161,8 +205,6 @@ def test_other_schema_version_is_refused(capfd, gated_runs, tmp_path):
 
 
 def test_run_without_row_is_invisible(gated_runs, tmp_path):
-    import shutil
-
     store, runs = gated_runs
     copy = Store(shutil.copytree(store.root, tmp_path / "store"))
     shutil.rmtree(copy.partition("runs", runs[1]))
@@ -246,7 +288,7 @@ def test_readers_during_commits_see_whole(tmp_path, small_folder):
     while not last:
         last = over.is_set()
         rounds += 1
-        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - {"score_jobs", "drift"}):
+        for name in sorted({*schemas.STATIC_SCHEMAS, "predictions"} - OTHER_TABLES):
             schema = (
                 schemas.predictions(3) if name == "predictions" else schemas.STATIC_SCHEMAS[name]
             )

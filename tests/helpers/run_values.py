@@ -3,7 +3,16 @@
 from nnbuild.store import Store
 from nnbuild.store.filesystem import file_digest
 
-TABLES = {"runs", "history", "evaluation", "confusion", "calibration", "predictions", "decisions"}
+TABLES = {
+    "runs",
+    "history",
+    "evaluation",
+    "confusion",
+    "calibration",
+    "classes",
+    "predictions",
+    "decisions",
+}
 
 
 def values(store: Store, run_id: str) -> dict:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnbuild.evaluation import wilson_interval
 from nnbuild.report import charts, svg, text
 
 FINITE = st.floats(-1e12, 1e12, allow_nan=False, allow_subnormal=False)
@@ -111,15 +112,15 @@ def test_bin_of_few_images_is_faint():
 @given(st.integers(1, 10_000), st.data())
 def test_interval_contains_the_fraction(count, data):
     right = data.draw(st.integers(0, count))
-    low, high = text.interval(right / count, count)
+    low, high = wilson_interval(right / count, count)
     assert 0 <= low <= right / count <= high <= 1
-    closer = text.interval(right / count, 100 * count)
+    closer = wilson_interval(right / count, 100 * count)
     assert closer[1] - closer[0] < high - low
 
 
 def test_interval_ends_are_at_1_96_errors():
     for share, count in ((0.9904, 10_000), (0.5, 10), (0.03, 200)):
-        for end in text.interval(share, count):
+        for end in wilson_interval(share, count):
             assert abs(end - share) == pytest.approx(
                 1.96 * math.sqrt(end * (1 - end) / count), rel=1e-9
             )

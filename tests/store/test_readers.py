@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from label_data import label_file, labelled, watched
 from score_data import parquet, scored
 from small_data import run_config
 
@@ -15,7 +16,8 @@ from nnbuild.pipeline.run import retrain
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 
-OF_JOBS = ("scores", "score_jobs", "drift")
+TABLES = schemas.TABLES
+KEYS = ("run_id", "score_id", "label_id")
 
 
 def by_duckdb(folder):
@@ -33,8 +35,7 @@ READERS = {
 }
 
 
-def key_of(name):
-    return "score_id" if name in OF_JOBS else "run_id"
+key_of = schemas.partition_key
 
 
 def read(reader, store, name):
@@ -60,11 +61,13 @@ def plain(kind):
 def every_table(store, tmp_path):
     """A store in which no table is missing."""
     scored(store, input=parquet(tmp_path / "input.parquet"))
-    assert {each.name for each in (store.root / "tables").iterdir()} == set(schemas.TABLES)
+    labelled(store, label_file(tmp_path / "labels.parquet", id=[1, 2], label=[0, 1]))
+    watched(store)
+    assert {each.name for each in (store.root / "tables").iterdir()} == set(TABLES)
     return store
 
 
-@pytest.mark.parametrize("name", schemas.TABLES)
+@pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("reader", READERS)
 def test_readers_see_schema_types(every_table, reader, name):
     found, expected = read(reader, every_table, name), every_table.read_table(name)
@@ -77,32 +80,34 @@ def test_readers_during_commit_see_whole_runs(every_table, tmp_path, small_folde
     store, seen = every_table, []
 
     def look(point):
-        if not point.startswith(("commit:", "champion:", "score:")):
+        if not point.startswith(("commit:", "champion:", "score:", "label:")):
             return
         for reader in READERS:
-            for name in schemas.TABLES:
+            for name in TABLES:
                 ids = Counter(read(reader, store, name)[key_of(name)].to_pylist())
                 seen.append((point, reader, name, ids))
-        committed = {"run_id": set(store.run_ids()), "score_id": set(store.score_ids())}
-        for at, reader, name, ids in seen[-len(READERS) * len(schemas.TABLES) :]:
+        committed = {key: set(store.committed_ids(key)) for key in KEYS}
+        for at, reader, name, ids in seen[-len(READERS) * len(TABLES) :]:
             if name != "champions":  # not every run is one
                 assert ids.keys() >= committed[key_of(name)], (at, reader, name)
-            if name in {"runs", "score_jobs"}:
+            if name in {"runs", "score_jobs", "label_jobs"}:
                 assert ids.keys() == committed[key_of(name)], (at, reader, name)
 
     monkeypatch.setattr(fault_injection, "failpoint", look)
     retrain(run_config(small_folder, seed=2), store.root)
-    scored(store, input=parquet(tmp_path / "input.parquet", group=30))
+    done = scored(store, input=parquet(tmp_path / "input.parquet", group=30))
+    path = tmp_path / "labels.parquet"
+    labelled(store, label_file(path, id=[3], label=[0], score_id=[done.score_id]))
     monkeypatch.undo()
-    whole = {
-        name: Counter(store.read_table(name)[key_of(name)].to_pylist()) for name in schemas.TABLES
-    }
+    whole = {name: Counter(store.read_table(name)[key_of(name)].to_pylist()) for name in TABLES}
     assert {point for point, *_ in seen} >= {
         "commit:laid-out",
         "commit:history",
         "commit:runs",
         "score:rows",
         "score:row",
+        "label:labels",
+        "label:label_jobs",
     }
     for point, reader, name, ids in seen:
         assert ids.items() <= whole[name].items(), (point, reader, name)

@@ -11,6 +11,7 @@ from command_line import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_values import JSON
+from label_data import label_file, labelled, watched
 from score_data import parquet, scored
 
 from nnbuild.errors import StoreError
@@ -28,6 +29,8 @@ def sound(tmp_path_factory, _three_runs) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     root = shutil.copytree(_three_runs[0], folder / "store")
     scored(Store(root), input=parquet(folder / "input.parquet"))
+    labelled(Store(root), label_file(folder / "labels.parquet", id=[1, 2, 900], label=[0, 1, 2]))
+    watched(Store(root))
     return root
 
 
@@ -44,6 +47,8 @@ def commands(root, runs):
     for name in TABLES:
         yield "sql", f"select * from {name} limit 3", "--json"  # noqa: S608
     yield "score", "--input", root.parent.parent / "input.parquet", "--output", root.parent / "out"
+    yield "live", "--html", root.parent / "page.html", "--json"
+    yield "label", "--input", root.parent.parent / "labels.parquet"
     yield "export", second, "--format", "onnx", "--output", root.parent / "model.onnx"
     yield "report", second
     yield "promote", second

@@ -1,0 +1,61 @@
+"""`nnbuild live`: the accuracy of scored images by day or week, and its estimate."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.analytics import LIVE_HEADINGS, HtmlOption, is_printed, write_page
+from flows.cli.app import EXPLORE, JsonOption, StoreOption, app
+from flows.cli.console import print_json, print_line, print_table, to_json_row
+from flows.cli.label import parse_options
+
+
+@app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild live --by week --html live.html")
+def live(
+    by: Annotated[Literal["day", "week"], typer.Option(help="Length of a period.")] = "day",
+    html: HtmlOption = None,
+    margin: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Drop of the accuracy that raises no alarm."
+        ),
+    ] = 0.005,
+    rate: Annotated[
+        float,
+        typer.Option(
+            metavar="PROBABILITY", help="Probability that a champion ever raises a false alarm."
+        ),
+    ] = 0.01,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show live accuracy from labels, and its estimate before they arrive."""
+    from nnbuild.live import LiveConfig, alarms, measure, write
+    from nnbuild.report.live import live_page, on_alarm
+    from nnbuild.store import Store
+
+    config = parse_options(LiveConfig, {"margin": margin, "rate": rate})
+    opened = Store.open(store)
+    performance = measure(opened, by, now=datetime.now(UTC))
+    write(opened, performance, by)
+    found = alarms(opened, performance, config)
+    if html is not None:
+        write_page(opened, html, live_page(performance.rows, found))
+    if as_json:
+        print_json(
+            {
+                "store": str(opened.root),
+                "rows": [to_json_row(row) for row in performance.rows],
+                "alarms": [to_json_row(asdict(alarm)) for alarm in found],
+            }
+        )
+        return
+    if is_printed(html):
+        return
+    print_table(performance.rows, LIVE_HEADINGS, f"no rows in the table scores of {opened.root}")
+    for alarm in found:
+        print_line(on_alarm(alarm))

@@ -1,0 +1,70 @@
+"""Test whether an accuracy has dropped, as often as one likes: evidence valid at any time."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PRIOR = 20.0  # of the accuracy after a drop: Beta(20, 1) below the floor, a twentieth of it wide
+
+
+def lower_bound(correct: int, examples: int, rate: float) -> float:
+    """Return the one-sided lower confidence bound of an accuracy.
+
+    Clopper and Pearson 1934 (doi 10.1093/biomet/26.4.404): the true accuracy is below the bound
+    with a probability of at most `rate`.
+
+    Args:
+        correct: Number of correctly classified examples.
+        examples: Number of examples, 1 or more.
+        rate: Probability, from 0 to 1.
+    """
+    from scipy.special import betaincinv
+
+    return float(betaincinv(correct, examples - correct + 1, rate)) if correct else 0.0
+
+
+def drop_evidence(
+    labelled: NDArray[np.int64],
+    correct: NDArray[np.int64],
+    floor: float,
+    looks: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """Return the evidence that the accuracy has dropped below a floor, at each look.
+
+    The evidence is an e-process. As long as the accuracy is at least the floor, the probability
+    that it ever reaches 1 / a is at most a, however often one looks: Ville's inequality; Ramdas et
+    al., "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38, 2023.
+
+    For a drop that begins with a step, the evidence is the likelihood ratio of the later examples
+    under accuracies below the floor to that under the floor, averaged over a Beta distribution
+    truncated there: a mixture of test martingales (Robbins 1970, doi 10.1214/aoms/1177696786), and
+    a supermartingale for every accuracy above the floor. It is then averaged over all first steps k
+    with the weights 1 / (k (k + 1)), which sum to 1, so that a late drop is found after a long good
+    time too.
+
+    Args:
+        labelled: Number of labelled examples of each step, in the order in which they became
+            known, shape (steps,). The order must not depend on whether they are correct.
+        correct: Number of them that were classified correctly, shape (steps,).
+        floor: Accuracy above 0 and below 1.
+        looks: Indices of the steps after which one looks, ascending; all of them if not given.
+
+    Returns:
+        Evidence after each look, 0 or more, shape (looks,); at most about 1e300.
+    """
+    from scipy.special import betainc, betaln
+
+    steps = len(labelled)
+    hits = np.concatenate([[0], np.cumsum(correct)]).astype(np.float64)
+    misses = np.concatenate([[0], np.cumsum(labelled - correct)]).astype(np.float64)
+    first = np.arange(1, steps + 1)
+    weights = 1.0 / (first * (first + 1.0))
+    prior = betaln(_PRIOR, 1.0) + np.log(betainc(_PRIOR, 1.0, floor))
+    evidence = []
+    for look in range(steps) if looks is None else looks:
+        s, f = hits[look + 1] - hits[: look + 1], misses[look + 1] - misses[: look + 1]
+        with np.errstate(divide="ignore"):
+            posterior = betaln(_PRIOR + s, 1.0 + f) + np.log(betainc(_PRIOR + s, 1.0 + f, floor))
+        ratio = posterior - prior - s * np.log(floor) - f * np.log1p(-floor)
+        total = (weights[: look + 1] * np.exp(np.minimum(ratio, 690.0))).sum()
+        evidence.append(total + 1.0 / (look + 2))  # drops that begin later count 1
+    return np.array(evidence)

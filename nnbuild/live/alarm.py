@@ -1,0 +1,207 @@
+"""Raise an alarm when the accuracy of a champion has dropped: once for each excursion."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from nnbuild.config.sections import Section
+from nnbuild.evaluation.sequential import drop_evidence, lower_bound
+from nnbuild.live.performance import Arrivals, Performance, measure, write
+from nnbuild.store import Store, champion, schemas
+from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
+
+_TABLE = "live_alarms"
+
+
+class LiveConfig(Section):
+    """Settings of the alarm."""
+
+    margin: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="Drop of the accuracy below that on the test images which is accepted",
+    )
+    rate: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Largest probability that a champion which has not dropped ever raises an "
+        "alarm, however often one looks",
+    )
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """State of a champion's alarm.
+
+    Attributes:
+        run_id: ID of the champion.
+        dropped: Whether the evidence is at least the threshold.
+        since: Day of the first look since which that is so; None if it is not.
+        labelled: Number of labelled rows.
+        accuracy: Accuracy on them.
+        reference: Accuracy on the test images.
+        floor: Accuracy that counts as a drop: a lower confidence bound of the reference, minus the
+            margin.
+        evidence: Evidence that the accuracy is below the floor, an e-value.
+        threshold: Evidence at which the alarm is raised.
+    """
+
+    run_id: str
+    dropped: bool
+    since: date | None
+    labelled: int
+    accuracy: float
+    reference: float
+    floor: float
+    evidence: float
+    threshold: float
+
+
+def floor_of(correct: int, examples: int, config: LiveConfig) -> float:
+    """Return the accuracy that counts as a drop.
+
+    Half of `config.rate` is spent here, on the uncertainty of the reference; half on the evidence.
+
+    Args:
+        correct: Number of test images that the run classifies correctly.
+        examples: Number of test images.
+        config: Margin and rate.
+    """
+    floor = lower_bound(correct, examples, config.rate / 2) - config.margin
+    return min(max(floor, 1e-6), 1 - 1e-6)
+
+
+def threshold_of(config: LiveConfig) -> float:
+    """Return the evidence at which the alarm is raised, for the other half of the rate."""
+    return 2 / config.rate
+
+
+def assess(
+    reference: tuple[int, int], arrivals: Arrivals, config: LiveConfig, run_id: str = ""
+) -> Alarm:
+    """Return the state of an alarm from the labelled rows of a run, in the order of their arrival.
+
+    Args:
+        reference: Number of test images that the run classifies correctly, and of all of them.
+        arrivals: Labelled rows; one look after each day on which labels arrived.
+        config: Margin and rate.
+        run_id: ID of the run.
+    """
+    correct, examples = reference
+    floor, threshold = floor_of(correct, examples, config), threshold_of(config)
+    days = arrivals.days
+    last = [number for number, (a, b) in enumerate(pairwise([*days, None])) if a != b]
+    labelled, hits = np.array(arrivals.labelled), np.array(arrivals.correct)
+    evidence = drop_evidence(labelled, hits, floor, np.array(last))
+    below = np.flatnonzero(evidence < threshold)
+    begun = int(below[-1]) + 1 if len(below) else 0
+    dropped = begun < len(last)
+    return Alarm(
+        run_id=run_id,
+        dropped=dropped,
+        since=days[last[begun]] if dropped else None,
+        labelled=int(labelled.sum()),
+        accuracy=float(hits.sum() / labelled.sum()),
+        reference=correct / examples,
+        floor=floor,
+        evidence=float(evidence[-1]),
+        threshold=threshold,
+    )
+
+
+def alarms(store: Store, performance: Performance, config: LiveConfig) -> list[Alarm]:
+    """Return the state of the alarm of each champion that has labelled rows."""
+    found = []
+    for run_id in _champions(store):
+        if (arrivals := performance.arrivals.get(run_id)) is None:
+            continue
+        manifest = store.manifest(run_id)
+        examples, accuracy = manifest.steps.load_data.test, manifest.row.test_accuracy or 0.0
+        reference = round(accuracy * examples), examples
+        found.append(assess(reference, arrivals, config, run_id))
+    return found
+
+
+def _champions(store: Store) -> list[str]:
+    run_id = champion.current(store)
+    return [] if run_id is None else [run_id]
+
+
+def record(store: Store, found: Sequence[Alarm], *, now: datetime) -> list[Alarm]:
+    """Add the changes of alarms to the table `live_alarms`.
+
+    Args:
+        store: Store of the runs.
+        found: Result of `alarms`.
+        now: Time, with a time zone.
+
+    Returns:
+        The alarms that were raised now: not those that were raised before and still are.
+    """
+    raised = []
+    for alarm in found:
+        events = _events(store, alarm.run_id)
+        if alarm.dropped == (events[-1:] == ["dropped"]):
+            continue
+        _add(store, alarm, len(events), now)
+        if alarm.dropped:
+            raised.append(alarm)
+    return raised
+
+
+def _events(store: Store, run_id: str) -> list[str]:
+    table = store.read_table(_TABLE, None, ["event", "at"]).to_pylist()
+    rows = sorted((row for row in table if row["run_id"] == run_id), key=lambda row: row["at"])
+    return [row["event"] for row in rows]
+
+
+def _add(store: Store, alarm: Alarm, number: int, now: datetime) -> None:
+    names = ("labelled", "accuracy", "reference", "floor", "evidence", "threshold")
+    row: dict[str, Any] = {name: getattr(alarm, name) for name in names}
+    row |= {"event": "dropped" if alarm.dropped else "recovered", "at": now}
+    sink = pa.BufferOutputStream()
+    pq.write_table(schemas.table_of(schemas.LIVE_ALARMS, [row]), sink, compression="zstd")
+    path = store.partition(_TABLE, alarm.run_id) / f"part-{number}.parquet"
+    if not is_remote(path):
+        make_durable_dir(path.parent)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Result of a scheduled look at live accuracy.
+
+    Attributes:
+        root: Root of the store.
+        rows: Rows of the table `live`, by run and day.
+        raised: Alarms that were raised now.
+    """
+
+    root: str
+    rows: list[dict[str, Any]]
+    raised: list[Alarm]
+
+
+def watch(config: LiveConfig, root: Path | str | None = None, *, now: datetime) -> Watched:
+    """Compute live accuracy by day, and record the alarms of the champions.
+
+    Args:
+        config: Settings of the alarm.
+        root: Root of the store.
+        now: Time of the look, with a time zone.
+    """
+    store = Store.open(root)
+    performance = measure(store, now=now)
+    write(store, performance, "day")
+    raised = record(store, alarms(store, performance, config), now=now)
+    return Watched(str(store.root), performance.rows, raised)

@@ -1,0 +1,466 @@
+"""Bring labels into the table `labels`: each file once, every label kept, the newest one counts.
+
+A set of labels is prepared in `staging/labels/`, then moved into the store, its rows of
+`label_jobs` last. A process that was killed before the set was complete leaves nothing behind; one
+that was killed later is completed by the next ingestion.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nnbuild.errors import DataError, LockedError
+from nnbuild.live import label_files
+from nnbuild.live.jobs import (
+    GLOBAL,
+    ID_COLUMNS,
+    ScoredInput,
+    class_names,
+    jobs_table,
+    scored_inputs,
+)
+from nnbuild.live.label_files import LabelConfig, LabelFile
+from nnbuild.runtime import fault_injection
+from nnbuild.runtime.text import encodable
+from nnbuild.store import Store, locks, schemas
+from nnbuild.store.filesystem import atomic_write, make_durable_dir, publish_dir, write_json
+from nnbuild.store.ids import is_run_id, new_run_id
+from nnbuild.store.query import connected, register_numbered
+from nnbuild.store.tables import write_table
+from nnbuild.store.views import reading_errors
+
+_SET_ROWS = 1_000_000  # from how many rows on no further file joins a set
+_MEMORY = 2**29
+_FOLDERS = ("quarantine", "labels", "label_jobs")  # in the order in which they are moved
+_READY = "ready.json"
+
+REJECTS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("score_id", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("observed_at", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""Schema of the rows that could not be used, in `quarantine/label_id=…/`."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """Counts of the rows of an ingestion; the first is the sum of the next four.
+
+    Attributes:
+        rows: Number of rows that were taken up: those of new files, and those that were
+            quarantined before and could be tried again.
+        labelled: Number of rows that were the first label of their example.
+        corrected: Number of rows that changed the label that counts.
+        repeated: Number of rows that left the label that counts as it was: the same label again,
+            or one that was observed earlier.
+        quarantined: Number of rows that could not be used.
+        files: Number of files at the address.
+        new_files: Number of them that were not ingested before.
+        reasons: Number of quarantined rows by reason.
+    """
+
+    rows: int = 0
+    labelled: int = 0
+    corrected: int = 0
+    repeated: int = 0
+    quarantined: int = 0
+    files: int = 0
+    new_files: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Self) -> Self:
+        names = [each.name for each in fields(self) if each.name != "reasons"]
+        counts = {name: getattr(self, name) + getattr(other, name) for name in names}
+        reasons = Counter(self.reasons) + Counter(other.reasons)
+        return type(self)(**counts, reasons=dict(reasons.most_common()))
+
+
+def ingest(
+    config: LabelConfig,
+    root: Path | str | None = None,
+    *,
+    now: datetime | None = None,
+    required: bool = True,
+) -> Ingested:
+    """Add the labels at an address to the table `labels`.
+
+    A file whose content was ingested before is not read again, whatever its name. Its rows that
+    were quarantined are tried again, since their images may have been scored in the meantime.
+
+    Args:
+        config: Address of the labels, and names of their columns.
+        root: Root of the store.
+        now: Time of the ingestion, with a time zone; the current time by default.
+        required: Whether an address without labels is an error.
+
+    Raises:
+        DataError: There are no labels, or a file or one of its columns cannot be read; the labels
+            of all other files are in the store.
+        LockedError: Another process is ingesting labels.
+    """
+    store, now = Store.open(root), now or datetime.now(UTC)
+    staging = store.local_root / "staging" / "labels"
+    make_durable_dir(staging)
+    try:
+        with locks.lock(staging):
+            _complete(store, staging)
+            paths = label_files.find(config, required=required)
+            return _ingest(store, config, paths, staging, now)
+    except LockedError as error:
+        raise LockedError(
+            f"another process is adding labels to {store.root}; wait for it and repeat the command"
+        ) from error
+
+
+def _ingest(
+    store: Store,
+    config: LabelConfig,
+    paths: Sequence[tuple[Any, date | None]],
+    staging: Path,
+    now: datetime,
+) -> Ingested:
+    total, known = Ingested(files=len(paths)), _known_digests(store)
+    pending: list[_Pending] = []
+    problems: list[DataError] = []
+    for path, day in paths:
+        try:
+            file = label_files.open_file(path, day, config)
+            if (earlier := known.get(file.digest)) == "":
+                continue
+            rows = label_files.read(file, config, now)
+        except DataError as error:  # the other files are added all the same
+            problems.append(error)
+            continue
+        if earlier is not None:
+            rows = rows.filter(pc.is_in(rows["source_row"], _quarantined(store, earlier, file)))
+        total += Ingested(new_files=int(earlier is None))
+        known[file.digest] = ""
+        pending.append(_Pending(file._replace(content=b""), rows, is_new=earlier is None))
+        if sum(len(each.rows) for each in pending) >= _SET_ROWS:
+            total += _add(store, pending, staging, now)
+            pending = []
+    if pending:
+        total += _add(store, pending, staging, now)
+    if problems:
+        if len(problems) > 1:
+            problems[0].add_note(f"and {len(problems) - 1} other files; the rest was added")
+        raise problems[0]
+    return total
+
+
+class _Pending(NamedTuple):
+    """A file whose rows are to be added: all of them, or those that were quarantined before."""
+
+    file: LabelFile
+    rows: pa.Table
+    is_new: bool
+
+
+def _known_digests(store: Store) -> dict[str, str]:
+    """Return the set of labels with the quarantined rows of each known file; "" for none."""
+    table = store.read_table("label_jobs", None, ["digest", "quarantined"])
+    return {
+        row["digest"]: row["label_id"] if row["quarantined"] else "" for row in table.to_pylist()
+    }
+
+
+def _quarantined(store: Store, label_id: str, file: LabelFile) -> pa.Array:
+    """Return the rows of a file that were quarantined when it was last tried."""
+    path = store.root / "quarantine" / f"label_id={label_id}" / "part-0.parquet"
+    if not path.exists():  # somebody has removed it
+        return pa.array([], pa.int64())
+    with reading_errors(path), path.open("rb") as content:
+        table = pq.ParquetFile(content).read(["digest", "source_row"])
+    return table.filter(pc.equal(table["digest"], file.digest))["source_row"].combine_chunks()
+
+
+def _add(store: Store, files: Sequence[_Pending], staging: Path, now: datetime) -> Ingested:
+    """Resolve the rows of some files and commit them as one set."""
+    arrived = pa.concat_tables(
+        each.rows.append_column("file", pa.repeat(number, len(each.rows)).cast(pa.int32()))
+        for number, each in enumerate(files)
+    )
+    arrived = arrived.append_column("arrival", pa.array(range(len(arrived)), pa.int64()))
+    with connected(store, ["labels"], memory=_MEMORY) as connection:
+        connection.register("arrived", arrived)
+        connection.execute(f"set variable now = '{now.isoformat()}'::timestamptz")
+        _resolve(connection, store)
+        connection.execute(_OUTCOMES)
+        counts = _counts(connection, files)
+        total = replace(sum(counts, Ingested()), reasons=_reasons(connection))
+        changed = {
+            number: (each.file, found)
+            for number, (each, found) in enumerate(zip(files, counts, strict=True))
+            if each.is_new or found.quarantined < found.rows
+        }
+        if not changed:
+            return total
+        label_id = new_run_id(now, max(store.committed_ids("label_id"), default=None))
+        folder = staging / label_id
+        _stage(connection, folder, changed, now)
+    fault_injection.failpoint("label:staged")
+    write_json(folder / _READY, {"label_id": label_id})
+    fault_injection.failpoint("label:ready")
+    _publish(store, folder)
+    return total
+
+
+def _counts(connection: Any, files: Sequence[_Pending]) -> list[Ingested]:
+    """Return the counts of each file."""
+    found = connection.execute("select file, outcome, count(*) from outcomes group by all")
+    counts: dict[tuple[int, str], int] = {(row[0], row[1]): row[2] for row in found.fetchall()}
+    return [
+        Ingested(
+            rows=len(each.rows),
+            labelled=counts.get((number, "labelled"), 0),
+            corrected=counts.get((number, "corrected"), 0),
+            repeated=counts.get((number, "repeated"), 0),
+            quarantined=counts.get((number, "quarantined"), 0),
+        )
+        for number, each in enumerate(files)
+    ]
+
+
+def _reasons(connection: Any) -> dict[str, int]:
+    counted = connection.execute(
+        "select reason, count(*) from outcomes where reason is not null group by reason order by 2"
+    )
+    return dict(counted.fetchall())
+
+
+def _resolve(connection: Any, store: Store) -> None:
+    """Create the table `resolved`: each row with its example and its class, or a reason."""
+    jobs = scored_inputs(store)
+    names = class_names(store, [each.run_id for each in jobs])
+    lists = list(dict.fromkeys(names.values()))
+    numbers = [lists.index(names[each.run_id]) for each in jobs]
+    table = jobs_table(jobs, class_list=pa.array(numbers, pa.int32()))
+    connection.register("jobs", table)
+    connection.register("class_names", _class_table(lists))
+    connection.execute(
+        "create table incoming as select a.* replace "
+        r"(case when a.key = '' then null else a.key end as key, coalesce(a.number, "
+        r"case when regexp_full_match(a.key, '-?[1-9][0-9]{0,18}|0') "
+        "then try_cast(a.key as bigint) end) as number, "
+        "coalesce(a.observed_at, try_cast(a.observed_text as timestamptz)) as observed_at), "
+        "j.origin as scope from arrived a left join jobs j on j.score_id = a.asked"
+    )
+    hits = " union all ".join(_hits(connection, store, jobs)) or _NO_HITS
+    connection.execute(
+        f"create table matched as with hits as ({hits}) "
+        "select arrival, by_text, bool_or(global) as global, "
+        "max(job) as job, "
+        "min(origin) filter (not global) as origin, "
+        "max(origin) filter (not global) as other_origin "
+        "from hits group by arrival, by_text "
+        "qualify row_number() over (partition by arrival order by by_text desc) = 1"
+    )
+    connection.execute(_RESOLVED)
+
+
+_NO_HITS = (
+    "select null::bigint as arrival, null::bigint as job, null::bigint as origin, "
+    "null::boolean as by_text, null::boolean as global where false"
+)
+
+
+def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterator[str]:
+    """Yield a query for each kind of identifier: the scored rows with the ID of a label."""
+    asked, free = (
+        connection.execute(f"select count(*) from incoming where asked is {test}").fetchall()[0][0]
+        for test in ("not null", "null")
+    )
+    for identifier, column in ID_COLUMNS.items():
+        ids = {
+            each.score_id: number
+            for number, each in enumerate(jobs)
+            if each.identifier == identifier
+        }
+        if not ids:
+            continue
+        view, by_text = f"scores_{identifier}", column != "example_id"
+        register_numbered(connection, store, "scores", ids, alias=view, columns=[column])
+        key = "i.key" if by_text else "i.number"
+        select = (
+            f"select i.arrival, s.part as job, j.origin, {by_text} as by_text, "
+            f"{identifier in GLOBAL and 'i.asked is null'} as global "
+            f"from {view} s join jobs j on j.job = s.part join incoming i "
+            f'on s."{column}" = {key} and '
+        )
+        if free:
+            yield select + "i.asked is null"
+        if asked:
+            yield select + "i.scope = j.origin"
+
+
+def _class_table(lists: Sequence[tuple[str, ...]]) -> pa.Table:
+    """Return the class number of every text that a label may be, by list of class names.
+
+    A class is named by its name. If the classes have names that are not numbers, it can also be
+    given by its number.
+    """
+    rows = []
+    for number, names in enumerate(lists):
+        texts = {name: label for label, name in enumerate(names)}
+        if any(not name.isdecimal() for name in names):
+            texts = {str(label): label for label in range(len(names))} | texts
+        rows += [(number, text, label) for text, label in texts.items()]
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    kinds = {"class_list": pa.int32(), "text": pa.string(), "class": pa.int16()}
+    return pa.table(
+        [pa.array(values, kind) for values, kind in zip(columns, kinds.values(), strict=True)],
+        names=list(kinds),
+    )
+
+
+# A label of a model file, whose classes have no names, is a number; what it means is not known.
+_RESOLVED = """
+create table resolved as
+select i.*, m.by_text,
+  case when not m.global then o.score_id end as owner,
+  case when m.by_text then null else i.number end as example_id,
+  case when m.by_text then i.key end as example_key,
+  coalesce(c.class, case when n.known is null
+    and regexp_full_match(i.label, '[0-9]{1,4}') then i.label::smallint end) as class,
+  case
+    when i.key is null and i.number is null then 'no ID'
+    when i.label is null then 'no label'
+    when i.observed_at is null then 'time of the observation is not a time'
+    when i.observed_at > getvariable('now') then 'observed in the future'
+    when i.asked is not null and i.scope is null then 'no scoring job ' || i.asked
+    when m.arrival is null then 'no scored row has this ID'
+    when m.origin <> m.other_origin
+      then 'several inputs have a row with this ID; name its job in a column score_id'
+    when coalesce(c.class, case when n.known is null
+      and regexp_full_match(i.label, '[0-9]{1,4}') then 0 end) is null then 'unknown class'
+  end as reason
+from incoming i
+left join matched m on m.arrival = i.arrival
+left join jobs j on j.job = m.job
+left join jobs o on o.job = m.origin
+left join class_names c on c.class_list = j.class_list and c.text = i.label
+left join (select class_list, true as known from class_names group by class_list) n
+  on n.class_list = j.class_list
+"""
+
+_KEY = "owner, example_id, example_key"
+
+# Each row with its version and what it did.
+# `newest` is the latest observation among a label and those that arrived before it: a label with
+# this time is the one that counts from then on, until another one does.
+_OUTCOMES = f"""
+create table outcomes as
+with known as (
+  select l.score_id as owner, l.example_id, l.example_key, count(*) as versions,
+    arg_max(l.label, {{'o': l.observed_at, 'v': l.version}}) as class,
+    max(l.observed_at) as observed_at
+  from labels l
+  where (coalesce(l.score_id, ''), coalesce(l.example_id, -1), coalesce(l.example_key, '')) in (
+    select (coalesce(owner, ''), coalesce(example_id, -1), coalesce(example_key, ''))
+    from resolved where reason is null)
+  group by all
+), every_label as (
+  select -1 as arrival, {_KEY}, class, observed_at, versions from known
+  union all
+  select arrival, {_KEY}, class, observed_at, 1 from resolved where reason is null
+), ordered as (
+  select *, sum(versions) over arrivals as version, max(observed_at) over arrivals as newest
+  from every_label window arrivals as (partition by {_KEY} order by arrival)
+), counting as (
+  select *, last_value(case when observed_at = newest then class end ignore nulls) over (
+    partition by {_KEY} order by arrival rows between unbounded preceding and 1 preceding
+  ) as before from ordered
+)
+select r.*, c.version::integer as version, case
+    when r.reason is not null then 'quarantined'
+    when c.before is null then 'labelled'
+    when c.observed_at = c.newest and c.class <> c.before then 'corrected'
+    else 'repeated'
+  end as outcome
+from resolved r left join counting c on c.arrival = r.arrival
+order by r.arrival
+"""
+
+
+def _stage(
+    connection: Any, folder: Path, files: Mapping[int, tuple[LabelFile, Ingested]], now: datetime
+) -> None:
+    """Write the rows of some files as a set of labels."""
+    sources = {number: encodable(str(file.path)) for number, (file, _) in files.items()}
+    columns = {
+        "file": pa.array(list(files), pa.int32()),
+        "source": pa.array(list(sources.values()), pa.string()),
+        "digest": pa.array([file.digest for file, _ in files.values()], pa.string()),
+    }
+    connection.register("files", pa.table(columns))
+    labels = connection.sql(
+        "select example_id, example_key, owner as score_id, class as label, observed_at, "
+        "getvariable('now') as ingested_at, version, source, source_row "
+        "from outcomes join files using (file) where reason is null order by arrival"
+    ).to_arrow_table()
+    if len(labels):
+        _write(folder / "labels", labels.cast(_nullable(schemas.LABELS)), schemas.LABELS)
+    rejects = connection.sql(
+        "select source, source_row, digest, coalesce(key, number::varchar) as id, "
+        "asked as score_id, label, coalesce(observed_text, observed_at::varchar) as observed_at, "
+        "reason from outcomes join files using (file) where reason is not null order by arrival"
+    ).to_arrow_table()
+    if len(rejects):
+        path = folder / "quarantine" / "part-0.parquet"
+        make_durable_dir(path.parent)
+        with atomic_write(path) as part:
+            pq.write_table(rejects.cast(REJECTS), part, compression="zstd")
+    names = ("rows", "labelled", "corrected", "repeated", "quarantined")
+    rows = [
+        {"source": sources[number], "digest": file.digest, "ingested_at": now}
+        | {name: getattr(counts, name) for name in names}
+        for number, (file, counts) in files.items()
+    ]
+    _write(folder / "label_jobs", schemas.table_of(schemas.LABEL_JOBS, rows), schemas.LABEL_JOBS)
+
+
+def _nullable(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_nullable(nullable=True) for field in schema])
+
+
+def _write(folder: Path, table: pa.Table, schema: pa.Schema) -> None:
+    path = folder / "part-0.parquet"
+    make_durable_dir(folder)
+    write_table(path, pa.Table.from_arrays(table.columns, schema=schema), schema)
+
+
+def _publish(store: Store, folder: Path) -> None:
+    """Move a complete set into the store; repeatable until every move is done."""
+    for name in _FOLDERS:
+        source, partition = folder / name, f"label_id={folder.name}"
+        above = store.root if name == "quarantine" else store.root / "tables"
+        if source.is_dir():
+            publish_dir(source, above / name / partition)
+            fault_injection.failpoint(f"label:{name}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _complete(store: Store, staging: Path) -> None:
+    """Finish the sets that a killed process left complete, and remove the others."""
+    for folder in sorted(staging.iterdir()):
+        if not is_run_id(folder.name):
+            continue
+        if (folder / _READY).exists():
+            _publish(store, folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,284 @@
+"""Compute live accuracy and its estimate by period and run, with DuckDB over the scored rows."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nnbuild.errors import StoreError
+from nnbuild.evaluation.metrics import BINS
+from nnbuild.evaluation.significance import wilson_interval
+from nnbuild.live.jobs import GLOBAL, ID_COLUMNS, ScoredInput, jobs_table, scored_inputs
+from nnbuild.store import Store, schemas
+from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
+from nnbuild.store.query import connected, register_numbered
+
+Period = Literal["day", "week"]
+_SMALLEST = 1.4e-45  # above 0, in float32: of a probability that was rounded to 0
+
+
+class Arrivals(NamedTuple):
+    """Labelled rows of a run that became known one after the other.
+
+    Attributes:
+        days: Day on which the labels of each step arrived.
+        labelled: Number of labelled rows of each step.
+        correct: Number of them that were classified correctly.
+    """
+
+    days: list[date]
+    labelled: list[int]
+    correct: list[int]
+
+
+@dataclass(frozen=True)
+class Performance:
+    """Live accuracy of all runs.
+
+    Attributes:
+        rows: Rows of the table `live`, with `run_id`, by run and period.
+        arrivals: Labelled rows of each run, by arrival and then by day of the images.
+    """
+
+    rows: list[dict[str, Any]]
+    arrivals: dict[str, Arrivals]
+
+
+class _Model(NamedTuple):
+    """What the confidence of a run's rows is calibrated with."""
+
+    dataset: str | None
+    temperature: float
+    threshold: float | None
+    classes: int
+
+
+def measure(store: Store, by: Period = "day", *, now: datetime | None = None) -> Performance:
+    """Compute the live accuracy of every run whose model has scored, and its estimate.
+
+    Args:
+        store: Store of the runs, the scoring jobs and the labels.
+        by: Length of a period: `day`, or `week` from Monday.
+        now: Time of the computation, with a time zone; the current time by default.
+    """
+    jobs = scored_inputs(store)
+    models = _models(store, jobs)
+    jobs = [each for each in jobs if each.run_id in models]
+    if not jobs:
+        return Performance([], {})
+    with connected(store, ["labels"]) as connection:
+        connection.register("jobs", jobs_table(jobs))
+        connection.execute(_NEWEST)
+        queries = list(_counts(connection, store, jobs, models))
+        connection.execute(f"create table counts as {' union all '.join(queries)}")
+        by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall()
+        arrived = connection.execute(_ARRIVALS).fetchall()
+    rows = list(_rows(by_bin, models, by, now or datetime.now(UTC)))
+    arrivals = {}
+    for run_id, steps in groupby(arrived, key=lambda each: each[0]):
+        days, labelled, correct = zip(*((step[1], step[3], step[4]) for step in steps), strict=True)
+        arrivals[run_id] = Arrivals(list(days), list(labelled), list(correct))
+    return Performance(rows, arrivals)
+
+
+def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
+    """Return the runs that scored; without model files, and without runs that were deleted."""
+    models = {}
+    for run_id in dict.fromkeys(each.run_id for each in jobs):
+        if run_id is None:
+            continue
+        try:
+            manifest = store.manifest(run_id)
+        except StoreError:
+            continue
+        fitted = manifest.steps.calibrate_model
+        models[run_id] = _Model(
+            manifest.row.dataset,
+            fitted.temperature if fitted else 1.0,
+            fitted.confidence_threshold if fitted else None,
+            manifest.steps.load_data.classes,
+        )
+    return models
+
+
+# Labels that belong to the input of one job have the number of that job's origin, others null.
+_NEWEST = """
+create table newest as
+select j.origin, l.example_id, l.example_key,
+  arg_max(l.label, {'o': l.observed_at, 'v': l.version}) as label,
+  max({'o': l.observed_at, 'v': l.version}) as moment,
+  min(l.ingested_at)::date as arrived
+from labels l left join jobs j on j.score_id = l.score_id
+where l.score_id is null or j.job is not null
+group by all
+"""
+
+
+def _counts(
+    connection: Any, store: Store, jobs: Sequence[ScoredInput], models: dict[str, _Model]
+) -> Iterator[str]:
+    """Yield a query for the jobs of each kind: counts and sums by job, confidence bin and arrival.
+
+    The temperature, the threshold and the number of classes are constants of a query: that is
+    several times faster than to read them from a table for each row.
+    """
+    found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
+    has_labels: dict[bool, int] = dict(found)
+
+    def kind(job: tuple[int, ScoredInput]) -> tuple[str, str, float]:
+        number = job[1]
+        return str(number.run_id), number.identifier, number.temperature
+
+    for place, (key, group) in enumerate(groupby(sorted(enumerate(jobs), key=kind), key=kind)):
+        run_id, identifier, temperature = key
+        model, view, column = models[run_id], f"scores_{place}", ID_COLUMNS[identifier]
+        numbers = {job.score_id: number for number, job in group}
+        columns = [column, "predicted", "log_prob", *_probabilities(model)]
+        if (
+            register_numbered(connection, store, "scores", numbers, alias=view, columns=columns)
+            != columns
+        ):
+            continue  # the jobs have no rows
+        labels, joins = _labels(column, has_labels, of_input=identifier not in GLOBAL)
+        yield _count_query(view, model, model_exponent(temperature, model.temperature)).format(
+            labels=labels, joins=joins
+        )
+
+
+def model_exponent(job_temperature: float, run_temperature: float) -> float:
+    """Return the power of the stored probabilities that is proportional to the calibrated ones.
+
+    softmax(z / T) is proportional to softmax(z / t) to the power of t / T.
+    """
+    return job_temperature / run_temperature
+
+
+def _labels(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
+    """Return the columns and the joins that give a scored row its newest label."""
+    key = "example_id" if column == "example_id" else "example_key"
+    by_input = (
+        f'left join newest l on l.origin = j.origin and l."{key}" = s."{column}" '
+        if has_labels.get(False)
+        else ""
+    )
+    shared = (
+        f'left join newest g on g.origin is null and g."{key}" = s."{column}" '
+        if has_labels.get(True) and not of_input
+        else ""
+    )
+    if by_input and shared:
+        newer = "l.moment is null or g.moment > l.moment"
+        columns = f"case when {newer} then g.label else l.label end as truth"
+        return f"{columns}, least(l.arrived, g.arrived) as arrived", by_input + shared
+    if by_input or shared:
+        name = "l" if by_input else "g"
+        return f"{name}.label as truth, {name}.arrived", by_input + shared
+    return "null::smallint as truth, null::date as arrived", ""
+
+
+def _probabilities(model: _Model) -> list[str]:
+    return [f"prob_{label}" for label in range(model.classes)]
+
+
+def _count_query(view: str, model: _Model, exponent: float) -> str:
+    names = _probabilities(model)
+    powers = [f"pow(s.{name}, {exponent!r})" for name in names]
+    total = "1.0::double" if exponent == 1.0 else " + ".join(powers)
+    truth = " ".join(f"when {label} then {name}" for label, name in enumerate(names))
+    above = "null" if model.threshold is None else f"calibrated >= {model.threshold!r}"
+    loss = (
+        f"case when truth is not null then ln(total) - {exponent!r} * "
+        f"ln(greatest((case truth {truth} end)::double, {_SMALLEST})) end"
+    )
+    probabilities = ", ".join(f"s.{name}" for name in names)
+    return (
+        f"select part, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
+        "count(*) as n, sum(calibrated) as confidence, "
+        f"count(*) filter ({above}) as above, {model.threshold is not None} as has_threshold, "
+        "count(truth) as labelled, count(*) filter (truth = predicted) as correct, "
+        f"sum(calibrated) filter (truth is not null) as confidence_labelled, sum({loss}) as loss "
+        f"from (select *, exp({exponent!r} * log_prob) / total as calibrated from ("
+        f"select s.part, s.predicted, s.log_prob, {probabilities}, {total} as total, {{labels}} "
+        f"from {view} s join jobs j on j.job = s.part {{joins}})) group by all"
+    )
+
+
+_BY_BIN = """
+select j.run_id, date_trunc('{period}', j.day)::date as start, c.bin, sum(c.n)::bigint,
+  sum(c.confidence), sum(c.above)::bigint, bool_and(c.has_threshold), sum(c.labelled)::bigint,
+  sum(c.correct)::bigint, coalesce(sum(c.confidence_labelled), 0), coalesce(sum(c.loss), 0)
+from counts c join jobs j on j.job = c.part
+group by all order by all
+"""
+_ARRIVALS = """
+select j.run_id, c.arrived, j.day, sum(c.labelled)::bigint, sum(c.correct)::bigint
+from counts c join jobs j on j.job = c.part
+where c.arrived is not null
+group by all order by all
+"""
+
+
+def _rows(
+    by_bin: Sequence[tuple[Any, ...]], models: dict[str, _Model], by: Period, now: datetime
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table from the counts and sums of each confidence bin."""
+    for (run_id, start), group in groupby(by_bin, key=lambda each: each[:2]):
+        bins = list(group)
+        columns = [np.array(values) for values in zip(*(each[3:] for each in bins), strict=True)]
+        rows, confidence, above, has_threshold, labelled, correct, confident, loss = columns
+        count, known = int(rows.sum()), int(labelled.sum())
+        estimate = float(confidence.sum() / count)
+        accuracy = int(correct.sum()) / known if known else None
+        low, high = wilson_interval(accuracy, known) if accuracy is not None else (None, None)
+        yield {
+            "run_id": run_id,
+            "period": by,
+            "start": start,
+            "dataset": models[run_id].dataset,
+            "rows": count,
+            "labelled": known,
+            "accuracy": accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "expected_calibration_error": (
+                float(np.abs(confident - correct).sum() / known) if known else None
+            ),
+            "negative_log_likelihood": float(loss.sum() / known) if known else None,
+            "estimated_accuracy": estimate,
+            "estimated_accuracy_atc": (
+                int(above.sum()) / count if bool(has_threshold.all()) else None
+            ),
+            "realised_minus_estimated": None if accuracy is None else accuracy - estimate,
+            "computed_at": now,
+        }
+
+
+def write(store: Store, performance: Performance, by: Period) -> None:
+    """Replace the rows of the periods of one length in the table `live`.
+
+    Args:
+        store: Store of the runs.
+        performance: Result of `measure`.
+        by: Length of its periods.
+    """
+    folder = store.root / "tables" / "live"
+    written = set()
+    for run_id, rows in groupby(performance.rows, key=lambda row: row["run_id"]):
+        values = [{name: row[name] for name in row if name != "run_id"} for row in rows]
+        table = schemas.table_of(schemas.LIVE, values)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        path = folder / f"run_id={run_id}" / f"part-{by}.parquet"
+        if not is_remote(path):
+            make_durable_dir(path.parent)
+        write_bytes(path, sink.getvalue().to_pybytes())
+        written.add(run_id)
+    for run_id in store.run_ids() if folder.is_dir() else ():
+        path = folder / f"run_id={run_id}" / f"part-{by}.parquet"
+        if run_id not in written and path.exists():  # its scoring jobs were deleted
+            path.unlink()

@@ -1,0 +1,92 @@
+"""The page about live accuracy, and what the pages and artifacts say about it."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from markupsafe import Markup
+
+from nnbuild.live import Alarm
+from nnbuild.report import charts, text
+from nnbuild.report.text import percent
+
+Periods = Sequence[Mapping[str, Any]]
+_MAX_RUNS = 6
+
+LIMITS = (
+    "The estimate is the mean calibrated confidence. It assumes that confidence means on the new "
+    "images what it meant on the validation images, and must fail where that is not so: if labels "
+    "have come to mean something else, if images show none of the classes, or if they have changed "
+    "so that the network is confident and wrong. Only labels reveal that."
+)
+
+
+def on_periods(periods: Periods) -> str:
+    """Answer "Is it right on new images?" in one or two sentences."""
+    if not periods:
+        return ""
+    rows, labelled = (sum(each[name] for each in periods) for name in ("rows", "labelled"))
+    estimate = sum(each["estimated_accuracy"] * each["rows"] for each in periods) / rows
+    expected = f"by its confidence, {percent(estimate)} of {rows:,} scored images are correct"
+    if not labelled:
+        return f"There are no labels yet; {expected}."
+    hits = sum(each["accuracy"] * each["labelled"] for each in periods if each["labelled"])
+    return (
+        f"{percent(hits / labelled)} of {labelled:,} labelled images are classified correctly; "
+        f"{expected}."
+    )
+
+
+def on_alarm(alarm: Alarm) -> str:
+    """Describe the state of an alarm in one sentence."""
+    found = (
+        f"accuracy {percent(alarm.accuracy)} on {alarm.labelled:,} labelled rows, "
+        f"{percent(alarm.reference)} on the test images; evidence of a drop below "
+        f"{percent(alarm.floor)} is {alarm.evidence:.3g}, the alarm is raised at "
+        f"{alarm.threshold:.3g}"
+    )
+    if alarm.dropped:
+        return f"DROPPED since {alarm.since}: champion {alarm.run_id}: {found}"
+    return f"champion {alarm.run_id}: {found}"
+
+
+def picture(periods: Periods) -> Markup:
+    """Draw accuracy and estimate of the periods of a run, oldest first."""
+    series = {
+        name: [
+            (float(place), float(each[column]))
+            for place, each in enumerate(periods, start=1)
+            if each[column] is not None
+        ]
+        for name, column in (("accuracy", "accuracy"), ("estimated", "estimated_accuracy"))
+    }
+    drawn = {name: points for name, points in series.items() if points}
+    unit = periods[0]["period"] if periods else "day"
+    title = text.curve_title("live accuracy", drawn)
+    return charts.lines(title, drawn, label=f"{unit}, oldest first")
+
+
+def pictures(periods: Periods) -> list[dict[str, Any]]:
+    """Return a chart for each of the newest runs, with its title."""
+    by_run = [
+        (run_id, list(group))
+        for run_id, group in groupby(periods, key=lambda each: str(each["run_id"]))
+    ]
+    return [
+        {"title": f"live accuracy of {run_id}", "picture": picture(group)}
+        for run_id, group in by_run[-_MAX_RUNS:]
+    ]
+
+
+def live_page(periods: Periods, alarms: Sequence[Alarm]) -> str:
+    """Return the page about live accuracy.
+
+    Args:
+        periods: Rows of the table `live`, by run and period.
+        alarms: State of the alarm of each champion.
+    """
+    from nnbuild.report.page import overview_page
+
+    sentences = [on_periods(periods) or "Nothing was scored into the table scores yet."]
+    sentences += [*map(on_alarm, alarms), LIMITS]
+    return overview_page("Live accuracy", sentences, pictures(periods), {"Periods": periods})
