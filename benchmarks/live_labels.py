@@ -165,9 +165,8 @@ def main() -> None:
         print(f"| files of labels | {len(files)} |\n| rows in them | {len(every) + len(files):,} |")
         for column in ("labelled", "corrected", "repeated", "quarantined"):
             print(f"| {column} | {jobs[column].sum():,} |")
-        print(
-            f"| processes killed | {options.kills} |\n| rows of `live` that differ | 0 of {len(found)} |"
-        )
+        print(f"| processes killed | {options.kills} |")
+        print(f"| rows of `live` that differ | 0 of {len(found)} |")
 
 
 if __name__ == "__main__":
