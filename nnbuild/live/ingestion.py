@@ -360,7 +360,7 @@ left join (select class_list, true as known from class_names group by class_list
 
 _KEY = "owner, example_id, example_key"
 
-# Each row with its version and what it did.
+# Each row with its version, and its effect on the label that counts.
 # `newest` is the latest observation among a label and those that arrived before it: a label with
 # this time is the one that counts from then on, until another one does.
 _OUTCOMES = f"""
