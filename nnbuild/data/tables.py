@@ -267,8 +267,8 @@ def _write_description(folder: Path, description: BaseModel, indent: int | None 
 def write_part(dataset: Dataset, folder: Path) -> None:
     """Write a part of datasets durably; it may lack splits, and have a single class.
 
-    A night adds one part to a store, so it is small: one Parquet file, well compressed, without the
-    digests of the images.
+    A store gets a part every night, so parts are small: one well compressed Parquet file, without
+    the digests of the images.
 
     Args:
         dataset: The images of the part.

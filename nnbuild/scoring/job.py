@@ -154,7 +154,7 @@ def _how_to_resume(job: Job) -> str:
 
 
 def shard_context(job: Job) -> ShardContext:
-    """Return what making the shards of a job needs."""
+    """Return the context for making the shards of a job."""
     schema = _row_schema(job.config, job.model, job.source)
     return ShardContext(
         config=job.config,

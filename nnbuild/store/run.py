@@ -76,7 +76,7 @@ class Run:
             ) from error
 
     def attach_flow_run(self, flow_run_id: str) -> None:
-        """Record the Prefect flow run that resumes the run, and shows the rest of it.
+        """Record the Prefect flow run that resumes the run, and that shows its remaining steps.
 
         This clears an earlier cancellation.
         """
