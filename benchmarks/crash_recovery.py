@@ -38,6 +38,7 @@ POINTS = (
     *(f"checkpoint:{part}" for part in ("begin", "arrays", "end")),
     *(f"commit:{part}" for part in ("linked", "laid-out", "runs", *TABLES, "decisions")),
     "champion:changed",
+    "champion:recorded",
 )
 MAX_KILLS_PER_RUN = 4
 MAX_MESSAGES = 5

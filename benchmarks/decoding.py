@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import itertools
 import os
 import statistics
 import tempfile
@@ -202,7 +203,7 @@ def write_model(path: Path) -> str:
     sizes, nodes, weights, last = (784, 25, 15, 10), [], [], "flat"
     nodes.append(helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT))
     nodes.append(helper.make_node("Flatten", ["floats"], ["flat"]))
-    for number, (inside, outside) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (inside, outside) in enumerate(itertools.pairwise(sizes)):
         kernel = (random.standard_normal((inside, outside)) / inside).astype(np.float32)
         weights.append(numpy_helper.from_array(kernel, f"kernel_{number}"))
         target = "logits" if outside == 10 else f"dense_{number}"

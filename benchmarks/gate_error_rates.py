@@ -105,7 +105,7 @@ def rates(challengers: int, seed: int) -> Iterator[Sequence[str]]:
 
 
 def exact(most_discordant: float) -> Iterator[Sequence[str]]:
-    """Yield rows with the exact probability to pass the bound at the margin, and if equal.
+    """Yield rows with the exact probability to pass the bound at the margin and of `rates`.
 
     Args:
         most_discordant: Largest share of images that only one model classifies correctly.
@@ -123,12 +123,13 @@ def exact(most_discordant: float) -> Iterator[Sequence[str]]:
         shares = np.linspace(config.margin, most_discordant, 400)
         at_margin = [_chance(size, share, -config.margin, discordant, least) for share in shares]
         worst = int(np.argmax(at_margin))
-        equal = [_chance(size, share, 0.0, discordant, least) for share in (0.01, 0.02, 0.05)]
         yield (
             f"{size:,}",
-            f"{100 * at_margin[worst]:.2f} %",
-            f"{100 * shares[worst]:.1f} %",
-            *(f"{100 * each:.1f} %" for each in equal),
+            f"{100 * at_margin[worst]:.2f} % (of {100 * shares[worst]:.1f} %)",
+            *(
+                f"{100 * _chance(size, 1 - accuracy + loss, -loss, discordant, least):.2g} %"
+                for accuracy, loss in itertools.product(ACCURACIES, LOSSES)
+            ),
         )
 
 
@@ -266,11 +267,11 @@ def main() -> None:
         print_table(
             [
                 "test images",
-                "largest rate at the margin",
-                "at a share of",
-                "equal, share 1 %",
-                "2 %",
-                "5 %",
+                "largest rate at the margin (of share)",
+                *(
+                    f"{100 * accuracy:g} %, {100 * loss:g} points worse"
+                    for accuracy, loss in itertools.product(ACCURACIES, LOSSES)
+                ),
             ],
             exact(0.12),
         )

@@ -343,7 +343,7 @@ def _score(
 )
 def scheduled_label(
     config: LabelConfig,
-    live: LiveConfig = LiveConfig(),  # noqa: B008  (frozen)
+    live: LiveConfig = LiveConfig(),
     store: str | None = None,
     timeout_seconds: Timeout | None = None,
 ) -> Ingested | State[Any]:

@@ -8,18 +8,19 @@ from nnbuild.pipeline import retention
 from nnbuild.pipeline.retention import Pruned, RetentionConfig
 from nnbuild.store import Store
 from tasks import flow_run_retention
-from tasks.artifacts import TASK_DEFAULTS, retry_after, show_table
+from tasks.artifacts import TASK_DEFAULTS, artifact_key, retry_after, show_table
 from tasks.displays import logger
 
 
 @task(name="prune store", task_run_name="prune store", **retry_after(10, 60))
 def prune_store(config: RetentionConfig, store: str | None) -> Pruned:
     """Delete old runs and what nothing kept needs; see `nnbuild.pipeline.retention.prune`."""
-    pruned = retention.prune(Store.open(store), config, now=datetime.now(UTC))
+    opened = Store.open(store)
+    pruned = retention.prune(opened, config, now=datetime.now(UTC))
     deleted = {"run": pruned.runs, "scoring job": pruned.jobs, "dataset": pruned.parts}
     rows = [{"deleted": kind, "id": each} for kind, ids in deleted.items() for each in ids]
     summary = f"Deleted {pruned.summary()}"
-    show_table("nnbuild-pruned", rows, summary)
+    show_table(artifact_key("nnbuild-pruned", str(opened.root)), rows, summary)
     logger().info("%s", summary)
     return pruned
 

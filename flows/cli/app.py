@@ -22,6 +22,7 @@ _COMMAND_MODULES = (
     "label",
     "sweep",
     "serve",
+    "backtest",
     "runs",
     "analytics",
     "live",

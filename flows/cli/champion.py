@@ -103,10 +103,10 @@ def promote(
     """Make a run the champion of its dataset and pin it, whatever the promotion gate decided."""
     from nnbuild.store import Store
     from nnbuild.store import champion as pointer
-    from nnbuild.store.ids import require_run_id
+    from nnbuild.store.ids import require_id
 
     opened = Store.open(store)
-    change = pointer.promote(opened, require_run_id(run_id), _author(note))
+    change = pointer.promote(opened, require_id(run_id), _author(note))
     _print_change(opened, change, as_json=as_json)
 
 

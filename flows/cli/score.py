@@ -387,7 +387,7 @@ def _score_days(
         scored = f"{result.rows:,} rows" if result.status == "scored" else str(result.score_id)
         console.print_line(f"{result.day} {result.status}  {result.remark or scored}")
 
-    results = backfill(config, *days, root, at_once=max_parallel, on_day_done=print_day)
+    results = backfill(config, *days, root, max_parallel=max_parallel, on_day_done=print_day)
     counts: Counter[str] = Counter(each.status for each in results)
     rows = [_day_row(each) for each in results]
     if as_json:

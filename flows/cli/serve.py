@@ -221,22 +221,15 @@ def serve(
         scoring = Plan(_crons(score_cron or [_DEFAULT_SCORE_CRON], timezone, "score"), parameters)
     if retrain_on_drift and scoring is None:
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
+    limits: dict[str, Any] = {"store": root, "timeout_seconds": timeout}
     labelling = None
     if label_input is not None or label_cron or label_settings or retrain_on_loss:
-        parameters = _label_settings(label_input, label_settings or [])
-        parameters |= {"store": root, "timeout_seconds": timeout}
+        parameters = _label_settings(label_input, label_settings or []) | limits
         labelling = Plan(_crons(label_cron or [_DEFAULT_LABEL_CRON], timezone, "label"), parameters)
     pruning = None
     if prune is not None or prune_cron or prune_settings or prune_prefect is not None:
-        retention = _prune_settings(prune, prune_settings or [])
-        if score_input is not None:
-            _require_more_jobs_than_days(retention, score_input, score_days)
-        parameters = {
-            "config": retention,
-            "store": root,
-            "flow_run_days": prune_prefect,
-            "timeout_seconds": timeout,
-        }
+        retention = _prune_settings(prune, prune_settings or [], score_input, score_days)
+        parameters = {"config": retention, "flow_run_days": prune_prefect} | limits
         pruning = Plan(_crons(prune_cron or [_DEFAULT_PRUNE_CRON], timezone, "prune"), parameters)
     if interval is not None and not catch_up:
         _warn_if_too_frequent(interval)
@@ -406,11 +399,14 @@ def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
     }
 
 
-def _prune_settings(keep: int | None, settings: list[str]) -> dict[str, Any]:
+def _prune_settings(
+    keep: int | None, settings: list[str], score_input: str | None, score_days: int
+) -> dict[str, Any]:
     """Return the config of scheduled pruning.
 
     Raises:
-        ConfigError: The number of runs is missing, or a setting is invalid.
+        ConfigError: The number of runs is missing, a setting is invalid, or scheduled scoring would
+            score again what is deleted.
     """
     from nnbuild.config import loading
     from nnbuild.pipeline.retention import retention_config
@@ -423,7 +419,10 @@ def _prune_settings(keep: int | None, settings: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for text in settings:
         options |= loading.parse_setting(text)
-    return retention_config({"keep": keep} | options).model_dump(mode="json")
+    retention = retention_config({"keep": keep} | options).model_dump(mode="json")
+    if score_input is not None:
+        _require_more_jobs_than_days(retention, score_input, score_days)
+    return retention
 
 
 def _require_more_jobs_than_days(retention: dict[str, Any], source: str, days: int) -> None:

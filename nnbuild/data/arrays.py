@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from nnbuild.config.names import TRAIN
 from nnbuild.data import labels as label_forms
 from nnbuild.data import pixel_scale
-from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.splits import hold_out
+from nnbuild.data.dataset import Dataset, Split, hold_out
 from nnbuild.errors import DataError
 
 _CHANNELS = (1, 3)

@@ -1,4 +1,4 @@
-"""A dataset in memory: images, labels, and the names of the classes."""
+"""A dataset in memory, and the test split that is held out if its source has none."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,8 @@ Digests = NDArray[np.bytes_]
 """128-bit digests, dtype S16, shape (n,)."""
 
 DIGEST_BYTES = 16
+
+TEST_FRACTION = 1 / 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Dataset:
         source: Description of its origin, for the manifest.
         validation: Validation split; None if the source has none.
         pixel_scales: Type and scale of the source's pixels by split, as `float32 from 0 to 1`.
-        held_out: Whether the source has no test split, so that `nnbuild.data.splits` made it.
+        held_out: Whether the source has no test split, so that `hold_out` made it.
         unreadable: Message about each picture of the source that was skipped as unreadable.
     """
 
@@ -104,3 +106,29 @@ class Dataset:
             for part in _content(split):
                 payload.update(part)
         return payload.hexdigest()
+
+
+def hold_out(split: Split, fraction: float = TEST_FRACTION) -> tuple[Split, Split]:
+    """Split off the images whose digest is below a fixed threshold.
+
+    Whether an image is held out depends on its pixels alone: an image that was held out once is
+    held out for ever, whatever data arrive later, and copies of an image stay together. No rule
+    with that property can also promise every class a test image: of n different images of a class,
+    none is held out with probability (1 - fraction)^n.
+
+    Args:
+        split: All examples.
+        fraction: Expected fraction to hold out, above 0 and below 1. The images that a smaller
+            fraction holds out are among those of a larger one.
+
+    Returns:
+        Training and test split, each in the order of the rows; either may be empty.
+    """
+    # Digests are uniform, so the first 64 of their 128 bits are a uniform number.
+    heads = np.frombuffer(split.image_digests.tobytes(), "<u8")[::2]
+    test = heads < np.uint64(round(2**64 * fraction))
+    return _take(split, ~test), _take(split, test)
+
+
+def _take(split: Split, rows: NDArray[np.bool_]) -> Split:
+    return Split(split.images[rows], split.labels[rows])

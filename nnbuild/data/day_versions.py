@@ -30,10 +30,10 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     publish_dir,
     upload_folder,
-    write_json,
+    write_bytes,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
-from nnbuild.store.json_models import read_model
+from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
 
@@ -54,6 +54,25 @@ class _Day(BaseModel):
     versions: list[DayVersion] = Field(min_length=1)
 
 
+class Search(BaseModel):
+    """A range of days that was searched for at a source; what it did not find was missing.
+
+    Attributes:
+        first: First day of the range; None for no limit.
+        last: Last day.
+        at: Time of the first search of this range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    first: date | None
+    last: date
+    at: Moment
+
+    def covers(self, day: date) -> bool:
+        """Return whether a day is in the range."""
+        return day <= self.last and (self.first is None or self.first <= day)
+
+
 class Record(BaseModel):
     """Everything that was ingested from a source.
 
@@ -62,6 +81,7 @@ class Record(BaseModel):
         class_names: Name of every class of any day.
         begun: Whether the first ingestion was complete, so that a class is new if no day has it.
         days: The days, by their date.
+        searches: The ranges that were searched for, the oldest first.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,6 +89,7 @@ class Record(BaseModel):
     class_names: tuple[str, ...] = ()
     begun: bool = False
     days: dict[date, _Day] = {}
+    searches: list[Search] = []
 
     def versions(self) -> Iterator[DayVersion]:
         """Yield every version of every day."""
@@ -93,8 +114,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then was missing, and is left out. But the days before
-        the first one that had been ingested were not asked for by then; they are as they are now.
+        A day that had not been ingested by then is left out if it was searched for by then: it was
+        late. If it was not searched for, its state is unknown, and the present version counts.
 
         Args:
             moment: Aware time.
@@ -113,12 +134,12 @@ class Record(BaseModel):
             ]
             for day, record in self.days.items()
         }
-        oldest = min((day for day, versions in before.items() if versions), default=date.max)
+        searches = [each for each in self.searches if datetime.fromisoformat(each.at) < moment]
         known, newest = [], 0
         for version in self.newest(first, last):
             if before[version.day]:
                 known.append(before[version.day][-1])
-            elif version.day < oldest:
+            elif not any(each.covers(version.day) for each in searches):
                 known.append(version)
                 newest += 1
         return known, newest
@@ -163,7 +184,13 @@ class DatedSource:
         return _read_record(path)
 
     def ingest(
-        self, first: date | None, last: date, now: datetime, *, new_classes: bool = False
+        self,
+        first: date | None,
+        last: date,
+        now: datetime,
+        *,
+        new_classes: bool = False,
+        is_past: bool = False,
     ) -> tuple[Record, list[str]]:
         """Ingest the days of a range that are new at the source, or have changed.
 
@@ -172,6 +199,7 @@ class DatedSource:
             last: Last day.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
+            is_past: Whether the range is not that of the present, so that days are not late.
 
         Returns:
             The record, and a remark on the days that the source no longer has.
@@ -194,13 +222,22 @@ class DatedSource:
                     _require_known_classes(record, dataset, source)
                 self._add(record, source, dataset, now)
                 self._save(record)  # now: a process that is killed repeats one day at most
-            if found and not record.begun:
-                record.begun = True
-                self._save(record)
+            self._complete(record, Search(first=first, last=last, at=_text(now)), is_past=is_past)
         return record, _remarks(record, {each.day for each in found}, first, last)
 
+    def _complete(self, record: Record, search: Search, *, is_past: bool) -> None:
+        """Record that an ingestion is complete, unless an earlier one searched for the same."""
+        is_new = not any(
+            (each.first, each.last) == (search.first, search.last) for each in record.searches
+        )
+        if is_new and not is_past:
+            record.searches.append(search)
+        if record.days and (not record.begun or (is_new and not is_past)):
+            record.begun = True
+            self._save(record)
+
     def _save(self, record: Record) -> None:
-        write_json(self._store.root / self._file, record.model_dump(mode="json"))
+        write_bytes(self._store.root / self._file, record.model_dump_json().encode() + b"\n")
         fault_injection.failpoint("ingest:recorded")
 
     def _add(self, record: Record, source: SourceDay, dataset: Dataset, now: datetime) -> None:
@@ -210,7 +247,7 @@ class DatedSource:
             day.fingerprint = source.fingerprint  # the same content was written again
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept all the same.
+        # If the clock was set back, the order of the ingestions is kept anyway.
         times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
@@ -220,7 +257,7 @@ class DatedSource:
             train=len(dataset.train),
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
-            ingested_at=max([now, *times]).astimezone(UTC).isoformat(),
+            ingested_at=_text(max([now, *times])),
         )
         if day is None:
             record.days[source.day] = _Day(fingerprint=source.fingerprint, versions=[version])
@@ -241,7 +278,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_dataset(dataset, temporary, part=True)
+                    tables.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
@@ -305,6 +342,10 @@ class DatedSource:
         return counts
 
 
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat()
+
+
 @contextmanager
 def _lock(store: Store, folder: str) -> Iterator[None]:
     """Let only one process of this machine at a time change the days of a dataset."""
@@ -348,7 +389,7 @@ def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
             }
             if days != record.days:
                 kept = record.model_copy(update={"days": days})
-                write_json(path, kept.model_dump(mode="json"))
+                write_bytes(path, kept.model_dump_json().encode())
 
 
 def _record_paths(store: Store, name: str) -> list[Path]:

@@ -4,8 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.splits import hold_out
+from nnbuild.data.dataset import Dataset, Split, hold_out
 
 NAME = "digits"
 _INK = 16  # the largest of scikit-learn's values

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nnbuild.data import decoding, idx, image_folder, listing, npz, parquet, tables
+from nnbuild.data import idx, image_folder, listing, npz, parquet, preprocessing, tables
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, subfolders
@@ -146,7 +146,7 @@ FORMATS = (
     Format(
         "picture",
         "pictures by class",
-        suffixes=tuple(sorted(decoding.SUFFIXES)),
+        suffixes=tuple(sorted(preprocessing.SUFFIXES)),
         find=image_folder.find_files,
         load_folder=image_folder.load,
         stream_file=PictureStream,

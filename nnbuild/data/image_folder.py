@@ -41,7 +41,9 @@ def find_files(location: Location) -> list[File]:
     In training, the files that are not pictures are refused or skipped; in scoring, they are rows
     that cannot be scored.
     """
-    has_pictures = any(decoding.has_ending(file.name) for file in location.files)
+    has_pictures = any(
+        decoding.has_ending(file.name, preprocessing.SUFFIXES) for file in location.files
+    )
     return list(location.files) if has_pictures else []
 
 
@@ -164,14 +166,11 @@ def _examples(
             elif options.skip_other_files:
                 examples.skipped.append(file.path)
             else:
-                raise _not_a_picture(file)
+                raise DataError(
+                    f"{file.path}: {preprocessing.not_a_picture(options.preprocessing)}; remove "
+                    "it, or set dataset.other_files to skip"
+                )
     return examples
-
-
-def _not_a_picture(file: File) -> DataError:
-    return DataError(
-        f"{file.path}: {decoding.NO_PICTURE}; remove it, or set dataset.other_files to skip"
-    )
 
 
 def _note(

@@ -168,6 +168,7 @@ def _dataset(path: Path, rows: _Rows, options: ReadOptions) -> Dataset:
         where=path,
         pixel_max=decoding.WHITE,
         test_split=options.hold_out,
+        part=options.part,
     )
     return replace(dataset, unreadable=tuple(pictures.errors))
 

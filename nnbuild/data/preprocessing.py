@@ -207,6 +207,12 @@ def is_picture(name: str, settings: Preprocessing | None = None) -> bool:
     return decoding.has_ending(name, decoding.SUFFIXES if settings is None else SUFFIXES)
 
 
+def not_a_picture(settings: Preprocessing | None = None) -> str:
+    """Return the reason why a file whose name `is_picture` refuses is not read."""
+    suffixes = decoding.SUFFIXES if settings is None else SUFFIXES
+    return f"not a picture; expected a file that ends in {', '.join(sorted(suffixes))}"
+
+
 def decode(
     payload: bytes, where: object, settings: Preprocessing | None = None
 ) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File
-from nnbuild.data.preprocessing import Preprocessing
+from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
 
@@ -186,7 +186,8 @@ class PictureStream:
             PICTURE_COLUMNS.names,
             f"{address}: a picture only has the column path",
         )
-        others = [file.name for file in files if not decoding.has_ending(file.name)]
+        settings = options.preprocessing
+        others = [file.name for file in files if not is_picture(file.name, settings)]
         if others and options.pictures_only:
             names = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
             raise DataError(
@@ -194,7 +195,7 @@ class PictureStream:
                 "remove them, or set on_error to quarantine"
             )
         self._files = files
-        self._shape = options.shape
+        self._shape, self._settings = options.shape, settings
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return chunks of some thousand pictures."""
@@ -235,15 +236,16 @@ class PictureStream:
 
     def _picture(self, row: int, chunk: InputChunk) -> Pixels | RejectedRows:
         path = self._files[row].path
-        if not decoding.has_ending(path.name):
-            return _reject(self._files[row], chunk, decoding.NO_PICTURE)
+        if not is_picture(path.name, self._settings):
+            return _reject(self._files[row], chunk, not_a_picture(self._settings))
         try:
             with decoding.strict():
-                pixels = preprocessing.read(path)
+                pixels = preprocessing.read(path, self._settings)
             if pixels.shape == self._shape:
                 return pixels
             reason = (
-                f"height, width, channels are {pixels.shape}, the network expects {self._shape}"
+                f"height, width, channels are {pixels.shape}, the network expects {self._shape}; "
+                "resize the picture, or train with dataset.image_size and dataset.channels"
             )
         except MemoryError:  # not the fault of the picture
             raise
@@ -293,10 +295,13 @@ class ArrayStream:
         self._address = address
         self._white = pixel_scale.white_of(shaped, address, options.pixel_max)
         self._images = pixel_scale.to_uint8(shaped, self._white, address)
-        if self._images.shape[1:] != options.shape:
+        self._settings = options.preprocessing
+        example = fit_images(self._images[:1], self._settings)
+        if example.shape[1:] != options.shape and (len(example) or self._settings is None):
             raise DataError(
                 f"{address}: height, width, channels of the images are "
-                f"{self._images.shape[1:]}, the network expects {options.shape}; resize the images"
+                f"{self._images.shape[1:]}, the network expects {options.shape}; resize the "
+                "images, or train with dataset.image_size and dataset.channels"
             )
 
     def chunks(self) -> Sequence[InputChunk]:
@@ -325,7 +330,10 @@ class ArrayStream:
         for start in range(chunk.first, chunk.first + chunk.rows, batch_rows):
             part = slice(start, min(start + batch_rows, chunk.first + chunk.rows))
             yield Batch(
-                self._images[part], np.arange(part.start, part.stop, dtype=np.int64), None, None
+                fit_images(self._images[part], self._settings),
+                np.arange(part.start, part.stop, dtype=np.int64),
+                None,
+                None,
             )
 
 

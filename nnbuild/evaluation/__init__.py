@@ -1,7 +1,6 @@
 """Metrics, calibration, significance tests, drift and the promotion rule."""
 
-from nnbuild.evaluation.calibration import fit_temperature
-from nnbuild.evaluation.estimation import confidence_threshold, wilson_interval
+from nnbuild.evaluation.calibration import confidence_threshold, fit_temperature
 from nnbuild.evaluation.metrics import (
     Bin,
     MetricValue,
@@ -10,7 +9,7 @@ from nnbuild.evaluation.metrics import (
     confusion_counts,
     evaluate,
 )
-from nnbuild.evaluation.significance import Spread, mean_confidence_interval
+from nnbuild.evaluation.significance import Spread, mean_confidence_interval, wilson_interval
 
 __all__ = [
     "Bin",

@@ -1,4 +1,4 @@
-"""Calibrate probabilities by temperature scaling (Guo et al. 2017, arXiv 1706.04599)."""
+"""Calibrate probabilities, and choose the threshold by which they estimate accuracy."""
 
 from typing import Any
 
@@ -12,6 +12,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> float:
     """Find the temperature T that minimises the negative log-likelihood of softmax(logits / T).
+
+    This is temperature scaling (Guo et al. 2017, arXiv 1706.04599).
 
     The loss is convex in 1 / T, so there is one minimum. If it is beyond the bounds, because all
     examples or almost none are classified correctly, the bound is returned.
@@ -38,3 +40,20 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> f
         options={"xatol": 1e-6},
     )
     return float(np.exp(result.x))
+
+
+def confidence_threshold(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> float:
+    """Return the confidence above which as large a share of examples is as is correct.
+
+    The share of other examples at or above this threshold estimates the accuracy on them: average
+    thresholded confidence, Garg et al. 2022 (arXiv 2201.04234), equation 1.
+
+    Args:
+        confidence: Largest probability of each validation example, float, shape (n,), n of 1 or
+            more.
+        correct: Whether each is classified correctly, bool, shape (n,).
+    """
+    errors = len(correct) - int(correct.sum())
+    if errors == len(correct):
+        return float(np.nextafter(confidence.max(), np.inf))
+    return float(np.sort(confidence)[errors])

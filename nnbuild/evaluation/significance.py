@@ -128,3 +128,19 @@ def mean_confidence_interval(values: Sequence[float]) -> Spread:
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = float(stdtrit(count - 1, (1 + _CONFIDENCE) / 2)) * deviation / math.sqrt(count)
     return Spread(count, mean, deviation, mean - half, mean + half)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction (Wilson 1927, doi 10.1080/01621459.1927.10502953).
+
+    Args:
+        share: The fraction, from 0 to 1.
+        count: Number of examples; the interval is 0 to 1 without any.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    middle = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = (
+        _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+    )
+    return min(max(0.0, middle - half), share), max(min(1.0, middle + half), share)

@@ -262,7 +262,7 @@ def _resolve(connection: Any, store: Store) -> None:
     )
     hits = " union all ".join(_hits(connection, store, jobs)) or _NO_HITS
     connection.execute(
-        f"create table matched as with hits as ({hits}) "  # noqa: S608
+        f"create table matched as with hits as ({hits}) "
         "select arrival, by_text, bool_or(global) as global, "
         "max(job) as job, "
         "min(origin) filter (not global) as origin, "
@@ -282,7 +282,7 @@ _NO_HITS = (
 def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterator[str]:
     """Yield a query for each kind of identifier: the scored rows with the ID of a label."""
     asked, free = (
-        connection.execute(f"select count(*) from incoming where asked is {test}").fetchall()[0][0]  # noqa: S608
+        connection.execute(f"select count(*) from incoming where asked is {test}").fetchall()[0][0]
         for test in ("not null", "null")
     )
     for identifier, column in ID_COLUMNS.items():
@@ -297,7 +297,7 @@ def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterato
         register_numbered(connection, store, "scores", ids, alias=view, columns=[column])
         key = "i.key" if by_text else "i.number"
         select = (
-            f"select i.arrival, s.part as job, j.origin, {by_text} as by_text, "  # noqa: S608
+            f"select i.arrival, s.part as job, j.origin, {by_text} as by_text, "
             f"{identifier in GLOBAL and 'i.asked is null'} as global "
             f"from {view} s join jobs j on j.job = s.part join incoming i "
             f'on s."{column}" = {key} and '
@@ -360,7 +360,7 @@ left join (select class_list, true as known from class_names group by class_list
 
 _KEY = "owner, example_id, example_key"
 
-# Each row with its version and what it did.
+# Each row with its version, and its effect on the label that counts.
 # `newest` is the latest observation among a label and those that arrived before it: a label with
 # this time is the one that counts from then on, until another one does.
 _OUTCOMES = f"""
@@ -394,7 +394,7 @@ select r.*, c.version::integer as version, case
   end as outcome
 from resolved r left join counting c on c.arrival = r.arrival
 order by r.arrival
-"""  # noqa: S608
+"""
 
 
 def _stage(

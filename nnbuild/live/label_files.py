@@ -157,7 +157,8 @@ def _day_in(path: str, address: str) -> date | None:
     if (match := re.match(expression, path)) is None:
         return None
     try:
-        return datetime.strptime("\0".join(match.groups()), "\0".join(formats)).date()  # noqa: DTZ007
+        digits, form = "\0".join(match.groups()), "\0".join(formats)
+        return datetime.strptime(digits, form).replace(tzinfo=UTC).date()
     except ValueError:
         return None
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.errors import StoreError
-from nnbuild.evaluation.estimation import wilson_interval
 from nnbuild.evaluation.metrics import BINS
+from nnbuild.evaluation.significance import wilson_interval
 from nnbuild.live.jobs import GLOBAL, ID_COLUMNS, ScoredInput, jobs_table, scored_inputs
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
@@ -197,7 +197,7 @@ def _count_query(view: str, model: _Model, exponent: float) -> str:
     )
     probabilities = ", ".join(f"s.{name}" for name in names)
     return (
-        f"select part, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "  # noqa: S608
+        f"select part, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
         "count(*) as n, sum(calibrated) as confidence, "
         f"count(*) filter ({above}) as above, {model.threshold is not None} as has_threshold, "
         "count(truth) as labelled, count(*) filter (truth = predicted) as correct, "

@@ -44,7 +44,7 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
 def complete_interrupted_commits(store: Store) -> list[str]:
     """Finish the commits that were killed after the run became visible.
 
-    What is missing then is the promotion, and the removal of the run's staging folder.
+    Then only the promotion and the removal of the run's staging folder are missing.
 
     Args:
         store: Store to look through.

@@ -1,10 +1,10 @@
-"""Compare a run with another one on the test images of today.
+"""Compare a run with another one on its own test images.
 
 The other run was perhaps tested on other images: then its model scores these. Images that one of
-the two has trained or validated on are left out, which the digests of the images tell.
+the two has trained or validated on are left out; they are recognised by their digests.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from nnbuild.pipeline.step import staged_table
 from nnbuild.store import schemas
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import ExportedModel, FittedModel, LoadedData
+from nnbuild.store.step_results import BuiltModel, ExportedModel, FittedModel, LoadedData
 from nnbuild.store.store import Store
 from nnbuild.store.tables import read_table
 
@@ -163,7 +163,7 @@ def compare_on_golden(
         golden = read_golden(challenger.run.config, challenger.data)
         manifest = store.manifest(run_id)
         other = _fingerprint(challenger, store, manifest.steps.load_data)
-        rows = _unseen(golden.image_digests, challenger.fingerprint, other)
+        rows = ~np.isin(golden.image_digests, _seen(challenger, store, manifest, other))
         if not rows.any():
             return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
         split = Split(golden.images[rows], golden.labels[rows])
@@ -185,9 +185,31 @@ def compare_on_golden(
     )
 
 
-def _unseen(images: Digests, own: Fingerprint, other: Fingerprint) -> Rows:
-    """Return which images neither run has trained or validated on."""
-    return ~np.isin(images, np.concatenate([own.seen, other.seen]))
+def _seen(challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint) -> Digests:
+    """Return the digests of the images that one of two runs has trained or validated on.
+
+    A run that started from the weights of another one knows that one's images as well, unless the
+    store does not have them any more.
+    """
+    built, data = challenger.run.load_result(BuiltModel), manifest.steps.load_data
+    datasets = {
+        (challenger.data.name, challenger.data.digest): challenger.fingerprint,
+        (data.name, data.digest): other,
+    }
+    starts = (None if built is None else built.start, manifest.steps.build_model.start)
+    for start in (each for run_id in starts for each in _chain_of_starts(store, run_id)):
+        name, digest = start.steps.load_data.name, start.steps.load_data.digest
+        if (name, digest) not in datasets and store.has_dataset(name, digest):
+            datasets[name, digest] = tables.fingerprint(store.local_dataset(name, digest))
+    return np.concatenate([each.seen for each in datasets.values()])
+
+
+def _chain_of_starts(store: Store, run_id: str | None) -> Iterator[Manifest]:
+    """Yield a run, the run whose weights it started from, and so on."""
+    while run_id is not None and run_id in store.run_ids():
+        manifest = store.manifest(run_id)
+        yield manifest
+        run_id = manifest.steps.build_model.start
 
 
 def _nothing_left(count: int, what: str) -> str:
@@ -240,7 +262,7 @@ def _compare(
     challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint
 ) -> Comparison | Incomparable:
     own, run_id = challenger.fingerprint, manifest.run_id
-    rows = _unseen(own.images["test"], own, other)
+    rows = ~np.isin(own.images["test"], _seen(challenger, store, manifest, other))
     if not rows.any():
         return Incomparable(run_id, _nothing_left(len(rows), "test images"))
     identical = challenger.model_digest == _model_digest(manifest)

@@ -134,7 +134,13 @@ def window_of(store: Store, config: DatasetConfig, now: datetime) -> Window:
         versions: list[DayVersion] = list(run.steps.load_data.days)
         remarks = [f"as of {day}: the days as run {run.run_id} used them"]
     else:
-        record, remarks = source.ingest(first, day, now, new_classes=config.new_classes == "accept")
+        record, remarks = source.ingest(
+            first,
+            day,
+            now,
+            new_classes=config.new_classes == "accept",
+            is_past=config.as_of is not None,
+        )
         versions = record.newest(first, day)
         if config.as_of is None:
             _require_no_later_day(record, day)

@@ -13,7 +13,7 @@ from nnbuild.errors import StoreError
 from nnbuild.store import Run, Store, champion, locks
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.ids import is_run_id
-from nnbuild.store.step_results import Decided, LoadedData, StepResult
+from nnbuild.store.step_results import BuiltModel, Decided, LoadedData, StepResult
 
 SWEEP = "sweep-"
 _SCORE = "score-"
@@ -84,15 +84,13 @@ def _of_unfinished_work(store: Store) -> dict[str, Protection]:
         for run in store.committed_in_staging()
     }
     for run in _unfinished(store):
-        champion_id = _recorded(run, Decided).get("champion")
-        if isinstance(champion_id, str):
-            found.setdefault(
-                champion_id,
-                Protection(
-                    f"unfinished run {run.run_id} was compared with it",
-                    "resume or discard that run",
-                ),
-            )
+        for needed, use in (
+            (_recorded(run, Decided).get("champion"), "was compared with it"),
+            (_recorded(run, BuiltModel).get("start"), "starts from its weights"),
+        ):
+            if isinstance(needed, str):
+                reason = f"unfinished run {run.run_id} {use}"
+                found.setdefault(needed, Protection(reason, "resume or discard that run"))
     for score_id, run_id in _models_of_staged_jobs(store):
         found.setdefault(
             run_id,
@@ -147,6 +145,23 @@ def _recorded(run: Run, kind: type[StepResult]) -> dict[str, Any]:
         result = content.get("result") if isinstance(content, dict) else None
         return result if isinstance(result, dict) else {}
     return {}
+
+
+def starting_runs(store: Store, run_ids: Iterable[str]) -> dict[str, str]:
+    """Return the runs from whose weights others were trained, each with one of the others.
+
+    Args:
+        store: Store of the runs.
+        run_ids: IDs of the others.
+    """
+    wanted, found = set(run_ids), {}
+    for row in store.read_table("runs", columns=["config"]).to_pylist():
+        if row["run_id"] in wanted and _section(row["config"], "training").get("start"):
+            with suppress(StoreError):  # a damaged manifest
+                built = store.manifest(row["run_id"]).steps.build_model
+                if built is not None and built.start is not None:
+                    found[built.start] = row["run_id"]
+    return found
 
 
 # Datasets

@@ -30,20 +30,29 @@ _GATE_OFF = "the gate is off"
 
 
 @cached_step(Decided)
-def decide(run: Run, data: LoadedData, *, gate_skip_reason: str | None = None) -> Decided:
+def decide(
+    run: Run,
+    data: LoadedData,
+    *,
+    gate_skip_reason: str | None = None,
+    past_day_counts: bool = False,
+) -> Decided:
     """Compare the run with the champion on the same test images, and write `decisions`.
 
     Args:
         run: Run in staging, evaluated and scored.
         data: Result of `load_data`.
         gate_skip_reason: Reason to skip the gate, if it is to be skipped.
+        past_day_counts: Whether a run as of a past day can become the champion, as in a backtest.
 
     Raises:
         StoreError: The store cannot be read now.
     """
     config, store = run.config.gate, Store(run.store)
     champion_id, pinned = champion.current(store, data.name), champion.pin(store, data.name)
-    skip_reason = gate_skip_reason or _fallback_reason(run, data) or _past_day_reason(run)
+    skip_reason = gate_skip_reason or _fallback_reason(run, data)
+    if not past_day_counts:
+        skip_reason = skip_reason or _past_day_reason(run)
     challenger = challenger_of(run, data)
     other: Comparison | Incomparable | None = None
     if not config.enabled:

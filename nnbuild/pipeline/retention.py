@@ -197,6 +197,8 @@ def _retention_plan(store: Store, config: RetentionConfig, now: datetime) -> _Pl
     new = {row["run_id"] for unit in _newest(units, config.keep, since) for row in unit.rows}
     reasons = _reasons(store, kept_jobs, past_champions=config.keep)
     reasons |= _reasons_of_trials(store, units, new | reasons.keys())
+    for run_id, later in dependencies.starting_runs(store, new | reasons.keys()).items():
+        reasons.setdefault(run_id, f"run {later} was trained from its weights")
     kept = new | reasons.keys()
     run_ids = [row["run_id"] for unit in units for row in unit.rows]
     kept_job_ids = {job["score_id"] for job in kept_jobs}

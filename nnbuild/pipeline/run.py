@@ -272,7 +272,9 @@ def train_and_evaluate(run: Run, progress: ProgressCallback | None = None) -> No
     _run_steps(run, TRAINING_STEPS, {}, {FittedModel: {"progress": progress}})
 
 
-def decide_and_commit(run: Run, *, gate_skip_reason: str | None = None) -> Committed:
+def decide_and_commit(
+    run: Run, *, gate_skip_reason: str | None = None, past_day_counts: bool = False
+) -> Committed:
     """Decide, report and commit, after `train_and_evaluate`; to be called within `run_context`.
 
     If the commit fails, the decision is revoked: a resumed run decides again.
@@ -280,10 +282,12 @@ def decide_and_commit(run: Run, *, gate_skip_reason: str | None = None) -> Commi
     Args:
         run: Run in staging.
         gate_skip_reason: Reason to skip the promotion gate, if it is to be skipped.
+        past_day_counts: Whether a run as of a past day can become the champion, as in a backtest.
     """
     loaded: dict[type[StepResult], StepResult] = {LoadedData: load_data(run)}
+    options = {"gate_skip_reason": gate_skip_reason, "past_day_counts": past_day_counts}
     try:
-        _run_steps(run, DECISION_STEPS, loaded, {Decided: {"gate_skip_reason": gate_skip_reason}})
+        _run_steps(run, DECISION_STEPS, loaded, {Decided: options})
         return commit.commit_run(run)
     except Exception:
         with suppress(OSError):

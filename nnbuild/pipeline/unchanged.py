@@ -9,7 +9,7 @@ from nnbuild.config.sections import DatasetConfig
 from nnbuild.data.sources import NAMES
 from nnbuild.errors import NnbuildError
 from nnbuild.pipeline.data import source_digest, source_fingerprint
-from nnbuild.pipeline.days import window_of
+from nnbuild.pipeline.days import Window, window_of
 from nnbuild.runtime import environment
 from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.store.manifests import Manifest
@@ -57,7 +57,7 @@ def unchanged_since(store: Store, config: RunConfig, now: datetime) -> Unchanged
     if earlier is None or not _has_same_network(earlier, config):
         return None
     if is_dated(config.dataset.name):
-        reason = _too_little_news(store, config.dataset, now, earlier)
+        reason = too_little_news(window_of(store, config.dataset, now), config.dataset, earlier)
     else:
         reason = _same_data(store, config.dataset, now, earlier)
     return None if reason is None else Unchanged(earlier.run_id, reason)
@@ -94,11 +94,14 @@ def _has_same_network(earlier: Manifest, config: RunConfig) -> bool:
     return earlier.steps.build_model.factory == factory_digest(config.model.name)
 
 
-def _too_little_news(
-    store: Store, config: DatasetConfig, now: datetime, earlier: Manifest
-) -> str | None:
-    """Return why the news in the days do not ask for a run, or None."""
-    window = window_of(store, config, now)
+def too_little_news(window: Window, config: DatasetConfig, earlier: Manifest) -> str | None:
+    """Return why the news in the days of a window do not ask for a run, or None.
+
+    Args:
+        window: Days of the run.
+        config: Settings of the dataset.
+        earlier: Manifest of the earlier run.
+    """
     used: dict[Any, DayVersion] = {each.day: each for each in earlier.steps.load_data.days}
     new = sum(window.source.new_images(each, used.get(each.day)) for each in window.versions)
     corrected = any(each.digest != used.get(each.day, each).digest for each in window.versions)

@@ -48,6 +48,32 @@ def _curves(histories: Mapping[str, Any]) -> list[Picture]:
     return pictures
 
 
+def backtest_page(dataset: str, windows: Rows, nights: Rows) -> str:
+    """Return the page of a backtest: each window, and its champions over the nights.
+
+    Args:
+        dataset: Path or URL of the labelled days.
+        windows: Summary of each window, the best first, as `nnbuild.pipeline.backtest` returns it.
+        nights: Every night of every window.
+    """
+    series: dict[str, list[tuple[float, float]]] = {}
+    first = min(row["day"] for row in nights)
+    for row in nights:
+        if row["next_images"]:
+            place = float((row["day"] - first).days + 1)
+            points = series.setdefault(text.window(row["window"]), [])
+            points.append((place, row["next_correct"] / row["next_images"]))
+    shown = dict(list(series.items())[:_MAX_LINES])
+    title = "Accuracy of the champion on the next day"
+    drawn = charts.lines(text.curve_title(title, shown), shown, label=f"night, 1 is {first}")
+    return overview_page(
+        "Backtest",
+        [f"Runs that would have been made on {dataset}.", *map(text.on_window, windows)],
+        [{"title": title, "picture": drawn}] if shown else [],
+        {"Windows": windows, "Nights": nights},
+    )
+
+
 def trends_page(rows: Rows, jobs: Rows = (), periods: Rows = ()) -> str:
     """Return the page of metrics over time, with promoted runs circled.
 

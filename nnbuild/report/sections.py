@@ -9,8 +9,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from nnbuild.config.loading import flatten
-from nnbuild.evaluation.estimation import wilson_interval
 from nnbuild.evaluation.metrics import SUMMARY_METRICS, Metric
+from nnbuild.evaluation.significance import wilson_interval
 from nnbuild.report import charts, data, examples, live, text
 from nnbuild.report.charts import heat_map
 from nnbuild.report.data import digests, facts, timings

@@ -221,6 +221,34 @@ def on_pair(row: Mapping[str, Any]) -> str:
     )
 
 
+def window(days: int | None) -> str:
+    """Return the name of a window of labelled days."""
+    return "all days" if days is None else f"{days} day{'s' if days > 1 else ''}"
+
+
+def on_window(row: Mapping[str, Any]) -> str:
+    """Say how good the champions of a window were on the days that followed."""
+    name = window(row["window"]).capitalize()
+    if row["accuracy"] is None:
+        return f"{name}: no image followed a night with a champion."
+    words = (
+        f"{name}: {percent(row['accuracy'])} of {row['images']:,} images of the days that followed "
+        f"were classified correctly ({row['runs']} runs, {row['promoted']} promoted)"
+    )
+    if row["difference"] is None:
+        return f"{words}."
+    low, high = (f"{100 * row[name]:+.2f}" for name in ("low", "high"))
+    verdict = (
+        "significantly worse than the best window"
+        if row["p_worse"] < _SIGNIFICANT
+        else "not significantly worse than the best window"
+    )
+    return (
+        f"{words}; {verdict}: {100 * row['difference']:+.2f} points on the same images (95 % "
+        f"interval {low} to {high}, p = {chance(row['p_worse'])})."
+    )
+
+
 def on_test_sets(test_sets: Sequence[str]) -> list[str]:
     """Warn that metrics over time are of different test images, if they are."""
     changes = sum(one != other for one, other in itertools.pairwise(test_sets))

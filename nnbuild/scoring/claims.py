@@ -52,6 +52,7 @@ class _JobRow(BaseModel):
     model_config = ConfigDict(extra="allow")
     started_at: Moment
     finished_at: Moment
+    # An earlier version that began this commit did not write these.
     day: date | None = None
     identifier: str | None = None
     input_digest: str | None = None

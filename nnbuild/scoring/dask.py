@@ -110,7 +110,7 @@ def make_shard(root: str, score_id: str, number: int) -> dict[str, Any]:
             (shard,) = (each for each in results if not isinstance(each, int))
             return shard.model_dump()
     finally:
-        # Without its record, the job has ended meanwhile because another shard failed.
+        # If the record is missing, another shard has failed, and the job has ended.
         if not (job.folder / "job.json").exists():
             shutil.rmtree(job.folder, ignore_errors=True)
 

@@ -37,7 +37,7 @@ from nnbuild.scoring.scorer import score
 from nnbuild.store import Store
 
 MAX_DAYS = 3660
-MAX_AT_ONCE = 64
+MAX_PARALLEL = 64
 _POLL_SECONDS = 0.2
 _FIRST_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.5, 8.0  # each retry opens the input again
 
@@ -139,12 +139,12 @@ def backfill(
     last: date,
     root: Path | str | None = None,
     *,
-    at_once: int = 2,
+    max_parallel: int = 2,
     on_day_done: Callable[[DayResult], None] = lambda _: None,
 ) -> list[DayResult]:
     """Score the days of a range that this model has not scored yet; repeat the call to resume.
 
-    The table `score_jobs` tells whether a day was scored: with the same model file, the same input
+    The table `score_jobs` says whether a day was scored: with the same model file, the same input
     by size and time of change, and the same columns. If another job is scoring a day, the call
     waits for that job and skips the day once it is committed; if that job dies, this call scores
     the day.
@@ -154,7 +154,7 @@ def backfill(
         first: First day.
         last: Last day, included.
         root: Root of the store.
-        at_once: Number of jobs to run in parallel; they share the processors.
+        max_parallel: Number of jobs to run in parallel; they share the processors.
         on_day_done: Callback for the result of each day, and for each day that starts to wait.
 
     Returns:
@@ -165,8 +165,8 @@ def backfill(
         LockedError: A job with another input or store is writing to the output of a day.
         Interrupted: A signal asked to stop.
     """
-    if not 1 <= at_once <= MAX_AT_ONCE:
-        raise ConfigError(f"at_once is {at_once}, expected 1 to {MAX_AT_ONCE}")
+    if not 1 <= max_parallel <= MAX_PARALLEL:
+        raise ConfigError(f"max_parallel is {max_parallel}, expected 1 to {MAX_PARALLEL}")
     store = Store(root)
     days = partitions(config, first, last)
     present = [each for each in days if is_there(each.config.input)]
@@ -179,21 +179,23 @@ def backfill(
     if (output := days[0].config.output) is not None:  # now, and not as a failure of each day
         outputs.require_outside(store, output)
     model = resolve_model(store, config).run_id
-    shared = {"threads": config.threads or max(1, processors() // at_once)}
+    shared = {"threads": config.threads or max(1, processors() // max_parallel)}
     results = {
         each.day: DayResult(day=each.day, input=each.config.input, status="missing")
         for each in days
     }
     scorer = _DayScorer(store, shared | ({"model": model} if model else {}))
-    for result in _score_days(scorer, present, at_once):
+    for result in _score_days(scorer, present, max_parallel):
         on_day_done(result)
         if result.status != "waiting":
             results[result.day] = result
     return list(results.values())
 
 
-def _score_days(scorer: "_DayScorer", days: list[Partition], at_once: int) -> Iterator[DayResult]:
-    with deferred_signals() as stop, ThreadPoolExecutor(at_once, "nnbuild-backfill") as pool:
+def _score_days(
+    scorer: "_DayScorer", days: list[Partition], max_parallel: int
+) -> Iterator[DayResult]:
+    with deferred_signals() as stop, ThreadPoolExecutor(max_parallel, "nnbuild-backfill") as pool:
         pending: set[Future[DayResult]] = {pool.submit(scorer.score_day, each) for each in days}
         try:
             while pending:

@@ -39,7 +39,7 @@ from nnbuild.store.filesystem import (
     make_durable_dir,
     write_json,
 )
-from nnbuild.store.ids import new_run_id, require_run_id
+from nnbuild.store.ids import new_run_id, require_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
 
@@ -102,7 +102,7 @@ class Job:
 
 def staging(store: Store, score_id: str) -> Path:
     """Return the folder of a job in progress."""
-    return store.local_root / "staging" / f"score-{require_run_id(score_id, of_job=True)}"
+    return store.local_root / "staging" / f"score-{require_id(score_id, 'score_id')}"
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _how_to_resume(job: Job) -> str:
 
 
 def shard_context(job: Job) -> ShardContext:
-    """Return what making the shards of a job needs."""
+    """Return the context for making the shards of a job."""
     schema = _row_schema(job.config, job.model, job.source)
     return ShardContext(
         config=job.config,

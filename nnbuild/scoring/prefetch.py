@@ -25,7 +25,7 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:
         depth: Maximum number of items that wait to be consumed; it bounds the memory.
 
     Raises:
-        Exception: The error of computing an item, at the place of that item.
+        Exception: Computing an item failed; the error is raised where the item would be yielded.
     """
     ready: queue.Queue[Any] = queue.Queue(depth)
     abandoned = threading.Event()

@@ -84,7 +84,7 @@ class Shard(BaseModel):
 
 
 class ShardContext(NamedTuple):
-    """Everything that making the shards of a job needs.
+    """Context for making the shards of a job.
 
     Attributes:
         config: Settings of the job.
@@ -146,7 +146,7 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
     """Score the chunks of the pending shards, and write their files.
 
     Args:
-        context: Everything that making shards needs.
+        context: Settings, input, engine and schema of the job.
         pending: Number and chunks of each shard.
         folder: Folder of the job, for `rows/`, `quarantine/` and `done/`.
 

@@ -23,7 +23,7 @@ from nnbuild.errors import StoreError, suggestion
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir, os_errors_as_store_errors, write_json
-from nnbuild.store.ids import is_run_id, require_name, require_run_id
+from nnbuild.store.ids import is_run_id, require_id, require_name
 from nnbuild.store.json_models import problem, read_model
 from nnbuild.store.store import Store
 from nnbuild.store.tables import publish_table
@@ -242,7 +242,7 @@ def run_of(store: Store, name: str) -> str:
     """
     if is_name(name):
         return require(store, name.removeprefix(_PREFIX) if name != NAME else None)
-    return require_run_id(name)
+    return require_id(name)
 
 
 # Changing

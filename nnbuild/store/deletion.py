@@ -25,7 +25,7 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     write_json,
 )
-from nnbuild.store.ids import is_run_id, new_run_id, temporary_name
+from nnbuild.store.ids import is_run_id, is_temporary_name, new_run_id, temporary_name
 from nnbuild.store.json_models import read_model
 from nnbuild.store.store import Store
 
@@ -103,6 +103,8 @@ def _bytes_of(folder: Any) -> int:
         except FileNotFoundError:
             return 0
         return sum(int(each["size"] or 0) for each in found.values())
+    if folder.is_symlink():
+        return 0  # only the link is removed
     total = 0
     for parent, _, files in os.walk(folder):  # links are not followed
         for name in files:
@@ -128,7 +130,7 @@ def dataset_names(root: Any) -> list[str]:
         return sorted(
             Path(parent).relative_to(root).as_posix()
             for parent, _, files in os.walk(folder)
-            if "dataset.json" in files
+            if "dataset.json" in files and not is_temporary_name(Path(parent).name)
         )
 
 

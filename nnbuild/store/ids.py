@@ -26,17 +26,29 @@ def new_run_id(now: datetime, newest: str | None = None) -> str:
     return f"{stamp}-{secrets.token_hex(3)}"
 
 
-def require_run_id(run_id: str, *, of_job: bool = False) -> str:
-    """Return the ID of a run, or of a scoring job, if it is valid; both have the same form.
+_NAMED_BY = {
+    "run_id": ("run ID", "`nnbuild runs`"),
+    "score_id": ("ID of a scoring job", "the table score_jobs"),
+    "label_id": ("ID of a set of labels", "the table label_jobs"),
+}
+
+
+def require_id(text: str, key: str = "run_id") -> str:
+    """Return the ID of a run, a scoring job or a set of labels if it is valid.
+
+    Args:
+        text: The ID; all of them have the same form.
+        key: Partition key that it is a value of: `run_id`, `score_id` or `label_id`.
 
     Raises:
         StoreError: It is not valid.
     """
-    if not _RUN_ID.fullmatch(run_id):
-        what = f"ID {run_id!r} of a scoring job" if of_job else f"run ID {run_id!r}"
-        place = "the table score_jobs" if of_job else "`nnbuild runs`"
-        raise StoreError(f"invalid {what} (expected e.g. 20261123T030000000Z-4f2a1c); see {place}")
-    return run_id
+    if not _RUN_ID.fullmatch(text):
+        what, place = _NAMED_BY[key]
+        raise StoreError(
+            f"invalid {what} {text!r} (expected e.g. 20261123T030000000Z-4f2a1c); see {place}"
+        )
+    return text
 
 
 def is_run_id(name: str) -> bool:

@@ -96,7 +96,7 @@ def require_new_folder(path: Path) -> None:
     with _os_errors_as_output_errors(path):
         status = _stat(path)
         if status is not None and (not stat.S_ISDIR(status.st_mode) or any(path.iterdir())):
-            raise OutputError(f"{path} holds something already; give a new folder")
+            raise OutputError(f"{path} is not empty; give a new folder")
         target = _target_of_link(path)
         nearest = next(each for each in (target, *target.parents) if each.exists())
         _require_short_names(nearest, target)

@@ -24,7 +24,8 @@ from nnbuild.store.store import Store
 
 T = TypeVar("T")
 
-# Set before the statement runs: no file, network, extension or Python variable, and no undoing.
+# Set before the statement runs: no files, network, extensions or Python variables; the last one
+# forbids to change the others.
 _CLOSED = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -333,7 +334,7 @@ def register(
     only: Sequence[str] | None = None,
     alias: str | None = None,
 ) -> list[views.Part]:
-    """Register the committed rows of a table as a view that is read lazily; return its files.
+    """Register the committed rows of a table as a view that is read lazily.
 
     Args:
         connection: DuckDB connection.
@@ -341,6 +342,9 @@ def register(
         name: Name of the table.
         only: IDs of the runs or jobs; all of them if not given.
         alias: Name of the view; that of the table if not given.
+
+    Returns:
+        The files with the rows.
     """
     parts = views.committed_parts(store, name, only)
     alias = alias or name
@@ -366,7 +370,7 @@ def register(
     for number, (schema, found) in enumerate(groups.items(), start=1):
         connection.register(f"{alias} part {number}", views.dataset(found, schema))
         # The names are quoted, since they come from the files of the store.
-        selects.append(f'SELECT {", ".join(columns)} FROM "{alias} part {number}"')  # noqa: S608
+        selects.append(f'SELECT {", ".join(columns)} FROM "{alias} part {number}"')
     union = " UNION ALL ".join(selects)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quoted(alias)} AS {union}")
     return parts
@@ -419,7 +423,7 @@ def register_numbered(
     connection.register(f"{alias} parts", table)
     selected = "".join(f"s.{_quoted(each)}, " for each in found)
     connection.execute(
-        f"create temp view {alias} as select {selected}p.part from {source} s "  # noqa: S608
+        f"create temp view {alias} as select {selected}p.part from {source} s "
         f'join "{alias} parts" p on p.key = s.{_quoted(key)}'
     )
     return found

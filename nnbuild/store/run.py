@@ -14,7 +14,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError
 from nnbuild.runtime import environment
 from nnbuild.store.filesystem import file_digest, read_json, write_json
-from nnbuild.store.ids import require_run_id
+from nnbuild.store.ids import require_id
 from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.step_results import StepResult
 
@@ -37,7 +37,7 @@ class Run:
     url: str | None = None
 
     def __post_init__(self) -> None:
-        require_run_id(self.run_id)
+        require_id(self.run_id)
 
     @property
     def store(self) -> str:
@@ -76,7 +76,7 @@ class Run:
             ) from error
 
     def attach_flow_run(self, flow_run_id: str) -> None:
-        """Record the Prefect flow run that resumes the run, and shows the rest of it.
+        """Record the Prefect flow run that resumes the run, and that shows its remaining steps.
 
         This clears an earlier cancellation.
         """

@@ -21,7 +21,7 @@ from nnbuild.store.filesystem import (
     write_bytes,
     write_json,
 )
-from nnbuild.store.ids import is_run_id, new_run_id, require_name, require_run_id
+from nnbuild.store.ids import is_run_id, new_run_id, require_id, require_name
 from nnbuild.store.manifests import Manifest, read_manifest
 from nnbuild.store.run import Run, create
 from nnbuild.store.tables import read_table
@@ -222,7 +222,7 @@ class Store:
         Raises:
             StoreError: There is no run of that ID in staging, or it is already committed.
         """
-        require_run_id(run_id)
+        require_id(run_id)
         if run_id in self.run_ids():
             raise StoreError(
                 f"run {run_id} is committed, there is nothing to resume; begin a new run"
@@ -313,7 +313,7 @@ class Store:
 
     def partition(self, table: str, run_id: str) -> Path:
         """Return the folder with a run's part of a table."""
-        return self.root / "tables" / require_name(table) / f"run_id={require_run_id(run_id)}"
+        return self.root / "tables" / require_name(table) / f"run_id={require_id(run_id)}"
 
     def dataset_folder(self, name: str, digest: str) -> Path:
         """Return the folder of an ingested dataset, whether it exists or not."""
@@ -380,7 +380,7 @@ class Store:
         Raises:
             StoreError: There is no such run, or its manifest is damaged.
         """
-        if require_run_id(run_id) not in self.run_ids():
+        if require_id(run_id) not in self.run_ids():
             raise StoreError(f"no committed run {run_id} in {self.root}; see `nnbuild runs`")
         return read_manifest(self.root / "runs" / run_id / "manifest.json")
 
@@ -389,7 +389,7 @@ class Store:
 
         None if there is no such run, or it has not finished an epoch.
         """
-        path = self.local_root / "staging" / require_run_id(run_id) / "tables" / "history.parquet"
+        path = self.local_root / "staging" / require_id(run_id) / "tables" / "history.parquet"
         return (
             views.keyed("run_id", run_id, read_table(path, schemas.HISTORY))
             if path.exists()

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
-from nnbuild.store.ids import is_run_id, require_name, require_run_id
+from nnbuild.store.ids import is_run_id, require_id, require_name
 from nnbuild.store.schemas import partition_key
 
 if TYPE_CHECKING:
@@ -117,10 +117,9 @@ def committed_parts(
     # The list of IDs is read first: all files of an ID were complete before its row was written.
     ids = store.committed_ids(key)
     if name == schemas.CHAMPIONS_TABLE:  # it remembers champions whose runs were deleted
-        own = partitions(store.root / "tables" / name, key)
-        ids = sorted({*ids, *own})
+        ids = sorted({*ids, *partitions(store.root / "tables" / name, key)})
     for each in [only] if isinstance(only, str) else only or ():
-        if require_run_id(each, of_job=key != "run_id") not in ids:
+        if require_id(each, key) not in ids:
             what = {"run_id": "run", "score_id": "scoring job", "label_id": "set of labels"}[key]
             raise StoreError(f"no committed {what} {each} in {store.root}; see `nnbuild runs`")
     if only is not None:
@@ -135,7 +134,7 @@ def committed_parts(
 
 def newest_parts(store: "Store", name: str, count: int) -> list[Part]:
     """Return the files of the newest runs or scoring jobs, as `committed_parts` does."""
-    ids = store.score_ids() if name in schemas.JOB_TABLES else store.run_ids()
+    ids = store.committed_ids(partition_key(name))
     return _parts_of(store, name, ids[-count:])
 
 
@@ -157,7 +156,7 @@ def deleted_ids(store: "Store", parts: Sequence[Part]) -> set[str]:
     """Return the IDs of the runs or jobs that were deleted since their files were listed."""
     if not parts or parts[0].table == schemas.CHAMPIONS_TABLE:
         return set()
-    ids = store.score_ids() if parts[0].table in schemas.JOB_TABLES else store.run_ids()
+    ids = store.committed_ids(partition_key(parts[0].table))
     return {part.value for part in parts} - set(ids)
 
 

@@ -22,7 +22,7 @@ def _direction(monitor: str, model: keras.Model) -> str:
     """Return whether a monitor should rise or fall: by its name, or as the model's metric says.
 
     Raises:
-        ConfigError: Neither tells.
+        ConfigError: Neither of them says it.
     """
     name = monitor.removeprefix("val_")
     if name.endswith("accuracy"):
@@ -88,7 +88,7 @@ def configured(
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
-    """TensorBoard callback that does not create the folder of a store again that disappeared."""
+    """TensorBoard callback that does not re-create the folder of a store that disappeared."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch's metrics, unless the store disappeared."""

@@ -150,7 +150,8 @@ class Checkpoints:
 def _variables(model: keras.Model, used: Sequence[tf.Variable] = ()) -> dict[str, tf.Variable]:
     """Return the variables of a model, its metrics and its optimizer by name.
 
-    And those that only its steps use, such as a counter, or a metric that the model does not list.
+    Variables that only its steps use are included, such as a counter, or a metric that the model
+    does not list.
     """
     groups = {
         "model": model.variables,

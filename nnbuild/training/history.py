@@ -63,7 +63,7 @@ def table(rows: Sequence[Row]) -> pa.Table:
 def table_of_history(
     history: Any, at: datetime, *, validation_freq: int | Collection[int] = 1
 ) -> pa.Table:
-    """Return the table of a Keras History, also that of a plain `model.fit`.
+    """Convert a Keras History, such as that of a plain `model.fit`, to a table.
 
     Args:
         history: Keras's History, as `fit` returns it.

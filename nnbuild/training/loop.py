@@ -240,8 +240,8 @@ class StepLogs:
     """Values that a model's steps return.
 
     Keras's `fit` reports the model's metrics if a step returns exactly those keys, and otherwise
-    what the last step returned. A compiled loop returns nothing from its steps, so that the latter
-    are stored in variables, which are created when the step is traced.
+    what the last step returned. A compiled loop returns nothing from its steps, so the values that
+    the last step returned are stored in variables, which are created when the step is traced.
 
     Args:
         model: Compiled model.

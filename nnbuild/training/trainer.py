@@ -214,7 +214,7 @@ class _Fit:
                 metrics |= {f"val_{name}": value for name, value in validation.items()}
             metrics.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
             with warnings.catch_warnings():
-                # An epoch without validation has no value of a monitor. That is as configured.
+                # With `validation_freq`, an epoch without validation has no value to monitor.
                 warnings.filterwarnings("ignore", r".*conditioned on metric", UserWarning)
                 self.callback_list.on_epoch_end(epoch, metrics)
         seconds = time.perf_counter() - began

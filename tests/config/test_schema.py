@@ -2,6 +2,7 @@
 
 import pytest
 
+from nnbuild.config import loading
 from nnbuild.config.presets import DATASETS, METRICS, MONITORS, PRESETS, preset_values
 from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.data import sources
@@ -38,3 +39,8 @@ def test_schema_describes_defaults(model, section):
             if model in each or "(" not in each
         ]
         assert part.startswith(shown), name
+
+
+def test_flatten_joins_keys_with_dots():
+    nested = {"training": {"early_stopping": {"patience": 3}}, "seed": 1}
+    assert loading.flatten(nested) == {"training.early_stopping.patience": 3, "seed": 1}

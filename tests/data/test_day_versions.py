@@ -17,6 +17,7 @@ from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, StoreError
 from nnbuild.store import Store
+from nnbuild.store.filesystem import upload_folder
 
 
 @pytest.fixture
@@ -255,10 +256,24 @@ def test_versions_known_at_a_moment(days, store):
     known, newest = record.known_at(noon(3), None, day(2))
     assert [(each.day, each.version) for each in known] == [(day(0), 1), (day(2), 1)]
     assert newest == 0
-    now, newest = record.known_at(noon(1), None, day(2))
+    now, newest = record.known_at(noon(1), None, day(2))  # nothing had been searched for by then
     assert [(each.day, each.version) for each in now] == [(day(0), 1), (day(1), 1), (day(2), 2)]
     assert newest == 3
     assert record.newest(date(2026, 10, 2), day(1)) == [now[1]]
+
+
+def test_day_that_was_not_searched_for_is_not_late(days, store):
+    days.write(0)
+    ingest(days, store, 0)
+    days.write(1)
+    record, _ = ingest(days, store, 9)
+    known, newest = record.known_at(noon(2), None, day(1))
+    assert [each.day for each in known] == [day(0), day(1)]
+    assert newest == 1
+    (path,) = store.root.rglob("days/*.json")
+    before = path.read_bytes()
+    DatedSource(store, days.pattern).ingest(None, day(5), noon(9), is_past=True)
+    assert path.read_bytes() == before
 
 
 def test_new_images_of_a_correction(days, store):
@@ -300,3 +315,25 @@ def test_killed_ingestion_is_repeated(days, store):
     assert versions(record) == [(day(0), 1), (day(1), 1)]
     folders = {path.name for path in store.root.glob("datasets/*/days/*/*") if path.is_dir()}
     assert folders == {each.digest for each in record.versions()}
+
+
+def test_source_and_store_may_be_remote(s3_store, days, monkeypatch, tmp_path):
+    days.write(0)
+    days.write(1)
+    store = Store(s3_store)
+    remote = Store(s3_store.replace("/store", "/labelled")).root
+    for number in (0, 1):
+        upload_folder(days.folder(number), remote / f"date={day(number)}")
+    source = DatedSource(store, f"{remote}/date={{date}}/")
+    record, _ = source.ingest(None, day(1), noon(1))
+    digest = source.create_dataset(record.newest(None, day(1)), "days")
+    assert source.name == "labelled"
+    assert [each.rows for each in record.versions()] == [40, 40]
+    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
+    other = Store(s3_store)
+    dataset = tables.read_dataset(other.local_dataset(source.name, digest))
+    assert len(dataset.train) + len(dataset.test) == 80
+    with monkeypatch.context() as patch:
+        patch.setattr("nnbuild.data.day_versions.read_day", pytest.fail)  # nothing has changed
+        again, _ = DatedSource(other, source.pattern).ingest(None, day(1), noon(1))
+    assert again == record

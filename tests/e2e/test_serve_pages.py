@@ -63,9 +63,14 @@ def test_pages_show_epochs_decision_and_images(real_prefect, finished, tmp_path)
             "/Completed/.test(document.body.innerText) && document.body.innerText",
         )
         assert "model:lab" in text
-        verdict = "promoted" if decision["promoted"] else "not promoted"
-        assert f"test accuracy {100 * decision['accuracy']:.2f} %, {verdict}" in text
         assert f"lab-{store.manifest(store.run_ids()[1]).row.dataset}-" in text
+
+        details = page.show(
+            f"{ui}/runs/flow-run/{flow_runs[1]}?tab=Details",
+            "/State Message/i.test(document.body.innerText) && document.body.innerText",
+        )
+        verdict = "promoted" if decision["promoted"] else "not promoted"
+        assert f"test accuracy {100 * decision['accuracy']:.2f} %, {verdict}" in details
 
         def table(key):
             return page.show(f"{ui}/artifacts/artifact/{keys[key]}", f"({cells}).length && {cells}")

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from browser import CHROMIUM, browser
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events import AutomationCore
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.workers.process import ProcessWorker
 from real_server import ROOT
 
 from flows import automations
@@ -38,7 +40,14 @@ def pool(real_prefect, tmp_path_factory):
             command, cwd=cwd, env=environment, check=True, capture_output=True, timeout=300
         )
 
-    prefect("work-pool", "create", "nnbuild", "--type", "process")
+    with (
+        temporary_settings({PREFECT_API_URL: real_prefect.url}),
+        get_client(sync_client=True) as client,
+    ):
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(
+            WorkPoolCreate(name="nnbuild", type="process", base_job_template=template)
+        )
     prefect("deploy", "--all")
     return Store(folder / "store"), prefect
 

@@ -10,8 +10,11 @@ import time
 import pytest
 
 PROGRAM = """
+import sys
+from flows import embedded_server
 from flows.embedded_server import EmbeddedServer
 from nnbuild.errors import NnbuildError
+embedded_server.SECONDS_TO_ANSWER = float(sys.argv[1])
 try:
     with EmbeddedServer() as server:
         pass
@@ -27,7 +30,7 @@ UNREACHABLE = "http://127.0.0.1:9/api"
 def start(tmp_path):
     """Return a function that starts the server in a new process, and returns what it printed."""
 
-    def run(**variables):
+    def run(seconds=10, **variables):
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -36,7 +39,7 @@ def start(tmp_path):
         environment = inherited | {"PREFECT_HOME": str(tmp_path / "home")} | variables
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-P", "-c", PROGRAM],
+            [sys.executable, "-P", "-c", PROGRAM, str(seconds)],
             env=environment,
             capture_output=True,
             text=True,
@@ -118,7 +121,7 @@ def test_unusable_database_is_named(start, tmp_path, content, says):
     ids=["refused", "no-url", "home", "not-allowed", "setting", "postgres"],
 )
 def test_unusable_environment_is_one_line(start, variables, says):
-    printed = start(**variables)
+    printed = start(seconds=5, **variables)
     assert printed.startswith("2 ")
     assert all(each in printed for each in says), printed
     assert "pass" not in printed
@@ -127,4 +130,4 @@ def test_unusable_environment_is_one_line(start, variables, says):
 def test_silent_server_is_given_up(start):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        assert "no answer within" in start(PREFECT_API_URL=url)
+        assert "no answer within 1 s" in start(seconds=1, PREFECT_API_URL=url)

@@ -19,7 +19,9 @@ def test_scheduled_prune_deletes_old_runs(trained, tmp_path, prefect_server):
     assert (list(pruned.runs), filler.store.run_ids()) == (runs[:2], runs[2:])
     with get_client(sync_client=True) as client:
         tables = client.read_artifacts()
-    assert any(each.key == "nnbuild-pruned" and runs[0] in str(each.data) for each in tables)
+    assert any(
+        each.key.startswith("nnbuild-pruned-") and runs[0] in str(each.data) for each in tables
+    )
 
 
 def test_deployment_has_form(prefect_server):

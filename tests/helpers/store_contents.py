@@ -44,6 +44,7 @@ class StoreFiller:
         sweep=None,
         anchor=None,
         like=None,
+        start=None,
     ):
         """Add a run, and its dataset: one folder for each name and each number `data`.
 
@@ -60,6 +61,8 @@ class StoreFiller:
         manifest = json.loads(text)
         manifest["steps"]["load_data"] |= {"name": dataset, "digest": digest}
         manifest["steps"]["decide"]["next_anchor"] = anchor
+        manifest["steps"]["build_model"]["start"] = start
+        manifest["config"]["training"]["start"] = None if start is None else "champion"
         began = NOW - timedelta(days=days_old)
         manifest["config"]["trial"] = None if sweep is None else {"sweep": sweep, "number": 0}
         manifest["row"] |= {

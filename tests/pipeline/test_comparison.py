@@ -16,7 +16,13 @@ from nnbuild.evaluation.promotion import Incomparable
 from nnbuild.pipeline import comparison, promotion
 from nnbuild.pipeline.comparison import Challenger, Comparison, challenger_of, compare
 from nnbuild.pipeline.data import load_data
-from nnbuild.pipeline.run import open_run, retrain, run_context, train_and_evaluate
+from nnbuild.pipeline.run import (
+    decide_and_commit,
+    open_run,
+    retrain,
+    run_context,
+    train_and_evaluate,
+)
 from nnbuild.store import Run, Store, champion
 from nnbuild.store.filesystem import file_digest
 
@@ -242,6 +248,19 @@ def test_damaged_champion_stays(second, damage):
     assert second.champion in decided.reason
 
 
+def test_damaged_pinned_champion_loses_nothing(second):
+    champion.promote(second.store, second.champion, champion.Author("ada@host", "for the audit"))
+    next(second.store.root.glob("runs/*/model.onnx")).write_bytes(b"damaged")
+    with run_context(second.run):
+        committed = decide_and_commit(second.run)
+    (row,) = second.store.read_table("decisions", committed.run_id).to_pylist()
+    assert (committed.status, row["outcome"]) == ("succeeded", "skipped")
+    for word in ("for the audit", "model.onnx was changed"):
+        assert word in row["reason"]
+    assert "\n" not in row["reason"]
+    assert champion.current(second.store) == second.champion
+
+
 def test_unavailable_store_is_not_damage(second, monkeypatch):
     def refuse(*_):
         raise StoreError("cannot read it") from PermissionError(13, "Permission denied")
@@ -333,3 +352,22 @@ def test_remote_champion_scores(s3_store, tmp_path):
     (row,) = Store(s3_store).read_table("decisions", run_id).to_pylist()
     assert row["rescored"] == row["examples"] > 0
     assert row["left_out"] == 0
+
+
+def test_images_of_warm_starts_are_known(first, tmp_path):
+    store = Store(shutil.copytree(first, tmp_path / "store"))
+    (oldest,) = store.run_ids()
+    warm = {"training": {"epochs": 1, "start": "champion"}}
+    images, labels = arrays(700)
+    path = write(tmp_path / "grown.npz", images[400:], labels[400:])
+    newer = retrain(run_config(path, **warm), store.root).run_id
+    assert store.manifest(newer).steps.build_model.start == oldest
+    assert len(list(comparison._chain_of_starts(store, newer))) == 2
+    late = night(store, path, seed=2)
+    manifest = store.manifest(newer)
+    assert manifest.steps.load_data.digest == late.challenger.data.digest
+    seen = comparison._seen(late.challenger, store, manifest, late.challenger.fingerprint)
+    data = store.manifest(oldest).steps.load_data
+    folders = (store.dataset_folder(data.name, data.digest), late.challenger.folder)
+    known = set.union(*(images_of(folder, "train") for folder in folders))
+    assert len(np.unique(seen)) == len(known)

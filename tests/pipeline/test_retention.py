@@ -18,6 +18,7 @@ from nnbuild.pipeline.retention import RetentionConfig, delete, prune
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion, deletion
+from nnbuild.store.ids import temporary_name
 
 ADA = champion.Author("ada@build-7")
 
@@ -152,6 +153,14 @@ def test_prune_keeps_models_of_jobs(filler):
     assert filler.store.read_table("scores", jobs[1]).num_rows == 45
 
 
+def test_prune_keeps_weights_of_warm_start(filler):
+    first = filler.run(days_old=9)
+    second = filler.run(days_old=8, start=first)
+    third = filler.run(days_old=7, start=second)
+    assert pruned(filler.store, 1).kept == {second: f"run {third} was trained from its weights"}
+    assert filler.store.run_ids() == [second, third]
+
+
 def test_prune_sweep_is_one_run(filler):
     filler.sweep("old")
     filler.sweep("best")
@@ -167,6 +176,23 @@ def test_prune_sweep_is_one_run(filler):
     assert filler.store.run_ids() == [*best, *nights]
     assert not (filler.store.root / "staging" / "sweep-old").exists()
     assert (filler.store.root / "staging" / "sweep-best" / "sweep.json").exists()
+
+
+def test_prune_spares_links_and_temporary(filler, tmp_path):
+    """A run that was moved to another disk loses its link only; what is being written stays."""
+    old, _ = (filler.run(days_old=days, data=int(days)) for days in (3, 1))
+    store, elsewhere = filler.store, tmp_path / "elsewhere"
+    (store.root / "runs" / old).rename(elsewhere)
+    (store.root / "runs" / old).symlink_to(elsewhere)
+    half = store.root / "datasets" / "small" / temporary_name(f"{1:064x}")
+    shutil.copytree(store.dataset_folder("small", f"{1:064x}"), half)
+    before = size(store.root)
+    done = pruned(store, 1)
+    assert list(done.runs) == [old]
+    assert (elsewhere / "model.keras").exists()
+    assert not (store.root / "runs" / old).is_symlink()
+    assert half.is_dir()
+    assert before - size(store.root) == done.bytes
 
 
 def test_prune_keeps_data_of_unfinished(filler, small_config):

@@ -196,7 +196,7 @@ def test_page_escapes_texts():
 
 def test_comparison_pages_escape_texts():
     row = {"promoted": True, "difference": None, "accuracy": 0.5, "loss": 1.0}
-    row |= {"expected_calibration_error": 0.1, "seconds": 1.0}
+    row |= {"expected_calibration_error": 0.1, "seconds": 1.0, "test_set": "small, 45 images"}
     rows = [
         {"run_id": f"r{place}", "model": text, "dataset": text} | row
         for place, text in enumerate(HOSTILE)

@@ -67,7 +67,9 @@ def test_backfill_scores_each_day_once(store, days):
 def test_changed_day_is_scored_again(store, days, tmp_path):
     backfill(config(days), FIRST, date(2026, 11, 2), store.root)
     parquet(tmp_path / "in" / "date=2026-11-02" / "part.parquet", images(ROWS + 1))
-    parts = backfill(config(days, batch_size=16), FIRST, date(2026, 11, 3), store.root, at_once=1)
+    parts = backfill(
+        config(days, batch_size=16), FIRST, date(2026, 11, 3), store.root, max_parallel=1
+    )
     assert statuses(parts) == ["skipped", "scored", "scored"]
     assert parts[1].rows == ROWS + 1
     assert statuses(backfill(config(days, calibrated=True), FIRST, FIRST, store.root)) == ["scored"]
@@ -117,11 +119,11 @@ def test_signal_stops_a_resumable_backfill(store, days):
             killed.append(os.kill(os.getpid(), signal.SIGTERM))
 
     with pytest.raises(Interrupted, match="repeat the command to resume") as stopped:
-        backfill(config(days), FIRST, LAST, store.root, at_once=1, on_day_done=told)
+        backfill(config(days), FIRST, LAST, store.root, max_parallel=1, on_day_done=told)
     assert stopped.value.exit_code == 143
     done = len(store.score_ids())
     assert 1 <= done < 4
-    parts = backfill(config(days), FIRST, LAST, store.root, at_once=1)
+    parts = backfill(config(days), FIRST, LAST, store.root, max_parallel=1)
     assert statuses(parts).count("skipped") == done
     assert len(store.score_ids()) == 4
     assert not list((store.root / "staging").glob("score-*"))

@@ -1,5 +1,7 @@
 """Scoring from and to S3, with a server on loopback: the same rows as with folders."""
 
+from types import SimpleNamespace
+
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
@@ -73,6 +75,8 @@ def test_throttled_s3_store_is_retried(
         )
 
     s3_service.answer = slow_down
+    # The client waits for up to a second before it tries again, drawn at random.
+    monkeypatch.setattr("botocore.retryhandler.random", SimpleNamespace(random=lambda: 0.01))
     done = nnbuild.score(config, s3_store)
     assert [each for each in asked if each[0] == "PUT"]
     s3_service.answer = lambda method, path: None  # noqa: ARG005

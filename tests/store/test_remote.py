@@ -1,5 +1,7 @@
 """Test stores on S3, on a loopback server: the same runs as in a folder."""
 
+from types import SimpleNamespace
+
 import pyarrow.dataset as ds
 import pytest
 from command_line import call
@@ -81,7 +83,7 @@ def test_s3_row_is_committed_last(s3_store, s3_service, small_config):
     assert (store.root / "runs" / run_id / "model.keras").exists()
 
 
-def test_s3_throttling_is_retried(s3_store, s3_service, small_config):
+def test_s3_throttling_is_retried(s3_store, s3_service, small_config, monkeypatch):
     asked = []
 
     def slow_down(method, path):
@@ -93,6 +95,8 @@ def test_s3_throttling_is_retried(s3_store, s3_service, small_config):
         )
 
     s3_service.answer = slow_down
+    # The client waits for up to a second before it tries again, drawn at random.
+    monkeypatch.setattr("botocore.retryhandler.random", SimpleNamespace(random=lambda: 0.01))
     run = retrain(small_config, s3_store)
     assert Store(s3_store).run_ids() == [run.run_id]
     assert all(asked.count(each) == 2 for each in asked if each[0] == "PUT")

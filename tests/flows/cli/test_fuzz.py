@@ -29,8 +29,8 @@ BASE = {
     "promote": ["nowhere"],
     "doctor": ["--repair", "--dry-run"],
 }
-# Any text is a path, so each accepted value is a whole run: a few kinds of files are enough.
-PATHS = {"--data-dir"}
+# Any text is a path, so each accepted value is a whole run: a few texts and files are enough.
+PATHS = {"--data-dir", "--dataset", "--mlflow"}
 OUTPUTS = {"--html", "--output", "--parquet"}  # tests/store/test_outputs.py has those
 NUMBERS = ["nan", "-1", "0", "1e400", str(2**70), "9" * 5000]
 
@@ -61,7 +61,7 @@ def special(root):
 def values(root, option=""):
     """Texts, numbers, paths and special files that hardly any option expects."""
     if option in PATHS:
-        return [*special(root), "a\0b", ""]
+        return [*HOSTILE[:3], *special(root), "a\0b", ""]
     texts = [*HOSTILE[:8], *NUMBERS, *special(root), str(root / "empty")]
     return [*texts, "x" * 300, "s3://", "a\0b", ""]
 

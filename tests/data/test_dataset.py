@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from nnbuild.data import digits
 from nnbuild.data.arrays import Raw, assemble
 from nnbuild.data.checks import check
-from nnbuild.data.dataset import Split
-from nnbuild.data.splits import FRACTION, hold_out
+from nnbuild.data.dataset import TEST_FRACTION, Split, hold_out
 from nnbuild.errors import DataError
 
 
@@ -49,7 +48,7 @@ def test_hold_out_takes_expected_fraction():
     images = np.random.default_rng(0).integers(0, 256, (60_000, 3, 3, 1), np.uint8)
     whole = Split(images, np.zeros(60_000, np.int16))
     held_out = len(hold_out(whole)[1])
-    assert abs(held_out - 10_000) < 5 * (60_000 * FRACTION * (1 - FRACTION)) ** 0.5
+    assert abs(held_out - 10_000) < 5 * (60_000 * TEST_FRACTION * (1 - TEST_FRACTION)) ** 0.5
     smaller = contents(hold_out(whole, 0.01)[1])
     assert smaller < contents(hold_out(whole)[1])
 
