@@ -7,7 +7,7 @@ from prefect import task
 
 from nnbuild.live import Alarm, Ingested, LabelConfig, LiveConfig, ingest, watch
 from nnbuild.report.live import COLUMNS, LIMITS, on_periods
-from tasks.artifacts import TASK_DEFAULTS, retry_after, rounded, show_table
+from tasks.artifacts import retry_after, rounded, show_table
 from tasks.displays import logger
 from tasks.events import report_drop
 
@@ -30,7 +30,7 @@ def add_labels(config: LabelConfig, store: str | None) -> Ingested:
     return done
 
 
-@task(name="live accuracy", task_run_name="live accuracy", **TASK_DEFAULTS)
+@task(name="live accuracy", task_run_name="live accuracy", **retry_after(1, 10))
 def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     """Compute live accuracy, and report champions that have dropped; see `nnbuild.live.watch`."""
     watched = watch(config, store, now=datetime.now(UTC))
