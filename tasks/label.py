@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from prefect import task
 
 from nnbuild.live import Alarm, Ingested, LabelConfig, LiveConfig, ingest, watch
-from nnbuild.report.live import LIMITS, on_periods
+from nnbuild.report.live import COLUMNS, LIMITS, on_periods
 from nnbuild.store import Store
 from tasks.artifacts import TASK_DEFAULTS, artifact_key, retry_after, rounded, show_table
 from tasks.displays import logger
@@ -32,16 +32,18 @@ def add_labels(config: LabelConfig, store: str | None) -> Ingested:
     return done
 
 
-@task(name="live accuracy", task_run_name="live accuracy", **TASK_DEFAULTS)
+@task(name="live accuracy", task_run_name="live accuracy", **retry_after(1, 10))
 def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     """Compute live accuracy, and report champions that have dropped; see `nnbuild.live.watch`."""
     watched = watch(config, store, now=datetime.now(UTC))
-    rows = [
-        {name: rounded(value) if isinstance(value, float) else value for name, value in row.items()}
-        for row in watched.rows[-_SHOWN_PERIODS:]
-    ]
+    newest = sorted(watched.rows, key=lambda row: row["start"], reverse=True)[:_SHOWN_PERIODS]
+    rows = [{name: _short(row[name]) for name in COLUMNS} for row in newest]
     key = artifact_key("nnbuild-live", watched.root)
     show_table(key, rows, f"{on_periods(watched.rows)} {LIMITS}")
     for alarm in watched.raised:
         report_drop(watched.root, alarm)
     return watched.raised
+
+
+def _short(value: object) -> object:
+    return rounded(value) if isinstance(value, float) else value
