@@ -8,7 +8,7 @@ from prefect import task
 from nnbuild.live import Alarm, Ingested, LabelConfig, LiveConfig, ingest, watch
 from nnbuild.report.live import COLUMNS, LIMITS, on_periods
 from nnbuild.store import Store
-from tasks.artifacts import TASK_DEFAULTS, artifact_key, retry_after, rounded, show_table
+from tasks.artifacts import artifact_key, retry_after, rounded, show_table
 from tasks.displays import logger
 from tasks.events import report_drop
 
