@@ -26,7 +26,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.data.dataset import Split
 from nnbuild.data.tables import read_dataset, split_table
 from nnbuild.evaluation import calibration_error, wilson_interval
-from nnbuild.live import measure, write
+from nnbuild.live import LabelConfig, ingest, measure, write
 from nnbuild.logits import softmax
 from nnbuild.pipeline.run import retrain
 from nnbuild.scoring import ScoreConfig, score
@@ -54,19 +54,17 @@ def label_events(draw: np.random.Generator, ids: np.ndarray, truth: np.ndarray) 
     return pd.concat([first, corrected, repeated], ignore_index=True)
 
 
-def add_labels(address: str, root: str, point: str | None) -> bool:
-    """Run `nnbuild label`; return whether it was killed at a point."""
+def kill_while_adding(address: str, root: str, point: str) -> None:
+    """Run `nnbuild label`, which kills itself by SIGKILL at a point."""
     command = [sys.executable, "-m", "flows.cli.main", "label", "--input", address]
-    fault = {} if point is None else {"NNBUILD_FAULT": point}
     done = subprocess.run(
         [*command, "--store", root],
-        env=os.environ | fault,
+        env=os.environ | {"NNBUILD_FAULT": point},
         stdout=subprocess.DEVNULL,
         check=False,
     )
-    if done.returncode not in {0, -signal.SIGKILL}:
-        sys.exit(f"{address} failed")
-    return done.returncode != 0
+    if done.returncode != -signal.SIGKILL:
+        sys.exit(f"{' '.join(command)} was not killed at {point}")
 
 
 def recomputed(store: Store, files: list[Path], run_id: str) -> pd.DataFrame:
@@ -121,21 +119,22 @@ def score_days(store: Store, test: Split, folder: Path, days: int, images: int) 
     return every
 
 
-def deliver(store: Store, every: pd.DataFrame, folder: Path, kills: int) -> tuple[list[Path], int]:
-    """Add the labels in the order of their arrival; return the files, and how many kills."""
+def deliver(store: Store, every: pd.DataFrame, folder: Path, kills: int) -> list[Path]:
+    """Add the labels in the order of their arrival; return the files."""
     arrivals = sorted(every.arrival.unique())
     chosen = np.linspace(2, len(arrivals) - 2, kills).astype(int)
     killing = {arrivals[place]: point for place, point in zip(chosen, _POINTS, strict=False)}
-    files, killed = [], 0
+    files = []
     for arrival, group in every.groupby("arrival"):
         shuffled = group.sample(frac=1, random_state=int(arrival))[["id", "label", "observed_at"]]
         unknown = pd.DataFrame({"id": [-1], "label": [0], "observed_at": [_MIDNIGHT]})
         files.append(folder / f"labels-{arrival:02d}.parquet")
         pd.concat([shuffled, unknown]).to_parquet(files[-1], index=False)
         address = str(folder / "labels-*.parquet")
-        killed += add_labels(address, str(store.root), killing.get(arrival))
-        add_labels(address, str(store.root), None)
-    return files, killed
+        if arrival in killing:
+            kill_while_adding(address, str(store.root), killing[arrival])
+        ingest(LabelConfig(input=address), store.root)
+    return files
 
 
 def main() -> None:
@@ -143,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--images", type=int, default=1000, help="scored each day")
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=5, choices=range(6))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -154,7 +153,7 @@ def main() -> None:
         data = store.manifest(run_id).steps.load_data
         test = read_dataset(store.local_dataset(data.name, data.digest)).test
         every = score_days(store, test, folder, options.days, options.images)
-        files, kills = deliver(store, every, folder, options.kills)
+        files = deliver(store, every, folder, options.kills)
         write(store, measure(store), "day")
         found, expected = store.read_table("live").to_pandas(), recomputed(store, files, run_id)
         pd.testing.assert_frame_equal(
@@ -166,7 +165,8 @@ def main() -> None:
         print(f"| files of labels | {len(files)} |\n| rows in them | {len(every) + len(files):,} |")
         for column in ("labelled", "corrected", "repeated", "quarantined"):
             print(f"| {column} | {jobs[column].sum():,} |")
-        print(f"| processes killed | {kills} |\n| rows of `live` that differ | 0 of {len(found)} |")
+        print(f"| processes killed | {options.kills} |")
+        print(f"| rows of `live` that differ | 0 of {len(found)} |")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ from flows.cli.console import print_line
 from flows.embedded_server import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from flows.hooks import record_cancellation
 from flows.prefect_settings import require_api_url_without_credentials
-from flows.scheduled import scheduled_label, scheduled_prune, scheduled_retrain, scheduled_score
+from flows.scheduled import (
+    scheduled_label,
+    scheduled_prune,
+    scheduled_retrain,
+    scheduled_score,
+)
 from flows.schedules import Plan
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
@@ -43,8 +48,8 @@ def serve_until_stopped(
     *,
     drift_of: str | None,
     labelling: Plan | None = None,
-    pruning: Plan | None = None,
     loss_of: str | None = None,
+    pruning: Plan | None = None,
 ) -> None:
     """Serve the deployments until a signal arrives.
 
@@ -55,8 +60,8 @@ def serve_until_stopped(
         collision: `enqueue` or `cancel-new`, for a run that is due while another one is running.
         drift_of: Root of the store in which drift triggers a retraining; None for no store.
         labelling: Schedules and parameters of the labelling; None to serve no labelling.
-        pruning: Schedules and parameters of the pruning; None to serve no pruning.
         loss_of: Root of the store in which a loss of accuracy triggers a retraining.
+        pruning: Schedules and parameters of the pruning; None to serve no pruning.
 
     Raises:
         ConfigError: No server is configured, or it does not answer.

@@ -73,14 +73,14 @@ def scheduled_score_name(parameters: Mapping[str, Any] | None = None) -> str:
     return sanitize(f"score-{config.model}-{_due()}")
 
 
-def scheduled_prune_name() -> str:
-    """Return a name for the current run of `scheduled_prune`."""
-    return f"prune-{_due()}"
-
-
 def scheduled_label_name() -> str:
     """Return a name for the current run of `scheduled_label`."""
     return f"label-{_due()}"
+
+
+def scheduled_prune_name() -> str:
+    """Return a name for the current run of `scheduled_prune`."""
+    return f"prune-{_due()}"
 
 
 def sweep_name() -> str:

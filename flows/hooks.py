@@ -32,15 +32,15 @@ def on_scoring_failure(flow: Any, flow_run: Any, state: Any) -> None:
     _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 
 
-def on_pruning_failure(flow: Any, flow_run: Any, state: Any) -> None:
-    """Report a pruning run that failed, crashed or was cancelled."""
-    hint = "The next run, or `nnbuild prune`, deletes what is left."
-    _report(flow, flow_run, state, f"{_describe(state)} {hint}")
-
-
 def on_labelling_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Report a labelling run that failed, crashed or was cancelled."""
     hint = "Labels that were added are kept; the next run, or `nnbuild label`, adds the others."
+    _report(flow, flow_run, state, f"{_describe(state)} {hint}")
+
+
+def on_pruning_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    """Report a pruning run that failed, crashed or was cancelled."""
+    hint = "The next run, or `nnbuild prune`, deletes what is left."
     _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 
 

@@ -126,11 +126,11 @@ def test_generated_sections_are_complete(generator):
 
 
 def test_generate_replaces_the_section_only(generator):
-    page = "before\n<!-- generated: command serve -->\nold\n<!-- end -->\nafter\n"
+    page = "before\n<!-- generated: command serve -->\nstale line\n<!-- end -->\nafter\n"
     new = generator.generate(page)
     assert new.startswith("before\n<!-- generated: command serve -->\n\n")
     assert new.endswith("\n\n<!-- end -->\nafter\n")
-    assert "old" not in new
+    assert "stale line" not in new
     assert "| `--score-input` `PATH`, `GLOB` or `URL` |" in new
     assert generator.generate(new) == new
 

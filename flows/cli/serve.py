@@ -223,11 +223,9 @@ def serve(
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
     limits: dict[str, Any] = {"store": root, "timeout_seconds": timeout}
     labelling = None
-    if label_input is not None or label_cron or label_settings:
+    if label_input is not None or label_cron or label_settings or retrain_on_loss:
         parameters = _label_settings(label_input, label_settings or []) | limits
         labelling = Plan(_crons(label_cron or [_DEFAULT_LABEL_CRON], timezone, "label"), parameters)
-    if retrain_on_loss and labelling is None:
-        raise ConfigError("--retrain-on-loss needs scheduled labelling; give --label-input")
     pruning = None
     if prune is not None or prune_cron or prune_settings or prune_prefect is not None:
         retention = _prune_settings(prune, prune_settings or [], score_input, score_days)
@@ -387,7 +385,8 @@ def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
 
     if source is None:
         raise ConfigError(
-            "--label-cron and --label-set have no effect without --label-input; give that too"
+            "--label-cron, --label-set and --retrain-on-loss have no effect without "
+            "--label-input; give that too"
         )
     options: dict[str, Any] = {}
     for text in settings:

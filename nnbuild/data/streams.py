@@ -313,7 +313,7 @@ class ArrayStream:
         return pa.schema([])
 
     def identifier(self) -> Identifier:
-        """Return that the row number identifies an image."""
+        """Return that its number identifies an image."""
         return "row"
 
     def scales(self) -> list[float]:

@@ -122,19 +122,14 @@ def assess(
 def alarms(store: Store, performance: Performance, config: LiveConfig) -> list[Alarm]:
     """Return the state of the alarm of each champion that has labelled rows."""
     found = []
-    for run_id in _champions(store):
-        if (arrivals := performance.arrivals.get(run_id)) is None:
+    for run_id in (each.run_id for each in champion.currents(store).values()):
+        if run_id is None or (arrivals := performance.arrivals.get(run_id)) is None:
             continue
         manifest = store.manifest(run_id)
         examples, accuracy = manifest.steps.load_data.test, manifest.row.test_accuracy or 0.0
         reference = round(accuracy * examples), examples
         found.append(assess(reference, arrivals, config, run_id))
     return found
-
-
-def _champions(store: Store) -> list[str]:
-    run_id = champion.current(store)
-    return [] if run_id is None else [run_id]
 
 
 def record(store: Store, found: Sequence[Alarm], *, now: datetime) -> list[Alarm]:

@@ -6,7 +6,7 @@ render, rebuild ── page.py, page.html, head.html   the page, charts as files
    ├── text.py                                     sentences
    ├── charts.py, svg.py                           charts
    └── examples.py                                 test images
-comparison.py, across.html                         pages over several runs
+comparison.py, live.py, across.html                pages over several runs
 mlflow.py                                          runs in MLflow
 """
 

@@ -1,6 +1,7 @@
 """The page about live accuracy, and what the pages and artifacts say about it."""
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +13,21 @@ from nnbuild.report.text import percent
 
 Periods = Sequence[Mapping[str, Any]]
 _MAX_RUNS = 6
+COLUMNS = (
+    "run_id",
+    "start",
+    "rows",
+    "labelled",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "estimated_accuracy",
+    "estimated_accuracy_atc",
+    "realised_minus_estimated",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+)
+"""Columns of the table `live` that people are shown."""
 
 LIMITS = (
     "The estimate is the mean calibrated confidence. It assumes that confidence means on the new "
@@ -27,9 +43,9 @@ def on_periods(periods: Periods) -> str:
         return ""
     rows, labelled = (sum(each[name] for each in periods) for name in ("rows", "labelled"))
     estimate = sum(each["estimated_accuracy"] * each["rows"] for each in periods) / rows
-    expected = f"by its confidence, {percent(estimate)} of {rows:,} scored images are correct"
+    expected = f"judging by confidence, {percent(estimate)} of {rows:,} scored images are"
     if not labelled:
-        return f"There are no labels yet; {expected}."
+        return f"There are no labels yet; {expected} classified correctly."
     hits = sum(each["accuracy"] * each["labelled"] for each in periods if each["labelled"])
     return (
         f"{percent(hits / labelled)} of {labelled:,} labelled images are classified correctly; "
@@ -41,13 +57,13 @@ def on_alarm(alarm: Alarm) -> str:
     """Describe the state of an alarm in one sentence."""
     found = (
         f"accuracy {percent(alarm.accuracy)} on {alarm.labelled:,} labelled rows, "
-        f"{percent(alarm.reference)} on the test images; evidence of a drop below "
-        f"{percent(alarm.floor)} is {alarm.evidence:.3g}, the alarm is raised at "
+        f"{percent(alarm.reference)} on the test images; the evidence of a drop below "
+        f"{percent(alarm.floor)} is {alarm.evidence:.3g}, and the alarm is raised at "
         f"{alarm.threshold:.3g}"
     )
     if alarm.dropped:
-        return f"DROPPED since {alarm.since}: champion {alarm.run_id}: {found}"
-    return f"champion {alarm.run_id}: {found}"
+        return f"DROPPED since {alarm.since}: champion {alarm.run_id}: {found}."
+    return f"Champion {alarm.run_id}: {found}."
 
 
 def picture(periods: Periods) -> Markup:
@@ -73,7 +89,7 @@ def pictures(periods: Periods) -> list[dict[str, Any]]:
         for run_id, group in groupby(periods, key=lambda each: str(each["run_id"]))
     ]
     return [
-        {"title": f"live accuracy of {run_id}", "picture": picture(group)}
+        {"title": f"live accuracy, run {run_id[-6:]}", "picture": picture(group)}
         for run_id, group in by_run[-_MAX_RUNS:]
     ]
 
@@ -85,8 +101,14 @@ def live_page(periods: Periods, alarms: Sequence[Alarm]) -> str:
         periods: Rows of the table `live`, by run and period.
         alarms: State of the alarm of each champion.
     """
-    from nnbuild.report.page import overview_page
+    from nnbuild.report.page import overview_page  # which imports this module, for its section
 
     sentences = [on_periods(periods) or "Nothing was scored into the table scores yet."]
     sentences += [*map(on_alarm, alarms), LIMITS]
-    return overview_page("Live accuracy", sentences, pictures(periods), {"Periods": periods})
+    rows = [{name: _cell(each[name]) for name in COLUMNS} for each in periods]
+    return overview_page("Live accuracy", sentences, pictures(periods), {"Periods": rows})
+
+
+def _cell(value: Any) -> Any:
+    """Return a value for the table; a day does not break into lines."""
+    return str(value).replace("-", "\u2011") if isinstance(value, date) else value

@@ -176,8 +176,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     _move(job.folder / "quarantine", store.root / "quarantine" / partition)
     _move(job.folder / "manifest", store.root / "scores" / job.score_id)
     fault_injection.failpoint("score:manifest")
-    values = row.model_dump() | times
-    _put(job, "score_jobs", schemas.SCORE_JOBS, [values])
+    _put(job, "score_jobs", schemas.SCORE_JOBS, [row.model_dump() | times])
     fault_injection.failpoint("score:row")
     shutil.rmtree(job.folder, ignore_errors=True)
     counts = {

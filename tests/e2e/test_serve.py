@@ -171,7 +171,7 @@ def test_cancelled_fit_is_not_resumed(real_prefect, tmp_path, small_folder):
 def test_killed_and_missed_runs_are_made_up(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-    arguments = options(small_folder, store.root, epochs=150, interval=15)
+    arguments = options(small_folder, store.root, epochs=150, interval=20)
     with real_prefect.serving(*arguments) as serving:
         run_id = until(lambda: fitting(store), 180, "run in its fit")
         children = psutil.Process(serving.pid).children(recursive=True)
@@ -337,6 +337,10 @@ def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatc
         (["--retrain-on-drift"], "give --score-input"),
         (["--score-input", "in", "--score-cron", "often"], "expected five fields"),
         (["--score-input", "in", "--score-set", "top_k=0"], "--top-k 0"),
+        (["--label-cron", "0 6 * * *"], "without --label-input"),
+        (["--retrain-on-loss"], "give that too"),
+        (["--label-input", "in", "--label-set", "margin=2"], "--margin 2"),
+        (["--label-input", "in", "--label-set", "colour=2"], "--colour 2"),
         ([], "no Prefect server is configured"),
     ],
 )

@@ -177,7 +177,7 @@ def test_pages_show_live_accuracy(capfd, store, tmp_path):
         capfd, "trends", "--html", tmp_path / "trends.html", "--json", "--store", store.root
     )
     assert [row["start"] for row in found.json["live"]] == ["2026-11-01", "2026-11-02"]
-    assert f"Live accuracy of {run_id.lower()}" in (tmp_path / "trends.html").read_text()
+    assert f"Live accuracy, run {run_id[-6:]}" in (tmp_path / "trends.html").read_text()
 
 
 def test_exact_for_tiny_probabilities(store, tmp_path):

@@ -16,7 +16,13 @@ from nnbuild.evaluation.promotion import Incomparable
 from nnbuild.pipeline import comparison, promotion
 from nnbuild.pipeline.comparison import Challenger, Comparison, challenger_of, compare
 from nnbuild.pipeline.data import load_data
-from nnbuild.pipeline.run import open_run, retrain, run_context, train_and_evaluate
+from nnbuild.pipeline.run import (
+    decide_and_commit,
+    open_run,
+    retrain,
+    run_context,
+    train_and_evaluate,
+)
 from nnbuild.store import Run, Store, champion
 from nnbuild.store.filesystem import file_digest
 
@@ -240,6 +246,19 @@ def test_damaged_champion_stays(second, damage):
         decided = promotion.decide(second.run, load_data(second.run))
     assert (decided.outcome, decided.promote) == ("skipped", False)
     assert second.champion in decided.reason
+
+
+def test_damaged_pinned_champion_loses_nothing(second):
+    champion.promote(second.store, second.champion, champion.Author("ada@host", "for the audit"))
+    next(second.store.root.glob("runs/*/model.onnx")).write_bytes(b"damaged")
+    with run_context(second.run):
+        committed = decide_and_commit(second.run)
+    (row,) = second.store.read_table("decisions", committed.run_id).to_pylist()
+    assert (committed.status, row["outcome"]) == ("succeeded", "skipped")
+    for word in ("for the audit", "model.onnx was changed"):
+        assert word in row["reason"]
+    assert "\n" not in row["reason"]
+    assert champion.current(second.store) == second.champion
 
 
 def test_unavailable_store_is_not_damage(second, monkeypatch):
