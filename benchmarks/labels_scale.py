@@ -72,8 +72,8 @@ def repeated_jobs(store: Store, run_id: str, rows: int) -> None:
         write_table(part, schemas.table_of(schemas.SCORE_JOBS, [row]), schemas.SCORE_JOBS)
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """Run `nnbuild`; return seconds, peak memory in MB, and the last line of its output."""
+def timed(command: list[str]) -> tuple[float, float, float, str]:
+    """Run `nnbuild`; return seconds, those of all processors, peak MB, and its last line."""
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         program = [sys.executable, "-m", "flows.cli.main", *command]
@@ -84,7 +84,7 @@ def timed(command: list[str]) -> tuple[float, float, str]:
             sys.exit(f"{' '.join(command)} failed")
         out.seek(0)
         lines = out.read().splitlines()
-    return seconds, usage.ru_maxrss / 1024, lines[-1]
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, lines[-1]
 
 
 def main() -> None:
@@ -106,13 +106,13 @@ def main() -> None:
         path = Path(folder) / "labels.parquet"
         pq.write_table(labels, path)
         at = ["--store", str(store.root), "--json"]
-        print("| command | seconds | peak memory |\n| --- | --- | --- |")
+        print("| command | seconds | processor seconds | peak memory |\n| --- | --- | --- | --- |")
         for name, command in {
             f"`label`, {options.labels:,} labels": ["label", "--input", str(path), *at],
             f"`live`, {options.rows:,} rows": ["live", *at],
         }.items():
-            seconds, memory, last = timed(command)
-            print(f"| {name} | {seconds:.1f} | {memory:.0f} MB |", flush=True)
+            seconds, processor, memory, last = timed(command)
+            print(f"| {name} | {seconds:.1f} | {processor:.1f} | {memory:.0f} MB |", flush=True)
             print(last[:300], file=sys.stderr)
 
 

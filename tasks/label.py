@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from prefect import task
 
 from nnbuild.live import Alarm, Ingested, LabelConfig, LiveConfig, ingest, watch
-from nnbuild.report.live import LIMITS, on_periods
-from tasks.artifacts import TASK_DEFAULTS, retry_after, rounded, show_table
+from nnbuild.report.live import COLUMNS, LIMITS, on_periods
+from nnbuild.store import Store
+from tasks.artifacts import artifact_key, retry_after, rounded, show_table
 from tasks.displays import logger
 from tasks.events import report_drop
 
@@ -19,7 +20,8 @@ def add_labels(config: LabelConfig, store: str | None) -> Ingested:
     """Add the labels at an address to the store; see `nnbuild.live.ingest`."""
     done = ingest(config, store, required=False)  # the first labels may not have arrived yet
     row = asdict(done) | {"reasons": ", ".join(f"{n} {name}" for name, n in done.reasons.items())}
-    show_table("nnbuild-labels", [row], f"Labels of {config.input}")
+    key = artifact_key("nnbuild-labels", str(Store(store).root))
+    show_table(key, [row], f"Labels of {config.input}")
     logger().info(
         "%d labelled, %d corrected, %d repeated, %d quarantined",
         done.labelled,
@@ -30,15 +32,18 @@ def add_labels(config: LabelConfig, store: str | None) -> Ingested:
     return done
 
 
-@task(name="live accuracy", task_run_name="live accuracy", **TASK_DEFAULTS)
+@task(name="live accuracy", task_run_name="live accuracy", **retry_after(1, 10))
 def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     """Compute live accuracy, and report champions that have dropped; see `nnbuild.live.watch`."""
     watched = watch(config, store, now=datetime.now(UTC))
-    rows = [
-        {name: rounded(value) if isinstance(value, float) else value for name, value in row.items()}
-        for row in watched.rows[-_SHOWN_PERIODS:]
-    ]
-    show_table("nnbuild-live", rows, f"{on_periods(watched.rows)} {LIMITS}")
+    newest = sorted(watched.rows, key=lambda row: row["start"], reverse=True)[:_SHOWN_PERIODS]
+    rows = [{name: _short(row[name]) for name in COLUMNS} for row in newest]
+    key = artifact_key("nnbuild-live", watched.root)
+    show_table(key, rows, f"{on_periods(watched.rows)} {LIMITS}")
     for alarm in watched.raised:
         report_drop(watched.root, alarm)
     return watched.raised
+
+
+def _short(value: object) -> object:
+    return rounded(value) if isinstance(value, float) else value

@@ -294,7 +294,8 @@ def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterato
         if not ids:
             continue
         view, by_text = f"scores_{identifier}", column != "example_id"
-        register_numbered(connection, store, "scores", ids, alias=view, columns=[column])
+        if not register_numbered(connection, store, "scores", ids, alias=view, columns=[column]):
+            continue  # the jobs have no rows
         key = "i.key" if by_text else "i.number"
         select = (
             f"select i.arrival, s.part as job, j.origin, {by_text} as by_text, "
@@ -344,7 +345,7 @@ select i.*, m.by_text,
     when i.observed_at > getvariable('now') then 'observed in the future'
     when i.asked is not null and i.scope is null then 'no scoring job ' || i.asked
     when m.arrival is null then 'no scored row has this ID'
-    when m.origin <> m.other_origin
+    when not m.global and m.origin <> m.other_origin
       then 'several inputs have a row with this ID; name its job in a column score_id'
     when coalesce(c.class, case when n.known is null
       and regexp_full_match(i.label, '[0-9]{1,4}') then 0 end) is null then 'unknown class'

@@ -13,7 +13,7 @@ from nnbuild.report.text import percent
 
 Periods = Sequence[Mapping[str, Any]]
 _MAX_RUNS = 6
-_COLUMNS = (
+COLUMNS = (
     "run_id",
     "start",
     "rows",
@@ -27,6 +27,7 @@ _COLUMNS = (
     "expected_calibration_error",
     "negative_log_likelihood",
 )
+"""Columns of the table `live` that people are shown."""
 
 LIMITS = (
     "The estimate is the mean calibrated confidence. It assumes that confidence means on the new "
@@ -104,7 +105,7 @@ def live_page(periods: Periods, alarms: Sequence[Alarm]) -> str:
 
     sentences = [on_periods(periods) or "Nothing was scored into the table scores yet."]
     sentences += [*map(on_alarm, alarms), LIMITS]
-    rows = [{name: _cell(each[name]) for name in _COLUMNS} for each in periods]
+    rows = [{name: _cell(each[name]) for name in COLUMNS} for each in periods]
     return overview_page("Live accuracy", sentences, pictures(periods), {"Periods": rows})
 
 

@@ -157,6 +157,15 @@ def test_row_numbers_need_a_job_if_ambiguous(store, tmp_path):
     assert owners == [first.score_id, first.score_id, second.score_id, first.score_id]
 
 
+def test_own_ids_come_before_row_numbers(store, tmp_path):
+    for group in (30, 40):
+        scored(store, input=parquet(tmp_path / f"rows{group}.parquet", group=group))
+    job_with_ids(store, tmp_path)
+    path = label_file(tmp_path / "l.parquet", id=[1, 2], label=[1, 1])
+    assert counts(labelled(store, path)) == (2, 0, 0, 0)
+    assert [row["score_id"] for row in labels_of(store)] == [None, None]
+
+
 def test_quarantined_rows_are_tried_again(store, tmp_path):
     path = label_file(tmp_path / "l.parquet", id=[0, 1, 7000], label=[1, 1, 1])
     assert counts(labelled(store, path)) == (0, 0, 0, 3)
