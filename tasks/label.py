@@ -7,7 +7,8 @@ from prefect import task
 
 from nnbuild.live import Alarm, Ingested, LabelConfig, LiveConfig, ingest, watch
 from nnbuild.report.live import COLUMNS, LIMITS, on_periods
-from tasks.artifacts import retry_after, rounded, show_table
+from nnbuild.store import Store
+from tasks.artifacts import artifact_key, retry_after, rounded, show_table
 from tasks.displays import logger
 from tasks.events import report_drop
 
@@ -19,7 +20,8 @@ def add_labels(config: LabelConfig, store: str | None) -> Ingested:
     """Add the labels at an address to the store; see `nnbuild.live.ingest`."""
     done = ingest(config, store, required=False)  # the first labels may not have arrived yet
     row = asdict(done) | {"reasons": ", ".join(f"{n} {name}" for name, n in done.reasons.items())}
-    show_table("nnbuild-labels", [row], f"Labels of {config.input}")
+    key = artifact_key("nnbuild-labels", str(Store(store).root))
+    show_table(key, [row], f"Labels of {config.input}")
     logger().info(
         "%d labelled, %d corrected, %d repeated, %d quarantined",
         done.labelled,
@@ -36,7 +38,8 @@ def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     watched = watch(config, store, now=datetime.now(UTC))
     newest = sorted(watched.rows, key=lambda row: row["start"], reverse=True)[:_SHOWN_PERIODS]
     rows = [{name: _short(row[name]) for name in COLUMNS} for row in newest]
-    show_table("nnbuild-live", rows, f"{on_periods(watched.rows)} {LIMITS}")
+    key = artifact_key("nnbuild-live", watched.root)
+    show_table(key, rows, f"{on_periods(watched.rows)} {LIMITS}")
     for alarm in watched.raised:
         report_drop(watched.root, alarm)
     return watched.raised

@@ -88,8 +88,7 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
     """
     folder = dataset_folder(run, data)
     fitted = run.load_result(FittedModel)
-    predictions = staged_predictions(run, data)
-    labels, predicted = _predictions(predictions)
+    labels, predicted = _predictions(staged_predictions(run, data))
     return Challenger(
         run=run,
         data=data,

@@ -171,7 +171,7 @@ def test_cancelled_fit_is_not_resumed(real_prefect, tmp_path, small_folder):
 def test_killed_and_missed_runs_are_made_up(real_prefect, tmp_path, small_folder):
     store = Store(tmp_path / "store")
     name = deployment_name(store)
-    arguments = options(small_folder, store.root, epochs=150, interval=15)
+    arguments = options(small_folder, store.root, epochs=150, interval=20)
     with real_prefect.serving(*arguments) as serving:
         run_id = until(lambda: fitting(store), 180, "run in its fit")
         children = psutil.Process(serving.pid).children(recursive=True)

@@ -99,9 +99,9 @@ def test_export_other_logits_is_discarded(tmp_path, small_config, monkeypatch):
 
     real = exporting.export_onnx
 
-    def another(model, path, shape):
+    def another(model, path, shape, preprocessing):
         model.set_weights([weight * 1.01 for weight in model.get_weights()])
-        real(model, path, shape)
+        real(model, path, shape, preprocessing)
         model.set_weights([weight / 1.01 for weight in model.get_weights()])
 
     monkeypatch.setattr(exporting, "export_onnx", another)
