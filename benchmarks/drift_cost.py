@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from scoring import write_input
 
@@ -33,8 +34,8 @@ def time_job(source: Path, root: Path, *, with_counts: bool) -> float:
     if not with_counts:
         first: list[object] = []
 
-        def once(read: object, table: object, classes: int) -> object:
-            first.extend([] if first else [real(read, table, classes)])
+        def once(*arguments: Any) -> object:
+            first.extend([] if first else [real(*arguments)])
             return first[0]
 
         shards.counted = once

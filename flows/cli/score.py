@@ -135,6 +135,18 @@ def score(
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Divide the logits by the run's temperature.")
     ] = False,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Also write sets of classes that contain the true class with this probability, "
+            "such as 0.95.",
+        ),
+    ] = None,
+    energy: Annotated[
+        bool,
+        typer.Option("--energy", help="Also write the energy, -log(sum(exp(logits)))."),
+    ] = False,
     engine: Annotated[
         Literal["auto", "onnx", "keras"],
         typer.Option(
@@ -207,6 +219,8 @@ def score(
         top_k=top_k,
         where=where,
         calibrated=calibrated,
+        coverage=coverage,
+        energy=energy,
         engine=engine,
         batch_size=batch_size,
         threads=threads,

@@ -1,9 +1,9 @@
 """Measure the drift of scored data from the validation data of the model.
 
-Four measures of an image and its score are counted: the predicted class, the confidence, the mean
-brightness and the fraction of bright pixels (`ink`). The counts of two sets are compared by the
-population stability index and by the Kolmogorov–Smirnov distance. Counts add up batch by batch, and
-a reference is small enough to be stored with a run.
+Five measures of an image and its score are counted: the predicted class, the confidence, the mean
+brightness, the fraction of bright pixels (`ink`) and the energy of the logits. The counts of two
+sets are compared by the population stability index and by the Kolmogorov–Smirnov distance. Counts
+add up batch by batch, and a reference is small enough to be stored with a run.
 """
 
 import math
@@ -22,7 +22,9 @@ REFERENCE = "reference.json"
 """File of a run with the counts that its scores are compared with."""
 
 BINS = 200
-MEASURES = ("predicted", "confidence", "brightness", "ink")
+MEASURES = ("predicted", "confidence", "brightness", "ink", "energy")
+_EVERYWHERE = MEASURES[:4]  # references of earlier versions have no energy
+_ENGINE_TOLERANCE = 1e-4  # largest relative difference between the logits of two engines
 _INK_THRESHOLD = 128  # smallest pixel that counts as ink
 _GROUPS = 10  # the index is usually computed over deciles of the reference
 _MIN_FRACTION = 1e-4  # a fraction of 0 would make the index infinite
@@ -35,7 +37,7 @@ class Drift(BaseModel):
     """One measure, compared with the reference.
 
     Attributes:
-        measure: `predicted`, `confidence`, `brightness` or `ink`.
+        measure: `predicted`, `confidence`, `brightness`, `ink` or `energy`.
         statistic: `psi`, the population stability index, 0 or more; or `ks`, the
             Kolmogorov–Smirnov distance, 0 to 1: the largest difference between the cumulative
             distributions (of classes: in the order of their numbers).
@@ -67,22 +69,24 @@ class Summary:
             0 to 1, as the others.
         brightness: Histogram of the mean pixel over 255, int64, shape (200,).
         ink: Histogram of the fraction of pixels of 128 or more, int64, shape (200,).
+        energy: Histogram of the energy between the edges of the reference, int64, shape
+            (edges + 1,); None if the reference was made before energies were counted.
     """
 
     predicted: Counts
     confidence: Counts
     brightness: Counts
     ink: Counts
+    energy: Counts | None = None
 
     def __add__(self, other: "Summary") -> "Summary":
         """Add the counts of two sets."""
-        return Summary(
-            *(mine + theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True))
-        )
+        mine, theirs = self.counts(), other.counts()
+        return Summary(**{name: mine[name] + theirs[name] for name in mine if name in theirs})
 
-    def parts(self) -> tuple[Counts, ...]:
-        """Return the histograms in the order of `MEASURES`."""
-        return self.predicted, self.confidence, self.brightness, self.ink
+    def counts(self) -> dict[str, Counts]:
+        """Return the histograms by measure, in the order of `MEASURES`."""
+        return {name: each for name in MEASURES if (each := getattr(self, name)) is not None}
 
     def mean_brightness(self) -> float:
         """Return the mean pixel of all images, between 0 and 255, estimated from the histogram."""
@@ -91,7 +95,7 @@ class Summary:
 
     def as_json(self) -> dict[str, list[int]]:
         """Return the JSON value of the summary."""
-        return {name: counts.tolist() for name, counts in zip(MEASURES, self.parts(), strict=True)}
+        return {name: counts.tolist() for name, counts in self.counts().items()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Summary":
@@ -101,16 +105,42 @@ class Summary:
             DataError: The value has another form.
         """
         try:
-            return cls(*(np.asarray(value[name], np.int64) for name in MEASURES))
+            names = [*_EVERYWHERE, *(["energy"] if "energy" in value else [])]
+            return cls(**{name: np.asarray(value[name], np.int64) for name in names})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
-                f"the reference has no counts of {', '.join(MEASURES)} "
+                f"the reference has no counts of {', '.join(_EVERYWHERE)} "
                 f"({type(error).__name__}); restore the file"
             ) from error
 
 
+def energy_edges(energies: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the edges between the bins of a histogram of the energy.
+
+    Energies have no fixed range. The edges are therefore the midpoints between the quantiles of the
+    reference, as far as these differ by more than two engines do.
+
+    Args:
+        energies: Energies of the reference, float, shape (n,), n of 1 or more.
+
+    Returns:
+        Ascending edges, shape (at most 199,).
+    """
+    wide = energies.astype(np.float64)
+    points = np.unique(np.quantile(wide, np.linspace(0, 1, BINS), method="nearest"))
+    tolerance = _ENGINE_TOLERANCE * np.abs(wide).max()
+    edges: NDArray[np.float64] = (points[:-1] + points[1:])[np.diff(points) > tolerance] / 2
+    return edges
+
+
 def summarise(
-    images: NDArray[np.uint8], predicted: NDArray[Any], confidence: NDArray[Any], classes: int
+    images: NDArray[np.uint8],
+    predicted: NDArray[Any],
+    confidence: NDArray[Any],
+    classes: int,
+    *,
+    energies: NDArray[Any] | None = None,
+    edges: NDArray[np.float64] | None = None,
 ) -> Summary:
     """Compute the histograms of a batch.
 
@@ -120,6 +150,8 @@ def summarise(
         predicted: Predicted classes, integers, shape (n,).
         confidence: Probability of the predicted class, float, shape (n,), from 0 to 1.
         classes: Number of classes.
+        energies: Energies of the batch, or of a part of it, float, shape (m,).
+        edges: Edges of their bins, from `energy_edges`; None to count no energies.
     """
     flat = images.reshape(len(images), math.prod(images.shape[1:]))
     # Packed into bits, so that eight times fewer numbers are added up.
@@ -131,6 +163,9 @@ def summarise(
         _binned(confidence, 1),
         _binned(flat.sum(axis=1, dtype=np.uint32), 255 * flat.shape[1]),
         _binned(inked, flat.shape[1]),
+        None
+        if energies is None or edges is None
+        else np.bincount(np.searchsorted(edges, energies), minlength=len(edges) + 1),
     )
 
 
@@ -141,7 +176,7 @@ def _binned(values: NDArray[Any], most: int) -> Counts:
 
 
 def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> list[Drift]:
-    """Compare scored data with the reference: both statistics of each measure.
+    """Compare scored data with the reference: both statistics of each measure that both have.
 
     With few rows, chance alone exceeds any threshold. Thresholds are therefore raised to the value
     that rows with the distribution of the reference exceed once in a thousand times: by the
@@ -158,7 +193,10 @@ def compare(reference: Summary, scored: Summary, *, psi: float, ks: float) -> li
         DataError: A summary is empty, or the numbers of classes differ.
     """
     drifts = []
-    for name, mine, theirs in zip(MEASURES, reference.parts(), scored.parts(), strict=True):
+    scored_counts = scored.counts()
+    for name, mine in reference.counts().items():
+        if (theirs := scored_counts.get(name)) is None:
+            continue
         if len(mine) != len(theirs):
             raise DataError(
                 f"{name} has {len(theirs)} bins, the reference {len(mine)}; compare runs with the "

@@ -8,7 +8,7 @@ from nnbuild.logits.contract import (
     check_output,
     refuse_probabilities,
 )
-from nnbuild.logits.softmax import log_softmax, predict, softmax
+from nnbuild.logits.softmax import energy, log_softmax, predict, softmax
 
 __all__ = [
     "check_head",
@@ -16,6 +16,7 @@ __all__ = [
     "check_loss",
     "check_model",
     "check_output",
+    "energy",
     "log_softmax",
     "predict",
     "refuse_probabilities",

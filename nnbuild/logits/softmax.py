@@ -1,4 +1,4 @@
-"""Softmax and log-softmax of logits, accurate to the last digit; the only ones in the project.
+"""Softmax, log-softmax and energy, accurate to the last digit; the only ones in the project.
 
 Everything is computed in float64 from the differences to the largest logit of each row, and rounded
 once to the type of the logits. log-softmax takes the largest logit out of the sum, log1p(sum of the
@@ -92,6 +92,38 @@ def predict(
         probabilities[:, part] = block / (1.0 + others)
         logarithms[part] = -np.log1p(others)
     return probabilities, largest.astype(np.int16), logarithms
+
+
+def energy(logits: Array, *, first_row: int = 0) -> Array:
+    """Compute the free energy of each row, -log(sum(exp(logits))).
+
+    Softmax loses the level of the logits, the energy keeps it: it is lower for images like those of
+    the training (Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, arXiv
+    2010.03759, equation 4 at temperature 1).
+
+    Args:
+        logits: As for `softmax`.
+        first_row: As for `softmax`.
+
+    Returns:
+        Energy, shape (n,), or () for one row; float64 for float64 logits, else float32. It is
+        computed in float64 and rounded once.
+
+    Raises:
+        ContractError: As for `softmax`.
+    """
+    _require_logits(logits, 1.0)
+    rows = logits.reshape(-1, logits.shape[-1])
+    energies = np.empty(len(rows), np.float64 if logits.dtype == np.float64 else np.float32)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS].astype(np.float64)
+        require_finite(block, first_row + start)
+        differences, largest = _below_largest(block, 1.0)
+        others = np.exp(differences, out=differences)
+        np.put_along_axis(others, largest, 0.0, axis=1)
+        top = np.take_along_axis(block, largest, axis=1)[:, 0]
+        energies[start : start + _BLOCK_ROWS] = -(top + np.log1p(others.sum(axis=1)))
+    return energies.reshape(logits.shape[:-1])
 
 
 def _require_logits(logits: Array, temperature: float) -> None:

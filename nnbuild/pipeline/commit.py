@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nnbuild.errors import LockedError, NnbuildError
+from nnbuild.evaluation.conformal import CONFORMAL
 from nnbuild.evaluation.drift import REFERENCE
 from nnbuild.pipeline.data import staged_dataset
 from nnbuild.pipeline.promotion import decide, is_current, revoke_decision
@@ -175,7 +176,7 @@ def _files(run: Run, *, failed: bool) -> dict[str, Path]:
         exported = run.load_result(ExportedModel)
         if exported is not None and exported.path is not None:  # an unverified file stays behind
             files["model.onnx"] = run.folder / "model" / "model.onnx"
-        files[REFERENCE] = run.folder / REFERENCE
+        files |= {name: run.folder / name for name in (REFERENCE, CONFORMAL)}
     logs = run.folder / "tensorboard"
     files |= {
         path.relative_to(run.folder).as_posix(): path for path in logs.rglob("*") if path.is_file()

@@ -9,8 +9,9 @@ import numpy as np
 from nnbuild import engines, evaluation, scoring
 from nnbuild.data.dataset import Split
 from nnbuild.engines import Logits
-from nnbuild.evaluation.drift import REFERENCE, Summary, summarise
-from nnbuild.logits import predict, softmax
+from nnbuild.evaluation.conformal import CONFORMAL, validation_table
+from nnbuild.evaluation.drift import REFERENCE, energy_edges, summarise
+from nnbuild.logits import energy, predict, softmax
 from nnbuild.models.custom import failing_user_model
 from nnbuild.pipeline.data import read_data
 from nnbuild.pipeline.step import cached_step, staged_table
@@ -75,8 +76,9 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     """Fit the temperature on the validation examples.
 
     The reliability of the validation and test predictions, at temperature 1 and at the fitted one,
-    is written as a table. A summary of the validation images is written as the reference for drift,
-    since their logits are available here.
+    is written as a table. Two more files come from the logits of the validation images: their
+    summary, as the reference for drift, and the probabilities of their true classes, for prediction
+    sets.
 
     Raises:
         ContractError: The model's outputs are not logits, or not finite.
@@ -95,7 +97,7 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
     before, rows_before = _reliability(logits, subsets, 1.0)
     after, rows_after = _reliability(logits, subsets, temperature)
     _write_rows(run, "calibration", rows_before + rows_after)
-    _write_reference(run, validation, logits["validation"], temperature)
+    _write_validation_files(run, validation, logits["validation"], temperature)
     values = evaluation.evaluate(logits["validation"], validation.labels, data.classes)
     wide = logits["validation"].astype(np.float64)
     threshold = evaluation.confidence_threshold(
@@ -111,7 +113,7 @@ def calibrate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Calibrat
             for value in values
             if value.label is None and value.metric in _VALIDATION_METRICS
         },
-        files=run.digests("tables/calibration.parquet", REFERENCE),
+        files=run.digests("tables/calibration.parquet", REFERENCE, CONFORMAL),
     )
 
 
@@ -143,8 +145,8 @@ def _reliability(
     return errors, rows
 
 
-def _write_reference(run: Run, split: Split, logits: Logits, temperature: float) -> None:
-    """Write the summary of the validation images that drift is measured against.
+def _write_validation_files(run: Run, split: Split, logits: Logits, temperature: float) -> None:
+    """Write what scoring jobs compare with: the reference for drift, and that for prediction sets.
 
     Args:
         run: Run in staging.
@@ -152,19 +154,29 @@ def _write_reference(run: Run, split: Split, logits: Logits, temperature: float)
         logits: Their float32 logits, shape (n, classes).
         temperature: Temperature that was fitted on them.
     """
-    record = {
+    energies = energy(logits)
+    edges = energy_edges(energies)
+    record: dict[str, Any] = {
         "subset": "validation",
         "rows": len(split),
         "temperature": temperature,
-        "plain": _summary(split, logits, 1.0).as_json(),
-        "calibrated": _summary(split, logits, temperature).as_json(),
+        "energy_edges": edges.tolist(),
     }
+    of_true_class = []
+    for name, divisor in (("plain", 1.0), ("calibrated", temperature)):
+        probabilities, predicted, _ = predict(logits, temperature=divisor)
+        record[name] = summarise(
+            split.images,
+            predicted,
+            probabilities.max(axis=0),
+            logits.shape[1],
+            energies=energies,
+            edges=edges,
+        ).as_json()
+        of_true_class.append(probabilities[split.labels, np.arange(len(split))])
     write_json(run.folder / REFERENCE, record)
-
-
-def _summary(split: Split, logits: Logits, temperature: float) -> Summary:
-    probabilities, predicted, _ = predict(logits, temperature=temperature)
-    return summarise(split.images, predicted, probabilities.max(axis=0), logits.shape[1])
+    table = validation_table(*of_true_class)
+    write_table(run.folder / CONFORMAL, table, table.schema)
 
 
 @cached_step(Scored)

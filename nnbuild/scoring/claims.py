@@ -40,6 +40,8 @@ _ROW_SETTINGS = (
     "top_k",
     "where",
     "calibrated",
+    "coverage",
+    "energy",
     "engine",
 )
 
@@ -196,10 +198,15 @@ def scored_as(
                 raise
             continue  # deleted in the meantime
         if manifest.input == identity and all(
-            manifest.config.get(name) == settings[name] for name in _ROW_SETTINGS
+            manifest.config.get(name, _default(name)) == settings[name] for name in _ROW_SETTINGS
         ):
             return str(each["score_id"])
     return None
+
+
+def _default(name: str) -> Any:
+    """Return the value of a setting in the jobs of versions that did not have it."""
+    return ScoreConfig.model_fields[name].default
 
 
 def fingerprint(job: "Job") -> str:

@@ -78,6 +78,16 @@ class ScoreConfig(Section):
     calibrated: bool = Field(
         default=False, description="Divide the logits by the temperature of the run"
     )
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "Also write sets of classes that contain the true class with this probability; "
+            "0.95, for example"
+        ),
+    )
+    energy: bool = Field(default=False, description="Also write the energy, -log(sum(exp(logits)))")
     engine: Literal["auto", "onnx", "keras"] = Field(
         "auto",
         description=(

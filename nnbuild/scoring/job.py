@@ -165,6 +165,8 @@ def shard_context(job: Job) -> ShardContext:
         temperature=job.temperature,
         where=parse_filter(job.config.where, schema.names) if job.config.where else None,
         class_names=job.model.class_names,
+        energy_edges=job.model.energy_edges,
+        set_threshold=job.model.set_threshold,
     )
 
 

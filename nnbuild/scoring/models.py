@@ -1,17 +1,23 @@
 """Resolve the model of a scoring job: the champion's, a run's, or a file with a known digest."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
 from nnbuild.engines import Engine, OnnxEngine, engine_of_run
 from nnbuild.engines.onnx_file import check_file
 from nnbuild.errors import ConfigError, ContractError, StoreError
+from nnbuild.evaluation.conformal import CONFORMAL, probability_threshold
 from nnbuild.evaluation.drift import REFERENCE, Summary
 from nnbuild.runtime.environment import processors
 from nnbuild.runtime.regular_files import irregular, read_regular
@@ -44,6 +50,9 @@ class ScoringModel:
         class_names: Name of each class; empty for a file.
         preprocessing: Settings by which pictures become its images; None to use pictures as they
             are.
+        energy_edges: Edges of the bins of the energy in the reference; None if it has none.
+        set_threshold: Smallest probability of the classes in a prediction set; None if the job
+            writes no sets.
     """
 
     run_id: str | None
@@ -58,6 +67,8 @@ class ScoringModel:
     reason: str = ""
     class_names: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    energy_edges: NDArray[np.float64] | None = None
+    set_threshold: float | None = None
 
 
 def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
@@ -66,7 +77,8 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
     Raises:
         StoreError: There is no such run, or no champion.
         ContractError: The file is missing, was changed, or was never exported.
-        ConfigError: A model file has no digest, or a run was given one.
+        ConfigError: A model file has no digest, or a run was given one; or `coverage` is set, and
+            the model has no validation images, or too few.
     """
     if champion.is_name(config.model) or is_run_id(config.model):
         if config.digest is not None:
@@ -74,16 +86,18 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
                 "digest applies to model files only; the digest of a run's model is in its manifest"
             )
         store.require()
-        return _of_run(store, champion.run_of(store, config.model), config.engine)
+        return _of_run(store, champion.run_of(store, config.model), config)
     return _of_file(Path(config.model), config)
 
 
-def _of_run(store: Store, run_id: str, engine: str) -> ScoringModel:
+def _of_run(store: Store, run_id: str, config: ScoreConfig) -> ScoringModel:
     manifest = store.manifest(run_id)
     if manifest.row.status != "succeeded":
         raise StoreError(f"run {run_id} failed and has no model; see `nnbuild runs`")
-    model = model_of_run(store, manifest, engine)
-    return replace(model, reference=_reference(store, manifest))
+    model = model_of_run(store, manifest, config.engine)
+    reference, edges = _reference(store, manifest)
+    threshold = None if config.coverage is None else _set_threshold(store, manifest, config)
+    return replace(model, reference=reference, energy_edges=edges, set_threshold=threshold)
 
 
 def model_of_run(store: Store, manifest: Manifest, engine: str = "auto") -> ScoringModel:
@@ -142,19 +156,44 @@ def _preprocessing(settings: object, name: str) -> Preprocessing | None:
         ) from error
 
 
-def _reference(store: Store, manifest: Manifest) -> dict[str, Summary]:
+def _reference(
+    store: Store, manifest: Manifest
+) -> tuple[dict[str, Summary], NDArray[np.float64] | None]:
+    """Return the counts of the validation images, and the edges of their energies if it has any."""
     name = f"runs/{manifest.run_id}/{REFERENCE}"
     if name not in manifest.files:
-        return {}
+        return {}, None
     content = _read(store.root / name)
     _verified(content, manifest.files[name].sha256, name)
     try:
         kept = json.loads(content)
-        return {kind: Summary.from_json(kept[kind]) for kind in ("plain", "calibrated")}
+        counts = {kind: Summary.from_json(kept[kind]) for kind in ("plain", "calibrated")}
+        edges = kept.get("energy_edges")  # missing in the runs of earlier versions
+        return counts, None if edges is None else np.asarray(edges, np.float64)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{name} is not a valid drift reference; restore it from a backup"
         ) from error
+
+
+def _set_threshold(store: Store, manifest: Manifest, config: ScoreConfig) -> float:
+    """Return the smallest probability of the classes in a prediction set of a job."""
+    name = f"runs/{manifest.run_id}/{CONFORMAL}"
+    if name not in manifest.files:
+        raise ConfigError(
+            f"run {manifest.run_id} was made before the probabilities that coverage needs were "
+            "stored; retrain, or remove coverage",
+            setting="coverage",
+            value=config.coverage,
+        )
+    content = _read(store.root / name)
+    _verified(content, manifest.files[name].sha256, name)
+    kind = "calibrated" if config.calibrated else "plain"
+    try:
+        probabilities = pq.read_table(io.BytesIO(content), columns=[kind])[kind].to_numpy()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise StoreError(f"{name} is damaged; restore it from a backup") from error
+    return probability_threshold(probabilities, float(config.coverage or 0))
 
 
 def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
@@ -170,6 +209,13 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
     if kind is not None:
         raise ConfigError(
             f"{name} is {kind}, not a file; expected champion, a run ID or a .onnx file"
+        )
+    if config.coverage is not None:
+        raise ConfigError(
+            f"{name}: a model file has no validation images, which coverage needs; score a run, "
+            "or remove coverage",
+            setting="coverage",
+            value=config.coverage,
         )
     if config.digest is None:
         raise ConfigError(f"{name}: a model file is only used with its SHA-256; set it as digest")

@@ -33,9 +33,11 @@ _EXPECTED = (
     "expected comparisons of a column with a value, joined by and, or, not: "
     "confidence < 0.6 and predicted == 3"
 )
-# Columns that only some jobs write: with `logits` or `top_k`, for models of more classes or with
-# class names, or where texts identify the rows.
-_OPTIONAL = re.compile(r"(?:prob|logit)_[0-9]+|top_[0-9]+(?:_prob)?|predicted_name|example_key")
+# Columns that only some jobs write: with `logits`, `top_k`, `coverage` or `energy`, for models of
+# more classes or with class names, or where texts identify the rows.
+_OPTIONAL = re.compile(
+    r"(?:prob|logit|in_set)_[0-9]+|top_[0-9]+(?:_prob)?|set_size|energy|predicted_name|example_key"
+)
 
 
 def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str | None) -> None:

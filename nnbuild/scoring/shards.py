@@ -7,16 +7,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nnbuild.data.streams import Batch, ImageStream, InputChunk, RejectedRows
 from nnbuild.engines import Engine, Logits, Pixels
 from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.drift import Summary, summarise
-from nnbuild.logits import check_logits
+from nnbuild.logits import check_logits, energy
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.prefetch import prefetch
@@ -95,6 +97,9 @@ class ShardContext(NamedTuple):
         temperature: Divisor of the logits.
         where: Filter of the rows to write; None to write all.
         class_names: Names of the classes; empty for a model file.
+        energy_edges: Edges of the bins in which energies are counted; None to count none.
+        set_threshold: Smallest probability of the classes in a prediction set; None if the job
+            writes no sets.
     """
 
     config: ScoreConfig
@@ -105,6 +110,8 @@ class ShardContext(NamedTuple):
     temperature: float
     where: pc.Expression | None
     class_names: tuple[str, ...] = ()
+    energy_edges: NDArray[np.float64] | None = None
+    set_threshold: float | None = None
 
 
 def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
@@ -201,7 +208,11 @@ def _infer(
 
 def _drift_sample(images: Pixels) -> Pixels:
     """Copy the images of a batch that the drift check needs, so that the others are freed."""
-    return images[:: _SAMPLE_STEP if len(images) >= _LARGE_BATCH else 1].copy()
+    return images[:: _sample_step(len(images))].copy()
+
+
+def _sample_step(rows: int) -> int:
+    return _SAMPLE_STEP if rows >= _LARGE_BATCH else 1
 
 
 def _write(
@@ -294,8 +305,9 @@ class RowWriter:
             context.schema,
             context.temperature,
             class_names=context.class_names,
+            set_threshold=context.set_threshold,
         )
-        counts = counted(batch, table, logits.shape[1])
+        counts = counted(batch, table, logits, context.energy_edges)
         self.summary = self.summary + counts if self.summary else counts
         self.rows += len(table)
         selected = table if context.where is None else table.filter(context.where)
@@ -314,8 +326,16 @@ class RowWriter:
         self._tables = []
 
 
-def counted(batch: Batch, table: pa.Table, classes: int) -> Summary:
+def counted(
+    batch: Batch, table: pa.Table, logits: Logits, energy_edges: NDArray[np.float64] | None
+) -> Summary:
     """Return the counts of scored rows for the drift check, whether or not they are written."""
+    energies = None if energy_edges is None else energy(logits[:: _sample_step(len(logits))])
     return summarise(
-        batch.images, table["predicted"].to_numpy(), table["confidence"].to_numpy(), classes
+        batch.images,
+        table["predicted"].to_numpy(),
+        table["confidence"].to_numpy(),
+        logits.shape[1],
+        energies=energies,
+        edges=energy_edges,
     )

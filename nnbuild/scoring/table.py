@@ -14,7 +14,8 @@ from nnbuild.data.labels import has_names
 from nnbuild.data.streams import Batch
 from nnbuild.engines import Engine, Logits
 from nnbuild.errors import ConfigError
-from nnbuild.logits import check_logits, predict
+from nnbuild.evaluation.conformal import prediction_sets
+from nnbuild.logits import check_logits, energy, predict
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.selection import require_distinct_names
 from nnbuild.store import schemas
@@ -164,6 +165,15 @@ def score_schema(
     for place in range(1, (config.top_k or 0) + 1):
         fields.append(_field(f"top_{place}", pa.int16(), f"Class with rank {place} by probability"))
         fields.append(_field(f"top_{place}_prob", pa.float32(), f"Probability of top_{place}"))
+    if config.coverage is not None:
+        about = f"the prediction set of coverage {config.coverage:g}"
+        fields.append(_field("set_size", pa.int16(), f"Number of classes in {about}"))
+        fields += [
+            _field(f"in_set_{label}", pa.bool_(), f"Whether class {label} is in {about}")
+            for label in range(classes)
+        ]
+    if config.energy:
+        fields.append(_field("energy", pa.float32(), "-log(sum(exp(logits))), at temperature 1"))
     require_distinct_names(kept.names, [field.name for field in fields], config.output)
     return pa.schema([*fields, *kept], metadata=fixed.metadata)
 
@@ -176,8 +186,20 @@ def score_table(
     temperature: float,
     *,
     class_names: Sequence[str] = (),
+    set_threshold: float | None = None,
 ) -> pa.Table:
-    """Return the scored rows of a batch, with the schema of `score_schema`."""
+    """Return the scored rows of a batch, with the schema of `score_schema`.
+
+    Args:
+        batch: Rows.
+        logits: Their logits, float32, shape (n, classes).
+        config: Settings of the job.
+        schema: Schema of the rows.
+        temperature: Divisor of the logits.
+        class_names: Names of the classes.
+        set_threshold: Smallest probability of the classes in a prediction set; None if the job
+            writes no sets.
+    """
     table = probability_table(
         logits,
         batch.labels,
@@ -190,15 +212,23 @@ def score_table(
     if config.logits:
         columns += [pa.array(np.ascontiguousarray(column)) for column in logits.T]
     if config.top_k:
+        probabilities = np.stack(_probabilities(table, logits.shape[1]), axis=1)
         order = np.argsort(-logits, axis=1, kind="stable")[:, : config.top_k]
-        probabilities = np.stack(
-            [table[f"prob_{label}"].to_numpy() for label in range(logits.shape[1])], axis=1
-        )
         for place in range(config.top_k):
             columns.append(pa.array(order[:, place].astype(np.int16)))
             columns.append(pa.array(probabilities[np.arange(len(order)), order[:, place]]))
+    if set_threshold is not None:
+        sets = prediction_sets(np.stack(_probabilities(table, logits.shape[1])), set_threshold)
+        columns.append(pa.array(sets.sum(axis=0, dtype=np.int16)))
+        columns += [pa.array(each) for each in sets]
+    if config.energy:
+        columns.append(pa.array(energy(logits)))
     columns += batch.kept.columns if batch.kept is not None else []
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _probabilities(table: pa.Table, classes: int) -> list[NDArray[np.float32]]:
+    return [table[f"prob_{label}"].to_numpy() for label in range(classes)]
 
 
 def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:

@@ -265,7 +265,7 @@ DRIFT = _table(
     _field(
         "run_id", pa.string(), "The run whose model scored, and whose reference it is held against"
     ),
-    _field("measure", pa.string(), "predicted, confidence, brightness or ink"),
+    _field("measure", pa.string(), "predicted, confidence, brightness, ink or energy"),
     _field(
         "statistic",
         pa.string(),
@@ -626,7 +626,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     },
     "drift": {
         "run_id": "Run whose model scored, and whose reference the rows are compared with.",
-        "measure": "`predicted`, `confidence`, `brightness` or `ink`.",
+        "measure": "`predicted`, `confidence`, `brightness`, `ink` or `energy`.",
         "statistic": "`psi` (population stability index) or `ks` (Kolmogorov–Smirnov distance).",
         "value": "Value of the statistic.",
         "threshold": "Threshold as set, or the level that chance reaches with so few rows.",

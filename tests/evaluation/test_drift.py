@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nnbuild.errors import DataError
-from nnbuild.evaluation.drift import BINS, MEASURES, Summary, compare, summarise
+from nnbuild.evaluation.drift import (
+    BINS,
+    MEASURES,
+    Summary,
+    compare,
+    energy_edges,
+    summarise,
+)
 
 
 def a_batch(rows, *, seed=0, shift=0, classes=4):
@@ -21,8 +28,12 @@ def a_batch(rows, *, seed=0, shift=0, classes=4):
     return images, random.integers(0, classes, rows), random.random(rows).astype(np.float32)
 
 
+EDGES = np.linspace(0, 1, 20)
+
+
 def of(batch, classes=4):
-    return summarise(*batch, classes)
+    energies = batch[2] if len(batch) == 3 else None
+    return summarise(*batch, classes, energies=energies, edges=EDGES)
 
 
 def held(reference, scored, *, psi=0.2, ks=0.2):
@@ -86,12 +97,41 @@ def test_drift_false_alarm_rate(rows, others):
         random = np.random.default_rng(seed)
         counts = [random.multinomial(size, np.full(BINS, 1 / BINS)) for size in (others, rows)]
         classes = [random.multinomial(size, [0.4, 0.3, 0.2, 0.1]) for size in (others, rows)]
-        both = [Summary(mix, each, each, each) for mix, each in zip(classes, counts, strict=True)]
+        both = [
+            Summary(mix, each, each, each, each) for mix, each in zip(classes, counts, strict=True)
+        ]
         for key, each in held(*both, psi=1e-9, ks=1e-9).items():
             passed[key] += each.exceeded
     assert max(passed.values()) <= 4, (
         passed
     )  # 0.2 are expected; more than 4 of 200 has a chance of one in 10⁵
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 100), rows=st.integers(1, 3000), scale=st.sampled_from([1e-6, 1, 1e4]))
+def test_energy_edges_are_quantiles(seed, rows, scale):
+    energies = (scale * np.random.default_rng(seed).normal(-20, 3, rows)).astype(np.float32)
+    edges = energy_edges(energies)
+    counts = np.bincount(np.searchsorted(edges, energies), minlength=len(edges) + 1)
+    assert len(counts) <= BINS
+    assert counts.sum() == rows
+    assert (np.diff(edges) > 0).all()
+    assert counts.max() <= max(rows * 0.04, 4)
+
+
+@pytest.mark.parametrize("value", [-17.25, 0.0, 3e4])
+def test_energy_edges_ignore_the_engine(value):
+    """Equal images have equal energies, up to what the engines differ by."""
+    energies = value * (1 + 1e-6 * np.random.default_rng(0).normal(size=500))
+    assert energy_edges(energies.astype(np.float32)).shape == (0,)
+
+
+def test_drift_without_energy_is_left_out():
+    mine = of(a_batch(500))
+    older = Summary(mine.predicted, mine.confidence, mine.brightness, mine.ink)
+    for pair in ((mine, older), (older, mine), (older, older)):
+        assert {measure for measure, _ in held(*pair)} == set(MEASURES) - {"energy"}
+    assert Summary.from_json(older.as_json()).energy is None
 
 
 def test_drift_many_rows_keep_thresholds():

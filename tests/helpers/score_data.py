@@ -1,11 +1,15 @@
 """Helpers for tests of scoring: inputs, complete jobs, and their results."""
 
+import hashlib
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.data.dataset import Split
 from nnbuild.data.tables import split_table
+from nnbuild.evaluation.drift import MEASURES
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
@@ -45,7 +49,7 @@ def rows(store, done):
 def drift(store, score_id):
     """Return a job's rows of `drift` without their time."""
     table = store.read_table("drift", score_id).drop_columns(["score_id", "measured_at"])
-    assert table.num_rows == 8
+    assert table.num_rows == 2 * len(MEASURES)
     return table
 
 
@@ -63,3 +67,19 @@ def bad_parquet(path):
         pa.table({"image": pa.array(pixels, pa.list_(pa.uint8()))}), path, row_group_size=50
     )
     return path
+
+
+def replace(store, name, content):
+    """Replace a file of the only run, or remove it if the content is None, and say so."""
+    path = store.root / "runs" / store.run_ids()[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if content is None:
+        (store.root / name).unlink()
+        del manifest["files"][name]
+    else:
+        (store.root / name).write_bytes(content)
+        manifest["files"][name] |= {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+        }
+    path.write_text(json.dumps(manifest))

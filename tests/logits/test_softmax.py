@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.special import logsumexp
 
 from nnbuild.errors import ContractError
-from nnbuild.logits import log_softmax, predict, softmax
+from nnbuild.logits import energy, log_softmax, predict, softmax
 
 SMALL = [np.float16, ml_dtypes.bfloat16, np.float32]
 ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12)
@@ -37,6 +38,40 @@ def test_predict_equals_softmax(logits, temperature):
         maxulp=1,
         dtype=np.float32,
     )
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 30), st.integers(1, 9)),
+        elements=st.floats(-(2.0**127), 2.0**127, width=32),
+    ),
+    st.floats(-50, 50),
+)
+@settings(deadline=None, max_examples=60)
+def test_energy_equals_scipy(logits, shift):
+    found = energy(logits)
+    assert (found.dtype, found.shape) == (np.float32, logits.shape[:1])
+    expected = -logsumexp(logits.astype(np.float64), axis=1)
+    np.testing.assert_array_max_ulp(found, expected.astype(np.float32), maxulp=1)
+    wide = np.clip(logits.astype(np.float64), -1e4, 1e4)
+    np.testing.assert_allclose(energy(wide + shift), energy(wide) - shift, atol=1e-9)
+    for row in range(min(len(logits), 2)):
+        assert energy(logits[row]) == found[row]
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_energy_of_small_floats_is_float32(kind):
+    logits = np.random.default_rng(0).normal(0, 5, (20_000, 10)).astype(kind)
+    expected = -logsumexp(logits.astype(np.float64), axis=1)
+    np.testing.assert_array_max_ulp(energy(logits), expected.astype(np.float32), maxulp=1)
+
+
+def test_energy_of_nan_is_refused():
+    logits = np.zeros((4, 3), np.float32)
+    logits[2, 1] = np.nan
+    with pytest.raises(ContractError, match="rows 12"):
+        energy(logits, first_row=10)
 
 
 def exact(row, temperature=1.0):

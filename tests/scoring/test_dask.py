@@ -42,7 +42,8 @@ def config(path, **more):
 
 def test_cluster_writes_the_same_bytes(store, tmp_path, cluster):
     path = parquet(tmp_path / "in.parquet", customer=np.arange(ROWS), group=30)
-    here = nnbuild.score(config(path, keep=["customer"]), store.root)
+    settings = {"keep": ["customer"], "coverage": 0.8, "energy": True}
+    here = nnbuild.score(config(path, **settings), store.root)
     told = []
 
     class Watch:
@@ -50,7 +51,7 @@ def test_cluster_writes_the_same_bytes(store, tmp_path, cluster):
             told.append((done, total))
 
     there = nnbuild.score(
-        config(path, keep=["customer"]),
+        config(path, **settings),
         store.root,
         address=cluster.scheduler_address,
         progress=Watch(),

@@ -9,7 +9,7 @@ from command_line import call, tree_digest
 from prefect import get_client
 from prefect_events import events_named
 from real_server import until
-from score_data import ROWS, images, parquet, scored
+from score_data import ROWS, images, parquet, replace, scored
 from score_flow import artifacts, config
 
 import nnbuild
@@ -110,6 +110,21 @@ def test_no_reference_is_reported(capfd, store, tmp_path):
     assert not (store.root / "tables" / "drift").exists()
 
 
+def test_reference_without_energy_leaves_it_out(store, tmp_path):
+    (run_id,) = store.run_ids()
+    older = reference(store)
+    del older["energy_edges"], older["plain"]["energy"], older["calibrated"]["energy"]
+    replace(store, f"runs/{run_id}/{REFERENCE}", json.dumps(older).encode())
+    done = scored(store, input=parquet(tmp_path / "in.parquet"))
+    assert list(dict.fromkeys(each.measure for each in done.drift.measures)) == [*MEASURES[:-1]]
+
+
+def test_energy_of_unlike_images_drifts(store, tmp_path):
+    flat = np.full((ROWS, 8, 8, 1), 128, np.uint8)
+    done = scored(store, input=parquet(tmp_path / "in.parquet", flat), max_brightness_ratio=1e6)
+    assert "energy" in done.drift.exceeded
+
+
 def test_command_line_reports_drift(capfd, store, tmp_path):
     path = parquet(tmp_path / "in.parquet", images() // 4)
     shown = call(capfd, "score", "--input", path, "--store", store.root).out
@@ -130,7 +145,7 @@ def test_command_line_reports_drift(capfd, store, tmp_path):
         "--json",
     )
     assert told.json["drift"]["exceeded"] == []
-    assert len(told.json["drift"]["measures"]) == 8
+    assert len(told.json["drift"]["measures"]) == 2 * len(MEASURES)
 
 
 def test_changed_reference_is_refused(store, tmp_path):
