@@ -12,7 +12,7 @@ from score_data import ROWS, parquet, scored
 from nnbuild.evaluation import calibration_error, wilson_interval
 from nnbuild.live import measure, write
 from nnbuild.logits import softmax
-from nnbuild.store import champion
+from nnbuild.store import Store, champion
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -136,6 +136,18 @@ def test_column_named_like_our_own_is_harmless(store, tmp_path):
     first, second = measure(store).rows
     same = ("rows", "labelled", "estimated_accuracy", "accuracy")
     assert [first[name] for name in same] == [second[name] for name in same]
+
+
+def test_wildcards_in_the_path_of_a_store(store, tmp_path):
+    """DuckDB would expand them: such files, like those of a remote store, are read by Arrow."""
+    job_with_ids(store, tmp_path)
+    other = Store(store.root.rename(tmp_path / "st[1]re*"))
+    path = label_file(tmp_path / "l.parquet", id=list(range(ROWS)), label=TRUTH)
+    assert labelled(other, path).labelled == ROWS
+    (row,) = measure(other).rows
+    expected = recomputed(other)[row["start"]]
+    assert row["accuracy"] == pytest.approx(expected["accuracy"])
+    assert row["estimated_accuracy"] == pytest.approx(expected["estimated_accuracy"])
 
 
 def test_live_table_is_replaced(capfd, store, tmp_path):
