@@ -1,7 +1,9 @@
-"""Fuzz the parsers of IDX files and manifests: they may raise nothing but nnbuild's own errors.
+"""Fuzz the parsers of IDX files, manifests and pictures.
+
+They may raise nothing but nnbuild's own errors.
 
     pip install atheris
-    python benchmarks/fuzz.py {idx,manifest} [--seconds 60] [--seed 1]
+    python benchmarks/fuzz.py {idx,manifest,picture} [--seconds 60] [--seed 1]
 
 The fuzzer is guided by coverage. The last lines of its output are libFuzzer's statistics: the
 number of inputs, and of those that reached new code. The exit code is 0 if no input caused another
@@ -11,6 +13,7 @@ error.
 import argparse
 import contextlib
 import gzip
+import io
 import json
 import os
 import resource
@@ -21,9 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+from PIL import Image
 
-with atheris.instrument_imports(include=["nnbuild.data", "nnbuild.store", "gzip", "json"]):
-    from nnbuild.data import idx
+with atheris.instrument_imports(include=["nnbuild.data", "nnbuild.store", "gzip", "json", "PIL"]):
+    from nnbuild.data import decoding, idx, preprocessing
     from nnbuild.errors import NnbuildError
     from nnbuild.store.manifests import read_manifest, runs_table
 
@@ -43,6 +47,42 @@ def read_idx(path: Path) -> None:
 def read_run(path: Path) -> None:
     """Read a manifest, and build the row of `runs` from it."""
     runs_table(read_manifest(path))
+
+
+def read_picture(path: Path) -> None:
+    """Decode a picture as it is and as an image of a fixed shape, and check the shape."""
+    with decoding.strict():
+        payload = path.read_bytes()
+        with contextlib.suppress(NnbuildError):
+            preprocessing.decode(payload, path)
+        settings = preprocessing.Preprocessing(image_size=(8, 8), channels=3)
+        image = preprocessing.decode(payload, path, settings)
+    if image.shape != (8, 8, 3):
+        raise RuntimeError(f"the image has the shape {image.shape}")
+
+
+def picture_seeds() -> list[bytes]:
+    """Return pictures of all formats, with a palette, transparency, 16 bits and EXIF."""
+    gray, exif = Image.linear_gradient("L").resize((9, 7)), Image.Exif()
+    exif[0x0112] = 6
+    pictures: list[tuple[Image.Image, str, dict[str, object]]] = [
+        (gray, "PNG", {}),
+        (gray.convert("RGB"), "PNG", {"exif": exif}),
+        (gray.convert("P"), "PNG", {"transparency": 3}),
+        (gray.convert("I;16"), "PNG", {}),
+        (gray.convert("RGB"), "JPEG", {"exif": exif}),
+        (gray.convert("CMYK"), "JPEG", {}),
+        (gray, "BMP", {}),
+        (gray, "PPM", {}),
+        (gray.convert("RGBA"), "WEBP", {}),
+        (gray, "GIF", {}),
+    ]
+    contents = []
+    for picture, kind, options in pictures:
+        content = io.BytesIO()
+        picture.save(content, kind, **options)
+        contents.append(content.getvalue())
+    return contents
 
 
 def idx_seeds() -> list[bytes]:
@@ -93,6 +133,7 @@ def manifest_seeds() -> list[bytes]:
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
     "idx": (read_idx, idx_seeds),
     "manifest": (read_run, manifest_seeds),
+    "picture": (read_picture, picture_seeds),
 }
 
 

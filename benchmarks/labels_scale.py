@@ -7,11 +7,10 @@ labels are added and live accuracy is computed, each in a process of its own.
 """
 
 import argparse
-import os
+import json
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -72,19 +71,23 @@ def repeated_jobs(store: Store, run_id: str, rows: int) -> None:
         write_table(part, schemas.table_of(schemas.SCORE_JOBS, [row]), schemas.SCORE_JOBS)
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """Run `nnbuild`; return seconds, peak memory in MB, and the last line of its output."""
-    began = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out:
-        program = [sys.executable, "-m", "flows.cli.main", *command]
-        process = subprocess.Popen(program, stdout=out)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        if status:
-            sys.exit(f"{' '.join(command)} failed")
-        out.seek(0)
-        lines = out.read().splitlines()
-    return seconds, usage.ru_maxrss / 1024, lines[-1]
+# In a small process of its own: the peak of a child includes that of the process it is forked from.
+_MEASURE = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+values = [time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]
+print(json.dumps([*values, done.stdout.splitlines()[-1]]))
+"""
+
+
+def timed(command: list[str]) -> tuple[float, float, float, str]:
+    """Run `nnbuild`; return seconds, those of all processors, peak MB, and its last line."""
+    program = [sys.executable, "-c", _MEASURE, sys.executable, "-m", "flows.cli.main", *command]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, processor, memory, last = json.loads(done.stdout)
+    return seconds, processor, memory, last
 
 
 def main() -> None:
@@ -106,13 +109,13 @@ def main() -> None:
         path = Path(folder) / "labels.parquet"
         pq.write_table(labels, path)
         at = ["--store", str(store.root), "--json"]
-        print("| command | seconds | peak memory |\n| --- | --- | --- |")
+        print("| command | seconds | processor seconds | peak memory |\n| --- | --- | --- | --- |")
         for name, command in {
             f"`label`, {options.labels:,} labels": ["label", "--input", str(path), *at],
             f"`live`, {options.rows:,} rows": ["live", *at],
         }.items():
-            seconds, memory, last = timed(command)
-            print(f"| {name} | {seconds:.1f} | {memory:.0f} MB |", flush=True)
+            seconds, processor, memory, last = timed(command)
+            print(f"| {name} | {seconds:.1f} | {processor:.1f} | {memory:.0f} MB |", flush=True)
             print(last[:300], file=sys.stderr)
 
 

@@ -148,8 +148,9 @@ def _windows(text: str | None, default: int | None) -> list[int | None]:
 
 def _line(night: Night) -> str:
     """Describe a night in one line."""
-    name = "all days" if night.window is None else f"{night.window} days"
-    words = f"{night.day}, {name}: {night.outcome}: {night.reason}"
+    from nnbuild.report.text import window
+
+    words = f"{night.day}, {window(night.window)}: {night.outcome}: {night.reason}"
     if night.next_correct is None:
         return words
     accuracy = night.next_correct / night.next_images

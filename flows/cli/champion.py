@@ -14,8 +14,17 @@ if TYPE_CHECKING:
     from nnbuild.store import Store
     from nnbuild.store.champion import Author, Change
 
-_CHAMPION_COLUMNS = ("dataset", "run_id", "changed_at", "by", "who", "pinned", "note")
-_CHANGE_COLUMNS = ("dataset", "run_id", "previous", "changed_at", "by", "who", "pinned", "note")
+_CHAMPION_COLUMNS = ("dataset", "run_id", "changed_at", "changed_by", "who", "pinned", "note")
+_CHANGE_COLUMNS = (
+    "dataset",
+    "run_id",
+    "previous",
+    "changed_at",
+    "changed_by",
+    "who",
+    "pinned",
+    "note",
+)
 _MAX_NOTE_CHARACTERS = 1000
 
 DatasetOption = Annotated[
@@ -152,6 +161,9 @@ def _print_change(store: Store, change: Change, *, as_json: bool) -> None:
         print_json(
             {"store": str(store.root), "champion": change.run_id, **change.model_dump(mode="json")}
         )
+        return
+    if change.changed_by == "unpin":
+        print_line(f"champion {change.run_id} is no longer pinned")
         return
     pinned = "pinned until `nnbuild champion --unpin`" if change.pinned else "not pinned"
     previous = change.previous or "none"

@@ -143,8 +143,7 @@ def serve(
         typer.Option(
             "--label-set",
             metavar="KEY=VALUE",
-            help="id_column, label_column, time_column, or margin or rate of the alarm. May be "
-            "repeated.",
+            help="Any setting of the labels or of the alarm. May be repeated.",
         ),
     ] = None,
     retrain_on_loss: Annotated[

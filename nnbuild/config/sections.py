@@ -1,5 +1,6 @@
 """Sections of the run configuration: immutable, validated, and a form in Prefect."""
 
+import re
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -163,6 +164,12 @@ def _known_timezone(name: str) -> str:
     return name
 
 
+def _colour(text: str) -> str:
+    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        raise ValueError("expected a colour as #rrggbb, such as #ffffff for white")
+    return text
+
+
 class DatasetConfig(Section):
     """The dataset to train on."""
 
@@ -246,9 +253,8 @@ class DatasetConfig(Section):
         description="Convert images to grayscale (1) or RGB (3); images must be all one or the "
         "other if not given",
     )
-    background: str | None = Field(
+    background: Annotated[str, AfterValidator(_colour)] | None = Field(
         None,
-        pattern=r"^#[0-9a-fA-F]{6}$",
         description="Colour of transparent pixels and of padding, #ffffff if image_size or "
         "channels is given; otherwise transparent pictures are refused",
     )

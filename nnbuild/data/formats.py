@@ -87,6 +87,7 @@ def _of_arrays(read: Callable[[Path, ReadOptions], tuple[dict[str, Any], str]]) 
 
 def _load_parquet(path: Path, options: ReadOptions) -> Dataset:
     """Read a dataset from a Parquet file of images, or of the paths of pictures."""
+    parquet.require_magic(path)
     if listing.names_files(path, options):
         return listing.load_parquet(path, options)
     return parquet.load_file(path, options)

@@ -99,13 +99,12 @@ def _from_lines(
 
 
 def names_files(path: Path, options: ReadOptions = DEFAULT) -> bool:
-    """Return whether a Parquet file is a table of files: it has paths instead of images.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    with errors_as_data_errors(path):
-        schema = pq.read_schema(path)
+    """Return whether a Parquet file is a table of files: it has paths instead of images."""
+    try:
+        with errors_as_data_errors(path):
+            schema = pq.read_schema(path)
+    except DataError:
+        return False  # reading it as images says what is wrong
     if options.image_column is not None:
         known = options.image_column in schema.names
         return known and arrow_images.is_text(schema.field(options.image_column).type)

@@ -83,13 +83,22 @@ def load_file(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     Raises:
         DataError: See `load_folder`.
     """
+    require_magic(path)
+    return _dataset(path, {TRAIN: [path]}, options)
+
+
+def require_magic(path: Path) -> None:
+    """Refuse a file that is Parquet by its name only.
+
+    Raises:
+        DataError: It does not begin as a Parquet file, or is not an ordinary file.
+    """
     head = archives.first_bytes(path, len(MAGIC))
     if head != MAGIC:
         raise DataError(
             f"{path}: not a Parquet file, it starts with {head.hex() or 'nothing'}; "
             "download or write it again"
         )
-    return _dataset(path, {TRAIN: [path]}, options)
 
 
 def load_folder(path: Path, options: ReadOptions = DEFAULT) -> Dataset:

@@ -209,8 +209,9 @@ def is_picture(name: str, settings: Preprocessing | None = None) -> bool:
 
 def not_a_picture(settings: Preprocessing | None = None) -> str:
     """Return the reason why a file whose name `is_picture` refuses is not read."""
-    suffixes = decoding.SUFFIXES if settings is None else SUFFIXES
-    return f"not a picture; expected a file that ends in {', '.join(sorted(suffixes))}"
+    suffixes = ", ".join(sorted(decoding.SUFFIXES if settings is None else SUFFIXES))
+    note = " (.gif too with dataset.image_size or dataset.channels)" if settings is None else ""
+    return f"not a picture; expected a file that ends in {suffixes}{note}"
 
 
 def decode(

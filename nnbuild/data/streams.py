@@ -216,7 +216,9 @@ class PictureStream:
     def identity(self) -> list[list[Any]]:
         """Return path, size and time of change of each picture."""
         status = [(file.path, file.path.stat()) for file in self._files]
-        return [[str(path), each.st_size, str(each.st_mtime_ns)] for path, each in status]
+        return [
+            [encodable(str(path)), each.st_size, str(each.st_mtime_ns)] for path, each in status
+        ]
 
     def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
         """Yield the pictures of a chunk; an unreadable one ends its batch."""

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -38,7 +39,7 @@ from nnbuild.store.tables import write_table
 from nnbuild.store.views import reading_errors
 
 _SET_ROWS = 1_000_000  # from how many rows on no further file joins a set
-_MEMORY = 2**29
+_MEMORY = 2**28  # of DuckDB, in bytes; what does not fit goes to temporary files
 _FOLDERS = ("quarantine", "labels", "label_jobs")  # in the order in which they are moved
 _READY = "ready.json"
 
@@ -195,12 +196,13 @@ def _add(store: Store, files: Sequence[_Pending], staging: Path, now: datetime) 
         each.rows.append_column("file", pa.repeat(number, len(each.rows)).cast(pa.int32()))
         for number, each in enumerate(files)
     )
-    arrived = arrived.append_column("arrival", pa.array(range(len(arrived)), pa.int64()))
+    arrived = arrived.append_column("arrival", pa.array(np.arange(len(arrived), dtype=np.int64)))
     with connected(store, ["labels"], memory=_MEMORY) as connection:
         connection.register("arrived", arrived)
         connection.execute(f"set variable now = '{now.isoformat()}'::timestamptz")
         _resolve(connection, store)
         connection.execute(_OUTCOMES)
+        connection.execute("drop table resolved")
         counts = _counts(connection, files)
         total = replace(sum(counts, Ingested()), reasons=_reasons(connection))
         changed = {
@@ -271,6 +273,8 @@ def _resolve(connection: Any, store: Store) -> None:
         "qualify row_number() over (partition by arrival order by by_text desc) = 1"
     )
     connection.execute(_RESOLVED)
+    connection.execute("drop table incoming")
+    connection.execute("drop table matched")
 
 
 _NO_HITS = (

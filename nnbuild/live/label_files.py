@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -208,7 +209,7 @@ def read(file: LabelFile, config: LabelConfig, now: datetime) -> pa.Table:
     asked = table[_JOB_NAME].cast(pa.string()) if _JOB_NAME in names else None
     rows = len(table)
     columns = [
-        pa.array(range(rows), pa.int64()),
+        pa.array(np.arange(rows, dtype=np.int64)),
         key,
         number,
         pa.nulls(rows, pa.string()) if asked is None else asked,

@@ -22,7 +22,7 @@ from nnbuild.errors import ContractError, DataError, StoreError, StoreGoneError,
 from nnbuild.evaluation import evaluate
 from nnbuild.evaluation.promotion import Incomparable, PairedResult
 from nnbuild.pipeline.data import dataset_folder, read_golden
-from nnbuild.pipeline.step import staged_table
+from nnbuild.pipeline.step import staged_predictions, staged_table
 from nnbuild.store import schemas
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.run import Run
@@ -88,8 +88,7 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
     """
     folder = dataset_folder(run, data)
     fitted = run.load_result(FittedModel)
-    predictions = read_table(staged_table(run, "predictions"), schemas.predictions(data.classes))
-    labels, predicted = _predictions(predictions)
+    labels, predicted = _predictions(staged_predictions(run, data))
     return Challenger(
         run=run,
         data=data,

@@ -1,6 +1,6 @@
 """The days that a run trains on: those of its window, or those that an earlier run has used."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -132,6 +132,7 @@ def window_of(store: Store, config: DatasetConfig, now: datetime) -> Window:
     remarks: list[str]
     if config.as_of is not None and (run := run_of_day(store, config, day)) is not None:
         versions: list[DayVersion] = list(run.steps.load_data.days)
+        _require_stored(store, run, versions)
         remarks = [f"as of {day}: the days as run {run.run_id} used them"]
     else:
         record, remarks = source.ingest(
@@ -159,6 +160,17 @@ def _require_no_later_day(record: Record, day: date) -> None:
             f"the clock says {day}, but images of {later} have been ingested from "
             f"{record.pattern}; set the clock, or make the run of a past day with dataset.as_of",
             setting="as_of",
+        )
+
+
+def _require_stored(store: Store, run: Manifest, versions: Sequence[DayVersion]) -> None:
+    """Require that the days of a run are still in the store."""
+    name = run.steps.load_data.name
+    lost = [each for each in versions if not store.has_dataset(name, each.part)]
+    if lost:
+        raise DataError(
+            f"run {run.run_id} used version {lost[0].version} of {lost[0].day}, which is no longer "
+            f"in {store.root}; restore datasets/{name}/{lost[0].part} from a copy"
         )
 
 
@@ -193,12 +205,8 @@ def run_of_day(store: Store, config: DatasetConfig, day: date) -> Manifest | Non
 
     A run that was made `as_of` that day does not count: it is a copy.
     """
-    near = {f"{day + timedelta(days=shift):{_STAMP}}" for shift in (-1, 0, 1)}  # of any timezone
     settings = set(DatasetConfig.model_fields) - _NOT_OF_THE_DAYS
-    for run_id in reversed(store.run_ids()):
-        if run_id[:8] not in near:
-            continue
-        manifest = store.manifest(run_id)
+    for manifest in _runs_around(store, day):
         recorded = manifest.config.get("dataset", {})
         expected = config.model_dump(mode="json", include=settings)
         if (
@@ -211,6 +219,14 @@ def run_of_day(store: Store, config: DatasetConfig, day: date) -> Manifest | Non
     return None
 
 
+def _runs_around(store: Store, day: date) -> Iterator[Manifest]:
+    """Yield the runs that may be of a day in some timezone, the newest first."""
+    near = {f"{day + timedelta(days=shift):{_STAMP}}" for shift in (-1, 0, 1)}
+    for run_id in reversed(store.run_ids()):
+        if run_id.partition("T")[0] in near:
+            yield store.manifest(run_id)
+
+
 def settings_of_day(store: Store, day: str) -> dict[str, Any]:
     """Return the settings of the newest run of a day on labelled days.
 
@@ -221,12 +237,13 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such run, or there are runs on several datasets.
     """
+    parsed = _parse_day(day)
     runs: dict[str, dict[str, Any]] = {}
-    for run_id in store.run_ids() if store.exists() else []:
-        manifest = store.manifest(run_id)
+    for manifest in _runs_around(store, parsed) if store.exists() else ():
         data, dataset = manifest.steps.load_data, manifest.config.get("dataset", {})
-        if manifest.row.status == "succeeded" and data.day and dataset.get("as_of") is None:
-            runs |= {dataset["name"]: manifest.config} if str(data.day) == day else {}
+        is_original = manifest.row.status == "succeeded" and dataset.get("as_of") is None
+        if is_original and data.day == parsed:
+            runs.setdefault(dataset["name"], manifest.config)
     if len(runs) != 1:
         problem = f"runs on {' and '.join(sorted(runs))}" if runs else "no run on labelled days"
         raise ConfigError(
@@ -234,6 +251,15 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
             setting="dataset",
         )
     return dict(next(iter(runs.values())))
+
+
+def _parse_day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is not a day, expected one such as 2026-10-01", setting="as_of"
+        ) from error
 
 
 def parts_table(versions: tuple[DayVersion, ...], config: RunConfig) -> pa.Table:

@@ -16,6 +16,7 @@ from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
 
+_RECENT = 100  # runs to look through; each costs a request if the store is remote
 _NOT_COMPARED = {"dataset": {"data_dir", "min_new"}}
 
 
@@ -64,9 +65,9 @@ def unchanged_since(store: Store, config: RunConfig, now: datetime) -> Unchanged
 
 
 def _same_runs(store: Store, config: RunConfig) -> Iterator[Manifest]:
-    """Yield the committed runs with the same settings and code, the newest first."""
+    """Yield the recent committed runs with the same settings and code, the newest first."""
     settings = _compared(config.model_dump(mode="json"))
-    for run_id in reversed(store.run_ids()):
+    for run_id in store.run_ids()[: -_RECENT - 1 : -1]:
         manifest = store.manifest(run_id)
         if (
             manifest.row.status == "succeeded"

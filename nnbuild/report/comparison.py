@@ -70,8 +70,12 @@ def backtest_page(dataset: str, windows: Rows, nights: Rows) -> str:
         "Backtest",
         [f"Runs that would have been made on {dataset}.", *map(text.on_window, windows)],
         [{"title": title, "picture": drawn}] if shown else [],
-        {"Windows": windows, "Nights": nights},
+        {"Windows": _named_windows(windows), "Nights": _named_windows(nights)},
     )
+
+
+def _named_windows(rows: Rows) -> Rows:
+    return [{**row, "window": text.window(row["window"])} for row in rows]
 
 
 def trends_page(rows: Rows, jobs: Rows = (), periods: Rows = ()) -> str:

@@ -22,6 +22,7 @@ _PACKAGES = (
     "scikit-learn",
     "scipy",
     "pillow",
+    "imagecodecs",
     "onnx",
     "onnxruntime",
 )

@@ -71,7 +71,7 @@ class Change(BaseModel):
         run_id: The new champion.
         previous: The champion before the change; None if there was none.
         changed_at: Time of the change, UTC; later than that of the change before it.
-        by: Origin of the change: the gate, or a person's `promote`, `rollback` or `unpin`.
+        changed_by: Origin of the change: the gate, or a person's `promote`, `rollback` or `unpin`.
         who: The person as user and host; None for the gate.
         note: Reason; None if not given.
         pinned: Whether the gate has to leave this champion alone.
@@ -81,7 +81,7 @@ class Change(BaseModel):
     run_id: RunId
     previous: RunId | None
     changed_at: datetime
-    by: Origin
+    changed_by: Origin
     who: str | None = None
     note: str | None = None
     pinned: bool = False
@@ -105,9 +105,9 @@ class _Champions(BaseModel):
                     )
                 if each.changed_at.tzinfo is None or each.changed_at <= at:
                     raise ValueError(f"the changes of {dataset} are not in the order of time")
-                if each.by == "unpin" and each.run_id != previous:
+                if each.changed_by == "unpin" and each.run_id != previous:
                     raise ValueError(f"an unpin of {dataset} changes the champion")
-                if each.by == "rollback" and each.run_id not in past:
+                if each.changed_by == "rollback" and each.run_id not in past:
                     raise ValueError(f"a rollback of {dataset} leads to a run that was no champion")
                 previous, at = each.run_id, each.changed_at
                 past.add(each.run_id)
@@ -191,10 +191,10 @@ def chain(store: Store, dataset: str) -> list[str]:
 def _chain(changes: Sequence[Change]) -> list[str]:
     champions: list[str] = []
     for each in changes:
-        if each.by == "rollback":
+        if each.changed_by == "rollback":
             while champions and champions[-1] != each.run_id:
                 champions.pop()
-        if each.by != "unpin" and each.run_id not in champions[-1:]:
+        if each.changed_by != "unpin" and each.run_id not in champions[-1:]:
             champions.append(each.run_id)
     past = dict.fromkeys(reversed(champions[:-1]))
     return [each for each in past if each != champions[-1]]
@@ -420,7 +420,7 @@ def _change(
         run_id=run_id,
         previous=previous,
         changed_at=at,
-        by=by,
+        changed_by=by,
         who=who,
         note=reason,
         pinned=pinned,

@@ -59,9 +59,13 @@ def validated(kind: type[M], value: Any) -> M:
     """
     # From text, since strict validation accepts a list as a tuple only there.
     try:
-        text = json.dumps(value)
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode()
     except RecursionError:
         text = "too many levels"
+    except UnicodeEncodeError:
+        # Names of files that are not UTF-8, as recorded for an input, are no JSON to pydantic.
+        return kind.model_validate(value, strict=True)
     return kind.model_validate_json(text, strict=True)
 
 

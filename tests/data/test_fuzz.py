@@ -11,7 +11,7 @@ pytest.importorskip("atheris", reason="atheris has no wheel for this machine")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("parser", ["idx", "manifest"])
+@pytest.mark.parametrize("parser", ["idx", "manifest", "picture"])
 def test_fuzzed_files_are_harmless(parser):
     command = [sys.executable, "benchmarks/fuzz.py", parser, "--seconds", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

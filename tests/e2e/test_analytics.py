@@ -25,7 +25,15 @@ from nnbuild.store.query import query
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "analytics.md"
 DOCUMENT = PAGE.read_text(encoding="utf-8")
-OTHER_TABLES = {"score_jobs", "drift", "labels", "label_jobs", "live", "live_alarms"}
+OTHER_TABLES = {  # those that a run alone does not have
+    "dataset_parts",
+    "score_jobs",
+    "drift",
+    "labels",
+    "label_jobs",
+    "live",
+    "live_alarms",
+}
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
 

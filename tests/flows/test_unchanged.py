@@ -74,7 +74,7 @@ def test_command_without_news_is_skipped(days, tmp_path, capfd, monkeypatch):
     ("arguments", "message"),
     [
         (["--as-of", "2020-01-01"], "no run on labelled days for as_of 2020-01-01"),
-        (["--as-of", "yesterday"], "no run on labelled days for as_of yesterday"),
+        (["--as-of", "yesterday"], "'yesterday' is not a day"),
         (["--dataset", "DAYS", "--as-of", "2999-01-01"], "(option --as-of)"),
         (["--dataset", "DAYS", "--as-of", "2020-01-01"], "no labelled images until 2020-01-01"),
         (["--dataset", "/x/{date:%m}"], "does not say which day"),

@@ -51,18 +51,14 @@ class Server:
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
 
-    def post(self, path: str, **body: Any) -> httpx.Response:
+    def ask(self, path: str, **body: Any) -> Any:
         """POST to the API, and retry while its database is locked."""
 
         def answer() -> httpx.Response | None:
             response = httpx.post(f"{self.url}{path}", json=body, timeout=90)
             return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
 
-        return until(answer, 120, f"answer to {path}").raise_for_status()
-
-    def ask(self, path: str, **body: Any) -> Any:
-        """Return the JSON value that the API answers to a POST."""
-        return self.post(path, **body).json()
+        return until(answer, 120, f"answer to {path}").raise_for_status().json()
 
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
         """Return the flow runs of a deployment, ordered by their scheduled time."""

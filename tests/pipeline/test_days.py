@@ -1,6 +1,7 @@
 """A run on labelled days uses each image of its window once, and can be made again."""
 
 import collections
+import shutil
 
 import pytest
 from labelled_days import LabelledDays, day, noon, train, weights
@@ -59,6 +60,15 @@ def test_run_of_a_past_day_is_made_again(days, root):
     ]
     (remark,) = store.manifest(again.run_id).steps.load_data.remarks
     assert first.run_id in remark
+
+
+def test_past_day_that_was_deleted_is_refused(days, root):
+    days.write(0)
+    train(days.config(), root, noon(0))
+    (folder,) = (root / "datasets" / "labelled" / "days" / str(day(0))).iterdir()
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match=f"version 1 of {day(0)}, which is no longer in"):
+        select_days(Store(root), days.config(as_of=day(0)).dataset, noon(1))
 
 
 def test_past_day_without_a_run_is_as_it_was(days, root):

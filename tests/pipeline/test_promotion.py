@@ -272,7 +272,12 @@ def test_promote_and_rollback(capfd, gated_runs):
     assert call(capfd, "rollback", "--store", store.root, "--json").json["champion"] == third
     call(capfd, "promote", second, "--store", store.root)
     changes = call(capfd, "champion", "--store", store.root, "--json").json["changes"]
-    assert [each["by"] for each in changes][:4] == ["promote", "rollback", "promote", "promote"]
+    assert [each["changed_by"] for each in changes][:4] == [
+        "promote",
+        "rollback",
+        "promote",
+        "promote",
+    ]
     before = tree_digest(store.root)
     for arguments, says in [
         (("promote", second), "already"),

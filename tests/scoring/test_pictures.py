@@ -14,7 +14,7 @@ from score_data import bad_parquet, images, parquet, rows, scored
 
 import nnbuild
 from nnbuild.data import streams
-from nnbuild.errors import ConfigError, DataError, Interrupted
+from nnbuild.errors import AlreadyScoredError, ConfigError, DataError, Interrupted
 from nnbuild.scoring import ScoreConfig
 
 NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
@@ -153,6 +153,9 @@ def test_names_not_in_utf8_are_escaped(store, tmp_path):
     done = scored(store, input=folder, on_error="quarantine")
     assert rows(store, done)["path"].to_pylist() == [r"caf\udce9.png", "z.png"]
     assert [each["path"] for each in quarantined(store, done.score_id)] == [r"bad\udce9.png"]
+    again = ScoreConfig(input=str(folder), on_error="quarantine")
+    with pytest.raises(AlreadyScoredError):
+        nnbuild.score(again, store.root, once=True)
 
 
 class _StopAtFirst:

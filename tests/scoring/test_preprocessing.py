@@ -12,7 +12,9 @@ import pytest
 from score_data import rows, scored
 
 from nnbuild.config.schema import RunConfig
+from nnbuild.data.formats import open_stream
 from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
+from nnbuild.data.streams import StreamOptions
 from nnbuild.data.tables import read_dataset
 from nnbuild.engines import OnnxEngine
 from nnbuild.errors import ContractError, DataError
@@ -57,14 +59,37 @@ def test_logits_are_equal_on_every_path(photos):
     paths = program.compare(store, run_id, folder / "photos" / "test", folder / "test.parquet", 4)
     found = {name: difference for name, difference, _ in paths}
     assert list(found) == ["folder", "bytes in Parquet", "each alone", "evaluation"]
-    assert found["bytes in Parquet"] == found["each alone"] == 0
+    assert found["bytes in Parquet"] == 0
+    assert found["each alone"] < 1e-6  # other kernels for one row, on some processors
     assert found["evaluation"] < 1e-6
+
+
+def evaluated(store, run_id):
+    data = store.manifest(run_id).steps.load_data
+    return read_dataset(store.local_dataset(data.name, data.digest)).test
+
+
+def test_pixels_are_equal_on_every_path(photos):
+    _, folder, store, run_id = photos
+    expected = evaluated(store, run_id).images
+    model = resolve_model(store, ScoreConfig(input="-", model=run_id))
+    options = StreamOptions(model.image_shape, preprocessing=model.preprocessing)
+
+    def pixels(source):
+        stream = open_stream(str(source), options)
+        batches = [each for chunk in stream.chunks() for each in stream.read(chunk, 3)]
+        return np.concatenate([each.images for each in batches])
+
+    test = folder / "photos" / "test"
+    np.testing.assert_array_equal(pixels(test), expected)
+    np.testing.assert_array_equal(pixels(folder / "test.parquet"), expected)
+    files = sorted(file for file in test.rglob("*") if file.is_file())
+    np.testing.assert_array_equal(np.concatenate([pixels(file) for file in files]), expected)
 
 
 def test_evaluation_has_the_logits_of_scoring(photos):
     program, folder, store, run_id = photos
-    data = store.manifest(run_id).steps.load_data
-    test = read_dataset(store.local_dataset(data.name, data.digest)).test
+    test = evaluated(store, run_id)
     engine = OnnxEngine((store.root / "runs" / run_id / "model.onnx").read_bytes(), 1)
     found = program.scored(store, folder / "photos" / "test", run_id)
     for expected, row in zip(engine.logits(test.images), found.values(), strict=True):

@@ -96,7 +96,7 @@ def test_rollback_skips_the_same_model(store):
     champion.promote(store, second, ADA)
     champion.promote(store, twin, ADA)
     champion.rollback(store, ADA)
-    assert [each.by for each in champion.history(store)][-1] == "rollback"
+    assert [each.changed_by for each in champion.history(store)][-1] == "rollback"
 
 
 def test_person_pins_until_unpinned(store, capfd):
@@ -154,14 +154,21 @@ def test_race_has_one_winner(store):
 def rows(store):
     """Return the table `champions` as `champion.json` should have it."""
     return [
-        (row["dataset"], row["run_id"], row["previous"], row["by"], row["who"], row["pinned"])
+        (
+            row["dataset"],
+            row["run_id"],
+            row["previous"],
+            row["changed_by"],
+            row["who"],
+            row["pinned"],
+        )
         for row in store.read_table("champions").sort_by("changed_at").to_pylist()
     ]
 
 
 def changes(store):
     return [
-        (dataset, each.run_id, each.previous, each.by, each.who, each.pinned)
+        (dataset, each.run_id, each.previous, each.changed_by, each.who, each.pinned)
         for dataset, history in champion.histories(store).items()
         for each in history
     ]

@@ -16,7 +16,7 @@ from nnbuild.pipeline.run import retrain
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
 
-TABLES = schemas.TABLES
+TABLES = sorted({*schemas.TABLES} - {"dataset_parts"})  # which only data in days have
 KEYS = ("run_id", "score_id", "label_id")
 
 

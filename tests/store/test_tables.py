@@ -231,7 +231,12 @@ def test_manifest_steps_match_pipeline():
 
 
 RUN = "20260101T000000000Z-000000"
-CHANGE = {"run_id": RUN, "previous": None, "changed_at": "2026-01-01T00:00:00Z", "by": "gate"}
+CHANGE = {
+    "run_id": RUN,
+    "previous": None,
+    "changed_at": "2026-01-01T00:00:00Z",
+    "changed_by": "gate",
+}
 
 
 def test_manifest_row_matches_schema():
@@ -241,7 +246,7 @@ def test_manifest_row_matches_schema():
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ([CHANGE | {"by": "rollback"}], "rollback"),
+        ([CHANGE | {"changed_by": "rollback"}], "rollback"),
         ([CHANGE | {"run_id": "x"}], "run ID"),
         ([CHANGE | {"changed_at": 5}], "small.0.changed_at"),
         ([CHANGE, CHANGE | {"previous": RUN}], "order of time"),

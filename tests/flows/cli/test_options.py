@@ -20,7 +20,7 @@ from nnbuild.scoring import ScoreConfig
 from nnbuild.sweep import SweepConfig, sweep_config
 
 COMMANDS = typer.main.get_command(load_app()).commands
-FIRST = ["run", "score", "sweep", "serve"]
+FIRST = ["run", "score", "label", "sweep", "serve"]
 
 
 def options(command):
