@@ -1,4 +1,4 @@
-"""Metrics, calibration, significance tests, drift and the promotion rule."""
+"""Metrics, calibration, prediction sets, significance tests, drift and the promotion rule."""
 
 from nnbuild.evaluation.calibration import confidence_threshold, fit_temperature
 from nnbuild.evaluation.metrics import (
