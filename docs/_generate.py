@@ -27,7 +27,7 @@ from flows.cli.app import load_app
 from nnbuild.config import presets
 from nnbuild.config.schema import ModelConfig, RunConfig, TrainingConfig
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.store import schemas
+from nnbuild.store import data_dictionary, schemas
 from nnbuild.sweep.space import SweepConfig
 
 DOCS = Path(__file__).parent
@@ -225,7 +225,7 @@ def _cell(value: object) -> str:
 def table_section(name: str) -> str:
     """Return the columns of a table: name, type, whether it may be null, and description."""
     key, schema = schemas.partition_key(name), schemas.documented(name)
-    texts = schemas.describe(name)
+    texts = data_dictionary.describe(name)
     rows: list[Sequence[str]] = [[f"`{key}`", "string", "", "Partition key, in the folder's name."]]
     for field in schema:
         stem = "prob_*" if field.name == "prob_0" else field.name

@@ -16,7 +16,7 @@ import yaml
 from command_line import call
 
 import nnbuild
-from nnbuild.store import Store, schemas
+from nnbuild.store import Store, data_dictionary, schemas
 from tasks import events as task_events
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +165,7 @@ def test_option_rows_show_choices_and_defaults(generator):
 def test_describe_names_every_column_and_no_other(name):
     schema = schemas.documented(name)
     columns = ["prob_*" if column == "prob_0" else column for column in schema.names]
-    described = schemas.describe(name)
+    described = data_dictionary.describe(name)
     assert list(described) == columns
     assert all(text.endswith((".", "…")) for text in described.values())
 
