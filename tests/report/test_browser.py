@@ -178,5 +178,11 @@ def test_comparison_fits_on_a_phone(tmp_path):
     assert on_a_phone(
         tmp_path, comparison.comparison_page(rows, {run: made()[1]["history"] for run in RUNS})
     )
-    trend = {"finished_at": AT, "loss": 0.1, "expected_calibration_error": 0.01, "seconds": 100.5}
+    trend = {
+        "finished_at": AT,
+        "loss": 0.1,
+        "expected_calibration_error": 0.01,
+        "seconds": 100.5,
+        "test_set": None,
+    }
     assert on_a_phone(tmp_path, comparison.trends_page([row | trend for row in rows], JOBS))
