@@ -62,7 +62,7 @@ def margin(coverage: float, validation: int, images: int) -> tuple[float, float]
 
 
 def train(
-    model: str, name: str, folder: Path, epochs: int | None, draw: np.random.Generator
+    model: str, name: str, folder: Path, training: dict[str, object], draw: np.random.Generator
 ) -> Store:
     """Return a store with a champion that was trained on MNIST, or on garments."""
     dataset = {"name": "mnist"}
@@ -77,9 +77,12 @@ def train(
             y_test=parts["test"].labels,
         )
         dataset = {"name": str(path)}
-    training = {"validation_fraction": 0.1} | ({} if epochs is None else {"epochs": epochs})
     store = Store(folder / f"store-{name}")
-    config = {"dataset": dataset, "model": {"name": model}, "training": training}
+    config = {
+        "dataset": dataset,
+        "model": {"name": model},
+        "training": {"validation_fraction": 0.1} | training,
+    }
     retrain(RunConfig.model_validate(config), store.root)
     return store
 
@@ -116,7 +119,11 @@ def main() -> None:
     parser.add_argument("--coverages", default="0.9,0.95,0.99")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, help="its own default if not given")
+    parser.add_argument("--shifts", default=",".join(SHIFTS))
+    parser.add_argument("--best-epoch", action="store_true", help="keep that of the best val_loss")
     options = parser.parse_args()
+    training = {} if options.epochs is None else {"epochs": options.epochs}
+    training |= {"restore_best_weights": "val_loss"} if options.best_epoch else {}
     print(
         "| dataset | shift | stated | coverage | chance | mean size | empty | several | accuracy "
         "| energy, ks |"
@@ -126,13 +133,13 @@ def main() -> None:
     for name in options.datasets.split(","):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            store = train(options.model, name, folder, options.epochs, draw)
+            store = train(options.model, name, folder, training, draw)
             (run_id,) = store.run_ids()
             data = store.manifest(run_id).steps.load_data
             test = read_dataset(store.local_dataset(data.name, data.digest)).test
             validation = pq.read_metadata(store.root / "runs" / run_id / CONFORMAL).num_rows
-            for shift, change in SHIFTS.items():
-                images, labels = change(
+            for shift in options.shifts.split(","):
+                images, labels = SHIFTS[shift](
                     test.images[: options.images], test.labels[: options.images], draw
                 )
                 path = folder / f"{shift}.parquet"

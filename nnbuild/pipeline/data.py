@@ -12,7 +12,7 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.file_tree import fingerprint
+from nnbuild.data.file_tree import fingerprint, path_exists
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line
@@ -156,9 +156,12 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
 def source_fingerprint(config: DatasetConfig) -> str | None:
     """Return a digest of names, sizes and times of the files at a path; None for a named dataset.
 
-    It is read in milliseconds. If it has not changed, neither has the dataset.
+    It is read in milliseconds. If it has not changed, neither has the dataset. A missing path has
+    none either: reading it says more than that there is no such file.
     """
-    return None if config.name in NAMES else fingerprint(Path(config.name))
+    if config.name in NAMES or not path_exists(config.name):
+        return None
+    return fingerprint(Path(config.name))
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
