@@ -42,8 +42,8 @@ def backtest(
     window: Annotated[
         str | None,
         typer.Option(
-            metavar="DAYS,…",
-            help="Windows to compare, in days; all for all days.",
+            metavar="DAYS",
+            help="Windows to compare, in days, separated by commas; all for all days.",
             show_default="dataset.window",
         ),
     ] = None,

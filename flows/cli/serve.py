@@ -175,10 +175,10 @@ def serve(
     prune_prefect: Annotated[
         int | None,
         typer.Option(
-            metavar="DAYS",
+            metavar="N",
             min=1,
             max=36500,
-            help="Also delete nnbuild's older flow runs from Prefect's database.",
+            help="Also delete nnbuild's flow runs of more than N days ago from Prefect.",
         ),
     ] = None,
     store: StoreOption = None,
