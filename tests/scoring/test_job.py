@@ -438,7 +438,7 @@ def test_where_suggests_nearest_column():
         parse_filter("confidense < 1", ["confidence", "predicted"])
 
 
-def test_examples_of_the_guide_work(store, tmp_path, monkeypatch):
+def test_examples_of_the_guide_work(store, tmp_path, monkeypatch, capfd):
     folder = Path(__file__).parents[2] / "docs" / "guide"
     guide, drift = (
         (folder / name).read_text(encoding="utf-8") for name in ("scoring.md", "drift.md")
@@ -451,11 +451,19 @@ def test_examples_of_the_guide_work(store, tmp_path, monkeypatch):
     assert len(programs) == 3
     for program in programs:
         exec(compile(program, "scoring.md", "exec"), {})  # noqa: S102
-    of_drift, query = (
+    of_drift, of_sets, of_energy, query = (
         query
         for page in (drift, guide)
         for query in re.findall(r"^```sql\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     )
+    more = ScoreConfig(input="images.parquet", coverage=0.8, energy=True)
+    assert nnbuild.score(more, "nnbuild-store").rows == ROWS
+    sizes, energies = (
+        call(capfd, "sql", query, "--store", "nnbuild-store", "--json").json["rows"]
+        for query in (of_sets, of_energy)
+    )
+    assert sum(row["count_star()"] for row in sizes) == ROWS
+    assert len(energies) == ROWS // 10
     assert all(largest >= 0 for _, largest in duckdb.sql(of_drift).fetchall())
     assert sum(count for _, count in duckdb.sql(query).fetchall()) >= ROWS
     (query,) = re.findall(r"^spark\..*$", guide, re.MULTILINE)
