@@ -5,6 +5,7 @@ kept unless they are to be discarded, and only files that nnbuild wrote are remo
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ _SCORE, _REPAIR = "score-", "repair-"
 _FOLDERS = ("datasets", "quarantine", "runs", "scores", "staging", "tables")
 _DISCARDED = "to be discarded"
 _HELD = "a process is working on it"
+_DIGEST_ENDING = re.compile(r"[0-9a-f]{32}")  # `temporary_name` keeps so much of a digest
 
 
 class Finding(NamedTuple):
@@ -244,9 +246,18 @@ def _temporary_paths(store: Store) -> Iterator[Path]:
         for folder, folders, files in os.walk(root / name):  # links are not followed
             yield from _temporary_files(Path(folder), files)
             if name == "datasets":  # an incomplete day, or copy of a remote store's dataset
-                temporary = [each for each in folders if is_temporary_name(each)]
+                temporary = [each for each in folders if _is_of_dataset(store, each)]
                 yield from (Path(folder) / each for each in temporary)
                 folders[:] = [each for each in folders if each not in temporary]
+
+
+def _is_of_dataset(store: Store, name: str) -> bool:
+    """Return whether a folder is named as a dataset or a day that was not completely written.
+
+    A local store may have folders of the user, and a remote one's local root has none.
+    """
+    is_digest = _DIGEST_ENDING.fullmatch(name.rpartition(".")[2]) is not None
+    return is_temporary_name(name) and (store.is_remote or is_digest)
 
 
 def _temporary_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
