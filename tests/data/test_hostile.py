@@ -203,7 +203,7 @@ def test_metadata_that_abort_are_an_error(tmp_path):
     sound = list(files)
     while True:
         try:
-            parquet._require_readable_metadata(sound)
+            parquet.require_readable_metadata(sound)
         except DataError as error:
             sound.remove(Path(str(error).split(":")[0]))
         else:

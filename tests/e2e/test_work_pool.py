@@ -197,6 +197,7 @@ def test_example_automations_are_valid(real_prefect, pool):
         events.REJECTED,
         events.CHECK_FAILED,
         events.DRIFTED,
+        events.LIVE_DROPPED,
     }
     with (
         temporary_settings({PREFECT_API_URL: real_prefect.url}),

@@ -108,6 +108,9 @@ class StoreFiller:
             "temperature": 1.0,
             "started_at": began,
             "finished_at": began,
+            "day": None,
+            "identifier": "row",
+            "input_digest": "0" * 64,
         }
         shutil.copytree(
             self.template.partition("predictions", self.source), root / "tables" / "scores" / key
