@@ -21,7 +21,7 @@ from nnbuild.runtime import webhook
 from nnbuild.runtime.text import sanitize
 from tasks.events import DRIFTED, LIVE_DROPPED, STOPPED, STORE
 
-FLOWS = ["scheduled-retrain", "scheduled-score", "scheduled-label"]
+FLOWS = ["scheduled-retrain", "scheduled-score", "scheduled-label", "scheduled-prune"]
 """Flows whose runs are monitored."""
 SILENT = "nnbuild: end runs without a heartbeat"
 NOT_STARTED = "nnbuild: end runs that do not start"
@@ -62,7 +62,7 @@ def crash_detection(url: str | None = None) -> list[AutomationCore]:
             return [crash]
         return [crash, CallWebhook(block_document_id=block, payload=_message(reason))]
 
-    flows = " and ".join(FLOWS)
+    flows = f"{', '.join(FLOWS[:-1])} and {FLOWS[-1]}"
     return [
         AutomationCore(
             name=SILENT,

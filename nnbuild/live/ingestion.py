@@ -31,7 +31,7 @@ from nnbuild.live.jobs import (
 from nnbuild.live.label_files import LabelConfig, LabelFile
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.text import encodable
-from nnbuild.store import Store, locks, schemas
+from nnbuild.store import Store, locks, presence, schemas
 from nnbuild.store.filesystem import atomic_write, make_durable_dir, publish_dir, write_json
 from nnbuild.store.ids import is_run_id, new_run_id
 from nnbuild.store.query import connected, register_numbered
@@ -116,16 +116,17 @@ def ingest(
     """
     store, now = Store.open(root), now or datetime.now(UTC)
     staging = store.local_root / "staging" / "labels"
-    make_durable_dir(staging)
-    try:
-        with locks.lock(staging):
-            _complete(store, staging)
-            paths = label_files.find(config, required=required)
-            return _ingest(store, config, paths, staging, now)
-    except LockedError as error:
-        raise LockedError(
-            f"another process is adding labels to {store.root}; wait for it and repeat the command"
-        ) from error
+
+    def refuse(holder: locks.Holder) -> LockedError:
+        return LockedError(
+            f"{holder.process} is adding labels to {store.root}; wait for it and repeat the command"
+        )
+
+    # The claim removes its file and the folder: what cannot be read leaves nothing behind.
+    with locks.claim(staging / "lock", {}, refuse), presence.watch(staging):
+        _complete(store, staging)
+        paths = label_files.find(config, required=required)
+        return _ingest(store, config, paths, staging, now)
 
 
 def _ingest(

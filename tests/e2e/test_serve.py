@@ -251,7 +251,8 @@ def test_sigterm_while_a_run_starts_stops_serve(real_prefect, tmp_path, small_fo
 
 def test_crash_detection_is_installed_once(real_prefect):
     """A replaced automation would forget the runs that it watches, when `serve` starts again."""
-    assert [scheduled_retrain.name, scheduled_score.name] == automations.FLOWS
+    monitored = (scheduled_retrain, scheduled_score, scheduled_label, scheduled_prune)
+    assert [each.name for each in monitored] == automations.FLOWS
     expected = automations.crash_detection()
     names = {each.name for each in expected}
 
