@@ -19,7 +19,13 @@ from socket_server import sending, server
 import nnbuild
 from flows import automations, deployments
 from flows.cli.serve import deployment_name
-from flows.scheduled import run_to_resume, scheduled_retrain, scheduled_score
+from flows.scheduled import (
+    run_to_resume,
+    scheduled_label,
+    scheduled_prune,
+    scheduled_retrain,
+    scheduled_score,
+)
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.store import Store, champion
