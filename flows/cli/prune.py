@@ -56,7 +56,7 @@ def prune(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete old runs, and the data that nothing kept needs."""
+    """Delete old runs, and the data that no kept run needs."""
     from nnbuild.pipeline.retention import Pruned
     from nnbuild.store import Store
 
