@@ -1,6 +1,6 @@
-"""Install automations on a Prefect server: end crashed runs, retrain on drift and on loss.
+"""Install automations on a Prefect server: end crashed runs, retrain on drift or loss of accuracy.
 
-Two automations detect runs whose process was killed, so that none is shown as running forever.
+Two automations detect runs whose process was killed, which would otherwise be running forever.
 """
 
 import json
@@ -197,8 +197,8 @@ def install_crash_detection(client: Any) -> None:
 def install(client: Any, automation: AutomationCore) -> None:
     """Install an automation in place of the one of the same name.
 
-    An identical one is kept. A new one would not know the runs that the old one watches, and those
-    are the runs of the process that was killed before this one.
+    An identical one is kept: a new one would not know the runs that the old one watches, which are
+    those of the process that was killed before this one.
     """
     installed = client.read_automations_by_name(automation.name)
     if [AutomationCore.model_validate(each.model_dump()) for each in installed] == [automation]:

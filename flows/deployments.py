@@ -83,7 +83,7 @@ def serve_until_stopped(
         description = "Adds labels and computes live accuracy; one run at a time."
         deployments.append(_deployment(scheduled_label, name, labelling, collision, description))
     if pruning is not None:
-        description = "Deletes old runs, and the data that nothing kept needs."
+        description = "Deletes old runs, and the data that no kept run needs."
         deployments.append(_deployment(scheduled_prune, name, pruning, collision, description))
     with get_client(sync_client=True) as client:
         _prepare_server(client, name, deployments, drift_of, loss_of)
@@ -207,7 +207,7 @@ def _schedule(keywords: dict[str, Any]) -> Schedule:
 
 
 def _require_answer(url: str) -> None:
-    """Wait until the server answers; one that was started together with this process takes a while.
+    """Wait until the server answers; it may have been started together with this process.
 
     Raises:
         ConfigError: The server does not answer in time, or refuses the request.

@@ -1,9 +1,8 @@
 """Embed a Prefect server in a process: start it early, explain its failures, survive its loss.
 
-Prefect would start a server by itself, in our process group and with the current folder on its
-import path. Ctrl-C in a terminal reaches the whole group: that server died first, and the client
-retried a dead port for minutes. Our server has a session of its own, and reports why it cannot
-start.
+Prefect's own embedded server runs in our process group, with the current folder on its import path.
+Ctrl-C in a terminal reaches the whole group, so that server dies first, and the client retries a
+closed port for minutes. Our server has a session of its own, and reports why it cannot start.
 """
 
 import atexit
@@ -300,7 +299,7 @@ def server_problem(seconds: float, *, starting: bool = False) -> str | None:
 
 
 def _ask_until_settled(timeout: float, patience: float, failures: list[str]) -> str | None:
-    """Ask until the server answers, refuses for good, or the patience in seconds is over.
+    """Ask until the server answers, refuses for good, or `patience` seconds have passed.
 
     Args:
         timeout: Seconds for an attempt.

@@ -191,9 +191,9 @@ _OUTCOMES = {
 
 
 def with_summary(committed: Committed, run: Run) -> Committed:
-    """Return what a flow returns so that its final state says accuracy and outcome.
+    """Return the final state of a flow, whose message has the accuracy and the outcome.
 
-    It is a state; Prefect gives the caller of the flow the `committed` in it.
+    Prefect returns the `committed` in this state to the caller of the flow.
     """
     with outward("the message of the flow run's state"):
         manifest = Store(run.store).manifest(run.run_id)

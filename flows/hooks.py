@@ -1,8 +1,8 @@
 """Clean up after a flow run that did not complete, and tell people how to resume it.
 
-Prefect calls hooks with arguments of the names `flow`, `flow_run` and `state`. The hooks of a
-cancelled run are called by the process that serves, after the run's own process has ended. So they
-rely on nothing but the store.
+Prefect passes hooks the arguments `flow`, `flow_run` and `state` by name. The hooks of a cancelled
+run are called by the serving process, after the run's own process has ended. So they rely on
+nothing but the store.
 """
 
 from datetime import UTC, datetime

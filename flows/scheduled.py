@@ -1,9 +1,9 @@
 """Retrain, score, label and prune on a schedule.
 
-A process may start a run late, when the deployment has changed or another run has done the same
-work. So each run first compares itself with its deployment, then applies the catch-up policy
-(retraining) or looks up what was already scored (scoring), and only then starts to work. Pruning
-needs no such policy: a second one finds nothing to delete.
+A process may start a run late, after the deployment has changed or another run has done the same
+work. So each run first compares itself with its deployment. Retraining then applies the catch-up
+policy, and scoring looks up what was already scored. Labelling and pruning need no such policy:
+if they are repeated, there is nothing left to do.
 """
 
 from collections.abc import Mapping
@@ -155,8 +155,8 @@ def scheduled_retrain(
             half a minute later it is killed. No limit if not given.
         catch_up: Whether to run even if another run with the same settings has started since this
             one was due.
-        unchanged: Whether to skip or to run if a run with the same settings and code has had the
-            same data, or too few images are new (`dataset.min_new`).
+        unchanged: Whether to skip or to run if an earlier run with the same settings and code used
+            the same data, or if too few images are new (`dataset.min_new`).
     """
     check = check_deployment()
     if check.removed:
@@ -198,9 +198,9 @@ _SUPERSEDING_STATES = ["RUNNING", "PAUSED", "COMPLETED", "FAILED"]
 def superseded_at() -> datetime | None:
     """Return when another run with the same settings started after this one was due, or None.
 
-    After a downtime the first of the missed runs does the work, and the others are skipped. However
-    slowly runs start, one always works: a run is superseded only by one that has started, never by
-    one that is merely due.
+    After a downtime the first of the missed runs does the work, and the others are skipped. A run
+    is superseded only by one that has started, never by one that is merely due, so that one of them
+    always does the work.
     """
     with get_client(sync_client=True) as client:
         own = client.read_flow_run(flow_run.id)
@@ -227,8 +227,8 @@ def _settings(run: Any) -> tuple[Any, Any]:
 def run_to_resume(store: Store, config: RunConfig) -> str | None:
     """Return the ID of the newest stopped run that a scheduled run resumes, or None.
 
-    A run that a person has cancelled is not resumed. If an earlier attempt of this flow run left a
-    run that is not resumed either, that run is detached from this flow run.
+    A run that a person has cancelled is not resumed. If an earlier attempt of this flow run left
+    another run, that run is detached from this flow run.
     """
     own_id = str(flow_run.id) if flow_run.id else None
 
@@ -248,7 +248,8 @@ def run_to_resume(store: Store, config: RunConfig) -> str | None:
 def _was_cancelled(run: Run) -> bool:
     """Return whether a person has cancelled a run, by its own record or by the server's.
 
-    The record lacks it if no process was left to write it; the server, if its database was lost.
+    The run's record does not say so if no process was left to write it; the server does not know if
+    its database was lost.
     """
     flow_run_id = run.record.get("flow_run_id")
     if run.was_cancelled or flow_run_id is None:
@@ -399,7 +400,7 @@ def scheduled_prune(
     flow_run_days: Annotated[int, Field(ge=1, le=36500)] | None = None,
     timeout_seconds: Timeout | None = None,
 ) -> Pruned | State[Any]:
-    """Delete old runs and what nothing kept needs, on a schedule.
+    """Delete old runs, and data that no kept run needs, on a schedule.
 
     Args:
         config: What to keep.

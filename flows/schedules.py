@@ -11,7 +11,7 @@ from nnbuild.errors import ConfigError, suggestion
 
 DEFAULT_CRON = "0 3 * * *"
 SECONDS_TO_START = 30.0
-"""Generous time for a new process to start its run. Crons, due once a minute at most, exceed it."""
+"""Generous time for a new process to start its run; a cron is due once a minute at most."""
 SHORTEST_INTERVAL, LONGEST_INTERVAL = timedelta(seconds=1), timedelta(days=366)
 
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
@@ -20,7 +20,7 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _WORDS = frozenset({*_MONTHS, *_DAYS, "l"})
 _NOT_A_TIMEZONE = frozenset({"Factory", "localtime", "posixrules"})
-"""Other files in a system's folder of timezones: they differ between machines, or mean no time."""
+"""Other files in a system's timezone folder: they differ between machines, or are no timezone."""
 
 
 class Plan(NamedTuple):

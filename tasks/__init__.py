@@ -1,1 +1,1 @@
-"""Prefect tasks. Each names, logs, retries and illustrates one call into nnbuild."""
+"""Prefect tasks. Each wraps one call into nnbuild with a name, logs, retries and artifacts."""

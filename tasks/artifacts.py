@@ -79,7 +79,7 @@ def artifact_key(kind: str, store: str, dataset: str | None = None) -> str:
     """Return the key of an artifact, such as `nnbuild-report-nnbuild-store-3f2a-mnist`.
 
     The UI shows all artifacts of one key as a history. The name of the store, four digits of the
-    SHA-256 of its address, and the dataset keep the histories of different ones apart.
+    SHA-256 of its address, and the name of the dataset keep different histories apart.
 
     Args:
         kind: Kind of the artifact, such as `nnbuild-report`.
@@ -93,7 +93,7 @@ def artifact_key(kind: str, store: str, dataset: str | None = None) -> str:
 
 
 def _key_part(name: str) -> str:
-    """Return a name in lower-case letters, digits and dashes; a changed one ends in a digest."""
+    """Return a name in lower-case letters, digits and dashes, with a digest if it was changed."""
     part = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if part == name and len(part) <= _MAX_KEY_PART:
         return part

@@ -1,9 +1,8 @@
 """Delete old flow runs of nnbuild from Prefect's database, through the API of its server.
 
-Prefect's own service can delete all flow runs of a server by age, see
-`PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED`; it knows no difference between nnbuild's and others.
-Events have no API to delete them: the server deletes them after
-`PREFECT_SERVER_EVENTS_RETENTION_PERIOD`.
+Prefect's own service, see `PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED`, deletes all flow runs of a
+server by age, those of other projects as well. There is no API to delete events: the server deletes
+them after `PREFECT_SERVER_EVENTS_RETENTION_PERIOD`.
 """
 
 import time
@@ -25,10 +24,10 @@ _SECONDS_FOR_LOGS = 10.0
 
 
 class FlowRunsPruned(NamedTuple):
-    """What was deleted from Prefect's database, or would be.
+    """Counts of what was deleted from Prefect's database, or would be in a dry run.
 
     Attributes:
-        flow_runs: Number of flow runs; their task runs and logs go with them.
+        flow_runs: Number of flow runs; their task runs and logs are deleted with them.
         artifacts: Number of artifacts.
     """
 
@@ -36,7 +35,7 @@ class FlowRunsPruned(NamedTuple):
     artifacts: int
 
 
-def prune_flow_runs(before: datetime, *, dry_run: bool = False) -> FlowRunsPruned:
+def delete_flow_runs(before: datetime, *, dry_run: bool = False) -> FlowRunsPruned:
     """Delete the flow runs of nnbuild that ended before a time, with task runs, logs and artifacts.
 
     Runs that have not ended, such as paused ones, stay.
@@ -96,7 +95,7 @@ def _pages(read: Any, **criteria: Any) -> Iterator[list[Any]]:
 def _wait_for_logs(client: Any, runs: Sequence[Any]) -> None:
     """Wait until the server has deleted the logs of flow runs, which it does in the background.
 
-    An embedded server ends with this process, and would leave them for ever.
+    An embedded server ends with this process, so logs that it has not deleted by then would stay.
     """
     if not runs:
         return

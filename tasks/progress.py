@@ -34,9 +34,10 @@ class BackgroundReporter:
             self._start(report)
 
     def flush(self, report: Callable[[], object]) -> None:
-        """Send the last report, after the one that runs, and wait for the server.
+        """Send the last report, after the one in progress, and wait for the server.
 
-        The wait ends after `SECONDS_TO_FLUSH`. This is logged, and later reports are dropped.
+        If that takes longer than `SECONDS_TO_FLUSH`, this logs a warning, and later reports are
+        dropped.
         """
         if not in_prefect_run() or self._gave_up:
             return
@@ -97,7 +98,7 @@ class ProgressBar:
 
 
 class Throttle:
-    """Limits how often something happens. The first time is one interval after the start.
+    """Limits how often something happens; the first time is one interval after the start.
 
     Args:
         seconds: Shortest time between two permissions.

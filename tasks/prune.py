@@ -14,7 +14,7 @@ from tasks.displays import logger
 
 @task(name="prune store", task_run_name="prune store", **retry_after(10, 60))
 def prune_store(config: RetentionConfig, store: str | None) -> Pruned:
-    """Delete old runs and what nothing kept needs; see `nnbuild.pipeline.retention.prune`."""
+    """Delete old runs and data that no kept run needs; see `nnbuild.pipeline.retention.prune`."""
     opened = Store.open(store)
     pruned = retention.prune(opened, config, now=datetime.now(UTC))
     deleted = {"run": pruned.runs, "scoring job": pruned.jobs, "dataset": pruned.parts}
@@ -27,6 +27,6 @@ def prune_store(config: RetentionConfig, store: str | None) -> Pruned:
 
 @task(name="prune flow runs", task_run_name="prune flow runs", **TASK_DEFAULTS)
 def prune_flow_runs(days: int) -> None:
-    """Delete nnbuild's flow runs that ended so many days ago from Prefect's database."""
-    counts = flow_run_retention.prune_flow_runs(datetime.now(UTC) - timedelta(days=days))
+    """Delete nnbuild's flow runs that ended more than `days` days ago from Prefect's database."""
+    counts = flow_run_retention.delete_flow_runs(datetime.now(UTC) - timedelta(days=days))
     logger().info("deleted %d flow runs and %d artifacts", *counts)

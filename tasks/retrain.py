@@ -289,7 +289,7 @@ _CHAMPION_EVENTS = {
     "rejected": REJECTED,
     "not-enough-evidence": REJECTED,
 }
-"""Event of each outcome of the gate that is a verdict; the others are no news about a champion."""
+"""Event of each outcome of the gate that is a verdict; the other outcomes emit no event."""
 
 
 def _notify(run: Run, manifest: Manifest) -> None:

@@ -56,7 +56,7 @@ def prune(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete old runs, and the data that nothing kept needs."""
+    """Delete old runs, and the data that no kept run needs."""
     from nnbuild.pipeline.retention import Pruned
     from nnbuild.store import Store
 
@@ -139,9 +139,9 @@ def _start_prefect() -> None:
 def _prune_prefect(days: int, *, dry_run: bool) -> dict[str, int]:
     from datetime import UTC, datetime, timedelta
 
-    from tasks.flow_run_retention import prune_flow_runs
+    from tasks.flow_run_retention import delete_flow_runs
 
-    return prune_flow_runs(datetime.now(UTC) - timedelta(days=days), dry_run=dry_run)._asdict()
+    return delete_flow_runs(datetime.now(UTC) - timedelta(days=days), dry_run=dry_run)._asdict()
 
 
 def _confirm(result: Pruned) -> None:

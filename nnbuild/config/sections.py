@@ -189,19 +189,19 @@ class DatasetConfig(Section):
     min_new: int | None = Field(
         None,
         ge=0,
-        description="Number of new labelled images since the last run that a run asks for if the "
-        "path has {date}; any new or corrected image is enough if null or 0",
+        description="Smallest number of new labelled images since the last run for which there is "
+        "a run, if the path has {date}; any new or corrected image is enough if null or 0",
     )
     as_of: date | None = Field(
         None,
-        description="Day whose run is made again if the path has {date}; not allowed in scheduled "
-        "runs",
+        description="Past day whose run is repeated, if the path has {date}; not allowed in "
+        "scheduled runs",
     )
     timezone: Annotated[str, AfterValidator(_known_timezone)] = Field(
         "UTC", description="Timezone that decides which day a run belongs to"
     )
     new_classes: Literal["refuse", "accept"] = Field(
-        "refuse", description="Handling of a class that no day before had"
+        "refuse", description="Handling of a class that no earlier day had"
     )
     data_dir: Path | None = Field(
         None,
@@ -236,7 +236,7 @@ class DatasetConfig(Section):
         "given",
     )
     other_files: Literal["refuse", "skip"] = Field(
-        "refuse", description="Handling of other files in a folder of images"
+        "refuse", description="Handling of files in a folder of images that are not images"
     )
     image_size: Annotated[tuple[_Side, _Side], _TWO_SIDES] | None = Field(
         None,
@@ -250,8 +250,8 @@ class DatasetConfig(Section):
     )
     channels: Literal[1, 3] | None = Field(
         None,
-        description="Convert images to grayscale (1) or RGB (3); images must be all one or the "
-        "other if not given",
+        description="Convert images to grayscale (1) or RGB (3); if not given, images must be all "
+        "grayscale or all RGB",
     )
     background: Annotated[str, AfterValidator(_colour)] | None = Field(
         None,
@@ -371,8 +371,8 @@ class TrainingConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="Decay of an exponential moving average of the weights, which is validated and "
-        "stored instead of them; over at most a tenth of the steps; off if null",
+        description="Decay of an exponential moving average of the weights, over at most a tenth "
+        "of the steps, that is validated and stored in place of the weights; off if null",
     )
     lr_schedule: Literal["constant", "cosine", "one-cycle"] | None = Field(
         None, description="Schedule of the learning rate"
@@ -381,14 +381,14 @@ class TrainingConfig(Section):
         0,
         ge=0,
         le=100_000,
-        description="Number of first epochs that train only the head of your own network: models "
-        "inside it, such as a pretrained backbone, are not changed",
+        description="Number of epochs at the start that train only the head of your own network: "
+        "models inside it, such as a pretrained backbone, are not changed",
     )
     fine_tuning_rate: float | None = Field(
         None,
         gt=0,
         le=100,
-        description="Learning rate after freeze_epochs, to which a schedule is scaled; a tenth of "
+        description="Learning rate after freeze_epochs, which also scales the schedule; a tenth of "
         "learning_rate if not given",
     )
     label_encoding: Literal["sparse", "one-hot"] = Field(
@@ -473,8 +473,8 @@ class GateConfig(Section):
         0.05,
         gt=0,
         lt=0.5,
-        description="Probability of a wrong promotion that is accepted; significance level of "
-        "every test of the gate",
+        description="Accepted probability of a wrong promotion; significance level of every test "
+        "of the gate",
     )
     min_accuracy: float = Field(
         0.0, ge=0, le=1, description="Smallest test accuracy to promote a run"
@@ -486,7 +486,7 @@ class GateConfig(Section):
         0.05,
         ge=0,
         le=1,
-        description="Drop of the recall of a class that is allowed; a run is rejected if the drop "
+        description="Largest allowed drop of the recall of a class; a run is rejected if the drop "
         "of any class is significantly larger",
     )
     golden: str | None = Field(

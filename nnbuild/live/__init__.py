@@ -1,9 +1,9 @@
-"""What became of the scored rows: late labels, live accuracy, its estimate, and the alarm.
+"""Live accuracy: labels that arrive after scoring, accuracy and its estimate, and the alarm.
 
-label_files.py    files of labels at an address
+label_files.py    find and read files of labels
 jobs.py           scoring jobs, and what identifies their rows
-ingestion.py      labels into the table `labels`, each file once
-performance.py    the table `live`
+ingestion.py      add labels to the table `labels`, each file once
+performance.py    compute the table `live`
 alarm.py          evidence of a drop, and the table `live_alarms`
 """
 

@@ -1,4 +1,4 @@
-"""Raise an alarm when the accuracy of a champion has dropped: once for each excursion."""
+"""Raise an alarm when the accuracy of a champion has dropped, once for each drop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,14 +28,15 @@ class LiveConfig(Section):
         0.005,
         ge=0,
         lt=1,
-        description="Drop of the accuracy below that on the test images which is accepted",
+        description="Largest drop of the accuracy, compared with the test images, that raises no "
+        "alarm",
     )
     rate: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="Largest probability that a champion which has not dropped ever raises an "
-        "alarm, however often one looks",
+        description="Largest probability that an alarm is ever raised although the accuracy has "
+        "not dropped, however often it is computed",
     )
 
 
@@ -46,12 +47,12 @@ class Alarm:
     Attributes:
         run_id: ID of the champion.
         dropped: Whether the evidence is at least the threshold.
-        since: Day of the first look since which that is so; None if it is not.
+        since: Day since which the evidence has been at least the threshold; None if it is not.
         labelled: Number of labelled rows.
         accuracy: Accuracy on them.
         reference: Accuracy on the test images.
-        floor: Accuracy that counts as a drop: a lower confidence bound of the reference, minus the
-            margin.
+        floor: Accuracy below which there is a drop: a lower confidence bound of the reference,
+            minus the margin.
         evidence: Evidence that the accuracy is below the floor, an e-value.
         threshold: Evidence at which the alarm is raised.
     """
@@ -68,9 +69,9 @@ class Alarm:
 
 
 def floor_of(correct: int, examples: int, config: LiveConfig) -> float:
-    """Return the accuracy that counts as a drop.
+    """Return the accuracy below which there is a drop.
 
-    Half of `config.rate` is spent here, on the uncertainty of the reference; half on the evidence.
+    Half of `config.rate` is used here, for the uncertainty of the reference; half for the evidence.
 
     Args:
         correct: Number of test images that the run classifies correctly.
@@ -92,8 +93,8 @@ def assess(
     """Return the state of an alarm from the labelled rows of a run, in the order of their arrival.
 
     Args:
-        reference: Number of test images that the run classifies correctly, and of all of them.
-        arrivals: Labelled rows; one look after each day on which labels arrived.
+        reference: Number of test images that the run classifies correctly, and of all test images.
+        arrivals: Labelled rows; the evidence is computed after each day on which labels arrived.
         config: Margin and rate.
         run_id: ID of the run.
     """
@@ -141,7 +142,7 @@ def record(store: Store, found: Sequence[Alarm], *, now: datetime) -> list[Alarm
         now: Time, with a time zone.
 
     Returns:
-        The alarms that were raised now: not those that were raised before and still are.
+        The alarms that are raised now, without those that were already raised before.
     """
     raised = []
     for alarm in found:

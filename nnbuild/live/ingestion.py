@@ -1,8 +1,8 @@
-"""Bring labels into the table `labels`: each file once, every label kept, the newest one counts.
+"""Add labels to the table `labels`: each file once. All labels are kept, and the newest counts.
 
 A set of labels is prepared in `staging/labels/`, then moved into the store, its rows of
-`label_jobs` last. A process that was killed before the set was complete leaves nothing behind; one
-that was killed later is completed by the next ingestion.
+`label_jobs` last. If the process is killed before the set is complete, the next ingestion removes
+the set; if it is killed later, the next ingestion completes the move.
 """
 
 import shutil
@@ -38,8 +38,8 @@ from nnbuild.store.query import connected, register_numbered
 from nnbuild.store.tables import write_table
 from nnbuild.store.views import reading_errors
 
-_SET_ROWS = 1_000_000  # from how many rows on no further file joins a set
-_MEMORY = 2**28  # of DuckDB, in bytes; what does not fit goes to temporary files
+_SET_ROWS = 1_000_000  # a set that has so many rows is committed before the next file is read
+_MEMORY = 2**28  # bytes for DuckDB; what does not fit goes to temporary files
 _FOLDERS = ("quarantine", "labels", "label_jobs")  # in the order in which they are moved
 _READY = "ready.json"
 
@@ -63,8 +63,8 @@ class Ingested:
     """Counts of the rows of an ingestion; the first is the sum of the next four.
 
     Attributes:
-        rows: Number of rows that were taken up: those of new files, and those that were
-            quarantined before and could be tried again.
+        rows: Number of processed rows: those of new files, and those that were quarantined before
+            and were tried again.
         labelled: Number of rows that were the first label of their example.
         corrected: Number of rows that changed the label that counts.
         repeated: Number of rows that left the label that counts as it was: the same label again,
@@ -174,7 +174,10 @@ class _Pending(NamedTuple):
 
 
 def _known_digests(store: Store) -> dict[str, str]:
-    """Return the set of labels with the quarantined rows of each known file; "" for none."""
+    """Return the ID of the set with the quarantined rows of each ingested file, by its digest.
+
+    The ID is empty for a file without quarantined rows.
+    """
     table = store.read_table("label_jobs", None, ["digest", "quarantined"])
     return {
         row["digest"]: row["label_id"] if row["quarantined"] else "" for row in table.to_pylist()
@@ -184,7 +187,7 @@ def _known_digests(store: Store) -> dict[str, str]:
 def _quarantined(store: Store, label_id: str, file: LabelFile) -> pa.Array:
     """Return the rows of a file that were quarantined when it was last tried."""
     path = store.root / "quarantine" / f"label_id={label_id}" / "part-0.parquet"
-    if not path.exists():  # somebody has removed it
+    if not path.exists():  # the user has removed it
         return pa.array([], pa.int64())
     with reading_errors(path), path.open("rb") as content:
         table = pq.ParquetFile(content).read(["digest", "source_row"])
@@ -285,7 +288,7 @@ _NO_HITS = (
 
 
 def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterator[str]:
-    """Yield a query for each kind of identifier: the scored rows with the ID of a label."""
+    """Yield a query for each kind of identifier, which finds the scored rows with a label's ID."""
     asked, free = (
         connection.execute(f"select count(*) from incoming where asked is {test}").fetchall()[0][0]
         for test in ("not null", "null")
@@ -315,10 +318,9 @@ def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterato
 
 
 def _class_table(lists: Sequence[tuple[str, ...]]) -> pa.Table:
-    """Return the class number of every text that a label may be, by list of class names.
+    """Return a table of the class that each text means, for each list of class names.
 
-    A class is named by its name. If the classes have names that are not numbers, it can also be
-    given by its number.
+    A label is the name of a class. If not all names are numbers, it may also be the class's number.
     """
     rows = []
     for number, names in enumerate(lists):
@@ -334,7 +336,7 @@ def _class_table(lists: Sequence[tuple[str, ...]]) -> pa.Table:
     )
 
 
-# A label of a model file, whose classes have no names, is a number; what it means is not known.
+# The classes of a model file have no names, so any number is accepted as a label of its rows.
 _RESOLVED = """
 create table resolved as
 select i.*, m.by_text,
@@ -366,9 +368,9 @@ left join (select class_list, true as known from class_names group by class_list
 
 _KEY = "owner, example_id, example_key"
 
-# Each row with its version, and its effect on the label that counts.
-# `newest` is the latest observation among a label and those that arrived before it: a label with
-# this time is the one that counts from then on, until another one does.
+# Gives each row its version, and its effect on the label that counts.
+# `newest` is the latest time of observation of a label and those that arrived before it. A label
+# with this time counts from its arrival until another label has a time that is at least as late.
 _OUTCOMES = f"""
 create table outcomes as
 with known as (
@@ -451,7 +453,7 @@ def _write(folder: Path, table: pa.Table, schema: pa.Schema) -> None:
 
 
 def _publish(store: Store, folder: Path) -> None:
-    """Move a complete set into the store; repeatable until every move is done."""
+    """Move a complete set into the store; can be repeated after it was interrupted."""
     for name in _FOLDERS:
         source, partition = folder / name, f"label_id={folder.name}"
         above = store.root if name == "quarantine" else store.root / "tables"
@@ -462,7 +464,7 @@ def _publish(store: Store, folder: Path) -> None:
 
 
 def _complete(store: Store, staging: Path) -> None:
-    """Finish the sets that a killed process left complete, and remove the others."""
+    """Publish the complete sets that a killed process has left, and remove the incomplete ones."""
     for folder in sorted(staging.iterdir()):
         if not is_run_id(folder.name):
             continue

@@ -1,4 +1,4 @@
-"""Scoring jobs as labels see them: what identifies their rows, and which of them share an input."""
+"""Describe scoring jobs for labels: what identifies their rows, and which jobs share an input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nnbuild.errors import StoreError
 from nnbuild.store import Store
 
 GLOBAL = ("integer", "text")
-"""Identifiers that the user chose: an ID means the same example in every job."""
+"""Identifiers that the user has chosen: an ID means the same example in every job."""
 ID_COLUMNS = {
     "integer": "example_id",
     "row": "example_id",
@@ -76,7 +76,7 @@ def class_names(store: Store, run_ids: Sequence[str | None]) -> dict[str | None,
 
 
 def jobs_table(jobs: Sequence[ScoredInput], **columns: Sequence[Any]) -> pa.Table:
-    """Return jobs as a table for DuckDB, numbered in `job`, with more columns.
+    """Return jobs as a table for DuckDB, with their number in `job` and additional columns.
 
     Args:
         jobs: The jobs; `origin` is the number of the first one with the same input.

@@ -54,8 +54,8 @@ ROWS = pa.schema(
         pa.field("observed_text", pa.string()),
     ]
 )
-"""Rows of a file: the ID as `key` (text) or `number`, the job that the ID was said to belong to,
-the label as text, and the time of the observation, or the text that should be one."""
+"""Rows of a file: the ID as `key` (text) or `number`, the scoring job that the file names for it
+(`asked`), the label as text, and the time of the observation, or the text to parse as one."""
 
 
 class LabelConfig(Section):
@@ -125,7 +125,7 @@ def find(config: LabelConfig, *, required: bool = True) -> list[tuple[Any, date 
 
 
 def _places(address: str) -> list[tuple[Any, date | None]]:
-    """Return what an address leads to: its matches, or the path itself."""
+    """Return the paths that match an address, each with its day if the address has `{date}`."""
     dated = bool(_DATE.search(address))
     pattern = _DATE.sub("*", address)
     with os_errors_as_store_errors(f"list {address}"):

@@ -19,11 +19,11 @@ from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 from nnbuild.store.query import connected, register_numbered
 
 Period = Literal["day", "week"]
-_SMALLEST = 1.4e-45  # above 0, in float32: of a probability that was rounded to 0
+_SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were rounded to 0
 
 
 class Arrivals(NamedTuple):
-    """Labelled rows of a run that became known one after the other.
+    """Labelled rows of a run, in the order in which their labels arrived.
 
     Attributes:
         days: Day on which the labels of each step arrived.
@@ -50,7 +50,7 @@ class Performance:
 
 
 class _Model(NamedTuple):
-    """What the confidence of a run's rows is calibrated with."""
+    """Values of a run that its calibrated confidence and its accuracy are computed with."""
 
     dataset: str | None
     temperature: float
@@ -87,7 +87,7 @@ def measure(store: Store, by: Period = "day", *, now: datetime | None = None) ->
 
 
 def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
-    """Return the runs that scored; without model files, and without runs that were deleted."""
+    """Return the models of the jobs, by run; model files and deleted runs are left out."""
     models = {}
     for run_id in dict.fromkeys(each.run_id for each in jobs):
         if run_id is None:
@@ -124,8 +124,8 @@ def _counts(
 ) -> Iterator[str]:
     """Yield a query for the jobs of each kind: counts and sums by job, confidence bin and arrival.
 
-    The temperature, the threshold and the number of classes are constants of a query: that is
-    several times faster than to read them from a table for each row.
+    The temperature, the threshold and the number of classes are constants of a query, which is
+    several times faster than reading them from a table for each row.
     """
     found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
     has_labels: dict[bool, int] = dict(found)

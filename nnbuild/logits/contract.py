@@ -42,7 +42,7 @@ def check_model(model: Any, classes: int, image_shape: tuple[int, int, int] | No
     Args:
         model: Keras model of any kind.
         classes: Expected number of logits.
-        image_shape: Height, width and channels; the model's own input shape if not given.
+        image_shape: Height, width and channels of an image; the model's input shape if not given.
 
     Raises:
         ContractError: The model violates the contract; the message says how to fix it.

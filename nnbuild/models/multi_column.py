@@ -1,8 +1,8 @@
 """Multi-column networks: parallel columns, each of which learns from its own shard of every batch.
 
 When scoring, every column sees every image in several views (test-time augmentation), and all
-features are averaged. It makes use of a long fit: when more epochs no longer improve one network,
-the mean of several, with a part of the epochs each, is still better. The columns are those of
+features are averaged. This makes use of a long fit: when more epochs no longer improve one network,
+the mean of several networks with fewer epochs each is still better. The columns are those of
 Cireşan et al., "Multi-column deep neural networks" (arXiv 1202.2745).
 """
 
@@ -46,8 +46,8 @@ class TestTimeAugmentation(keras.layers.Layer):  # type: ignore[misc]
 class BatchShard(keras.layers.Layer):  # type: ignore[misc]
     """Layer that selects a column's shard of the batch, or the whole batch unless it is training.
 
-    The shards are as equal as possible. None is empty, which batch normalization does not support:
-    a column without images gets the last one again.
+    The shards are as equal in size as possible. A column without images gets the last image again,
+    since batch normalization does not support an empty shard.
 
     Attributes:
         column: Number of the column, from 0.

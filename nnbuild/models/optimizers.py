@@ -1,4 +1,4 @@
-"""What Keras lacks to train these networks: Muon for convolutions, and learning rate schedules."""
+"""Optimizers and schedules that Keras lacks: Muon for convolutions, and learning rate schedules."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Muon(keras.optimizers.Adam):  # type: ignore[misc]
     convolutions, and so a whole convolutional network, to Adam.
 
     Hidden kernels are those whose inputs are not pixels and whose outputs are not logits. Their
-    steps are as long per weight as Adam's usually are, so that both share the learning rate.
+    steps have the usual root mean square of Adam's, so that both can share the learning rate.
 
     Attributes:
         momentum: Momentum of the hidden kernels' gradients, from 0 to 1.

@@ -1,4 +1,4 @@
-"""Walk forward over past days: what would have been trained and promoted, and how good it was.
+"""Walk forward over past days: train and promote as past nights would have, and measure accuracy.
 
 Every window has a private store, so that its champions follow one another as they would have done.
 The champion of each night is scored on the next day with images, which no run had seen then. If

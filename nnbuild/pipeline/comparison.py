@@ -1,7 +1,7 @@
 """Compare a run with another one on its own test images.
 
-The other run was perhaps tested on other images: then its model scores these. Images that one of
-the two has trained or validated on are left out; they are recognised by their digests.
+If the other run was tested on other images, its model scores these. Images that one of the two was
+trained or validated on are left out; they are recognised by their digests.
 """
 
 from collections.abc import Iterator, Mapping
@@ -185,10 +185,10 @@ def compare_on_golden(
 
 
 def _seen(challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint) -> Digests:
-    """Return the digests of the images that one of two runs has trained or validated on.
+    """Return the digests of the images that one of two runs was trained or validated on.
 
-    A run that started from the weights of another one knows that one's images as well, unless the
-    store does not have them any more.
+    If a run started from the weights of another one, the images of that run count as well, unless
+    the store does not have them any more.
     """
     built, data = challenger.run.load_result(BuiltModel), manifest.steps.load_data
     datasets = {
@@ -236,7 +236,7 @@ def _fingerprint(challenger: Challenger, store: Store, data: LoadedData) -> Fing
 
 
 def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig) -> str:
-    """Return the reason why two runs cannot be compared, from their datasets; empty if they can."""
+    """Return why the datasets of two runs rule out a comparison; empty if they do not."""
     if own.image_shape != other.image_shape:
         shapes = [" × ".join(map(str, each.image_shape)) for each in (other, own)]
         return f"the champion classifies images of {shapes[0]}, this run images of {shapes[1]}"

@@ -156,8 +156,8 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
 def source_fingerprint(config: DatasetConfig) -> str | None:
     """Return a digest of names, sizes and times of the files at a path; None for a named dataset.
 
-    It is read in milliseconds. If it has not changed, neither has the dataset. A missing path has
-    none either: reading it says more than that there is no such file.
+    Computing it takes milliseconds. If it has not changed, neither has the dataset. It is also None
+    for a missing path, for which reading the data gives a better error.
     """
     if config.name in NAMES or not path_exists(config.name):
         return None

@@ -1,6 +1,6 @@
 """What the runs and jobs of a store still need: champions, models, datasets and sweeps.
 
-Whatever deletes something from a store asks here first.
+Code that deletes something from a store consults this module first.
 """
 
 import json
@@ -65,7 +65,7 @@ def _past_champions(store: Store, dataset: str, count: int) -> list[str]:
 
 
 def _anchor(store: Store, run_id: str) -> str | None:
-    """Return the run that the gate compares challengers of a champion with, too.
+    """Return the anchor of a champion, the past champion that the gate also compares runs with.
 
     Without it, small losses that the gate allows could add up over many promotions.
     """
@@ -148,11 +148,11 @@ def _recorded(run: Run, kind: type[StepResult]) -> dict[str, Any]:
 
 
 def starting_runs(store: Store, run_ids: Iterable[str]) -> dict[str, str]:
-    """Return the runs from whose weights others were trained, each with one of the others.
+    """Return the runs from whose weights other runs started, each with one of these.
 
     Args:
         store: Store of the runs.
-        run_ids: IDs of the others.
+        run_ids: IDs of the other runs.
     """
     wanted, found = set(run_ids), {}
     for row in store.read_table("runs", columns=["config"]).to_pylist():

@@ -108,7 +108,7 @@ def decide(
 
 
 def _past_day_reason(run: Run) -> str | None:
-    """Return why a run that makes that of a past day again is no candidate; None for others."""
+    """Return why a run that repeats one of a past day cannot be promoted; None for other runs."""
     day = run.config.dataset.as_of
     return None if day is None else f"it makes the run of {day} again"
 

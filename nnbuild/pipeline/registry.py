@@ -1,4 +1,4 @@
-"""The steps of a run in order: the list that all who run, resume or interrupt a run read.
+"""The steps of a run in order, for all code that runs, resumes or interrupts a run.
 
 The name of a step and the type of its result belong together, see
 `nnbuild.store.step_results`; this module adds the function of each step and what it needs.

@@ -1,4 +1,4 @@
-"""Retention: delete old runs and scoring jobs, and the data that nothing kept needs.
+"""Retention: delete old runs and scoring jobs, and the data that no kept run needs.
 
 A sweep counts as one run, and is kept or deleted with all of its trials.
 """
@@ -64,7 +64,7 @@ class Pruned(BaseModel):
     kept: dict[str, str] = {}
 
     def summary(self) -> str:
-        """Return the numbers of deleted things and bytes, such as `2 runs, 1 dataset: 99 bytes`."""
+        """Return what was deleted in numbers, such as `2 runs, 1 dataset: 99 bytes`."""
         counts = {"run": self.runs, "scoring job": self.jobs, "dataset": self.parts}
         counts["sweep"] = self.sweeps
         named = [
@@ -91,7 +91,7 @@ def retention_config(settings: Mapping[str, Any]) -> RetentionConfig:
 
 
 def prune(store: Store, config: RetentionConfig, *, now: datetime, dry_run: bool = False) -> Pruned:
-    """Delete the runs, scoring jobs, datasets and sweeps that nothing kept needs.
+    """Delete old runs and scoring jobs, and the datasets and sweeps that no kept run needs.
 
     Args:
         store: Store to prune.
@@ -100,8 +100,8 @@ def prune(store: Store, config: RetentionConfig, *, now: datetime, dry_run: bool
         dry_run: Whether to change nothing.
 
     Raises:
-        StoreError: The store cannot be read or written. What is deleted by then stays deleted, and
-            the next call completes it.
+        StoreError: The store cannot be read or written. What was deleted before stays deleted, and
+            the next call deletes the rest.
     """
     return _carry_out(store, lambda: _retention_plan(store, config, now), now, dry_run=dry_run)
 
@@ -301,9 +301,9 @@ def _is_day(name: str) -> bool:
 
 
 def _is_past_day(store: Store, name: str, needed: Iterable[str]) -> bool:
-    """Return whether a version of a day is older than all that runs use, or was corrected since.
+    """Return whether a day is older than all days that runs use, or a version was corrected since.
 
-    Other days that no run uses yet are news for the next one.
+    Other days that no run uses yet are new data for the next run.
     """
     dataset, day, digest = _split(name)
     used = [_split(each)[1] for each in needed if _is_day(each) and _split(each)[0] == dataset]
@@ -484,7 +484,7 @@ def _restore_needed(store: Store, current: Deletion) -> set[str]:
 
 
 def _remove_sweeps(store: Store, current: Deletion, plan: _Plan) -> None:
-    """Remove the folders of sweeps, but for those that were resumed since the plan was made."""
+    """Remove the folders of sweeps, except those that were resumed since the plan was made."""
     for each in tuple(plan.sweeps):
         try:
             with locks.lock(store.local_root / each.name):

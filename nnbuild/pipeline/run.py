@@ -1,4 +1,4 @@
-"""The life of a run: begin or resume it, run its steps, and end it, however it ends."""
+"""The life cycle of a run: begin or resume it, run its steps, and finalize it."""
 
 import functools
 import traceback

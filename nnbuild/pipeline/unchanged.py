@@ -1,4 +1,4 @@
-"""Find out, before anything is trained, whether a run would only repeat an earlier one."""
+"""Find out, before training, whether a new run would only repeat an earlier one."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -35,10 +35,10 @@ class Unchanged(NamedTuple):
 def unchanged_since(store: Store, config: RunConfig, now: datetime) -> Unchanged | None:
     """Return the run that a new one would repeat, or None.
 
-    It has the same settings, wherever its data are, and the same code, and there is too little news
-    in its data: fewer images than `dataset.min_new` in the days of a dated source, or none at all.
-    Days that have left the window are no news. A run that failed, or made a past day again, does
-    not count.
+    The earlier run has the same settings, except for the location of the data, and the same code.
+    Since then too little in the data is new: in the days of a dated source, fewer images than
+    `dataset.min_new`; in other sources, nothing. Days that have left the window do not count. A run
+    that failed, or repeated the run of a past day, is not considered.
 
     The check reads only what has changed, and needs no TensorFlow, except for the source of a
     user's own network.
@@ -87,7 +87,7 @@ def _compared(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_same_network(earlier: Manifest, config: RunConfig) -> bool:
-    """Return whether the source of the user's own network, if it is one, is that of a run."""
+    """Return whether a user's own network has the source that it had in an earlier run."""
     if not is_factory(config.model.name):
         return True
     from nnbuild.models.custom import factory_digest  # imports TensorFlow
@@ -96,7 +96,7 @@ def _has_same_network(earlier: Manifest, config: RunConfig) -> bool:
 
 
 def too_little_news(window: Window, config: DatasetConfig, earlier: Manifest) -> str | None:
-    """Return why the news in the days of a window do not ask for a run, or None.
+    """Return why the new images of a window do not justify a run; None if they do.
 
     Args:
         window: Days of the run.
@@ -109,7 +109,7 @@ def too_little_news(window: Window, config: DatasetConfig, earlier: Manifest) ->
     if config.min_new:
         if new >= config.min_new:
             return None
-        return f"{_count(new)} since run {earlier.run_id}, {config.min_new} are asked for"
+        return f"{_count(new)} since run {earlier.run_id}; dataset.min_new is {config.min_new}"
     if new or corrected:
         return None
     return f"{_count(0)} since run {earlier.run_id}"
@@ -122,7 +122,7 @@ def _count(images: int) -> str:
 
 
 def _same_data(store: Store, config: DatasetConfig, now: datetime, earlier: Manifest) -> str | None:
-    """Return that the data are those of a run, or None."""
+    """Return the reason that the data are those of an earlier run; None if they differ."""
     reason = f"the data, the settings and the code are those of run {earlier.run_id}"
     data = earlier.steps.load_data
     if config.name in NAMES:  # whose content is published, and verified

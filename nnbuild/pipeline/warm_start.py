@@ -28,7 +28,7 @@ class Start(NamedTuple):
 def start_of(run: Run, data: LoadedData) -> Start | None:
     """Return the weights that the fit of a run starts from; None for those of its seed.
 
-    A run that makes that of a past day again starts from the same model as that run.
+    A run that repeats one of a past day starts from the same model as that run.
 
     Args:
         run: Run in staging.

@@ -33,7 +33,7 @@ def test_scheduled_run_without_news_is_skipped(days, tmp_path, prefect_server, m
     parameters = {"config": config.model_dump(), "store": str(store.root)}
     state = scheduled_retrain(**parameters, return_state=True)
     assert (state.type.value, state.name) == ("COMPLETED", SKIPPED)
-    assert f"no new labelled images since run {run.run_id}, 40 are asked for" in state.message
+    assert f"no new labelled images since run {run.run_id}; dataset.min_new is 40" in state.message
     assert not sent
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(state.state_details.flow_run_id)

@@ -53,11 +53,11 @@ def test_few_new_images_are_no_news(committed):
     days, store, run_id = committed
     config = days.config(window=3, min_new=100)
     assert skipped(store, config, 2) == (
-        f"no new labelled images since run {run_id}, 100 are asked for"
+        f"no new labelled images since run {run_id}; dataset.min_new is 100"
     )
     days.write(3, rows=60)
     assert skipped(store, config, 3) == (
-        f"60 new labelled images since run {run_id}, 100 are asked for"
+        f"60 new labelled images since run {run_id}; dataset.min_new is 100"
     )
     days.write(4, rows=40)
     assert skipped(store, config, 4) is None

@@ -12,7 +12,7 @@ from flows import scheduled
 from flows.retrain import retrain
 from flows.score import score
 from flows.sweep import sweep
-from tasks.flow_run_retention import _OUR_PARAMETERS, FLOWS, prune_flow_runs
+from tasks.flow_run_retention import _OUR_PARAMETERS, FLOWS, delete_flow_runs
 
 OURS = (
     retrain,
@@ -70,17 +70,17 @@ def runs(prefect_server):
 def test_prune_deletes_only_our_ended_runs(runs):
     ended, others, running = runs
     known = ids()
-    young = prune_flow_runs(datetime.now(UTC) - timedelta(days=1))
+    young = delete_flow_runs(datetime.now(UTC) - timedelta(days=1))
     assert (young, ids()) == ((0, 0), known)
     soon = datetime.now(UTC) + timedelta(seconds=1)
-    planned = prune_flow_runs(soon, dry_run=True)
+    planned = delete_flow_runs(soon, dry_run=True)
     assert ids() == known
     assert planned.flow_runs >= 1
-    assert prune_flow_runs(soon) == planned
+    assert delete_flow_runs(soon) == planned
     assert ended not in ids()
     assert {others, running} <= ids()
     assert (artifacts_of(ended), artifacts_of(others)) == (0, 1)
-    assert prune_flow_runs(soon) == (0, 0)
+    assert delete_flow_runs(soon) == (0, 0)
 
 
 def test_prune_reads_every_page(prefect_server, monkeypatch):
@@ -92,5 +92,5 @@ def test_prune_reads_every_page(prefect_server, monkeypatch):
             for _ in range(5)
         }
     assert made <= ids()
-    assert prune_flow_runs(datetime.now(UTC) + timedelta(seconds=1)).flow_runs >= 5
+    assert delete_flow_runs(datetime.now(UTC) + timedelta(seconds=1)).flow_runs >= 5
     assert not made & ids()
