@@ -87,9 +87,9 @@ class Input(NamedTuple):
 
 INPUTS = {
     "raw-lab": Input(1_000_000, DIGITS, "raw", "", "lab", DIGITS, 1.6),
-    "png-parquet": Input(65_536, DIGITS, "bytes", "png", "lab", DIGITS, 1.8),
-    "png-folder": Input(20_000, DIGITS, "folder", "png", "lab", DIGITS, 1.8),
-    "jpeg-folder": Input(5_000, PHOTOS, "folder", "jpg", "lab", RESIZED, 1.8),
+    "png-parquet": Input(32_768, DIGITS, "bytes", "png", "lab", DIGITS, 1.8),
+    "png-folder": Input(10_000, DIGITS, "folder", "png", "lab", DIGITS, 1.8),
+    "jpeg-folder": Input(2_000, PHOTOS, "folder", "jpg", "lab", RESIZED, 1.8),
     "raw-convnet": Input(65_536, DIGITS, "raw", "", "convnet", DIGITS, 1.8),
 }
 
