@@ -16,7 +16,15 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowFilter, FlowRunFi
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 
-FLOWS = ("retrain", "score", "sweep", "scheduled-retrain", "scheduled-score", "scheduled-prune")
+FLOWS = (
+    "retrain",
+    "score",
+    "sweep",
+    "scheduled-retrain",
+    "scheduled-score",
+    "scheduled-label",
+    "scheduled-prune",
+)
 _OUR_PARAMETERS = {"config", "store"}  # of each of these flows; others may have the same names
 _FINAL = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
 _PAGE = 200  # most that the server returns at once
