@@ -237,7 +237,7 @@ class DatedSource:
             self._save(record)
 
     def _save(self, record: Record) -> None:
-        write_bytes(self._store.root / self._file, record.model_dump_json().encode() + b"\n")
+        _write_record(self._store.root / self._file, record)
         fault_injection.failpoint("ingest:recorded")
 
     def _add(self, record: Record, source: SourceDay, dataset: Dataset, now: datetime) -> None:
@@ -388,8 +388,7 @@ def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
                 if (versions := [each for each in day.versions if each.part not in parts])
             }
             if days != record.days:
-                kept = record.model_copy(update={"days": days})
-                write_bytes(path, kept.model_dump_json().encode())
+                _write_record(path, record.model_copy(update={"days": days}))
 
 
 def _record_paths(store: Store, name: str) -> list[Path]:
@@ -398,6 +397,10 @@ def _record_paths(store: Store, name: str) -> list[Path]:
         if not folder.is_dir():
             return []
         return sorted(path for path in folder.iterdir() if re.fullmatch(_RECORD_NAME, path.name))
+
+
+def _write_record(path: Path, record: Record) -> None:
+    write_bytes(path, record.model_dump_json().encode() + b"\n")
 
 
 def _read_record(path: Path) -> Record:
