@@ -253,7 +253,8 @@ def test_command_reports_and_resumes_by_id(capfd, arguments, tmp_path, prefect_s
         shown = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_="nnbuild-sweep-"))
         )
-    assert told["best"] in str(shown[0].data)
+    # The server is shared: other tests have sweeps on it, too.
+    assert any(told["best"] in str(each.data) for each in shown)
     again = call(capfd, "sweep", "--id", "rates", "--store", tmp_path / "store")
     assert again.code == 0, again.err
     assert f"best by val_accuracy: {told['best']}, promoted" in again.out
