@@ -20,7 +20,7 @@ def test_scheduled_prune_deletes_old_runs(trained, tmp_path, prefect_server):
     with get_client(sync_client=True) as client:
         tables = client.read_artifacts()
     assert any(
-        each.key.startswith("nnbuild-pruned-") and runs[0] in str(each.data) for each in tables
+        str(each.key).startswith("nnbuild-pruned-") and runs[0] in str(each.data) for each in tables
     )
 
 

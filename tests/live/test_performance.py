@@ -135,7 +135,8 @@ def test_column_named_like_our_own_is_harmless(store, tmp_path):
     labelled(store, label_file(tmp_path / "l.parquet", id=[0, 5000], label=[0, 0]))
     first, second = measure(store).rows
     same = ("rows", "labelled", "estimated_accuracy", "accuracy")
-    assert [first[name] for name in same] == [second[name] for name in same]
+    # DuckDB's threads add in any order.
+    assert [first[name] for name in same] == [pytest.approx(second[name]) for name in same]
 
 
 def test_wildcards_in_the_path_of_a_store(store, tmp_path):

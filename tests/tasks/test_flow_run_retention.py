@@ -20,6 +20,7 @@ OURS = (
     sweep,
     scheduled.scheduled_retrain,
     scheduled.scheduled_score,
+    scheduled.scheduled_label,
     scheduled.scheduled_prune,
 )
 
