@@ -11,7 +11,14 @@ import typer
 from flows.cli.analytics import HtmlOption
 from flows.cli.app import TRAIN, JsonOption, StoreOption, app, explicit_options
 from flows.cli.console import PlainConsole, print_json, print_line, print_table, to_json_row
-from flows.cli.run import DatasetOption, EpochsOption, ModelOption, load_config, nest_options
+from flows.cli.run import (
+    ConfigOption,
+    DatasetOption,
+    EpochsOption,
+    ModelOption,
+    load_config,
+    nest_options,
+)
 from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,10 +57,7 @@ def backtest(
     dataset: DatasetOption = "mnist",
     model: ModelOption = "convnet",
     epochs: EpochsOption = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.toml", help="Settings from a file; options take precedence."),
-    ] = None,
+    config: ConfigOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -72,6 +72,11 @@ EpochsOption = Annotated[
     typer.Option(metavar="N", help="Passes over the training images.", show_default=BY_NETWORK),
 ]
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.toml", help="Settings from a file; options take precedence."),
+]
+
 
 @app.command(
     rich_help_panel=TRAIN,
@@ -112,10 +117,7 @@ def run(
             metavar="N", help="Train N runs, with seeds from --seed on, and print their spread."
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.toml", help="Settings from a file; options take precedence."),
-    ] = None,
+    config: ConfigOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -62,7 +62,6 @@ def load_data(
         return _load_days(run)
     state = source_fingerprint(run.config.dataset)
     dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
-    settings = preprocessing_of(run.config.dataset)
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
@@ -74,10 +73,10 @@ def load_data(
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return _described(
         dataset,
+        run.config.dataset,
         digest=dataset.digest,
         folder=location,
         pixel_scales=dict(dataset.pixel_scales),
-        preprocessing=None if settings is None else settings.model_dump(mode="json"),
         fingerprint=state,
         files=files,
     )
@@ -90,14 +89,13 @@ def _load_days(run: Run) -> LoadedData:
     name = window.source.name
     digest = window.source.create_dataset(window.versions, window.description)
     dataset = tables.read_dataset(store.local_dataset(name, digest))
-    settings = preprocessing_of(run.config.dataset)
     table = parts_table(window.versions, run.config)
     write_table(staged_table(run, "dataset_parts"), table, schemas.DATASET_PARTS)
     return _described(
         dataset,
+        run.config.dataset,
         digest=digest,
         folder=store.dataset_name(name, digest),
-        preprocessing=None if settings is None else settings.model_dump(mode="json"),
         day=window.day,
         days=window.versions,
         remarks=window.remarks,
@@ -105,7 +103,8 @@ def _load_days(run: Run) -> LoadedData:
     )
 
 
-def _described(dataset: Dataset, **others: Any) -> LoadedData:
+def _described(dataset: Dataset, config: DatasetConfig, **others: Any) -> LoadedData:
+    settings = preprocessing_of(config)
     return LoadedData(
         name=dataset.name,
         source=dataset.source,
@@ -115,6 +114,7 @@ def _described(dataset: Dataset, **others: Any) -> LoadedData:
         train=len(dataset.train),
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
+        preprocessing=None if settings is None else settings.model_dump(mode="json"),
         unreadable=len(dataset.unreadable),
         unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
         **others,
