@@ -6,12 +6,12 @@ policy, and scoring looks up what was already scored. Labelling and pruning need
 if they are repeated, there is nothing left to do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
-from prefect import State, flow, get_client
+from prefect import Flow, State, flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
@@ -47,6 +47,8 @@ from tasks.displays import logger
 from tasks.label import add_labels, watch_live
 from tasks.prune import prune_flow_runs, prune_store
 from tasks.score import score_days
+
+T = TypeVar("T")
 
 SKIPPED = "Skipped"
 """Name of the final state of a run that had nothing to do."""
@@ -129,6 +131,29 @@ def _update_flow_run(parameters: Mapping[str, Any], name: str) -> None:
 _REMOVED = "The schedule that planned this run is no longer part of the deployment."
 
 
+def _as_deployed(
+    scheduled: Flow[..., Any],
+    work: Callable[..., T],
+    given: Mapping[str, Any],
+    name: Callable[[Mapping[str, Any]], str],
+) -> T | State[Any]:
+    """Do the work of a scheduled run with the parameters that its deployment has now.
+
+    Args:
+        scheduled: The flow, which validates the parameters.
+        work: Function that takes the parameters of the flow.
+        given: Parameters that the run was planned with.
+        name: Function that returns the name of the run from its parameters.
+    """
+    check = check_deployment()
+    if check.removed:
+        return _skipped(_REMOVED)
+    if check.parameters is None:
+        return work(**given)
+    _update_flow_run(check.parameters, name(check.parameters))
+    return work(**scheduled.validate_parameters(check.parameters))
+
+
 # Scheduled retraining
 
 
@@ -158,13 +183,14 @@ def scheduled_retrain(
         unchanged: Whether to skip or to run if an earlier run with the same settings and code used
             the same data, or if too few images are new (`dataset.min_new`).
     """
-    check = check_deployment()
-    if check.removed:
-        return _skipped(_REMOVED)
-    if check.parameters is None:
-        return _retrain(config, store, timeout_seconds, catch_up=catch_up, unchanged=unchanged)
-    _update_flow_run(check.parameters, scheduled_retrain_name(check.parameters))
-    return _retrain(**scheduled_retrain.validate_parameters(check.parameters))
+    given = {
+        "config": config,
+        "store": store,
+        "timeout_seconds": timeout_seconds,
+        "catch_up": catch_up,
+        "unchanged": unchanged,
+    }
+    return _as_deployed(scheduled_retrain, _retrain, given, scheduled_retrain_name)
 
 
 def _retrain(
@@ -357,13 +383,8 @@ def scheduled_label(
         timeout_seconds: Time in seconds after which the run is asked to stop; half a minute later
             it is killed. No limit if not given.
     """
-    check = check_deployment()
-    if check.removed:
-        return _skipped(_REMOVED)
-    if check.parameters is None:
-        return _label(config, live, store, timeout_seconds)
-    _update_flow_run(check.parameters, scheduled_label_name())
-    return _label(**scheduled_label.validate_parameters(check.parameters))
+    given = {"config": config, "live": live, "store": store, "timeout_seconds": timeout_seconds}
+    return _as_deployed(scheduled_label, _label, given, lambda _: scheduled_label_name())
 
 
 def _label(
@@ -410,13 +431,13 @@ def scheduled_prune(
         timeout_seconds: Time in seconds after which the run is asked to stop; half a minute later
             it is killed. The next run completes what is left. No limit if not given.
     """
-    check = check_deployment()
-    if check.removed:
-        return _skipped(_REMOVED)
-    if check.parameters is None:
-        return _prune(config, store, flow_run_days, timeout_seconds)
-    _update_flow_run(check.parameters, scheduled_prune_name())
-    return _prune(**scheduled_prune.validate_parameters(check.parameters))
+    given = {
+        "config": config,
+        "store": store,
+        "flow_run_days": flow_run_days,
+        "timeout_seconds": timeout_seconds,
+    }
+    return _as_deployed(scheduled_prune, _prune, given, lambda _: scheduled_prune_name())
 
 
 def _prune(
