@@ -62,11 +62,16 @@ class Server:
 
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
         """Return the flow runs of a deployment, ordered by their scheduled time."""
-        of_flow = {"name": {"any_": [flow]}}
-        runs = self.ask(
-            "/flow_runs/filter", deployments={"name": {"any_": [deployment]}}, flows=of_flow
-        )
-        return sorted(runs, key=lambda each: each["expected_start_time"])
+        criteria = {
+            "deployments": {"name": {"any_": [deployment]}},
+            "flows": {"name": {"any_": [flow]}},
+            "sort": "EXPECTED_START_TIME_ASC",
+        }
+        runs: list[dict[str, Any]] = []
+        # An answer has at most 200 runs, and Prefect plans an interval's next hour in advance.
+        while page := self.ask("/flow_runs/filter", **criteria, offset=len(runs)):
+            runs += page
+        return runs
 
     @contextmanager
     def serving(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:

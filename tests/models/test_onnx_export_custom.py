@@ -9,6 +9,7 @@ from keras import layers, ops
 
 from nnbuild import logits
 from nnbuild.errors import ContractError
+from nnbuild.models import seeded
 from nnbuild.models.onnx_export import export_onnx
 from nnbuild.pipeline import export
 
@@ -152,8 +153,8 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("name", EXPORTED)
+@seeded(1)
 def test_user_model_export_equals_keras(tmp_path, name):
-    keras.utils.set_random_seed(1)
     model = EXPORTED[name]()
     logits.check_model(model, CLASSES, SHAPE)
     rng = np.random.default_rng(2)
@@ -193,8 +194,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
+@seeded(1)
 def test_unequal_export_raises(tmp_path, kind):
-    keras.utils.set_random_seed(1)
     model, path = stack(kind)(), tmp_path / "model.onnx"
 
     def export_and_compare():

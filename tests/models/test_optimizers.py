@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nnbuild.models import seeded
 from nnbuild.models.optimizers import Muon, orthogonal
 from nnbuild.runtime.tensorflow import keras, tf
 
@@ -10,8 +11,8 @@ layers = keras.layers
 RATE = 0.01
 
 
+@seeded(0)
 def network(*hidden):
-    keras.utils.set_random_seed(0)
     made = [kind(*size) for kind, size in hidden]
     return keras.Sequential(
         [keras.Input((8, 8, 1)), layers.Conv2D(6, 3), *made, layers.Flatten(), layers.Dense(3)]

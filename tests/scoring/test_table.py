@@ -11,6 +11,7 @@ from nnbuild.data.dataset import Split
 from nnbuild.engines import KerasEngine
 from nnbuild.errors import ContractError
 from nnbuild.logits import log_softmax, softmax
+from nnbuild.models import seeded
 from nnbuild.runtime.tensorflow import keras
 from nnbuild.scoring import logits_of, probability_table, write_predictions
 from nnbuild.store import schemas
@@ -42,8 +43,8 @@ def test_every_row_keeps_the_contract(logits, first):
     assert table["label"].null_count == len(logits)
 
 
+@seeded(0)
 def engine(batch_size, bias=0.0):
-    keras.utils.set_random_seed(0)
     head = keras.layers.Dense(3, bias_initializer=keras.initializers.Constant(bias))
     model = keras.Sequential([keras.Input((4, 4, 1), dtype="uint8"), keras.layers.Flatten(), head])
     return KerasEngine(model, batch_size)

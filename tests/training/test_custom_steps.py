@@ -12,6 +12,7 @@ from small_fit import CLASSES, StopAfter, config_of, run_through, same, small_sp
 
 from nnbuild import models
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted
+from nnbuild.models import seeded
 from nnbuild.training import Checkpoints, FitContext, fit
 from nnbuild.training.loop import CompiledLoop
 from nnbuild.training.shuffling import split_rows
@@ -179,8 +180,8 @@ SOUND = [
 ]
 
 
+@seeded(5)
 def network(kind, config):
-    keras.utils.set_random_seed(5)
     pixels = keras.Input((8, 8, 1))
     hidden = keras.layers.Dense(12, "relu", activity_regularizer=keras.regularizers.L2(1e-3))(
         keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(pixels))

@@ -9,13 +9,14 @@ from small_fit import CLASSES, config_of, same, small_split
 from nnbuild import models
 from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.errors import ConfigError, Interrupted
+from nnbuild.models import seeded
 from nnbuild.training import Checkpoints, FitContext, fit
 
 SHAPE = (8, 8, 1)
 
 
+@seeded(0)
 def network():
-    keras.utils.set_random_seed(0)
     images = keras.Input(SHAPE)
     features = layers.Conv2D(4, 3, name="conv")(images)
     features = layers.BatchNormalization(name="norm")(features)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbuild.errors import DataError, StoreError
+from nnbuild.models import seeded
 from nnbuild.runtime.tensorflow import keras
 from nnbuild.store import schemas
 from nnbuild.store.tables import read_table, write_table
@@ -31,8 +32,8 @@ def test_rows_round_trip(metrics, epochs):
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3])
+@seeded(0)
 def test_keras_history_round_trip(frequency):
-    keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile(
         "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
@@ -119,8 +120,8 @@ def test_other_schema_version_raises():
         schemas.require_version(schemas.HISTORY.remove_metadata(), "here")
 
 
+@seeded(0)
 def fitted(**given):
-    keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.compile(
         "adam",
