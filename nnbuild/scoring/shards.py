@@ -4,6 +4,7 @@ Reading, inference and writing run as overlapping stages; see `nnbuild.scoring.p
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nnbuild.data.streams import Batch, ImageStream, InputChunk, RejectedRows
+from nnbuild.data.streams import PICTURE_COLUMNS, Batch, ImageStream, InputChunk, RejectedRows
 from nnbuild.engines import Engine, Logits, Pixels
-from nnbuild.errors import DataError, StoreError
+from nnbuild.errors import ContractError, DataError, StoreError
 from nnbuild.evaluation.drift import Summary, summarise
 from nnbuild.logits import check_logits, energy
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.prefetch import prefetch
+from nnbuild.scoring.shadow import by_model
 from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
     atomic_write,
@@ -58,7 +60,8 @@ REJECTS = pa.schema(
 Pending = Sequence[tuple[int, list[InputChunk]]]
 """Number and chunks of each shard to make."""
 
-ScoredBatch = tuple[Batch, Logits]
+ScoredBatch = tuple[Batch, list[Logits]]
+"""Rows, with their logits by the model and, if the job has one, by the shadow."""
 
 
 class Shard(BaseModel):
@@ -73,6 +76,8 @@ class Shard(BaseModel):
         bytes: Size of the file.
         summary: Counts for the drift check, from `nnbuild.evaluation.drift.Summary.as_json`; empty
             if no row was scored.
+        shadow_sha256: SHA-256 of the file of the same name with the rows of the shadow; empty if
+            the job has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +88,24 @@ class Shard(BaseModel):
     sha256: str
     bytes: int
     summary: dict[str, list[int]] = {}
+    shadow_sha256: str = ""
+
+
+class ShadowContext(NamedTuple):
+    """What the rows of the shadow need in addition to the context of the job.
+
+    Attributes:
+        run_id: ID of the run that made the shadow.
+        schema: Schema of its rows.
+        temperature: Divisor of its logits.
+        set_threshold: Smallest probability of the classes in its prediction sets; None if the job
+            writes no sets.
+    """
+
+    run_id: str
+    schema: pa.Schema
+    temperature: float
+    set_threshold: float | None = None
 
 
 class ShardContext(NamedTuple):
@@ -100,6 +123,7 @@ class ShardContext(NamedTuple):
         energy_edges: Edges of the bins in which energies are counted; None to count none.
         set_threshold: Smallest probability of the classes in a prediction set; None if the job
             writes no sets.
+        shadow: The same for the shadow, whose logits the engine returns too; None without one.
     """
 
     config: ScoreConfig
@@ -112,6 +136,7 @@ class ShardContext(NamedTuple):
     class_names: tuple[str, ...] = ()
     energy_edges: NDArray[np.float64] | None = None
     set_threshold: float | None = None
+    shadow: ShadowContext | None = None
 
 
 def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
@@ -136,8 +161,14 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def finished(folder: Path, number: int) -> Shard | None:
-    """Return a shard that an earlier process finished; None unless its file is unchanged."""
+def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None:
+    """Return a shard that an earlier process finished; None unless its files are unchanged.
+
+    Args:
+        folder: Folder of the job.
+        number: Number of the shard.
+        shadow: Whether the job has a shadow.
+    """
     record = folder / "done" / f"{number:05d}.json"
     if not record.exists():
         return None
@@ -145,8 +176,12 @@ def finished(folder: Path, number: int) -> Shard | None:
         shard = Shard.model_validate(read_json(record))
     except (ValidationError, StoreError):
         return None
-    path = folder / "rows" / shard.name
-    return shard if path.is_file() and file_digest(path) == shard.sha256 else None
+    files = {"rows": shard.sha256} | ({"shadow": shard.shadow_sha256} if shadow else {})
+    for name, digest in files.items():
+        path = folder / name / shard.name
+        if not path.is_file() or file_digest(path) != digest:
+            return None
+    return shard
 
 
 def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterator[int | Shard]:
@@ -155,7 +190,7 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
     Args:
         context: Settings, input, engine and schema of the job.
         pending: Number and chunks of each shard.
-        folder: Folder of the job, for `rows/`, `quarantine/` and `done/`.
+        folder: Folder of the job, for `rows/`, `shadow/`, `quarantine/` and `done/`.
 
     Yields:
         Numbers of processed input rows, as they are processed, and each shard when it is finished.
@@ -168,7 +203,7 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
         return
     # Not in a stage: a signal can interrupt the import of a library only in this thread.
     engine = context.engine()
-    results = prefetch(_infer(engine, context.classes, prefetch(_read(context, pending))))
+    results = prefetch(_infer(engine, context, prefetch(_read(context, pending))))
     upcoming = next(results, None)
 
     def results_of(number: int) -> Iterator[ScoredBatch | RejectedRows]:
@@ -195,15 +230,28 @@ def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch 
 
 
 def _infer(
-    engine: Engine, classes: int, inputs: Iterable[tuple[int, Batch | RejectedRows]]
+    engine: Engine, context: ShardContext, inputs: Iterable[tuple[int, Batch | RejectedRows]]
 ) -> Iterator[tuple[int, ScoredBatch | RejectedRows]]:
     for number, rows in inputs:
         if isinstance(rows, RejectedRows):
             yield number, rows
         else:
-            first = int(rows.example_ids[0])
-            logits = check_logits(engine.logits(rows.images), classes, first_row=first)
+            logits = _checked(engine.logits(rows.images), rows, context)
             yield number, (rows._replace(images=_drift_sample(rows.images)), logits)
+
+
+def _checked(logits: Logits, batch: Batch, context: ShardContext) -> list[Logits]:
+    """Return the logits of each model, after checking the contract."""
+    first = int(batch.example_ids[0])
+    own, *others = by_model(logits, len(batch.images))
+    checked = [check_logits(own, context.classes, first_row=first)]
+    for each in others:
+        try:
+            checked.append(check_logits(each, context.classes, first_row=first))
+        except ContractError as error:
+            run_id = context.shadow.run_id if context.shadow else "unknown"
+            raise ContractError(f"shadow {run_id}: {error}; score without it") from error
+    return checked
 
 
 def _drift_sample(images: Pixels) -> Pixels:
@@ -222,19 +270,26 @@ def _write(
     folder: Path,
 ) -> Generator[int, None, Shard]:
     name = shard_name(number)
-    path = folder / "rows" / name
+    path, shadow_path = folder / "rows" / name, folder / "shadow" / name
     rejects: list[RejectedRows] = []
-    with atomic_write(path) as part, parquet_writer(part, context.schema) as file:
-        writer = RowWriter(file, context)
+    with ExitStack() as files:
+        writer = RowWriter(_open(files, path, context.schema), context)
+        shadow = None
+        if context.shadow is not None:
+            shadow = ShadowWriter(_open(files, shadow_path, context.shadow.schema), context)
         for result in results:
             if isinstance(result, RejectedRows):
                 rejects.append(_require_quarantine(result, context.config))
                 yield result.rows
             else:
-                batch, logits = result
-                writer.add(batch, logits)
+                batch, (logits, *others) = result
+                table, written = writer.add(batch, logits)
+                if shadow is not None:
+                    shadow.add(batch, others[0], table["predicted"], written)
                 yield len(logits)
         writer.finish()
+        if shadow is not None:
+            shadow.finish()
     if rejects:
         make_durable_dir(folder / "quarantine")
         table = pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS)
@@ -249,10 +304,16 @@ def _write(
         sha256=file_digest(path),
         bytes=path.stat().st_size,
         summary=writer.summary.as_json() if writer.summary else {},
+        shadow_sha256=file_digest(shadow_path) if context.shadow else "",
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
     fault_injection.failpoint("shard:done")
     return shard
+
+
+def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a writer whose file appears when the files are closed without an error."""
+    return files.enter_context(parquet_writer(files.enter_context(atomic_write(path)), schema))
 
 
 def _require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
@@ -271,6 +332,26 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=False)
 
 
+class _Buffer:
+    """Collects rows until there are enough for a row group."""
+
+    def __init__(self, file: pq.ParquetWriter) -> None:
+        self._file = file
+        self._tables: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows."""
+        self._tables.append(table)
+        if sum(map(len, self._tables)) >= ROW_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the collected rows."""
+        if self._tables:
+            self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
+            self._tables = []
+
+
 class RowWriter:
     """Writes the rows of one shard.
 
@@ -285,17 +366,19 @@ class RowWriter:
     """
 
     def __init__(self, file: pq.ParquetWriter, context: ShardContext) -> None:
-        self._file, self._context = file, context
+        self._buffer, self._context = _Buffer(file), context
         self.rows = self.written = 0
         self.summary: Summary | None = None
-        self._tables: list[pa.Table] = []
 
-    def add(self, batch: Batch, logits: Logits) -> None:
+    def add(self, batch: Batch, logits: Logits) -> tuple[pa.Table, pa.ChunkedArray | None]:
         """Add the rows of a batch; they are buffered until there are enough for a row group.
 
         Args:
             batch: Rows, with the sample of their images for the drift check.
             logits: Logits of all rows, float32, shape (n, classes).
+
+        Returns:
+            All rows, and the numbers of those that passed the filter; None if there is no filter.
         """
         context = self._context
         table = score_table(
@@ -310,20 +393,73 @@ class RowWriter:
         counts = counted(batch, table, logits, context.energy_edges)
         self.summary = self.summary + counts if self.summary else counts
         self.rows += len(table)
-        selected = table if context.where is None else table.filter(context.where)
+        selected, numbers = table, None
+        if context.where is not None:
+            selected, numbers = _filtered(table, context.where)
         self.written += len(selected)
-        self._tables.append(selected)
-        if sum(map(len, self._tables)) >= ROW_GROUP:
-            self._flush()
+        self._buffer.add(selected)
+        return table, numbers
 
     def finish(self) -> None:
         """Write the buffered rows."""
-        if self._tables:
-            self._flush()
+        self._buffer.flush()
 
-    def _flush(self) -> None:
-        self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
-        self._tables = []
+
+_NUMBER = "nnbuild: row"  # hardly the name of a column that a user carries through
+
+
+def _filtered(table: pa.Table, where: pc.Expression) -> tuple[pa.Table, pa.ChunkedArray]:
+    """Return the rows that pass a filter, and their numbers in the table."""
+    numbered = table.append_column(_NUMBER, pa.array(np.arange(len(table))))
+    selected = numbered.filter(where)
+    return selected.drop_columns(_NUMBER), selected[_NUMBER]
+
+
+class ShadowWriter:
+    """Writes the rows of the shadow in one shard: those that the model's file has, in its order.
+
+    Args:
+        file: Open Parquet writer.
+        context: Settings of the job, with the shadow.
+    """
+
+    def __init__(self, file: pq.ParquetWriter, context: ShardContext) -> None:
+        self._buffer, self._context = _Buffer(file), context
+
+    def add(
+        self,
+        batch: Batch,
+        logits: Logits,
+        predicted: pa.ChunkedArray,
+        written: pa.ChunkedArray | None,
+    ) -> None:
+        """Add the rows of a batch.
+
+        Args:
+            batch: Rows.
+            logits: Logits of the shadow, float32, shape (n, classes).
+            predicted: Classes that the model predicted, int16, shape (n,).
+            written: Numbers of the rows to write; None to write all.
+        """
+        context, shadow = self._context, self._context.shadow
+        if shadow is None:
+            raise TypeError("the context has no shadow")
+        columns = [*shadow.schema.names]
+        kept = [each for each in PICTURE_COLUMNS.names if each in columns]
+        table = score_table(
+            batch._replace(kept=batch.kept.select(kept) if batch.kept is not None else None),
+            logits,
+            context.config,
+            shadow.schema.remove(len(shadow.schema) - 1),
+            shadow.temperature,
+            class_names=context.class_names,
+            set_threshold=shadow.set_threshold,
+        ).append_column(shadow.schema.field(len(shadow.schema) - 1), predicted)
+        self._buffer.add(table if written is None else table.take(written))
+
+    def finish(self) -> None:
+        """Write the buffered rows."""
+        self._buffer.flush()
 
 
 def counted(
