@@ -1,6 +1,6 @@
 """Make the shards of a job: output files, written atomically, with the same rows every time.
 
-Reading, inference and writing run as overlapping stages; see `nnbuild.scoring.prefetch`.
+Reading, inference and writing run as overlapping stages; see `nnbuild.runtime.threads`.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,8 +20,8 @@ from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.drift import Summary, summarise
 from nnbuild.logits import check_logits, energy
 from nnbuild.runtime import fault_injection
+from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.prefetch import prefetch
 from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
     atomic_write,
@@ -58,7 +58,19 @@ REJECTS = pa.schema(
 Pending = Sequence[tuple[int, list[InputChunk]]]
 """Number and chunks of each shard to make."""
 
-ScoredBatch = tuple[Batch, Logits]
+
+class ScoredRows(NamedTuple):
+    """Scored rows that are ready to be written.
+
+    Attributes:
+        tables: The rows that passed the filter, in one table for each batch.
+        rows: Number of scored rows.
+        summary: Counts of the scored rows for the drift check; None for no rows.
+    """
+
+    tables: list[pa.Table]
+    rows: int
+    summary: Summary | None
 
 
 class Shard(BaseModel):
@@ -171,23 +183,20 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
     results = prefetch(_infer(engine, context.classes, prefetch(_read(context, pending))))
     upcoming = next(results, None)
 
-    def results_of(number: int) -> Iterator[ScoredBatch | RejectedRows]:
+    def results_of(number: int) -> Iterator[ScoredRows | RejectedRows]:
         nonlocal upcoming
         while upcoming is not None and upcoming[0] == number:
-            yield upcoming[1]
+            rows = upcoming[1]
+            yield rows if isinstance(rows, RejectedRows) else scored_rows(context, *rows)
             upcoming = next(results, None)
 
     for number, chunks in pending:
-        shard = yield from _write(context, number, results_of(number), folder)
-        actual, expected = shard.rows + shard.quarantined, sum(each.rows for each in chunks)
-        if actual != expected:
-            raise StoreError(
-                f"shard {number} has {actual} of {expected} rows; this is a bug, please report it"
-            )
-        yield shard
+        expected = sum(each.rows for each in chunks)
+        yield (yield from write_shard(context, number, expected, results_of(number), folder))
 
 
 def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch | RejectedRows]]:
+    context.source.read_ahead([chunk for _, chunks in pending for chunk in chunks])
     for number, chunks in pending:
         for chunk in chunks:
             for rows in context.source.read(chunk, context.config.batch_size):
@@ -196,14 +205,42 @@ def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch 
 
 def _infer(
     engine: Engine, classes: int, inputs: Iterable[tuple[int, Batch | RejectedRows]]
-) -> Iterator[tuple[int, ScoredBatch | RejectedRows]]:
+) -> Iterator[tuple[int, tuple[Batch, Logits] | RejectedRows]]:
     for number, rows in inputs:
-        if isinstance(rows, RejectedRows):
-            yield number, rows
-        else:
-            first = int(rows.example_ids[0])
-            logits = check_logits(engine.logits(rows.images), classes, first_row=first)
-            yield number, (rows._replace(images=_drift_sample(rows.images)), logits)
+        yield number, rows if isinstance(rows, RejectedRows) else infer(engine, classes, rows)
+
+
+def infer(engine: Engine, classes: int, batch: Batch) -> tuple[Batch, Logits]:
+    """Compute the logits of a batch, and keep only the images that the drift check needs.
+
+    Raises:
+        ContractError: The output of the model is not a finite array of logits.
+    """
+    first = int(batch.example_ids[0])
+    logits = check_logits(engine.logits(batch.images), classes, first_row=first)
+    return batch._replace(images=_drift_sample(batch.images)), logits
+
+
+def scored_rows(context: ShardContext, batch: Batch, logits: Logits) -> ScoredRows:
+    """Return the rows of a batch as they are written.
+
+    Args:
+        context: Settings, schema, temperature and filter of the job.
+        batch: Rows, with the sample of their images for the drift check.
+        logits: Logits of all rows, float32, shape (n, classes).
+    """
+    table = score_table(
+        batch,
+        logits,
+        context.config,
+        context.schema,
+        context.temperature,
+        class_names=context.class_names,
+        set_threshold=context.set_threshold,
+    )
+    summary = counted(batch, table, logits, context.energy_edges)
+    selected = table if context.where is None else table.filter(context.where)
+    return ScoredRows([selected], len(table), summary)
 
 
 def _drift_sample(images: Pixels) -> Pixels:
@@ -215,26 +252,48 @@ def _sample_step(rows: int) -> int:
     return _SAMPLE_STEP if rows >= _LARGE_BATCH else 1
 
 
-def _write(
+def write_shard(
     context: ShardContext,
     number: int,
-    results: Iterator[ScoredBatch | RejectedRows],
+    expected: int,
+    results: Iterator[ScoredRows | RejectedRows],
     folder: Path,
 ) -> Generator[int, None, Shard]:
+    """Write the file of a shard, and the record by which a resumed job finds it.
+
+    Args:
+        context: Settings and schema of the job.
+        number: Number of the shard.
+        expected: Number of its input rows.
+        results: Its rows, in order.
+        folder: Folder of the job.
+
+    Yields:
+        Numbers of input rows, as they are written.
+
+    Returns:
+        The finished shard.
+
+    Raises:
+        DataError: A row cannot be scored, and `on_error` is `stop`.
+    """
     name = shard_name(number)
     path = folder / "rows" / name
     rejects: list[RejectedRows] = []
     with atomic_write(path) as part, parquet_writer(part, context.schema) as file:
-        writer = RowWriter(file, context)
+        writer = RowWriter(file)
         for result in results:
             if isinstance(result, RejectedRows):
-                rejects.append(_require_quarantine(result, context.config))
-                yield result.rows
+                rejects.append(require_quarantine(result, context.config))
             else:
-                batch, logits = result
-                writer.add(batch, logits)
-                yield len(logits)
+                writer.add(result)
+            yield result.rows
         writer.finish()
+    quarantined = sum(each.rows for each in rejects)
+    if (actual := writer.rows + quarantined) != expected:
+        raise StoreError(
+            f"shard {number} has {actual} of {expected} rows; this is a bug, please report it"
+        )
     if rejects:
         make_durable_dir(folder / "quarantine")
         table = pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS)
@@ -245,7 +304,7 @@ def _write(
         name=name,
         rows=writer.rows,
         written=writer.written,
-        quarantined=sum(each.rows for each in rejects),
+        quarantined=quarantined,
         sha256=file_digest(path),
         bytes=path.stat().st_size,
         summary=writer.summary.as_json() if writer.summary else {},
@@ -255,7 +314,12 @@ def _write(
     return shard
 
 
-def _require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
+def require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
+    """Return rows that cannot be scored, if the job puts them into quarantine.
+
+    Raises:
+        DataError: `on_error` is `stop`.
+    """
     if config.on_error == "stop":
         raise DataError(
             f"{reject.file}, row group {reject.row_group}, row {reject.row}: {reject.reason}; "
@@ -276,7 +340,6 @@ class RowWriter:
 
     Args:
         file: Open Parquet writer.
-        context: Settings, schema, temperature and filter of the job.
 
     Attributes:
         rows: Number of scored rows.
@@ -284,37 +347,22 @@ class RowWriter:
         summary: Counts of the scored rows for the drift check; None before the first rows.
     """
 
-    def __init__(self, file: pq.ParquetWriter, context: ShardContext) -> None:
-        self._file, self._context = file, context
+    def __init__(self, file: pq.ParquetWriter) -> None:
+        self._file = file
         self.rows = self.written = 0
         self.summary: Summary | None = None
         self._tables: list[pa.Table] = []
 
-    def add(self, batch: Batch, logits: Logits) -> None:
-        """Add the rows of a batch; they are buffered until there are enough for a row group.
-
-        Args:
-            batch: Rows, with the sample of their images for the drift check.
-            logits: Logits of all rows, float32, shape (n, classes).
-        """
-        context = self._context
-        table = score_table(
-            batch,
-            logits,
-            context.config,
-            context.schema,
-            context.temperature,
-            class_names=context.class_names,
-            set_threshold=context.set_threshold,
-        )
-        counts = counted(batch, table, logits, context.energy_edges)
-        self.summary = self.summary + counts if self.summary else counts
-        self.rows += len(table)
-        selected = table if context.where is None else table.filter(context.where)
-        self.written += len(selected)
-        self._tables.append(selected)
-        if sum(map(len, self._tables)) >= ROW_GROUP:
-            self._flush()
+    def add(self, scored: ScoredRows) -> None:
+        """Add rows; they are buffered until there are enough for a row group."""
+        self.rows += scored.rows
+        if scored.summary is not None:
+            self.summary = self.summary + scored.summary if self.summary else scored.summary
+        for table in scored.tables:
+            self.written += len(table)
+            self._tables.append(table)
+            if sum(map(len, self._tables)) >= ROW_GROUP:
+                self._flush()
 
     def finish(self) -> None:
         """Write the buffered rows."""
