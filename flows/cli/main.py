@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _is_scoring() -> bool:
     """Return whether a scoring stage is still running; a normal exit would wait for it."""
-    from nnbuild.scoring.prefetch import STAGE
+    from nnbuild.runtime.threads import STAGE
 
     return any(each.name == STAGE for each in threading.enumerate())
 

@@ -72,11 +72,13 @@ class Reader(ABC):
         column: Name of the column, or of its part, to read from the file.
         value_bytes: Bytes of memory for each value in the file.
         is_float: Whether the pixels are floats, whose scale depends on their values.
+        decodes: Whether the column contains the bytes of picture files.
     """
 
     column: str
     value_bytes: int = 1
     is_float: bool = False
+    decodes: bool = False
 
     @abstractmethod
     def read(self, column: pa.ChunkedArray, first: int, room: int, where: object) -> NDArray[Any]:
@@ -256,6 +258,7 @@ class _Pictures(Reader):
     column: str
     above: str
     pictures: PictureReader
+    decodes: bool = True
 
     def read(self, column: pa.ChunkedArray, first: int, room: int, where: object) -> NDArray[Any]:
         return self.read_rows(column, first, room, where)[0]

@@ -1,8 +1,9 @@
 """Read Parquet inputs of any size, a row group at a time: images, labels and columns to copy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,19 +17,25 @@ from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.data.file_tree import File
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
+    PICTURES_PER_BATCH,
     Batch,
     Identifier,
     InputChunk,
     Pixels,
     RejectedRows,
+    Rows,
     StreamOptions,
 )
 from nnbuild.errors import DataError, suggestion
+from nnbuild.runtime.threads import in_threads
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
+T = TypeVar("T")
 _MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
 _EVIDENCE_ROWS = 1024
+_LOCAL_THREADS, _REMOTE_THREADS = 4, 32  # a remote file takes several round trips
+_SMALL_BYTES = 2**20  # of a remote file that is fetched whole; twice as many wait as are fetched
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
 
@@ -44,6 +51,16 @@ class _Layout(NamedTuple):
     image: str
     label: str | None
     reader: image_columns.Reader
+
+
+@dataclass
+class _Position:
+    """Row group that is being read, and how many of its rows have been."""
+
+    chunk: InputChunk
+    batch_rows: int
+    batches: Iterator[pa.RecordBatch]
+    done: int = 0
 
 
 class ParquetStream:
@@ -65,6 +82,9 @@ class ParquetStream:
         self._address, self._columns, self._shape = address, options.columns, options.shape
         self._files = [file.path for file in files]
         self._open: tuple[int, Any] | None = None
+        self._position: _Position | None = None
+        self._small: set[int] = set()
+        self._fetching: Iterator[tuple[int, pa.Buffer]] = iter(())
         self._pixel_max = options.pixel_max
         self._class_names = tuple(options.class_names)
         self._pictures = PictureReader(options.preprocessing)
@@ -72,20 +92,28 @@ class ParquetStream:
         self._layouts: list[_Layout] = []
         self._chunks: list[InputChunk] = []
         self._starts: list[int] = []
+        self._bytes: list[int] = []
         first = 0
-        for number, path in enumerate(self._files):
-            with _read_errors_as_data_errors(path), _open(path) as file:
-                schema = file.schema_arrow
-                groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        for number, (schema, metadata) in enumerate(self._for_each_file(_footer)):
+            path = self._files[number]
             if number == 0:
                 self._schema = schema
             self._layouts.append(self._layout(schema, path))
             self._starts.append(first)
-            for group, metadata in enumerate(groups):
-                self._require_ids(metadata, f"{path}, row group {group}")
-                if metadata.num_rows:
-                    self._chunks.append(InputChunk(number, group, first, metadata.num_rows))
-                first += metadata.num_rows
+            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+            self._bytes.append(sum(each.total_byte_size for each in groups))
+            for group, about in enumerate(groups):
+                self._require_ids(about, f"{path}, row group {group}")
+                if about.num_rows:
+                    self._chunks.append(InputChunk(number, group, first, about.num_rows))
+                first += about.num_rows
+
+    def _for_each_file(self, function: Callable[[Any], T]) -> Iterator[T]:
+        """Yield the result of a function for each file, in order."""
+        if len(self._files) == 1:
+            return map(function, self._files)
+        remote = is_remote(self._files[0])
+        return in_threads(function, self._files, _REMOTE_THREADS if remote else _LOCAL_THREADS)
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return the row groups that are not empty."""
@@ -100,7 +128,8 @@ class ParquetStream:
     def identity(self) -> list[list[Any]]:
         """Return name, size and time of change of each file; for objects the ETag, not the time."""
         with os_errors_as_store_errors(f"read {self._address}"):
-            return [[str(path), *_version(path)] for path in self._files]
+            versions = self._for_each_file(_version)
+            return [[str(path), *each] for path, each in zip(self._files, versions, strict=True)]
 
     def identifier(self) -> Identifier:
         """Return what identifies a row: its number, or the type of the column of IDs."""
@@ -119,29 +148,71 @@ class ParquetStream:
             self._whites = tuple(self._white(number) for number in range(len(self._files)))
         return list(self._whites)
 
-    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
-        """Yield each row of a row group once, in a batch or rejected; see `ImageStream.read`."""
-        done = 0
-        batches = self._batches(chunk, batch_rows)
-        while done < chunk.rows:
+    def read(
+        self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
+    ) -> Iterator[Batch | RejectedRows]:
+        """Yield each row of a row group once, in a batch or rejected; see `ImageStream.read`.
+
+        A row group can only be read from its beginning. If the next part of the same row group is
+        read next, reading continues where it stopped.
+        """
+        if self._layouts[chunk.file].reader.decodes:
+            batch_rows = min(batch_rows, PICTURES_PER_BATCH)
+        part = rows or Rows(0, chunk.rows)
+        position, self._position = self._position_before(part, chunk, batch_rows), None
+        while position.done < part.stop:
+            first, left = chunk.first + position.done, chunk.rows - position.done
+            is_wanted = position.done >= part.start
             try:
-                batch = next(batches, None)
-                reason = f"the row group ends after {done} of its {chunk.rows} rows"
+                batch = next(position.batches, None)
+                reason = f"the row group ends after {position.done} of its {chunk.rows} rows"
             except _BROKEN as error:
                 batch = None
                 reason = f"not readable as Parquet ({archives.reason_of(error)[:200]})"
             if batch is None:
-                yield self._reject(chunk, chunk.first + done, chunk.rows - done, reason)
+                if is_wanted:
+                    yield self._reject(chunk, first, left, reason)
                 return
-            batch = batch.slice(0, chunk.rows - done)
-            yield from self._rows(batch, chunk, chunk.first + done)
-            done += len(batch)
+            batch = batch.slice(0, left)
+            if is_wanted:
+                yield from self._rows(batch, chunk, first)
+            position.done += len(batch)
+        self._position = position
+
+    def _position_before(self, part: Rows, chunk: InputChunk, batch_rows: int) -> _Position:
+        """Return where to continue: in the row group that was read last, or at the beginning."""
+        last = self._position
+        if (
+            last is not None
+            and (last.chunk, last.batch_rows) == (chunk, batch_rows)
+            and last.done <= part.start
+        ):
+            return last
+        return _Position(chunk, batch_rows, self._batches(chunk, batch_rows))
 
     def _batches(self, chunk: InputChunk, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        file = self._file(chunk.file)
-        yield from file.iter_batches(
+        yield from self._file(chunk.file).iter_batches(
             batch_rows, row_groups=[chunk.group], columns=self._columns_of(chunk.file)
         )
+
+    def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
+        """Begin to fetch the small remote files of these chunks, each as a whole."""
+        numbers = dict.fromkeys(
+            chunk.file for chunk in chunks if self._bytes[chunk.file] <= _SMALL_BYTES
+        )
+        self._small = {number for number in numbers if is_remote(self._files[number])}
+        self._fetching = in_threads(self._fetch, sorted(self._small), _REMOTE_THREADS)
+
+    def _fetch(self, number: int) -> tuple[int, pa.Buffer]:
+        path = self._files[number]
+        return number, pa.py_buffer(path.fs.cat_file(path.path))
+
+    def reopen(self) -> None:
+        """Connect to the server of remote files again: connections do not survive a fork."""
+        self._files = [
+            type(path)(str(path), **path.storage_options) if is_remote(path) else path
+            for path in self._files
+        ]
 
     def _rows(
         self, batch: pa.RecordBatch, chunk: InputChunk, first: int
@@ -337,8 +408,23 @@ class ParquetStream:
         if self._open is None or self._open[0] != number:
             if self._open is not None:
                 self._open[1].close()
-            self._open = (number, _open(self._files[number]))
+            content = self._content(number)
+            file = _open(self._files[number]) if content is None else pq.ParquetFile(content)
+            self._open = (number, file)
         return self._open[1]
+
+    def _content(self, number: int) -> pa.BufferReader | None:
+        """Return the content of a file that was fetched ahead; None if it was not."""
+        while number in self._small:
+            try:
+                fetched, content = next(self._fetching)
+            except _BROKEN:  # opening the file again says what is wrong, if it still is
+                self._small.clear()
+                break
+            self._small.remove(fetched)
+            if fetched == number:
+                return pa.BufferReader(content)
+        return None
 
 
 def class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
@@ -386,6 +472,12 @@ def _version(path: Any) -> tuple[int, str]:
         return int(info["size"]), str(info.get("ETag") or info.get("LastModified") or "")
     status = path.stat()
     return status.st_size, str(status.st_mtime_ns)
+
+
+def _footer(path: Any) -> tuple[pa.Schema, pq.FileMetaData]:
+    """Return the schema and the metadata of a file."""
+    with _read_errors_as_data_errors(path), _open(path) as file:
+        return file.schema_arrow, file.metadata
 
 
 def _open(path: Any) -> pq.ParquetFile:

@@ -28,13 +28,21 @@ PICTURE_COLUMNS = pa.schema(
         )
     ]
 )
-_CHUNK_IMAGES = 4096
+PICTURES_PER_BATCH = 512
+"""Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
 Pixels = NDArray[np.uint8]
 Identifier = Literal["row", "path", "integer", "text"]
 """What identifies a row: its number, the path of its picture, or a column of integers or texts."""
+
+
+class Rows(NamedTuple):
+    """Part of a chunk: the rows from `start` up to `stop`, counted from the first of the chunk."""
+
+    start: int
+    stop: int
 
 
 class InputChunk(NamedTuple):
@@ -135,8 +143,23 @@ class ImageStream(Protocol):
             DataError: Floats whose range could be 0 to 1 as well as 0 to 255.
         """
 
-    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
-        """Yield the rows of a chunk in order, those that cannot be read as `RejectedRows`."""
+    def read(
+        self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
+    ) -> Iterator[Batch | RejectedRows]:
+        """Yield the rows of a chunk in order, those that cannot be read as `RejectedRows`.
+
+        Args:
+            chunk: Chunk to read.
+            batch_rows: Maximum number of rows in a batch.
+            rows: Part of the chunk; all of it if None. A batch is in the part in which its first
+                row is, so that the batches do not depend on the parts.
+        """
+
+    def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
+        """Begin to fetch chunks that will be read in this order, if fetching them takes time."""
+
+    def reopen(self) -> None:
+        """Prepare for reading in a process that was forked since the stream was opened."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +221,8 @@ class PictureStream:
         self._shape, self._settings = options.shape, settings
 
     def chunks(self) -> Sequence[InputChunk]:
-        """Return chunks of some thousand pictures."""
-        return _equal_chunks(len(self._files), _CHUNK_IMAGES)
+        """Return chunks of some hundred pictures."""
+        return _equal_chunks(len(self._files), PICTURES_PER_BATCH)
 
     def schema(self) -> pa.Schema:
         """Return the only column of pictures, `path`."""
@@ -220,10 +243,24 @@ class PictureStream:
             [encodable(str(path)), each.st_size, str(each.st_mtime_ns)] for path, each in status
         ]
 
-    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+    def read(
+        self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
+    ) -> Iterator[Batch | RejectedRows]:
         """Yield the pictures of a chunk; an unreadable one ends its batch."""
+        for start, stop in _batches_in(chunk, batch_rows, rows):
+            yield from self._read_batch(chunk, start, stop)
+
+    def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
+        """Do nothing: pictures are local files."""
+
+    def reopen(self) -> None:
+        """Do nothing: no file stays open."""
+
+    def _read_batch(
+        self, chunk: InputChunk, start: int, stop: int
+    ) -> Iterator[Batch | RejectedRows]:
         images: list[Pixels] = []
-        for row in range(chunk.first, chunk.first + chunk.rows):
+        for row in range(start, stop):
             picture = self._picture(row, chunk)
             if isinstance(picture, RejectedRows):
                 yield from self._batch(images, row)
@@ -231,10 +268,7 @@ class PictureStream:
                 images = []
                 continue
             images.append(picture)
-            if len(images) == batch_rows:
-                yield from self._batch(images, row + 1)
-                images = []
-        yield from self._batch(images, chunk.first + chunk.rows)
+        yield from self._batch(images, stop)
 
     def _picture(self, row: int, chunk: InputChunk) -> Pixels | RejectedRows:
         path = self._files[row].path
@@ -327,16 +361,31 @@ class ArrayStream:
         content = np.ascontiguousarray(self._images).data
         return [[self._address, len(self._images), hashlib.sha256(content).hexdigest()]]
 
-    def read(self, chunk: InputChunk, batch_rows: int) -> Iterator[Batch | RejectedRows]:
+    def read(
+        self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
+    ) -> Iterator[Batch | RejectedRows]:
         """Yield the images of a chunk."""
-        for start in range(chunk.first, chunk.first + chunk.rows, batch_rows):
-            part = slice(start, min(start + batch_rows, chunk.first + chunk.rows))
+        for start, stop in _batches_in(chunk, batch_rows, rows):
             yield Batch(
-                fit_images(self._images[part], self._settings),
-                np.arange(part.start, part.stop, dtype=np.int64),
+                fit_images(self._images[start:stop], self._settings),
+                np.arange(start, stop, dtype=np.int64),
                 None,
                 None,
             )
+
+    def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
+        """Do nothing: the images are in memory."""
+
+    def reopen(self) -> None:
+        """Do nothing: the images are in memory."""
+
+
+def _batches_in(chunk: InputChunk, batch_rows: int, rows: Rows | None) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each batch of a part, and the row after its last, in the input."""
+    part = rows or Rows(0, chunk.rows)
+    for start in range(0, chunk.rows, batch_rows):
+        if part.start <= start < part.stop:
+            yield chunk.first + start, chunk.first + min(start + batch_rows, chunk.rows)
 
 
 def _equal_chunks(rows: int, size: int) -> list[InputChunk]:

@@ -1,10 +1,11 @@
 """Batch scoring: from images to logits to the probability table, for inputs of any size.
 
-    inputs.py ─ prefetch.py ─ shards.py ─ commit.py
-    (read)      (overlap)     (score)     (publish)
+    job.py ───────── shards.py ─── commit.py
+    (open, resume)   (score)       (publish)
 
-`scorer.score` runs one job, `days.backfill` one job for each day of a range; `job.py` creates and
-resumes jobs, and `dask.py` makes their shards on a cluster.
+`scorer.score` runs one job, `days.backfill` one job for each day of a range. The shards of a job
+are made in this process (`shards.py`), in processes that share the cores (`processes.py`), or on a
+cluster (`dask.py`); the bytes are the same.
 """
 
 from typing import TYPE_CHECKING, Any

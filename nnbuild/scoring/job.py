@@ -22,6 +22,7 @@ from nnbuild.errors import (
     InputError,
     Interrupted,
     LockedError,
+    RunError,
     StoreError,
 )
 from nnbuild.runtime import environment, fault_injection
@@ -139,7 +140,7 @@ def job_context(job: Job) -> Iterator[None]:
             else:
                 error.add_note(_how_to_resume(job))
             raise
-        except (StoreError, Interrupted) as error:
+        except (StoreError, RunError, Interrupted) as error:
             error.add_note(_how_to_resume(job))
             raise
         except OSError as error:

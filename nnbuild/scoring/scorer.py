@@ -11,6 +11,7 @@ from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
 from nnbuild.scoring.job import Job, job_context, open_job, resume_job, score_input
+from nnbuild.scoring.processes import processes_worthwhile, score_in_processes
 from nnbuild.scoring.shards import Shard
 
 
@@ -59,10 +60,11 @@ def open_or_resume(
 def make_shards(
     job: Job, address: str | None, progress: ProgressCallback | None = None
 ) -> list[Shard]:
-    """Make the missing shards, in this process or on the Dask cluster at an address."""
-    return (
-        score_input(job, progress) if address is None else score_on_cluster(job, address, progress)
-    )
+    """Make the missing shards on this machine, or on the Dask cluster at an address."""
+    if address is not None:
+        return score_on_cluster(job, address, progress)
+    count = processes_worthwhile(job)
+    return score_input(job, progress) if count == 1 else score_in_processes(job, count, progress)
 
 
 def _open_or_resume(

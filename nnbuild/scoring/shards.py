@@ -1,6 +1,6 @@
 """Make the shards of a job: output files, written atomically, with the same rows every time.
 
-Reading, inference and writing run as overlapping stages; see `nnbuild.scoring.prefetch`.
+Reading, inference and writing run as overlapping stages; see `nnbuild.runtime.threads`.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,8 +21,8 @@ from nnbuild.errors import ContractError, DataError, StoreError
 from nnbuild.evaluation.drift import Summary, summarise
 from nnbuild.logits import check_logits, energy
 from nnbuild.runtime import fault_injection
+from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.prefetch import prefetch
 from nnbuild.scoring.shadow import by_model
 from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
@@ -60,8 +60,21 @@ REJECTS = pa.schema(
 Pending = Sequence[tuple[int, list[InputChunk]]]
 """Number and chunks of each shard to make."""
 
-ScoredBatch = tuple[Batch, list[Logits]]
-"""Rows, with their logits by the model and, if the job has one, by the shadow."""
+
+class ScoredRows(NamedTuple):
+    """Scored rows that are ready to be written.
+
+    Attributes:
+        tables: The rows that passed the filter, in one table for each batch.
+        rows: Number of scored rows.
+        summary: Counts of the scored rows for the drift check; None for no rows.
+        shadow: The same rows as scored by the shadow; empty if the job has none.
+    """
+
+    tables: list[pa.Table]
+    rows: int
+    summary: Summary | None
+    shadow: Sequence[pa.Table] = ()
 
 
 class Shard(BaseModel):
@@ -206,23 +219,20 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
     results = prefetch(_infer(engine, context, prefetch(_read(context, pending))))
     upcoming = next(results, None)
 
-    def results_of(number: int) -> Iterator[ScoredBatch | RejectedRows]:
+    def results_of(number: int) -> Iterator[ScoredRows | RejectedRows]:
         nonlocal upcoming
         while upcoming is not None and upcoming[0] == number:
-            yield upcoming[1]
+            rows = upcoming[1]
+            yield rows if isinstance(rows, RejectedRows) else scored_rows(context, *rows)
             upcoming = next(results, None)
 
     for number, chunks in pending:
-        shard = yield from _write(context, number, results_of(number), folder)
-        actual, expected = shard.rows + shard.quarantined, sum(each.rows for each in chunks)
-        if actual != expected:
-            raise StoreError(
-                f"shard {number} has {actual} of {expected} rows; this is a bug, please report it"
-            )
-        yield shard
+        expected = sum(each.rows for each in chunks)
+        yield (yield from write_shard(context, number, expected, results_of(number), folder))
 
 
 def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch | RejectedRows]]:
+    context.source.read_ahead([chunk for _, chunks in pending for chunk in chunks])
     for number, chunks in pending:
         for chunk in chunks:
             for rows in context.source.read(chunk, context.config.batch_size):
@@ -231,27 +241,84 @@ def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch 
 
 def _infer(
     engine: Engine, context: ShardContext, inputs: Iterable[tuple[int, Batch | RejectedRows]]
-) -> Iterator[tuple[int, ScoredBatch | RejectedRows]]:
+) -> Iterator[tuple[int, tuple[Batch, list[Logits]] | RejectedRows]]:
     for number, rows in inputs:
-        if isinstance(rows, RejectedRows):
-            yield number, rows
-        else:
-            logits = _checked(engine.logits(rows.images), rows, context)
-            yield number, (rows._replace(images=_drift_sample(rows.images)), logits)
+        yield number, rows if isinstance(rows, RejectedRows) else infer(engine, context, rows)
 
 
-def _checked(logits: Logits, batch: Batch, context: ShardContext) -> list[Logits]:
-    """Return the logits of each model, after checking the contract."""
-    first = int(batch.example_ids[0])
-    own, *others = by_model(logits, len(batch.images))
-    checked = [check_logits(own, context.classes, first_row=first)]
-    for each in others:
+def infer(engine: Engine, context: ShardContext, batch: Batch) -> tuple[Batch, list[Logits]]:
+    """Compute the logits of a batch, and keep only the images that the drift check needs.
+
+    Returns:
+        The batch, and its logits by the model and, if the job has one, by the shadow.
+
+    Raises:
+        ContractError: The output of a model is not a finite array of logits.
+    """
+    first, images = int(batch.example_ids[0]), batch.images
+    checked = []
+    for logits in by_model(engine.logits(images), len(images)):
         try:
-            checked.append(check_logits(each, context.classes, first_row=first))
+            checked.append(check_logits(logits, context.classes, first_row=first))
         except ContractError as error:
-            run_id = context.shadow.run_id if context.shadow else "unknown"
-            raise ContractError(f"shadow {run_id}: {error}; score without it") from error
-    return checked
+            if not checked or context.shadow is None:
+                raise
+            raise ContractError(
+                f"shadow {context.shadow.run_id}: {error}; score without it"
+            ) from error
+    return batch._replace(images=_drift_sample(images)), checked
+
+
+def scored_rows(context: ShardContext, batch: Batch, by_models: Sequence[Logits]) -> ScoredRows:
+    """Return the rows of a batch as they are written.
+
+    Args:
+        context: Settings, schema, temperature and filter of the job.
+        batch: Rows, with the sample of their images for the drift check.
+        by_models: Logits of all rows, float32, shape (n, classes): by the model and, if the job
+            has one, by the shadow.
+    """
+    logits = by_models[0]
+    table = score_table(
+        batch,
+        logits,
+        context.config,
+        context.schema,
+        context.temperature,
+        class_names=context.class_names,
+        set_threshold=context.set_threshold,
+    )
+    summary = counted(batch, table, logits, context.energy_edges)
+    shadow = [_shadow_rows(context, batch, each, table["predicted"]) for each in by_models[1:]]
+    if context.where is None:
+        return ScoredRows([table], len(table), summary, shadow)
+    numbered = table.append_column(_NUMBER, pa.array(np.arange(len(table))))
+    selected = numbered.filter(context.where)
+    shadow = [each.take(selected[_NUMBER]) for each in shadow]
+    return ScoredRows([selected.drop_columns(_NUMBER)], len(table), summary, shadow)
+
+
+_NUMBER = "nnbuild: row"  # hardly the name of a column that a user carries through
+
+
+def _shadow_rows(
+    context: ShardContext, batch: Batch, logits: Logits, predicted: pa.ChunkedArray
+) -> pa.Table:
+    """Return the rows of a batch as scored by the shadow, with the classes of the model."""
+    shadow = context.shadow
+    if shadow is None:
+        raise TypeError("the engine returns logits of a shadow, but the context has none")
+    identifying = [each for each in PICTURE_COLUMNS.names if each in shadow.schema.names]
+    table = score_table(
+        batch._replace(kept=None if batch.kept is None else batch.kept.select(identifying)),
+        logits,
+        context.config,
+        shadow.schema.remove(len(shadow.schema) - 1),
+        shadow.temperature,
+        class_names=context.class_names,
+        set_threshold=shadow.set_threshold,
+    )
+    return table.append_column(shadow.schema.field(len(table.schema)), predicted)
 
 
 def _drift_sample(images: Pixels) -> Pixels:
@@ -263,33 +330,51 @@ def _sample_step(rows: int) -> int:
     return _SAMPLE_STEP if rows >= _LARGE_BATCH else 1
 
 
-def _write(
+def write_shard(
     context: ShardContext,
     number: int,
-    results: Iterator[ScoredBatch | RejectedRows],
+    expected: int,
+    results: Iterator[ScoredRows | RejectedRows],
     folder: Path,
 ) -> Generator[int, None, Shard]:
+    """Write the files of a shard, and the record by which a resumed job finds them.
+
+    Args:
+        context: Settings and schema of the job.
+        number: Number of the shard.
+        expected: Number of its input rows.
+        results: Its rows, in order.
+        folder: Folder of the job.
+
+    Yields:
+        Numbers of input rows, as they are written.
+
+    Returns:
+        The finished shard.
+
+    Raises:
+        DataError: A row cannot be scored, and `on_error` is `stop`.
+    """
     name = shard_name(number)
     path, shadow_path = folder / "rows" / name, folder / "shadow" / name
     rejects: list[RejectedRows] = []
     with ExitStack() as files:
-        writer = RowWriter(_open(files, path, context.schema), context)
-        shadow = None
+        shadow_file = None
         if context.shadow is not None:
-            shadow = ShadowWriter(_open(files, shadow_path, context.shadow.schema), context)
+            shadow_file = _open(files, shadow_path, context.shadow.schema)
+        writer = RowWriter(_open(files, path, context.schema), shadow_file)
         for result in results:
             if isinstance(result, RejectedRows):
-                rejects.append(_require_quarantine(result, context.config))
-                yield result.rows
+                rejects.append(require_quarantine(result, context.config))
             else:
-                batch, (logits, *others) = result
-                table, written = writer.add(batch, logits)
-                if shadow is not None:
-                    shadow.add(batch, others[0], table["predicted"], written)
-                yield len(logits)
+                writer.add(result)
+            yield result.rows
         writer.finish()
-        if shadow is not None:
-            shadow.finish()
+    quarantined = sum(each.rows for each in rejects)
+    if (actual := writer.rows + quarantined) != expected:
+        raise StoreError(
+            f"shard {number} has {actual} of {expected} rows; this is a bug, please report it"
+        )
     if rejects:
         make_durable_dir(folder / "quarantine")
         table = pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS)
@@ -300,7 +385,7 @@ def _write(
         name=name,
         rows=writer.rows,
         written=writer.written,
-        quarantined=sum(each.rows for each in rejects),
+        quarantined=quarantined,
         sha256=file_digest(path),
         bytes=path.stat().st_size,
         summary=writer.summary.as_json() if writer.summary else {},
@@ -316,7 +401,12 @@ def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return files.enter_context(parquet_writer(files.enter_context(atomic_write(path)), schema))
 
 
-def _require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
+def require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
+    """Return rows that cannot be scored, if the job puts them into quarantine.
+
+    Raises:
+        DataError: `on_error` is `stop`.
+    """
     if config.on_error == "stop":
         raise DataError(
             f"{reject.file}, row group {reject.row_group}, row {reject.row}: {reject.reason}; "
@@ -332,8 +422,46 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression=codecs, use_dictionary=False)
 
 
-class _Buffer:
-    """Collects rows until there are enough for a row group."""
+class RowWriter:
+    """Writes the rows of one shard.
+
+    Args:
+        file: Open Parquet writer.
+        shadow: Open Parquet writer of the shadow's rows; None if the job has no shadow.
+
+    Attributes:
+        rows: Number of scored rows.
+        written: Number of scored rows that passed the `where` filter.
+        summary: Counts of the scored rows for the drift check; None before the first rows.
+    """
+
+    def __init__(self, file: pq.ParquetWriter, shadow: pq.ParquetWriter | None = None) -> None:
+        self._buffer = _RowGroups(file)
+        self._shadow = None if shadow is None else _RowGroups(shadow)
+        self.rows = self.written = 0
+        self.summary: Summary | None = None
+
+    def add(self, scored: ScoredRows) -> None:
+        """Add rows; they are buffered until there are enough for a row group."""
+        self.rows += scored.rows
+        if scored.summary is not None:
+            self.summary = self.summary + scored.summary if self.summary else scored.summary
+        for table in scored.tables:
+            self.written += len(table)
+            self._buffer.add(table)
+        if self._shadow is not None:
+            for table in scored.shadow:
+                self._shadow.add(table)
+
+    def finish(self) -> None:
+        """Write the buffered rows."""
+        self._buffer.flush()
+        if self._shadow is not None:
+            self._shadow.flush()
+
+
+class _RowGroups:
+    """Rows that are collected until there are enough for a row group."""
 
     def __init__(self, file: pq.ParquetWriter) -> None:
         self._file = file
@@ -350,116 +478,6 @@ class _Buffer:
         if self._tables:
             self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
             self._tables = []
-
-
-class RowWriter:
-    """Writes the rows of one shard.
-
-    Args:
-        file: Open Parquet writer.
-        context: Settings, schema, temperature and filter of the job.
-
-    Attributes:
-        rows: Number of scored rows.
-        written: Number of scored rows that passed the `where` filter.
-        summary: Counts of the scored rows for the drift check; None before the first rows.
-    """
-
-    def __init__(self, file: pq.ParquetWriter, context: ShardContext) -> None:
-        self._buffer, self._context = _Buffer(file), context
-        self.rows = self.written = 0
-        self.summary: Summary | None = None
-
-    def add(self, batch: Batch, logits: Logits) -> tuple[pa.Table, pa.ChunkedArray | None]:
-        """Add the rows of a batch; they are buffered until there are enough for a row group.
-
-        Args:
-            batch: Rows, with the sample of their images for the drift check.
-            logits: Logits of all rows, float32, shape (n, classes).
-
-        Returns:
-            All rows, and the numbers of those that passed the filter; None if there is no filter.
-        """
-        context = self._context
-        table = score_table(
-            batch,
-            logits,
-            context.config,
-            context.schema,
-            context.temperature,
-            class_names=context.class_names,
-            set_threshold=context.set_threshold,
-        )
-        counts = counted(batch, table, logits, context.energy_edges)
-        self.summary = self.summary + counts if self.summary else counts
-        self.rows += len(table)
-        selected, numbers = table, None
-        if context.where is not None:
-            selected, numbers = _filtered(table, context.where)
-        self.written += len(selected)
-        self._buffer.add(selected)
-        return table, numbers
-
-    def finish(self) -> None:
-        """Write the buffered rows."""
-        self._buffer.flush()
-
-
-_NUMBER = "nnbuild: row"  # hardly the name of a column that a user carries through
-
-
-def _filtered(table: pa.Table, where: pc.Expression) -> tuple[pa.Table, pa.ChunkedArray]:
-    """Return the rows that pass a filter, and their numbers in the table."""
-    numbered = table.append_column(_NUMBER, pa.array(np.arange(len(table))))
-    selected = numbered.filter(where)
-    return selected.drop_columns(_NUMBER), selected[_NUMBER]
-
-
-class ShadowWriter:
-    """Writes the rows of the shadow in one shard: those that the model's file has, in its order.
-
-    Args:
-        file: Open Parquet writer.
-        context: Settings of the job, with the shadow.
-    """
-
-    def __init__(self, file: pq.ParquetWriter, context: ShardContext) -> None:
-        self._buffer, self._context = _Buffer(file), context
-
-    def add(
-        self,
-        batch: Batch,
-        logits: Logits,
-        predicted: pa.ChunkedArray,
-        written: pa.ChunkedArray | None,
-    ) -> None:
-        """Add the rows of a batch.
-
-        Args:
-            batch: Rows.
-            logits: Logits of the shadow, float32, shape (n, classes).
-            predicted: Classes that the model predicted, int16, shape (n,).
-            written: Numbers of the rows to write; None to write all.
-        """
-        context, shadow = self._context, self._context.shadow
-        if shadow is None:
-            raise TypeError("the context has no shadow")
-        columns = [*shadow.schema.names]
-        kept = [each for each in PICTURE_COLUMNS.names if each in columns]
-        table = score_table(
-            batch._replace(kept=batch.kept.select(kept) if batch.kept is not None else None),
-            logits,
-            context.config,
-            shadow.schema.remove(len(shadow.schema) - 1),
-            shadow.temperature,
-            class_names=context.class_names,
-            set_threshold=shadow.set_threshold,
-        ).append_column(shadow.schema.field(len(shadow.schema) - 1), predicted)
-        self._buffer.add(table if written is None else table.take(written))
-
-    def finish(self) -> None:
-        """Write the buffered rows."""
-        self._buffer.flush()
 
 
 def counted(

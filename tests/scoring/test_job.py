@@ -21,10 +21,10 @@ from score_data import ROWS, bad_parquet, drift, files, images, parquet, rows, s
 import nnbuild
 from nnbuild.errors import ConfigError, ContractError, DataError, Interrupted, StoreError
 from nnbuild.runtime import fault_injection
+from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.prefetch import prefetch
 from nnbuild.scoring.selection import parse_filter
 from nnbuild.store import champion
 from nnbuild.store.filesystem import read_json, write_json

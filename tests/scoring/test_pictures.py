@@ -81,7 +81,7 @@ def test_glob_without_pictures_is_missing(store, tmp_path):
 
 
 def test_rejected_pictures_keep_paths(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "_CHUNK_IMAGES", 4)
+    monkeypatch.setattr(streams, "PICTURES_PER_BATCH", 4)
     names = [f"{number}.png" for number in range(11)]
     folder = write(tmp_path / "pictures", names)
     bad = ["0.png", "4.png", "5.png", "notes.txt"]
@@ -164,7 +164,7 @@ class _StopAtFirst:
 
 
 def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "_CHUNK_IMAGES", 2)
+    monkeypatch.setattr(streams, "PICTURES_PER_BATCH", 2)
     config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
     with pytest.raises(Interrupted):
         nnbuild.score(config, store.root, progress=_StopAtFirst())

@@ -13,6 +13,7 @@ from nnbuild.runtime import fault_injection
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.shards import make_shards
 from nnbuild.store import champion
 from nnbuild.store.filesystem import read_json, write_json
@@ -275,3 +276,16 @@ def test_score_command_with_a_shadow(gated_runs, tmp_path, capfd):
         "where s.predicted = h.champion_predicted"
     )
     assert call(capfd, "sql", query, "--store", store.root, "--json").json["rows"] == [{"n": ROWS}]
+
+
+def test_processes_score_with_a_shadow(gated_runs, tmp_path):
+    store, (_, _, other) = gated_runs
+    path = parquet(tmp_path / "in.parquet")
+    options = {"input": str(path), "batch_size": 16, "shard_rows": 100, "shadow": other}
+    options |= {"where": "confidence < 0.9"}
+    straight = scored(store, **options)
+    job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
+    with jobs.job_context(job):
+        commit_job(job, score_in_processes(job, 2))
+    assert files(store, job.score_id) == files(store, straight.score_id)
+    assert shadow_files(store, job.score_id) == shadow_files(store, straight.score_id)

@@ -1,11 +1,14 @@
-"""Pipeline stages that overlap: each runs in a thread, a few items ahead of its consumer."""
+"""Work in threads: a pipeline stage ahead of its consumer, and calls that wait in parallel."""
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 STAGE = "nnbuild-stage"
 SECONDS_TO_LET_GO = 1.0
 """How long to wait at a stop for a stage that is busy with an item, such as an import."""
@@ -60,3 +63,33 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:
     finally:
         abandoned.set()
         thread.join(timeout)
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Yield the result of a function for each item, in order, with several calls at a time.
+
+    It is for calls that wait, such as requests to a server.
+
+    Args:
+        function: Function to call.
+        items: Its arguments.
+        threads: Number of calls at a time, which also bounds the results that wait; with 1 the
+            calls are made in this thread.
+
+    Raises:
+        Exception: A call failed; the error is raised where its result would be yielded.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, "nnbuild-wait")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

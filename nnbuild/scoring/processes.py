@@ -1,0 +1,415 @@
+"""Make the shards of a job in processes that share the cores of this machine.
+
+Most of the work on small pictures holds Python's interpreter lock, so threads do not share it. Each
+process reads, decodes, scores and writes parts of shards by itself, on one core. This process only
+hands out the parts, in order, and passes neither images nor rows. The bytes do not depend on the
+number of processes.
+"""
+
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnbuild import errors
+from nnbuild.data.streams import InputChunk, RejectedRows, Rows
+from nnbuild.errors import Interrupted, NnbuildError, RunError
+from nnbuild.runtime import fault_injection
+from nnbuild.runtime.environment import processors
+from nnbuild.runtime.progress import NullProgress, ProgressCallback
+from nnbuild.runtime.signals import deferred_signals
+from nnbuild.scoring.job import Job, job_engine, progress_of
+from nnbuild.scoring.parts import Part, split_shard
+from nnbuild.scoring.shards import Shard
+from nnbuild.store.filesystem import make_durable_dir
+
+_SECONDS_TO_START = 1.0  # of processes, on a machine of 2026
+_WRITING = 1e-6  # seconds per row to make, write and join the rows of a part
+_CORES_OF_THREADS = 8  # which the threads of one process keep busy, measured on 16 cores
+_PROBES = (16, 64, 4096)  # the first one warms up
+_PROBE_SECONDS = 0.02
+_FEW_ROWS = 512
+_POLL_SECONDS = 0.2
+_SECONDS_TO_END = 10.0
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from nnbuild.scoring.worker import main; "
+    "main(sys.argv[2], sys.argv[3], [int(each) for each in sys.argv[4:]])"
+)
+
+
+def processes_worthwhile(job: Job) -> int:
+    """Return the number of processes that make a job's shards; 1 for this one alone.
+
+    A model that only Keras can run stays in this process: TensorFlow takes seconds to start. For
+    others both times are estimated from a few rows.
+    """
+    count = min(job.config.threads or processors(), processors())
+    engines = {job.model.engine} | ({job.shadow.engine} if job.shadow else set())
+    if count == 1 or engines != {"onnx"}:
+        return 1
+    _, pending = progress_of(job)
+    chunks = [chunk for _, chunks in pending for chunk in chunks]
+    rows = sum(chunk.rows for chunk in chunks)
+    if rows <= _FEW_ROWS:
+        return 1
+    cost = _cost(job, chunks[0])
+    if not processes_are_faster(cost, rows, count):
+        return 1
+    return min(count, sum(len(split_shard(each, job.config.batch_size)) for _, each in pending))
+
+
+class Cost(NamedTuple):
+    """Seconds that one core takes for a row."""
+
+    reading: float
+    inference: float
+
+
+def processes_are_faster(cost: Cost, rows: int, count: int) -> bool:
+    """Return whether a number of processes score rows earlier than the threads of this process.
+
+    One thread reads, and others infer meanwhile.
+    """
+    together = cost.reading + cost.inference
+    in_threads = max(cost.reading, together / min(count, _CORES_OF_THREADS))
+    in_processes = (together + _WRITING) / count
+    return rows * in_processes + _SECONDS_TO_START < rows * in_threads
+
+
+def _cost(job: Job, chunk: InputChunk) -> Cost:
+    """Measure the cost of the first rows of a chunk."""
+    engine = job_engine(job, job.config.model_copy(update={"threads": 1}))
+    cost = Cost(0.0, 0.0)
+    for rows in _PROBES:
+        began = time.perf_counter()
+        found = next(iter(job.source.read(chunk, min(rows, chunk.rows), Rows(0, 1))), None)
+        seconds = time.perf_counter() - began
+        if found is None or isinstance(found, RejectedRows):
+            return cost
+        engine.logits(found.images)  # the first call allocates memory
+        began = time.perf_counter()
+        engine.logits(found.images)
+        cost = Cost(seconds / len(found.images), (time.perf_counter() - began) / len(found.images))
+        if rows > _PROBES[0] and seconds > _PROBE_SECONDS:
+            break
+    return cost
+
+
+def score_in_processes(
+    job: Job, count: int, progress: ProgressCallback | None = None
+) -> list[Shard]:
+    """Make the missing shards in several processes; see `nnbuild.scoring.job.score_input`.
+
+    Args:
+        job: The job.
+        count: Number of processes.
+        progress: Receives the number of scored rows.
+
+    Raises:
+        DataError: A row cannot be scored, and `on_error` is `stop`.
+        ContractError: The output of the model is not a finite array of logits.
+        RunError: A process died.
+        Interrupted: A signal asked to stop; finished shards are kept.
+    """
+    progress = progress or NullProgress()
+    done, pending = progress_of(job)
+    rows, total = sum(each.rows + each.quarantined for each in done), job.total
+    began = time.perf_counter()
+    make_durable_dir(job.folder / "rows")
+    folder = Path(tempfile.mkdtemp(prefix="parts-", dir=job.folder))
+    schedule = _Schedule(pending, job.config.batch_size, folder)
+    try:
+        for event in _events(job, schedule, count):
+            if isinstance(event, Shard):
+                done.append(event)
+            else:
+                rows += event
+                progress.scored(rows, total, time.perf_counter() - began)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    fault_injection.failpoint("score:shards")
+    return sorted(done, key=lambda each: each.name)
+
+
+Place = tuple[int, int]
+"""Number of a shard, and of a part of it."""
+
+_FIRST: Place = (-1, -1)
+
+
+class _Failure(NamedTuple):
+    """An error, and the place in the input where it was found."""
+
+    place: Place
+    error: BaseException
+
+
+Event = int | Shard | _Failure | None
+"""Number of processed rows, a finished shard, a failure, or the end of a process's requests."""
+
+
+def _events(job: Job, schedule: "_Schedule", count: int) -> Iterator[int | Shard]:
+    """Yield numbers of processed rows, and each shard when it is finished.
+
+    If requests fail, the error of the first rows is raised, as if one process had read them all.
+    """
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    failures: list[_Failure] = []
+    with (
+        deferred_signals() as stop,
+        _processes(job, count) as processes,
+        ThreadPoolExecutor(count, "nnbuild-ask") as threads,
+    ):
+        try:
+            for each in processes:
+                threads.submit(_ask_all, each, schedule, events)
+            waiting = count
+            while waiting:
+                event = _next_event(events, stop)
+                if event is None:
+                    waiting -= 1
+                elif isinstance(event, _Failure):
+                    failures.append(event)
+                else:
+                    yield event
+        except BaseException:
+            schedule.stop(_FIRST)
+            for each in processes:
+                each.kill()
+            raise
+    if failures:
+        raise min(failures, key=lambda each: each.place).error
+
+
+def _next_event(events: "queue.SimpleQueue[Event]", stop: Callable[[], int | None]) -> Event:
+    """Wait for the next event, and look for a signal meanwhile."""
+    while True:
+        if signal_number := stop():
+            raise Interrupted(f"stopped by signal {signal_number}", signal_number)
+        with suppress(queue.Empty):
+            return events.get(timeout=_POLL_SECONDS)
+
+
+def _ask_all(
+    process: "_Process",
+    schedule: "_Schedule",
+    events: "queue.SimpleQueue[Event]",
+) -> None:
+    """Let a process do requests until there are no more."""
+    place = _FIRST
+    try:
+        process.wait_until_ready()
+        while (request := schedule.next_request(process)) is not None:
+            place = request["shard"], request.get("part", -1)
+            events.put(schedule.finish(request, process.ask(request)))
+    except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+        schedule.stop(place)
+        events.put(_Failure(place, error))
+    finally:
+        events.put(None)
+
+
+class _Schedule:
+    """Hands out the parts of shards, and each shard to join when its parts are there.
+
+    A process gets the parts of a large row group in a row, since each part is reached by reading
+    those before it. Row groups are begun in order; at the end, processes share those in progress.
+
+    Args:
+        pending: Number and chunks of each shard.
+        batch_rows: Rows of a batch.
+        folder: Folder for the parts.
+    """
+
+    def __init__(
+        self, pending: Sequence[tuple[int, list[InputChunk]]], batch_rows: int, folder: Path
+    ) -> None:
+        self._folder = str(folder)
+        self._lock = threading.Lock()
+        self._end: Place | None = None
+        self._parts: dict[int, dict[int, Part]] = {number: {} for number, _ in pending}
+        self._counts: dict[int, int] = {}
+        groups: dict[tuple[int, InputChunk], deque[Place]] = {}
+        for shard, chunks in pending:
+            parts = split_shard(chunks, batch_rows)
+            self._counts[shard] = len(parts)
+            for number, pieces in enumerate(parts):
+                groups.setdefault((shard, pieces[0].chunk), deque()).append((shard, number))
+        self._waiting = deque(groups.values())
+        self._begun: dict[object, deque[Place]] = {}
+        self._complete = [shard for shard, count in self._counts.items() if not count]
+
+    def next_request(self, process: object) -> dict[str, Any] | None:
+        """Return the next request for a process; None if there is nothing left to hand out."""
+        with self._lock:
+            if self._complete and self._end is None:
+                shard = self._complete.pop()
+                parts = self._parts.pop(shard)
+                ordered = [parts[part].model_dump() for part in sorted(parts)]
+                return {"folder": self._folder, "shard": shard, "parts": ordered}
+            place = self._next_place(process)
+            if place is None:
+                return None
+            return {"folder": self._folder, "shard": place[0], "part": place[1]}
+
+    def _next_place(self, process: object) -> "Place | None":
+        own = self._begun.get(process)
+        while not own and self._waiting:
+            own = self._begun[process] = self._waiting.popleft()
+        place = own.popleft() if own else None
+        if place is None:
+            largest = max(self._begun.values(), key=len, default=None)
+            place = largest.pop() if largest else None
+        if place is None or self._end is None or place < self._end:
+            return place
+        return self._next_place(process)
+
+    def finish(self, request: dict[str, Any], answer: dict[str, Any]) -> int | Shard:
+        """Record the answer to a request, and return the rows of a part, or the joined shard."""
+        if "part" not in request:
+            return Shard.model_validate(answer)
+        part = Part.model_validate(answer)
+        with self._lock:
+            shard = request["shard"]
+            self._parts[shard][request["part"]] = part
+            if len(self._parts[shard]) == self._counts[shard]:
+                self._complete.append(shard)
+        return part.input_rows
+
+    def stop(self, place: "Place") -> None:
+        """Hand out only what is before a place, where an error was found."""
+        with self._lock:
+            self._end = place if self._end is None else min(self._end, place)
+
+
+@contextmanager
+def _processes(job: Job, count: int) -> Iterator[list["_Process"]]:
+    """Start the processes of a job, and end them after the block.
+
+    They have a session of their own, so that Ctrl-C in a terminal reaches this process alone. They
+    do not inherit its memory, in which TensorFlow may have been started.
+    """
+    with ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(count)]
+        for ours, _ in pairs:
+            stack.enter_context(ours)
+        numbers = [theirs.fileno() for _, theirs in pairs]
+        stderr = stack.enter_context(tempfile.TemporaryFile())
+        path = json.dumps([os.path.abspath(each) for each in sys.path])  # noqa: PTH100  ('' is here)
+        arguments = [str(job.store.root), job.score_id, *map(str, numbers)]
+        process = subprocess.Popen(  # noqa: S603  (our own program)
+            [sys.executable, "-P", "-c", _START, path, *arguments],
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+        )
+        for _, theirs in pairs:
+            theirs.close()
+        try:
+            yield [_Process(ours, process, stderr) for ours, _ in pairs]
+        finally:
+            for ours, _ in pairs:
+                with suppress(OSError):  # its process is gone
+                    ours.shutdown(socket.SHUT_RDWR)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS_TO_END)
+            _kill_group(process)
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class _Process:
+    """One of the processes of a job.
+
+    Args:
+        connection: Socket on which it answers.
+        group: The process that started it.
+        stderr: File with what the processes wrote to standard error.
+    """
+
+    def __init__(
+        self, connection: socket.socket, group: "subprocess.Popen[bytes]", stderr: Any
+    ) -> None:
+        self._connection, self._group, self._stderr = connection, group, stderr
+        self._lines = connection.makefile("r", encoding="utf-8")
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has opened the job.
+
+        Raises:
+            NnbuildError: It could not.
+        """
+        self._answer()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return its answer to a request.
+
+        Raises:
+            NnbuildError: The request failed, or the process died.
+        """
+        try:
+            self._connection.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise self._death() from error
+        return self._answer()
+
+    def kill(self) -> None:
+        """Kill it, and the other processes of the job."""
+        _kill_group(self._group)
+
+    def _answer(self) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+        except OSError as error:
+            raise self._death() from error
+        if not line:
+            raise self._death()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _error_of(answer)
+        return answer
+
+    def _death(self) -> RunError:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        reason = f" ({lines[-1][:300]})" if lines else ""
+        return RunError(
+            f"a scoring process was killed or died{reason}; if memory was short, set threads to a "
+            "smaller number"
+        )
+
+
+def _error_of(answer: dict[str, Any]) -> BaseException:
+    """Return the exception that a process described."""
+    message = answer["message"]
+    if answer["error"] == "MemoryError":
+        return MemoryError(message)
+    if "errno" in answer:
+        return OSError(answer["errno"], message, answer["file"])
+    kind = getattr(errors, answer["error"], None)
+    if kind is None or not issubclass(kind, NnbuildError):
+        return RunError(f"a scoring process failed: {message}")
+    setting = {key: answer[key] for key in ("setting", "value") if key in answer}
+    error: NnbuildError = kind(message, **setting)
+    return error
