@@ -1,6 +1,6 @@
 """Compute live accuracy and its estimate by period and run, with DuckDB over the scored rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import groupby
@@ -13,7 +13,16 @@ import pyarrow.parquet as pq
 from nnbuild.errors import StoreError
 from nnbuild.evaluation.metrics import BINS
 from nnbuild.evaluation.significance import wilson_interval
-from nnbuild.live.jobs import GLOBAL, ID_COLUMNS, ScoredInput, jobs_table, scored_inputs
+from nnbuild.live.jobs import (
+    GLOBAL,
+    ID_COLUMNS,
+    NEWEST_LABELS,
+    ScoredInput,
+    jobs_table,
+    label_columns,
+    labels_by_scope,
+    scored_inputs,
+)
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 from nnbuild.store.query import connected, register_numbered
@@ -68,12 +77,12 @@ def measure(store: Store, by: Period = "day", *, now: datetime | None = None) ->
     """
     jobs = scored_inputs(store)
     models = _models(store, jobs)
-    jobs = [each for each in jobs if each.run_id in models]
-    if not jobs:
+    if not models:
         return Performance([], {})
     with connected(store, ["labels"]) as connection:
+        # Of all jobs: the first one with the same input may have scored with a model file.
         connection.register("jobs", jobs_table(jobs))
-        connection.execute(_NEWEST)
+        connection.execute(NEWEST_LABELS)
         queries = list(_counts(connection, store, jobs, models))
         connection.execute(f"create table counts as {' union all '.join(queries)}")
         by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall()
@@ -106,19 +115,6 @@ def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
     return models
 
 
-# Labels that belong to the input of one job have the number of that job's origin, others null.
-_NEWEST = """
-create table newest as
-select j.origin, l.example_id, l.example_key,
-  arg_max(l.label, {'o': l.observed_at, 'v': l.version}) as label,
-  max({'o': l.observed_at, 'v': l.version}) as moment,
-  min(l.ingested_at)::date as arrived
-from labels l left join jobs j on j.score_id = l.score_id
-where l.score_id is null or j.job is not null
-group by all
-"""
-
-
 def _counts(
     connection: Any, store: Store, jobs: Sequence[ScoredInput], models: dict[str, _Model]
 ) -> Iterator[str]:
@@ -127,14 +123,14 @@ def _counts(
     The temperature, the threshold and the number of classes are constants of a query, which is
     several times faster than reading them from a table for each row.
     """
-    found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
-    has_labels: dict[bool, int] = dict(found)
+    has_labels = labels_by_scope(connection)
 
     def kind(job: tuple[int, ScoredInput]) -> tuple[str, str, float]:
         number = job[1]
         return str(number.run_id), number.identifier, number.temperature
 
-    for place, (key, group) in enumerate(groupby(sorted(enumerate(jobs), key=kind), key=kind)):
+    known = [each for each in enumerate(jobs) if each[1].run_id in models]
+    for place, (key, group) in enumerate(groupby(sorted(known, key=kind), key=kind)):
         run_id, identifier, temperature = key
         model, view, column = models[run_id], f"scores_{place}", ID_COLUMNS[identifier]
         numbers = {job.score_id: number for number, job in group}
@@ -144,7 +140,7 @@ def _counts(
             != columns
         ):
             continue  # the jobs have no rows
-        labels, joins = _labels(column, has_labels, of_input=identifier not in GLOBAL)
+        labels, joins = label_columns(column, has_labels, of_input=identifier not in GLOBAL)
         yield _count_query(view, model, model_exponent(temperature, model.temperature)).format(
             labels=labels, joins=joins
         )
@@ -156,29 +152,6 @@ def model_exponent(job_temperature: float, run_temperature: float) -> float:
     softmax(z / T) is proportional to softmax(z / t) to the power of t / T.
     """
     return job_temperature / run_temperature
-
-
-def _labels(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
-    """Return the columns and the joins that give a scored row its newest label."""
-    key = "example_id" if column == "example_id" else "example_key"
-    by_input = (
-        f'left join newest l on l.origin = j.origin and l."{key}" = s."{column}" '
-        if has_labels.get(False)
-        else ""
-    )
-    shared = (
-        f'left join newest g on g.origin is null and g."{key}" = s."{column}" '
-        if has_labels.get(True) and not of_input
-        else ""
-    )
-    if by_input and shared:
-        newer = "l.moment is null or g.moment > l.moment"
-        columns = f"case when {newer} then g.label else l.label end as truth"
-        return f"{columns}, least(l.arrived, g.arrived) as arrived", by_input + shared
-    if by_input or shared:
-        name = "l" if by_input else "g"
-        return f"{name}.label as truth, {name}.arrived", by_input + shared
-    return "null::smallint as truth, null::date as arrived", ""
 
 
 def _probabilities(model: _Model) -> list[str]:
@@ -266,19 +239,30 @@ def write(store: Store, performance: Performance, by: Period) -> None:
         performance: Result of `measure`.
         by: Length of its periods.
     """
-    folder = store.root / "tables" / "live"
-    written = set()
-    for run_id, rows in groupby(performance.rows, key=lambda row: row["run_id"]):
-        values = [{name: row[name] for name in row if name != "run_id"} for row in rows]
-        table = schemas.table_of(schemas.LIVE, values)
+    replace_rows(store, "live", performance.rows, f"part-{by}.parquet")
+
+
+def replace_rows(store: Store, name: str, found: Sequence[Mapping[str, Any]], file: str) -> None:
+    """Replace all files of one name in a table that is computed as a whole.
+
+    Args:
+        store: Store of the runs.
+        name: Name of the table.
+        found: Its rows with `run_id`, by run.
+        file: Name of the file in the folder of each run.
+    """
+    folder, written = store.root / "tables" / name, set()
+    for run_id, rows in groupby(found, key=lambda row: row["run_id"]):
+        values = [{key: row[key] for key in row if key != "run_id"} for row in rows]
+        table = schemas.table_of(schemas.STATIC_SCHEMAS[name], values)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        path = folder / f"run_id={run_id}" / f"part-{by}.parquet"
+        path = folder / f"run_id={run_id}" / file
         if not is_remote(path):
             make_durable_dir(path.parent)
         write_bytes(path, sink.getvalue().to_pybytes())
         written.add(run_id)
     for run_id in store.run_ids() if folder.is_dir() else ():
-        path = folder / f"run_id={run_id}" / f"part-{by}.parquet"
+        path = folder / f"run_id={run_id}" / file
         if run_id not in written and path.exists():  # its scoring jobs were deleted
             path.unlink()

@@ -32,6 +32,7 @@ OTHER_TABLES = {  # those that a run alone does not have
     "labels",
     "label_jobs",
     "live",
+    "live_shadows",
     "live_alarms",
 }
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
