@@ -197,7 +197,7 @@ def read_golden(config: RunConfig, data: LoadedData) -> Split:
             address,
             data_dir=config.dataset.data_dir,
             cache=default_cache(),
-            options=replace(read_options(config.dataset), hold_out=False),
+            options=replace(read_options(config.dataset), hold_out=False, keep=(), metadata=None),
         )
     except InputError as error:
         raise DataError(f"gate.golden {error}") from error
