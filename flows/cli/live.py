@@ -17,6 +17,12 @@ from flows.cli.label import parse_options
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild live --by week --html live.html")
 def live(
     by: Annotated[Literal["day", "week"], typer.Option(help="Length of a period.")] = "day",
+    by_value: Annotated[
+        str | None,
+        typer.Option(
+            "--slice", metavar="COLUMN", help="Show each value of a column that score has kept."
+        ),
+    ] = None,
     html: HtmlOption = None,
     margin: Annotated[
         float,
@@ -34,7 +40,7 @@ def live(
     as_json: JsonOption = False,
 ) -> None:
     """Show live accuracy from labels, and its estimate before they arrive."""
-    from nnbuild.live import LiveConfig, alarms, measure, write
+    from nnbuild.live import LiveConfig, alarms, measure, measure_slices, write, write_slices
     from nnbuild.report.live import live_page, on_alarm
     from nnbuild.store import Store
 
@@ -43,6 +49,9 @@ def live(
     performance = measure(opened, by, now=datetime.now(UTC))
     write(opened, performance, by)
     found = alarms(opened, performance, config)
+    slices = [] if by_value is None else measure_slices(opened, by_value, by, now=datetime.now(UTC))
+    if by_value is not None:
+        write_slices(opened, slices, by_value, by)
     if html is not None:
         write_page(opened, html, live_page(performance.rows, found))
     if as_json:
@@ -50,12 +59,24 @@ def live(
             {
                 "store": str(opened.root),
                 "rows": [to_json_row(row) for row in performance.rows],
+                "slices": [to_json_row(row) for row in slices],
                 "alarms": [to_json_row(asdict(alarm)) for alarm in found],
             }
         )
         return
     if is_printed(html):
         return
-    print_table(performance.rows, LIVE_HEADINGS, f"no rows in the table scores of {opened.root}")
+    if by_value is None:
+        none = f"no rows in the table scores of {opened.root}"
+        print_table(performance.rows, LIVE_HEADINGS, none)
+    else:
+        print_table(slices, _headings(by_value), "")
     for alarm in found:
         print_line(on_alarm(alarm))
+
+
+def _headings(column: str) -> dict[str, str]:
+    """Return the headings of a table of slices."""
+    known = dict(LIVE_HEADINGS)
+    del known["negative_log_likelihood"]
+    return {"run_id": known.pop("run_id"), "start": known.pop("start"), "value": column, **known}

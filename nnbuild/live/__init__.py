@@ -10,7 +10,13 @@ alarm.py          evidence of a drop, and the table `live_alarms`
 from nnbuild.live.alarm import Alarm, LiveConfig, alarms, record, watch
 from nnbuild.live.ingestion import Ingested, ingest
 from nnbuild.live.label_files import LabelConfig
-from nnbuild.live.performance import Performance, measure, write
+from nnbuild.live.performance import (
+    Performance,
+    measure,
+    measure_slices,
+    write,
+    write_slices,
+)
 
 __all__ = [
     "Alarm",
@@ -21,7 +27,9 @@ __all__ = [
     "alarms",
     "ingest",
     "measure",
+    "measure_slices",
     "record",
     "watch",
     "write",
+    "write_slices",
 ]

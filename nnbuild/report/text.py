@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from nnbuild.errors import one_line
 from nnbuild.report.data import Diagram, Errors, Points
 from nnbuild.store.step_results import Decided
 
@@ -139,6 +140,25 @@ def on_trust(
         f"the accuracy {percent(accuracy)}."
     )
     return answer if error is None else f"{answer} The expected calibration error is {error:.4f}."
+
+
+def on_slices(slices: Sequence[Mapping[str, Any]]) -> str:
+    """Answer "For which images is it wrong?" by the slice with the lowest accuracy."""
+    if not slices:
+        return ""
+    lowest = min(slices, key=lambda each: float(each["accuracy"]))
+    columns = list(dict.fromkeys(each["column_name"] for each in slices))
+    return (
+        f"Most of all for {slice_name(lowest)}: accuracy {percent(lowest['accuracy'])} on "
+        f"{lowest['rows']:,} test images, the lowest of {len(slices)} slices by "
+        f"{', '.join(columns)}."
+    )
+
+
+def slice_name(each: Mapping[str, Any]) -> str:
+    """Return column and value of a slice: `site oslo`."""
+    value = each["value"]
+    return f"{each['column_name']} {'without a value' if value is None else one_line(value)}"
 
 
 def on_checks(results: Sequence[tuple[bool, bool]]) -> str:

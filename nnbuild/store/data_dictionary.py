@@ -192,6 +192,25 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "realised_minus_estimated": "`accuracy` minus `estimated_accuracy`.",
         "computed_at": "Time of the computation.",
     },
+    "live_slices": {
+        "period": "`day` or `week`.",
+        "start": "First day of the period: the day itself, or the Monday of the week.",
+        "column_name": "Name of a column that the scoring jobs have kept.",
+        "value": "Value of the column, as text; null for the rows without one.",
+        "rows": "Number of rows with this value that the run's model scored.",
+        "labelled": "Number of these rows that have a label.",
+        "accuracy": "Fraction of the labelled rows that were classified correctly; null without "
+        "labels.",
+        "accuracy_low": "Lower end of Wilson's 95 % confidence interval of the accuracy.",
+        "accuracy_high": "Upper end of the interval.",
+        "expected_calibration_error": "Calibration error of the labelled rows, at the run's "
+        "temperature, in 15 bins.",
+        "estimated_accuracy": "Accuracy that is expected without labels: the mean calibrated "
+        "confidence of all rows.",
+        "estimated_accuracy_atc": "The same by average thresholded confidence.",
+        "realised_minus_estimated": "`accuracy` minus `estimated_accuracy`.",
+        "computed_at": "Time of the computation.",
+    },
     "live_alarms": {
         "event": "`dropped`, or `recovered` once the evidence is below the threshold again.",
         "at": "Time at which it was found.",

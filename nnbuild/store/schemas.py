@@ -266,6 +266,20 @@ LIVE = _table(
     _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
 )
 
+LIVE_SLICES = pa.schema(
+    [
+        *(LIVE.field(name) for name in ("period", "start")),
+        _field("column_name", pa.string(), "Column that the scoring jobs have kept"),
+        _field("value", pa.string(), "Value of the column", nullable=True),
+        *(
+            LIVE.field(name)
+            for name in LIVE.names
+            if name not in {"period", "start", "dataset", "negative_log_likelihood"}
+        ),
+    ],
+    LIVE.metadata,
+)
+
 LIVE_ALARMS = _table(
     _field("event", pa.string(), "dropped or recovered"),
     _field("at", _UTC_MICROSECONDS, "When it was found"),
@@ -353,6 +367,7 @@ STATIC_SCHEMAS = {
     "labels": LABELS,
     "label_jobs": LABEL_JOBS,
     "live": LIVE,
+    "live_slices": LIVE_SLICES,
     "live_alarms": LIVE_ALARMS,
 }
 TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
