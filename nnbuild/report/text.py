@@ -142,16 +142,19 @@ def on_trust(
     return answer if error is None else f"{answer} The expected calibration error is {error:.4f}."
 
 
-def on_slices(slices: Sequence[Mapping[str, Any]]) -> str:
-    """Answer "For which images is it wrong?" by the slice with the lowest accuracy."""
-    if not slices:
+def on_slices(lowest: Sequence[Mapping[str, Any]], count: int) -> str:
+    """Answer "For which images is it wrong?".
+
+    Args:
+        lowest: Slices of the test images, the one with the strongest evidence of errors first.
+        count: Number of all slices.
+    """
+    if not lowest:
         return ""
-    lowest = min(slices, key=lambda each: float(each["accuracy"]))
-    columns = list(dict.fromkeys(each["column_name"] for each in slices))
+    first = lowest[0]
     return (
-        f"Most of all for {slice_name(lowest)}: accuracy {percent(lowest['accuracy'])} on "
-        f"{lowest['rows']:,} test images, the lowest of {len(slices)} slices by "
-        f"{', '.join(columns)}."
+        f"Most of all for {slice_name(first)}: accuracy {percent(first['accuracy'])} on "
+        f"{first['rows']:,} test images; of {count} slices it has the lowest upper bound."
     )
 
 
