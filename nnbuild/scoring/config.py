@@ -12,6 +12,8 @@ SCORING_MODEL = name_or(
     "Run ID, champion:DATASET or model file",
     r"^[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}$|^champion:|[/\\.]",
 )
+NEWEST = "newest"
+"""The word that stands for the newest run of the model's dataset that was not promoted."""
 
 
 class ScoreConfig(Section):
@@ -28,6 +30,12 @@ class ScoreConfig(Section):
     )
     digest: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the model file"
+    )
+    shadow: str | None = Field(
+        None,
+        pattern=rf"^({NEWEST}|[0-9]{{8}}T[0-9]{{9}}Z-[0-9a-f]{{6}})$",
+        description="Run that scores the same rows alongside the model, into the table "
+        "shadow_scores: a run ID, or newest for the newest run that was not promoted",
     )
     output: str | None = Field(
         None, min_length=1, description="New folder for the rows; the store's table if null"

@@ -123,6 +123,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "`integer` or `text` (the column of `--id`); null in jobs of earlier versions.",
         "input_digest": "SHA-256 digest of the names, sizes and versions of the input files; null "
         "in jobs of earlier versions.",
+        "shadow_run_id": "Run that scored the same rows into the table `shadow_scores`; null "
+        "without a shadow.",
     },
     "classes": {
         "label": "Number of the class, from 0.",
@@ -242,9 +244,12 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "prob_*": "Probability of each class: `prob_0`, `prob_1`, …",
         "predicted_name": "Name of the predicted class; only if the dataset has class names.",
         "example_key": "Column of `--id` if it is a text; only in jobs with such a column.",
+        "champion_predicted": "Class that the model of the job predicted for the same row, as "
+        "`predicted` in `scores`.",
     },
 }
-"""Description of every column, by table; `predictions` describes the columns of `scores` too."""
+"""Description of every column, by table; `predictions` describes `scores` and `shadow_scores` too.
+"""
 
 
 def describe(name: str) -> dict[str, str]:
@@ -254,5 +259,5 @@ def describe(name: str) -> dict[str, str]:
         name: Name of the table, one of `schemas.TABLES`.
     """
     columns = ("prob_*" if each == "prob_0" else each for each in documented(name).names)
-    texts = DESCRIPTIONS["predictions" if name == "scores" else name]
+    texts = DESCRIPTIONS["predictions" if name in ("scores", "shadow_scores") else name]
     return {each: texts[each] for each in columns}

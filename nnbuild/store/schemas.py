@@ -189,6 +189,12 @@ SCORE_JOBS = _table(
         "sha256 of names, sizes and versions of the input files; null in old jobs",
         nullable=True,
     ),
+    _field(
+        "shadow_run_id",
+        pa.string(),
+        "Run that scored the same rows into `shadow_scores`; null without one",
+        nullable=True,
+    ),
 )
 
 
@@ -326,6 +332,9 @@ CHAMPIONS = _table(
 )
 CHAMPIONS_TABLE = "champions"
 PREDICTED_NAME = _field("predicted_name", pa.string(), "Name of the predicted class")
+CHAMPION_PREDICTED = _field(
+    "champion_predicted", pa.int16(), "Class that the model of the job predicted, as in `scores`"
+)
 EXAMPLE_KEY = _field("example_key", pa.string(), "Text that identifies the example")
 
 
@@ -370,8 +379,8 @@ STATIC_SCHEMAS = {
     "live_slices": LIVE_SLICES,
     "live_alarms": LIVE_ALARMS,
 }
-TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
-JOB_TABLES = ("scores", "score_jobs", "drift")
+TABLES = (*STATIC_SCHEMAS, "predictions", "scores", "shadow_scores")
+JOB_TABLES = ("scores", "shadow_scores", "score_jobs", "drift")
 """The tables that are partitioned by `score_id`."""
 LABEL_TABLES = ("labels", "label_jobs")
 """The tables that are partitioned by `label_id`."""
@@ -480,9 +489,12 @@ def documented(name: str) -> pa.Schema:
     """Return the schema of a table with the columns that only some of its files have.
 
     Args:
-        name: Name of the table, one of `TABLES`; of `predictions` and `scores` with one class.
+        name: Name of the table, one of `TABLES`; those with probabilities have one class.
     """
     if name in STATIC_SCHEMAS:
         return STATIC_SCHEMAS[name]
     schema = predictions(1, named=True)
-    return schema.append(EXAMPLE_KEY) if name == "scores" else schema
+    if name == "predictions":
+        return schema
+    schema = schema.append(EXAMPLE_KEY)
+    return schema.append(CHAMPION_PREDICTED) if name == "shadow_scores" else schema

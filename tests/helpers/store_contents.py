@@ -111,6 +111,7 @@ class StoreFiller:
             "day": None,
             "identifier": "row",
             "input_digest": "0" * 64,
+            "shadow_run_id": None,
         }
         shutil.copytree(
             self.template.partition("predictions", self.source), root / "tables" / "scores" / key
