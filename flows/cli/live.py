@@ -32,6 +32,12 @@ _SHADOW_HEADINGS = {
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild live --by week --html live.html")
 def live(
     by: Annotated[Literal["day", "week"], typer.Option(help="Length of a period.")] = "day",
+    by_value: Annotated[
+        str | None,
+        typer.Option(
+            "--slice", metavar="COLUMN", help="Show each value of a column that score has kept."
+        ),
+    ] = None,
     html: HtmlOption = None,
     margin: Annotated[
         float,
@@ -54,9 +60,11 @@ def live(
         alarms,
         measure,
         measure_shadows,
+        measure_slices,
         paired_counts,
         write,
         write_shadows,
+        write_slices,
     )
     from nnbuild.report.live import live_page, on_alarm, on_shadows
     from nnbuild.store import Store
@@ -68,6 +76,9 @@ def live(
     shadows = measure_shadows(opened, paired_counts(opened), by, now=now)
     write_shadows(opened, shadows, by)
     found = alarms(opened, performance, config)
+    slices = [] if by_value is None else measure_slices(opened, by_value, by, now=now)
+    if by_value is not None:
+        write_slices(opened, slices, by_value, by)
     if html is not None:
         write_page(opened, html, live_page(performance.rows, found, shadows))
     if as_json:
@@ -75,6 +86,7 @@ def live(
             {
                 "store": str(opened.root),
                 "rows": [to_json_row(row) for row in performance.rows],
+                "slices": [to_json_row(row) for row in slices],
                 "alarms": [to_json_row(asdict(alarm)) for alarm in found],
                 "shadows": [to_json_row(row) for row in shadows],
             }
@@ -82,9 +94,20 @@ def live(
         return
     if is_printed(html):
         return
-    print_table(performance.rows, LIVE_HEADINGS, f"no rows in the table scores of {opened.root}")
+    if by_value is None:
+        none = f"no rows in the table scores of {opened.root}"
+        print_table(performance.rows, LIVE_HEADINGS, none)
+    else:
+        print_table(slices, _headings(by_value), "")
     if shadows:
         print_line("")
         print_table(shadows, _SHADOW_HEADINGS, "")
     for line in [*map(on_alarm, found), *on_shadows(shadows)]:
         print_line(line)
+
+
+def _headings(column: str) -> dict[str, str]:
+    """Return the headings of a table of slices."""
+    known = dict(LIVE_HEADINGS)
+    del known["negative_log_likelihood"]
+    return {"run_id": known.pop("run_id"), "start": known.pop("start"), "value": column, **known}

@@ -80,7 +80,8 @@ def score(
         ),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Input columns to copy to the output.")
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Input columns to copy to the output; repeatable."),
     ] = None,
     id_column: Annotated[
         str | None,
@@ -239,7 +240,7 @@ def score(
         drift_ks=drift_ks,
     )
     if keep:
-        options["keep"] = keep.split(",")
+        options["keep"] = [name for each in keep for name in each.split(",")]
     days = explicit_options(ctx, first_day=first_day, last_day=last_day, max_parallel=max_parallel)
     if days:
         _refuse_for_days(resume=resume, runner=runner, address=address, day=day)

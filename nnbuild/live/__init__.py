@@ -12,7 +12,13 @@ alarm.py          evidence of a drop, and the table `live_alarms`
 from nnbuild.live.alarm import Alarm, LiveConfig, alarms, record, watch
 from nnbuild.live.ingestion import Ingested, ingest
 from nnbuild.live.label_files import LabelConfig
-from nnbuild.live.performance import Performance, measure, write
+from nnbuild.live.performance import (
+    Performance,
+    measure,
+    measure_slices,
+    write,
+    write_slices,
+)
 from nnbuild.live.promotion import LiveDecision, promote_if_better
 from nnbuild.live.shadows import measure_shadows, paired_counts, write_shadows
 
@@ -27,10 +33,12 @@ __all__ = [
     "ingest",
     "measure",
     "measure_shadows",
+    "measure_slices",
     "paired_counts",
     "promote_if_better",
     "record",
     "watch",
     "write",
     "write_shadows",
+    "write_slices",
 ]

@@ -1,6 +1,8 @@
 """Compute live accuracy and its estimate by period and run, with DuckDB over the scored rows."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import groupby
@@ -10,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nnbuild.errors import StoreError
+from nnbuild.errors import InputError, StoreError
 from nnbuild.evaluation.metrics import BINS
 from nnbuild.evaluation.significance import wilson_interval
 from nnbuild.live.jobs import (
@@ -25,7 +27,7 @@ from nnbuild.live.jobs import (
 )
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
-from nnbuild.store.query import connected, register_numbered
+from nnbuild.store.query import connected, quoted, register_numbered
 
 Period = Literal["day", "week"]
 _SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were rounded to 0
@@ -75,24 +77,66 @@ def measure(store: Store, by: Period = "day", *, now: datetime | None = None) ->
         by: Length of a period: `day`, or `week` from Monday.
         now: Time of the computation, with a time zone; the current time by default.
     """
-    jobs = scored_inputs(store)
-    models = _models(store, jobs)
-    if not models:
-        return Performance([], {})
-    with connected(store, ["labels"]) as connection:
-        # Of all jobs: the first one with the same input may have scored with a model file.
-        connection.register("jobs", jobs_table(jobs))
-        connection.execute(NEWEST_LABELS)
-        queries = list(_counts(connection, store, jobs, models))
-        connection.execute(f"create table counts as {' union all '.join(queries)}")
+    with _counted(store, None) as (connection, models):
+        if not models:
+            return Performance([], {})
         by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall()
         arrived = connection.execute(_ARRIVALS).fetchall()
-    rows = list(_rows(by_bin, models, by, now or datetime.now(UTC)))
+    rows = [row for _, row in _rows(by_bin, models, by, now or datetime.now(UTC))]
     arrivals = {}
     for run_id, steps in groupby(arrived, key=lambda each: each[0]):
         days, labelled, correct = zip(*((step[1], step[3], step[4]) for step in steps), strict=True)
         arrivals[run_id] = Arrivals(list(days), list(labelled), list(correct))
     return Performance(rows, arrivals)
+
+
+def measure_slices(
+    store: Store, column: str, by: Period = "day", *, now: datetime | None = None
+) -> list[dict[str, Any]]:
+    """Compute the live accuracy of every run for each value of a column that jobs have kept.
+
+    Args:
+        store: Store of the runs, the scoring jobs and the labels.
+        column: Name of the column; it has no value in the rows of jobs that did not keep it.
+        by: Length of a period: `day`, or `week` from Monday.
+        now: Time of the computation, with a time zone; the current time by default.
+
+    Returns:
+        Rows of the table `live_slices`, with `run_id`, by run, period and value.
+
+    Raises:
+        InputError: No job has kept the column.
+    """
+    with _counted(store, column) as (connection, models):
+        by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall() if models else []
+    if not by_bin:
+        raise InputError(
+            f"no scoring job has kept the column {column!r}; score with it in keep",
+            setting="slice",
+            value=column,
+        )
+    names = schemas.LIVE_SLICES.names
+    return [
+        {"run_id": row["run_id"]}
+        | {name: row[name] for name in names if name in row}
+        | {"column_name": column, "value": value}
+        for value, row in _rows(by_bin, models, by, now or datetime.now(UTC))
+    ]
+
+
+@contextmanager
+def _counted(store: Store, column: str | None) -> Iterator[tuple[Any, dict[str, _Model]]]:
+    """Yield a connection with the table `counts`, and the models; none if there is no job."""
+    jobs = scored_inputs(store)
+    models = _models(store, jobs)
+    with connected(store, ["labels"]) as connection:
+        # Of all jobs: the first one with the same input may have scored with a model file.
+        connection.register("jobs", jobs_table(jobs))
+        connection.execute(NEWEST_LABELS)
+        queries = list(_counts(connection, store, jobs, models, column))
+        if queries:
+            connection.execute(f"create table counts as {' union all '.join(queries)}")
+        yield connection, models if queries else {}
 
 
 def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
@@ -116,7 +160,11 @@ def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
 
 
 def _counts(
-    connection: Any, store: Store, jobs: Sequence[ScoredInput], models: dict[str, _Model]
+    connection: Any,
+    store: Store,
+    jobs: Sequence[ScoredInput],
+    models: dict[str, _Model],
+    sliced: str | None,
 ) -> Iterator[str]:
     """Yield a query for the jobs of each kind: counts and sums by job, confidence bin and arrival.
 
@@ -135,15 +183,17 @@ def _counts(
         model, view, column = models[run_id], f"scores_{place}", ID_COLUMNS[identifier]
         numbers = {job.score_id: number for number, job in group}
         columns = [column, "predicted", "log_prob", *_probabilities(model)]
+        if sliced is not None and sliced not in columns:
+            columns.append(sliced)
         if (
             register_numbered(connection, store, "scores", numbers, alias=view, columns=columns)
             != columns
         ):
-            continue  # the jobs have no rows
+            continue  # the jobs have no rows, or none of them has kept the column
         labels, joins = label_columns(column, has_labels, of_input=identifier not in GLOBAL)
-        yield _count_query(view, model, model_exponent(temperature, model.temperature)).format(
-            labels=labels, joins=joins
-        )
+        exponent = model_exponent(temperature, model.temperature)
+        value = "null" if sliced is None else f"s.{quoted(sliced)}"
+        yield _count_query(view, model, exponent).format(labels=labels, joins=joins, value=value)
 
 
 def model_exponent(job_temperature: float, run_temperature: float) -> float:
@@ -170,19 +220,20 @@ def _count_query(view: str, model: _Model, exponent: float) -> str:
     )
     probabilities = ", ".join(f"s.{name}" for name in names)
     return (
-        f"select part, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
+        f"select part, value, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
         "count(*) as n, sum(calibrated) as confidence, "
         f"count(*) filter ({above}) as above, {model.threshold is not None} as has_threshold, "
         "count(truth) as labelled, count(*) filter (truth = predicted) as correct, "
         f"sum(calibrated) filter (truth is not null) as confidence_labelled, sum({loss}) as loss "
         f"from (select *, exp({exponent!r} * log_prob) / total as calibrated from ("
-        f"select s.part, s.predicted, s.log_prob, {probabilities}, {total} as total, {{labels}} "
+        f"select s.part, {{value}}::varchar as value, s.predicted, s.log_prob, {probabilities}, "
+        f"{total} as total, {{labels}} "
         f"from {view} s join jobs j on j.job = s.part {{joins}})) group by all"
     )
 
 
 _BY_BIN = """
-select j.run_id, date_trunc('{period}', j.day)::date as start, c.bin, sum(c.n)::bigint,
+select j.run_id, date_trunc('{period}', j.day)::date as start, c.value, c.bin, sum(c.n)::bigint,
   sum(c.confidence), sum(c.above)::bigint, bool_and(c.has_threshold), sum(c.labelled)::bigint,
   sum(c.correct)::bigint, coalesce(sum(c.confidence_labelled), 0), coalesce(sum(c.loss), 0)
 from counts c join jobs j on j.job = c.part
@@ -198,17 +249,17 @@ group by all order by all
 
 def _rows(
     by_bin: Sequence[tuple[Any, ...]], models: dict[str, _Model], by: Period, now: datetime
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the table from the counts and sums of each confidence bin."""
-    for (run_id, start), group in groupby(by_bin, key=lambda each: each[:2]):
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Yield the rows of the table, each with the value of its slice, from the confidence bins."""
+    for (run_id, start, value), group in groupby(by_bin, key=lambda each: each[:3]):
         bins = list(group)
-        columns = [np.array(values) for values in zip(*(each[3:] for each in bins), strict=True)]
+        columns = [np.array(values) for values in zip(*(each[4:] for each in bins), strict=True)]
         rows, confidence, above, has_threshold, labelled, correct, confident, loss = columns
         count, known = int(rows.sum()), int(labelled.sum())
         estimate = float(confidence.sum() / count)
         accuracy = int(correct.sum()) / known if known else None
         low, high = wilson_interval(accuracy, known) if accuracy is not None else (None, None)
-        yield {
+        row = {
             "run_id": run_id,
             "period": by,
             "start": start,
@@ -229,6 +280,7 @@ def _rows(
             "realised_minus_estimated": None if accuracy is None else accuracy - estimate,
             "computed_at": now,
         }
+        yield value, row
 
 
 def write(store: Store, performance: Performance, by: Period) -> None:
@@ -242,18 +294,32 @@ def write(store: Store, performance: Performance, by: Period) -> None:
     replace_rows(store, "live", performance.rows, f"part-{by}.parquet")
 
 
-def replace_rows(store: Store, name: str, found: Sequence[Mapping[str, Any]], file: str) -> None:
-    """Replace all files of one name in a table that is computed as a whole.
+def write_slices(store: Store, rows: Sequence[dict[str, Any]], column: str, by: Period) -> None:
+    """Replace the rows of a column and of the periods of one length in the table `live_slices`.
+
+    Args:
+        store: Store of the runs.
+        rows: Result of `measure_slices`.
+        column: Name of the column.
+        by: Length of the periods.
+    """
+    digest = hashlib.sha256(column.encode()).hexdigest()[:16]
+    replace_rows(store, "live_slices", rows, f"part-{by}-{digest}.parquet")
+
+
+def replace_rows(store: Store, name: str, rows: Sequence[dict[str, Any]], file: str) -> None:
+    """Replace a file of every run in a table.
 
     Args:
         store: Store of the runs.
         name: Name of the table.
-        found: Its rows with `run_id`, by run.
+        rows: Its rows with `run_id`, by run.
         file: Name of the file in the folder of each run.
     """
-    folder, written = store.root / "tables" / name, set()
-    for run_id, rows in groupby(found, key=lambda row: row["run_id"]):
-        values = [{key: row[key] for key in row if key != "run_id"} for row in rows]
+    folder = store.root / "tables" / name
+    written = set()
+    for run_id, group in groupby(rows, key=lambda row: row["run_id"]):
+        values = [{name: row[name] for name in row if name != "run_id"} for row in group]
         table = schemas.table_of(schemas.STATIC_SCHEMAS[name], values)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")

@@ -181,7 +181,7 @@ def _metrics(counts: PairedCounts, now: datetime) -> dict[str, Any]:
     }
 
 
-def write_shadows(store: Store, rows: Sequence[Mapping[str, Any]], by: Period) -> None:
+def write_shadows(store: Store, rows: Sequence[dict[str, Any]], by: Period) -> None:
     """Replace the rows of the periods of one length, and of the whole time, in `live_shadows`.
 
     Args:

@@ -1,12 +1,13 @@
 """The steps that load and check the dataset, before training begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
@@ -16,6 +17,7 @@ from nnbuild.data.file_tree import fingerprint, path_exists
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line
+from nnbuild.evaluation.slices import MAX_VALUES
 from nnbuild.pipeline.days import parts_table, preprocessing_of, read_options, select_days
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime.date_patterns import is_dated
@@ -197,7 +199,7 @@ def read_golden(config: RunConfig, data: LoadedData) -> Split:
             address,
             data_dir=config.dataset.data_dir,
             cache=default_cache(),
-            options=replace(read_options(config.dataset), hold_out=False),
+            options=replace(read_options(config.dataset), hold_out=False, keep=(), metadata=None),
         )
     except InputError as error:
         raise DataError(f"gate.golden {error}") from error
@@ -227,12 +229,25 @@ def check_data(run: Run, data: LoadedData) -> CheckedData:
     """
     if run.config.gate.enabled and run.config.gate.golden is not None:
         read_golden(run.config, data)
-    results = checks.check(read_data(run, data), run.config.dataset.checks)
+    dataset = read_data(run, data)
+    _require_few_slices(dataset.test, run.config.gate.slices)
+    results = checks.check(dataset, run.config.dataset.checks)
     if run.config.dataset.on_error == "skip":
         limit = float(run.config.dataset.max_errors or 0)
         results += (checks.unreadable(data.unreadable, data.unreadable_examples, limit),)
     checks.require(results)
     return CheckedData(checks=tuple(as_check(each) for each in results))
+
+
+def _require_few_slices(test: Split, columns: Sequence[str]) -> None:
+    """Refuse columns of `gate.slices` that have too many values to be tested."""
+    for name in columns:
+        count = 0 if test.kept is None else len(pc.unique(test.kept[name]))
+        if count > MAX_VALUES:
+            raise DataError(
+                f"gate.slices: the column {name!r} has {count:,} values in the test images, "
+                f"expected at most {MAX_VALUES}; group them, or remove it"
+            )
 
 
 def as_check(result: checks.CheckResult) -> Check:

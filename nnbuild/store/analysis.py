@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.config.loading import flatten
-from nnbuild.errors import ConfigError, StoreError
+from nnbuild.errors import ConfigError, StoreError, suggestion
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.evaluation.significance import mcnemar_test
 from nnbuild.store.filesystem import read_json
@@ -36,6 +37,33 @@ _PAIRED_COLUMNS = ("difference", "low", "high", "only_first", "only_it", "p_wors
 _SECONDS = (FittedModel.step, Scored.step)
 _LEAST_RUNS = 2
 _DIGITS = 12
+
+
+def slices_of(store: Store, run_id: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the slices of a run's test images, from the table `slices`.
+
+    Args:
+        store: Store of the run.
+        run_id: ID of a committed run.
+        columns: Columns to return; all if empty.
+
+    Raises:
+        ConfigError: The run keeps no columns, or not these.
+    """
+    kept = store.manifest(run_id).settings.dataset.keep
+    if not kept:
+        raise ConfigError(
+            f"run {run_id} has no slices: it keeps no columns; retrain with dataset.keep"
+        )
+    for name in columns:
+        if name not in kept:
+            raise ConfigError(
+                f"run {run_id} does not keep the column {name!r}; {suggestion(name, kept)}",
+                setting="by",
+                value=name,
+            )
+    rows: list[dict[str, Any]] = store.read_table("slices", run_id).to_pylist()
+    return [row for row in rows if not columns or row["column_name"] in columns]
 
 
 def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:

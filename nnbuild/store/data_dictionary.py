@@ -154,6 +154,24 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "quarantined": "Number of rows that could not be used.",
         "ingested_at": "Time of the commit.",
     },
+    "slices": {
+        "column_name": "Name of a column in `dataset.keep`.",
+        "value": "Value of the column, as text; null for the images without one.",
+        "rows": "Number of test images with this value.",
+        "accuracy": "Fraction of them that were classified correctly.",
+        "accuracy_low": "Lower end of Wilson's 95 % confidence interval of the accuracy.",
+        "accuracy_high": "Upper end of the interval.",
+        "calibration_error": "Expected calibration error of the images, at temperature 1, in 15 "
+        "bins.",
+        "compared": "Number of the images on which the run was compared with the champion; null "
+        "without a comparison.",
+        "champion_accuracy": "Accuracy of the champion on the compared images.",
+        "difference": "Accuracy of the run minus the champion's, on the compared images.",
+        "p_worse": "P-value of the hypothesis that the run is at most `gate.margin` less accurate "
+        "than the champion: small if it is worse.",
+        "p_corrected": "`p_worse` corrected by Holm's method for the number of slices: those of "
+        "the columns in `gate.slices`, or those of all other columns.",
+    },
     "live": {
         "period": "`day` or `week`.",
         "start": "First day of the period: the day itself, or the Monday of the week.",
@@ -195,6 +213,25 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "p_better": "The same in the other direction; small if the shadow is better.",
         "evidence": "Evidence that the shadow is better: an e-value, valid however often one "
         "looks.",
+        "computed_at": "Time of the computation.",
+    },
+    "live_slices": {
+        "period": "`day` or `week`.",
+        "start": "First day of the period: the day itself, or the Monday of the week.",
+        "column_name": "Name of a column that the scoring jobs have kept.",
+        "value": "Value of the column, as text; null for the rows without one.",
+        "rows": "Number of rows with this value that the run's model scored.",
+        "labelled": "Number of these rows that have a label.",
+        "accuracy": "Fraction of the labelled rows that were classified correctly; null without "
+        "labels.",
+        "accuracy_low": "Lower end of Wilson's 95 % confidence interval of the accuracy.",
+        "accuracy_high": "Upper end of the interval.",
+        "expected_calibration_error": "Calibration error of the labelled rows, at the run's "
+        "temperature, in 15 bins.",
+        "estimated_accuracy": "Accuracy that is expected without labels: the mean calibrated "
+        "confidence of all rows.",
+        "estimated_accuracy_atc": "The same by average thresholded confidence.",
+        "realised_minus_estimated": "`accuracy` minus `estimated_accuracy`.",
         "computed_at": "Time of the computation.",
     },
     "live_alarms": {

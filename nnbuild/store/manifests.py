@@ -85,6 +85,7 @@ class DatasetSettings(_Recorded):
 
     name: str
     fallback: str | None
+    keep: tuple[str, ...] = ()  # missing in runs of earlier versions
 
 
 class TrainingSettings(_Recorded):

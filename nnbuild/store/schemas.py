@@ -143,6 +143,23 @@ DECISIONS = _table(
     _field("decided_at", _UTC_MICROSECONDS, "When"),
 )
 
+SLICES = _table(
+    _field("column_name", pa.string(), "Column of the source that describes the images"),
+    _field("value", pa.string(), "Value of the column", nullable=True),
+    _field("rows", pa.int64(), "Test images with this value"),
+    _field("accuracy", pa.float64(), "Share of them classified right"),
+    _field("accuracy_low", pa.float64(), "Lower end of its 95 % interval"),
+    _field("accuracy_high", pa.float64(), "Upper end"),
+    _field("calibration_error", pa.float64(), "Expected calibration error"),
+    _field("compared", pa.int64(), "Images compared with the champion", nullable=True),
+    _field("champion_accuracy", pa.float64(), "The champion's, on these", nullable=True),
+    _field("difference", pa.float64(), "This run's less the champion's", nullable=True),
+    _field(
+        "p_worse", pa.float64(), "Small if this run is worse by more than allowed", nullable=True
+    ),
+    _field("p_corrected", pa.float64(), "The same, by Holm for all slices", nullable=True),
+)
+
 SCORE_JOBS = _table(
     _field(
         "run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True
@@ -274,6 +291,20 @@ LIVE_SHADOWS = _table(
     _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
 )
 
+LIVE_SLICES = pa.schema(
+    [
+        *(LIVE.field(name) for name in ("period", "start")),
+        _field("column_name", pa.string(), "Column that the scoring jobs have kept"),
+        _field("value", pa.string(), "Value of the column", nullable=True),
+        *(
+            LIVE.field(name)
+            for name in LIVE.names
+            if name not in {"period", "start", "dataset", "negative_log_likelihood"}
+        ),
+    ],
+    LIVE.metadata,
+)
+
 LIVE_ALARMS = _table(
     _field("event", pa.string(), "dropped or recovered"),
     _field("at", _UTC_MICROSECONDS, "When it was found"),
@@ -357,6 +388,7 @@ STATIC_SCHEMAS = {
     "decisions": DECISIONS,
     CHAMPIONS_TABLE: CHAMPIONS,
     "dataset_parts": DATASET_PARTS,
+    "slices": SLICES,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
     "classes": CLASSES,
@@ -364,6 +396,7 @@ STATIC_SCHEMAS = {
     "label_jobs": LABEL_JOBS,
     "live": LIVE,
     "live_shadows": LIVE_SHADOWS,
+    "live_slices": LIVE_SLICES,
     "live_alarms": LIVE_ALARMS,
 }
 TABLES = (*STATIC_SCHEMAS, "predictions", "scores", "shadow_scores")
