@@ -12,7 +12,7 @@ from nnbuild.errors import ConfigError, StoreError
 from nnbuild.evaluation.significance import mcnemar_test
 from nnbuild.live import measure, measure_shadows, paired_counts, promote_if_better, write_shadows
 from nnbuild.live.shadows import PairedCounts
-from nnbuild.store import champion
+from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import read_json, write_json
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -227,3 +227,21 @@ def test_promote_command_reports_its_decision(runs, tmp_path, capfd):
     assert newest.json["run_id"] == store.run_ids()[-1]
     refused = call(capfd, "promote", "newest", "--store", store.root)
     assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
+
+
+def test_remote_store_promotes_a_shadow(runs, tmp_path, s3_store):
+    import s3fs
+
+    store, bad, good = runs
+    job = {"input": str(parquet(tmp_path / "in.parquet")), "shadow": good}
+    s3fs.S3FileSystem(skip_instance_cache=True).put(f"{store.root}/", s3_store, recursive=True)
+    remote = Store(s3_store)
+    assert scored(remote, **job).shadow_run_id == good
+    assert len(remote.read_table("shadow_scores")) == ROWS
+    add_labels(remote, tmp_path, predictions(remote, "shadow_scores"))
+    rows = measure_shadows(remote, paired_counts(remote))
+    write_shadows(remote, rows, "day")
+    assert len(remote.read_table("live_shadows")) == 2
+    decision = promote_if_better(remote, good, AUTHOR)
+    assert (decision.outcome, decision.champion) == ("promoted", bad)
+    assert champion.current(remote) == good
