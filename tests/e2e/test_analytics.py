@@ -18,6 +18,7 @@ from score_data import ROWS, parquet, scored
 from small_data import run_config, small_arrays
 
 from nnbuild.errors import ConfigError
+from nnbuild.live import measure_slices, write_slices
 from nnbuild.pipeline.run import retrain
 from nnbuild.report import comparison, text
 from nnbuild.store import Store, analysis, schemas
@@ -33,6 +34,8 @@ OTHER_TABLES = {  # those that a run alone does not have
     "label_jobs",
     "live",
     "live_alarms",
+    "live_slices",
+    "slices",
 }
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
@@ -52,6 +55,11 @@ def labelled_store(_three_runs, tmp_path_factory):
             store, label_file(folder / f"{number}.parquet", id=list(range(ROWS)), label=labels)
         )
     watched(store)
+    sites = [("north", "south", None)[row % 3] for row in range(ROWS)]
+    path = parquet(folder / "sites.parquet", customer=list(range(900, 900 + ROWS)), site=sites)
+    retrain(run_config(path, dataset={"name": str(path), "keep": ["site"]}), store.root)
+    scored(store, input=path, id_column="customer", keep=["site"])
+    write_slices(store, measure_slices(store, "site", "week"), "site", "week")
     return store
 
 
@@ -60,8 +68,8 @@ def test_documented_queries_run(labelled_store, question):
     assert len(query(labelled_store, question)) > 0
 
 
-def test_documented_queries_are_sixteen():
-    assert len(QUESTIONS) == 16
+def test_documented_queries_are_eighteen():
+    assert len(QUESTIONS) == 18
 
 
 def test_corrections_that_changed_the_picture_are_found(labelled_store):
