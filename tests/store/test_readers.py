@@ -89,7 +89,12 @@ def test_readers_during_commit_see_whole_runs(every_table, tmp_path, small_folde
                 seen.append((point, reader, name, ids))
         committed = {key: set(store.committed_ids(key)) for key in KEYS}
         for at, reader, name, ids in seen[-len(READERS) * len(TABLES) :]:
-            if name not in {"champions", "live", "live_alarms", "live_slices"}:  # not every run has rows there
+            if name not in {
+                "champions",
+                "live",
+                "live_alarms",
+                "live_slices",
+            }:  # not every run has rows there
                 assert ids.keys() >= committed[key_of(name)], (at, reader, name)
             if name in {"runs", "score_jobs", "label_jobs"}:
                 assert ids.keys() == committed[key_of(name)], (at, reader, name)
