@@ -3,9 +3,11 @@
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from nnbuild.config.sections import Section, name_or
+from nnbuild.store.ids import is_run_id
 
 SCORING_MODEL = name_or(
     ("champion",),
@@ -14,6 +16,14 @@ SCORING_MODEL = name_or(
 )
 NEWEST = "newest"
 """The word that stands for the newest run of the model's dataset that was not promoted."""
+
+
+def _newest_or_run_id(text: str) -> str:
+    if text != NEWEST and not is_run_id(text):
+        raise PydanticCustomError(
+            "shadow", "expected newest or a run ID such as 20261123T030000000Z-4f2a1c"
+        )
+    return text
 
 
 class ScoreConfig(Section):
@@ -31,9 +41,8 @@ class ScoreConfig(Section):
     digest: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the model file"
     )
-    shadow: str | None = Field(
+    shadow: Annotated[str, AfterValidator(_newest_or_run_id)] | None = Field(
         None,
-        pattern=rf"^({NEWEST}|[0-9]{{8}}T[0-9]{{9}}Z-[0-9a-f]{{6}})$",
         description="Run that scores the same rows alongside the model, into the table "
         "shadow_scores: a run ID, or newest for the newest run that was not promoted",
     )

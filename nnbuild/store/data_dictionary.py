@@ -194,6 +194,27 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "realised_minus_estimated": "`accuracy` minus `estimated_accuracy`.",
         "computed_at": "Time of the computation.",
     },
+    "live_shadows": {
+        "period": "`day`, `week` or `all`: the whole time.",
+        "start": "First day of the period; a week begins on Monday.",
+        "dataset": "Dataset of the run.",
+        "shadow_run_id": "Run that scored the same rows as a shadow.",
+        "labelled": "Number of examples with a label that both have scored; each counts once, in "
+        "the first job that scored it.",
+        "accuracy": "Fraction of these that the run of `run_id` classifies correctly.",
+        "shadow_accuracy": "Fraction of these that the shadow classifies correctly.",
+        "only_champion": "Number of examples that only the run of `run_id` classifies correctly.",
+        "only_challenger": "Number of examples that only the shadow classifies correctly.",
+        "difference": "`shadow_accuracy` minus `accuracy`.",
+        "low": "Lower end of the 95 % confidence interval of the difference.",
+        "high": "Upper end of the interval.",
+        "p_worse": "One-sided p-value of the exact McNemar test; small if the shadow is worse. "
+        "Valid for one look.",
+        "p_better": "The same in the other direction; small if the shadow is better.",
+        "evidence": "Evidence that the shadow is better: an e-value, valid however often one "
+        "looks.",
+        "computed_at": "Time of the computation.",
+    },
     "live_slices": {
         "period": "`day` or `week`.",
         "start": "First day of the period: the day itself, or the Monday of the week.",

@@ -272,6 +272,25 @@ LIVE = _table(
     _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
 )
 
+LIVE_SHADOWS = _table(
+    _field("period", pa.string(), "day, week, or all for the whole time"),
+    _field("start", pa.date32(), "First day of the period"),
+    _field("dataset", pa.string(), "Dataset of the run", nullable=True),
+    _field("shadow_run_id", pa.string(), "Run that scored the same rows as a shadow"),
+    _field("labelled", pa.int64(), "Examples with a label that both have scored"),
+    _field("accuracy", pa.float64(), "Share of them that the run classifies right"),
+    _field("shadow_accuracy", pa.float64(), "Share that the shadow classifies right"),
+    _field("only_champion", pa.int64(), "Examples that only the run has right"),
+    _field("only_challenger", pa.int64(), "Examples that only the shadow has right"),
+    _field("difference", pa.float64(), "shadow_accuracy less accuracy"),
+    _field("low", pa.float64(), "Lower end of its 95 % interval"),
+    _field("high", pa.float64(), "Upper end"),
+    _field("p_worse", pa.float64(), "Exact McNemar test, one-sided: small if the shadow is worse"),
+    _field("p_better", pa.float64(), "The same the other way: small if it is better"),
+    _field("evidence", pa.float64(), "Evidence that the shadow is better, an e-value"),
+    _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
+)
+
 LIVE_SLICES = pa.schema(
     [
         *(LIVE.field(name) for name in ("period", "start")),
@@ -376,6 +395,7 @@ STATIC_SCHEMAS = {
     "labels": LABELS,
     "label_jobs": LABEL_JOBS,
     "live": LIVE,
+    "live_shadows": LIVE_SHADOWS,
     "live_slices": LIVE_SLICES,
     "live_alarms": LIVE_ALARMS,
 }

@@ -33,6 +33,7 @@ OTHER_TABLES = {  # those that a run alone does not have
     "labels",
     "label_jobs",
     "live",
+    "live_shadows",
     "live_alarms",
     "live_slices",
     "slices",

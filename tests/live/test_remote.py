@@ -22,11 +22,11 @@ FILES = {
 }
 
 
-def refused(method, path):  # noqa: ARG001
+def refused(method, path):
     return "403 Forbidden", "AccessDenied"
 
 
-def accepted(method, path):  # noqa: ARG001
+def accepted(method, path):
     return None
 
 
@@ -121,6 +121,6 @@ def test_s3_that_refuses_is_one_line(remote, s3_service, capfd):
 
 
 @pytest.mark.parametrize("url", ["s3://no-such-bucket-here/labels/*.csv", "nonsense://b/l.csv"])
-def test_s3_address_without_labels_is_one_line(store, s3_store, capfd, url):  # noqa: ARG001
+def test_s3_address_without_labels_is_one_line(store, s3_store, capfd, url):
     outcome = call(capfd, "label", "--input", url, "--store", store.root)
     assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1), outcome
