@@ -12,10 +12,12 @@ from nnbuild.live import (
     ingest,
     measure,
     measure_shadows,
+    measure_slices,
     paired_counts,
     record,
     write,
     write_shadows,
+    write_slices,
 )
 
 TRUTH = [row % 3 for row in range(ROWS)]
@@ -47,6 +49,7 @@ def watched(store):
     """Compute live accuracy, also of shadows, and raise an alarm, so that the tables exist."""
     performance = measure(store)
     write(store, performance, "day")
+    write_slices(store, measure_slices(store, "predicted"), "predicted", "day")
     write_shadows(store, measure_shadows(store, paired_counts(store)), "day")
     run_id = store.run_ids()[-1]
     alarm = Alarm(run_id, True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
