@@ -53,6 +53,18 @@ _JOB_HEADINGS = {
     "exceeded": "drifted",
 }
 
+_SLICE_HEADINGS = {
+    "column_name": "column",
+    "value": "value",
+    "rows": "images",
+    "accuracy": "accuracy",
+    "accuracy_low": "low",
+    "accuracy_high": "high",
+    "calibration_error": "calibration error",
+    "champion_accuracy": "champion",
+    "difference": "difference",
+    "p_corrected": "p",
+}
 LIVE_HEADINGS = {
     "run_id": "run",
     "start": "from",
@@ -266,6 +278,33 @@ def compare(
     print_table(transposed, ("metric", *run_ids), "")
     for row in rows[1:]:
         print_line(on_pair(row))
+
+
+@app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild slices champion --by site")
+def slices(
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN_ID", help="A run, champion, or champion:DATASET.")
+    ] = "champion",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column of dataset.keep, repeatable; all by default."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the accuracy of a run on the slices of its test images."""
+    from nnbuild.store import Store
+    from nnbuild.store.analysis import slices_of
+    from nnbuild.store.champion import run_of
+
+    opened = Store.open(store)
+    run_id = run_of(opened, run_id)
+    rows = slices_of(opened, run_id, by or [])
+    if as_json:
+        found = [to_json_row(row) for row in rows]
+        print_json({"store": str(opened.root), "run_id": run_id, "slices": found})
+        return
+    print_table(rows, _SLICE_HEADINGS, "")
 
 
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild trends --html trends.html")

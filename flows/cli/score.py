@@ -63,6 +63,14 @@ def score(
         str | None,
         typer.Option(metavar="SHA256", help="SHA-256 of the model file, required for .onnx."),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Run that scores the same rows alongside the model, into the table "
+            "shadow_scores; newest for the newest run that was not promoted.",
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +80,8 @@ def score(
         ),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Input columns to copy to the output.")
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Input columns to copy to the output; repeatable."),
     ] = None,
     id_column: Annotated[
         str | None,
@@ -208,6 +217,7 @@ def score(
         input=input,
         model=model,
         digest=digest,
+        shadow=shadow,
         output=output,
         id_column=id_column,
         day=day,
@@ -230,7 +240,7 @@ def score(
         drift_ks=drift_ks,
     )
     if keep:
-        options["keep"] = keep.split(",")
+        options["keep"] = [name for each in keep for name in each.split(",")]
     days = explicit_options(ctx, first_day=first_day, last_day=last_day, max_parallel=max_parallel)
     if days:
         _refuse_for_days(resume=resume, runner=runner, address=address, day=day)
@@ -325,6 +335,7 @@ def _print_job(job: ScoredJob, seconds: float) -> None:
         {
             "scoring job": job.score_id,
             "run": job.run_id or "none (model file)",
+            "shadow": job.shadow_run_id or "none",
             "rows": rows,
             "time": f"{seconds:.1f} s",
             "engine": describe_engine(job.engine, job.engine_reason),

@@ -9,7 +9,7 @@ import importlib.util
 import os
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -52,14 +52,24 @@ class RunConfig(Section):
         None, description="Trial of a sweep that the run belongs to; set by the sweep"
     )
 
+    @model_validator(mode="after")
+    def _require_kept_slices(self) -> Self:
+        unknown = [name for name in self.gate.slices if name not in self.dataset.keep]
+        if unknown:
+            raise ValueError(
+                f"gate.slices has {unknown[0]!r}, which dataset.keep does not have; add it there"
+            )
+        return self
+
     def digest(self) -> str:
         """Return the SHA-256 of the settings that determine the weights, 64 hexadecimal digits.
 
         The location of the data, the gate and the sweep are excluded.
         """
+        unset = {name for name in ("keep", "metadata") if not getattr(self.dataset, name)}
         settings = self.model_dump_json(
             exclude={
-                "dataset": {"data_dir", "fallback", "min_new", "as_of"},
+                "dataset": {"data_dir", "fallback", "min_new", "as_of", *unset},
                 "gate": True,
                 "trial": True,
             }

@@ -34,6 +34,9 @@ _TWO_SIDES = WithJsonSchema(
     }
 )
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+_OWN_COLUMN = re.compile(
+    r"run_id|example_id|label|predicted|predicted_name|confidence|log_prob|prob_[0-9]+"
+)
 MONITOR = r"^(val_)?[a-z][a-z0-9_]*$"
 SWEEP_ID = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 DATA_DIR = "NNBUILD_DATA_DIR"
@@ -154,6 +157,25 @@ class CheckLimits(BaseModel):
     )
 
 
+_ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse names of which SQL would confuse two, or one with a column of `predictions`."""
+    known: dict[str, str] = {}
+    for name in names:
+        folded = name.casefold()
+        if folded in known:
+            raise ValueError(f"{known[folded]!r} and {name!r} are the same column in SQL")
+        if _OWN_COLUMN.fullmatch(folded):
+            raise ValueError(
+                f"{name!r} is a column of nnbuild's own in `predictions`; rename the column of the "
+                "source"
+            )
+        known[folded] = name
+    return names
+
+
 def _known_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
@@ -268,7 +290,25 @@ class DatasetConfig(Section):
         description="Largest fraction of pictures to skip because they cannot be read; 0.01 if "
         "on_error is skip",
     )
+    keep: Annotated[tuple[_ColumnName, ...], AfterValidator(_distinct)] = Field(
+        (),
+        description="Columns that describe the images, such as the site, to copy to `predictions` "
+        "as texts",
+    )
+    metadata: Path | None = Field(
+        None,
+        description="CSV, TSV or Parquet file with the columns to keep for a folder of pictures, "
+        "and their `path` relative to the folder",
+    )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
+
+    @model_validator(mode="after")
+    def _require_columns_of_metadata(self) -> Self:
+        if self.metadata is not None and not self.keep:
+            raise ValueError(
+                f"metadata is {str(self.metadata)!r}, and keep names none of its columns; set keep"
+            )
+        return self
 
     @model_validator(mode="after")
     def _require_dated_path(self) -> Self:
@@ -488,6 +528,11 @@ class GateConfig(Section):
         le=1,
         description="Largest allowed drop of the recall of a class; a run is rejected if the drop "
         "of any class is significantly larger",
+    )
+    slices: tuple[_ColumnName, ...] = Field(
+        (),
+        description="Columns of dataset.keep; a run is rejected if it is significantly more than "
+        "gate.margin less accurate than the champion on the images with one of their values",
     )
     golden: str | None = Field(
         None,

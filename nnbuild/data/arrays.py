@@ -3,9 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.config.names import TRAIN
@@ -30,6 +32,7 @@ class Raw(NamedTuple):
         test_labels: Test labels.
         validation_images: Validation images; None if the source has no validation split.
         validation_labels: Validation labels.
+        kept: Columns that describe the images, by split; empty if none are kept.
     """
 
     train_images: NDArray[Any]
@@ -38,6 +41,7 @@ class Raw(NamedTuple):
     test_labels: NDArray[Any] | None = None
     validation_images: NDArray[Any] | None = None
     validation_labels: NDArray[Any] | None = None
+    kept: Mapping[str, pa.Table] = MappingProxyType({})
 
     def splits(self) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
         """Return images and labels of each available split by name."""
@@ -104,7 +108,7 @@ def assemble(
     splits: dict[str, Split] = {}
     for (split, (images, _)), labels in zip(arrays.items(), encoded.splits, strict=True):
         pixels = pixel_scale.to_uint8(images, whites[split], where)
-        labelled, note = _labelled(split, pixels, labels, where)
+        labelled, note = _labelled(split, Split(pixels, labels, raw.kept.get(split)), where)
         source += note
         if labelled is not None:
             splits[split] = labelled
@@ -152,24 +156,23 @@ def _held_out(split: Split, class_names: Sequence[str], where: object) -> tuple[
     return train, test
 
 
-def _labelled(
-    split: str, images: NDArray[np.uint8], labels: NDArray[np.int16], where: object
-) -> tuple[Split | None, str]:
+def _labelled(split: str, examples: Split, where: object) -> tuple[Split | None, str]:
     """Return the images with a label, and a note about the omitted ones."""
     kind = "training" if split == TRAIN else split
+    images, labels = examples.images, examples.labels
     if len(images) != len(labels):
         raise DataError(
             f"{where}: {len(images)} {kind} images, {len(labels)} labels; expected a label each"
         )
     known = labels != label_forms.NONE
     if known.all():
-        return Split(images, labels), ""
+        return examples, ""
     if not known.any():
         if split == TRAIN:
             raise DataError(f"{where}: no training image has a label; expected labels from 0")
         return None, f"; {split} split omitted: none of its {len(labels)} images has a label"
     note = f"; {int((~known).sum())} {kind} images without a label omitted"
-    return Split(images[known], labels[known]), note
+    return examples.select(known), note
 
 
 def _require_one_size(splits: Mapping[str, Split], where: object) -> None:

@@ -1,11 +1,14 @@
 """A dataset in memory, and the test split that is held out if its source has none."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 Digests = NDArray[np.bytes_]
@@ -23,13 +26,27 @@ class Split:
     Attributes:
         images: uint8, shape (n, height, width, channels), 0 to 255, channels 1 or 3.
         labels: int16, shape (n,), 0 to classes - 1.
+        kept: Columns of the source that describe the images, texts; None if none are kept.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int16]
+    kept: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, rows: NDArray[Any] | slice) -> "Split":
+        """Return some of the examples.
+
+        Args:
+            rows: Numbers of the rows, a bool for each row, or a slice.
+        """
+        kept = self.kept
+        if kept is not None:
+            numbers = np.arange(len(self))[rows]
+            kept = kept.take(pa.array(numbers))
+        return Split(self.images[rows], self.labels[rows], kept)
 
     @cached_property
     def image_digests(self) -> Digests:
@@ -52,6 +69,12 @@ def _content(split: Split) -> Iterator[bytes | memoryview]:
     yield str(split.images.shape).encode()
     yield np.ascontiguousarray(split.images).data
     yield np.ascontiguousarray(split.labels.astype("<i2")).data
+
+
+def _kept_content(split: Split) -> Iterator[bytes]:
+    """Yield what identifies the kept columns; nothing if there are none."""
+    if split.kept is not None:
+        yield json.dumps(split.kept.to_pydict()).encode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +126,7 @@ class Dataset:
         payload = hashlib.sha256()
         payload.update("\0".join(self.class_names).encode())
         for split in self.splits.values():
-            for part in _content(split):
+            for part in (*_content(split), *_kept_content(split)):
                 payload.update(part)
         return payload.hexdigest()
 
@@ -127,8 +150,4 @@ def hold_out(split: Split, fraction: float = TEST_FRACTION) -> tuple[Split, Spli
     # Digests are uniform, so the first 64 of their 128 bits are a uniform number.
     heads = np.frombuffer(split.image_digests.tobytes(), "<u8")[::2]
     test = heads < np.uint64(round(2**64 * fraction))
-    return _take(split, ~test), _take(split, test)
-
-
-def _take(split: Split, rows: NDArray[np.bool_]) -> Split:
-    return Split(split.images[rows], split.labels[rows])
+    return split.select(~test), split.select(test)

@@ -12,7 +12,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from nnbuild.data import idx, image_folder, listing, npz, parquet, preprocessing, tables
+from nnbuild.data import (
+    idx,
+    image_folder,
+    listing,
+    metadata,
+    npz,
+    parquet,
+    preprocessing,
+    tables,
+)
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_from_json, subfolders
@@ -148,7 +157,7 @@ FORMATS = (
     ),
     Format(
         "table of files (.csv, .tsv)",
-        suffixes=tuple(listing.DELIMITERS),
+        suffixes=tuple(metadata.DELIMITERS),
         load_file=listing.load_text,
     ),
     Format(

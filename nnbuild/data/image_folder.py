@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from nnbuild.config.names import TRAIN, split_named
-from nnbuild.data import decoding, preprocessing
+from nnbuild.data import decoding, metadata, preprocessing
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, files_below, subfolders
@@ -80,7 +80,8 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
             "or <class>/*.png"
         )
     pictures = options.picture_reader()
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
+    kept: dict[str, pa.Table] = {}
     shape: tuple[int, ...] | None = None
     for split, of_split in examples.items():
         if not of_split.files:
@@ -88,10 +89,13 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         images, rows = pictures.read_files(of_split.files, shape)
         arrays[f"{split}_images"] = images
         arrays[f"{split}_labels"] = np.array(of_split.labels, np.int16)[rows]
+        if options.metadata is not None:
+            files_read = [of_split.files[row] for row in rows]
+            kept[split] = metadata.of_pictures(options.metadata, options.keep, path, files_read)
         shape = images.shape[1:]
     pictures.require_few_errors(path)
     dataset = assemble(
-        Raw(**arrays),
+        Raw(**arrays, kept=kept),
         name=slug(path),
         source=str(path) + _note(path, splits, examples, files),
         where=path,

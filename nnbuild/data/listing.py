@@ -1,7 +1,7 @@
 """Read datasets from a table of files: CSV, TSV or Parquet with the columns `path` and `label`.
 
 Paths are relative to the folder of the table. A column `split` may name the split of each row.
-Other columns are ignored.
+Other columns are ignored, except those that `dataset.keep` names.
 """
 
 import csv
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -19,14 +20,11 @@ from nnbuild.config.names import TRAIN, split_named
 from nnbuild.data import archives, arrow_images, decoding
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.metadata import DELIMITERS, PATHS, as_texts, from_cells, require_columns
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.parquet import errors_as_data_errors, require_readable_metadata
 from nnbuild.errors import DataError
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-"""Delimiter of each kind of text file, by its suffix."""
-
-_PATHS = ("path", "file", "file_name", "filename", "image_path")
 _SPLIT = "split"
 
 
@@ -37,11 +35,13 @@ class _Rows(NamedTuple):
         paths: Path of each picture, relative to the folder of the table.
         labels: Label of each picture, in a format of `nnbuild.data.labels.encode`.
         splits: Name of the split of each picture; None if the table has no such column.
+        kept: Columns that describe the pictures.
     """
 
     paths: list[str]
     labels: NDArray[Any]
     splits: list[str] | None
+    kept: pa.Table
 
 
 def load_text(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
@@ -78,7 +78,9 @@ def _from_lines(
     header: Sequence[str], lines: Sequence[Sequence[str]], where: Path, options: ReadOptions
 ) -> _Rows:
     path, label, split = _columns(header, where, options)
+    require_columns(header, options.keep, where)
     numbers = [header.index(name) for name in (path, label, *([split] if split else []))]
+    kept: dict[str, list[str]] = {name: [] for name in options.keep}
     columns: list[list[str]] = [[] for _ in numbers]
     for line, cells in enumerate(lines, 2):
         if not cells:
@@ -94,8 +96,10 @@ def _from_lines(
                     f"{where}, line {line}: no {header[number]!r}; fill it in, or remove the line"
                 )
             column.append(cells[number])
+        for name, values in kept.items():
+            values.append(cells[header.index(name)])
     labels = np.array(columns[1], dtype=object)
-    return _Rows(columns[0], labels, columns[2] if split else None)
+    return _Rows(columns[0], labels, columns[2] if split else None, from_cells(kept))
 
 
 def names_files(path: Path, options: ReadOptions = DEFAULT) -> bool:
@@ -110,7 +114,7 @@ def names_files(path: Path, options: ReadOptions = DEFAULT) -> bool:
         return known and arrow_images.is_text(schema.field(options.image_column).type)
     if any(name in schema.names for name in arrow_images.IMAGE_NAMES):
         return False
-    name = next((name for name in _PATHS if name in schema.names), None)
+    name = next((name for name in PATHS if name in schema.names), None)
     return name is not None and arrow_images.is_text(schema.field(name).type)
 
 
@@ -119,14 +123,17 @@ def load_parquet(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     require_readable_metadata([path])
     with errors_as_data_errors(path), pq.ParquetFile(path) as file:
         path_column, label, split = _columns(file.schema_arrow.names, path, options)
+        require_columns(file.schema_arrow.names, options.keep, path)
         arrow_images.require_labels(file.schema_arrow.field(label).type, path, label)
-        table = file.read(columns=[path_column, label, *([split] if split else [])])
-    for name in table.column_names:
+        own = [path_column, label, *([split] if split else [])]
+        table = file.read(columns=list(dict.fromkeys([*own, *options.keep])))
+    for name in own:
         arrow_images.require_values(table[name], name, 0, path)
     rows = _Rows(
         table[path_column].to_pylist(),
         arrow_images.labels(table[label], 0, path, label),
         [str(each) for each in table[split].to_pylist()] if split else None,
+        as_texts(table.select(list(options.keep)), path),
     )
     return _dataset(path, rows, options)
 
@@ -136,11 +143,11 @@ def _columns(
 ) -> tuple[str, str, str | None]:
     """Return the names of the columns of paths, labels and, if there is one, splits."""
     requested = options.image_column
-    path = requested or next((name for name in _PATHS if name in names), None)
+    path = requested or next((name for name in PATHS if name in names), None)
     if path is None or path not in names:
         raise DataError(
-            f"{where}: no column {path or _PATHS[0]!r} among {', '.join(names[:20]) or 'none'}; "
-            f"expected {' or '.join(map(repr, _PATHS))}, or set image_column to its name"
+            f"{where}: no column {path or PATHS[0]!r} among {', '.join(names[:20]) or 'none'}; "
+            f"expected {' or '.join(map(repr, PATHS))}, or set image_column to its name"
         )
     label = arrow_images.label_column(names, options.label_column, where)
     arrow_images.require_single(names, path, where)
@@ -151,17 +158,20 @@ def _dataset(path: Path, rows: _Rows, options: ReadOptions) -> Dataset:
     if not rows.paths:
         raise DataError(f"{path}: contains no rows; expected a path and a label in each")
     pictures = options.picture_reader()
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
+    kept: dict[str, pa.Table] = {}
     shape: tuple[int, ...] | None = None
     for split, numbers in _by_split(path, rows):
         files = [_file(path, rows.paths[number]) for number in numbers]
         images, positions = pictures.read_files(files, shape)
         arrays[f"{split}_images"] = images
         arrays[f"{split}_labels"] = rows.labels[numbers][positions]
+        if options.keep:
+            kept[split] = rows.kept.take(pa.array(numbers[positions], pa.int64()))
         shape = images.shape[1:]
     pictures.require_few_errors(path)
     dataset = assemble(
-        Raw(**arrays),
+        Raw(**arrays, kept=kept),
         name=slug(path),
         source=str(path),
         where=path,

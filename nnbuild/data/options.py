@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nnbuild.data.preprocessing import PictureReader, Preprocessing
 
@@ -23,6 +24,8 @@ class ReadOptions:
         preprocessing: Settings by which pictures become images of one shape; None to require
             that they have one.
         max_errors: Largest fraction of unreadable pictures to skip; None to refuse the first.
+        keep: Columns that describe the images, to keep with them.
+        metadata: Table with these columns for a folder of pictures; None for other sources.
     """
 
     image_column: str | None = None
@@ -34,6 +37,8 @@ class ReadOptions:
     part: bool = False
     preprocessing: Preprocessing | None = None
     max_errors: float | None = None
+    keep: tuple[str, ...] = ()
+    metadata: Path | None = None
 
     def picture_reader(self) -> PictureReader:
         """Return a reader of the pictures of one dataset."""

@@ -21,6 +21,7 @@ from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, require_all_shards
 from nnbuild.data.locations import Location, first_bytes, location_at
+from nnbuild.data.metadata import as_texts, require_columns
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.preprocessing import PictureReader
 from nnbuild.errors import DataError
@@ -166,18 +167,20 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
     pictures = options.picture_reader()
     read = {split: _read(files, options, pictures) for split, files in splits.items()}
     pictures.require_few_errors(path)
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{split}_{kind}": array
-        for split, (images, labels, _) in read.items()
+        for split, (images, labels, _, _) in read.items()
         for kind, array in (("images", images), ("labels", labels))
     }
+    if options.keep:
+        arrays["kept"] = {split: kept for split, (*_, kept) in read.items()}
     dataset = assemble(
         Raw(**arrays),
         name=slug(path),
         source=str(path),
         where=path,
         class_names=_class_names(splits[TRAIN][0], options),
-        pixel_scales={split: scale for split, (_, _, scale) in read.items()},
+        pixel_scales={split: scale for split, (_, _, scale, _) in read.items()},
         test_split=options.hold_out,
         part=options.part,
     )
@@ -206,18 +209,20 @@ def errors_as_data_errors(path: Path) -> Iterator[None]:
 
 def _read(
     paths: Sequence[Path], options: ReadOptions, pictures: PictureReader
-) -> tuple[NDArray[np.uint8], NDArray[Any], str]:
-    """Return images and labels of several files in order, and the scale of their pixels."""
+) -> tuple[NDArray[np.uint8], NDArray[Any], str, pa.Table]:
+    """Return images and labels of several files in order, their scale, and kept columns."""
     for path in paths:
         archives.require_regular(path)
     require_readable_metadata(paths)
     images: list[NDArray[np.uint8]] = []
     labels: list[NDArray[Any]] = []
+    kept: list[pa.Table] = []
     scales: dict[str, None] = {}
     for path in paths:
         parts = list(_row_groups(path, options, pictures))
         white = _white(parts, path, options)
-        for part_images, part_labels in parts:
+        for part_images, part_labels, part_kept in parts:
+            kept.append(part_kept)
             shaped = with_channels(part_images, path)
             images.append(pixel_scale.to_uint8(shaped, white, path))
             labels.append(part_labels)
@@ -230,18 +235,19 @@ def _read(
         raise DataError(f"{paths[0]}: contains no rows; expected images")
     if len({(each.shape[1:], each.dtype.kind) for each in labels}) > 1:
         labels = [_as_texts(each, paths[0].parent) for each in labels]
+    scale, columns = ", ".join(scales), pa.concat_tables(kept)
     if len(images) == 1:
-        return images[0], labels[0], ", ".join(scales)
-    return np.concatenate(images), np.concatenate(labels), ", ".join(scales)
+        return images[0], labels[0], scale, columns
+    return np.concatenate(images), np.concatenate(labels), scale, columns
 
 
 def _white(
-    parts: Sequence[tuple[NDArray[Any], NDArray[Any]]], path: Path, options: ReadOptions
+    parts: Sequence[tuple[NDArray[Any], NDArray[Any], pa.Table]], path: Path, options: ReadOptions
 ) -> float:
     """Return the pixel value of white in a file, from all of its row groups."""
     if options.pixel_max is not None:
         return options.pixel_max
-    floats = [images for images, _ in parts if images.dtype.kind == "f"]
+    floats = [images for images, _, _ in parts if images.dtype.kind == "f"]
     return pixel_scale.white_of_floats(floats, path) if floats else pixel_scale.WHITE
 
 
@@ -276,13 +282,14 @@ def require_readable_metadata(paths: Sequence[Path]) -> None:
 
 def _row_groups(
     path: Path, options: ReadOptions, pictures: PictureReader
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yield images and labels of each row group, while their total size is within bounds."""
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], pa.Table]]:
+    """Yield images, labels and kept columns of each row group, within bounds on their size."""
     room = archives.allowance(archives.require_regular(path))
     with errors_as_data_errors(path):
         names = pq.read_schema(path).names
         image = arrow_images.image_column(names, options.image_column, path)
         label = arrow_images.label_column(names, options.label_column, path)
+        require_columns(names, options.keep, path)
         packed = _byte_columns(path, (image, f"{image}.bytes", label))
     with errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
         schema = file.schema_arrow
@@ -297,13 +304,15 @@ def _row_groups(
                 raise DataError(
                     f"{path}: row group {group} would expand to {size} bytes; refused as a bomb"
                 )
-            table = file.read_row_group(group, columns=[reader.column, label])
+            columns = list(dict.fromkeys((reader.column, label, *options.keep)))
+            table = file.read_row_group(group, columns=columns)
             labels = arrow_images.labels(table[label], first, path, label)
             images, rows = reader.read_rows(table[image], first, room, path)
             room -= images.nbytes
             first += table.num_rows
             if len(rows):
-                yield images, labels[rows]
+                kept = as_texts(table.select(list(options.keep)), path)
+                yield images, labels[rows], kept.take(pa.array(rows, pa.int64()))
 
 
 def _byte_columns(path: Path, names: Sequence[str]) -> list[str]:

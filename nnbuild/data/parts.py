@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Dataset, Split
@@ -35,6 +36,7 @@ def join_parts(parts: Sequence[Dataset], *, name: str, source: str) -> Dataset:
         kind: Split(
             np.concatenate([part.splits[kind].images for part in parts if kind in part.splits]),
             np.concatenate([_labels(part, kind, class_names) for part in parts]),
+            _kept([part.splits[kind] for part in parts if kind in part.splits]),
         )
         for kind in ("train", "test", "validation")
         if any(kind in part.splits for part in parts)
@@ -61,6 +63,12 @@ def join_parts(parts: Sequence[Dataset], *, name: str, source: str) -> Dataset:
         splits.get("validation"),
         held_out=all(part.held_out for part in parts),
     )
+
+
+def _kept(splits: Sequence[Split]) -> pa.Table | None:
+    """Join the kept columns, which are the same in all parts of a source."""
+    tables = [each.kept for each in splits if each.kept is not None]
+    return pa.concat_tables(tables) if tables else None
 
 
 def _classes_of(parts: Sequence[Dataset]) -> tuple[str, ...]:

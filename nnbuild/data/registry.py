@@ -122,8 +122,14 @@ def _read(published: PublishedDataset, folder: Path) -> Raw | None:
     archive = folder / f"{published.name}.npz"
     files = idx.find(folder)
     if path_exists(archive) and len(files) < len(idx.FILES):
-        return Raw(*npz.read(archive))
-    return Raw(*idx.read_all(folder)) if files else None
+        return _raw(npz.read(archive))
+    return _raw(idx.read_all(folder)) if files else None
+
+
+def _raw(arrays: Sequence[NDArray[Any]]) -> Raw:
+    """Return training images and labels, and test images and labels."""
+    train_images, train_labels, test_images, test_labels = arrays
+    return Raw(train_images, train_labels, test_images, test_labels)
 
 
 def _is_mnist(raw: Raw) -> bool:
@@ -190,7 +196,7 @@ def _download(
 
 
 def _verify_npz(published: PublishedDataset, path: Path) -> None:
-    _verify(published, Raw(*npz.read(path)), path)
+    _verify(published, _raw(npz.read(path)), path)
 
 
 def _verifier(published: PublishedDataset, name: str) -> Callable[[Path], None]:

@@ -60,6 +60,40 @@ def load(
         ConfigError: The name is unknown and not an existing path, or the fallback is unknown.
         DataError: The data are damaged, have an unknown format, or are unavailable.
     """
+    dataset = _load(
+        name_or_path,
+        data_dir=data_dir,
+        cache=cache,
+        fallback=fallback,
+        mirrors=mirrors,
+        progress=progress,
+        timeout=timeout,
+        options=options,
+    )
+    if options.keep and dataset.train.kept is None:
+        remedy = (
+            "set dataset.metadata to a table of the pictures' paths"
+            if dataset.source.startswith(name_or_path) and Path(name_or_path).is_dir()
+            else "remove it, or write the images to Parquet with these columns"
+        )
+        raise DataError(
+            f"{name_or_path}: has no columns to keep, and dataset.keep names "
+            f"{', '.join(options.keep)}; {remedy}"
+        )
+    return dataset
+
+
+def _load(
+    name_or_path: str,
+    *,
+    data_dir: Path | None,
+    cache: Path,
+    fallback: str | None,
+    mirrors: Mapping[str, Sequence[str]] | None,
+    progress: Progress | None,
+    timeout: float,
+    options: ReadOptions,
+) -> Dataset:
     if fallback not in (None, digits.NAME):
         raise ConfigError(f"fallback {fallback!r}: {suggestion(str(fallback), [digits.NAME])}")
     if name_or_path == digits.NAME:

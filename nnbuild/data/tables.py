@@ -124,8 +124,8 @@ def split_table(split: Split) -> pa.Table:
 
     Returns:
         Table with the columns `image` (fixed_size_binary of height x width x channels bytes, in
-        row-major order, channels last) and `label` (int16). The metadata of the schema contain
-        height, width, channels and nnbuild.schema_version.
+        row-major order, channels last), `label` (int16), and the kept columns (string). The
+        metadata of the schema contain height, width, channels and nnbuild.schema_version.
     """
     count, *shape = split.images.shape
     pixels = pa.py_buffer(np.ascontiguousarray(split.images))
@@ -150,7 +150,10 @@ def split_table(split: Split) -> pa.Table:
     # `pa.array` would import pandas, which takes a second.
     labels = pa.py_buffer(np.ascontiguousarray(split.labels, np.int16))
     label = pa.Array.from_buffers(pa.int16(), count, [None, labels])
-    return pa.Table.from_arrays([image, label], schema=schema)
+    kept = [] if split.kept is None else split.kept.schema
+    columns = [] if split.kept is None else split.kept.columns
+    schema = pa.schema([*schema, *kept], metadata=schema.metadata)
+    return pa.Table.from_arrays([image, label, *columns], schema=schema)
 
 
 def split_from_table(table: pa.Table, where: object = "table") -> Split:
@@ -167,14 +170,19 @@ def split_from_table(table: pa.Table, where: object = "table") -> Split:
         )
     shape = image_shape(metadata, where)
     kinds = [(field.name, field.type) for field in table.schema]
-    if kinds != [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int16())]:
+    own, kept = kinds[:2], kinds[2:]
+    expected = [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int16())]
+    if own != expected or any(kind != pa.string() for _, kind in kept):
         raise DataError(
-            f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes and label of int16"
+            f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes, label of int16, "
+            "and texts"
         )
     if table["image"].null_count or table["label"].null_count:
         raise DataError(f"{where}: contains nulls; ingest the data again")
     return Split(
-        fixed_pixels(table["image"]).reshape(-1, *shape), _values(table["label"], np.int16)
+        fixed_pixels(table["image"]).reshape(-1, *shape),
+        _values(table["label"], np.int16),
+        table.select([name for name, _ in kept]) if kept else None,
     )
 
 
@@ -279,9 +287,11 @@ def write_part(dataset: Dataset, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = dataset.splits
+    kept = [split.kept for split in splits.values() if split.kept is not None]
     images = Split(
         np.concatenate([split.images for split in splits.values()]),
         np.concatenate([split.labels for split in splits.values()]),
+        pa.concat_tables(kept) if kept else None,
     )
     description = _PartDescription(
         schema_version=SCHEMA_VERSION,
@@ -399,10 +409,10 @@ def read_part(folder: Path, part: Part) -> Dataset:
     images = _read_split(path / _PART, description.images)
     ends = np.cumsum([0, *description.rows.values()])
     splits = {
-        name: Split(images.images[first:last], images.labels[first:last])
+        name: images.select(slice(first, last))
         for name, first, last in zip(description.rows, ends[:-1], ends[1:], strict=True)
     }
-    nothing = Split(images.images[:0], images.labels[:0])
+    nothing = images.select(slice(0))
     return Dataset(
         "part",
         splits.get("train", nothing),

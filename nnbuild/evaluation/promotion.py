@@ -22,7 +22,7 @@ at `gate.significance` divided by the nights of a year. Whatever the accuracies 
    distribution. A walk with steps of one margin would lose T margins.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -36,6 +36,7 @@ from nnbuild.evaluation.noninferiority import (
     p_value,
 )
 from nnbuild.evaluation.significance import McNemarResult, holm_correction, mcnemar_test
+from nnbuild.evaluation.slices import Slice
 
 _NIGHTS = 365  # over which the probability of a wrong change of the anchor is shared out
 
@@ -153,6 +154,7 @@ def decide(
     *,
     anchor: PairedResult | None = None,
     golden: PairedResult | None = None,
+    slices: Sequence[Slice] = (),
 ) -> Decision:
     """Decide whether a challenger becomes the champion.
 
@@ -163,6 +165,7 @@ def decide(
         anchor: Its comparison with the anchor of the champion; None if that is the champion itself
             or no longer exists.
         golden: Its comparison with the champion on the golden set; None if there is no such set.
+        slices: Its comparison with the champion on the slices of the columns of `gate.slices`.
     """
     missed = _missed_threshold(challenger, config)
     if champion is None:
@@ -180,6 +183,7 @@ def decide(
         _IDENTICAL if champion.identical else None,
         _Refusal("rejected", missed) if missed else None,
         recall.refusal(config),
+        _refusal_of_slices(slices, config),
         with_champion.refusal(config, must_be_better=config.rule == "better"),
         None if with_anchor is None else with_anchor.refusal(config),
         None if on_golden is None else on_golden.refusal(config),
@@ -238,6 +242,23 @@ def _missed_threshold(challenger: Candidate, config: GateConfig) -> str:
             f"{config.max_calibration_error:g}"
         )
     return ""
+
+
+def _refusal_of_slices(slices: Sequence[Slice], config: GateConfig) -> _Refusal | None:
+    """Refuse a challenger that is worse in a slice, and name the one with the most evidence."""
+    tested = [each for each in slices if each.p_corrected is not None]
+    worst = min(tested, key=lambda each: (each.p_corrected, each.difference), default=None)
+    if worst is None or float(worst.p_corrected or 0.0) > config.significance:
+        return None
+    name = "without a value" if worst.value is None else repr(worst.value)
+    drop = -100 * float(worst.difference or 0.0)
+    return _Refusal(
+        "rejected",
+        f"its accuracy for {worst.column_name} {name} is {drop:.2f} points below the champion's, "
+        f"significantly more than {_points(config.margin)} points "
+        f"(p = {worst.p_corrected:.2g}, corrected for {len(tested)} slices; "
+        f"{worst.compared:,} test images)",
+    )
 
 
 class _RecallTest(NamedTuple):

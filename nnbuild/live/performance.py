@@ -1,6 +1,8 @@
 """Compute live accuracy and its estimate by period and run, with DuckDB over the scored rows."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from itertools import groupby
@@ -10,13 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nnbuild.errors import StoreError
+from nnbuild.errors import InputError, StoreError
 from nnbuild.evaluation.metrics import BINS
 from nnbuild.evaluation.significance import wilson_interval
-from nnbuild.live.jobs import GLOBAL, ID_COLUMNS, ScoredInput, jobs_table, scored_inputs
+from nnbuild.live.jobs import (
+    GLOBAL,
+    ID_COLUMNS,
+    NEWEST_LABELS,
+    ScoredInput,
+    jobs_table,
+    label_columns,
+    labels_by_scope,
+    scored_inputs,
+)
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
-from nnbuild.store.query import connected, register_numbered
+from nnbuild.store.query import connected, quoted, register_numbered
 
 Period = Literal["day", "week"]
 _SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were rounded to 0
@@ -66,24 +77,66 @@ def measure(store: Store, by: Period = "day", *, now: datetime | None = None) ->
         by: Length of a period: `day`, or `week` from Monday.
         now: Time of the computation, with a time zone; the current time by default.
     """
-    jobs = scored_inputs(store)
-    models = _models(store, jobs)
-    jobs = [each for each in jobs if each.run_id in models]
-    if not jobs:
-        return Performance([], {})
-    with connected(store, ["labels"]) as connection:
-        connection.register("jobs", jobs_table(jobs))
-        connection.execute(_NEWEST)
-        queries = list(_counts(connection, store, jobs, models))
-        connection.execute(f"create table counts as {' union all '.join(queries)}")
+    with _counted(store, None) as (connection, models):
+        if not models:
+            return Performance([], {})
         by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall()
         arrived = connection.execute(_ARRIVALS).fetchall()
-    rows = list(_rows(by_bin, models, by, now or datetime.now(UTC)))
+    rows = [row for _, row in _rows(by_bin, models, by, now or datetime.now(UTC))]
     arrivals = {}
     for run_id, steps in groupby(arrived, key=lambda each: each[0]):
         days, labelled, correct = zip(*((step[1], step[3], step[4]) for step in steps), strict=True)
         arrivals[run_id] = Arrivals(list(days), list(labelled), list(correct))
     return Performance(rows, arrivals)
+
+
+def measure_slices(
+    store: Store, column: str, by: Period = "day", *, now: datetime | None = None
+) -> list[dict[str, Any]]:
+    """Compute the live accuracy of every run for each value of a column that jobs have kept.
+
+    Args:
+        store: Store of the runs, the scoring jobs and the labels.
+        column: Name of the column; it has no value in the rows of jobs that did not keep it.
+        by: Length of a period: `day`, or `week` from Monday.
+        now: Time of the computation, with a time zone; the current time by default.
+
+    Returns:
+        Rows of the table `live_slices`, with `run_id`, by run, period and value.
+
+    Raises:
+        InputError: No job has kept the column.
+    """
+    with _counted(store, column) as (connection, models):
+        by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall() if models else []
+    if not by_bin:
+        raise InputError(
+            f"no scoring job has kept the column {column!r}; score with it in keep",
+            setting="slice",
+            value=column,
+        )
+    names = schemas.LIVE_SLICES.names
+    return [
+        {"run_id": row["run_id"]}
+        | {name: row[name] for name in names if name in row}
+        | {"column_name": column, "value": value}
+        for value, row in _rows(by_bin, models, by, now or datetime.now(UTC))
+    ]
+
+
+@contextmanager
+def _counted(store: Store, column: str | None) -> Iterator[tuple[Any, dict[str, _Model]]]:
+    """Yield a connection with the table `counts`, and the models; none if there is no job."""
+    jobs = scored_inputs(store)
+    models = _models(store, jobs)
+    with connected(store, ["labels"]) as connection:
+        # Of all jobs: the first one with the same input may have scored with a model file.
+        connection.register("jobs", jobs_table(jobs))
+        connection.execute(NEWEST_LABELS)
+        queries = list(_counts(connection, store, jobs, models, column))
+        if queries:
+            connection.execute(f"create table counts as {' union all '.join(queries)}")
+        yield connection, models if queries else {}
 
 
 def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
@@ -106,48 +159,41 @@ def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
     return models
 
 
-# Labels that belong to the input of one job have the number of that job's origin, others null.
-_NEWEST = """
-create table newest as
-select j.origin, l.example_id, l.example_key,
-  arg_max(l.label, {'o': l.observed_at, 'v': l.version}) as label,
-  max({'o': l.observed_at, 'v': l.version}) as moment,
-  min(l.ingested_at)::date as arrived
-from labels l left join jobs j on j.score_id = l.score_id
-where l.score_id is null or j.job is not null
-group by all
-"""
-
-
 def _counts(
-    connection: Any, store: Store, jobs: Sequence[ScoredInput], models: dict[str, _Model]
+    connection: Any,
+    store: Store,
+    jobs: Sequence[ScoredInput],
+    models: dict[str, _Model],
+    sliced: str | None,
 ) -> Iterator[str]:
     """Yield a query for the jobs of each kind: counts and sums by job, confidence bin and arrival.
 
     The temperature, the threshold and the number of classes are constants of a query, which is
     several times faster than reading them from a table for each row.
     """
-    found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
-    has_labels: dict[bool, int] = dict(found)
+    has_labels = labels_by_scope(connection)
 
     def kind(job: tuple[int, ScoredInput]) -> tuple[str, str, float]:
         number = job[1]
         return str(number.run_id), number.identifier, number.temperature
 
-    for place, (key, group) in enumerate(groupby(sorted(enumerate(jobs), key=kind), key=kind)):
+    known = [each for each in enumerate(jobs) if each[1].run_id in models]
+    for place, (key, group) in enumerate(groupby(sorted(known, key=kind), key=kind)):
         run_id, identifier, temperature = key
         model, view, column = models[run_id], f"scores_{place}", ID_COLUMNS[identifier]
         numbers = {job.score_id: number for number, job in group}
         columns = [column, "predicted", "log_prob", *_probabilities(model)]
+        if sliced is not None and sliced not in columns:
+            columns.append(sliced)
         if (
             register_numbered(connection, store, "scores", numbers, alias=view, columns=columns)
             != columns
         ):
-            continue  # the jobs have no rows
-        labels, joins = _labels(column, has_labels, of_input=identifier not in GLOBAL)
-        yield _count_query(view, model, model_exponent(temperature, model.temperature)).format(
-            labels=labels, joins=joins
-        )
+            continue  # the jobs have no rows, or none of them has kept the column
+        labels, joins = label_columns(column, has_labels, of_input=identifier not in GLOBAL)
+        exponent = model_exponent(temperature, model.temperature)
+        value = "null" if sliced is None else f"s.{quoted(sliced)}"
+        yield _count_query(view, model, exponent).format(labels=labels, joins=joins, value=value)
 
 
 def model_exponent(job_temperature: float, run_temperature: float) -> float:
@@ -156,29 +202,6 @@ def model_exponent(job_temperature: float, run_temperature: float) -> float:
     softmax(z / T) is proportional to softmax(z / t) to the power of t / T.
     """
     return job_temperature / run_temperature
-
-
-def _labels(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
-    """Return the columns and the joins that give a scored row its newest label."""
-    key = "example_id" if column == "example_id" else "example_key"
-    by_input = (
-        f'left join newest l on l.origin = j.origin and l."{key}" = s."{column}" '
-        if has_labels.get(False)
-        else ""
-    )
-    shared = (
-        f'left join newest g on g.origin is null and g."{key}" = s."{column}" '
-        if has_labels.get(True) and not of_input
-        else ""
-    )
-    if by_input and shared:
-        newer = "l.moment is null or g.moment > l.moment"
-        columns = f"case when {newer} then g.label else l.label end as truth"
-        return f"{columns}, least(l.arrived, g.arrived) as arrived", by_input + shared
-    if by_input or shared:
-        name = "l" if by_input else "g"
-        return f"{name}.label as truth, {name}.arrived", by_input + shared
-    return "null::smallint as truth, null::date as arrived", ""
 
 
 def _probabilities(model: _Model) -> list[str]:
@@ -197,19 +220,20 @@ def _count_query(view: str, model: _Model, exponent: float) -> str:
     )
     probabilities = ", ".join(f"s.{name}" for name in names)
     return (
-        f"select part, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
+        f"select part, value, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
         "count(*) as n, sum(calibrated) as confidence, "
         f"count(*) filter ({above}) as above, {model.threshold is not None} as has_threshold, "
         "count(truth) as labelled, count(*) filter (truth = predicted) as correct, "
         f"sum(calibrated) filter (truth is not null) as confidence_labelled, sum({loss}) as loss "
         f"from (select *, exp({exponent!r} * log_prob) / total as calibrated from ("
-        f"select s.part, s.predicted, s.log_prob, {probabilities}, {total} as total, {{labels}} "
+        f"select s.part, {{value}}::varchar as value, s.predicted, s.log_prob, {probabilities}, "
+        f"{total} as total, {{labels}} "
         f"from {view} s join jobs j on j.job = s.part {{joins}})) group by all"
     )
 
 
 _BY_BIN = """
-select j.run_id, date_trunc('{period}', j.day)::date as start, c.bin, sum(c.n)::bigint,
+select j.run_id, date_trunc('{period}', j.day)::date as start, c.value, c.bin, sum(c.n)::bigint,
   sum(c.confidence), sum(c.above)::bigint, bool_and(c.has_threshold), sum(c.labelled)::bigint,
   sum(c.correct)::bigint, coalesce(sum(c.confidence_labelled), 0), coalesce(sum(c.loss), 0)
 from counts c join jobs j on j.job = c.part
@@ -225,17 +249,17 @@ group by all order by all
 
 def _rows(
     by_bin: Sequence[tuple[Any, ...]], models: dict[str, _Model], by: Period, now: datetime
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the table from the counts and sums of each confidence bin."""
-    for (run_id, start), group in groupby(by_bin, key=lambda each: each[:2]):
+) -> Iterator[tuple[str | None, dict[str, Any]]]:
+    """Yield the rows of the table, each with the value of its slice, from the confidence bins."""
+    for (run_id, start, value), group in groupby(by_bin, key=lambda each: each[:3]):
         bins = list(group)
-        columns = [np.array(values) for values in zip(*(each[3:] for each in bins), strict=True)]
+        columns = [np.array(values) for values in zip(*(each[4:] for each in bins), strict=True)]
         rows, confidence, above, has_threshold, labelled, correct, confident, loss = columns
         count, known = int(rows.sum()), int(labelled.sum())
         estimate = float(confidence.sum() / count)
         accuracy = int(correct.sum()) / known if known else None
         low, high = wilson_interval(accuracy, known) if accuracy is not None else (None, None)
-        yield {
+        row = {
             "run_id": run_id,
             "period": by,
             "start": start,
@@ -256,6 +280,7 @@ def _rows(
             "realised_minus_estimated": None if accuracy is None else accuracy - estimate,
             "computed_at": now,
         }
+        yield value, row
 
 
 def write(store: Store, performance: Performance, by: Period) -> None:
@@ -266,19 +291,44 @@ def write(store: Store, performance: Performance, by: Period) -> None:
         performance: Result of `measure`.
         by: Length of its periods.
     """
-    folder = store.root / "tables" / "live"
+    replace_rows(store, "live", performance.rows, f"part-{by}.parquet")
+
+
+def write_slices(store: Store, rows: Sequence[dict[str, Any]], column: str, by: Period) -> None:
+    """Replace the rows of a column and of the periods of one length in the table `live_slices`.
+
+    Args:
+        store: Store of the runs.
+        rows: Result of `measure_slices`.
+        column: Name of the column.
+        by: Length of the periods.
+    """
+    digest = hashlib.sha256(column.encode()).hexdigest()[:16]
+    replace_rows(store, "live_slices", rows, f"part-{by}-{digest}.parquet")
+
+
+def replace_rows(store: Store, name: str, rows: Sequence[dict[str, Any]], file: str) -> None:
+    """Replace a file of every run in a table.
+
+    Args:
+        store: Store of the runs.
+        name: Name of the table.
+        rows: Its rows with `run_id`, by run.
+        file: Name of the file in the folder of each run.
+    """
+    folder = store.root / "tables" / name
     written = set()
-    for run_id, rows in groupby(performance.rows, key=lambda row: row["run_id"]):
-        values = [{name: row[name] for name in row if name != "run_id"} for row in rows]
-        table = schemas.table_of(schemas.LIVE, values)
+    for run_id, group in groupby(rows, key=lambda row: row["run_id"]):
+        values = [{name: row[name] for name in row if name != "run_id"} for row in group]
+        table = schemas.table_of(schemas.STATIC_SCHEMAS[name], values)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        path = folder / f"run_id={run_id}" / f"part-{by}.parquet"
+        path = folder / f"run_id={run_id}" / file
         if not is_remote(path):
             make_durable_dir(path.parent)
         write_bytes(path, sink.getvalue().to_pybytes())
         written.add(run_id)
     for run_id in store.run_ids() if folder.is_dir() else ():
-        path = folder / f"run_id={run_id}" / f"part-{by}.parquet"
+        path = folder / f"run_id={run_id}" / file
         if run_id not in written and path.exists():  # its scoring jobs were deleted
             path.unlink()

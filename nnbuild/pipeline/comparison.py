@@ -48,6 +48,8 @@ class Challenger:
         model_digest: SHA-256 of its model, which is equal for equal weights; None if unknown.
         labels: True class of each test image, int16, shape (n,).
         predicted: Predicted class of each test image, int16, shape (n,).
+        confidence: Probability of the predicted class, float32, shape (n,).
+        kept: Columns that describe the test images; None if none are kept.
         metrics: Metrics on all test images, by name.
     """
 
@@ -58,6 +60,8 @@ class Challenger:
     model_digest: str | None
     labels: Labels
     predicted: Labels
+    confidence: NDArray[np.float32]
+    kept: pa.Table | None
     metrics: Mapping[str, float]
 
 
@@ -67,11 +71,13 @@ class Comparison:
 
     Attributes:
         paired: Which of the two classifies each image correctly.
+        rows: Whether each test image of the challenger was compared, bool, shape (n,).
         metrics: Metrics of the other run on all test images of the challenger, by name; empty if
             images were left out, because the challenger's metrics would be those of more images.
     """
 
     paired: PairedResult
+    rows: Rows
     metrics: Mapping[str, float]
 
 
@@ -88,7 +94,9 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
     """
     folder = dataset_folder(run, data)
     fitted = run.load_result(FittedModel)
-    labels, predicted = _predictions(staged_predictions(run, data))
+    table = staged_predictions(run, data).sort_by("example_id")
+    labels, predicted = _predictions(table)
+    keep = list(run.config.dataset.keep)
     return Challenger(
         run=run,
         data=data,
@@ -97,6 +105,8 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
         model_digest=None if fitted is None else fitted.files.get("model/model.keras"),
         labels=labels,
         predicted=predicted,
+        confidence=table["confidence"].to_numpy(),
+        kept=table.select(keep) if keep else None,
         metrics=_metrics(read_table(staged_table(run, "evaluation"), schemas.EVALUATION)),
     )
 
@@ -284,7 +294,7 @@ def _compare(
         left_out=int((~rows).sum()),
         identical=identical or bool((challenger.predicted[rows] == predicted).all()),
     )
-    return Comparison(paired, metrics if rows.all() else {})
+    return Comparison(paired, rows, metrics if rows.all() else {})
 
 
 def _model_digest(manifest: Manifest) -> str:

@@ -1,12 +1,13 @@
 """The steps that load and check the dataset, before training begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
@@ -16,17 +17,21 @@ from nnbuild.data.file_tree import fingerprint, path_exists
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line
+from nnbuild.evaluation.slices import MAX_VALUES
 from nnbuild.pipeline.days import parts_table, preprocessing_of, read_options, select_days
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import Check, CheckedData, LoadedData
+from nnbuild.store.step_results import (
+    MAX_UNREADABLE_EXAMPLES,
+    Check,
+    CheckedData,
+    LoadedData,
+)
 from nnbuild.store.store import Store
 from nnbuild.store.tables import write_table
-
-_MAX_EXAMPLES = 20
 
 DownloadProgress = Callable[[str, int, int | None], None]
 """Callback for a download: name of the file, bytes so far, and total bytes if known."""
@@ -78,6 +83,8 @@ def load_data(
         folder=location,
         pixel_scales=dict(dataset.pixel_scales),
         fingerprint=state,
+        unreadable=len(dataset.unreadable),
+        unreadable_examples=dataset.unreadable[:MAX_UNREADABLE_EXAMPLES],
         files=files,
     )
 
@@ -99,6 +106,10 @@ def _load_days(run: Run) -> LoadedData:
         day=window.day,
         days=window.versions,
         remarks=window.remarks,
+        unreadable=sum(each.unreadable for each in window.versions),
+        unreadable_examples=tuple(
+            message for each in window.versions for message in each.unreadable_examples
+        )[:MAX_UNREADABLE_EXAMPLES],
         files=run.digests("tables/dataset_parts.parquet"),
     )
 
@@ -115,8 +126,6 @@ def _described(dataset: Dataset, config: DatasetConfig, **others: Any) -> Loaded
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
         preprocessing=None if settings is None else settings.model_dump(mode="json"),
-        unreadable=len(dataset.unreadable),
-        unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
         **others,
     )
 
@@ -197,7 +206,7 @@ def read_golden(config: RunConfig, data: LoadedData) -> Split:
             address,
             data_dir=config.dataset.data_dir,
             cache=default_cache(),
-            options=replace(read_options(config.dataset), hold_out=False),
+            options=replace(read_options(config.dataset), hold_out=False, keep=(), metadata=None),
         )
     except InputError as error:
         raise DataError(f"gate.golden {error}") from error
@@ -227,12 +236,25 @@ def check_data(run: Run, data: LoadedData) -> CheckedData:
     """
     if run.config.gate.enabled and run.config.gate.golden is not None:
         read_golden(run.config, data)
-    results = checks.check(read_data(run, data), run.config.dataset.checks)
+    dataset = read_data(run, data)
+    _require_few_slices(dataset.test, run.config.gate.slices)
+    results = checks.check(dataset, run.config.dataset.checks)
     if run.config.dataset.on_error == "skip":
         limit = float(run.config.dataset.max_errors or 0)
         results += (checks.unreadable(data.unreadable, data.unreadable_examples, limit),)
     checks.require(results)
     return CheckedData(checks=tuple(as_check(each) for each in results))
+
+
+def _require_few_slices(test: Split, columns: Sequence[str]) -> None:
+    """Refuse columns of `gate.slices` that have too many values to be tested."""
+    for name in columns:
+        count = 0 if test.kept is None else len(pc.unique(test.kept[name]))
+        if count > MAX_VALUES:
+            raise DataError(
+                f"gate.slices: the column {name!r} has {count:,} values in the test images, "
+                f"expected at most {MAX_VALUES}; group them, or remove it"
+            )
 
 
 def as_check(result: checks.CheckResult) -> Check:

@@ -66,6 +66,8 @@ def read_options(config: DatasetConfig) -> ReadOptions:
         skip_other_files=config.other_files == "skip",
         preprocessing=preprocessing_of(config),
         max_errors=config.max_errors if config.on_error == "skip" else None,
+        keep=config.keep,
+        metadata=config.metadata,
     )
 
 

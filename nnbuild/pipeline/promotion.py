@@ -1,7 +1,7 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +12,7 @@ from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.promotion import Incomparable, PairedResult
 from nnbuild.evaluation.significance import McNemarResult
+from nnbuild.evaluation.slices import Compared, Slice, measure_slices
 from nnbuild.pipeline.comparison import (
     Challenger,
     Comparison,
@@ -54,6 +55,7 @@ def decide(
     if not past_day_counts:
         skip_reason = skip_reason or _past_day_reason(run)
     challenger = challenger_of(run, data)
+    slices = _slices(challenger, None, config)
     other: Comparison | Incomparable | None = None
     if not config.enabled:
         decision = promotion.Decision("gate-off", skip_reason or _GATE_OFF)
@@ -62,7 +64,8 @@ def decide(
     else:
         if champion_id is not None:
             other = compare(challenger, store, champion_id, config)
-        decision = _judge(challenger, store, other, config)
+        slices = _slices(challenger, other, config)
+        decision = _judge(challenger, store, other, config, slices)
         if pinned is not None:
             decision = _held_back(decision, champion.pin_reason(data.name, pinned))
     paired = other.paired if isinstance(other, Comparison) else None
@@ -91,6 +94,10 @@ def decide(
         "decided_at": datetime.now(UTC),
     }
     _write_decision(run, row)
+    if challenger.kept is not None:
+        rows = [each._asdict() for each in slices]
+        table = schemas.table_of(schemas.SLICES, rows)
+        write_table(staged_table(run, "slices"), table, schemas.SLICES)
     return Decided(
         champion=champion_id,
         outcome=outcome,
@@ -103,8 +110,26 @@ def decide(
         passed_over=skip_reason is not None,
         pinned=pinned is not None,
         gate_reason=decision.reason,
-        files=run.digests("tables/decisions.parquet"),
+        files=_files(run),
     )
+
+
+def _files(run: Run) -> dict[str, str]:
+    tables = ("decisions", "slices") if run.config.dataset.keep else ("decisions",)
+    return run.digests(*(f"tables/{name}.parquet" for name in tables))
+
+
+def _slices(
+    challenger: Challenger, other: Comparison | Incomparable | None, config: GateConfig
+) -> list[Slice]:
+    """Measure the challenger on the slices of its test images."""
+    if challenger.kept is None:
+        return []
+    compared = None
+    if isinstance(other, Comparison):
+        compared = Compared(other.rows, other.paired.challenger, other.paired.other)
+    correct = challenger.predicted == challenger.labels
+    return measure_slices(challenger.kept, correct, challenger.confidence, config, compared)
 
 
 def _past_day_reason(run: Run) -> str | None:
@@ -118,6 +143,7 @@ def _judge(
     store: Store,
     other: Comparison | Incomparable | None,
     config: GateConfig,
+    slices: Sequence[Slice],
 ) -> promotion.Decision:
     """Apply the rule of the gate to the comparison with the champion."""
     candidate = promotion.Candidate(challenger.run.run_id, challenger.metrics)
@@ -128,7 +154,10 @@ def _judge(
     if isinstance(golden, Incomparable):
         return promotion.decide(candidate, golden, config)
     anchor = _compare_with_anchor(challenger, store, champion_id, config)
-    return promotion.decide(candidate, other.paired, config, anchor=anchor, golden=golden)
+    of_gate = [each for each in slices if each.column_name in config.slices]
+    return promotion.decide(
+        candidate, other.paired, config, anchor=anchor, golden=golden, slices=of_gate
+    )
 
 
 def _compare_with_anchor(
@@ -235,7 +264,7 @@ def record_approval(
             "promote": promote,
             "reason": reason,
             "waits": False,
-            "files": run.digests("tables/decisions.parquet"),
+            "files": _files(run),
             "figures": decided.figures | {"promoted": promote},
             "seconds_waited": decided.seconds_waited + seconds_waited,
         }
@@ -252,7 +281,8 @@ def revoke_decision(run: Run) -> None:
     """
     if not commit.is_ready(run):
         run.invalidate(Decided, Reported)
-        staged_table(run, "decisions").unlink(missing_ok=True)
+        for name in ("decisions", "slices"):
+            staged_table(run, name).unlink(missing_ok=True)
 
 
 def is_current(run: Run, data: LoadedData, decided: Decided) -> bool:

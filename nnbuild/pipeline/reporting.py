@@ -104,6 +104,8 @@ def write_report(run: Run, data: LoadedData) -> Reported:
     """Write `report.html` from the results and tables of the run so far."""
     tables = {name: read_table(staged_table(run, name), STATIC_SCHEMAS[name]) for name in _TABLES}
     tables["predictions"] = staged_predictions(run, data)
+    if run.config.dataset.keep:
+        tables["slices"] = read_table(staged_table(run, "slices"), STATIC_SCHEMAS["slices"])
     page = render(manifest_of(run), tables, read_data(run, data).test.images)
     path = run.folder / "report.html"
     write_bytes(path, page.encode())

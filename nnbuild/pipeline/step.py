@@ -8,6 +8,7 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import pyarrow as pa
 
+from nnbuild.data import metadata
 from nnbuild.data.labels import has_names
 from nnbuild.runtime import fault_injection
 from nnbuild.store import schemas
@@ -57,6 +58,8 @@ def staged_table(run: Run, name: str) -> Path:
 def staged_predictions(run: Run, data: LoadedData) -> pa.Table:
     """Return the table `predictions` of a run in staging."""
     schema = schemas.predictions(data.classes, named=has_names(data.class_names))
+    kept = metadata.schema_of(run.config.dataset.keep)
+    schema = pa.schema([*schema, *kept], schema.metadata)
     return read_table(staged_table(run, "predictions"), schema)
 
 

@@ -63,6 +63,7 @@ def render(
             | sections.gate(manifest, tables)
             | sections.loss(manifest, tables)
             | sections.errors(tables, names)
+            | sections.slices(tables)
             | sections.trust(tables)
             | sections.shown(tables, images, names)
             | sections.drifted(drift)
@@ -87,6 +88,7 @@ def environment() -> jinja2.Environment:
         "chance": text.chance,
         "short": shortened,
         "cell": text.cell,
+        "slice_name": text.slice_name,
     }
     return result
 
@@ -145,13 +147,14 @@ def _page(store: Store, manifest: Manifest, run_id: str) -> str:
             f"run {run_id} has status {status!r}, expected 'succeeded'; "
             f"see `nnbuild history {run_id}`"
         )
-    for name in _TABLES:
+    names = (*_TABLES, "slices") if manifest.settings.dataset.keep else _TABLES
+    for name in names:
         if not store.partition(name, run_id).is_dir():
             raise StoreError(
                 f"run {run_id} has no table {name}, which the report needs; "
                 "restore it from a backup"
             )
-    tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in _TABLES}
+    tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in names}
     try:
         drift, periods = drift_by_job(store, run_id), live_periods(store, run_id)
         return render(manifest, tables, _test_images(store, manifest), drift, periods)

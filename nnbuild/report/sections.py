@@ -19,6 +19,7 @@ from nnbuild.store.manifests import Manifest
 
 _SHORT_NAME = 3  # letters of class names of which eight fit in a row on a phone
 _MAX_JOBS = 10
+_MAX_SLICES = 20
 
 Tables = Mapping[str, Any]
 Context = dict[str, Any]
@@ -154,6 +155,14 @@ def errors(tables: Tables, names: list[str]) -> Context:
         "least": least,
         "most": mistakes.most,
     }
+
+
+def slices(tables: Tables) -> Context:
+    """Return the content of "For which images is it wrong?"; empty if no columns are kept."""
+    rows = tables["slices"].to_pylist() if "slices" in tables else []
+    # By the upper bound: a slice of a few images that is wrong by chance is not shown first.
+    lowest = sorted(rows, key=lambda each: float(each["accuracy_high"]))[:_MAX_SLICES]
+    return {"slices": lowest, "slices_answer": text.on_slices(lowest, len(rows))}
 
 
 def trust(tables: Tables) -> Context:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from nnbuild.errors import one_line
 from nnbuild.report.data import Diagram, Errors, Points
 from nnbuild.store.step_results import Decided
 
@@ -139,6 +140,28 @@ def on_trust(
         f"the accuracy {percent(accuracy)}."
     )
     return answer if error is None else f"{answer} The expected calibration error is {error:.4f}."
+
+
+def on_slices(lowest: Sequence[Mapping[str, Any]], count: int) -> str:
+    """Answer "For which images is it wrong?".
+
+    Args:
+        lowest: Slices of the test images, the one with the strongest evidence of errors first.
+        count: Number of all slices.
+    """
+    if not lowest:
+        return ""
+    first = lowest[0]
+    return (
+        f"Most of all for {slice_name(first)}: accuracy {percent(first['accuracy'])} on "
+        f"{first['rows']:,} test images; of {count} slices it has the lowest upper bound."
+    )
+
+
+def slice_name(each: Mapping[str, Any]) -> str:
+    """Return column and value of a slice: `site oslo`."""
+    value = each["value"]
+    return f"{each['column_name']} {'without a value' if value is None else one_line(value)}"
 
 
 def on_checks(results: Sequence[tuple[bool, bool]]) -> str:

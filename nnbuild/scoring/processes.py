@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnbuild.data.streams import InputChunk, RejectedRows
-from nnbuild.engines import OnnxEngine
 from nnbuild.errors import Interrupted, RunError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.environment import processors
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.job import Job, progress_of
+from nnbuild.scoring.job import Job, job_engine, progress_of
 from nnbuild.scoring.parts import Part, split_shard
 from nnbuild.scoring.shards import Shard
 from nnbuild.scoring.worker import error_from
@@ -60,7 +59,8 @@ def processes_worthwhile(job: Job) -> int:
     others both times are estimated from a few rows.
     """
     count = min(job.config.threads or processors(), processors())
-    if count == 1 or job.model.engine != "onnx":
+    engines = {job.model.engine} | ({job.shadow.engine} if job.shadow else set())
+    if count == 1 or engines != {"onnx"}:
         return 1
     _, pending = progress_of(job)
     chunks = [chunk for _, chunks in pending for chunk in chunks]
@@ -93,7 +93,7 @@ def processes_are_faster(cost: Cost, rows: int, count: int) -> bool:
 
 def _cost(job: Job, chunk: InputChunk) -> Cost:
     """Measure the cost of the first rows of a chunk, after a batch that warms up."""
-    engine = OnnxEngine(job.model.content, 1)
+    engine = job_engine(job, job.config.model_copy(update={"threads": 1}))
     rows, reading, inference = 0, 0.0, 0.0
     batches = job.source.read(chunk, _PROBE_ROWS)
     for number in range(_PROBES):

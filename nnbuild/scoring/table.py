@@ -122,15 +122,26 @@ def write_predictions(
     Raises:
         ContractError: The output of the engine is not a finite array of logits.
     """
-    schema = schemas.predictions(classes, named=has_names(class_names))
+    schema = predictions_schema(classes, class_names, split.kept)
     with atomic_write(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         for rows in batches(len(split), batch_size):
             logits = check_logits(engine.logits(split.images[rows]), classes, first_row=rows.start)
             table = probability_table(
                 logits, split.labels[rows], first_row=rows.start, class_names=class_names
             )
+            if split.kept is not None:
+                kept = split.kept.slice(rows.start, len(table)).columns
+                table = pa.Table.from_arrays([*table.columns, *kept], schema=schema)
             writer.write_table(schemas.validate(table, schema))
     return len(split)
+
+
+def predictions_schema(
+    classes: int, class_names: Sequence[str], kept: pa.Table | None
+) -> pa.Schema:
+    """Return the schema of `predictions` of a run, with the columns that describe its images."""
+    schema = schemas.predictions(classes, named=has_names(class_names))
+    return pa.schema([*schema, *(kept.schema if kept is not None else ())], schema.metadata)
 
 
 def score_schema(

@@ -21,8 +21,7 @@ import pyarrow as pa
 
 from nnbuild import errors
 from nnbuild.errors import InputError, NnbuildError, RunError, one_line
-from nnbuild.scoring.job import resume_job, shard_context, shards_of, staging
-from nnbuild.scoring.models import engine_of
+from nnbuild.scoring.job import job_engine, resume_job, shard_context, shards_of, staging
 from nnbuild.scoring.parts import Part, join_parts, make_part, split_shard
 from nnbuild.store import Store, presence
 
@@ -76,7 +75,7 @@ class _Scorer:
         job = self._job = resume_job(score_id, root, index)
         config = job.config.model_copy(update={"threads": 1})
         self._context = shard_context(job)._replace(
-            config=config, engine=cache(lambda: engine_of(job.model, config, job.folder))
+            config=config, engine=cache(lambda: job_engine(job, config))
         )
         self._shards = shards_of(job)
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.config.loading import flatten
-from nnbuild.errors import ConfigError, StoreError
+from nnbuild.errors import ConfigError, StoreError, suggestion
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.evaluation.significance import mcnemar_test
 from nnbuild.store.filesystem import read_json
@@ -36,6 +37,33 @@ _PAIRED_COLUMNS = ("difference", "low", "high", "only_first", "only_it", "p_wors
 _SECONDS = (FittedModel.step, Scored.step)
 _LEAST_RUNS = 2
 _DIGITS = 12
+
+
+def slices_of(store: Store, run_id: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the slices of a run's test images, from the table `slices`.
+
+    Args:
+        store: Store of the run.
+        run_id: ID of a committed run.
+        columns: Columns to return; all if empty.
+
+    Raises:
+        ConfigError: The run keeps no columns, or not these.
+    """
+    kept = store.manifest(run_id).settings.dataset.keep
+    if not kept:
+        raise ConfigError(
+            f"run {run_id} has no slices: it keeps no columns; retrain with dataset.keep"
+        )
+    for name in columns:
+        if name not in kept:
+            raise ConfigError(
+                f"run {run_id} does not keep the column {name!r}; {suggestion(name, kept)}",
+                setting="by",
+                value=name,
+            )
+    rows: list[dict[str, Any]] = store.read_table("slices", run_id).to_pylist()
+    return [row for row in rows if not columns or row["column_name"] in columns]
 
 
 def compare(store: Store, run_ids: list[str]) -> list[dict[str, Any]]:
@@ -241,7 +269,7 @@ def read_table(
         store: A store, or its root; the default root if None.
         name: Name of the table, such as `runs`, `history`, `predictions` or `scores`.
         run_id: ID of one run. In a table of scoring jobs: the jobs that its model scored.
-        score_id: ID of one scoring job, for `scores`, `score_jobs` and `drift`.
+        score_id: ID of one scoring job, for `scores`, `shadow_scores`, `score_jobs` and `drift`.
         columns: Names of the columns; all if not given.
 
     Returns:
@@ -265,7 +293,9 @@ def read_table(
     score_ids = [
         each["score_id"]
         for each in jobs
-        if each["run_id"] == run_id and (name != "scores" or not each["output"])
+        if each["run_id"] == run_id
+        and (name != "scores" or not each["output"])
+        and (name != "shadow_scores" or each["shadow_run_id"])
     ]
     if not score_ids:
         raise StoreError(

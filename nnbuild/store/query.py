@@ -317,7 +317,7 @@ def _with_arrow_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelat
     columns = []
     for place, (name, cast) in enumerate(zip(relation.columns, lost, strict=True), start=1):
         value = f"CAST(#{place} AS VARCHAR)" if cast else f"#{place}"
-        columns.append(f"{value} AS {_quoted(name)}")
+        columns.append(f"{value} AS {quoted(name)}")
     return relation.project(", ".join(columns))
 
 
@@ -362,17 +362,17 @@ def register(
         connection.register(alias, views.dataset(found, schema))
         return parts
     # By position: DuckDB treats names that differ only by case as one name.
-    columns = [f"#1 AS {_quoted(view.key)}"]
+    columns = [f"#1 AS {quoted(view.key)}"]
     for place, (column, kind) in enumerate(view.types.items(), start=2):
         value = f"CAST(#{place} AS VARCHAR)" if kind is None else f"#{place}"
-        columns.append(f"{value} AS {_quoted(column)}")
+        columns.append(f"{value} AS {quoted(column)}")
     selects = []
     for number, (schema, found) in enumerate(groups.items(), start=1):
         connection.register(f"{alias} part {number}", views.dataset(found, schema))
         # The names are quoted, since they come from the files of the store.
         selects.append(f'SELECT {", ".join(columns)} FROM "{alias} part {number}"')
     union = " UNION ALL ".join(selects)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quoted(alias)} AS {union}")
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(alias)} AS {union}")
     return parts
 
 
@@ -407,7 +407,7 @@ def register_numbered(
     parts = views.committed_parts(store, name, list(numbers)) if numbers else []
     files = [str(each.path) for each in parts]
     if not files or store.is_remote or any(set(each) & set("*?[") for each in files):
-        source, key, values = _quoted(f"{alias} rows"), schemas.partition_key(name), list(numbers)
+        source, key, values = quoted(f"{alias} rows"), schemas.partition_key(name), list(numbers)
         register(connection, store, name, only=values, alias=f"{alias} rows")
     else:
         listed = ", ".join("'{}'".format(each.replace("'", "''")) for each in files)
@@ -421,15 +421,16 @@ def register_numbered(
     found = [each for each in columns if each in known]
     table = pa.table({"key": pa.array(values, pa.string()), "part": [numbers[v] for v in values]})
     connection.register(f"{alias} parts", table)
-    selected = "".join(f"s.{_quoted(each)}, " for each in found)
+    selected = "".join(f"s.{quoted(each)}, " for each in found)
     connection.execute(
         f"create temp view {alias} as select {selected}p.part from {source} s "
-        f'join "{alias} parts" p on p.key = s.{_quoted(key)}'
+        f'join "{alias} parts" p on p.key = s.{quoted(key)}'
     )
     return found
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as an identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -143,6 +143,23 @@ DECISIONS = _table(
     _field("decided_at", _UTC_MICROSECONDS, "When"),
 )
 
+SLICES = _table(
+    _field("column_name", pa.string(), "Column of the source that describes the images"),
+    _field("value", pa.string(), "Value of the column", nullable=True),
+    _field("rows", pa.int64(), "Test images with this value"),
+    _field("accuracy", pa.float64(), "Share of them classified right"),
+    _field("accuracy_low", pa.float64(), "Lower end of its 95 % interval"),
+    _field("accuracy_high", pa.float64(), "Upper end"),
+    _field("calibration_error", pa.float64(), "Expected calibration error"),
+    _field("compared", pa.int64(), "Images compared with the champion", nullable=True),
+    _field("champion_accuracy", pa.float64(), "The champion's, on these", nullable=True),
+    _field("difference", pa.float64(), "This run's less the champion's", nullable=True),
+    _field(
+        "p_worse", pa.float64(), "Small if this run is worse by more than allowed", nullable=True
+    ),
+    _field("p_corrected", pa.float64(), "The same, by Holm for all slices", nullable=True),
+)
+
 SCORE_JOBS = _table(
     _field(
         "run_id", pa.string(), "The run whose model scored; null for a model file", nullable=True
@@ -170,6 +187,12 @@ SCORE_JOBS = _table(
         "input_digest",
         pa.string(),
         "sha256 of names, sizes and versions of the input files; null in old jobs",
+        nullable=True,
+    ),
+    _field(
+        "shadow_run_id",
+        pa.string(),
+        "Run that scored the same rows into `shadow_scores`; null without one",
         nullable=True,
     ),
 )
@@ -249,6 +272,39 @@ LIVE = _table(
     _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
 )
 
+LIVE_SHADOWS = _table(
+    _field("period", pa.string(), "day, week, or all for the whole time"),
+    _field("start", pa.date32(), "First day of the period"),
+    _field("dataset", pa.string(), "Dataset of the run", nullable=True),
+    _field("shadow_run_id", pa.string(), "Run that scored the same rows as a shadow"),
+    _field("labelled", pa.int64(), "Examples with a label that both have scored"),
+    _field("accuracy", pa.float64(), "Share of them that the run classifies right"),
+    _field("shadow_accuracy", pa.float64(), "Share that the shadow classifies right"),
+    _field("only_champion", pa.int64(), "Examples that only the run has right"),
+    _field("only_challenger", pa.int64(), "Examples that only the shadow has right"),
+    _field("difference", pa.float64(), "shadow_accuracy less accuracy"),
+    _field("low", pa.float64(), "Lower end of its 95 % interval"),
+    _field("high", pa.float64(), "Upper end"),
+    _field("p_worse", pa.float64(), "Exact McNemar test, one-sided: small if the shadow is worse"),
+    _field("p_better", pa.float64(), "The same the other way: small if it is better"),
+    _field("evidence", pa.float64(), "Evidence that the shadow is better, an e-value"),
+    _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
+)
+
+LIVE_SLICES = pa.schema(
+    [
+        *(LIVE.field(name) for name in ("period", "start")),
+        _field("column_name", pa.string(), "Column that the scoring jobs have kept"),
+        _field("value", pa.string(), "Value of the column", nullable=True),
+        *(
+            LIVE.field(name)
+            for name in LIVE.names
+            if name not in {"period", "start", "dataset", "negative_log_likelihood"}
+        ),
+    ],
+    LIVE.metadata,
+)
+
 LIVE_ALARMS = _table(
     _field("event", pa.string(), "dropped or recovered"),
     _field("at", _UTC_MICROSECONDS, "When it was found"),
@@ -295,6 +351,9 @@ CHAMPIONS = _table(
 )
 CHAMPIONS_TABLE = "champions"
 PREDICTED_NAME = _field("predicted_name", pa.string(), "Name of the predicted class")
+CHAMPION_PREDICTED = _field(
+    "champion_predicted", pa.int16(), "Class that the model of the job predicted, as in `scores`"
+)
 EXAMPLE_KEY = _field("example_key", pa.string(), "Text that identifies the example")
 
 
@@ -329,16 +388,19 @@ STATIC_SCHEMAS = {
     "decisions": DECISIONS,
     CHAMPIONS_TABLE: CHAMPIONS,
     "dataset_parts": DATASET_PARTS,
+    "slices": SLICES,
     "score_jobs": SCORE_JOBS,
     "drift": DRIFT,
     "classes": CLASSES,
     "labels": LABELS,
     "label_jobs": LABEL_JOBS,
     "live": LIVE,
+    "live_shadows": LIVE_SHADOWS,
+    "live_slices": LIVE_SLICES,
     "live_alarms": LIVE_ALARMS,
 }
-TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
-JOB_TABLES = ("scores", "score_jobs", "drift")
+TABLES = (*STATIC_SCHEMAS, "predictions", "scores", "shadow_scores")
+JOB_TABLES = ("scores", "shadow_scores", "score_jobs", "drift")
 """The tables that are partitioned by `score_id`."""
 LABEL_TABLES = ("labels", "label_jobs")
 """The tables that are partitioned by `label_id`."""
@@ -447,9 +509,12 @@ def documented(name: str) -> pa.Schema:
     """Return the schema of a table with the columns that only some of its files have.
 
     Args:
-        name: Name of the table, one of `TABLES`; of `predictions` and `scores` with one class.
+        name: Name of the table, one of `TABLES`; those with probabilities have one class.
     """
     if name in STATIC_SCHEMAS:
         return STATIC_SCHEMAS[name]
     schema = predictions(1, named=True)
-    return schema.append(EXAMPLE_KEY) if name == "scores" else schema
+    if name == "predictions":
+        return schema
+    schema = schema.append(EXAMPLE_KEY)
+    return schema.append(CHAMPION_PREDICTED) if name == "shadow_scores" else schema
