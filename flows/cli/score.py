@@ -167,7 +167,7 @@ def score(
     threads: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Threads of the engine.", show_default="number of processors"
+            metavar="N", help="Cores to use.", show_default="number of processors"
         ),
     ] = None,
     on_error: Annotated[
