@@ -30,6 +30,24 @@ COLUMNS = (
 )
 """Columns of the table `live` that people are shown."""
 
+SHADOW_COLUMNS = (
+    "run_id",
+    "shadow_run_id",
+    "period",
+    "start",
+    "labelled",
+    "accuracy",
+    "shadow_accuracy",
+    "only_champion",
+    "only_challenger",
+    "difference",
+    "low",
+    "high",
+    "p_better",
+    "evidence",
+)
+"""Columns of the table `live_shadows` that people are shown."""
+
 LIMITS = (
     "The estimate is the mean calibrated confidence. It assumes that confidence means on the new "
     "images what it meant on the validation images, and must fail where that is not so: if labels "
@@ -67,6 +85,20 @@ def on_alarm(alarm: Alarm) -> str:
     return f"Champion {alarm.run_id}: {found}."
 
 
+def on_shadows(shadows: Periods) -> list[str]:
+    """Describe each pair of a run and its shadow in one sentence, over the whole time."""
+    return [
+        f"Shadow {each['shadow_run_id']} of {each['run_id']}: accuracy "
+        f"{percent(each['shadow_accuracy'])} on {each['labelled']:,} labelled images that both "
+        f"scored, {percent(each['accuracy'])} without it; the difference is "
+        f"{100 * each['difference']:+.2f} points ({100 * each['low']:+.2f} to "
+        f"{100 * each['high']:+.2f}), and the evidence that the shadow is better is "
+        f"{each['evidence']:.3g}."
+        for each in shadows
+        if each["period"] == "all"
+    ]
+
+
 def picture(periods: Periods) -> Markup:
     """Draw accuracy and estimate of the periods of a run, oldest first, at their distance."""
     unit = periods[0]["period"] if periods else "day"
@@ -96,19 +128,24 @@ def pictures(periods: Periods) -> list[dict[str, Any]]:
     ]
 
 
-def live_page(periods: Periods, alarms: Sequence[Alarm]) -> str:
+def live_page(periods: Periods, alarms: Sequence[Alarm], shadows: Periods = ()) -> str:
     """Return the page about live accuracy.
 
     Args:
         periods: Rows of the table `live`, by run and period.
         alarms: State of the alarm of each champion.
+        shadows: Rows of the table `live_shadows`.
     """
     from nnbuild.report.page import overview_page  # which imports this module, for its section
 
     sentences = [on_periods(periods) or "Nothing was scored into the table scores yet."]
-    sentences += [*map(on_alarm, alarms), LIMITS]
-    rows = [{name: _cell(each[name]) for name in COLUMNS} for each in periods]
-    return overview_page("Live accuracy", sentences, pictures(periods), {"Periods": rows})
+    sentences += [*map(on_alarm, alarms), *on_shadows(shadows), LIMITS]
+    tables = {"Periods": [{name: _cell(each[name]) for name in COLUMNS} for each in periods]}
+    if shadows:
+        tables["Shadows"] = [
+            {name: _cell(each[name]) for name in SHADOW_COLUMNS} for each in shadows
+        ]
+    return overview_page("Live accuracy", sentences, pictures(periods), tables)
 
 
 def _cell(value: Any) -> Any:

@@ -385,6 +385,8 @@ def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatc
         (["--retrain-on-drift"], "give --score-input"),
         (["--score-input", "in", "--score-cron", "often"], "expected five fields"),
         (["--score-input", "in", "--score-set", "top_k=0"], "--top-k 0"),
+        (["--shadow", "newest"], "without --score-input"),
+        (["--score-input", "in", "--shadow", "oldest"], "--shadow 'oldest'"),
         (["--label-cron", "0 6 * * *"], "without --label-input"),
         (["--retrain-on-loss"], "give that too"),
         (["--label-input", "in", "--label-set", "margin=2"], "--margin 2"),
