@@ -1,5 +1,7 @@
 """The steps that evaluate, calibrate and score with the fitted network, each writing tables."""
 
+import functools
+import operator
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 
 from nnbuild import engines, evaluation, scoring
 from nnbuild.data.dataset import Split
+from nnbuild.data.pixels import chunks
 from nnbuild.engines import Logits
 from nnbuild.evaluation.conformal import CONFORMAL, validation_table
 from nnbuild.evaluation.drift import REFERENCE, energy_edges, summarise
@@ -165,14 +168,19 @@ def _write_validation_files(run: Run, split: Split, logits: Logits, temperature:
     of_true_class = []
     for name, divisor in (("plain", 1.0), ("calibrated", temperature)):
         probabilities, predicted, _ = predict(logits, temperature=divisor)
-        record[name] = summarise(
-            split.images,
-            predicted,
-            probabilities.max(axis=0),
-            logits.shape[1],
-            energies=energies,
-            edges=edges,
-        ).as_json()
+        confidence = probabilities.max(axis=0)
+        summaries = [
+            summarise(
+                split.images[rows],
+                predicted[rows],
+                confidence[rows],
+                logits.shape[1],
+                energies=energies[rows],
+                edges=edges,
+            )
+            for rows in chunks(split.images)
+        ]
+        record[name] = functools.reduce(operator.add, summaries).as_json()
         of_true_class.append(probabilities[split.labels, np.arange(len(split))])
     write_json(run.folder / REFERENCE, record)
     table = validation_table(*of_true_class)

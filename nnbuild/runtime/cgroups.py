@@ -162,6 +162,18 @@ def total_memory() -> int:
     return min(installed, memory_limit() or installed)
 
 
+def available_memory() -> int:
+    """Return the memory that this process may still use, in bytes.
+
+    It is what the machine has available, or the limit of the control group if that is smaller, or
+    `$NNBUILD_MEMORY` if that is smaller still.
+    """
+    known = next((each for each in _lines(Path("/proc/meminfo")) if "MemAvailable" in each), "")
+    available = int(known.split()[1]) * 1024 if known else total_memory()
+    given = _number(os.environ.get("NNBUILD_MEMORY", ""))
+    return min(available, total_memory(), available if given is None else given)
+
+
 @contextmanager
 def memory_growth_limited(size: int) -> Iterator[None]:
     """Limit the memory that this process may allocate in the block.
