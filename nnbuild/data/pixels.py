@@ -10,6 +10,7 @@ import math
 import mmap
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from nnbuild.errors import StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.cgroups import available_memory
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json, write_json
-from nnbuild.store.ids import temporary_name
+from nnbuild.store.ids import is_temporary_name, temporary_name
 
 _SHARE = 8
 """Part of the available memory for the pixels of a set; a run in memory holds them several times:
@@ -40,10 +41,13 @@ class Workspace:
         folder: Folder for the files of those that memory does not hold; None to hold all in memory.
         limit: Largest size of the pixels of a set in memory, in bytes; None for a share of the
             memory that is available when it is asked for.
+        keeps_maps: Whether the pixels of a dataset of the store stay in the folder, for the next
+            who reads it; otherwise their files have no name, and disappear with the arrays.
     """
 
     folder: Path | None = None
     limit: int | None = None
+    keeps_maps: bool = False
 
     def holds(self, size: int) -> bool:
         """Return whether pixels of a size in bytes are held in memory."""
@@ -171,28 +175,31 @@ class PixelWriter:
         self._shape = images.shape[1:]
         if self._file is None and not self._workspace.holds(max(self._size, self._expected)):
             with self._writing():
-                Path(str(self._workspace.folder)).mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._workspace.folder)  # noqa: SIM115
+                _make_folder(self._workspace)
+                # Without a buffer: closing it must not fail again on a full disk.
+                self._file = tempfile.TemporaryFile(dir=self._workspace.folder, buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
             for each in self._held:
-                self._write(each)
+                self._write(self._file, each)
             self._held.clear()
         if self._file is None:
             self._held.append(images)
         else:
-            self._write(images)
+            self._write(self._file, images)
 
     def finish(self) -> NDArray[np.uint8]:
         """Return all images, shape (n, height, width, channels); at least one was added."""
         if self._file is None:
             return self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
         with self._file, self._writing():
-            self._file.flush()
             return _mapped(self._file, (self._count, *self._shape), self._workspace)
 
-    def _write(self, images: NDArray[np.uint8]) -> None:
+    def _write(self, file: IO[bytes], images: NDArray[np.uint8]) -> None:
         # Not by assignment to a mapped array, which kills the process where the disk is full.
         with self._writing():
-            self._file.write(np.ascontiguousarray(images).data)  # type: ignore[union-attr]
+            left = np.ascontiguousarray(images).reshape(-1).data
+            while left:
+                left = left[file.write(left) :]
 
     def _writing(self) -> Any:
         return os_errors_as_store_errors(f"write pixels to {self._workspace.folder}")
@@ -305,7 +312,9 @@ def write_map(
     digest, count, shape = hashlib.sha256(), 0, (0, 0, 0)
     temporary = path.with_name(temporary_name(path.name))
     with os_errors_as_store_errors(f"write pixels to {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(workspace)
+        for left in filter(lambda each: is_temporary_name(each.name), path.parent.iterdir()):
+            left.unlink()  # of a process that was killed; the run has a lock, so it has ended
         try:
             with temporary.open("wb") as file:
                 for images in batches:
@@ -324,6 +333,11 @@ def write_map(
         write_json(path.with_suffix(".json"), record.model_dump(mode="json"))
         with path.open("rb") as file:
             return _mapped(file, record.shape, workspace)
+
+
+def _make_folder(workspace: Workspace) -> None:
+    """Create the folder, but not those above it: a store that disappeared is not created again."""
+    Path(str(workspace.folder)).mkdir(exist_ok=True)
 
 
 def _map_path(workspace: Workspace, source: str) -> Path:

@@ -411,15 +411,20 @@ def _write_durably(path: Path, payload: Any) -> None:
         os.fsync(file.fileno())
 
 
-def read_test_split(folder: Path) -> Split:
+def read_test_split(folder: Path, workspace: Workspace = IN_MEMORY) -> Split:
     """Read the test split of a dataset, verified by its digest.
+
+    Args:
+        folder: Folder of the dataset.
+        workspace: Where the pixels are held.
 
     Raises:
         DataError: A file is missing or was changed.
     """
     if _has_parts(folder):
-        return read_dataset(folder).test
-    return _read_split(folder / "test.parquet", _read_description(folder, _Description).test)
+        return read_dataset(folder, workspace).test
+    description = _read_description(folder, _Description)
+    return _read_splits(folder, description, {"test": description.test}, workspace)["test"]
 
 
 def read_dataset(folder: Path, workspace: Workspace = IN_MEMORY) -> Dataset:
@@ -427,15 +432,14 @@ def read_dataset(folder: Path, workspace: Workspace = IN_MEMORY) -> Dataset:
 
     Args:
         folder: Folder of the dataset.
-        workspace: Where the pixels are held. Those of a split that memory does not hold are written
-            to a file there, which the next call opens.
+        workspace: Where the pixels are held.
 
     Raises:
         DataError: A file is missing or was changed, or the parts do not match.
         StoreError: The file of the pixels cannot be written.
     """
     if not _has_parts(folder):
-        return _read_splits(folder, _read_description(folder, _Description), workspace)
+        return _read_whole(folder, _read_description(folder, _Description), workspace)
     description = _read_description(folder, _PartsDescription)
     parts = _read_parts(folder.parent, description.parts, workspace)
     return join_parts(parts, name=description.name, source=description.source)
@@ -517,22 +521,8 @@ def read_part(folder: Path, part: Part) -> Dataset:
     )
 
 
-def _read_splits(folder: Path, description: _Description, workspace: Workspace) -> Dataset:
-    shape = (description.height, description.width, description.channels)
-    files = description.splits()
-    size = sum(file.rows for file in files.values()) * math.prod(shape)
-    splits = {
-        name: _read_split(folder / f"{name}.parquet", file)
-        if workspace.holds(size)
-        else _map_split(folder / f"{name}.parquet", file, workspace)
-        for name, file in files.items()
-    }
-    for name, split in splits.items():
-        if split.images.shape[1:] != shape:
-            raise DataError(
-                f"{folder}: {name} images have shape {split.images.shape[1:]}, "
-                f"expected {shape} by {DESCRIPTION}"
-            )
+def _read_whole(folder: Path, description: _Description, workspace: Workspace) -> Dataset:
+    splits = _read_splits(folder, description, description.splits(), workspace)
     return Dataset(
         description.name,
         splits["train"],
@@ -542,6 +532,26 @@ def _read_splits(folder: Path, description: _Description, workspace: Workspace) 
         splits.get("validation"),
         held_out=description.held_out,
     )
+
+
+def _read_splits(
+    folder: Path, description: _Description, files: Mapping[str, _File], workspace: Workspace
+) -> dict[str, Split]:
+    """Read some splits of a dataset, which are all in memory or all mapped."""
+    shape = (description.height, description.width, description.channels)
+    size = sum(file.rows for file in files.values()) * math.prod(shape)
+    in_memory = workspace.holds(size)
+    splits: dict[str, Split] = {}
+    for name, file in files.items():
+        path = folder / f"{name}.parquet"
+        split = _read_split(path, file) if in_memory else _map_split(path, file, workspace)
+        if split.images.shape[1:] != shape:
+            raise DataError(
+                f"{folder}: {name} images have shape {split.images.shape[1:]}, "
+                f"expected {shape} by {DESCRIPTION}"
+            )
+        splits[name] = split
+    return splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -650,13 +660,11 @@ def _map_split(path: Path, expected: _File, workspace: Workspace) -> Split:
         others = source.read(columns=names)
         head = source.schema_arrow.empty_table()
         shape = split_from_table(head, path).images.shape[1:]
-        images = open_map(workspace, expected.sha256)
-        if images is None:
-            batches = (
-                fixed_pixels(source.read_row_group(number, ["image"])["image"]).reshape(-1, *shape)
-                for number in range(source.num_row_groups)
-            )
-            images = write_map(workspace, expected.sha256, batches)
+        batches = (
+            fixed_pixels(source.read_row_group(number, ["image"])["image"]).reshape(-1, *shape)
+            for number in range(source.num_row_groups)
+        )
+        images = _map_images(batches, expected, workspace)
         if others["label"].null_count:
             raise DataError(f"{path}: contains nulls; ingest the data again")
         labels = _values(others["label"], np.int16)
@@ -666,6 +674,20 @@ def _map_split(path: Path, expected: _File, workspace: Workspace) -> Split:
             "ingest the data again"
         )
     return Split(images, labels, others.drop_columns("label") if len(names) > 1 else None)
+
+
+def _map_images(
+    batches: Iterator[NDArray[np.uint8]], expected: _File, workspace: Workspace
+) -> NDArray[np.uint8]:
+    """Return images in a file of their own: the one that is kept, if it is intact, or a new one."""
+    if workspace.keeps_maps:
+        kept = open_map(workspace, expected.sha256)
+        return write_map(workspace, expected.sha256, batches) if kept is None else kept
+    # Its own measure would count the pixels of this split alone.
+    writer = PixelWriter(replace(workspace, limit=0))
+    for batch in batches:
+        writer.append(batch)
+    return writer.finish()
 
 
 def _require_size(path: Path, expected: _File) -> None:

@@ -65,7 +65,10 @@ def load_data(
         return _load_days(run)
     state = source_fingerprint(run.config.dataset)
     dataset = _read_source(
-        run.config.dataset, cache=cache, progress=progress, workspace=workspace_of(run)
+        run.config.dataset,
+        cache=cache,
+        progress=progress,
+        workspace=replace(workspace_of(run), keeps_maps=False),
     )
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
@@ -159,7 +162,7 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
     """
     if is_dated(config.name):
         return select_days(store, config, now).digest
-    return _read_source(config).digest
+    return _read_source(config, workspace=Workspace(store.local_root / "staging")).digest
 
 
 def source_fingerprint(config: DatasetConfig) -> str | None:
@@ -178,9 +181,14 @@ def read_data(run: Run, data: LoadedData) -> Dataset:
     return tables.read_dataset(dataset_folder(run, data), workspace_of(run))
 
 
+def read_test_data(run: Run, data: LoadedData) -> Split:
+    """Read the test split of the dataset of a run; see `read_data`."""
+    return tables.read_test_split(dataset_folder(run, data), workspace_of(run))
+
+
 def workspace_of(run: Run) -> Workspace:
     """Return where a run holds pixels: in memory, or in its folder in staging if too many."""
-    return Workspace(run.folder / "pixels")
+    return Workspace(run.folder / "pixels", keeps_maps=True)
 
 
 def dataset_folder(run: Run, data: LoadedData) -> Path:

@@ -16,7 +16,7 @@ from nnbuild.evaluation.conformal import CONFORMAL, validation_table
 from nnbuild.evaluation.drift import REFERENCE, energy_edges, summarise
 from nnbuild.logits import energy, predict, softmax
 from nnbuild.models.custom import failing_user_model
-from nnbuild.pipeline.data import read_data
+from nnbuild.pipeline.data import read_data, read_test_data
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.pipeline.training import read_model
 from nnbuild.store import schemas
@@ -38,7 +38,7 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
         ContractError: The model's outputs are not logits, or not finite.
     """
     batch = run.config.scoring.batch_size
-    test = read_data(run, data).test
+    test = read_test_data(run, data)
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "evaluation"):
         logits = scoring.logits_of(engine, test, data.classes, batch)
@@ -197,7 +197,7 @@ def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
     batch = run.config.scoring.batch_size
     path = staged_table(run, "predictions")
     began = time.perf_counter()
-    test = read_data(run, data).test
+    test = read_test_data(run, data)
     make_durable_dir(path.parent)
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "scoring"):
