@@ -1,11 +1,12 @@
 """Train on a set of pixels that memory does not hold, and compare the mapped path with memory.
 
-Three measurements, each a subcommand; every run is a process of its own:
+The first argument says what to measure; every run is a process of its own:
 
     python benchmarks/large_data.py large --images 650000 --side 64 --memory 2000 --folder DIR
     python benchmarks/large_data.py ingest --images 1000000 --side 28 --folder DIR
     python benchmarks/large_data.py equal --models lab fast accurate --epochs 2 --folder DIR
     python benchmarks/large_data.py kill --kills 20 --folder DIR
+    python benchmarks/large_data.py forms --images 400000 --side 28 --rounds 5 --folder DIR
 
 `large` and `ingest` write random pixels as Parquet and run the pipeline on them. The peak is
 `RssAnon` in /proc/PID/status, sampled every 20 ms: memory that the kernel cannot drop. Pages of
@@ -14,6 +15,7 @@ $NNBUILD_MEMORY, in MB: what nnbuild believes to be available.
 
 `equal` trains on MNIST by both paths and compares the bytes of the models and tables. `kill` ends a
 mapped run with SIGKILL at moments that are spread over its length, resumes it, and compares.
+`forms` compares two forms of the mapped file.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,80 @@ def kill_and_resume(arguments: argparse.Namespace) -> None:
     print(f"{kills} kills; staging: {[each.name for each in (store / 'staging').iterdir()]}")
 
 
+def compare_forms(arguments: argparse.Namespace) -> None:
+    """Compare a raw file with Arrow IPC: writing it in batches, and random rows of it."""
+    size, batch = arguments.side**2 * arguments.channels, 4096
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (batch, size), np.uint8)
+    times = arguments.images // batch
+    blocks = [np.sort(draw.integers(0, times * batch, 8192)) for _ in range(20)]
+    for form in (RawFile, ArrowFile):
+        file = form(arguments.folder / form.__name__, size)
+        written = fastest(lambda file=file: file.write(images, times), arguments.rounds)
+        read = fastest(lambda file=file: file.read(blocks), arguments.rounds)
+        rates = times * batch * size / written / MB, 20 * 8192 * size / read / MB
+        print(f"{form.__name__}: written {rates[0]:,.0f} MB/s, random rows {rates[1]:,.0f} MB/s")
+        file.path.unlink()
+
+
+def fastest(function: Callable[[], None], rounds: int) -> float:
+    """Return the shortest seconds of some calls."""
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+class RawFile:
+    """Pixels and nothing else."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self._size = path, size
+
+    def write(self, images: Any, times: int) -> None:
+        """Write some images several times."""
+        with self.path.open("wb") as file:
+            for _ in range(times):
+                file.write(images.data)
+
+    def read(self, blocks: list[Any]) -> None:
+        """Read rows by their numbers, a block at a time."""
+        pixels = np.memmap(self.path, np.uint8, "r").reshape(-1, self._size)
+        for rows in blocks:
+            np.take(pixels, rows, axis=0)
+
+
+class ArrowFile(RawFile):
+    """A record batch for each batch of images."""
+
+    def write(self, images: Any, times: int) -> None:
+        """Write some images several times."""
+        import pyarrow as pa
+
+        kind = pa.binary(self._size)
+        image = pa.FixedSizeBinaryArray.from_buffers(
+            kind, len(images), [None, pa.py_buffer(images)]
+        )
+        batch = pa.record_batch([image], ["image"])
+        with (
+            pa.OSFile(str(self.path), "wb") as file,
+            pa.ipc.new_file(file, batch.schema) as writer,
+        ):
+            for _ in range(times):
+                writer.write_batch(batch)
+
+    def read(self, blocks: list[Any]) -> None:
+        """Read rows by their numbers, a block at a time."""
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+            for rows in blocks:
+                table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+
+
 def check(whole: Path, store: Path) -> None:
     """Print whether two runs have the same bytes."""
     print("same bytes" if digests(whole) == digests(store) else "OTHER BYTES")
@@ -207,7 +284,7 @@ def check(whole: Path, store: Path) -> None:
 def main() -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("what", choices=("large", "ingest", "equal", "kill"))
+    parser.add_argument("what", choices=("large", "ingest", "equal", "kill", "forms"))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=32)
@@ -223,6 +300,8 @@ def main() -> None:
         compare_paths(arguments)
     elif arguments.what == "kill":
         kill_and_resume(arguments)
+    elif arguments.what == "forms":
+        compare_forms(arguments)
     else:
         training = {"epochs": 1, "threads": 2, "batch_size": 256}
         measure_set(arguments, {"model": {"name": "lab"}, "training": training})
