@@ -88,9 +88,9 @@ def on_alarm(alarm: Alarm) -> str:
 def on_shadows(shadows: Periods) -> list[str]:
     """Describe each pair of a run and its shadow in one sentence, over the whole time."""
     return [
-        f"Shadow {each['shadow_run_id']} of {each['run_id']}: accuracy "
-        f"{percent(each['shadow_accuracy'])} on {each['labelled']:,} labelled images that both "
-        f"scored, {percent(each['accuracy'])} without it; the difference is "
+        f"Shadow {each['shadow_run_id']}: accuracy {percent(each['shadow_accuracy'])} on "
+        f"{each['labelled']:,} labelled images; run {each['run_id']}: "
+        f"{percent(each['accuracy'])} on the same. The difference is "
         f"{100 * each['difference']:+.2f} points ({100 * each['low']:+.2f} to "
         f"{100 * each['high']:+.2f}), and the evidence that the shadow is better is "
         f"{each['evidence']:.3g}."
