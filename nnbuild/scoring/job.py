@@ -350,8 +350,16 @@ def _resolved(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> 
     return config.model_copy(update={"engine": model.engine, "keep": keep})
 
 
-def resume_job(score_id: str, root: Path | str | None = None) -> Job:
+def resume_job(
+    score_id: str, root: Path | str | None = None, index: dict[str, Any] | None = None
+) -> Job:
     """Resume a stopped job.
+
+    Args:
+        score_id: ID of the job.
+        root: Root of the store.
+        index: Index of the input in a process that scores a part of the job, which does not look
+            at all of the input again; see `ImageStream.index`.
 
     Raises:
         StoreError: There is no such job, or its model, input or code has changed.
@@ -369,10 +377,12 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         reason = problem(error, "config")
         raise StoreError(f"{path} is not a record of a job: {reason}; start a new one") from error
     started = datetime.fromisoformat(record.started_at)
-    model, source = _open_model_and_input(store, config, record.pixel_scales)
+    model, source = _open_model_and_input(store, config, record.pixel_scales, index)
     source.scales()  # infer missing scales now: an ambiguous scale must not count as a bad row
     shadow = resolve_shadow(store, config, model)
     job = Job(store, score_id, config, started, model, source, shadow=shadow)
+    if index is not None:
+        return job
     current = job.record()
     changed = [
         name
@@ -388,7 +398,10 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
 
 
 def _open_model_and_input(
-    store: Store, config: ScoreConfig, scales: list[float] | None = None
+    store: Store,
+    config: ScoreConfig,
+    scales: list[float] | None = None,
+    index: dict[str, Any] | None = None,
 ) -> tuple[ScoringModel, ImageStream]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
@@ -411,6 +424,7 @@ def _open_model_and_input(
         class_names=model.class_names,
         pictures_only=config.on_error == "stop",
         preprocessing=model.preprocessing,
+        index=index,
     )
     source = open_stream(config.input, options)
     schema = _row_schema(config, model, source)

@@ -48,7 +48,7 @@ _SECONDS_TO_END = 10.0
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from nnbuild.scoring.worker import main; "
-    "main(sys.argv[2], sys.argv[3], [int(each) for each in sys.argv[4:]])"
+    "main(*sys.argv[2:5], [int(each) for each in sys.argv[5:]])"
 )
 
 
@@ -140,7 +140,9 @@ def score_in_processes(
     folder = Path(tempfile.mkdtemp(prefix=_PARTS, dir=job.folder))
     schedule = _Schedule(pending, job.config.batch_size, folder)
     try:
-        for event in _events(job, schedule, count):
+        index = folder / "index.json"
+        index.write_text(json.dumps(job.source.index()), encoding="ascii")
+        for event in _events(job, schedule, index, count):
             if isinstance(event, Shard):
                 done.append(event)
             else:
@@ -169,7 +171,7 @@ Event = int | Shard | _Failure | None
 """Number of processed rows, a finished shard, a failure, or the end of a process's requests."""
 
 
-def _events(job: Job, schedule: "_Schedule", count: int) -> Iterator[int | Shard]:
+def _events(job: Job, schedule: "_Schedule", index: Path, count: int) -> Iterator[int | Shard]:
     """Yield numbers of processed rows, and each shard when it is finished.
 
     If requests fail, the error of the first rows is raised, as if one process had read them all.
@@ -178,7 +180,7 @@ def _events(job: Job, schedule: "_Schedule", count: int) -> Iterator[int | Shard
     failures: list[_Failure] = []
     with (
         deferred_signals() as stop,
-        _processes(job, count) as processes,
+        _processes(job, index, count) as processes,
         ThreadPoolExecutor(count, "nnbuild-ask") as threads,
     ):
         try:
@@ -311,7 +313,7 @@ class _Schedule:
 
 
 @contextmanager
-def _processes(job: Job, count: int) -> Iterator[list["_Process"]]:
+def _processes(job: Job, index: Path, count: int) -> Iterator[list["_Process"]]:
     """Start the processes of a job, and end them after the block.
 
     They have a session of their own, so that Ctrl-C in a terminal reaches this process alone. They
@@ -324,7 +326,7 @@ def _processes(job: Job, count: int) -> Iterator[list["_Process"]]:
         numbers = [theirs.fileno() for _, theirs in pairs]
         stderr = stack.enter_context(tempfile.TemporaryFile())
         path = json.dumps([os.path.abspath(each) for each in sys.path])  # noqa: PTH100  ('' is here)
-        arguments = [str(job.store.root), job.score_id, *map(str, numbers)]
+        arguments = [str(job.store.root), job.score_id, str(index), *map(str, numbers)]
         process = subprocess.Popen(  # noqa: S603  (our own program)
             [sys.executable, "-P", "-c", _START, path, *arguments],
             pass_fds=numbers,

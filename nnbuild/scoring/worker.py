@@ -28,19 +28,20 @@ from nnbuild.store import Store, presence
 Answer = dict[str, Any]
 
 
-def main(root: str, score_id: str, sockets: list[int]) -> None:
+def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
     """Open a job, and answer requests on each socket in a process of its own.
 
     Args:
         root: Root of the store.
         score_id: ID of the job.
+        index: File with the index of the input, or with null.
         sockets: File descriptors of connected sockets.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pa.set_cpu_count(1)
     connections = [socket.socket(fileno=each) for each in sockets]
     try:
-        scorer = _Scorer(root, score_id)
+        scorer = _Scorer(root, score_id, json.loads(Path(index).read_text()))
     except Exception as error:  # noqa: BLE001  (the process that asks raises it)
         for connection in connections:
             connection.sendall(_line(describe_error(error)))
@@ -67,10 +68,11 @@ class _Scorer:
     Args:
         root: Root of the store.
         score_id: ID of the job.
+        index: Index of its input; None to read the input again.
     """
 
-    def __init__(self, root: str, score_id: str) -> None:
-        job = self._job = resume_job(score_id, root)
+    def __init__(self, root: str, score_id: str, index: dict[str, Any] | None) -> None:
+        job = self._job = resume_job(score_id, root, index)
         config = job.config.model_copy(update={"threads": 1})
         self._context = shard_context(job)._replace(
             config=config, engine=cache(lambda: job_engine(job, config))
@@ -89,14 +91,10 @@ class _Scorer:
             os._exit(0)  # in the middle of a request: nobody waits for the answer
 
         threading.Thread(target=receive, daemon=True).start()
-        answer = _answer_of(self._prepare)
+        answer: Answer = {"ready": True}
         while True:
             connection.sendall(_line(answer))
             answer = _answer_of(self._answer, json.loads(requests.get()))
-
-    def _prepare(self) -> Answer:
-        self._job.source.reopen()
-        return {"ready": True}
 
     def _answer(self, request: dict[str, Any]) -> Answer:
         folder, number = Path(request["folder"]), request["shard"]

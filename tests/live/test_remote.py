@@ -120,6 +120,19 @@ def test_s3_that_refuses_is_one_line(remote, s3_service, capfd):
     assert call(capfd, "live", "--store", there.root).code == 0
 
 
+@pytest.mark.parametrize("name", ["", "/*.csv", "/l.csv"])
+def test_s3_that_does_not_answer_is_one_line(store, s3_store, capfd, monkeypatch, name):
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(S3FileSystem, "_cache", {})
+    url = s3_store.removesuffix("store") + f"labels{name}"
+    outcome = call(capfd, "label", "--input", url, "--store", store.root)
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1), outcome
+    assert "Could not connect" in outcome.err
+
+
 @pytest.mark.parametrize("url", ["s3://no-such-bucket-here/labels/*.csv", "nonsense://b/l.csv"])
 def test_s3_address_without_labels_is_one_line(store, s3_store, capfd, url):
     outcome = call(capfd, "label", "--input", url, "--store", store.root)
