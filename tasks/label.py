@@ -37,7 +37,8 @@ def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     """Compute live accuracy, and report champions that have dropped; see `nnbuild.live.watch`."""
     watched = watch(config, store, now=datetime.now(UTC))
     newest = sorted(watched.rows, key=lambda row: row["start"], reverse=True)[:_SHOWN_PERIODS]
-    rows = [{name: _short(row[name]) for name in COLUMNS} for row in newest]
+    names = [*COLUMNS[1:], COLUMNS[0]]  # the page shows the first columns, and IDs are long
+    rows = [{name: _short(row[name]) for name in names} for row in newest]
     key = artifact_key("nnbuild-live", watched.root)
     sentences = [on_periods(watched.rows), *on_shadows(watched.shadows), LIMITS]
     show_table(key, rows, " ".join(sentences))

@@ -166,9 +166,7 @@ def score(
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images per batch.")] = 4096,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Cores to use.", show_default="number of processors"
-        ),
+        typer.Option(metavar="N", help="Cores to use.", show_default="number of processors"),
     ] = None,
     on_error: Annotated[
         Literal["stop", "quarantine"],

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nnbuild.data import pixels
+
 Digests = NDArray[np.bytes_]
 """128-bit digests, dtype S16, shape (n,)."""
 
@@ -46,12 +48,12 @@ class Split:
         if kept is not None:
             numbers = np.arange(len(self))[rows]
             kept = kept.take(pa.array(numbers))
-        return Split(self.images[rows], self.labels[rows], kept)
+        return Split(pixels.select(self.images, rows), self.labels[rows], kept)
 
     @cached_property
     def image_digests(self) -> Digests:
         """Return the digest of the pixels of each image, equal for equal images."""
-        rows = (np.ascontiguousarray(image).reshape(-1) for image in self.images)
+        rows = (np.ascontiguousarray(image).reshape(-1) for image in np.asarray(self.images))
         digests = (hashlib.blake2b(row.data, digest_size=DIGEST_BYTES).digest() for row in rows)
         return np.frombuffer(b"".join(digests), f"S{DIGEST_BYTES}")
 

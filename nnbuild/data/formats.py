@@ -123,7 +123,7 @@ FORMATS = (
     Format(
         "dataset of the store",
         find=lambda location: [file for file in location.files if file.name == tables.DESCRIPTION],
-        load_folder=lambda path, _: tables.read_dataset(path),
+        load_folder=lambda path, options: tables.read_dataset(path, options.workspace),
     ),
     Format(
         "IDX",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnbuild.data.pixels import IN_MEMORY, Workspace
 from nnbuild.data.preprocessing import PictureReader, Preprocessing
 
 
@@ -26,6 +27,7 @@ class ReadOptions:
         max_errors: Largest fraction of unreadable pictures to skip; None to refuse the first.
         keep: Columns that describe the images, to keep with them.
         metadata: Table with these columns for a folder of pictures; None for other sources.
+        workspace: Where the pixels are held while they are read.
     """
 
     image_column: str | None = None
@@ -39,10 +41,13 @@ class ReadOptions:
     max_errors: float | None = None
     keep: tuple[str, ...] = ()
     metadata: Path | None = None
+    workspace: Workspace = IN_MEMORY
 
     def picture_reader(self) -> PictureReader:
         """Return a reader of the pictures of one dataset."""
-        return PictureReader(self.preprocessing, max_errors=self.max_errors)
+        return PictureReader(
+            self.preprocessing, max_errors=self.max_errors, workspace=self.workspace
+        )
 
 
 DEFAULT = ReadOptions()

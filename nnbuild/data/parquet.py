@@ -1,10 +1,11 @@
 """Read datasets from Parquet files with a column of images and a column of labels."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from nnbuild.data.file_tree import File, require_all_shards
 from nnbuild.data.locations import Location, first_bytes, location_at
 from nnbuild.data.metadata import as_texts, require_columns
 from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.pixels import PixelWriter
 from nnbuild.data.preprocessing import PictureReader
 from nnbuild.errors import DataError
 
@@ -62,6 +64,9 @@ def is_parquet(file: File) -> bool:
 
 
 _LABEL_BYTES = 8  # the widest integer
+_GROUP_BYTES = 32 << 20
+_Batch = tuple[NDArray[Any], NDArray[Any], pa.Table]
+"""Images, labels and kept columns of some rows."""
 _MAX_NAMED = 5
 _READ_METADATA = """
 import sys
@@ -214,41 +219,47 @@ def _read(
     for path in paths:
         archives.require_regular(path)
     require_readable_metadata(paths)
-    images: list[NDArray[np.uint8]] = []
+    writer = PixelWriter(options.workspace)
+    shape: tuple[int, ...] | None = None
     labels: list[NDArray[Any]] = []
     kept: list[pa.Table] = []
     scales: dict[str, None] = {}
     for path in paths:
-        parts = list(_row_groups(path, options, pictures))
-        white = _white(parts, path, options)
+        white, parts = _with_white(_batches(path, options, pictures), path, options)
+        scale = ""
         for part_images, part_labels, part_kept in parts:
-            kept.append(part_kept)
+            scale = scale or pixel_scale.description(part_images, white)
+            scales[scale] = None
             shaped = with_channels(part_images, path)
-            images.append(pixel_scale.to_uint8(shaped, white, path))
-            labels.append(part_labels)
-            if images[-1].shape[1:] != images[0].shape[1:]:
-                shapes = f"{images[0].shape[1:]} and {images[-1].shape[1:]}"
+            pixels = pixel_scale.to_uint8(shaped, white, path)
+            shape = pixels.shape[1:] if shape is None else shape
+            if pixels.shape[1:] != shape:
+                shapes = f"{shape} and {pixels.shape[1:]}"
                 raise DataError(f"{path.parent}: images of shapes {shapes}; expected one")
-        if parts:
-            scales[pixel_scale.description(parts[0][0], white)] = None
-    if not images:
+            writer.append(pixels)
+            labels.append(part_labels)
+            kept.append(part_kept)
+    if shape is None:
         raise DataError(f"{paths[0]}: contains no rows; expected images")
     if len({(each.shape[1:], each.dtype.kind) for each in labels}) > 1:
         labels = [_as_texts(each, paths[0].parent) for each in labels]
-    scale, columns = ", ".join(scales), pa.concat_tables(kept)
-    if len(images) == 1:
-        return images[0], labels[0], scale, columns
-    return np.concatenate(images), np.concatenate(labels), scale, columns
+    return writer.finish(), np.concatenate(labels), ", ".join(scales), pa.concat_tables(kept)
 
 
-def _white(
-    parts: Sequence[tuple[NDArray[Any], NDArray[Any], pa.Table]], path: Path, options: ReadOptions
-) -> float:
-    """Return the pixel value of white in a file, from all of its row groups."""
+def _with_white(
+    batches: Iterator[_Batch], path: Path, options: ReadOptions
+) -> tuple[float, Iterable[_Batch]]:
+    """Return the pixel value of white in a file, and its batches.
+
+    All of them are held for it only if they are floats, whose scale depends on the whole file.
+    """
     if options.pixel_max is not None:
-        return options.pixel_max
-    floats = [images for images, _, _ in parts if images.dtype.kind == "f"]
-    return pixel_scale.white_of_floats(floats, path) if floats else pixel_scale.WHITE
+        return options.pixel_max, batches
+    first = next(batches, None)
+    if first is None or first[0].dtype.kind != "f":
+        return pixel_scale.WHITE, batches if first is None else itertools.chain([first], batches)
+    held = [first, *batches]
+    return pixel_scale.white_of_floats([images for images, _, _ in held], path), held
 
 
 def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:
@@ -280,10 +291,8 @@ def require_readable_metadata(paths: Sequence[Path]) -> None:
         )
 
 
-def _row_groups(
-    path: Path, options: ReadOptions, pictures: PictureReader
-) -> Iterator[tuple[NDArray[Any], NDArray[Any], pa.Table]]:
-    """Yield images, labels and kept columns of each row group, within bounds on their size."""
+def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Iterator[_Batch]:
+    """Yield images, labels and kept columns a batch at a time, within bounds on their size."""
     room = archives.allowance(archives.require_regular(path))
     with errors_as_data_errors(path):
         names = pq.read_schema(path).names
@@ -305,14 +314,34 @@ def _row_groups(
                     f"{path}: row group {group} would expand to {size} bytes; refused as a bomb"
                 )
             columns = list(dict.fromkeys((reader.column, label, *options.keep)))
-            table = file.read_row_group(group, columns=columns)
-            labels = arrow_images.labels(table[label], first, path, label)
-            images, rows = reader.read_rows(table[image], first, room, path)
-            room -= images.nbytes
-            first += table.num_rows
-            if len(rows):
-                kept = as_texts(table.select(list(options.keep)), path)
-                yield images, labels[rows], kept.take(pa.array(rows, pa.int64()))
+            for table in _tables(file, group, columns, size):
+                labels = arrow_images.labels(table[label], first, path, label)
+                images, rows = reader.read_rows(table[image], first, room, path)
+                room -= images.nbytes
+                first += table.num_rows
+                if len(rows):
+                    kept = as_texts(table.select(list(options.keep)), path)
+                    yield images, labels[rows], kept.take(pa.array(rows, pa.int64()))
+
+
+def _tables(
+    file: pq.ParquetFile, group: int, columns: Sequence[str], size: int
+) -> Iterator[pa.Table]:
+    """Yield the rows of a row group: a small one as one table, a large one in batches.
+
+    Args:
+        file: Open file.
+        group: Number of the row group.
+        columns: Columns to read.
+        size: Size of the group in bytes when it is read.
+    """
+    if size <= _GROUP_BYTES:
+        yield file.read_row_group(group, columns=columns)
+        return
+    rows = file.metadata.row_group(group).num_rows
+    batch = max(1, rows * _GROUP_BYTES // size)
+    for each in file.iter_batches(batch, row_groups=[group], columns=columns):
+        yield pa.Table.from_batches([each])
 
 
 def _byte_columns(path: Path, names: Sequence[str]) -> list[str]:

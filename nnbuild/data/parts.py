@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nnbuild.data import pixels
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.labels import by_value, require_names
 from nnbuild.errors import DataError
@@ -34,7 +35,7 @@ def join_parts(parts: Sequence[Dataset], *, name: str, source: str) -> Dataset:
     require_names(class_names, source)
     splits = {
         kind: Split(
-            np.concatenate([part.splits[kind].images for part in parts if kind in part.splits]),
+            pixels.concatenate([part.splits[kind].images for part in parts if kind in part.splits]),
             np.concatenate([_labels(part, kind, class_names) for part in parts]),
             _kept([part.splits[kind] for part in parts if kind in part.splits]),
         )

@@ -134,7 +134,7 @@ def to_uint8(images: NDArray[Any], white: float, where: object) -> NDArray[np.ui
     if images.dtype.kind not in "iuf":
         raise DataError(f"{where}: images of type {images.dtype}; expected integers or floats")
     if images.dtype == np.uint8 and white == WHITE:
-        return np.ascontiguousarray(images)
+        return images if images.flags.c_contiguous else np.ascontiguousarray(images)
     pixels = np.empty(images.shape, np.uint8)
     start = 0
     for batch in _batches(images):

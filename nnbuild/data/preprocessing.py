@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnbuild.data import archives, decoding
 from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.pixels import IN_MEMORY, ImageCollector, Workspace, is_mapped, mapped_by
 from nnbuild.errors import DataError
 
 METADATA_KEY = "nnbuild.preprocessing"
@@ -78,6 +79,7 @@ class PictureReader:
     Args:
         settings: Settings of the run; None if it has none.
         max_errors: Largest fraction of pictures to skip; None to refuse the first unreadable one.
+        workspace: Where the images of files are held.
 
     Attributes:
         settings: Settings of the run.
@@ -85,9 +87,13 @@ class PictureReader:
     """
 
     def __init__(
-        self, settings: Preprocessing | None = None, *, max_errors: float | None = None
+        self,
+        settings: Preprocessing | None = None,
+        *,
+        max_errors: float | None = None,
+        workspace: Workspace = IN_MEMORY,
     ) -> None:
-        self.settings, self._max_errors = settings, max_errors
+        self.settings, self._max_errors, self._workspace = settings, max_errors, workspace
         self.errors: list[str] = []
         self._pictures = 0
 
@@ -142,26 +148,26 @@ class PictureReader:
             DataError: A picture is unreadable or of another shape, none is readable, or the images
                 need too much memory.
         """
-        images: NDArray[np.uint8] | None = None
+        collector: ImageCollector | None = None
         rows: list[int] = []
         with decoding.strict():
             for position, file in enumerate(files):
                 if (pixels := self.read(file)) is None:
                     continue
-                if images is None:
+                if collector is None:
                     shape = pixels.shape if shape is None else shape
                     self._require_memory(files, shape)
-                    images = np.empty((len(files), *shape), np.uint8)
+                    collector = ImageCollector(self._workspace, len(files), shape)
                 if pixels.shape != shape:
                     raise DataError(
                         f"{file}: height, width, channels {pixels.shape}, but {shape} in the first "
                         f"picture; {ONE_SHAPE}"
                     )
-                images[len(rows)] = pixels
+                collector.append(pixels)
                 rows.append(position)
-        if images is None:
+        if collector is None:
             raise DataError(f"{files[0].parent}: no readable picture; {self.errors[0]}")
-        return images[: len(rows)], np.array(rows)
+        return collector.finish(), np.array(rows)
 
     def _require_memory(self, files: Sequence[Path], shape: tuple[int, ...]) -> None:
         """Refuse a decompression bomb; the size of images that are resized is the user's choice."""
@@ -273,7 +279,9 @@ def fit_images(images: NDArray[np.uint8], settings: Preprocessing | None) -> NDA
     """
     if settings is None or not len(images) or _has_shape(images.shape[1:], settings):
         return images
-    return np.stack([_as_image(image, settings) for image in images])
+    if not is_mapped(images):
+        return np.stack([_as_image(image, settings) for image in images])
+    return mapped_by(images, lambda batch: np.stack([_as_image(each, settings) for each in batch]))
 
 
 def fit_dataset(dataset: Dataset, settings: Preprocessing | None) -> Dataset:

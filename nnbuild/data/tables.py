@@ -5,12 +5,15 @@ the dataset: the days of a dated source, each stored once for all datasets that 
 """
 
 import hashlib
+import io
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +28,18 @@ from pydantic import (
     ValidationError,
 )
 
-from nnbuild.data import archives
+from nnbuild.data import archives, pixels
 from nnbuild.data.dataset import DIGEST_BYTES, Dataset, Digests, Split
 from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.data.parts import join_parts
+from nnbuild.data.pixels import (
+    IN_MEMORY,
+    PixelWriter,
+    Workspace,
+    open_map,
+    sha256_of,
+    write_map,
+)
 from nnbuild.errors import DataError, one_line
 from nnbuild.store.schemas import SCHEMA_VERSION
 
@@ -39,6 +50,7 @@ _PART_LEVEL = 9  # of zstd: MNIST's images take 6 % less than at the default, 40
 _SHAPE_KEYS = (b"height", b"width", b"channels")
 _VERSION_KEY = b"nnbuild.schema_version"
 _ROW_GROUP = 16384
+_GROUP_BYTES = 64 << 20  # of pixels in a row group, which is read at once
 _MAX_JSON = 1 << 20
 _MAX_DIGITS = 5  # of height, width and channels
 
@@ -128,9 +140,10 @@ def split_table(split: Split) -> pa.Table:
         metadata of the schema contain height, width, channels and nnbuild.schema_version.
     """
     count, *shape = split.images.shape
-    pixels = pa.py_buffer(np.ascontiguousarray(split.images))
     image = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(int(np.prod(shape))), count, [None, pixels]
+        pa.binary(int(np.prod(shape))),
+        count,
+        [None, pa.py_buffer(np.ascontiguousarray(split.images))],
     )
     metadata = dict(zip(_SHAPE_KEYS, (str(size).encode() for size in shape), strict=True))
     schema = pa.schema(
@@ -289,7 +302,7 @@ def write_part(dataset: Dataset, folder: Path) -> None:
     splits = dataset.splits
     kept = [split.kept for split in splits.values() if split.kept is not None]
     images = Split(
-        np.concatenate([split.images for split in splits.values()]),
+        pixels.concatenate([split.images for split in splits.values()]),
         np.concatenate([split.labels for split in splits.values()]),
         pa.concat_tables(kept) if kept else None,
     )
@@ -332,20 +345,52 @@ def digest_of_parts(parts: Sequence[Part]) -> str:
 
 
 def _write_split(split: Split, path: Path, *, compression_level: int | None = None) -> _File:
-    sink = pa.BufferOutputStream()
-    # Pixels rarely repeat: a dictionary would cost time and save nothing.
-    pq.write_table(
-        split_table(split),
-        sink,
-        compression="zstd",
-        compression_level=compression_level,
-        use_dictionary=False,
-        write_statistics=["label"],
-        row_group_size=_ROW_GROUP,
-    )
-    payload = sink.getvalue()
-    _write_durably(path, payload)
-    return _File(rows=len(split), bytes=payload.size, sha256=hashlib.sha256(payload).hexdigest())
+    each = max(1, split.images[:1].nbytes)
+    with path.open("wb") as file:
+        sink = _DigestedFile(file)
+        # Pixels rarely repeat: a dictionary would cost time and save nothing.
+        pq.write_table(
+            split_table(split),
+            sink,
+            compression="zstd",
+            compression_level=compression_level,
+            use_dictionary=False,
+            write_statistics=["label"],
+            row_group_size=max(1, min(_ROW_GROUP, _GROUP_BYTES // each)),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    return _File(rows=len(split), bytes=sink.size, sha256=sink.digest.hexdigest())
+
+
+class _DigestedFile(io.RawIOBase):
+    """A file to write to, with the digest of what was written.
+
+    Attributes:
+        size: Number of bytes so far.
+        digest: Their SHA-256.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self.size, self.digest = 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        """Return whether the file can be written to."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self.size
+
+    def write(self, payload: Any) -> int:
+        """Write bytes and add them to the digest."""
+        self._file.write(payload)
+        self.digest.update(payload)
+        count = memoryview(payload).nbytes
+        self.size += count
+        return count
 
 
 def _with_digests(file: _File, split: Split, path: Path) -> _File:
@@ -366,28 +411,80 @@ def _write_durably(path: Path, payload: Any) -> None:
         os.fsync(file.fileno())
 
 
-def read_test_split(folder: Path) -> Split:
+def read_test_split(folder: Path, workspace: Workspace = IN_MEMORY) -> Split:
     """Read the test split of a dataset, verified by its digest.
+
+    Args:
+        folder: Folder of the dataset.
+        workspace: Where the pixels are held.
 
     Raises:
         DataError: A file is missing or was changed.
     """
     if _has_parts(folder):
-        return read_dataset(folder).test
-    return _read_split(folder / "test.parquet", _read_description(folder, _Description).test)
+        return read_dataset(folder, workspace).test
+    description = _read_description(folder, _Description)
+    return _read_splits(folder, description, {"test": description.test}, workspace)["test"]
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(folder: Path, workspace: Workspace = IN_MEMORY) -> Dataset:
     """Read a dataset of `write_dataset` or `write_parts`, and verify every file by its digest.
+
+    Args:
+        folder: Folder of the dataset.
+        workspace: Where the pixels are held.
 
     Raises:
         DataError: A file is missing or was changed, or the parts do not match.
+        StoreError: The file of the pixels cannot be written.
     """
     if not _has_parts(folder):
-        return _read_splits(folder, _read_description(folder, _Description))
+        return _read_whole(folder, _read_description(folder, _Description), workspace)
     description = _read_description(folder, _PartsDescription)
-    parts = [read_part(folder.parent, part) for part in description.parts]
+    parts = _read_parts(folder.parent, description.parts, workspace)
     return join_parts(parts, name=description.name, source=description.source)
+
+
+def _read_parts(folder: Path, parts: Sequence[Part], workspace: Workspace) -> list[Dataset]:
+    """Read parts of one dataset, whose pixels are in one file if memory does not hold them."""
+    rows = [_read_description(folder / part, _PartDescription).images.rows for part in parts]
+    first = read_part(folder, parts[0])
+    size = sum(rows) * math.prod(first.image_shape)
+    if workspace.holds(size):
+        return [first, *(read_part(folder, part) for part in parts[1:])]
+    writer = PixelWriter(workspace, expected=size)
+    outlines = []
+    for part in parts:
+        dataset = read_part(folder, part)
+        if dataset.image_shape != first.image_shape:
+            return [first, dataset]  # which cannot be joined
+        for split in dataset.splits.values():
+            writer.append(split.images)
+        outlines.append(_with_images(dataset, lambda images: np.broadcast_to(0, images.shape)))
+    images, start = writer.finish(), 0
+
+    def following(outline: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        nonlocal start
+        start += len(outline)
+        return images[start - len(outline) : start]
+
+    return [_with_images(outline, following) for outline in outlines]
+
+
+def _with_images(
+    dataset: Dataset, function: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> Dataset:
+    """Return a dataset with other images, made from those of each split in order."""
+    splits = {
+        name: replace(split, images=function(split.images))
+        for name, split in dataset.splits.items()
+    }
+    return replace(
+        dataset,
+        train=splits["train"],
+        test=splits["test"],
+        validation=splits.get("validation"),
+    )
 
 
 def read_part(folder: Path, part: Part) -> Dataset:
@@ -424,18 +521,8 @@ def read_part(folder: Path, part: Part) -> Dataset:
     )
 
 
-def _read_splits(folder: Path, description: _Description) -> Dataset:
-    splits = {
-        name: _read_split(folder / f"{name}.parquet", file)
-        for name, file in description.splits().items()
-    }
-    shape = (description.height, description.width, description.channels)
-    for name, split in splits.items():
-        if split.images.shape[1:] != shape:
-            raise DataError(
-                f"{folder}: {name} images have shape {split.images.shape[1:]}, "
-                f"expected {shape} by {DESCRIPTION}"
-            )
+def _read_whole(folder: Path, description: _Description, workspace: Workspace) -> Dataset:
+    splits = _read_splits(folder, description, description.splits(), workspace)
     return Dataset(
         description.name,
         splits["train"],
@@ -445,6 +532,26 @@ def _read_splits(folder: Path, description: _Description) -> Dataset:
         splits.get("validation"),
         held_out=description.held_out,
     )
+
+
+def _read_splits(
+    folder: Path, description: _Description, files: Mapping[str, _File], workspace: Workspace
+) -> dict[str, Split]:
+    """Read some splits of a dataset, which are all in memory or all mapped."""
+    shape = (description.height, description.width, description.channels)
+    size = sum(file.rows for file in files.values()) * math.prod(shape)
+    in_memory = workspace.holds(size)
+    splits: dict[str, Split] = {}
+    for name, file in files.items():
+        path = folder / f"{name}.parquet"
+        split = _read_split(path, file) if in_memory else _map_split(path, file, workspace)
+        if split.images.shape[1:] != shape:
+            raise DataError(
+                f"{folder}: {name} images have shape {split.images.shape[1:]}, "
+                f"expected {shape} by {DESCRIPTION}"
+            )
+        splits[name] = split
+    return splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -538,6 +645,78 @@ def _read_description(folder: Path, kind: type[D]) -> D:
     return description
 
 
+def _map_split(path: Path, expected: _File, workspace: Workspace) -> Split:
+    """Read a split whose pixels memory does not hold, through a file of its pixels.
+
+    Both files are verified: the Parquet file by the digest in dataset.json, and the file of the
+    pixels by the digest that it had when it was written.
+    """
+    _require_size(path, expected)
+    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
+        digest = sha256_of(file)
+    _require_digest(path, expected, digest)
+    with _parquet_errors(path), pq.ParquetFile(path) as source:
+        names = [name for name in source.schema_arrow.names if name != "image"]
+        others = source.read(columns=names)
+        head = source.schema_arrow.empty_table()
+        shape = split_from_table(head, path).images.shape[1:]
+        batches = (
+            fixed_pixels(source.read_row_group(number, ["image"])["image"]).reshape(-1, *shape)
+            for number in range(source.num_row_groups)
+        )
+        images = _map_images(batches, expected, workspace)
+        if others["label"].null_count:
+            raise DataError(f"{path}: contains nulls; ingest the data again")
+        labels = _values(others["label"], np.int16)
+    if len(images) != expected.rows or len(labels) != expected.rows:
+        raise DataError(
+            f"{path}: {len(labels)} rows, expected {expected.rows} by {DESCRIPTION}; "
+            "ingest the data again"
+        )
+    return Split(images, labels, others.drop_columns("label") if len(names) > 1 else None)
+
+
+def _map_images(
+    batches: Iterator[NDArray[np.uint8]], expected: _File, workspace: Workspace
+) -> NDArray[np.uint8]:
+    """Return images in a file of their own: the one that is kept, if it is intact, or a new one."""
+    if workspace.keeps_maps:
+        kept = open_map(workspace, expected.sha256)
+        return write_map(workspace, expected.sha256, batches) if kept is None else kept
+    # Its own measure would count the pixels of this split alone.
+    writer = PixelWriter(replace(workspace, limit=0))
+    for batch in batches:
+        writer.append(batch)
+    return writer.finish()
+
+
+def _require_size(path: Path, expected: _File) -> None:
+    size = archives.require_regular(path)
+    if size != expected.bytes:
+        raise DataError(
+            f"{path}: {size} bytes, expected {expected.bytes} by {DESCRIPTION}; "
+            "ingest the data again"
+        )
+
+
+def _require_digest(path: Path, expected: _File, digest: str) -> None:
+    if digest != expected.sha256:
+        raise DataError(
+            f"{path}: SHA-256 {digest}, expected {expected.sha256} by {DESCRIPTION}; "
+            "ingest the data again"
+        )
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not readable as Parquet ({archives.reason_of(error)}); ingest the data again"
+        ) from error
+
+
 def _table(payload: bytes) -> pa.Table:
     """Read the table in a Parquet file."""
     # pq.read_table would import pyarrow.dataset, and that pandas, which takes a second.
@@ -546,25 +725,12 @@ def _table(payload: bytes) -> pa.Table:
 
 
 def _read_split(path: Path, expected: _File) -> Split:
-    size = archives.require_regular(path)
-    if size != expected.bytes:
-        raise DataError(
-            f"{path}: {size} bytes, expected {expected.bytes} by {DESCRIPTION}; "
-            "ingest the data again"
-        )
+    _require_size(path, expected)
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         payload = file.read()
-    if (digest := hashlib.sha256(payload).hexdigest()) != expected.sha256:
-        raise DataError(
-            f"{path}: SHA-256 {digest}, expected {expected.sha256} by {DESCRIPTION}; "
-            "ingest the data again"
-        )
-    try:
+    _require_digest(path, expected, hashlib.sha256(payload).hexdigest())
+    with _parquet_errors(path):
         split = split_from_table(_table(payload), path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not readable as Parquet ({archives.reason_of(error)}); ingest the data again"
-        ) from error
     if len(split) != expected.rows:
         raise DataError(
             f"{path}: {len(split)} rows, expected {expected.rows} by {DESCRIPTION}; "

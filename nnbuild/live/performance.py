@@ -30,6 +30,7 @@ from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 from nnbuild.store.query import connected, quoted, register_numbered
 
 Period = Literal["day", "week"]
+_ROUNDING = 1e-6  # of confidence from stored probabilities: many can be equal to the threshold, 1
 _SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were rounded to 0
 
 
@@ -213,7 +214,7 @@ def _count_query(view: str, model: _Model, exponent: float) -> str:
     powers = [f"pow(s.{name}, {exponent!r})" for name in names]
     total = "1.0::double" if exponent == 1.0 else " + ".join(powers)
     truth = " ".join(f"when {label} then {name}" for label, name in enumerate(names))
-    above = "null" if model.threshold is None else f"calibrated >= {model.threshold!r}"
+    above = "null" if model.threshold is None else f"calibrated >= {model.threshold - _ROUNDING!r}"
     loss = (
         f"case when truth is not null then ln(total) - {exponent!r} * "
         f"ln(greatest((case truth {truth} end)::double, {_SMALLEST})) end"
@@ -272,7 +273,7 @@ def _rows(
             "expected_calibration_error": (
                 float(np.abs(confident - correct).sum() / known) if known else None
             ),
-            "negative_log_likelihood": float(loss.sum() / known) if known else None,
+            "negative_log_likelihood": max(0.0, float(loss.sum() / known)) if known else None,
             "estimated_accuracy": estimate,
             "estimated_accuracy_atc": (
                 int(above.sum()) / count if bool(has_threshold.all()) else None

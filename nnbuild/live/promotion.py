@@ -76,7 +76,9 @@ def promote_if_better(
         dataset = champion.dataset_of(store, require_id(run_id))
         present = champion.require(store, dataset)
     if run_id == present:
-        return LiveDecision(run_id, present, dataset, "kept-identical", "it is the champion")
+        return LiveDecision(
+            run_id, present, dataset, "kept-identical", "it is the champion already"
+        )
     mine, theirs = store.manifest(present), store.manifest(run_id)
     if (reason := difference(mine, theirs)) is not None:
         raise ConfigError(f"run {run_id} cannot be compared with the champion: {reason}")

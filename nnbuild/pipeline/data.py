@@ -14,6 +14,7 @@ from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.file_tree import fingerprint, path_exists
+from nnbuild.data.pixels import IN_MEMORY, Workspace
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line
@@ -66,7 +67,12 @@ def load_data(
     if is_dated(run.config.dataset.name):
         return _load_days(run)
     state = source_fingerprint(run.config.dataset)
-    dataset = _read_source(run.config.dataset, cache=cache, progress=progress)
+    dataset = _read_source(
+        run.config.dataset,
+        cache=cache,
+        progress=progress,
+        workspace=replace(workspace_of(run), keeps_maps=False),
+    )
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
     files: dict[str, str] = {}
@@ -95,7 +101,7 @@ def _load_days(run: Run) -> LoadedData:
     window = select_days(store, run.config.dataset, run.started_at)
     name = window.source.name
     digest = window.source.create_dataset(window.versions, window.description)
-    dataset = tables.read_dataset(store.local_dataset(name, digest))
+    dataset = tables.read_dataset(store.local_dataset(name, digest), workspace_of(run))
     table = parts_table(window.versions, run.config)
     write_table(staged_table(run, "dataset_parts"), table, schemas.DATASET_PARTS)
     return _described(
@@ -131,7 +137,11 @@ def _described(dataset: Dataset, config: DatasetConfig, **others: Any) -> Loaded
 
 
 def _read_source(
-    config: DatasetConfig, *, cache: Path | None = None, progress: DownloadProgress | None = None
+    config: DatasetConfig,
+    *,
+    cache: Path | None = None,
+    progress: DownloadProgress | None = None,
+    workspace: Workspace = IN_MEMORY,
 ) -> Dataset:
     dataset = load(
         config.name,
@@ -139,7 +149,7 @@ def _read_source(
         cache=cache or default_cache(),
         fallback=config.fallback,
         progress=progress,
-        options=read_options(config),
+        options=replace(read_options(config), workspace=workspace),
     )
     return fit_dataset(dataset, preprocessing_of(config))
 
@@ -159,7 +169,7 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
     """
     if is_dated(config.name):
         return select_days(store, config, now).digest
-    return _read_source(config).digest
+    return _read_source(config, workspace=Workspace(store.local_root / "staging")).digest
 
 
 def source_fingerprint(config: DatasetConfig) -> str | None:
@@ -175,7 +185,17 @@ def source_fingerprint(config: DatasetConfig) -> str | None:
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """Read the dataset of a run, from staging or, once it is committed, from the store."""
-    return tables.read_dataset(dataset_folder(run, data))
+    return tables.read_dataset(dataset_folder(run, data), workspace_of(run))
+
+
+def read_test_data(run: Run, data: LoadedData) -> Split:
+    """Read the test split of the dataset of a run; see `read_data`."""
+    return tables.read_test_split(dataset_folder(run, data), workspace_of(run))
+
+
+def workspace_of(run: Run) -> Workspace:
+    """Return where a run holds pixels: in memory, or in its folder in staging if too many."""
+    return Workspace(run.folder / "pixels", keeps_maps=True)
 
 
 def dataset_folder(run: Run, data: LoadedData) -> Path:

@@ -1,5 +1,7 @@
 """The steps that evaluate, calibrate and score with the fitted network, each writing tables."""
 
+import functools
+import operator
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,12 +10,13 @@ import numpy as np
 
 from nnbuild import engines, evaluation, scoring
 from nnbuild.data.dataset import Split
+from nnbuild.data.pixels import chunks
 from nnbuild.engines import Logits
 from nnbuild.evaluation.conformal import CONFORMAL, validation_table
 from nnbuild.evaluation.drift import REFERENCE, energy_edges, summarise
 from nnbuild.logits import energy, predict, softmax
 from nnbuild.models.custom import failing_user_model
-from nnbuild.pipeline.data import read_data
+from nnbuild.pipeline.data import read_data, read_test_data
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.pipeline.training import read_model
 from nnbuild.store import schemas
@@ -35,7 +38,7 @@ def evaluate_model(run: Run, data: LoadedData, fitted: FittedModel) -> Evaluated
         ContractError: The model's outputs are not logits, or not finite.
     """
     batch = run.config.scoring.batch_size
-    test = read_data(run, data).test
+    test = read_test_data(run, data)
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "evaluation"):
         logits = scoring.logits_of(engine, test, data.classes, batch)
@@ -165,14 +168,19 @@ def _write_validation_files(run: Run, split: Split, logits: Logits, temperature:
     of_true_class = []
     for name, divisor in (("plain", 1.0), ("calibrated", temperature)):
         probabilities, predicted, _ = predict(logits, temperature=divisor)
-        record[name] = summarise(
-            split.images,
-            predicted,
-            probabilities.max(axis=0),
-            logits.shape[1],
-            energies=energies,
-            edges=edges,
-        ).as_json()
+        confidence = probabilities.max(axis=0)
+        summaries = [
+            summarise(
+                split.images[rows],
+                predicted[rows],
+                confidence[rows],
+                logits.shape[1],
+                energies=energies[rows],
+                edges=edges,
+            )
+            for rows in chunks(split.images)
+        ]
+        record[name] = functools.reduce(operator.add, summaries).as_json()
         of_true_class.append(probabilities[split.labels, np.arange(len(split))])
     write_json(run.folder / REFERENCE, record)
     table = validation_table(*of_true_class)
@@ -189,7 +197,7 @@ def score_test_set(run: Run, data: LoadedData, fitted: FittedModel) -> Scored:
     batch = run.config.scoring.batch_size
     path = staged_table(run, "predictions")
     began = time.perf_counter()
-    test = read_data(run, data).test
+    test = read_test_data(run, data)
     make_durable_dir(path.parent)
     engine = engines.KerasEngine(read_model(run, fitted), batch)
     with failing_user_model(run.config.model.name, "scoring"):

@@ -10,7 +10,7 @@ from nnbuild.data.dataset import Split
 from nnbuild.engines import Pixels
 from nnbuild.errors import Caught, ContractError, StoreError, raised
 from nnbuild.models.onnx_export import export_onnx
-from nnbuild.pipeline.data import read_data
+from nnbuild.pipeline.data import read_test_data
 from nnbuild.pipeline.step import cached_step
 from nnbuild.pipeline.training import read_model
 from nnbuild.store.filesystem import fsync_dir
@@ -29,7 +29,7 @@ def export_model(run: Run, data: LoadedData, fitted: FittedModel) -> ExportedMod
     If ONNX cannot express the network, or its logits differ from Keras's, there is no export; the
     result says why.
     """
-    probe = _probe(read_data(run, data).test)
+    probe = _probe(read_test_data(run, data))
     model = read_model(run, fitted)
     path, unproven = (run.folder / "model" / name for name in ("model.onnx", "unproven.onnx"))
     path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from nnbuild.pipeline.data import read_data
+from nnbuild.pipeline.data import read_test_data
 from nnbuild.pipeline.step import (
     cached_step,
     epochs_on_disk,
@@ -106,7 +106,7 @@ def write_report(run: Run, data: LoadedData) -> Reported:
     tables["predictions"] = staged_predictions(run, data)
     if run.config.dataset.keep:
         tables["slices"] = read_table(staged_table(run, "slices"), STATIC_SCHEMAS["slices"])
-    page = render(manifest_of(run), tables, read_data(run, data).test.images)
+    page = render(manifest_of(run), tables, read_test_data(run, data).images)
     path = run.folder / "report.html"
     write_bytes(path, page.encode())
     return Reported(path=run.relative(path), files=run.digests("report.html"))

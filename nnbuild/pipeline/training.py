@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from nnbuild import logits, models, training
 from nnbuild.config.schema import RunConfig, is_factory
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.pixels import is_mapped
 from nnbuild.errors import ContractError, DivergedError, Interrupted, StoreError
 from nnbuild.models.custom import factory_digest, failing_user_model, refusing_user_model
 from nnbuild.models.ensemble import combine, member_seed
@@ -166,8 +167,9 @@ def fit_model(
     }
     began = time.perf_counter()
     with deferred_signals() as stop, failing_user_model(run.config.model.name, "training"):
+        dataset = read_data(run, data)
         trainer = EnsembleTrainer(
-            run, data, read_data(run, data), identity=identity, stop=stop, progress=progress
+            run, data, dataset, identity=identity, stop=stop, progress=progress
         )
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
         model, members = trainer.fit(lambda: read_model(run, compiled), steps)
@@ -182,6 +184,7 @@ def fit_model(
         seconds=time.perf_counter() - began,
         remarks=tuple(remark for each in members for remark in each.remarks),
         identity=identity,
+        pixels="mapped file" if is_mapped(dataset.train.images) else "memory",
         files=run.digests("model/model.keras"),
     )
 

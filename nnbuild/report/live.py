@@ -13,6 +13,7 @@ from nnbuild.report.text import percent
 
 Periods = Sequence[Mapping[str, Any]]
 _MAX_RUNS = 6
+_DAYS = {"day": 1, "week": 7}
 COLUMNS = (
     "run_id",
     "start",
@@ -51,7 +52,7 @@ LIMITS = (
     "The estimate is the mean calibrated confidence. It assumes that confidence means on the new "
     "images what it meant on the validation images, and must fail where that is not so: if labels "
     "have come to mean something else, if images show none of the classes, or if they have changed "
-    "so that the network is confident and wrong. Only labels reveal that."
+    "so that the network is confident and incorrect. Only labels reveal that."
 )
 
 
@@ -87,9 +88,9 @@ def on_alarm(alarm: Alarm) -> str:
 def on_shadows(shadows: Periods) -> list[str]:
     """Describe each pair of a run and its shadow in one sentence, over the whole time."""
     return [
-        f"Shadow {each['shadow_run_id']} of {each['run_id']}: accuracy "
-        f"{percent(each['shadow_accuracy'])} on {each['labelled']:,} labelled images that both "
-        f"scored, {percent(each['accuracy'])} without it; the difference is "
+        f"Shadow {each['shadow_run_id']}: accuracy {percent(each['shadow_accuracy'])} on "
+        f"{each['labelled']:,} labelled images; run {each['run_id']}: "
+        f"{percent(each['accuracy'])} on the same. The difference is "
         f"{100 * each['difference']:+.2f} points ({100 * each['low']:+.2f} to "
         f"{100 * each['high']:+.2f}), and the evidence that the shadow is better is "
         f"{each['evidence']:.3g}."
@@ -99,19 +100,20 @@ def on_shadows(shadows: Periods) -> list[str]:
 
 
 def picture(periods: Periods) -> Markup:
-    """Draw accuracy and estimate of the periods of a run, oldest first."""
+    """Draw accuracy and estimate of the periods of a run, oldest first, at their distance."""
+    unit = periods[0]["period"] if periods else "day"
+    first = periods[0]["start"] if periods else None
     series = {
         name: [
-            (float(place), float(each[column]))
-            for place, each in enumerate(periods, start=1)
+            ((each["start"] - first).days // _DAYS[unit] + 1.0, float(each[column]))
+            for each in periods
             if each[column] is not None
         ]
         for name, column in (("accuracy", "accuracy"), ("estimated", "estimated_accuracy"))
     }
     drawn = {name: points for name, points in series.items() if points}
-    unit = periods[0]["period"] if periods else "day"
     title = text.curve_title("live accuracy", drawn)
-    return charts.lines(title, drawn, label=f"{unit}, oldest first")
+    return charts.lines(title, drawn, highest=1.0, label=f"{unit}, 1 is {first}")
 
 
 def pictures(periods: Periods) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from nnbuild.data.tables import read_dataset
+from nnbuild.data.tables import read_test_split
 from nnbuild.errors import DataError, StoreError, one_line
 from nnbuild.report import charts, data, examples, sections, text
 from nnbuild.report import text as words
@@ -170,7 +170,7 @@ def _test_images(store: Store, manifest: Manifest) -> NDArray[np.uint8] | None:
     if not store.has_dataset(data.name, data.digest):
         return None
     try:
-        return read_dataset(store.local_dataset(data.name, data.digest)).test.images
+        return read_test_split(store.local_dataset(data.name, data.digest)).images
     except DataError as error:
         raise StoreError(f"cannot read the test images: {error}") from error
 

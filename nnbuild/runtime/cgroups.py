@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from nnbuild.errors import ConfigError, one_line
+
 ROOT = Path("/")
 _UNLIMITED_BYTES = 2**60
 """Version 1 has no value for "no limit", but uses a number near 2**63."""
@@ -160,6 +162,27 @@ def total_memory() -> int:
     """
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(installed, memory_limit() or installed)
+
+
+def available_memory() -> int:
+    """Return the memory that this process may still use, in bytes.
+
+    It is what the machine has available, or the limit of the control group if that is smaller, or
+    `$NNBUILD_MEMORY` if that is smaller still.
+
+    Raises:
+        ConfigError: `$NNBUILD_MEMORY` is not a number.
+    """
+    known = next((each for each in _lines(Path("/proc/meminfo")) if "MemAvailable" in each), "")
+    available = int(known.split()[1]) * 1024 if known else total_memory()
+    text = os.environ.get("NNBUILD_MEMORY", "")
+    given = _number(text) if text else available
+    if given is None:
+        raise ConfigError(
+            f"NNBUILD_MEMORY is {one_line(text)!r}, expected a whole number of bytes such as "
+            "2000000000; change the environment variable, or remove it"
+        )
+    return min(available, total_memory(), given)
 
 
 @contextmanager

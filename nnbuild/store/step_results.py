@@ -160,6 +160,7 @@ class FittedModel(StepResult):
         seconds: Duration of the fit, over all processes that took part.
         remarks: Remarks of resumed fits.
         identity: Config, dataset, code, threads and processor of the fit.
+        pixels: `memory` or `mapped file`: where the training images were; it changes no result.
     """
 
     step = "fit_model"
@@ -169,6 +170,7 @@ class FittedModel(StepResult):
     seconds: float
     remarks: tuple[str, ...]
     identity: dict[str, Any]
+    pixels: str = "memory"
 
 
 class HistoryTable(StepResult):

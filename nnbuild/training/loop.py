@@ -1,10 +1,11 @@
-"""Run many training or test steps in one compiled call, on images in TensorFlow's memory.
+"""Run many training or test steps in one compiled call, on tensors of images.
 
 A small dense network spends most of its time between the steps, in Python and in the input
 pipeline. Here the images are tensors, a step takes its rows by index, and one call of a
-`tf.function` runs many steps. Each step is Keras's own `train_step` or `test_step`, so losses,
-metrics, optimizers and a model's overrides work as in `fit`, and report the same. The number of
-steps per call does not change the result.
+`tf.function` runs many steps. They are all the images, or a block of them for the next steps. Each
+step is Keras's own `train_step` or `test_step`, so losses, metrics, optimizers and a model's
+overrides work as in `fit`, and report the same. The number of steps per call does not change the
+result.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.data.dataset import Split
+from nnbuild.data.pixels import is_mapped
 from nnbuild.errors import ContractError, NnbuildError, raised
 from nnbuild.models.backbone import frozen_backbone
 from nnbuild.runtime.tensorflow import keras, tf
 from nnbuild.training.augmentation import AUGMENTATIONS
+from nnbuild.training.image_source import Examples, MappedImages, ResidentImages
 
 LOSS = "loss"
 _SECONDS_PER_CALL = 0.25
@@ -75,9 +78,12 @@ class CompiledLoop:
     ) -> None:
         self.model = model
         self._freeze_epochs = freeze_epochs
-        self._images = tf.constant(split.images)
-        labels = tf.constant(split.labels.astype(np.int32))
-        self._targets = tf.one_hot(labels, classes) if one_hot else labels
+        source = MappedImages if is_mapped(split.images) else ResidentImages
+
+        def as_targets(labels: tf.Tensor) -> tf.Tensor:
+            return tf.one_hot(labels, classes) if one_hot else labels
+
+        self._source = source(split, batch_size, as_targets)
         self._augment = AUGMENTATIONS[augment]
         self._batch_size = batch_size
         self._seed = tf.constant(seed, tf.int64)
@@ -90,11 +96,8 @@ class CompiledLoop:
             self._train_logs = StepLogs(model, "train_step", watch_loss=True)
             self._test_logs = StepLogs(model, "test_step", watch_loss=False)
 
-    def trace_train(self, examples: int) -> tuple[set[str], list[tf.Variable]]:
+    def trace_train(self) -> tuple[set[str], list[tf.Variable]]:
         """Compile the training steps, without running one.
-
-        Args:
-            examples: Number of examples of an epoch.
 
         Returns:
             Names of the metrics that a step reports, and the variables that the steps use.
@@ -103,25 +106,28 @@ class CompiledLoop:
             ContractError: The model cannot be trained.
         """
         scalar = tf.TensorSpec((), tf.int32)
-        rows, epoch = tf.TensorSpec((examples,), tf.int32), tf.TensorSpec((), tf.int64)
+        specs = (self._source.example().specs(), tf.TensorSpec((), tf.int64), *3 * [scalar])
         with self._users_code("its train_step"):
-            traced = self._train.get_concrete_function(rows, epoch, scalar, scalar)
+            traced = self._train.get_concrete_function(*specs)
             if self._freeze_epochs:
                 with frozen_backbone(self.model):  # its graph neither trains nor differentiates it
-                    self._train_frozen.get_concrete_function(rows, epoch, scalar, scalar)
+                    self._train_frozen.get_concrete_function(*specs)
         return set(traced.structured_outputs), _captured_variables(traced)
 
-    def trace_test(self, examples: int) -> tuple[set[str], list[tf.Variable]]:
+    def trace_test(self) -> tuple[set[str], list[tf.Variable]]:
         """Compile the test steps, without running one; see `trace_train`."""
         with self._users_code("its test_step"):
-            traced = self._test.get_concrete_function(tf.TensorSpec((examples,), tf.int32))
+            traced = self._test.get_concrete_function(self._source.example().specs())
         return set(traced.structured_outputs), _captured_variables(traced)
 
-    def train(self, order: tf.Tensor, epoch: int, first: int, last: int) -> dict[str, float]:
+    def train(
+        self, order: NDArray[np.int32] | tf.Tensor, epoch: int, first: int, last: int
+    ) -> dict[str, float]:
         """Run the steps `first` to `last - 1` of an epoch; modifies the model in place.
 
         Args:
-            order: int32 tensor of shape (n,) with the rows of the epoch in order.
+            order: int32 rows of the epoch in order, shape (n,); the same object in every call for
+                an epoch.
             epoch: Number of the epoch, from 0, for the augmentation.
             first: First step.
             last: Step after the last one.
@@ -130,9 +136,11 @@ class CompiledLoop:
             Metrics of the epoch so far.
         """
         train = self._train_frozen if epoch < self._freeze_epochs else self._train
-        return _floats(
-            train(order, tf.constant(epoch, tf.int64), tf.constant(first), tf.constant(last))
-        )
+        metrics: dict[str, Any] = {}
+        for block in self._source.blocks(order, first, last):
+            steps = block.first, max(first, block.first), min(last, block.last)
+            metrics = train(block.examples, tf.constant(epoch, tf.int64), *map(tf.constant, steps))
+        return _floats(metrics)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the training steps so far."""
@@ -145,31 +153,43 @@ class CompiledLoop:
             rows: int32 numbers of the examples, shape (n,).
         """
         self.model.reset_metrics()
-        return _floats(self._test(tf.constant(rows)))
+        metrics: dict[str, Any] = {}
+        for block in self._source.blocks(rows, 0, self.count(len(rows))):
+            metrics = self._test(block.examples)
+        return _floats(metrics)
 
     def count(self, examples: int) -> int:
         """Return the number of steps for a number of examples."""
         return -(-examples // self._batch_size)
 
-    def _batch(self, rows: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = rows[step * self._batch_size : (step + 1) * self._batch_size]
-        return tf.gather(self._images, chosen), tf.gather(self._targets, chosen)
-
     def _train_steps(
-        self, order: tf.Tensor, epoch: tf.Tensor, first: tf.Tensor, last: tf.Tensor
+        self,
+        examples: Examples,
+        epoch: tf.Tensor,
+        offset: tf.Tensor,
+        first: tf.Tensor,
+        last: tf.Tensor,
     ) -> dict[str, tf.Tensor]:
+        """Run training steps; see `train`. `offset` is the step of the first of the rows."""
+        images, targets, rows = examples
+
         def run(step: tf.Tensor) -> None:
-            images, targets = self._batch(order, step)
+            chosen = _rows_of(rows, step - offset, self._batch_size)
+            batch, labels = tf.gather(images, chosen), tf.gather(targets, chosen)
             high = tf.bitwise.left_shift(epoch, tf.constant(32, tf.int64))
             seed = tf.stack([self._seed, high + tf.cast(step, tf.int64)])
-            self._train_logs.record(self.model.train_step((self._augment(images, seed), targets)))
+            self._train_logs.record(self.model.train_step((self._augment(batch, seed), labels)))
 
         _repeat(run, first, last)
         return self._train_logs.result()
 
-    def _test_steps(self, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _test_steps(self, examples: Examples) -> dict[str, tf.Tensor]:
+        images, targets, rows = examples
+
         def run(step: tf.Tensor) -> None:
-            self._test_logs.record(self.model.test_step(self._batch(rows, step)))
+            chosen = _rows_of(rows, step, self._batch_size)
+            batch = tf.gather(images, chosen), tf.gather(targets, chosen)
+            self._test_logs.record(self.model.test_step(batch))
 
         _repeat(run, tf.constant(0), -(-tf.size(rows) // self._batch_size))
         return self._test_logs.result()
@@ -179,7 +199,7 @@ class CompiledLoop:
 
         Nothing else changes: variables that a layer updates when it is called are restored.
         """
-        images, targets = self._images[:1], self._targets[:1]
+        images, targets, _ = self._source.example().examples
         before = [(variable, tf.identity(variable)) for variable in self.model.variables]
         logits = self.model(images, training=False)
         self.model.compute_loss(x=images, y=targets, y_pred=logits)
@@ -213,6 +233,11 @@ def _keep_to_one_replica(optimizer: keras.optimizers.Optimizer) -> None:
     for each in (optimizer, getattr(optimizer, "inner_optimizer", None)):
         if each is not None:
             each._all_reduce_sum_gradients = list  # noqa: SLF001  (Keras has no public way)
+
+
+def _rows_of(rows: tf.Tensor, step: tf.Tensor, batch_size: int) -> tf.Tensor:
+    """Return the rows of a step."""
+    return rows[step * batch_size : (step + 1) * batch_size]
 
 
 def _repeat(run: Callable[[tf.Tensor], None], first: tf.Tensor, last: tf.Tensor) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnbuild.config.schema import RunConfig
+from nnbuild.data import pixels
 from nnbuild.data.dataset import Split
 from nnbuild.errors import ConfigError
 
@@ -80,7 +81,7 @@ def validation_split(
     if validation is not None:
         return rows, validation
     held_out = np.setdiff1d(np.arange(len(train), dtype=np.int32), rows, assume_unique=True)
-    return rows, Split(train.images[held_out], train.labels[held_out])
+    return rows, Split(pixels.select(train.images, held_out), train.labels[held_out])
 
 
 def epoch_order(rows: NDArray[np.int32], seed: int, epoch: int) -> NDArray[np.int32]:

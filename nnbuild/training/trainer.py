@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from nnbuild.config.schema import RunConfig
@@ -174,8 +175,8 @@ class _Fit:
 
     def _trace(self) -> list[tf.Variable]:
         """Compile the steps, refuse unknown monitors, and return the variables of the steps."""
-        trained, used = self.training_loop.trace_train(len(self.rows))
-        tested, used_by_tests = self.validation_loop.trace_test(self.validation_rows)
+        trained, used = self.training_loop.trace_train()
+        tested, used_by_tests = self.validation_loop.trace_test()
         if LOSS not in trained:
             raise ContractError(
                 f"model {self.model.name!r} cannot be trained: its train_step reports "
@@ -210,7 +211,8 @@ class _Fit:
         # The averaged weights are validated, restored by callbacks, and final.
         with averaged(self.model):
             if (epoch + 1) % self.training.validation_freq == 0:
-                validation = self.validation_loop.test(tf.range(self.validation_rows))
+                rows = np.arange(self.validation_rows, dtype=np.int32)
+                validation = self.validation_loop.test(rows)
                 metrics |= {f"val_{name}": value for name, value in validation.items()}
             metrics.setdefault("learning_rate", float(self.model.optimizer.learning_rate))
             with warnings.catch_warnings():
@@ -223,7 +225,7 @@ class _Fit:
         self.progress.epoch(epoch + 1, self.epochs, metrics, seconds)
 
     def _train(self, epoch: int, step: int, began: float) -> dict[str, float]:
-        order = tf.constant(epoch_order(self.rows, self.seed, epoch))
+        order = epoch_order(self.rows, self.seed, epoch)
         saved_at = time.perf_counter()
         # A fit that was stopped right after the last step of an epoch has no more steps to report.
         metrics = self.training_loop.metrics()

@@ -216,7 +216,7 @@ def test_promote_command_reports_its_decision(runs, tmp_path, capfd):
     live = call(capfd, "live", "--html", page, "--store", store.root, "--json")
     assert [row["period"] for row in live.json["shadows"]] == ["day", "all"]
     assert good in page.read_text()
-    assert f"Shadow {good} of {bad}: accuracy 100" in call(capfd, "live", "--store", store.root).out
+    assert f"Shadow {good}: accuracy 100" in call(capfd, "live", "--store", store.root).out
     text = call(capfd, *command)
     assert (text.code, text.out.splitlines()[0][:37]) == (
         0,

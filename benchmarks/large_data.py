@@ -1,0 +1,311 @@
+"""Train on a set of pixels that memory does not hold, and compare the mapped path with memory.
+
+The first argument says what to measure; every run is a process of its own:
+
+    python benchmarks/large_data.py large --images 650000 --side 64 --memory 2000 --folder DIR
+    python benchmarks/large_data.py ingest --images 1000000 --side 28 --folder DIR
+    python benchmarks/large_data.py equal --models lab fast accurate --epochs 2 --folder DIR
+    python benchmarks/large_data.py kill --kills 20 --folder DIR
+    python benchmarks/large_data.py forms --images 400000 --side 28 --rounds 5 --folder DIR
+
+`large` and `ingest` write random pixels as Parquet and run the pipeline on them. The peak is
+`RssAnon` in /proc/PID/status, sampled every 20 ms: memory that the kernel cannot drop. Pages of
+mapped files are not counted: the kernel takes them back when memory is short. `--memory` is
+$NNBUILD_MEMORY, in MB: what nnbuild believes to be available.
+
+`equal` trains on MNIST by both paths and compares the bytes of the models and tables. `kill` ends a
+mapped run with SIGKILL at moments that are spread over its length, resumes it, and compares.
+`forms` compares two forms of the mapped file.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MB = 1_000_000
+_RUN = """
+import json, sys, time
+import nnbuild
+config = nnbuild.RunConfig.model_validate(json.loads(sys.argv[1]))
+committed = nnbuild.retrain(config, sys.argv[2], resume=sys.argv[3] or None)
+print(json.dumps({"run_id": committed.run_id, "status": committed.status}))
+"""
+
+
+def write_set(path: Path, images: int, side: int, channels: int, batch: int = 4096) -> None:
+    """Write random images of ten classes as Parquet, a row group at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = np.random.default_rng(0)
+    size = side * side * channels
+    shape = {"height": side, "width": side, "channels": channels}
+    schema = pa.schema(
+        [("image", pa.binary(size)), ("label", pa.int16())],
+        {name: str(value) for name, value in shape.items()},
+    )
+    path.mkdir(parents=True)
+    counts = {"train": images, "test": max(1000, images // 50)}
+    for name, count in counts.items():
+        with pq.ParquetWriter(path / f"{name}.parquet", schema, compression="zstd") as writer:
+            for start in range(0, count, batch):
+                rows = min(batch, count - start)
+                labels = draw.integers(0, 10, rows, np.int16)
+                # Brighter by class, so that there is something to learn, and 16 levels of noise.
+                noise = draw.integers(0, 16, (rows, size), np.uint8)
+                pixels = noise + (labels * 20).astype(np.uint8)[:, None]
+                image = pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(size), rows, [None, pa.py_buffer(np.ascontiguousarray(pixels))]
+                )
+                label = pa.Array.from_buffers(pa.int16(), rows, [None, pa.py_buffer(labels)])
+                writer.write_table(pa.Table.from_arrays([image, label], schema=schema))
+
+
+def start(
+    config: dict[str, Any], store: Path, memory: int | None, resume: str = ""
+) -> subprocess.Popen[str]:
+    """Start a run in a process of its own."""
+    environment = dict(os.environ)
+    environment.pop("NNBUILD_MEMORY", None)
+    if memory is not None:
+        environment["NNBUILD_MEMORY"] = str(memory * MB)
+    command = [sys.executable, "-c", _RUN, json.dumps(config), str(store), resume]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def watch(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Wait for a run, and return its peaks in MB and its seconds."""
+    began, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
+    while process.poll() is None:
+        for name, value in _status(process.pid).items():
+            peaks[name] = max(peaks[name], value)
+        time.sleep(0.02)
+    return {name: value * 1024 / MB for name, value in peaks.items()} | {
+        "seconds": time.perf_counter() - began,
+        "exit": process.returncode,
+    }
+
+
+def _status(pid: int) -> dict[str, int]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {each[0][:-1]: int(each[1]) for each in fields if each[0] in {"RssAnon:", "VmRSS:"}}
+
+
+def manifest_of(store: Path) -> dict[str, Any]:
+    """Return the manifest of the only run of a store."""
+    (path,) = (store / "runs").glob("*/manifest.json")
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def digests(store: Path) -> dict[str, str]:
+    """Return the digests of what a run learnt and predicted."""
+    files = manifest_of(store)["files"]
+    ends = ("model.keras", "model.onnx")
+    tables = ("evaluation", "calibration", "predictions")
+    return {
+        name.replace(manifest_of(store)["run_id"], ""): entry["sha256"]
+        for name, entry in files.items()
+        if name.endswith(ends) or any(f"tables/{each}/" in name for each in tables)
+    }
+
+
+def measure_set(arguments: argparse.Namespace, network: dict[str, Any]) -> None:
+    """Write a set, run the pipeline on it, and print the peaks and the times of the steps."""
+    source, store = arguments.folder / "source", arguments.folder / "store"
+    if not source.exists():
+        write_set(source, arguments.images, arguments.side, arguments.channels)
+    size = arguments.images * arguments.side**2 * arguments.channels
+    config = {"dataset": {"name": str(source)}, "gate": {"enabled": False}, **network}
+    peaks = watch(start(config, store, arguments.memory))
+    print(f"{arguments.images:,} images of {size / MB:,.0f} MB, memory {arguments.memory} MB")
+    print({name: round(value, 1) for name, value in peaks.items()})
+    steps = manifest_of(store)["seconds"]
+    print({name: round(value, 1) for name, value in steps.items()})
+    rate = arguments.images / steps["load_data"]
+    print(f"pixels in {manifest_of(store)['steps']['fit_model']['pixels']}; ingest {rate:,.0f}/s")
+    shutil.rmtree(store)
+
+
+def compare_paths(arguments: argparse.Namespace) -> None:
+    """Train on MNIST by both paths in turn, and compare their bytes and the seconds of the fit."""
+    for model in arguments.models:
+        config = network_of(model, arguments.epochs)
+        seconds: dict[str, list[float]] = {"memory": [], "mapped file": []}
+        seen: dict[str, dict[str, str]] = {}
+        for _ in range(arguments.rounds):
+            for path, memory in (("memory", None), ("mapped file", 100)):
+                store = arguments.folder / "equal"
+                watch(start(config, store, memory))
+                fit = manifest_of(store)["steps"]["fit_model"]
+                if fit["pixels"] != path:
+                    raise SystemExit(f"the pixels were in {fit['pixels']}, expected {path}")
+                seconds[path].append(fit["seconds"])
+                seen[path] = digests(store)
+                shutil.rmtree(store)
+        medians = {path: statistics.median(each) for path, each in seconds.items()}
+        same = "same bytes" if seen["memory"] == seen["mapped file"] else "OTHER BYTES"
+        speed = medians["memory"] / medians["mapped file"]
+        shown = ", ".join(f"{path} {each:.2f} s" for path, each in medians.items())
+        print(f"{model}: {same} of {len(seen['memory'])} files; {shown}; speed {speed:.2f}")
+
+
+def network_of(model: str, epochs: int) -> dict[str, Any]:
+    """Return the config of a run on MNIST."""
+    return {
+        "dataset": {"name": "mnist"},
+        "model": {"name": model},
+        "training": {"epochs": epochs, "threads": 2},
+        "gate": {"enabled": False},
+    }
+
+
+def kill_and_resume(arguments: argparse.Namespace) -> None:
+    """Kill one mapped run again and again, each time later, and compare it with another one."""
+    config = network_of("lab", arguments.epochs)
+    whole, store = arguments.folder / "whole", arguments.folder / "killed"
+    length = watch(start(config, whole, 100))["seconds"]
+    run_id, kills = "", 0
+    while kills < arguments.kills:
+        process = start(config, store, 100, run_id)
+        try:
+            process.wait(length * (0.3 + 0.7 * kills / arguments.kills))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            print(f"the run ended before kill {kills + 1}; the next one begins again")
+            check(whole, store)
+            shutil.rmtree(store)
+        staged = sorted((store / "staging").glob("[0-9]*")) if store.exists() else []
+        run_id = staged[-1].name if staged else ""
+    watch(start(config, store, 100, run_id))
+    check(whole, store)
+    print(f"{kills} kills; staging: {[each.name for each in (store / 'staging').iterdir()]}")
+
+
+def compare_forms(arguments: argparse.Namespace) -> None:
+    """Compare a raw file with Arrow IPC: writing it in batches, and random rows of it."""
+    size, batch = arguments.side**2 * arguments.channels, 4096
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (batch, size), np.uint8)
+    times = arguments.images // batch
+    blocks = [np.sort(draw.integers(0, times * batch, 8192)) for _ in range(20)]
+    for form in (RawFile, ArrowFile):
+        file = form(arguments.folder / form.__name__, size)
+        written = fastest(lambda file=file: file.write(images, times), arguments.rounds)
+        read = fastest(lambda file=file: file.read(blocks), arguments.rounds)
+        rates = times * batch * size / written / MB, 20 * 8192 * size / read / MB
+        print(f"{form.__name__}: written {rates[0]:,.0f} MB/s, random rows {rates[1]:,.0f} MB/s")
+        file.path.unlink()
+
+
+def fastest(function: Callable[[], None], rounds: int) -> float:
+    """Return the shortest seconds of some calls."""
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+class RawFile:
+    """Pixels and nothing else."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self._size = path, size
+
+    def write(self, images: Any, times: int) -> None:
+        """Write some images several times."""
+        with self.path.open("wb") as file:
+            for _ in range(times):
+                file.write(images.data)
+
+    def read(self, blocks: list[Any]) -> None:
+        """Read rows by their numbers, a block at a time."""
+        pixels = np.memmap(self.path, np.uint8, "r").reshape(-1, self._size)
+        for rows in blocks:
+            np.take(pixels, rows, axis=0)
+
+
+class ArrowFile(RawFile):
+    """A record batch for each batch of images."""
+
+    def write(self, images: Any, times: int) -> None:
+        """Write some images several times."""
+        import pyarrow as pa
+
+        kind = pa.binary(self._size)
+        image = pa.FixedSizeBinaryArray.from_buffers(
+            kind, len(images), [None, pa.py_buffer(images)]
+        )
+        batch = pa.record_batch([image], ["image"])
+        with (
+            pa.OSFile(str(self.path), "wb") as file,
+            pa.ipc.new_file(file, batch.schema) as writer,
+        ):
+            for _ in range(times):
+                writer.write_batch(batch)
+
+    def read(self, blocks: list[Any]) -> None:
+        """Read rows by their numbers, a block at a time."""
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+            for rows in blocks:
+                table.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+
+
+def check(whole: Path, store: Path) -> None:
+    """Print whether two runs have the same bytes."""
+    print("same bytes" if digests(whole) == digests(store) else "OTHER BYTES")
+
+
+def main() -> None:
+    """Run one of the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("what", choices=("large", "ingest", "equal", "kill", "forms"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--memory", type=int, default=200)
+    parser.add_argument("--models", nargs="+", default=["lab"])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=3)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "equal":
+        compare_paths(arguments)
+    elif arguments.what == "kill":
+        kill_and_resume(arguments)
+    elif arguments.what == "forms":
+        compare_forms(arguments)
+    else:
+        training = {"epochs": 1, "threads": 2, "batch_size": 256}
+        measure_set(arguments, {"model": {"name": "lab"}, "training": training})
+
+
+if __name__ == "__main__":
+    main()

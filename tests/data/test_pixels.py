@@ -1,0 +1,261 @@
+"""Pixels in a mapped file are those in memory, and no failure leaves a file that is not whole."""
+
+import errno
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from data_files import PARQUET_FORMS, tiny, write_parquet_folder, write_picture_folder
+
+from nnbuild.data import parquet, pixels, tables
+from nnbuild.data.dataset import Dataset, Split, hold_out
+from nnbuild.data.formats import load_path
+from nnbuild.data.options import ReadOptions
+from nnbuild.data.pixels import PixelWriter, Workspace, is_mapped
+from nnbuild.data.preprocessing import Preprocessing
+from nnbuild.errors import ConfigError, DataError, StoreError
+from nnbuild.runtime.cgroups import available_memory
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Return a workspace that holds nothing in memory."""
+    return Workspace(tmp_path / "pixels", limit=0)
+
+
+def images(count=50, shape=(5, 4, 3)):
+    return np.random.default_rng(1).integers(0, 256, (count, *shape), np.uint8)
+
+
+def mapped(array, workspace):
+    writer = PixelWriter(workspace)
+    writer.append(array)
+    return writer.finish()
+
+
+def equal(one: Dataset, other: Dataset) -> bool:
+    return one.digest == other.digest and all(
+        np.array_equal(one.splits[name].labels, other.splits[name].labels)
+        and np.array_equal(one.splits[name].image_digests, other.splits[name].image_digests)
+        for name in one.splits
+    )
+
+
+@pytest.mark.parametrize("limit", [0, 200, 10**9])
+@pytest.mark.parametrize("batch", [1, 7, 50])
+def test_writer_returns_what_it_got(tmp_path, limit, batch):
+    array = images()
+    writer = PixelWriter(Workspace(tmp_path / "pixels", limit))
+    for start in range(0, len(array), batch):
+        writer.append(array[start : start + batch])
+    found = writer.finish()
+    assert np.array_equal(found, array)
+    assert is_mapped(found) == (limit < array.nbytes)
+    assert not list(tmp_path.rglob("*.pixels"))
+
+
+def test_file_of_pixels_has_no_name(disk):
+    found = mapped(images(), disk)
+    assert is_mapped(found)
+    assert list(disk.folder.iterdir()) == []
+
+
+def test_mapped_pixels_are_read_only(disk):
+    with pytest.raises(ValueError, match="read-only"):
+        mapped(images(), disk)[0] = 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.arange(50) % 3 == 0, np.array([4, 4, 49, 0]), slice(3, 9), np.zeros(50, bool)],
+    ids=["bools", "numbers", "slice", "none"],
+)
+def test_selection_equals_memory(disk, monkeypatch, rows):
+    monkeypatch.setattr(pixels, "_CHUNK_BYTES", 130)
+    split = Split(images(), np.arange(50, dtype=np.int16))
+    other = replace(split, images=mapped(split.images, disk)).select(rows)
+    assert np.array_equal(other.images, split.select(rows).images)
+    assert np.array_equal(other.labels, split.select(rows).labels)
+    assert is_mapped(other.images) == bool(len(other))
+
+
+def test_results_of_operations_are_arrays(disk):
+    array = mapped(images(), disk)
+    for found in (array + 1, array.max(axis=1), array[np.array([1])], array == 0):
+        assert type(found) is np.ndarray
+    assert array.mean() == images().mean()
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (64, 64, 3)])
+def test_gathered_images_are_the_rows(disk, shape):
+    array = images(shape=shape)
+    rows = np.array([0, 3, 3, 49], np.int32)
+    whole = mapped(array, disk)
+    assert np.array_equal(whole.gather(rows), array[rows])
+    assert np.array_equal(whole[10:].gather(rows[:3]), array[10:][rows[:3]])
+
+
+def test_held_out_images_are_the_same(disk):
+    split = Split(images(200), np.zeros(200, np.int16))
+    for one, other in zip(
+        hold_out(split), hold_out(replace(split, images=mapped(split.images, disk))), strict=True
+    ):
+        assert np.array_equal(one.images, other.images)
+        assert is_mapped(other.images)
+
+
+@pytest.mark.parametrize("form", PARQUET_FORMS)
+def test_parquet_in_batches_is_the_same(tmp_path, disk, monkeypatch, form):
+    folder = write_parquet_folder(tmp_path / "source", tiny(), form)
+    expected = parquet.load_folder(folder)
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 200)
+    found = parquet.load_folder(folder, ReadOptions(workspace=disk))
+    assert is_mapped(found.train.images)
+    assert equal(found, expected)
+    assert found.pixel_scales == expected.pixel_scales
+
+
+@pytest.mark.parametrize("settings", [None, Preprocessing(image_size=(8, 9), channels=3)])
+def test_pictures_are_the_same(tmp_path, disk, monkeypatch, settings):
+    folder = write_picture_folder(tmp_path / "source", tiny())
+    expected = load_path(folder, ReadOptions(preprocessing=settings))
+    monkeypatch.setattr(pixels, "_CHUNK_BYTES", 300)
+    found = load_path(folder, ReadOptions(preprocessing=settings, workspace=disk))
+    assert is_mapped(found.train.images)
+    assert equal(found, expected)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    arrays = tiny(shape=(6, 5, 3))
+    kept = pa.table({"site": [f"s{row % 3}" for row in range(40)]})
+    dataset = Dataset(
+        "tiny",
+        Split(arrays.train_images, arrays.train_labels.astype(np.int16), kept),
+        Split(arrays.test_images, arrays.test_labels.astype(np.int16), kept.slice(0, 20)),
+        ("a", "b", "c", "d"),
+        "made up",
+    )
+    tables.write_dataset(dataset, tmp_path / "stored")
+    return tmp_path / "stored"
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_stored_dataset_is_the_same(stored, disk, keeps):
+    found = tables.read_dataset(stored, replace(disk, keeps_maps=keeps))
+    assert is_mapped(found.train.images)
+    assert equal(found, tables.read_dataset(stored))
+    assert found.train.kept == tables.read_dataset(stored).train.kept
+    assert len(list(disk.folder.iterdir())) == (4 if keeps else 0)
+    test = tables.read_test_split(stored, disk)
+    assert np.array_equal(test.images, found.test.images)
+
+
+def test_written_mapped_dataset_has_same_files(stored, disk, tmp_path):
+    tables.write_dataset(tables.read_dataset(stored, disk), tmp_path / "again")
+    for path in stored.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_kept_map_is_used_again(stored, disk):
+    workspace = replace(disk, keeps_maps=True)
+    tables.read_dataset(stored, workspace)
+    before = {path: path.stat().st_ino for path in disk.folder.iterdir()}
+    tables.read_dataset(stored, workspace)
+    assert {path: path.stat().st_ino for path in disk.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["byte", "short", "record", "no record", "missing"])
+def test_damaged_map_is_written_again(stored, disk, damage):
+    workspace = replace(disk, keeps_maps=True)
+    tables.read_dataset(stored, workspace)
+    for path in sorted(disk.folder.glob("*.pixels")):
+        record = path.with_suffix(".json")
+        payload = path.read_bytes()
+        if damage == "byte":
+            path.write_bytes(bytes([payload[0] ^ 1]) + payload[1:])
+        elif damage == "short":
+            path.write_bytes(payload[:-1])
+        elif damage == "missing":
+            path.unlink()
+        elif damage == "record":
+            record.write_text("{}", encoding="utf-8")
+        else:
+            record.unlink()
+    assert equal(tables.read_dataset(stored, workspace), tables.read_dataset(stored))
+
+
+def test_changed_parquet_is_refused(stored, disk):
+    workspace = replace(disk, keeps_maps=True)
+    tables.read_dataset(stored, workspace)
+    path = stored / "train.parquet"
+    payload = bytearray(path.read_bytes())
+    payload[100] ^= 1
+    path.write_bytes(payload)
+    with pytest.raises(DataError, match="SHA-256"):
+        tables.read_dataset(stored, workspace)
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_parts_are_joined_the_same(tmp_path, limit):
+    source = tmp_path / "source"
+    parts = []
+    for day in range(3):
+        arrays = tiny(seed=day)
+        part = Dataset(
+            "part",
+            Split(arrays.train_images, arrays.train_labels.astype(np.int16)),
+            Split(arrays.test_images, arrays.test_labels.astype(np.int16)),
+            ("a", "b", "c", "d"),
+            f"day {day}",
+        )
+        parts.append(f"days/2026-01-0{day + 1}/{part.digest}")
+        tables.write_part(part, source / parts[-1])
+    tables.write_parts(source / "whole", name="tiny", source="made up", parts=parts)
+    found = tables.read_dataset(source / "whole", Workspace(tmp_path / "pixels", limit))
+    assert is_mapped(found.train.images) == (limit == 0)
+    assert equal(found, tables.read_dataset(source / "whole"))
+
+
+def test_full_disk_is_one_line(disk, monkeypatch):
+    monkeypatch.setattr(pixels.tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "w"))
+    with pytest.raises(StoreError, match="No space left on device; free some space") as caught:
+        mapped(images(), disk)
+    assert "\n" not in str(caught.value)
+
+
+def test_full_disk_leaves_no_part_of_a_map(stored, disk, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pixels.os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left on device; free some space"):
+            tables.read_dataset(stored, replace(disk, keeps_maps=True))
+    assert list(disk.folder.iterdir()) == []
+    assert equal(
+        tables.read_dataset(stored, replace(disk, keeps_maps=True)), tables.read_dataset(stored)
+    )
+
+
+def test_lost_store_is_not_created_again(tmp_path):
+    with pytest.raises(StoreError, match="bring the store back"):
+        mapped(images(), Workspace(tmp_path / "gone" / "pixels", limit=0))
+    assert not (tmp_path / "gone").exists()
+
+
+def test_memory_of_the_environment(monkeypatch):
+    monkeypatch.setenv("NNBUILD_MEMORY", "1000")
+    assert available_memory() == 1000
+    assert Workspace(Path("unused")).holds(125)
+    assert not Workspace(Path("unused")).holds(126)
+    assert Workspace().holds(10**15)
+    monkeypatch.setenv("NNBUILD_MEMORY", "2 GB")
+    with pytest.raises(ConfigError, match="'2 GB', expected a whole number of bytes"):
+        available_memory()
+    monkeypatch.delenv("NNBUILD_MEMORY")
+    assert available_memory() > 1000
