@@ -113,10 +113,7 @@ class ScoreConfig(Section):
     )
     batch_size: int = Field(4096, ge=1, le=1_000_000, description="Images per batch")
     threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Cores to use, by processes or by threads; all processors if null",
+        None, ge=1, le=1024, description="Cores to use; all processors if null"
     )
     on_error: Literal["stop", "quarantine"] = Field(
         "stop", description="What to do with rows that cannot be scored"

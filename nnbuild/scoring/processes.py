@@ -18,9 +18,9 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,12 +142,13 @@ def score_in_processes(
     try:
         index = folder / "index.json"
         index.write_text(json.dumps(job.source.index()), encoding="ascii")
-        for event in _events(job, schedule, index, count):
-            if isinstance(event, Shard):
-                done.append(event)
-            else:
-                rows += event
-                progress.scored(rows, total, time.perf_counter() - began)
+        with closing(_events(job, schedule, index, count)) as events:
+            for event in events:
+                if isinstance(event, Shard):
+                    done.append(event)
+                else:
+                    rows += event
+                    progress.scored(rows, total, time.perf_counter() - began)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     fault_injection.failpoint("score:shards")
@@ -171,7 +172,7 @@ Event = int | Shard | _Failure | None
 """Number of processed rows, a finished shard, a failure, or the end of a process's requests."""
 
 
-def _events(job: Job, schedule: "_Schedule", index: Path, count: int) -> Iterator[int | Shard]:
+def _events(job: Job, schedule: "_Schedule", index: Path, count: int) -> Generator[int | Shard]:
     """Yield numbers of processed rows, and each shard when it is finished.
 
     If requests fail, the error of the first rows is raised, as if one process had read them all.

@@ -203,6 +203,15 @@ def test_signal_stops_processes(store, large):
     assert outputs(store, done.score_id) == outputs(store, one.score_id)
 
 
+def test_failing_progress_ends_processes(store, large):
+    def fail():
+        raise KeyError("of the caller")
+
+    with pytest.raises(KeyError):
+        in_processes(store, config(large), progress=Progress(fail))
+    assert not children()
+
+
 PROGRAM = """
 import json, os, signal, sys
 import psutil
