@@ -37,6 +37,7 @@ _MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
 _EVIDENCE_ROWS = 1024
 _LOCAL_THREADS, _REMOTE_THREADS = 4, 32  # a remote file takes several round trips
+_BUFFER_BYTES = 2**20  # of a local file, for each column
 _SMALL_BYTES = 2**20  # of a remote file that is fetched whole; twice as many wait as are fetched
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -512,7 +513,8 @@ def _open(path: Any) -> pq.ParquetFile:
     if is_remote(path):
         return pq.ParquetFile(path.path, filesystem=path.fs)
     archives.require_regular(path)
-    return pq.ParquetFile(path)
+    # Otherwise a row group is loaded completely before its first rows are read.
+    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
+from nnbuild.runtime.threads import in_threads
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -32,6 +33,7 @@ PICTURE_COLUMNS = pa.schema(
 PICTURES_PER_BATCH = 512
 """Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
+_STAT_FILES, _STAT_THREADS = 1000, 4
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
@@ -253,7 +255,7 @@ class PictureStream:
         paths = [str(file) for file in self._files]
         return [
             [encodable(path), each.st_size, str(each.st_mtime_ns)]
-            for path, each in zip(paths, map(os.stat, paths), strict=True)
+            for path, each in zip(paths, _states(paths), strict=True)
         ]
 
     def read(
@@ -317,6 +319,14 @@ class PictureStream:
             None,
             pa.Table.from_arrays([paths], schema=PICTURE_COLUMNS),
         )
+
+
+def _states(paths: Sequence[str]) -> Iterator[os.stat_result]:
+    """Yield the status of files, which takes long on network file systems and in sandboxes."""
+    groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
+    threads = 1 if len(groups) == 1 else _STAT_THREADS
+    for states in in_threads(lambda group: list(map(os.stat, group)), groups, threads):
+        yield from states
 
 
 def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:

@@ -5,6 +5,7 @@ was read, and start in milliseconds. A process answers a line of JSON, the reque
 It ends when its socket is closed, so it does not outlive the process that asks.
 """
 
+import gc
 import json
 import os
 import queue
@@ -46,6 +47,8 @@ def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
         for connection in connections:
             connection.sendall(_line(describe_error(error)))
         return
+    gc.collect()
+    gc.freeze()  # a later collection would copy the pages that the processes share
     children = []
     for own in connections:
         if child := os.fork():
