@@ -1,12 +1,14 @@
 """Check a dataset for problems before the training starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from nnbuild.config.sections import CheckLimits
 from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.pixels import chunks
 from nnbuild.errors import CheckError
 
 _MAX_NAMED = 5
@@ -156,8 +158,9 @@ def _check_content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResul
         bound="0 absent",
         detail=_first_names(absent),
     )
-    for subset, split in dataset.splits.items():
-        yield _constant(f"constant_images_{subset}", split, limits)
+    scans = {subset: _scan(split) for subset, split in dataset.splits.items()}
+    for subset, scan in scans.items():
+        yield _constant(f"constant_images_{subset}", scan, limits)
     digests = train.image_digests, test.image_digests
     repeated = len(train) - len(np.unique(digests[0]))
     yield _share(
@@ -186,12 +189,41 @@ def _check_content(dataset: Dataset, limits: CheckLimits) -> Iterator[CheckResul
         bound=f"at most {limits.max_class_imbalance:g} times",
         detail=f"{smallest} to {largest} training images in a class",
     )
-    yield _brightness(dataset, limits)
+    yield _brightness(scans, limits)
 
 
-def _brightness(dataset: Dataset, limits: CheckLimits) -> CheckResult:
+class _Scan(NamedTuple):
+    """What one pass over the pixels of a split finds.
+
+    Attributes:
+        images: Number of images.
+        constant: Number of images of a single colour.
+        zero: Number of images that are all zero.
+        mean: Mean of all pixels.
+    """
+
+    images: int
+    constant: int
+    zero: int
+    mean: float
+
+
+def _scan(split: Split) -> _Scan:
+    """Pass over the pixels of a split, a chunk at a time: they may be in a file."""
+    constant = zero = total = 0
+    for chunk in chunks(split.images):
+        rows = np.asarray(split.images[chunk]).reshape(chunk.stop - chunk.start, -1)
+        highest = rows.max(axis=1)
+        is_constant = highest == rows.min(axis=1)
+        constant += int(is_constant.sum())
+        zero += int((is_constant & (highest == 0)).sum())
+        total += int(rows.sum(dtype=np.uint64))
+    return _Scan(len(split), constant, zero, total / split.images.size)
+
+
+def _brightness(scans: Mapping[str, _Scan], limits: CheckLimits) -> CheckResult:
     """Compare the mean pixels of the splits; only different scales explain a large factor."""
-    means = {subset: float(split.images.mean()) for subset, split in dataset.splits.items()}
+    means = {subset: scan.mean for subset, scan in scans.items()}
     ratio = (max(means.values()) + _DARK) / (min(means.values()) + _DARK)
     shown = ", ".join(f"{mean:.2f} in {subset}" for subset, mean in means.items())
     return CheckResult(
@@ -209,13 +241,9 @@ def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _constant(name: str, split: Split, limits: CheckLimits) -> CheckResult:
-    rows = split.images.reshape(len(split), -1)
-    highest = rows.max(axis=1)
-    constant = highest == rows.min(axis=1)
-    zero = int((constant & (highest == 0)).sum())
-    result = _share(name, int(constant.sum()), len(split), limits.max_constant_fraction, hard=True)
-    return replace(result, detail=f"{result.detail}, {zero} of them all zero")
+def _constant(name: str, scan: _Scan, limits: CheckLimits) -> CheckResult:
+    result = _share(name, scan.constant, scan.images, limits.max_constant_fraction, hard=True)
+    return replace(result, detail=f"{result.detail}, {scan.zero} of them all zero")
 
 
 def _share(name: str, count: int, total: int, limit: float, *, hard: bool) -> CheckResult:

@@ -35,7 +35,9 @@ SCHEDULED = {"type": "SCHEDULED"}
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
-def options(dataset, store, *, epochs, interval):
+def options(dataset, store, *, epochs, interval=None):
+    """Return options of `serve`; without an interval no retraining is due."""
+    schedule = ["--cron", "0 3 1 1 *"] if interval is None else ["--interval", interval]
     settings = {
         "dataset.name": f'"{dataset}"',
         "model.name": '"lab"',
@@ -43,7 +45,7 @@ def options(dataset, store, *, epochs, interval):
         "training.threads": 2,
     }
     pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return [*pairs, "--store", store, "--interval", interval, "--unchanged", "run"]
+    return [*pairs, "--store", store, *schedule, "--unchanged", "run"]
 
 
 def state_of(real_prefect, name, run_id):
@@ -135,7 +137,7 @@ def test_loss_of_accuracy_starts_a_retraining(real_prefect, store, tmp_path, sma
     label_file(tmp_path / "l.parquet", id=list(range(ROWS)), label=wrong)
     (dropped,) = store.run_ids()
     name = deployment_name(store)
-    arguments = options(small_folder, store.root, epochs=1, interval=86_400)
+    arguments = options(small_folder, store.root, epochs=1)
     labelling = ("--label-input", tmp_path / "l.parquet", "--label-cron", "0 6 1 1 *")
     with real_prefect.serving(*arguments, *labelling, "--retrain-on-loss"):
         (deployment,) = until(

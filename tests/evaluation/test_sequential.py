@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from nnbuild.evaluation.sequential import (
@@ -71,14 +69,15 @@ def test_lower_bound_is_that_of_clopper_and_pearson(correct, examples):
     assert lower_bound(correct, examples, 0.05) == pytest.approx(exact, abs=1e-9)
 
 
-@given(st.integers(0, 400), st.integers(0, 400), st.floats(0, 0.5))
-def test_win_evidence_is_a_fair_bet_at_best(won, lost, share):
+def test_win_evidence_is_a_fair_bet_at_best():
     """Its expectation after the next example is itself at a share of 1/2, and less below that."""
-    before = win_evidence(won, lost)
-    after = share * win_evidence(won + 1, lost) + (1 - share) * win_evidence(won, lost + 1)
-    assert after <= before * (1 + 1e-9)
-    fair = (win_evidence(won + 1, lost) + win_evidence(won, lost + 1)) / 2
-    assert fair == pytest.approx(before, rel=1e-9)
+    draw = np.random.default_rng(3)
+    for won, lost in [(0, 0), (0, 400), (400, 0), *draw.integers(0, 400, (100, 2)).tolist()]:
+        before = win_evidence(won, lost)
+        won_next, lost_next = win_evidence(won + 1, lost), win_evidence(won, lost + 1)
+        share = draw.uniform(0, 0.5)
+        assert share * won_next + (1 - share) * lost_next <= before * (1 + 1e-9)
+        assert (won_next + lost_next) / 2 == pytest.approx(before, rel=1e-9)
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (7, 0), (12, 5), (3, 20), (60, 41)])
@@ -97,7 +96,10 @@ def test_win_evidence_at_extremes():
     assert 0 < win_evidence(0, 10**7) < 1e-290
 
 
-@given(st.integers(1, 60), st.integers(0, 59), st.integers(0, 10**6))
+@pytest.mark.parametrize(
+    ("won", "lost"), [(1, 0), (5, 5), (3, 9), (2, 1), (9, 4), (60, 55), (60, 9)]
+)
+@pytest.mark.parametrize("others", [0, 1000, 10**6])
 def test_needed_examples_reach_the_threshold(won, lost, others):
     examples = won + lost + others
     needed = examples_for_evidence(won, lost, examples, 20.0)
