@@ -21,9 +21,8 @@ For each input and number of cores n, the program measures in turn:
 The n jobs score as many rows together as the one job: `--rows` for each core. With `--same-input`
 the one job scores `--rows` on any number of cores. Processes are restricted to their cores, and the
 seconds exclude the imports. The rates are medians over the rounds, and a ratio is the median of the
-ratios within a round. With `--memory` the program also samples the memory of each job while it
-runs: the sum of the proportional set sizes (PSS) of its processes, in which shared pages count
-once.
+ratios within a round. With `--memory` the program repeats each job and samples its memory: the sum
+of the proportional set sizes (PSS) of its processes, in which shared pages count once.
 """
 
 import argparse
@@ -71,7 +70,7 @@ class Input(NamedTuple):
 
     Attributes:
         rows: Rows of a file or folder of the input.
-        copies: Copies of it for each core, unless `--rows` is given.
+        copies: Copies of it for each core, unless `--rows` is given; `--scale` multiplies them.
         picture: Height, width and channels of its pictures.
         layout: `raw` or `bytes` in Parquet, or `folder` of files.
         suffix: Format of the pictures; empty for raw bytes.
@@ -480,7 +479,10 @@ class Bench:
         if kind == PROCESSES:
             return rate_of([self._worker([each], self._input(1)) for each in cores])
         folder = self._input(1 if self._same else len(cores))
-        return rate_of([self._worker(cores, folder)], memory=self._memory)
+        rate, _ = rate_of([self._worker(cores, folder)])
+        if not self._memory:
+            return rate, 0
+        return rate, rate_of([self._worker(cores, folder)], memory=True)[1]  # sampling takes time
 
 
 Key = tuple[int, str]
@@ -614,6 +616,7 @@ def parsed_options() -> argparse.Namespace:
         help="numbers of cores; powers of two up to those of this process by default",
     )
     parser.add_argument("--rows", type=positive, help="rows for each core; by input by default")
+    parser.add_argument("--scale", type=positive, default=1, help="factor of the rows")
     parser.add_argument("--memory", action="store_true", help="sample the memory of the jobs")
     parser.add_argument("--rounds", type=positive, default=3, help="number of rounds")
     parser.add_argument(
@@ -648,6 +651,7 @@ def main() -> None:
     for name in options.inputs:
         source = INPUTS[name]
         rows, copies = (options.rows, 1) if options.rows else (source.rows, source.copies)
+        copies *= options.scale
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             bench = Bench(
                 Path(folder),
@@ -661,7 +665,8 @@ def main() -> None:
         results[name] = summary(measured, options.cores)
         print_table(name, rows * copies, results[name])
     if options.json:
-        settings = {"rounds": options.rounds, "rows": options.rows, "same": options.same_input}
+        settings = {"rounds": options.rounds, "rows": options.rows, "scale": options.scale}
+        settings["same"] = options.same_input
         print(json.dumps({"versions": versions, "settings": settings, "inputs": results}))
 
 

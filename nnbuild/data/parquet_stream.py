@@ -19,7 +19,6 @@ from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
     PARQUET,
-    PICTURES_PER_BATCH,
     Batch,
     Identifier,
     InputChunk,
@@ -27,6 +26,8 @@ from nnbuild.data.streams import (
     RejectedRows,
     Rows,
     StreamOptions,
+    pictures_per_batch,
+    raw_part_rows,
 )
 from nnbuild.errors import DataError, suggestion
 from nnbuild.runtime.threads import in_threads
@@ -37,6 +38,7 @@ _MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
 _EVIDENCE_ROWS = 1024
 _LOCAL_THREADS, _REMOTE_THREADS = 4, 32  # a remote file takes several round trips
+_BUFFER_BYTES = 2**20  # of a local file, for each column
 _SMALL_BYTES = 2**20  # of a remote file that is fetched whole; twice as many wait as are fetched
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -117,6 +119,12 @@ class ParquetStream:
                     self._chunks.append(InputChunk(number, group, first, about.num_rows))
                 first += about.num_rows
 
+    def part_rows(self, batch_rows: int) -> int:
+        """Return some thousand rows in whole batches, or the pictures of two batches."""
+        if any(self._decodes):
+            return 2 * min(batch_rows, pictures_per_batch(self._shape))
+        return raw_part_rows(batch_rows)
+
     def index(self) -> dict[str, Any]:
         """Return the files, what the footers say about them, and the schema of the first."""
         return {
@@ -191,7 +199,7 @@ class ParquetStream:
         read next, reading continues where it stopped.
         """
         if self._decodes[chunk.file]:
-            batch_rows = min(batch_rows, PICTURES_PER_BATCH)
+            batch_rows = min(batch_rows, pictures_per_batch(self._shape))
         part = rows or Rows(0, chunk.rows)
         position, self._position = self._position_before(part, chunk, batch_rows), None
         while position.done < part.stop:
@@ -512,7 +520,8 @@ def _open(path: Any) -> pq.ParquetFile:
     if is_remote(path):
         return pq.ParquetFile(path.path, filesystem=path.fs)
     archives.require_regular(path)
-    return pq.ParquetFile(path)
+    # Otherwise a row group is loaded completely before its first rows are read.
+    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 @contextmanager

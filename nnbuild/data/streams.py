@@ -4,6 +4,7 @@ The stream of Parquet files is in `nnbuild.data.parquet_stream`.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
+from nnbuild.runtime.threads import in_threads
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -31,7 +33,10 @@ PICTURE_COLUMNS = pa.schema(
 )
 PICTURES_PER_BATCH = 512
 """Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
+_FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
+_PART_ROWS = 8192
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
+_STAT_FILES, _STAT_THREADS = 1000, 4
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
@@ -160,6 +165,13 @@ class ImageStream(Protocol):
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
         """Begin to fetch chunks that will be read in this order, if fetching them takes time."""
 
+    def part_rows(self, batch_rows: int) -> int:
+        """Return how many rows a process should score at a time: for some tenths of a second.
+
+        Args:
+            batch_rows: Maximum number of rows in a batch.
+        """
+
     def index(self) -> dict[str, Any] | None:
         """Return what was found when the input was opened, in JSON, to open it elsewhere at once.
 
@@ -234,7 +246,11 @@ class PictureStream:
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return chunks of some hundred pictures."""
-        return _equal_chunks(len(self._files), PICTURES_PER_BATCH)
+        return _equal_chunks(len(self._files), pictures_per_batch(self._shape))
+
+    def part_rows(self, batch_rows: int) -> int:
+        """Return the pictures of two batches."""
+        return 2 * min(batch_rows, pictures_per_batch(self._shape))
 
     def schema(self) -> pa.Schema:
         """Return the only column of pictures, `path`."""
@@ -253,7 +269,7 @@ class PictureStream:
         paths = [str(file) for file in self._files]
         return [
             [encodable(path), each.st_size, str(each.st_mtime_ns)]
-            for path, each in zip(paths, map(os.stat, paths), strict=True)
+            for path, each in zip(paths, _states(paths), strict=True)
         ]
 
     def read(
@@ -317,6 +333,14 @@ class PictureStream:
             None,
             pa.Table.from_arrays([paths], schema=PICTURE_COLUMNS),
         )
+
+
+def _states(paths: Sequence[str]) -> Iterator[os.stat_result]:
+    """Yield the status of files, which takes long on network file systems and in sandboxes."""
+    groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
+    threads = 1 if len(groups) == 1 else _STAT_THREADS
+    for states in in_threads(lambda group: list(map(os.stat, group)), groups, threads):
+        yield from states
 
 
 def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
@@ -390,8 +414,26 @@ class ArrayStream:
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
         """Do nothing: the images are in memory."""
 
+    def part_rows(self, batch_rows: int) -> int:
+        """Return some thousand rows, in whole batches."""
+        return raw_part_rows(batch_rows)
+
     def index(self) -> None:
         """Return nothing: the images are read again."""
+
+
+def raw_part_rows(batch_rows: int) -> int:
+    """Return the rows of a part whose images are not decoded: some thousand, in whole batches."""
+    return batch_rows * max(1, round(_PART_ROWS / batch_rows))
+
+
+def pictures_per_batch(shape: tuple[int, int, int]) -> int:
+    """Return the most pictures of a batch: fewer for large images, whose pictures are large too.
+
+    Args:
+        shape: Height, width and channels of the network's images.
+    """
+    return min(PICTURES_PER_BATCH, max(_FEW_PICTURES, _BATCH_VALUES // math.prod(shape)))
 
 
 def _batches_in(chunk: InputChunk, batch_rows: int, rows: Rows | None) -> Iterator[tuple[int, int]]:

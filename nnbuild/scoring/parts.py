@@ -25,8 +25,6 @@ from nnbuild.scoring.shards import (
     write_shard,
 )
 
-_PART_ROWS = 8_192
-
 
 class Piece(NamedTuple):
     """Rows of one chunk.
@@ -60,23 +58,22 @@ class Part(BaseModel):
         return self.rows + sum(each.rows for each in self.rejects)
 
 
-def split_shard(chunks: Sequence[InputChunk], batch_rows: int) -> list[list[Piece]]:
-    """Divide the chunks of a shard into parts of some thousand rows.
+def split_shard(chunks: Sequence[InputChunk], part_rows: int) -> list[list[Piece]]:
+    """Divide the chunks of a shard into parts.
 
     Args:
         chunks: Chunks of the shard.
-        batch_rows: Rows of a batch. A large chunk is divided between two batches.
+        part_rows: Most rows of a part; see `ImageStream.part_rows`.
 
     Returns:
         The pieces of each part, in order.
     """
-    step = batch_rows * max(1, round(_PART_ROWS / batch_rows))
     parts: list[list[Piece]] = []
-    filled = step
+    filled = part_rows
     for chunk in chunks:
-        for start in range(0, chunk.rows, step):
-            stop = min(start + step, chunk.rows)
-            if filled + stop - start > step:
+        for start in range(0, chunk.rows, part_rows):
+            stop = min(start + part_rows, chunk.rows)
+            if filled + stop - start > part_rows:
                 parts.append([])
                 filled = 0
             parts[-1].append(Piece(chunk, Rows(start, stop)))

@@ -67,10 +67,11 @@ def processes_worthwhile(job: Job) -> int:
     rows = sum(chunk.rows for chunk in chunks)
     if rows <= _FEW_ROWS:
         return 1
-    cost = _cost(job, chunks[0])
+    cost = _cost(job, chunks[:_PROBES])
     if not processes_are_faster(cost, rows, count):
         return 1
-    return min(count, sum(len(split_shard(each, job.config.batch_size)) for _, each in pending))
+    part_rows = job.source.part_rows(job.config.batch_size)
+    return min(count, sum(len(split_shard(each, part_rows)) for _, each in pending))
 
 
 class Cost(NamedTuple):
@@ -91,11 +92,11 @@ def processes_are_faster(cost: Cost, rows: int, count: int) -> bool:
     return rows * in_processes + _SECONDS_TO_START < rows * in_threads
 
 
-def _cost(job: Job, chunk: InputChunk) -> Cost:
-    """Measure the cost of the first rows of a chunk, after a batch that warms up."""
+def _cost(job: Job, chunks: Sequence[InputChunk]) -> Cost:
+    """Measure the cost of the first rows of some chunks, after a batch that warms up."""
     engine = job_engine(job, job.config.model_copy(update={"threads": 1}))
     rows, reading, inference = 0, 0.0, 0.0
-    batches = job.source.read(chunk, _PROBE_ROWS)
+    batches = chain.from_iterable(job.source.read(each, _PROBE_ROWS) for each in chunks)
     for number in range(_PROBES):
         began = time.perf_counter()
         batch = next(batches, None)
@@ -138,7 +139,7 @@ def score_in_processes(
     for killed in job.folder.glob(f"{_PARTS}*"):
         shutil.rmtree(killed, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PARTS, dir=job.folder))
-    schedule = _Schedule(pending, job.config.batch_size, folder)
+    schedule = _Schedule(pending, job.source.part_rows(job.config.batch_size), folder)
     try:
         index = folder / "index.json"
         index.write_text(json.dumps(job.source.index()), encoding="ascii")
@@ -242,12 +243,12 @@ class _Schedule:
 
     Args:
         pending: Number and chunks of each shard.
-        batch_rows: Rows of a batch.
+        part_rows: Most rows of a part.
         folder: Folder for the parts.
     """
 
     def __init__(
-        self, pending: Sequence[tuple[int, list[InputChunk]]], batch_rows: int, folder: Path
+        self, pending: Sequence[tuple[int, list[InputChunk]]], part_rows: int, folder: Path
     ) -> None:
         self._folder = str(folder)
         self._lock = threading.Lock()
@@ -256,7 +257,7 @@ class _Schedule:
         self._counts: dict[int, int] = {}
         groups: dict[tuple[int, InputChunk], deque[Place]] = {}
         for shard, chunks in pending:
-            parts = split_shard(chunks, batch_rows)
+            parts = split_shard(chunks, part_rows)
             self._counts[shard] = len(parts)
             for number, pieces in enumerate(parts):
                 groups.setdefault((shard, pieces[0].chunk), deque()).append((shard, number))

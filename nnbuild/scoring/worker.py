@@ -5,6 +5,7 @@ was read, and start in milliseconds. A process answers a line of JSON, the reque
 It ends when its socket is closed, so it does not outlive the process that asks.
 """
 
+import gc
 import json
 import os
 import queue
@@ -13,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nnbuild.scoring.parts import Part, join_parts, make_part, split_shard
 from nnbuild.store import Store, presence
 
 Answer = dict[str, Any]
+_SHARDS_AT_ONCE = 4
 
 
 def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
@@ -46,6 +48,8 @@ def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
         for connection in connections:
             connection.sendall(_line(describe_error(error)))
         return
+    gc.collect()
+    gc.freeze()  # a later collection would copy the pages that the processes share
     children = []
     for own in connections:
         if child := os.fork():
@@ -78,6 +82,10 @@ class _Scorer:
             config=config, engine=cache(lambda: job_engine(job, config))
         )
         self._shards = shards_of(job)
+        part_rows = job.source.part_rows(config.batch_size)
+        self._parts = lru_cache(_SHARDS_AT_ONCE)(
+            lambda shard: split_shard(self._shards[shard], part_rows)
+        )
 
     def answer_all(self, connection: socket.socket) -> None:
         """Answer the requests on a connection until it is closed; the first answer is not asked."""
@@ -100,7 +108,7 @@ class _Scorer:
         folder, number = Path(request["folder"]), request["shard"]
         chunks = self._shards[number]
         if "part" in request:
-            pieces = split_shard(chunks, self._context.config.batch_size)[request["part"]]
+            pieces = self._parts(number)[request["part"]]
             path = part_path(folder, number, request["part"])
             return make_part(self._context, self._context.engine(), pieces, path).model_dump()
         parts = [
