@@ -65,6 +65,7 @@ def repeated_jobs(store: Store, run_id: str, rows: int) -> None:
             "day": began.date(),
             "identifier": "integer",
             "input_digest": f"{number:064d}",
+            "shadow_run_id": None,
         }
         part = store.root / "tables" / "score_jobs" / f"score_id={score_id}" / "part-0.parquet"
         part.parent.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Measure how the throughput of scoring grows with the cores.
 
-    PYTHONPATH=. python benchmarks/scoring_scale.py [--cores 1,2,4] [--rows N] [--rounds 3]
+    PYTHONPATH=. python benchmarks/scoring_scale.py [--cores 1,2,4] [--rows N] [--memory]
 
 It runs on Linux, in the root of a checkout, with numpy, pyarrow, pydantic, pillow, imagecodecs,
 onnx and onnxruntime; TensorFlow and Prefect are not needed. It makes the models (seeded weights)
@@ -21,7 +21,9 @@ For each input and number of cores n, the program measures in turn:
 The n jobs score as many rows together as the one job: `--rows` for each core. With `--same-input`
 the one job scores `--rows` on any number of cores. Processes are restricted to their cores, and the
 seconds exclude the imports. The rates are medians over the rounds, and a ratio is the median of the
-ratios within a round.
+ratios within a round. With `--memory` the program also samples the memory of each job while it
+runs: the sum of the proportional set sizes (PSS) of its processes, in which shared pages count
+once.
 """
 
 import argparse
@@ -34,9 +36,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -58,8 +61,8 @@ from nnbuild.engines.onnx import ROWS_PER_CALL, OnnxEngine
 CLASSES, POOL, GROUPS, FEW = 10, 512, 16, 64
 DIGITS, PHOTOS, RESIZED = (28, 28, 1), (160, 160, 3), (64, 64, 3)
 JOB, PROCESSES, ALONE = "job", "processes", "ONNX Runtime alone"
-ALONE_SECONDS = 1.0
-SHARE_OF_PROCESSES = 0.85
+ALONE_SECONDS, SAMPLE_SECONDS = 1.0, 0.1
+SHARE_OF_PROCESSES, MOST_MEMORY = 0.85, 1.5
 PACKAGES = ("numpy", "pyarrow", "pillow", "imagecodecs", "onnx", "onnxruntime")
 
 
@@ -67,7 +70,8 @@ class Input(NamedTuple):
     """An input and the model that scores it.
 
     Attributes:
-        rows: Rows for each core, unless `--rows` is given.
+        rows: Rows of a file or folder of the input.
+        copies: Copies of it for each core, unless `--rows` is given.
         picture: Height, width and channels of its pictures.
         layout: `raw` or `bytes` in Parquet, or `folder` of files.
         suffix: Format of the pictures; empty for raw bytes.
@@ -77,6 +81,7 @@ class Input(NamedTuple):
     """
 
     rows: int
+    copies: int
     picture: tuple[int, int, int]
     layout: str
     suffix: str
@@ -86,11 +91,11 @@ class Input(NamedTuple):
 
 
 INPUTS = {
-    "raw-lab": Input(1_000_000, DIGITS, "raw", "", "lab", DIGITS, 1.6),
-    "png-parquet": Input(32_768, DIGITS, "bytes", "png", "lab", DIGITS, 1.8),
-    "png-folder": Input(10_000, DIGITS, "folder", "png", "lab", DIGITS, 1.8),
-    "jpeg-folder": Input(2_000, PHOTOS, "folder", "jpg", "lab", RESIZED, 1.8),
-    "raw-convnet": Input(65_536, DIGITS, "raw", "", "convnet", DIGITS, 1.8),
+    "raw-lab": Input(500_000, 4, DIGITS, "raw", "", "lab", DIGITS, 1.6),
+    "png-parquet": Input(32_768, 8, DIGITS, "bytes", "png", "lab", DIGITS, 1.8),
+    "png-folder": Input(10_000, 2, DIGITS, "folder", "png", "lab", DIGITS, 1.8),
+    "jpeg-folder": Input(2_000, 3, PHOTOS, "folder", "jpg", "lab", RESIZED, 1.8),
+    "raw-convnet": Input(65_536, 2, DIGITS, "raw", "", "convnet", DIGITS, 1.8),
 }
 
 
@@ -295,6 +300,11 @@ class Worker:
         self._process.kill()
         self._process.communicate()
 
+    @property
+    def process_id(self) -> int:
+        """Return the ID of the process."""
+        return self._process.pid
+
     def _line(self) -> str:
         line = self._process.stdout.readline()
         if not line:
@@ -350,17 +360,73 @@ def infer_in_worker(model: str, images: str) -> tuple[int, float]:
     return done, time.perf_counter() - start_time
 
 
-def rate_of(workers: Sequence[Worker]) -> float:
-    """Start processes together, and return their rows per second until the last one ends."""
+class PeakMemory(threading.Thread):
+    """Thread that samples the memory of a process and its descendants until the block ends.
+
+    Attributes:
+        peak: Largest sum of their proportional set sizes, in bytes.
+    """
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._process, self._ended = 0, process, threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        """Sample until the block ends."""
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.peak = max(self.peak, sum(map(pss_of, family_of(self._process))))
+
+
+def family_of(process: int) -> list[int]:
+    """Return the IDs of a process and of its descendants."""
+    family = [process]
+    for member in family:
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            with suppress(OSError):
+                family += map(int, children.read_text().split())
+    return family
+
+
+def pss_of(process: int) -> int:
+    """Return the proportional set size of a process in bytes; 0 if it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def rate_of(workers: Sequence[Worker], *, memory: bool = False) -> tuple[float, int]:
+    """Start processes together, and measure them until the last one ends.
+
+    Args:
+        workers: The processes.
+        memory: Whether to sample the memory of the first one.
+
+    Returns:
+        Their rows per second, and the peak of the memory in bytes; 0 if it is not sampled.
+    """
     with ExitStack() as stack:
         for each in workers:
             stack.enter_context(each)
         for each in workers:
             each.wait_until_ready()
+        sampler = PeakMemory(workers[0].process_id)
+        if memory:
+            stack.enter_context(sampler)
         for each in workers:
             each.start()
         results = [each.result() for each in workers]
-    return sum(rows for rows, _ in results) / max(seconds for _, seconds in results)
+    rate = sum(rows for rows, _ in results) / max(seconds for _, seconds in results)
+    return rate, sampler.peak
 
 
 class Bench:
@@ -369,13 +435,25 @@ class Bench:
     Args:
         folder: New folder for the files.
         source: The input.
-        rows: Rows for each core.
+        rows: Rows of a part.
+        copies: Copies of a part for each core.
         same_input: Whether a job on several cores scores the rows of one.
+        memory: Whether to sample the memory of jobs.
     """
 
-    def __init__(self, folder: Path, source: Input, rows: int, *, same_input: bool) -> None:
-        self._folder, self._source, self._same = folder, source, same_input
-        self._part, self._few = folder / "parts" / "1", folder / "few"
+    def __init__(
+        self,
+        folder: Path,
+        source: Input,
+        rows: int,
+        copies: int,
+        *,
+        same_input: bool,
+        memory: bool,
+    ) -> None:
+        self._folder, self._source, self._copies = folder, source, copies
+        self._same, self._memory = same_input, memory
+        self._part, self._few = folder / "part", folder / "few"
         self._model, self._images = folder / "model.onnx", folder / "images.npy"
         pictures = pictures_of(source, min(POOL, rows))
         write_part(self._part, source, pictures, rows)
@@ -385,41 +463,65 @@ class Bench:
         images = [np.asarray(each.resize(size)) for each in pictures]
         np.save(self._images, np.stack(images).reshape(-1, *source.image))
 
+    def _input(self, cores: int) -> Path:
+        """Return the folder with the rows for a number of cores."""
+        folder = self._folder / "inputs" / str(cores)
+        if not folder.exists():
+            link_copies(self._part, folder, self._copies * cores)
+        return folder
+
     def _worker(self, cores: Sequence[int], folder: Path) -> Worker:
         return Worker(cores, "score", self._model, folder, self._few)
 
-    def rate(self, kind: str, cores: Sequence[int]) -> float:
-        """Return the rows per second of a kind of measurement on some cores."""
+    def measure(self, kind: str, cores: Sequence[int]) -> tuple[float, int]:
+        """Return the rows per second of a kind on some cores, and its peak memory in bytes."""
         if kind == ALONE:
             return rate_of([Worker(cores, "infer", self._model, self._images)])
         if kind == PROCESSES:
-            return rate_of([self._worker([each], self._part) for each in cores])
-        copies = 1 if self._same else len(cores)
-        folder = self._folder / "parts" / str(copies)
-        if not folder.exists():
-            link_copies(self._part, folder, copies)
-        return rate_of([self._worker(cores, folder)])
+            return rate_of([self._worker([each], self._input(1)) for each in cores])
+        folder = self._input(1 if self._same else len(cores))
+        return rate_of([self._worker(cores, folder)], memory=self._memory)
 
 
-Rates = dict[tuple[int, str], list[float]]
-"""Rows per second in each round, by number of cores and kind."""
+Key = tuple[int, str]
+"""Number of cores, and kind of measurement."""
 
 
-def measure(bench: Bench, cores: list[int], counts: list[int], rounds: int) -> Rates:
+class Measured(NamedTuple):
+    """Measurements of an input, one for each round.
+
+    Attributes:
+        rates: Rows per second.
+        peaks: Peak memory of a job in bytes, by number of cores; 0 if it was not sampled.
+    """
+
+    rates: dict[Key, list[float]]
+    peaks: dict[int, list[int]]
+
+
+def measure(bench: Bench, cores: list[int], counts: list[int], rounds: int) -> Measured:
     """Measure all kinds on all numbers of cores in turn, round by round."""
-    rates: Rates = {(count, kind): [] for count in counts for kind in (JOB, PROCESSES, ALONE)}
+    rates: dict[Key, list[float]] = {
+        (count, kind): [] for count in counts for kind in (JOB, PROCESSES, ALONE)
+    }
+    peaks: dict[int, list[int]] = {count: [] for count in counts}
     for _ in range(rounds):
-        for count, kind in rates:
-            same = count == 1 and kind == PROCESSES  # one job in one process
-            rate = rates[1, JOB][-1] if same else bench.rate(kind, cores[:count])
-            rates[count, kind].append(rate)
-    return rates
+        for (count, kind), of_kind in rates.items():
+            if count == 1 and kind == PROCESSES:  # one job in one process
+                of_kind.append(rates[1, JOB][-1])
+                continue
+            rate, peak = bench.measure(kind, cores[:count])
+            of_kind.append(rate)
+            if kind == JOB:
+                peaks[count].append(peak)
+    return Measured(rates, peaks)
 
 
-def summary(rates: Rates, counts: list[int]) -> list[dict[str, Any]]:
+def summary(measured: Measured, counts: list[int]) -> list[dict[str, Any]]:
     """Return the medians, and the medians of the ratios, for each number of cores."""
+    rates, peaks = measured
 
-    def ratio(first: tuple[int, str], second: tuple[int, str]) -> float:
+    def ratio(first: Key, second: Key) -> float:
         pairs = zip(rates[first], rates[second], strict=True)
         return statistics.median(one / other for one, other in pairs)
 
@@ -432,6 +534,7 @@ def summary(rates: Rates, counts: list[int]) -> list[dict[str, Any]]:
             "job_vs_first": ratio((count, JOB), (counts[0], JOB)),
             "job_vs_processes": ratio((count, JOB), (count, PROCESSES)),
             "job_vs_alone": ratio((count, JOB), (count, ALONE)),
+            "job_peak_bytes": statistics.median(peaks[count]),
         }
         for count in counts
     ]
@@ -441,19 +544,27 @@ def print_table(name: str, rows: int, results: list[dict[str, Any]]) -> None:
     """Print the rates and ratios of an input, and the ratios with a target."""
     first = results[0]["cores"]
     base = f"vs. {first} core{'s' * (first > 1)}"
-    print(f"\n{name}, {rows:,} rows for each core; rows/s")
-    print(f"cores        job  n processes  ONNX alone  {base}  vs. n processes  vs. ONNX alone")
+    sampled = results[0]["job_peak_bytes"] > 0
+    print(f"\n{name}, {rows:,} rows for each core; rows/s{', MB' * sampled}")
+    print(
+        f"cores        job  n processes  ONNX alone  {base}  vs. n processes  vs. ONNX alone"
+        + "  job memory" * sampled
+    )
     for each in results:
+        memory = f"{each['job_peak_bytes'] / 1e6:12,.0f}" if sampled else ""
         print(
             f"{each['cores']:5} {each['job_rows_per_second']:10,.0f} "
             f"{each['processes_rows_per_second']:12,.0f} {each['alone_rows_per_second']:11,.0f} "
             f"{each['job_vs_first']:{len(base) + 1}.2f} {each['job_vs_processes']:16.2f} "
-            f"{each['job_vs_alone']:15.3f}"
+            f"{each['job_vs_alone']:15.3f}{memory}"
         )
     by_count = {each["cores"]: each for each in results}
     if {1, 2} <= by_count.keys():
         ratio, target = by_count[2]["job_vs_first"], INPUTS[name].target
         print(f"2 cores vs. 1: {ratio:.2f}, target at least {target}")
+    if sampled and {2, 8} <= by_count.keys():
+        ratio = by_count[8]["job_peak_bytes"] / by_count[2]["job_peak_bytes"]
+        print(f"memory at 8 cores vs. 2: {ratio:.2f}, target at most {MOST_MEMORY}")
     last = results[-1]
     if last["cores"] > 1:
         print(
@@ -503,6 +614,7 @@ def parsed_options() -> argparse.Namespace:
         help="numbers of cores; powers of two up to those of this process by default",
     )
     parser.add_argument("--rows", type=positive, help="rows for each core; by input by default")
+    parser.add_argument("--memory", action="store_true", help="sample the memory of the jobs")
     parser.add_argument("--rounds", type=positive, default=3, help="number of rounds")
     parser.add_argument(
         "--inputs", type=input_names, default=list(INPUTS), help="names of inputs; all by default"
@@ -535,12 +647,19 @@ def main() -> None:
     results = {}
     for name in options.inputs:
         source = INPUTS[name]
-        rows = options.rows or source.rows
+        rows, copies = (options.rows, 1) if options.rows else (source.rows, source.copies)
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            bench = Bench(Path(folder), source, rows, same_input=options.same_input)
-            rates = measure(bench, cores, options.cores, options.rounds)
-        results[name] = summary(rates, options.cores)
-        print_table(name, rows, results[name])
+            bench = Bench(
+                Path(folder),
+                source,
+                rows,
+                copies,
+                same_input=options.same_input,
+                memory=options.memory,
+            )
+            measured = measure(bench, cores, options.cores, options.rounds)
+        results[name] = summary(measured, options.cores)
+        print_table(name, rows * copies, results[name])
     if options.json:
         settings = {"rounds": options.rounds, "rows": options.rows, "same": options.same_input}
         print(json.dumps({"versions": versions, "settings": settings, "inputs": results}))

@@ -30,7 +30,7 @@ from flows.retrain import retrain
 from flows.schedules import require_timezone, timezones
 from flows.score import score
 from nnbuild.config.schema import RunConfig, ScheduledConfig
-from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError
+from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError, DataError
 from nnbuild.live import Ingested, LabelConfig, LiveConfig
 from nnbuild.pipeline.retention import Pruned, RetentionConfig
 from nnbuild.pipeline.run import resumable
@@ -391,7 +391,11 @@ def _label(
     config: LabelConfig, live: LiveConfig, store: str | None, timeout_seconds: float | None
 ) -> Ingested:
     with hard_timeout(timeout_seconds):
-        done = add_labels(config, store)
+        try:
+            done = add_labels(config, store)
+        except DataError:  # a file is unusable; the labels of the others have been added
+            watch_live(live, store)
+            raise
         watch_live(live, store)
         return done
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from prefect import task
 
 from nnbuild.live import Alarm, Ingested, LabelConfig, LiveConfig, ingest, watch
-from nnbuild.report.live import COLUMNS, LIMITS, on_periods
+from nnbuild.report.live import COLUMNS, LIMITS, on_periods, on_shadows
 from nnbuild.store import Store
 from tasks.artifacts import artifact_key, retry_after, rounded, show_table
 from tasks.displays import logger
@@ -37,9 +37,11 @@ def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     """Compute live accuracy, and report champions that have dropped; see `nnbuild.live.watch`."""
     watched = watch(config, store, now=datetime.now(UTC))
     newest = sorted(watched.rows, key=lambda row: row["start"], reverse=True)[:_SHOWN_PERIODS]
-    rows = [{name: _short(row[name]) for name in COLUMNS} for row in newest]
+    names = [*COLUMNS[1:], COLUMNS[0]]  # the page shows the first columns, and IDs are long
+    rows = [{name: _short(row[name]) for name in names} for row in newest]
     key = artifact_key("nnbuild-live", watched.root)
-    show_table(key, rows, f"{on_periods(watched.rows)} {LIMITS}")
+    sentences = [on_periods(watched.rows), *on_shadows(watched.shadows), LIMITS]
+    show_table(key, rows, " ".join(sentences))
     for alarm in watched.raised:
         report_drop(watched.root, alarm)
     return watched.raised

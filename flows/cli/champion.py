@@ -8,9 +8,11 @@ import typer
 
 from flows.cli.app import PUBLISH, JsonOption, StoreOption, app
 from flows.cli.console import print_json, print_line, print_table
+from flows.cli.outcome import print_outcome, store_option
 from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nnbuild.live import LiveDecision
     from nnbuild.store import Store
     from nnbuild.store.champion import Author, Change
 
@@ -104,7 +106,22 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
     epilog='Example: nnbuild promote 20261123T030000000Z-4f2a1c --note "best on our own photos"',
 )
 def promote(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Committed run that succeeded.")],
+    run_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_ID",
+            help="Committed run that succeeded; with --if-better also newest, the newest run that "
+            "was not promoted.",
+        ),
+    ],
+    if_better: Annotated[
+        bool,
+        typer.Option(
+            "--if-better",
+            help="Promote it only if the labels of images that it scored as a shadow show that it "
+            "is more accurate than the champion; it is not pinned.",
+        ),
+    ] = False,
     note: NoteOption = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -115,8 +132,58 @@ def promote(
     from nnbuild.store.ids import require_id
 
     opened = Store.open(store)
+    if if_better:
+        _promote_if_better(opened, run_id, note, as_json=as_json)
+        return
     change = pointer.promote(opened, require_id(run_id), _author(note))
     _print_change(opened, change, as_json=as_json)
+
+
+def _promote_if_better(store: Store, run_id: str, note: str | None, *, as_json: bool) -> None:
+    from nnbuild.live import promote_if_better
+
+    decision = promote_if_better(store, run_id, _author(note))
+    summary = {
+        "outcome": decision.outcome,
+        "reason": decision.reason,
+        "next": _next_step(store, decision),
+    }
+    if not as_json:
+        print_outcome(summary)
+        return
+    promoted = decision.outcome == "promoted"
+    print_json(
+        {
+            "store": str(store.root),
+            "dataset": decision.dataset,
+            "run_id": decision.run_id or None,
+            "champion": decision.run_id if promoted else decision.champion,
+            "previous": decision.champion,
+            "labelled": decision.counts.labelled,
+            "only_champion": decision.counts.only_champion,
+            "only_challenger": decision.counts.only_challenger,
+            "evidence": decision.evidence,
+            "threshold": decision.threshold,
+            "needed": decision.needed,
+            **summary,
+        }
+    )
+
+
+def _next_step(store: Store, decision: LiveDecision) -> str:
+    where = store_option(store)
+    if decision.outcome == "skipped" and decision.run_id:
+        return f"unpin the champion by nnbuild champion --unpin --dataset {decision.dataset}{where}"
+    if decision.outcome == "skipped":
+        return f"train a challenger by nnbuild run{where}"
+    if decision.outcome == "not-enough-evidence":
+        return (
+            f"score with --shadow {decision.run_id}, add labels by nnbuild label, and repeat this "
+            "command, as often as you like"
+        )
+    if decision.outcome == "rejected":
+        return f"train another challenger by nnbuild run{where}"
+    return f"score with it by nnbuild score --input PATH{where}"
 
 
 @app.command(

@@ -13,6 +13,21 @@ from flows.cli.app import EXPLORE, JsonOption, StoreOption, app
 from flows.cli.console import print_json, print_line, print_table, to_json_row
 from flows.cli.label import parse_options
 
+_SHADOW_HEADINGS = {
+    "run_id": "run",
+    "shadow_run_id": "shadow",
+    "period": "period",
+    "start": "from",
+    "labelled": "labelled",
+    "accuracy": "accuracy",
+    "shadow_accuracy": "of the shadow",
+    "difference": "difference",
+    "low": "low",
+    "high": "high",
+    "p_better": "p better",
+    "evidence": "evidence",
+}
+
 
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild live --by week --html live.html")
 def live(
@@ -39,21 +54,33 @@ def live(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show live accuracy from labels, and its estimate before they arrive."""
-    from nnbuild.live import LiveConfig, alarms, measure, measure_slices, write, write_slices
-    from nnbuild.report.live import live_page, on_alarm
+    """Show live accuracy from labels, its estimate before they arrive, and shadows."""
+    from nnbuild.live import (
+        LiveConfig,
+        alarms,
+        measure,
+        measure_shadows,
+        measure_slices,
+        paired_counts,
+        write,
+        write_shadows,
+        write_slices,
+    )
+    from nnbuild.report.live import live_page, on_alarm, on_shadows
     from nnbuild.store import Store
 
     config = parse_options(LiveConfig, {"margin": margin, "rate": rate})
-    opened = Store.open(store)
-    performance = measure(opened, by, now=datetime.now(UTC))
+    opened, now = Store.open(store), datetime.now(UTC)
+    performance = measure(opened, by, now=now)
     write(opened, performance, by)
+    shadows = measure_shadows(opened, paired_counts(opened), by, now=now)
+    write_shadows(opened, shadows, by)
     found = alarms(opened, performance, config)
-    slices = [] if by_value is None else measure_slices(opened, by_value, by, now=datetime.now(UTC))
+    slices = [] if by_value is None else measure_slices(opened, by_value, by, now=now)
     if by_value is not None:
         write_slices(opened, slices, by_value, by)
     if html is not None:
-        write_page(opened, html, live_page(performance.rows, found))
+        write_page(opened, html, live_page(performance.rows, found, shadows))
     if as_json:
         print_json(
             {
@@ -61,6 +88,7 @@ def live(
                 "rows": [to_json_row(row) for row in performance.rows],
                 "slices": [to_json_row(row) for row in slices],
                 "alarms": [to_json_row(asdict(alarm)) for alarm in found],
+                "shadows": [to_json_row(row) for row in shadows],
             }
         )
         return
@@ -71,8 +99,11 @@ def live(
         print_table(performance.rows, LIVE_HEADINGS, none)
     else:
         print_table(slices, _headings(by_value), "")
-    for alarm in found:
-        print_line(on_alarm(alarm))
+    if shadows:
+        print_line("")
+        print_table(shadows, _SHADOW_HEADINGS, "")
+    for line in [*map(on_alarm, found), *on_shadows(shadows)]:
+        print_line(line)
 
 
 def _headings(column: str) -> dict[str, str]:

@@ -36,11 +36,16 @@ def print_outcome(summary: Settings) -> None:
     print_line(f"next: {summary['next']}")
 
 
-def _next_step(store: Store, manifest: Manifest, decided: Decided | None, outcome: str) -> str:
+def store_option(store: Store) -> str:
+    """Return the option that names a store, with a space before it; empty for the default one."""
     from nnbuild.store import Store as AnyStore
 
     is_default = str(store.root) == str(AnyStore().root)
-    where = "" if is_default else f" --store {shlex.quote(str(store.root))}"
+    return "" if is_default else f" --store {shlex.quote(str(store.root))}"
+
+
+def _next_step(store: Store, manifest: Manifest, decided: Decided | None, outcome: str) -> str:
+    where = store_option(store)
     promote = f"nnbuild promote {manifest.run_id} --note TEXT{where}"
     if manifest.fell_back:
         requested = manifest.settings.dataset.name

@@ -63,6 +63,14 @@ def score(
         str | None,
         typer.Option(metavar="SHA256", help="SHA-256 of the model file, required for .onnx."),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Run that scores the same rows alongside the model, into the table "
+            "shadow_scores; newest for the newest run that was not promoted.",
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -158,9 +166,7 @@ def score(
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images per batch.")] = 4096,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Threads of the engine.", show_default="number of processors"
-        ),
+        typer.Option(metavar="N", help="Cores to use.", show_default="number of processors"),
     ] = None,
     on_error: Annotated[
         Literal["stop", "quarantine"],
@@ -209,6 +215,7 @@ def score(
         input=input,
         model=model,
         digest=digest,
+        shadow=shadow,
         output=output,
         id_column=id_column,
         day=day,
@@ -326,6 +333,7 @@ def _print_job(job: ScoredJob, seconds: float) -> None:
         {
             "scoring job": job.score_id,
             "run": job.run_id or "none (model file)",
+            "shadow": job.shadow_run_id or "none",
             "rows": rows,
             "time": f"{seconds:.1f} s",
             "engine": describe_engine(job.engine, job.engine_reason),

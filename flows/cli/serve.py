@@ -116,6 +116,14 @@ def serve(
             "--score-set", metavar="KEY=VALUE", help="Any setting of the scoring. May be repeated."
         ),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            help="Run that scores alongside the champion; newest for the newest run, at each "
+            "scoring, that was not promoted.",
+        ),
+    ] = None,
     score_days: Annotated[
         int, typer.Option(metavar="N", min=1, max=366, help="Number of days that {date} covers.")
     ] = 7,
@@ -209,7 +217,9 @@ def serve(
         each["parameters"] = common | {"config": _merge(base, own, plan)}
     retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
     scoring = None
-    if score_input is not None or score_cron or score_settings:
+    if score_input is not None or score_cron or score_settings or shadow is not None:
+        if shadow is not None:
+            score_settings = [*(score_settings or []), f"shadow={shadow}"]
         parameters = {
             "config": _score_settings(score_input, score_settings or []),
             "store": root,
@@ -364,7 +374,8 @@ def _score_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
 
     if source is None:
         raise ConfigError(
-            "--score-cron and --score-set have no effect without --score-input; give that too"
+            "--score-cron, --score-set and --shadow have no effect without --score-input; give "
+            "that too"
         )
     options = {"input": source if is_url(source) else str(Path(source).absolute())}
     for text in settings:

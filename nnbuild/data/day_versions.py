@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,7 +35,7 @@ from nnbuild.store.filesystem import (
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
 from nnbuild.store.json_models import Moment, read_model
-from nnbuild.store.step_results import DayVersion
+from nnbuild.store.step_results import MAX_UNREADABLE_EXAMPLES, DayVersion
 from nnbuild.store.store import Store
 
 _MAX_NAMED = 3
@@ -245,6 +246,7 @@ class DatedSource:
         day = record.days.get(source.day)
         if day is not None and day.versions[-1].digest == dataset.digest:
             day.fingerprint = source.fingerprint  # the same content was written again
+            day.versions[-1] = day.versions[-1].model_copy(update=_skipped(dataset))
             return
         self._write(dataset, source.day)
         # If the clock was set back, the order of the ingestions is kept anyway.
@@ -258,6 +260,7 @@ class DatedSource:
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
             ingested_at=_text(max([now, *times])),
+            **_skipped(dataset),
         )
         if day is None:
             record.days[source.day] = _Day(fingerprint=source.fingerprint, versions=[version])
@@ -340,6 +343,14 @@ class DatedSource:
                 key = hashlib.blake2b(content, digest_size=16).digest()
                 counts[key] = counts.get(key, 0) + 1
         return counts
+
+
+def _skipped(dataset: Dataset) -> dict[str, Any]:
+    """Return the fields of a version about the pictures that were skipped."""
+    return {
+        "unreadable": len(dataset.unreadable),
+        "unreadable_examples": dataset.unreadable[:MAX_UNREADABLE_EXAMPLES],
+    }
 
 
 def _text(moment: datetime) -> str:

@@ -106,7 +106,11 @@ def read_day(source: SourceDay, options: ReadOptions) -> Dataset:
         raise DataError(
             f"{source.address}: changed while it was read; run again once the day is complete"
         )
-    named = replace(dataset, source=dataset.source.replace(str(path), source.address))
+    named = replace(
+        dataset,
+        source=dataset.source.replace(str(path), source.address),
+        unreadable=tuple(each.replace(str(path), source.address) for each in dataset.unreadable),
+    )
     return fit_dataset(named, options.preprocessing)
 
 

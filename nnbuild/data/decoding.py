@@ -2,11 +2,11 @@
 
 import io
 import logging
+import posixpath
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import PurePosixPath
 
 import imagecodecs
 import numpy as np
@@ -67,7 +67,7 @@ def strict() -> Iterator[None]:
 
 def has_ending(name: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Return whether a file name has the suffix of a picture."""
-    return PurePosixPath(name).suffix.lower() in suffixes
+    return posixpath.splitext(name)[1].lower() in suffixes
 
 
 def plain_png(payload: bytes) -> NDArray[np.uint8] | None:

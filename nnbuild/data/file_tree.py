@@ -14,15 +14,16 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nnbuild.data import archives
 from nnbuild.errors import DataError
 from nnbuild.runtime.regular_files import irregular
+from nnbuild.store.filesystem import is_url, open_root
 
 _DESKTOP_FILES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
@@ -31,16 +32,52 @@ _SHARD = re.compile(r"^(?P<before>.*)-(?P<number>\d{5,9})-of-(?P<count>\d{5,9})(
 _MAX_NAMED = 3
 
 
-class File(NamedTuple):
+class File:
     """A file of a folder.
 
-    Attributes:
-        path: Local path, or a path of universal_pathlib.
+    Args:
+        path: Local path, or a path of universal_pathlib; or a text with the folder, which the name
+            follows: a folder can have a million files, and paths take long to make.
         name: POSIX path relative to the folder: `day=1/part-0.parquet`.
+
+    Attributes:
+        folder: The folder and a slash as text; None if the file was made from its path.
+        name: As given.
     """
 
-    path: Any
-    name: str
+    __slots__ = ("_path", "folder", "name")
+
+    def __init__(self, path: Any, name: str) -> None:
+        self.folder = path if isinstance(path, str) else None
+        self._path, self.name = None if isinstance(path, str) else path, name
+
+    def __str__(self) -> str:
+        return str(self._path) if self.folder is None else self.folder + self.name
+
+    @property
+    def path(self) -> Any:
+        """Return the local path, or the path of universal_pathlib."""
+        if self.folder is None:
+            return self._path
+        return open_root(str(self)) if is_url(self.folder) else Path(str(self))
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the file is on this machine."""
+        return is_local(self._path) if self.folder is None else not is_url(self.folder)
+
+
+def files_as_json(files: Sequence[File]) -> dict[str, Any]:
+    """Return files in JSON, for `files_from_json`."""
+    folders = [str(file).removesuffix(file.name) for file in files]
+    same = folders[:1] if len(set(folders)) == 1 else folders
+    return {"folders": same, "names": [file.name for file in files]}
+
+
+def files_from_json(content: dict[str, Any]) -> list[File]:
+    """Return the files of `files_as_json`, without a look at any of them."""
+    names, folders = content["names"], content["folders"]
+    return list(map(File, folders if len(folders) == len(names) else repeat(folders[0]), names))
 
 
 def is_ignored(name: str) -> bool:
@@ -116,17 +153,21 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def _local_files(folder: Path) -> Iterator[File]:
+    base = str(folder / "_")[:-1]
     waiting: list[tuple[Path, str, tuple[Any, ...]]] = [(folder, "", (_identity(folder),))]
     while waiting:
         current, above, entered = waiting.pop()
         with archives.read_errors_as_data_errors(current), os.scandir(current) as listing:
-            names = [entry.name for entry in listing if not is_ignored(entry.name)]
-        for name in names:
-            path = current / name
+            entries = [entry for entry in listing if not is_ignored(entry.name)]
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                yield File(base, above + entry.name)
+                continue
+            path = current / entry.name
             if not _is_folder(path):
-                yield File(path, above + name)
+                yield File(base, above + entry.name)
             elif (identity := _identity(path)) not in entered:
-                waiting.append((path, f"{above}{name}/", (*entered, identity)))
+                waiting.append((path, f"{above}{entry.name}/", (*entered, identity)))
 
 
 def _is_folder(path: Path) -> bool:

@@ -24,11 +24,18 @@ from nnbuild.data import (
 )
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import File, subfolders
+from nnbuild.data.file_tree import File, files_from_json, subfolders
 from nnbuild.data.locations import Location, locate, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.parquet_stream import ParquetStream
-from nnbuild.data.streams import ArrayStream, ImageStream, PictureStream, StreamOptions
+from nnbuild.data.streams import (
+    PARQUET,
+    PICTURES,
+    ArrayStream,
+    ImageStream,
+    PictureStream,
+    StreamOptions,
+)
 from nnbuild.errors import DataError
 from nnbuild.store.filesystem import is_url, os_errors_as_store_errors
 
@@ -191,7 +198,7 @@ def load_path(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
 
 
 def open_stream(address: str, options: StreamOptions) -> ImageStream:
-    """Open the images at an address for scoring.
+    """Open the images at an address for scoring; what the options have an index of is not listed.
 
     Args:
         address: A file in one of the formats, a folder or a glob of Parquet files or of pictures,
@@ -202,6 +209,10 @@ def open_stream(address: str, options: StreamOptions) -> ImageStream:
         DataError: There is no such input, its format is unknown, or its images do not have the
             shape that the network expects.
     """
+    if options.index is not None:
+        streams: dict[str, Stream] = {PICTURES: PictureStream, PARQUET: ParquetStream}
+        reopen = streams[options.index["format"]]
+        return reopen(address, files_from_json(options.index["files"]), options)
     location = locate(address)
     match = None if location is None else find_stream(location)
     if match is not None:

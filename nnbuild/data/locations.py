@@ -37,7 +37,7 @@ class Location:
     @property
     def is_local(self) -> bool:
         """Return whether the files are on this machine."""
-        return all(file_tree.is_local(file.path) for file in self.files)
+        return all(file.is_local for file in self.files)
 
     @cached_property
     def head(self) -> bytes:

@@ -57,7 +57,7 @@ def find_files(location: Location) -> list[File]:
 
 def is_parquet(file: File) -> bool:
     """Return whether a file is Parquet by its suffix, or without suffix by its first bytes."""
-    name = PurePosixPath(file.name).name
+    name = file.name.rpartition("/")[2]
     if "." in name:
         return name.lower().endswith(SUFFIXES)
     return first_bytes(file.path).startswith(MAGIC)

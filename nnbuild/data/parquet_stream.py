@@ -1,5 +1,6 @@
 """Read Parquet inputs of any size, a row group at a time: images, labels and columns to copy."""
 
+import base64
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
-from nnbuild.data.file_tree import File
+from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
+    PARQUET,
     PICTURES_PER_BATCH,
     Batch,
     Identifier,
@@ -80,7 +82,7 @@ class ParquetStream:
 
     def __init__(self, address: str, files: Sequence[File], options: StreamOptions) -> None:
         self._address, self._columns, self._shape = address, options.columns, options.shape
-        self._files = [file.path for file in files]
+        self._files = files
         self._open: tuple[int, Any] | None = None
         self._position: _Position | None = None
         self._small: set[int] = set()
@@ -89,31 +91,63 @@ class ParquetStream:
         self._class_names = tuple(options.class_names)
         self._pictures = PictureReader(options.preprocessing)
         self._whites = None if options.scales is None else tuple(options.scales)
-        self._layouts: list[_Layout] = []
+        self._layouts: dict[int, _Layout] = {}
         self._chunks: list[InputChunk] = []
         self._starts: list[int] = []
         self._bytes: list[int] = []
+        self._decodes: list[bool] = []
+        if options.index is None:
+            self._read_footers()
+        else:
+            self._read_index(options.index)
+
+    def _read_footers(self) -> None:
         first = 0
         for number, (schema, metadata) in enumerate(self._for_each_file(_footer)):
-            path = self._files[number]
             if number == 0:
                 self._schema = schema
-            self._layouts.append(self._layout(schema, path))
+            layout = self._layouts[number] = self._layout(schema, number)
             self._starts.append(first)
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
             self._bytes.append(sum(each.total_byte_size for each in groups))
+            self._decodes.append(layout.reader.decodes)
             for group, about in enumerate(groups):
-                self._require_ids(about, f"{path}, row group {group}")
+                self._require_ids(about, f"{self._files[number]}, row group {group}")
                 if about.num_rows:
                     self._chunks.append(InputChunk(number, group, first, about.num_rows))
                 first += about.num_rows
 
+    def index(self) -> dict[str, Any]:
+        """Return the files, what the footers say about them, and the schema of the first."""
+        return {
+            "format": PARQUET,
+            "files": files_as_json(self._files),
+            "schema": base64.b64encode(self._schema.serialize()).decode(),
+            "chunks": self._chunks,
+            "starts": self._starts,
+            "bytes": self._bytes,
+            "decodes": self._decodes,
+        }
+
+    def _read_index(self, index: dict[str, Any]) -> None:
+        self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(index["schema"])))
+        self._chunks = [InputChunk(*each) for each in index["chunks"]]
+        self._starts, self._bytes = index["starts"], index["bytes"]
+        self._decodes = index["decodes"]
+
+    def _layout_of(self, number: int) -> _Layout:
+        """Return the layout of a file, which is read now if the stream was opened by an index."""
+        if number not in self._layouts:
+            self._layouts[number] = self._layout(self._file(number).schema_arrow, number)
+        return self._layouts[number]
+
     def _for_each_file(self, function: Callable[[Any], T]) -> Iterator[T]:
         """Yield the result of a function for each file, in order."""
+        paths = (file.path for file in self._files)
         if len(self._files) == 1:
-            return map(function, self._files)
-        remote = is_remote(self._files[0])
-        return in_threads(function, self._files, _REMOTE_THREADS if remote else _LOCAL_THREADS)
+            return map(function, paths)
+        threads = _LOCAL_THREADS if self._files[0].is_local else _REMOTE_THREADS
+        return in_threads(function, paths, threads)
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return the row groups that are not empty."""
@@ -129,7 +163,7 @@ class ParquetStream:
         """Return name, size and time of change of each file; for objects the ETag, not the time."""
         with os_errors_as_store_errors(f"read {self._address}"):
             versions = self._for_each_file(_version)
-            return [[str(path), *each] for path, each in zip(self._files, versions, strict=True)]
+            return [[str(file), *each] for file, each in zip(self._files, versions, strict=True)]
 
     def identifier(self) -> Identifier:
         """Return what identifies a row: its number, or the type of the column of IDs."""
@@ -156,7 +190,7 @@ class ParquetStream:
         A row group can only be read from its beginning. If the next part of the same row group is
         read next, reading continues where it stopped.
         """
-        if self._layouts[chunk.file].reader.decodes:
+        if self._decodes[chunk.file]:
             batch_rows = min(batch_rows, PICTURES_PER_BATCH)
         part = rows or Rows(0, chunk.rows)
         position, self._position = self._position_before(part, chunk, batch_rows), None
@@ -200,19 +234,12 @@ class ParquetStream:
         numbers = dict.fromkeys(
             chunk.file for chunk in chunks if self._bytes[chunk.file] <= _SMALL_BYTES
         )
-        self._small = {number for number in numbers if is_remote(self._files[number])}
+        self._small = {number for number in numbers if not self._files[number].is_local}
         self._fetching = in_threads(self._fetch, sorted(self._small), _REMOTE_THREADS)
 
     def _fetch(self, number: int) -> tuple[int, pa.Buffer]:
-        path = self._files[number]
+        path = self._files[number].path
         return number, pa.py_buffer(path.fs.cat_file(path.path))
-
-    def reopen(self) -> None:
-        """Connect to the server of remote files again: connections do not survive a fork."""
-        self._files = [
-            type(path)(str(path), **path.storage_options) if is_remote(path) else path
-            for path in self._files
-        ]
 
     def _rows(
         self, batch: pa.RecordBatch, chunk: InputChunk, first: int
@@ -273,7 +300,7 @@ class ParquetStream:
         return values, None
 
     def _pixels(self, table: pa.Table, number: int, first: int) -> Pixels:
-        layout = self._layouts[number]
+        layout = self._layout_of(number)
         images = layout.reader.read(table[layout.image], first, _MAX_BATCH_BYTES, self._address)
         whites = self._whites or self.scales()
         pixels = as_pixels([images], self._address, whites[number])[0]
@@ -290,17 +317,17 @@ class ParquetStream:
         """Return the pixel value of white in a file."""
         if self._pixel_max is not None:
             return self._pixel_max
-        if not self._layouts[number].reader.is_float:
+        if not self._layout_of(number).reader.is_float:
             return float(pixel_scale.WHITE)
-        path = self._files[number]
+        path = self._files[number].path
         with _read_errors_as_data_errors(path), _open(path) as file:
-            if _is_unit_by_statistics(file, self._layouts[number].image):
+            if _is_unit_by_statistics(file, self._layout_of(number).image):
                 return 1.0
             return pixel_scale.white_of_floats(self._floats(file, number), path)
 
     def _floats(self, file: Any, number: int) -> Iterator[NDArray[Any]]:
         """Yield the readable images of a file, a few at a time."""
-        layout = self._layouts[number]
+        layout = self._layout_of(number)
         for group in range(file.num_row_groups):
             batches = file.iter_batches(
                 _EVIDENCE_ROWS, row_groups=[group], columns=[layout.reader.column]
@@ -324,21 +351,22 @@ class ParquetStream:
                 yield from self._readable(layout, column.slice(half))
 
     def _labels(self, table: pa.Table, number: int) -> pa.Array | None:
-        name = self._layouts[number].label
+        name = self._layout_of(number).label
         if name is None:
             return None
         return class_numbers(table[name], self._class_names).combine_chunks()
 
     def _columns_of(self, number: int) -> list[str]:
-        layout = self._layouts[number]
+        layout = self._layout_of(number)
         names = [layout.reader.column, *self._columns.keep]
         names += [self._columns.example_id] if self._columns.example_id else []
         names += [layout.label] if layout.label else []
         return list(dict.fromkeys(names))
 
-    def _layout(self, schema: pa.Schema, path: Any) -> _Layout:
+    def _layout(self, schema: pa.Schema, number: int) -> _Layout:
         """Return the layout of a file; its columns to copy must be those of the first file."""
-        where = self._address if path == self._files[0] else path
+        path = self._files[number]
+        where = self._address if number == 0 else str(path)
         image = image_columns.image_column(schema.names, self._columns.image, where)
         example_id = self._columns.example_id
         for name in [*self._columns.keep, *([example_id] if example_id else [])]:
@@ -409,7 +437,7 @@ class ParquetStream:
             if self._open is not None:
                 self._open[1].close()
             content = self._content(number)
-            file = _open(self._files[number]) if content is None else pq.ParquetFile(content)
+            file = _open(self._files[number].path) if content is None else pq.ParquetFile(content)
             self._open = (number, file)
         return self._open[1]
 

@@ -4,6 +4,7 @@ The stream of Parquet files is in `nnbuild.data.parquet_stream`.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
-from nnbuild.data.file_tree import File
+from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
@@ -30,6 +31,7 @@ PICTURE_COLUMNS = pa.schema(
 )
 PICTURES_PER_BATCH = 512
 """Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
+PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
@@ -158,8 +160,12 @@ class ImageStream(Protocol):
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
         """Begin to fetch chunks that will be read in this order, if fetching them takes time."""
 
-    def reopen(self) -> None:
-        """Prepare for reading in a process that was forked since the stream was opened."""
+    def index(self) -> dict[str, Any] | None:
+        """Return what was found when the input was opened, in JSON, to open it elsewhere at once.
+
+        Returns:
+            Content of `StreamOptions.index`; None for an input that must be read again.
+        """
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,7 @@ class StreamOptions:
         pictures_only: Whether files that are not pictures are an error among pictures.
         preprocessing: Settings of the model's run, by which images get the shape; None if they
             must have it.
+        index: Result of `ImageStream.index` for the same input; None to list and to read it.
     """
 
     shape: tuple[int, int, int]
@@ -185,6 +192,7 @@ class StreamOptions:
     class_names: Sequence[str] = ()
     pictures_only: bool = False
     preprocessing: Preprocessing | None = None
+    index: dict[str, Any] | None = None
 
 
 class PictureStream:
@@ -209,7 +217,13 @@ class PictureStream:
             PICTURE_COLUMNS.names,
             f"{address}: a picture only has the column path",
         )
-        settings = options.preprocessing
+        self._files = files
+        self._shape, self._settings = options.shape, options.preprocessing
+        if options.index is None:
+            self._require_pictures(address, options)
+
+    def _require_pictures(self, address: str, options: StreamOptions) -> None:
+        files, settings = self._files, options.preprocessing
         others = [file.name for file in files if not is_picture(file.name, settings)]
         if others and options.pictures_only:
             names = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
@@ -217,8 +231,6 @@ class PictureStream:
                 f"{address}: {len(others)} file(s) that are not pictures: {names}; "
                 "remove them, or set on_error to quarantine"
             )
-        self._files = files
-        self._shape, self._settings = options.shape, settings
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return chunks of some hundred pictures."""
@@ -238,9 +250,10 @@ class PictureStream:
 
     def identity(self) -> list[list[Any]]:
         """Return path, size and time of change of each picture."""
-        status = [(file.path, file.path.stat()) for file in self._files]
+        paths = [str(file) for file in self._files]
         return [
-            [encodable(str(path)), each.st_size, str(each.st_mtime_ns)] for path, each in status
+            [encodable(path), each.st_size, str(each.st_mtime_ns)]
+            for path, each in zip(paths, map(os.stat, paths), strict=True)
         ]
 
     def read(
@@ -253,8 +266,9 @@ class PictureStream:
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
         """Do nothing: pictures are local files."""
 
-    def reopen(self) -> None:
-        """Do nothing: no file stays open."""
+    def index(self) -> dict[str, Any]:
+        """Return the files."""
+        return {"format": PICTURES, "files": files_as_json(self._files)}
 
     def _read_batch(
         self, chunk: InputChunk, start: int, stop: int
@@ -376,8 +390,8 @@ class ArrayStream:
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
         """Do nothing: the images are in memory."""
 
-    def reopen(self) -> None:
-        """Do nothing: the images are in memory."""
+    def index(self) -> None:
+        """Return nothing: the images are read again."""
 
 
 def _batches_in(chunk: InputChunk, batch_rows: int, rows: Rows | None) -> Iterator[tuple[int, int]]:

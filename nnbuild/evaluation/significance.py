@@ -47,11 +47,21 @@ def mcnemar_test(champion: NDArray[np.bool_], challenger: NDArray[np.bool_]) -> 
             or more.
         challenger: The same for the challenger.
     """
+    lost, won = int((champion & ~challenger).sum()), int((challenger & ~champion).sum())
+    return mcnemar_test_of_counts(len(champion), lost, won)
+
+
+def mcnemar_test_of_counts(examples: int, lost: int, won: int) -> McNemarResult:
+    """Run the tests of `mcnemar_test` on counts.
+
+    Args:
+        examples: Number of examples, 1 or more.
+        lost: Number of them that only the champion classifies correctly.
+        won: Number of them that only the challenger classifies correctly.
+    """
     # Not scipy.stats.binomtest: its import takes three times as long; the last digits differ.
     from scipy.special import bdtrc
 
-    examples = len(champion)
-    lost, won = int((champion & ~challenger).sum()), int((challenger & ~champion).sum())
     discordant = lost + won
 
     def at_least(count: int) -> float:

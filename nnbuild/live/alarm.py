@@ -15,6 +15,7 @@ from pydantic import Field
 from nnbuild.config.sections import Section
 from nnbuild.evaluation.sequential import drop_evidence, lower_bound
 from nnbuild.live.performance import Arrivals, Performance, measure, write
+from nnbuild.live.shadows import measure_shadows, paired_counts, write_shadows
 from nnbuild.store import Store, champion, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 
@@ -180,16 +181,18 @@ class Watched:
     Attributes:
         root: Root of the store.
         rows: Rows of the table `live`, by run and day.
+        shadows: Rows of the table `live_shadows`, by pair of runs and day.
         raised: Alarms that were raised now.
     """
 
     root: str
     rows: list[dict[str, Any]]
+    shadows: list[dict[str, Any]]
     raised: list[Alarm]
 
 
 def watch(config: LiveConfig, root: Path | str | None = None, *, now: datetime) -> Watched:
-    """Compute live accuracy by day, and record the alarms of the champions.
+    """Compute live accuracy by day, also of shadows, and record the alarms of the champions.
 
     Args:
         config: Settings of the alarm.
@@ -199,5 +202,7 @@ def watch(config: LiveConfig, root: Path | str | None = None, *, now: datetime) 
     store = Store.open(root)
     performance = measure(store, now=now)
     write(store, performance, "day")
+    shadows = measure_shadows(store, paired_counts(store), now=now)
+    write_shadows(store, shadows, "day")
     raised = record(store, alarms(store, performance, config), now=now)
-    return Watched(str(store.root), performance.rows, raised)
+    return Watched(str(store.root), performance.rows, shadows, raised)

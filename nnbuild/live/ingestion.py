@@ -350,6 +350,7 @@ select i.*, m.by_text,
     when i.label is null then 'no label'
     when i.observed_at is null then 'time of the observation is not a time'
     when i.observed_at > getvariable('now') then 'observed in the future'
+    when i.observed_at < timestamptz '1900-01-01 00:00:00+00' then 'observed before 1900'
     when i.asked is not null and i.scope is null then 'no scoring job ' || i.asked
     when m.arrival is null then 'no scored row has this ID'
     when not m.global and m.origin <> m.other_origin

@@ -33,6 +33,8 @@ class ScoredInput:
             example in jobs of one origin only.
         day: Day of the images: as given, otherwise the day on which the job began, in UTC.
         temperature: Divisor of the logits.
+        shadow_run_id: Run that scored the same rows into `shadow_scores`; None without one.
+        complete: Whether all scored rows were written, and not only those that passed a filter.
     """
 
     score_id: str
@@ -41,6 +43,8 @@ class ScoredInput:
     origin: str
     day: date
     temperature: float
+    shadow_run_id: str | None = None
+    complete: bool = True
 
 
 def scored_inputs(store: Store) -> list[ScoredInput]:
@@ -59,6 +63,8 @@ def scored_inputs(store: Store) -> list[ScoredInput]:
                 score_id if digest is None else origins.setdefault(digest, score_id),
                 row.get("day") or row["started_at"].date(),
                 row["temperature"],
+                row.get("shadow_run_id"),
+                row["written"] == row["rows"],
             )
         )
     return jobs
@@ -91,3 +97,59 @@ def jobs_table(jobs: Sequence[ScoredInput], **columns: Sequence[Any]) -> pa.Tabl
         "day": pa.array([each.day for each in jobs], pa.date32()),
     }
     return pa.table(fixed | {name: pa.array(values) for name, values in columns.items()})
+
+
+# Labels that belong to the input of one job have the number of that job's origin, others null.
+NEWEST_LABELS = """
+create table newest as
+select j.origin, l.example_id, l.example_key,
+  arg_max(l.label, {'o': l.observed_at, 'v': l.version}) as label,
+  max({'o': l.observed_at, 'v': l.version}) as moment,
+  min(l.ingested_at)::date as arrived
+from labels l left join jobs j on j.score_id = l.score_id
+where l.score_id is null or j.job is not null
+group by all
+"""
+"""Query that creates the table `newest`: the label of each example that counts.
+
+It needs the table `labels`, and `jobs_table` as `jobs`.
+"""
+
+
+def labels_by_scope(connection: Any) -> dict[bool, int]:
+    """Return the number of examples with labels for every job (True) and for one input (False).
+
+    Args:
+        connection: DuckDB connection with the table of `NEWEST_LABELS`.
+    """
+    found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
+    return dict(found)
+
+
+def label_columns(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
+    """Return the columns and the joins that give a scored row `s` of job `j` its newest label.
+
+    Args:
+        column: Column of the row that identifies it.
+        has_labels: Result of `labels_by_scope`.
+        of_input: Whether the ID means the same example in jobs of one input only.
+    """
+    key = "example_id" if column == "example_id" else "example_key"
+    by_input = (
+        f'left join newest l on l.origin = j.origin and l."{key}" = s."{column}" '
+        if has_labels.get(False)
+        else ""
+    )
+    shared = (
+        f'left join newest g on g.origin is null and g."{key}" = s."{column}" '
+        if has_labels.get(True) and not of_input
+        else ""
+    )
+    if by_input and shared:
+        newer = "l.moment is null or g.moment > l.moment"
+        columns = f"case when {newer} then g.label else l.label end as truth"
+        return f"{columns}, least(l.arrived, g.arrived) as arrived", by_input + shared
+    if by_input or shared:
+        name = "l" if by_input else "g"
+        return f"{name}.label as truth, {name}.arrived", by_input + shared
+    return "null::smallint as truth, null::date as arrived", ""

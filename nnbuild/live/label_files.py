@@ -24,7 +24,7 @@ from nnbuild.config.sections import Section
 from nnbuild.data import file_tree
 from nnbuild.data.archives import reason_of
 from nnbuild.data.arrow_images import is_text
-from nnbuild.errors import DataError, suggestion
+from nnbuild.errors import DataError, one_line, suggestion
 from nnbuild.runtime.regular_files import read_regular
 from nnbuild.runtime.text import encodable
 from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
@@ -112,9 +112,10 @@ def find(config: LabelConfig, *, required: bool = True) -> list[tuple[Any, date 
     """
     address = config.input
     found: dict[str, tuple[Any, date | None]] = {}
-    for place, day in _places(address):
-        for path in _files_at(place):
-            found.setdefault(str(path), (path, day))
+    with os_errors_as_store_errors(f"list {address}"):
+        for place, day in _places(address):
+            for path in _files_at(place):
+                found.setdefault(str(path), (path, day))
     if required and not found:
         raise DataError(
             f"{address}: found no labels; expected a Parquet or CSV file, a folder or a glob",
@@ -128,19 +129,18 @@ def _places(address: str) -> list[tuple[Any, date | None]]:
     """Return the paths that match an address, each with its day if the address has `{date}`."""
     dated = bool(_DATE.search(address))
     pattern = _DATE.sub("*", address)
-    with os_errors_as_store_errors(f"list {address}"):
-        if is_url(address):
-            above, _, name = pattern.partition("://")[2].partition("/")
-            root: Any = open_root(f"{address.partition('://')[0]}://{above}")
-        else:
-            absolute = Path(pattern).absolute()
-            root, name = Path(absolute.anchor), absolute.relative_to(absolute.anchor).as_posix()
-        if not dated and not glob.has_magic(name):
-            place = root / name
-            return [(place, None)] if is_remote(place) or file_tree.path_exists(place) else []
-        if not dated and not is_url(address) and file_tree.path_exists(address):
-            return [(Path(address), None)]
-        places = file_tree.matches(root, name)
+    if is_url(address):
+        above, _, name = pattern.partition("://")[2].partition("/")
+        root: Any = open_root(f"{address.partition('://')[0]}://{above}")
+    else:
+        absolute = Path(pattern).absolute()
+        root, name = Path(absolute.anchor), absolute.relative_to(absolute.anchor).as_posix()
+    if not dated and not glob.has_magic(name):
+        place = root / name
+        return [(place, None)] if is_remote(place) or file_tree.path_exists(place) else []
+    if not dated and not is_url(address) and file_tree.path_exists(address):
+        return [(Path(address), None)]
+    places = file_tree.matches(root, name)
     if not dated:
         return [(each, None) for each in places]
     days = ((each, _day_in(str(each), address)) for each in places)
@@ -175,16 +175,33 @@ def open_file(path: Any, day: date | None, config: LabelConfig) -> LabelFile:
 
     Raises:
         DataError: The file is missing, too large, or cannot be read.
+        StoreError: The service of a URL does not answer.
     """
-    try:
-        content = path.read_bytes() if is_remote(path) else read_regular(path, _MAX_BYTES)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: not readable ({reason_of(error)}); expected a Parquet or CSV file of labels"
-        ) from error
+    with os_errors_as_store_errors(f"read {path}"):
+        try:
+            content = _content(path)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: not readable ({reason_of(error)}); expected a Parquet or CSV file of "
+                "labels"
+            ) from error
     digest = hashlib.sha256(content)
     digest.update(json.dumps(config.columns).encode())
     return LabelFile(path, day, digest.hexdigest(), content)
+
+
+def _content(path: Any) -> bytes:
+    if not is_remote(path):
+        return read_regular(path, _MAX_BYTES)
+    with path.open("rb") as file:
+        content: bytes = file.read(_MAX_BYTES + 1)
+    _require_size(content)
+    return content
+
+
+def _require_size(content: bytes) -> None:
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"has more than {_MAX_BYTES} bytes")
 
 
 def read(file: LabelFile, config: LabelConfig, now: datetime) -> pa.Table:
@@ -199,20 +216,30 @@ def read(file: LabelFile, config: LabelConfig, now: datetime) -> pa.Table:
         DataError: The file is damaged, or lacks a column, or a column has another type.
     """
     where = encodable(str(file.path))
-    table, names = _table(file.content, where, config)
+    try:
+        return _rows(file, config, now, where)
+    except (pa.ArrowException, OSError, EOFError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{where}: not readable as labels in Parquet or CSV ({reason_of(error)[:200]}); write "
+            "it again"
+        ) from error
+
+
+def _rows(file: LabelFile, config: LabelConfig, now: datetime, where: str) -> pa.Table:
+    table, names = _table(file.content, config)
     identifier = _column(names, config, "id_column", where)
     label = _column(names, config, "label_column", where)
     key, number = _ids(table[identifier], identifier, where)
     has_times = config.time_column is not None or "observed_at" in names
     moment = _column(names, config, "time_column", where) if has_times else None
     moments, texts = _times(table, moment, file.day, now, where)
-    asked = table[_JOB_NAME].cast(pa.string()) if _JOB_NAME in names else None
+    asked = _job_ids(table, names, where)
     rows = len(table)
     columns = [
         pa.array(np.arange(rows, dtype=np.int64)),
         key,
         number,
-        pa.nulls(rows, pa.string()) if asked is None else asked,
+        asked,
         _label_texts(table[label], label, where),
         moments,
         texts,
@@ -220,21 +247,17 @@ def read(file: LabelFile, config: LabelConfig, now: datetime) -> pa.Table:
     return pa.table(columns, schema=ROWS)
 
 
-def _table(content: bytes, where: str, config: LabelConfig) -> tuple[pa.Table, list[str]]:
+def _table(content: bytes, config: LabelConfig) -> tuple[pa.Table, list[str]]:
     """Return the columns of a file that may be needed, and the names of all of them."""
-    try:
-        if content[:4] == _PARQUET:
-            file = pq.ParquetFile(pa.BufferReader(content))
-            names = list(file.schema_arrow.names)
-            return file.read([name for name in names if name in _wanted(config)]), names
-        if content[:2] == _GZIP:
-            content = gzip.decompress(content)
-        return _csv(content, config)
-    except (pa.ArrowException, OSError, EOFError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{where}: not readable as labels in Parquet or CSV ({reason_of(error)[:200]}); write "
-            "it again"
-        ) from error
+    if content[:4] == _PARQUET:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        names = list(file.schema_arrow.names)
+        return file.read([name for name in names if name in _wanted(config)]), names
+    if content[:2] == _GZIP:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+            content = unpacked.read(_MAX_BYTES + 1)
+        _require_size(content)
+    return _csv(content, config)
 
 
 def _wanted(config: LabelConfig) -> set[str]:
@@ -259,23 +282,28 @@ def _csv(content: bytes, config: LabelConfig) -> tuple[pa.Table, list[str]]:
 def _column(names: Sequence[str], config: LabelConfig, setting: str, where: str) -> str:
     """Return the name of a column: the one that is set, or the first usual one."""
     requested, usual = getattr(config, setting), _USUAL_NAMES[setting]
-    if requested is not None:
-        if requested not in names:
-            raise DataError(
-                f"{where}: no column {requested!r}; {suggestion(requested, names)}",
-                setting=setting,
-                value=requested,
-            )
-        return str(requested)
-    found = next((name for name in usual if name in names), None)
+    if requested is not None and requested not in names:
+        raise DataError(
+            f"{where}: no column {requested!r}; {suggestion(requested, names)}",
+            setting=setting,
+            value=requested,
+        )
+    found = requested or next((name for name in usual if name in names), None)
     if found is None:
         kinds = {"id_column": "IDs", "label_column": "labels"}
+        shown = one_line(", ".join(names))[:200] or "none"
         raise DataError(
             f"{where}: no column of {kinds[setting]}; expected {', '.join(usual[:-1])} or "
-            f"{usual[-1]}, or its name as {setting}",
+            f"{usual[-1]}, or its name as {setting}; the columns are: {shown}",
             setting=setting,
         )
-    return found
+    if names.count(found) > 1:
+        raise DataError(
+            f"{where}: {names.count(found)} columns are called {found!r}; rename all but one",
+            setting=setting,
+            value=found,
+        )
+    return str(found)
 
 
 def _ids(column: pa.ChunkedArray, name: str, where: str) -> tuple[Any, Any]:
@@ -293,6 +321,19 @@ def _ids(column: pa.ChunkedArray, name: str, where: str) -> tuple[Any, Any]:
         f"{where}: column {name!r} is {kind}, expected integers or texts that identify the images",
         setting="id_column",
         value=name,
+    )
+
+
+def _job_ids(table: pa.Table, names: Sequence[str], where: str) -> Any:
+    """Return the scoring job that each row names; null if there is no such column."""
+    if _JOB_NAME not in names:
+        return pa.nulls(len(table), pa.string())
+    column = table[_JOB_NAME] if names.count(_JOB_NAME) == 1 else None
+    if column is not None and (pa.types.is_null(column.type) or is_text(column.type)):
+        return column.cast(pa.string())
+    kind = "not unique" if column is None else column.type
+    raise DataError(
+        f"{where}: column {_JOB_NAME!r} is {kind}, expected one column of IDs of scoring jobs"
     )
 
 

@@ -15,12 +15,22 @@ import pyarrow.parquet as pq
 from nnbuild.errors import InputError, StoreError
 from nnbuild.evaluation.metrics import BINS
 from nnbuild.evaluation.significance import wilson_interval
-from nnbuild.live.jobs import GLOBAL, ID_COLUMNS, ScoredInput, jobs_table, scored_inputs
+from nnbuild.live.jobs import (
+    GLOBAL,
+    ID_COLUMNS,
+    NEWEST_LABELS,
+    ScoredInput,
+    jobs_table,
+    label_columns,
+    labels_by_scope,
+    scored_inputs,
+)
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 from nnbuild.store.query import connected, quoted, register_numbered
 
 Period = Literal["day", "week"]
+_ROUNDING = 1e-6  # of confidence from stored probabilities: many can be equal to the threshold, 1
 _SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were rounded to 0
 
 
@@ -120,10 +130,10 @@ def _counted(store: Store, column: str | None) -> Iterator[tuple[Any, dict[str, 
     """Yield a connection with the table `counts`, and the models; none if there is no job."""
     jobs = scored_inputs(store)
     models = _models(store, jobs)
-    jobs = [each for each in jobs if each.run_id in models]
     with connected(store, ["labels"]) as connection:
+        # Of all jobs: the first one with the same input may have scored with a model file.
         connection.register("jobs", jobs_table(jobs))
-        connection.execute(_NEWEST)
+        connection.execute(NEWEST_LABELS)
         queries = list(_counts(connection, store, jobs, models, column))
         if queries:
             connection.execute(f"create table counts as {' union all '.join(queries)}")
@@ -150,19 +160,6 @@ def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
     return models
 
 
-# Labels that belong to the input of one job have the number of that job's origin, others null.
-_NEWEST = """
-create table newest as
-select j.origin, l.example_id, l.example_key,
-  arg_max(l.label, {'o': l.observed_at, 'v': l.version}) as label,
-  max({'o': l.observed_at, 'v': l.version}) as moment,
-  min(l.ingested_at)::date as arrived
-from labels l left join jobs j on j.score_id = l.score_id
-where l.score_id is null or j.job is not null
-group by all
-"""
-
-
 def _counts(
     connection: Any,
     store: Store,
@@ -175,14 +172,14 @@ def _counts(
     The temperature, the threshold and the number of classes are constants of a query, which is
     several times faster than reading them from a table for each row.
     """
-    found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
-    has_labels: dict[bool, int] = dict(found)
+    has_labels = labels_by_scope(connection)
 
     def kind(job: tuple[int, ScoredInput]) -> tuple[str, str, float]:
         number = job[1]
         return str(number.run_id), number.identifier, number.temperature
 
-    for place, (key, group) in enumerate(groupby(sorted(enumerate(jobs), key=kind), key=kind)):
+    known = [each for each in enumerate(jobs) if each[1].run_id in models]
+    for place, (key, group) in enumerate(groupby(sorted(known, key=kind), key=kind)):
         run_id, identifier, temperature = key
         model, view, column = models[run_id], f"scores_{place}", ID_COLUMNS[identifier]
         numbers = {job.score_id: number for number, job in group}
@@ -194,7 +191,7 @@ def _counts(
             != columns
         ):
             continue  # the jobs have no rows, or none of them has kept the column
-        labels, joins = _labels(column, has_labels, of_input=identifier not in GLOBAL)
+        labels, joins = label_columns(column, has_labels, of_input=identifier not in GLOBAL)
         exponent = model_exponent(temperature, model.temperature)
         value = "null" if sliced is None else f"s.{quoted(sliced)}"
         yield _count_query(view, model, exponent).format(labels=labels, joins=joins, value=value)
@@ -208,29 +205,6 @@ def model_exponent(job_temperature: float, run_temperature: float) -> float:
     return job_temperature / run_temperature
 
 
-def _labels(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
-    """Return the columns and the joins that give a scored row its newest label."""
-    key = "example_id" if column == "example_id" else "example_key"
-    by_input = (
-        f'left join newest l on l.origin = j.origin and l."{key}" = s."{column}" '
-        if has_labels.get(False)
-        else ""
-    )
-    shared = (
-        f'left join newest g on g.origin is null and g."{key}" = s."{column}" '
-        if has_labels.get(True) and not of_input
-        else ""
-    )
-    if by_input and shared:
-        newer = "l.moment is null or g.moment > l.moment"
-        columns = f"case when {newer} then g.label else l.label end as truth"
-        return f"{columns}, least(l.arrived, g.arrived) as arrived", by_input + shared
-    if by_input or shared:
-        name = "l" if by_input else "g"
-        return f"{name}.label as truth, {name}.arrived", by_input + shared
-    return "null::smallint as truth, null::date as arrived", ""
-
-
 def _probabilities(model: _Model) -> list[str]:
     return [f"prob_{label}" for label in range(model.classes)]
 
@@ -240,7 +214,7 @@ def _count_query(view: str, model: _Model, exponent: float) -> str:
     powers = [f"pow(s.{name}, {exponent!r})" for name in names]
     total = "1.0::double" if exponent == 1.0 else " + ".join(powers)
     truth = " ".join(f"when {label} then {name}" for label, name in enumerate(names))
-    above = "null" if model.threshold is None else f"calibrated >= {model.threshold!r}"
+    above = "null" if model.threshold is None else f"calibrated >= {model.threshold - _ROUNDING!r}"
     loss = (
         f"case when truth is not null then ln(total) - {exponent!r} * "
         f"ln(greatest((case truth {truth} end)::double, {_SMALLEST})) end"
@@ -299,7 +273,7 @@ def _rows(
             "expected_calibration_error": (
                 float(np.abs(confident - correct).sum() / known) if known else None
             ),
-            "negative_log_likelihood": float(loss.sum() / known) if known else None,
+            "negative_log_likelihood": max(0.0, float(loss.sum() / known)) if known else None,
             "estimated_accuracy": estimate,
             "estimated_accuracy_atc": (
                 int(above.sum()) / count if bool(has_threshold.all()) else None
@@ -318,7 +292,7 @@ def write(store: Store, performance: Performance, by: Period) -> None:
         performance: Result of `measure`.
         by: Length of its periods.
     """
-    _write(store, "live", performance.rows, f"part-{by}.parquet")
+    replace_rows(store, "live", performance.rows, f"part-{by}.parquet")
 
 
 def write_slices(store: Store, rows: Sequence[dict[str, Any]], column: str, by: Period) -> None:
@@ -331,11 +305,18 @@ def write_slices(store: Store, rows: Sequence[dict[str, Any]], column: str, by: 
         by: Length of the periods.
     """
     digest = hashlib.sha256(column.encode()).hexdigest()[:16]
-    _write(store, "live_slices", rows, f"part-{by}-{digest}.parquet")
+    replace_rows(store, "live_slices", rows, f"part-{by}-{digest}.parquet")
 
 
-def _write(store: Store, name: str, rows: Sequence[dict[str, Any]], file: str) -> None:
-    """Replace a file of every run in a table."""
+def replace_rows(store: Store, name: str, rows: Sequence[dict[str, Any]], file: str) -> None:
+    """Replace a file of every run in a table.
+
+    Args:
+        store: Store of the runs.
+        name: Name of the table.
+        rows: Its rows with `run_id`, by run.
+        file: Name of the file in the folder of each run.
+    """
     folder = store.root / "tables" / name
     written = set()
     for run_id, group in groupby(rows, key=lambda row: row["run_id"]):

@@ -25,11 +25,14 @@ from nnbuild.runtime.date_patterns import is_dated
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
-from nnbuild.store.step_results import Check, CheckedData, LoadedData
+from nnbuild.store.step_results import (
+    MAX_UNREADABLE_EXAMPLES,
+    Check,
+    CheckedData,
+    LoadedData,
+)
 from nnbuild.store.store import Store
 from nnbuild.store.tables import write_table
-
-_MAX_EXAMPLES = 20
 
 DownloadProgress = Callable[[str, int, int | None], None]
 """Callback for a download: name of the file, bytes so far, and total bytes if known."""
@@ -86,6 +89,8 @@ def load_data(
         folder=location,
         pixel_scales=dict(dataset.pixel_scales),
         fingerprint=state,
+        unreadable=len(dataset.unreadable),
+        unreadable_examples=dataset.unreadable[:MAX_UNREADABLE_EXAMPLES],
         files=files,
     )
 
@@ -107,6 +112,10 @@ def _load_days(run: Run) -> LoadedData:
         day=window.day,
         days=window.versions,
         remarks=window.remarks,
+        unreadable=sum(each.unreadable for each in window.versions),
+        unreadable_examples=tuple(
+            message for each in window.versions for message in each.unreadable_examples
+        )[:MAX_UNREADABLE_EXAMPLES],
         files=run.digests("tables/dataset_parts.parquet"),
     )
 
@@ -123,8 +132,6 @@ def _described(dataset: Dataset, config: DatasetConfig, **others: Any) -> Loaded
         test=len(dataset.test),
         validation=0 if dataset.validation is None else len(dataset.validation),
         preprocessing=None if settings is None else settings.model_dump(mode="json"),
-        unreadable=len(dataset.unreadable),
-        unreadable_examples=dataset.unreadable[:_MAX_EXAMPLES],
         **others,
     )
 

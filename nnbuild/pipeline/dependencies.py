@@ -38,8 +38,10 @@ def protected_runs(store: Store, past_champions: int = 1) -> dict[str, Protectio
         store: Store of the runs.
         past_champions: Number of past champions to protect of each dataset, the newest ones.
     """
+    champions = champion.currents(store)
     found = _of_unfinished_work(store) | _of_approvals(store)
-    for dataset, change in champion.currents(store).items():
+    found |= _of_shadows(store, [each.run_id for each in champions.values()])
+    for dataset, change in champions.items():
         present, past = change.run_id, _past_champions(store, dataset, past_champions)
         for run_id in (present, *past):
             if (anchor := _anchor(store, run_id)) is not None:
@@ -111,10 +113,24 @@ def _models_of_staged_jobs(store: Store) -> list[tuple[str, str]]:
         with suppress(StoreError):  # damaged, or finished in the meantime
             record = read_json(path)
             config = record.get("config") if isinstance(record, dict) else None
-            model = config.get("model") if isinstance(config, dict) else None
-            if isinstance(model, str) and is_run_id(model):
-                found.append((path.parent.name.removeprefix(_SCORE), model))
+            for name in ("model", "shadow"):
+                run_id = config.get(name) if isinstance(config, dict) else None
+                if isinstance(run_id, str) and is_run_id(run_id):
+                    found.append((path.parent.name.removeprefix(_SCORE), run_id))
     return found
+
+
+def _of_shadows(store: Store, champions: Iterable[str]) -> dict[str, Protection]:
+    """Return the newest shadow of each champion, which may still be promoted."""
+    jobs = store.read_table("score_jobs", columns=["run_id", "shadow_run_id"]).to_pylist()
+    newest = {each["run_id"]: each for each in jobs if each["shadow_run_id"] is not None}
+    return {
+        newest[run_id]["shadow_run_id"]: Protection(
+            f"it is the shadow of champion {run_id}", "score with another shadow"
+        )
+        for run_id in champions
+        if run_id in newest
+    }
 
 
 def _of_approvals(store: Store) -> dict[str, Protection]:

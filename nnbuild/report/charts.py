@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from markupsafe import Markup
 from nnbuild.report.svg import Axis, counting, linear, logarithmic, picture, tag, tick_label
 
 WIDTH, HEIGHT = 400, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 388, 32, 212
+LEFT, RIGHT, TOP, BOTTOM = 66, 388, 32, 212
 _LOG_RATIO = 10  # ratio of the largest to the smallest value above which an axis is logarithmic
 _MAX_DOTS, _MAX_POINTS = 40, 400
 _LETTER_WIDTH = 6.6
@@ -36,6 +37,7 @@ def lines(
     best: tuple[float, float] | None = None,
     marks: Points = (),
     log: bool = False,
+    highest: float | None = None,
     label: str = "epoch",
 ) -> Markup:
     """Draw one line for each series, by epoch.
@@ -48,6 +50,7 @@ def lines(
         best: Point to circle.
         marks: Further points to circle.
         log: Whether the axis may be logarithmic if the values differ much.
+        highest: Largest possible value, above which the axis does not go.
         label: Label of the horizontal axis.
     """
     drawn = {
@@ -59,6 +62,8 @@ def lines(
     across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
     wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO
     up = logarithmic(values, BOTTOM, TOP) if wide else linear(values, BOTTOM, TOP)
+    if highest is not None and up.low < highest < up.high:
+        up = replace(up, high=highest, ticks=tuple(each for each in up.ticks if each <= highest))
     inside = [*_grid(up), *_labels(across, label), *_legend(list(drawn))]
     if restored is not None:
         x = across.place(restored)

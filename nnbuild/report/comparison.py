@@ -121,6 +121,11 @@ def _over_time(
 ) -> Picture:
     series = {"": points}
     picture = charts.lines(
-        text.curve_title(title, series), series, marks=marks, log=log, label=label
+        text.curve_title(title, series),
+        series,
+        marks=marks,
+        log=log,
+        highest=1.0 if title == "accuracy" else None,
+        label=label,
     )
     return {"title": title, "picture": picture}

@@ -13,6 +13,7 @@ from nnbuild.report.text import percent
 
 Periods = Sequence[Mapping[str, Any]]
 _MAX_RUNS = 6
+_DAYS = {"day": 1, "week": 7}
 COLUMNS = (
     "run_id",
     "start",
@@ -29,11 +30,29 @@ COLUMNS = (
 )
 """Columns of the table `live` that people are shown."""
 
+SHADOW_COLUMNS = (
+    "run_id",
+    "shadow_run_id",
+    "period",
+    "start",
+    "labelled",
+    "accuracy",
+    "shadow_accuracy",
+    "only_champion",
+    "only_challenger",
+    "difference",
+    "low",
+    "high",
+    "p_better",
+    "evidence",
+)
+"""Columns of the table `live_shadows` that people are shown."""
+
 LIMITS = (
     "The estimate is the mean calibrated confidence. It assumes that confidence means on the new "
     "images what it meant on the validation images, and must fail where that is not so: if labels "
     "have come to mean something else, if images show none of the classes, or if they have changed "
-    "so that the network is confident and wrong. Only labels reveal that."
+    "so that the network is confident and incorrect. Only labels reveal that."
 )
 
 
@@ -66,20 +85,35 @@ def on_alarm(alarm: Alarm) -> str:
     return f"Champion {alarm.run_id}: {found}."
 
 
+def on_shadows(shadows: Periods) -> list[str]:
+    """Describe each pair of a run and its shadow in one sentence, over the whole time."""
+    return [
+        f"Shadow {each['shadow_run_id']}: accuracy {percent(each['shadow_accuracy'])} on "
+        f"{each['labelled']:,} labelled images; run {each['run_id']}: "
+        f"{percent(each['accuracy'])} on the same. The difference is "
+        f"{100 * each['difference']:+.2f} points ({100 * each['low']:+.2f} to "
+        f"{100 * each['high']:+.2f}), and the evidence that the shadow is better is "
+        f"{each['evidence']:.3g}."
+        for each in shadows
+        if each["period"] == "all"
+    ]
+
+
 def picture(periods: Periods) -> Markup:
-    """Draw accuracy and estimate of the periods of a run, oldest first."""
+    """Draw accuracy and estimate of the periods of a run, oldest first, at their distance."""
+    unit = periods[0]["period"] if periods else "day"
+    first = periods[0]["start"] if periods else None
     series = {
         name: [
-            (float(place), float(each[column]))
-            for place, each in enumerate(periods, start=1)
+            ((each["start"] - first).days // _DAYS[unit] + 1.0, float(each[column]))
+            for each in periods
             if each[column] is not None
         ]
         for name, column in (("accuracy", "accuracy"), ("estimated", "estimated_accuracy"))
     }
     drawn = {name: points for name, points in series.items() if points}
-    unit = periods[0]["period"] if periods else "day"
     title = text.curve_title("live accuracy", drawn)
-    return charts.lines(title, drawn, label=f"{unit}, oldest first")
+    return charts.lines(title, drawn, highest=1.0, label=f"{unit}, 1 is {first}")
 
 
 def pictures(periods: Periods) -> list[dict[str, Any]]:
@@ -94,19 +128,24 @@ def pictures(periods: Periods) -> list[dict[str, Any]]:
     ]
 
 
-def live_page(periods: Periods, alarms: Sequence[Alarm]) -> str:
+def live_page(periods: Periods, alarms: Sequence[Alarm], shadows: Periods = ()) -> str:
     """Return the page about live accuracy.
 
     Args:
         periods: Rows of the table `live`, by run and period.
         alarms: State of the alarm of each champion.
+        shadows: Rows of the table `live_shadows`.
     """
     from nnbuild.report.page import overview_page  # which imports this module, for its section
 
     sentences = [on_periods(periods) or "Nothing was scored into the table scores yet."]
-    sentences += [*map(on_alarm, alarms), LIMITS]
-    rows = [{name: _cell(each[name]) for name in COLUMNS} for each in periods]
-    return overview_page("Live accuracy", sentences, pictures(periods), {"Periods": rows})
+    sentences += [*map(on_alarm, alarms), *on_shadows(shadows), LIMITS]
+    tables = {"Periods": [{name: _cell(each[name]) for name in COLUMNS} for each in periods]}
+    if shadows:
+        tables["Shadows"] = [
+            {name: _cell(each[name]) for name in SHADOW_COLUMNS} for each in shadows
+        ]
+    return overview_page("Live accuracy", sentences, pictures(periods), tables)
 
 
 def _cell(value: Any) -> Any:

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from nnbuild.runtime.text import sanitize
 
 _FEW_DECADES, _MAX_DECADES = 1.5, 6
+_SMALLEST_DIFFERENCE = 1e-5  # relative: the labels of the ticks have six digits
 _MAX_PLAIN_TICK = 1e6  # larger values get an exponent
 
 
@@ -137,9 +138,8 @@ def _bounds(values: Iterable[float]) -> tuple[float, float]:
     known = list(values)
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     room = abs(low) * 0.05 or 0.5
-    return (
-        (low, high) if high - low > 1e-9 * max(abs(low), abs(high)) else (low - room, high + room)
-    )
+    differ = high - low > _SMALLEST_DIFFERENCE * max(abs(low), abs(high))
+    return (low, high) if differ else (low - room, high + room)
 
 
 def _step(rough: float) -> float:

@@ -28,6 +28,7 @@ from nnbuild.store.locks import Holder
 if TYPE_CHECKING:
     from nnbuild.scoring.job import Job
 
+# Without the shadow: an input is not scored again because there is a new challenger.
 _ROW_SETTINGS = (
     "input",
     "output",
@@ -58,6 +59,7 @@ class _JobRow(BaseModel):
     day: date | None = None
     identifier: str | None = None
     input_digest: str | None = None
+    shadow_run_id: str | None = None
 
 
 class JobManifest(BaseModel):
@@ -216,12 +218,16 @@ def fingerprint(job: "Job") -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def waiting_job(job: "Job") -> str | None:
+def waiting_job(job: "Job", *, any_shadow: bool = False) -> str | None:
     """Return the newest stopped job that can be resumed in place of a new one.
 
     It has the same settings, model, input and code, and no process works on it.
+
+    Args:
+        job: The new job.
+        any_shadow: Whether the other job may have another shadow, because this one has the newest.
     """
-    staging, record = job.folder.parent, job.record()
+    staging, record = job.folder.parent, _comparable(job.record(), any_shadow=any_shadow)
     if not staging.is_dir():
         return None
     with os_errors_as_store_errors(f"list {staging}"):
@@ -233,9 +239,17 @@ def waiting_job(job: "Job") -> str | None:
             other = read_json(folder / "job.json")
         except StoreError:
             continue
-        same = isinstance(other, dict) and all(
-            other.get(name) == record[name] for name in _RECORD_KEYS
-        )
-        if same and not locks.is_held(folder):
+        if not isinstance(other, dict):
+            continue
+        if _comparable(other, any_shadow=any_shadow) == record and not locks.is_held(folder):
             return score_id
     return None
+
+
+def _comparable(record: dict[str, Any], *, any_shadow: bool) -> dict[str, Any]:
+    """Return what the records of two jobs must have in common."""
+    kept = {name: record.get(name) for name in _RECORD_KEYS}
+    config = kept["config"]
+    if any_shadow and isinstance(config, dict):
+        kept["config"] = {name: config[name] for name in config if name != "shadow"}
+    return kept

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from nnbuild.errors import DataError
 from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.runtime import environment, fault_injection
-from nnbuild.scoring import claims, outputs
+from nnbuild.scoring import claims, outputs, shadow
 from nnbuild.scoring.job import Job
 from nnbuild.scoring.selection import require_known_types_in_files
 from nnbuild.scoring.shards import Shard
@@ -118,6 +118,7 @@ class ScoredJob(BaseModel):
         output: Folder or URL with the rows.
         engine: Engine that ran the model: `onnx` or `keras`.
         engine_reason: Reason why ONNX Runtime cannot run the model; empty if it can.
+        shadow_run_id: ID of the run that scored the same rows as a shadow; None without one.
         drift: Comparison of the scored rows with the validation images of the model.
     """
 
@@ -130,6 +131,7 @@ class ScoredJob(BaseModel):
     output: str
     engine: str = "onnx"
     engine_reason: str = ""
+    shadow_run_id: str | None = None
     drift: DriftReport = DriftReport()
 
 
@@ -158,10 +160,14 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         "started_at": datetime.fromisoformat(row.started_at),
         "finished_at": datetime.fromisoformat(row.finished_at),
     }
-    _leave_only({each.name for each in shards}, job.folder / "rows", job.folder / "quarantine")
+    folders = [job.folder / name for name in ("rows", "shadow", "quarantine")]
+    _leave_only({each.name for each in shards}, *folders)
     if job.config.output is None:
         _require_known_types(job)
         _move(job.folder / "rows", _table_part(job, "scores"))
+        if job.shadow is not None:
+            fault_injection.failpoint("score:shadow")
+            _move(job.folder / "shadow", _table_part(job, shadow.TABLE))
     else:
         target = outputs.location(job.config.output)
         outputs.publish(job.folder / "rows", target, job.score_id, read_json(ready))
@@ -189,6 +195,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         output=str(output),
         engine=job.model.engine,
         engine_reason=job.model.reason,
+        shadow_run_id=job.shadow.run_id if job.shadow else None,
         drift=drift,
         **counts,
     )
@@ -232,6 +239,7 @@ def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) 
             "day": job.config.day and job.config.day.isoformat(),
             "identifier": job.source.identifier(),
             "input_digest": hashlib.sha256(json.dumps(job.identity).encode()).hexdigest(),
+            "shadow_run_id": job.shadow.run_id if job.shadow else None,
         },
         "config": job.config.model_dump(mode="json"),
         "input": job.identity,

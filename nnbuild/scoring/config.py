@@ -3,15 +3,27 @@
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from nnbuild.config.sections import Section, name_or
+from nnbuild.store.ids import is_run_id
 
 SCORING_MODEL = name_or(
     ("champion",),
     "Run ID, champion:DATASET or model file",
     r"^[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}$|^champion:|[/\\.]",
 )
+NEWEST = "newest"
+"""The word that stands for the newest run of the model's dataset that was not promoted."""
+
+
+def _newest_or_run_id(text: str) -> str:
+    if text != NEWEST and not is_run_id(text):
+        raise PydanticCustomError(
+            "shadow", "expected newest or a run ID such as 20261123T030000000Z-4f2a1c"
+        )
+    return text
 
 
 class ScoreConfig(Section):
@@ -28,6 +40,11 @@ class ScoreConfig(Section):
     )
     digest: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the model file"
+    )
+    shadow: Annotated[str, AfterValidator(_newest_or_run_id)] | None = Field(
+        None,
+        description="Run that scores the same rows alongside the model, into the table "
+        "shadow_scores: a run ID, or newest for the newest run that was not promoted",
     )
     output: str | None = Field(
         None, min_length=1, description="New folder for the rows; the store's table if null"
@@ -96,7 +113,7 @@ class ScoreConfig(Section):
     )
     batch_size: int = Field(4096, ge=1, le=1_000_000, description="Images per batch")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="Threads of the engine; all processors if null"
+        None, ge=1, le=1024, description="Cores to use; all processors if null"
     )
     on_error: Literal["stop", "quarantine"] = Field(
         "stop", description="What to do with rows that cannot be scored"

@@ -19,8 +19,14 @@ from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.job import Job, progress_of, shard_context, shards_of, staging
-from nnbuild.scoring.models import engine_of
+from nnbuild.scoring.job import (
+    Job,
+    job_engine,
+    progress_of,
+    shard_context,
+    shards_of,
+    staging,
+)
 from nnbuild.scoring.shards import Shard, ShardContext, make_shards
 from nnbuild.store import Store, presence
 from nnbuild.store.filesystem import make_durable_dir
@@ -129,7 +135,7 @@ def _open_on_worker(root: str, score_id: str, _thread: int) -> tuple[Job, ShardC
     context = shard_context(job)
     threads = context.config.threads or int(get_worker().state.nthreads)
     config = context.config.model_copy(update={"threads": threads})
-    engine = lru_cache(maxsize=1)(lambda: engine_of(job.model, config, job.folder))
+    engine = lru_cache(maxsize=1)(lambda: job_engine(job, config))
     return job, context._replace(config=config, engine=engine)
 
 

@@ -34,6 +34,7 @@ from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.job import scored_before
 from nnbuild.scoring.models import resolve_model
 from nnbuild.scoring.scorer import score
+from nnbuild.scoring.shadow import resolve_shadow
 from nnbuild.store import Store
 
 MAX_DAYS = 3660
@@ -178,7 +179,9 @@ def backfill(
     _require_free_outputs(store, present)
     if (output := days[0].config.output) is not None:  # now, and not as a failure of each day
         outputs.require_outside(store, output)
-    model = resolve_model(store, config).run_id
+    chosen = resolve_model(store, config)
+    resolve_shadow(store, config, chosen)  # refused now, and not as a failure of each day
+    model = chosen.run_id
     shared = {"threads": config.threads or max(1, processors() // max_parallel)}
     results = {
         each.day: DayResult(day=each.day, input=each.config.input, status="missing")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from nnbuild.data.formats import open_stream
 from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions
+from nnbuild.engines import Engine
 from nnbuild.errors import (
     BeingScoredError,
     ConfigError,
@@ -28,10 +29,18 @@ from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.scoring import claims, outputs
-from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.config import NEWEST, ScoreConfig
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
 from nnbuild.scoring.selection import parse_filter, require_known_types
-from nnbuild.scoring.shards import Shard, ShardContext, finished, make_shards, plan
+from nnbuild.scoring.shadow import PairedEngine, resolve_shadow, shadow_schema
+from nnbuild.scoring.shards import (
+    ShadowContext,
+    Shard,
+    ShardContext,
+    finished,
+    make_shards,
+    plan,
+)
 from nnbuild.scoring.table import score_schema
 from nnbuild.store import Store, locks
 from nnbuild.store.filesystem import (
@@ -58,6 +67,7 @@ class Job:
         source: The open input.
         is_new: Whether the job was created now, and not resumed.
         once: Whether to stop if another job has scored the same.
+        shadow: The verified shadow; None without one.
     """
 
     store: Store
@@ -68,6 +78,7 @@ class Job:
     source: ImageStream
     is_new: bool = False
     once: bool = False
+    shadow: ScoringModel | None = None
 
     @property
     def folder(self) -> Path:
@@ -96,6 +107,7 @@ class Job:
             "started_at": self.started_at.astimezone(UTC).isoformat(),
             "config": self.config.model_dump(mode="json"),
             "model_digest": self.model.digest,
+            "shadow_digest": self.shadow.digest if self.shadow else None,
             "input": self.identity,
             "code_version": environment.code_version(),
         }
@@ -160,7 +172,7 @@ def shard_context(job: Job) -> ShardContext:
     return ShardContext(
         config=job.config,
         source=job.source,
-        engine=lambda: engine_of(job.model, job.config, job.folder),
+        engine=lambda: job_engine(job, job.config),
         classes=job.model.classes,
         schema=schema,
         temperature=job.temperature,
@@ -168,7 +180,33 @@ def shard_context(job: Job) -> ShardContext:
         class_names=job.model.class_names,
         energy_edges=job.model.energy_edges,
         set_threshold=job.model.set_threshold,
+        shadow=_shadow_context(job),
     )
+
+
+def _shadow_context(job: Job) -> ShadowContext | None:
+    if job.shadow is None:
+        return None
+    return ShadowContext(
+        str(job.shadow.run_id),
+        shadow_schema(job.config, job.shadow, job.source.identifier()),
+        (job.shadow.temperature or 1.0) if job.config.calibrated else 1.0,
+        job.shadow.set_threshold,
+    )
+
+
+def job_engine(job: Job, config: ScoreConfig) -> Engine:
+    """Return the engine of a job: its model, and its shadow if there is one.
+
+    Args:
+        job: The job.
+        config: Its settings, with the number of threads to use.
+    """
+    engine = engine_of(job.model, config, job.folder)
+    if job.shadow is None:
+        return engine
+    shadow = engine_of(job.shadow, config, job.folder, file="shadow.keras")
+    return PairedEngine(engine, shadow)
 
 
 def _row_schema(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> pa.Schema:
@@ -191,7 +229,8 @@ def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[InputChunk]
     done: list[Shard] = []
     pending: list[tuple[int, list[InputChunk]]] = []
     for number, chunks in enumerate(shards_of(job)):
-        if (shard := finished(job.folder, number)) is not None:
+        shard = finished(job.folder, number, shadow=job.shadow is not None)
+        if shard is not None:
             done.append(shard)
         else:
             pending.append((number, chunks))
@@ -243,8 +282,12 @@ def open_job(
     """
     store, started = Store(root), now or datetime.now(UTC)
     model, source = _open_model_and_input(store, config)
+    shadow, any_shadow = resolve_shadow(store, config, model), config.shadow == NEWEST
     config = _resolved(config, model, source).model_copy(
-        update={"model": model.run_id or config.model}
+        update={
+            "model": model.run_id or config.model,
+            "shadow": shadow.run_id if shadow else None,
+        }
     )
     job = Job(
         store,
@@ -255,8 +298,9 @@ def open_job(
         source,
         is_new=True,
         once=once,
+        shadow=shadow,
     )
-    if (score_id := claims.waiting_job(job)) is not None:
+    if (score_id := claims.waiting_job(job, any_shadow=any_shadow)) is not None:
         return replace(resume_job(score_id, root), once=once)
     if config.output is not None:
         outputs.require_outside(store, config.output)
@@ -277,6 +321,7 @@ class _JobRecord(BaseModel):
     started_at: Moment
     config: dict[str, Any]
     model_digest: str
+    shadow_digest: str | None = None  # a job of an earlier version has none
     input: list[Any]
     code_version: str
     pixel_scales: list[float] | None = None
@@ -305,8 +350,16 @@ def _resolved(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> 
     return config.model_copy(update={"engine": model.engine, "keep": keep})
 
 
-def resume_job(score_id: str, root: Path | str | None = None) -> Job:
+def resume_job(
+    score_id: str, root: Path | str | None = None, index: dict[str, Any] | None = None
+) -> Job:
     """Resume a stopped job.
+
+    Args:
+        score_id: ID of the job.
+        root: Root of the store.
+        index: Index of the input in a process that scores a part of the job, which does not look
+            at all of the input again; see `ImageStream.index`.
 
     Raises:
         StoreError: There is no such job, or its model, input or code has changed.
@@ -324,13 +377,16 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
         reason = problem(error, "config")
         raise StoreError(f"{path} is not a record of a job: {reason}; start a new one") from error
     started = datetime.fromisoformat(record.started_at)
-    model, source = _open_model_and_input(store, config, record.pixel_scales)
+    model, source = _open_model_and_input(store, config, record.pixel_scales, index)
     source.scales()  # infer missing scales now: an ambiguous scale must not count as a bad row
-    job = Job(store, score_id, config, started, model, source)
+    shadow = resolve_shadow(store, config, model)
+    job = Job(store, score_id, config, started, model, source, shadow=shadow)
+    if index is not None:
+        return job
     current = job.record()
     changed = [
         name
-        for name in ("input", "model_digest", "code_version")
+        for name in ("input", "model_digest", "shadow_digest", "code_version")
         if current[name] != getattr(record, name)
     ]
     if changed:
@@ -342,7 +398,10 @@ def resume_job(score_id: str, root: Path | str | None = None) -> Job:
 
 
 def _open_model_and_input(
-    store: Store, config: ScoreConfig, scales: list[float] | None = None
+    store: Store,
+    config: ScoreConfig,
+    scales: list[float] | None = None,
+    index: dict[str, Any] | None = None,
 ) -> tuple[ScoringModel, ImageStream]:
     model = resolve_model(store, config)
     if config.calibrated and model.temperature is None:
@@ -365,6 +424,7 @@ def _open_model_and_input(
         class_names=model.class_names,
         pictures_only=config.on_error == "stop",
         preprocessing=model.preprocessing,
+        index=index,
     )
     source = open_stream(config.input, options)
     schema = _row_schema(config, model, source)

@@ -86,11 +86,23 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
                 "digest applies to model files only; the digest of a run's model is in its manifest"
             )
         store.require()
-        return _of_run(store, champion.run_of(store, config.model), config)
+        return model_for_scoring(store, champion.run_of(store, config.model), config)
     return _of_file(Path(config.model), config)
 
 
-def _of_run(store: Store, run_id: str, config: ScoreConfig) -> ScoringModel:
+def model_for_scoring(store: Store, run_id: str, config: ScoreConfig) -> ScoringModel:
+    """Read the model of a run with its drift reference, and verify it.
+
+    Args:
+        store: Store with the run.
+        run_id: ID of the run.
+        config: Settings of the job: its engine and its coverage.
+
+    Raises:
+        StoreError: There is no such run, or it failed.
+        ContractError: The file is missing, was changed, or was never exported.
+        ConfigError: `coverage` is set, and the model has no validation images, or too few.
+    """
     manifest = store.manifest(run_id)
     if manifest.row.status != "succeeded":
         raise StoreError(f"run {run_id} failed and has no model; see `nnbuild runs`")
@@ -262,22 +274,36 @@ def _verified(content: bytes, expected: str, name: str) -> str:
     return digest
 
 
-def engine_of(model: ScoringModel, config: ScoreConfig, folder: Path) -> Engine:
-    """Return the engine that runs a job's model.
+def engine_of(
+    model: ScoringModel, config: ScoreConfig, folder: Path, *, file: str = "model.keras"
+) -> Engine:
+    """Return the engine that runs a model with the settings of a job.
 
     Args:
         model: The verified model.
         config: Settings of the job.
         folder: Folder for a copy of the model, which Keras can only read from a file.
+        file: Name of the copy.
     """
     name = f"the model of run {model.run_id}" if model.run_id else f"model {config.model}"
     return start_engine(
-        model, folder, threads=config.threads, batch_size=config.batch_size, name=name
+        model,
+        folder,
+        threads=config.threads,
+        batch_size=config.batch_size,
+        name=name,
+        file=file,
     )
 
 
 def start_engine(
-    model: ScoringModel, folder: Path, *, threads: int | None, batch_size: int, name: str
+    model: ScoringModel,
+    folder: Path,
+    *,
+    threads: int | None,
+    batch_size: int,
+    name: str,
+    file: str = "model.keras",
 ) -> Engine:
     """Return the engine that runs a model.
 
@@ -288,6 +314,7 @@ def start_engine(
             which TensorFlow is already in use.
         batch_size: Images per call of Keras.
         name: Name of the model for messages.
+        file: Name of the copy.
     """
     if model.engine == "onnx":
         return OnnxEngine(model.content, threads, name=name)
@@ -296,6 +323,6 @@ def start_engine(
     from nnbuild.runtime.tensorflow import pin_threads
 
     pin_threads(threads or processors())  # TensorFlow's own choice ignores a CPU quota
-    path = folder / "model.keras"
+    path = folder / file
     path.write_bytes(model.content)
     return KerasEngine(load_model(path, model.digest, model_name=model.factory), batch_size)

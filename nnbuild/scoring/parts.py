@@ -5,6 +5,7 @@ together writes those batches as a single process would have written them.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def split_shard(chunks: Sequence[InputChunk], batch_rows: int) -> list[list[Piec
 
 
 def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], path: Path) -> Part:
-    """Score the pieces of a part, and write the rows to a file.
+    """Score the pieces of a part, and write the rows to a file; those of a shadow to another one.
 
     Args:
         context: Settings, input and schema of the job.
@@ -99,20 +100,34 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
     rows, rejects = 0, list[RejectedRows]()
     summary: Summary | None = None
     context.source.read_ahead([piece.chunk for piece in pieces])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, context.schema) as writer:
+    with ExitStack() as files:
+        writers = [_open(files, path, context.schema)]
+        if context.shadow is not None:
+            writers.append(_open(files, _shadow_path(path), context.shadow.schema))
         for piece in pieces:
             for found in context.source.read(piece.chunk, context.config.batch_size, piece.rows):
                 if isinstance(found, RejectedRows):
                     rejects.append(require_quarantine(found, context.config))
                     continue
-                batch, logits = infer(engine, context.classes, found)
-                scored = scored_rows(context, batch, logits)
+                scored = scored_rows(context, *infer(engine, context, found))
                 rows += scored.rows
                 if scored.summary is not None:
                     summary = scored.summary if summary is None else summary + scored.summary
-                for table in scored.tables:
-                    writer.write_table(table.combine_chunks())
+                for writer, tables in zip(writers, (scored.tables, scored.shadow), strict=False):
+                    for table in tables:
+                        writer.write_table(table.combine_chunks())
     return Part(rows=rows, rejects=rejects, summary=summary.as_json() if summary else {})
+
+
+def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchFileWriter:
+    return files.enter_context(
+        pa.ipc.new_file(files.enter_context(pa.OSFile(str(path), "wb")), schema)
+    )
+
+
+def _shadow_path(path: Path) -> Path:
+    """Return the file with the rows of the shadow in a part."""
+    return path.with_suffix(".shadow.arrow")
 
 
 def join_parts(
@@ -142,6 +157,7 @@ def join_parts(
             break
     for _, path in parts:
         path.unlink()
+        _shadow_path(path).unlink(missing_ok=True)
     return shard
 
 
@@ -149,9 +165,14 @@ def _rows_of(parts: Sequence[tuple[Part, Path]]) -> Iterator[ScoredRows | Reject
     for part, path in parts:
         yield from part.rejects
         summary = Summary.from_json(part.summary) if part.summary else None
-        with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_file(source)
-            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            yield ScoredRows(
-                [pa.Table.from_batches([each]) for each in batches], part.rows, summary
-            )
+        shadow = _shadow_path(path)
+        tables = _tables(shadow) if shadow.exists() else []
+        yield ScoredRows(_tables(path), part.rows, summary, tables)
+
+
+def _tables(path: Path) -> list[pa.Table]:
+    """Return the scored batches in a file; the tables refer to its content, mapped into memory."""
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    return [pa.Table.from_batches([each]) for each in batches]

@@ -18,37 +18,37 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnbuild import errors
-from nnbuild.data.streams import InputChunk, RejectedRows, Rows
-from nnbuild.engines import OnnxEngine
-from nnbuild.errors import Interrupted, NnbuildError, RunError
+from nnbuild.data.streams import InputChunk, RejectedRows
+from nnbuild.errors import Interrupted, RunError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.environment import processors
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
-from nnbuild.scoring.job import Job, progress_of
+from nnbuild.scoring.job import Job, job_engine, progress_of
 from nnbuild.scoring.parts import Part, split_shard
 from nnbuild.scoring.shards import Shard
+from nnbuild.scoring.worker import error_from
 from nnbuild.store.filesystem import make_durable_dir
 
 _SECONDS_TO_START = 1.0  # of processes, on a machine of 2026
 _WRITING = 1e-6  # seconds per row to make, write and join the rows of a part
 _CORES_OF_THREADS = 8  # which the threads of one process keep busy, measured on 16 cores
-_PROBES = (16, 64, 4096)  # the first one warms up
-_PROBE_SECONDS = 0.02
+_PROBES, _PROBE_ROWS, _PROBE_SECONDS = 9, 128, 0.05
 _FEW_ROWS = 512
+_PARTS = "parts-"
 _POLL_SECONDS = 0.2
 _SECONDS_TO_END = 10.0
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from nnbuild.scoring.worker import main; "
-    "main(sys.argv[2], sys.argv[3], [int(each) for each in sys.argv[4:]])"
+    "main(*sys.argv[2:5], [int(each) for each in sys.argv[5:]])"
 )
 
 
@@ -59,7 +59,8 @@ def processes_worthwhile(job: Job) -> int:
     others both times are estimated from a few rows.
     """
     count = min(job.config.threads or processors(), processors())
-    if count == 1 or job.model.engine != "onnx":
+    engines = {job.model.engine} | ({job.shadow.engine} if job.shadow else set())
+    if count == 1 or engines != {"onnx"}:
         return 1
     _, pending = progress_of(job)
     chunks = [chunk for _, chunks in pending for chunk in chunks]
@@ -91,22 +92,26 @@ def processes_are_faster(cost: Cost, rows: int, count: int) -> bool:
 
 
 def _cost(job: Job, chunk: InputChunk) -> Cost:
-    """Measure the cost of the first rows of a chunk."""
-    engine = OnnxEngine(job.model.content, 1)
-    cost = Cost(0.0, 0.0)
-    for rows in _PROBES:
+    """Measure the cost of the first rows of a chunk, after a batch that warms up."""
+    engine = job_engine(job, job.config.model_copy(update={"threads": 1}))
+    rows, reading, inference = 0, 0.0, 0.0
+    batches = job.source.read(chunk, _PROBE_ROWS)
+    for number in range(_PROBES):
         began = time.perf_counter()
-        found = next(iter(job.source.read(chunk, min(rows, chunk.rows), Rows(0, 1))), None)
-        seconds = time.perf_counter() - began
-        if found is None or isinstance(found, RejectedRows):
-            return cost
-        engine.logits(found.images)  # the first call allocates memory
-        began = time.perf_counter()
-        engine.logits(found.images)
-        cost = Cost(seconds / len(found.images), (time.perf_counter() - began) / len(found.images))
-        if rows > _PROBES[0] and seconds > _PROBE_SECONDS:
+        batch = next(batches, None)
+        read = time.perf_counter()
+        if batch is None or isinstance(batch, RejectedRows):
             break
-    return cost
+        engine.logits(batch.images)
+        inferred = time.perf_counter()
+        if number == 1:
+            rows, reading, inference = 0, 0.0, 0.0
+        rows += len(batch.images)
+        reading += read - began
+        inference += inferred - read
+        if number and reading + inference > _PROBE_SECONDS:
+            break
+    return Cost(reading / rows, inference / rows) if rows else Cost(0.0, 0.0)
 
 
 def score_in_processes(
@@ -130,15 +135,20 @@ def score_in_processes(
     rows, total = sum(each.rows + each.quarantined for each in done), job.total
     began = time.perf_counter()
     make_durable_dir(job.folder / "rows")
-    folder = Path(tempfile.mkdtemp(prefix="parts-", dir=job.folder))
+    for killed in job.folder.glob(f"{_PARTS}*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PARTS, dir=job.folder))
     schedule = _Schedule(pending, job.config.batch_size, folder)
     try:
-        for event in _events(job, schedule, count):
-            if isinstance(event, Shard):
-                done.append(event)
-            else:
-                rows += event
-                progress.scored(rows, total, time.perf_counter() - began)
+        index = folder / "index.json"
+        index.write_text(json.dumps(job.source.index()), encoding="ascii")
+        with closing(_events(job, schedule, index, count)) as events:
+            for event in events:
+                if isinstance(event, Shard):
+                    done.append(event)
+                else:
+                    rows += event
+                    progress.scored(rows, total, time.perf_counter() - began)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     fault_injection.failpoint("score:shards")
@@ -162,7 +172,7 @@ Event = int | Shard | _Failure | None
 """Number of processed rows, a finished shard, a failure, or the end of a process's requests."""
 
 
-def _events(job: Job, schedule: "_Schedule", count: int) -> Iterator[int | Shard]:
+def _events(job: Job, schedule: "_Schedule", index: Path, count: int) -> Generator[int | Shard]:
     """Yield numbers of processed rows, and each shard when it is finished.
 
     If requests fail, the error of the first rows is raised, as if one process had read them all.
@@ -171,7 +181,7 @@ def _events(job: Job, schedule: "_Schedule", count: int) -> Iterator[int | Shard
     failures: list[_Failure] = []
     with (
         deferred_signals() as stop,
-        _processes(job, count) as processes,
+        _processes(job, index, count) as processes,
         ThreadPoolExecutor(count, "nnbuild-ask") as threads,
     ):
         try:
@@ -227,7 +237,8 @@ class _Schedule:
     """Hands out the parts of shards, and each shard to join when its parts are there.
 
     A process gets the parts of a large row group in a row, since each part is reached by reading
-    those before it. Row groups are begun in order; at the end, processes share those in progress.
+    those before it. Row groups are begun in order; at the end, a process without work takes over
+    the second half of the parts that another has left.
 
     Args:
         pending: Number and chunks of each shard.
@@ -266,17 +277,23 @@ class _Schedule:
                 return None
             return {"folder": self._folder, "shard": place[0], "part": place[1]}
 
-    def _next_place(self, process: object) -> "Place | None":
-        own = self._begun.get(process)
-        while not own and self._waiting:
-            own = self._begun[process] = self._waiting.popleft()
-        place = own.popleft() if own else None
-        if place is None:
-            largest = max(self._begun.values(), key=len, default=None)
-            place = largest.pop() if largest else None
-        if place is None or self._end is None or place < self._end:
-            return place
-        return self._next_place(process)
+    def _next_place(self, process: object) -> Place | None:
+        """Return the next part that a process scores, which is before the end."""
+        while self._begun.get(process) or self._begin(process):
+            place = self._begun[process].popleft()
+            if self._end is None or place < self._end:
+                return place
+        return None
+
+    def _begin(self, process: object) -> bool:
+        """Give a process a row group, or the second half of what another has left of one."""
+        if self._waiting:
+            self._begun[process] = self._waiting.popleft()
+            return True
+        largest = max(self._begun.values(), key=len, default=deque[Place]())
+        count = (len(largest) + 1) // 2
+        self._begun[process] = deque([largest.pop() for _ in range(count)][::-1])
+        return count > 0
 
     def finish(self, request: dict[str, Any], answer: dict[str, Any]) -> int | Shard:
         """Record the answer to a request, and return the rows of a part, or the joined shard."""
@@ -297,7 +314,7 @@ class _Schedule:
 
 
 @contextmanager
-def _processes(job: Job, count: int) -> Iterator[list["_Process"]]:
+def _processes(job: Job, index: Path, count: int) -> Iterator[list["_Process"]]:
     """Start the processes of a job, and end them after the block.
 
     They have a session of their own, so that Ctrl-C in a terminal reaches this process alone. They
@@ -305,12 +322,12 @@ def _processes(job: Job, count: int) -> Iterator[list["_Process"]]:
     """
     with ExitStack() as stack:
         pairs = [socket.socketpair() for _ in range(count)]
-        for ours, _ in pairs:
-            stack.enter_context(ours)
+        for connection in chain(*pairs):
+            stack.enter_context(connection)
         numbers = [theirs.fileno() for _, theirs in pairs]
         stderr = stack.enter_context(tempfile.TemporaryFile())
         path = json.dumps([os.path.abspath(each) for each in sys.path])  # noqa: PTH100  ('' is here)
-        arguments = [str(job.store.root), job.score_id, *map(str, numbers)]
+        arguments = [str(job.store.root), job.score_id, str(index), *map(str, numbers)]
         process = subprocess.Popen(  # noqa: S603  (our own program)
             [sys.executable, "-P", "-c", _START, path, *arguments],
             pass_fds=numbers,
@@ -322,12 +339,12 @@ def _processes(job: Job, count: int) -> Iterator[list["_Process"]]:
         )
         for _, theirs in pairs:
             theirs.close()
+        processes = [_Process(ours, process, stderr) for ours, _ in pairs]
         try:
-            yield [_Process(ours, process, stderr) for ours, _ in pairs]
+            yield processes
         finally:
-            for ours, _ in pairs:
-                with suppress(OSError):  # its process is gone
-                    ours.shutdown(socket.SHUT_RDWR)
+            for each in processes:
+                each.close()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_SECONDS_TO_END)
             _kill_group(process)
@@ -374,6 +391,12 @@ class _Process:
             raise self._death() from error
         return self._answer()
 
+    def close(self) -> None:
+        """Close the connection, so that it ends."""
+        with suppress(OSError):  # it has ended already
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._lines.close()
+
     def kill(self) -> None:
         """Kill it, and the other processes of the job."""
         _kill_group(self._group)
@@ -387,7 +410,7 @@ class _Process:
             raise self._death()
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _error_of(answer)
+            raise error_from(answer)
         return answer
 
     def _death(self) -> RunError:
@@ -398,18 +421,3 @@ class _Process:
             f"a scoring process was killed or died{reason}; if memory was short, set threads to a "
             "smaller number"
         )
-
-
-def _error_of(answer: dict[str, Any]) -> BaseException:
-    """Return the exception that a process described."""
-    message = answer["message"]
-    if answer["error"] == "MemoryError":
-        return MemoryError(message)
-    if "errno" in answer:
-        return OSError(answer["errno"], message, answer["file"])
-    kind = getattr(errors, answer["error"], None)
-    if kind is None or not issubclass(kind, NnbuildError):
-        return RunError(f"a scoring process failed: {message}")
-    setting = {key: answer[key] for key in ("setting", "value") if key in answer}
-    error: NnbuildError = kind(message, **setting)
-    return error

@@ -4,6 +4,7 @@ Reading, inference and writing run as overlapping stages; see `nnbuild.runtime.t
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nnbuild.data.streams import Batch, ImageStream, InputChunk, RejectedRows
+from nnbuild.data.streams import PICTURE_COLUMNS, Batch, ImageStream, InputChunk, RejectedRows
 from nnbuild.engines import Engine, Logits, Pixels
-from nnbuild.errors import DataError, StoreError
+from nnbuild.errors import ContractError, DataError, StoreError
 from nnbuild.evaluation.drift import Summary, summarise
 from nnbuild.logits import check_logits, energy
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.shadow import by_model
 from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
     atomic_write,
@@ -66,11 +68,13 @@ class ScoredRows(NamedTuple):
         tables: The rows that passed the filter, in one table for each batch.
         rows: Number of scored rows.
         summary: Counts of the scored rows for the drift check; None for no rows.
+        shadow: The same rows as scored by the shadow; empty if the job has none.
     """
 
     tables: list[pa.Table]
     rows: int
     summary: Summary | None
+    shadow: Sequence[pa.Table] = ()
 
 
 class Shard(BaseModel):
@@ -85,6 +89,8 @@ class Shard(BaseModel):
         bytes: Size of the file.
         summary: Counts for the drift check, from `nnbuild.evaluation.drift.Summary.as_json`; empty
             if no row was scored.
+        shadow_sha256: SHA-256 of the file of the same name with the rows of the shadow; empty if
+            the job has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +101,24 @@ class Shard(BaseModel):
     sha256: str
     bytes: int
     summary: dict[str, list[int]] = {}
+    shadow_sha256: str = ""
+
+
+class ShadowContext(NamedTuple):
+    """What the rows of the shadow need in addition to the context of the job.
+
+    Attributes:
+        run_id: ID of the run that made the shadow.
+        schema: Schema of its rows.
+        temperature: Divisor of its logits.
+        set_threshold: Smallest probability of the classes in its prediction sets; None if the job
+            writes no sets.
+    """
+
+    run_id: str
+    schema: pa.Schema
+    temperature: float
+    set_threshold: float | None = None
 
 
 class ShardContext(NamedTuple):
@@ -112,6 +136,7 @@ class ShardContext(NamedTuple):
         energy_edges: Edges of the bins in which energies are counted; None to count none.
         set_threshold: Smallest probability of the classes in a prediction set; None if the job
             writes no sets.
+        shadow: The same for the shadow, whose logits the engine returns too; None without one.
     """
 
     config: ScoreConfig
@@ -124,6 +149,7 @@ class ShardContext(NamedTuple):
     class_names: tuple[str, ...] = ()
     energy_edges: NDArray[np.float64] | None = None
     set_threshold: float | None = None
+    shadow: ShadowContext | None = None
 
 
 def plan(chunks: Sequence[InputChunk], shard_rows: int) -> list[list[InputChunk]]:
@@ -148,8 +174,14 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def finished(folder: Path, number: int) -> Shard | None:
-    """Return a shard that an earlier process finished; None unless its file is unchanged."""
+def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None:
+    """Return a shard that an earlier process finished; None unless its files are unchanged.
+
+    Args:
+        folder: Folder of the job.
+        number: Number of the shard.
+        shadow: Whether the job has a shadow.
+    """
     record = folder / "done" / f"{number:05d}.json"
     if not record.exists():
         return None
@@ -157,8 +189,12 @@ def finished(folder: Path, number: int) -> Shard | None:
         shard = Shard.model_validate(read_json(record))
     except (ValidationError, StoreError):
         return None
-    path = folder / "rows" / shard.name
-    return shard if path.is_file() and file_digest(path) == shard.sha256 else None
+    files = {"rows": shard.sha256} | ({"shadow": shard.shadow_sha256} if shadow else {})
+    for name, digest in files.items():
+        path = folder / name / shard.name
+        if not path.is_file() or file_digest(path) != digest:
+            return None
+    return shard
 
 
 def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterator[int | Shard]:
@@ -167,7 +203,7 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
     Args:
         context: Settings, input, engine and schema of the job.
         pending: Number and chunks of each shard.
-        folder: Folder of the job, for `rows/`, `quarantine/` and `done/`.
+        folder: Folder of the job, for `rows/`, `shadow/`, `quarantine/` and `done/`.
 
     Yields:
         Numbers of processed input rows, as they are processed, and each shard when it is finished.
@@ -180,7 +216,7 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
         return
     # Not in a stage: a signal can interrupt the import of a library only in this thread.
     engine = context.engine()
-    results = prefetch(_infer(engine, context.classes, prefetch(_read(context, pending))))
+    results = prefetch(_infer(engine, context, prefetch(_read(context, pending))))
     upcoming = next(results, None)
 
     def results_of(number: int) -> Iterator[ScoredRows | RejectedRows]:
@@ -204,31 +240,45 @@ def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch 
 
 
 def _infer(
-    engine: Engine, classes: int, inputs: Iterable[tuple[int, Batch | RejectedRows]]
-) -> Iterator[tuple[int, tuple[Batch, Logits] | RejectedRows]]:
+    engine: Engine, context: ShardContext, inputs: Iterable[tuple[int, Batch | RejectedRows]]
+) -> Iterator[tuple[int, tuple[Batch, list[Logits]] | RejectedRows]]:
     for number, rows in inputs:
-        yield number, rows if isinstance(rows, RejectedRows) else infer(engine, classes, rows)
+        yield number, rows if isinstance(rows, RejectedRows) else infer(engine, context, rows)
 
 
-def infer(engine: Engine, classes: int, batch: Batch) -> tuple[Batch, Logits]:
+def infer(engine: Engine, context: ShardContext, batch: Batch) -> tuple[Batch, list[Logits]]:
     """Compute the logits of a batch, and keep only the images that the drift check needs.
 
+    Returns:
+        The batch, and its logits by the model and, if the job has one, by the shadow.
+
     Raises:
-        ContractError: The output of the model is not a finite array of logits.
+        ContractError: The output of a model is not a finite array of logits.
     """
-    first = int(batch.example_ids[0])
-    logits = check_logits(engine.logits(batch.images), classes, first_row=first)
-    return batch._replace(images=_drift_sample(batch.images)), logits
+    first, images = int(batch.example_ids[0]), batch.images
+    checked = []
+    for logits in by_model(engine.logits(images), len(images)):
+        try:
+            checked.append(check_logits(logits, context.classes, first_row=first))
+        except ContractError as error:
+            if not checked or context.shadow is None:
+                raise
+            raise ContractError(
+                f"shadow {context.shadow.run_id}: {error}; score without it"
+            ) from error
+    return batch._replace(images=_drift_sample(images)), checked
 
 
-def scored_rows(context: ShardContext, batch: Batch, logits: Logits) -> ScoredRows:
+def scored_rows(context: ShardContext, batch: Batch, by_models: Sequence[Logits]) -> ScoredRows:
     """Return the rows of a batch as they are written.
 
     Args:
         context: Settings, schema, temperature and filter of the job.
         batch: Rows, with the sample of their images for the drift check.
-        logits: Logits of all rows, float32, shape (n, classes).
+        by_models: Logits of all rows, float32, shape (n, classes): by the model and, if the job
+            has one, by the shadow.
     """
+    logits = by_models[0]
     table = score_table(
         batch,
         logits,
@@ -239,8 +289,36 @@ def scored_rows(context: ShardContext, batch: Batch, logits: Logits) -> ScoredRo
         set_threshold=context.set_threshold,
     )
     summary = counted(batch, table, logits, context.energy_edges)
-    selected = table if context.where is None else table.filter(context.where)
-    return ScoredRows([selected], len(table), summary)
+    shadow = [_shadow_rows(context, batch, each, table["predicted"]) for each in by_models[1:]]
+    if context.where is None:
+        return ScoredRows([table], len(table), summary, shadow)
+    numbered = table.append_column(_NUMBER, pa.array(np.arange(len(table))))
+    selected = numbered.filter(context.where)
+    shadow = [each.take(selected[_NUMBER]) for each in shadow]
+    return ScoredRows([selected.drop_columns(_NUMBER)], len(table), summary, shadow)
+
+
+_NUMBER = "nnbuild: row"  # hardly the name of a column that a user carries through
+
+
+def _shadow_rows(
+    context: ShardContext, batch: Batch, logits: Logits, predicted: pa.ChunkedArray
+) -> pa.Table:
+    """Return the rows of a batch as scored by the shadow, with the classes of the model."""
+    shadow = context.shadow
+    if shadow is None:
+        raise TypeError("the engine returns logits of a shadow, but the context has none")
+    identifying = [each for each in PICTURE_COLUMNS.names if each in shadow.schema.names]
+    table = score_table(
+        batch._replace(kept=None if batch.kept is None else batch.kept.select(identifying)),
+        logits,
+        context.config,
+        shadow.schema.remove(len(shadow.schema) - 1),
+        shadow.temperature,
+        class_names=context.class_names,
+        set_threshold=shadow.set_threshold,
+    )
+    return table.append_column(shadow.schema.field(len(table.schema)), predicted)
 
 
 def _drift_sample(images: Pixels) -> Pixels:
@@ -259,7 +337,7 @@ def write_shard(
     results: Iterator[ScoredRows | RejectedRows],
     folder: Path,
 ) -> Generator[int, None, Shard]:
-    """Write the file of a shard, and the record by which a resumed job finds it.
+    """Write the files of a shard, and the record by which a resumed job finds them.
 
     Args:
         context: Settings and schema of the job.
@@ -278,10 +356,13 @@ def write_shard(
         DataError: A row cannot be scored, and `on_error` is `stop`.
     """
     name = shard_name(number)
-    path = folder / "rows" / name
+    path, shadow_path = folder / "rows" / name, folder / "shadow" / name
     rejects: list[RejectedRows] = []
-    with atomic_write(path) as part, parquet_writer(part, context.schema) as file:
-        writer = RowWriter(file)
+    with ExitStack() as files:
+        shadow_file = None
+        if context.shadow is not None:
+            shadow_file = _open(files, shadow_path, context.shadow.schema)
+        writer = RowWriter(_open(files, path, context.schema), shadow_file)
         for result in results:
             if isinstance(result, RejectedRows):
                 rejects.append(require_quarantine(result, context.config))
@@ -308,10 +389,16 @@ def write_shard(
         sha256=file_digest(path),
         bytes=path.stat().st_size,
         summary=writer.summary.as_json() if writer.summary else {},
+        shadow_sha256=file_digest(shadow_path) if context.shadow else "",
     )
     write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
     fault_injection.failpoint("shard:done")
     return shard
+
+
+def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a writer whose file appears when the files are closed without an error."""
+    return files.enter_context(parquet_writer(files.enter_context(atomic_write(path)), schema))
 
 
 def require_quarantine(reject: RejectedRows, config: ScoreConfig) -> RejectedRows:
@@ -340,6 +427,7 @@ class RowWriter:
 
     Args:
         file: Open Parquet writer.
+        shadow: Open Parquet writer of the shadow's rows; None if the job has no shadow.
 
     Attributes:
         rows: Number of scored rows.
@@ -347,11 +435,11 @@ class RowWriter:
         summary: Counts of the scored rows for the drift check; None before the first rows.
     """
 
-    def __init__(self, file: pq.ParquetWriter) -> None:
-        self._file = file
+    def __init__(self, file: pq.ParquetWriter, shadow: pq.ParquetWriter | None = None) -> None:
+        self._buffer = _RowGroups(file)
+        self._shadow = None if shadow is None else _RowGroups(shadow)
         self.rows = self.written = 0
         self.summary: Summary | None = None
-        self._tables: list[pa.Table] = []
 
     def add(self, scored: ScoredRows) -> None:
         """Add rows; they are buffered until there are enough for a row group."""
@@ -360,18 +448,36 @@ class RowWriter:
             self.summary = self.summary + scored.summary if self.summary else scored.summary
         for table in scored.tables:
             self.written += len(table)
-            self._tables.append(table)
-            if sum(map(len, self._tables)) >= ROW_GROUP:
-                self._flush()
+            self._buffer.add(table)
+        if self._shadow is not None:
+            for table in scored.shadow:
+                self._shadow.add(table)
 
     def finish(self) -> None:
         """Write the buffered rows."""
-        if self._tables:
-            self._flush()
+        self._buffer.flush()
+        if self._shadow is not None:
+            self._shadow.flush()
 
-    def _flush(self) -> None:
-        self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
-        self._tables = []
+
+class _RowGroups:
+    """Rows that are collected until there are enough for a row group."""
+
+    def __init__(self, file: pq.ParquetWriter) -> None:
+        self._file = file
+        self._tables: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows."""
+        self._tables.append(table)
+        if sum(map(len, self._tables)) >= ROW_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the collected rows."""
+        if self._tables:
+            self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
+            self._tables = []
 
 
 def counted(

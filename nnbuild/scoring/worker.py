@@ -11,33 +11,40 @@ import queue
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from nnbuild.errors import InputError, NnbuildError, one_line
-from nnbuild.scoring.job import resume_job, shard_context, shards_of
-from nnbuild.scoring.models import engine_of
+from nnbuild import errors
+from nnbuild.errors import InputError, NnbuildError, RunError, one_line
+from nnbuild.scoring.job import job_engine, resume_job, shard_context, shards_of, staging
 from nnbuild.scoring.parts import Part, join_parts, make_part, split_shard
+from nnbuild.store import Store, presence
+
+Answer = dict[str, Any]
 
 
-def main(root: str, score_id: str, sockets: list[int]) -> None:
+def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
     """Open a job, and answer requests on each socket in a process of its own.
 
     Args:
         root: Root of the store.
         score_id: ID of the job.
+        index: File with the index of the input, or with null.
         sockets: File descriptors of connected sockets.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pa.set_cpu_count(1)
     connections = [socket.socket(fileno=each) for each in sockets]
     try:
-        scorer = _Scorer(root, score_id)
+        scorer = _Scorer(root, score_id, json.loads(Path(index).read_text()))
     except Exception as error:  # noqa: BLE001  (the process that asks raises it)
         for connection in connections:
-            connection.sendall(_line(_described(error)))
+            connection.sendall(_line(describe_error(error)))
         return
     children = []
     for own in connections:
@@ -47,8 +54,8 @@ def main(root: str, score_id: str, sockets: list[int]) -> None:
         for other in connections:
             if other is not own:
                 other.close()
-        scorer.answer_all(own)
-        os._exit(0)
+        with presence.watch(staging(Store(root), score_id)):
+            scorer.answer_all(own)
     for connection in connections:
         connection.close()
     for child in children:
@@ -61,43 +68,41 @@ class _Scorer:
     Args:
         root: Root of the store.
         score_id: ID of the job.
+        index: Index of its input; None to read the input again.
     """
 
-    def __init__(self, root: str, score_id: str) -> None:
-        self._job = resume_job(score_id, root)
-        config = self._job.config.model_copy(update={"threads": 1})
-        self._context = shard_context(self._job)._replace(config=config)
-        self._shards = shards_of(self._job)
+    def __init__(self, root: str, score_id: str, index: dict[str, Any] | None) -> None:
+        job = self._job = resume_job(score_id, root, index)
+        config = job.config.model_copy(update={"threads": 1})
+        self._context = shard_context(job)._replace(
+            config=config, engine=cache(lambda: job_engine(job, config))
+        )
+        self._shards = shards_of(job)
 
     def answer_all(self, connection: socket.socket) -> None:
-        """Answer the requests on a connection until it is closed."""
+        """Answer the requests on a connection until it is closed; the first answer is not asked."""
         requests: queue.SimpleQueue[str] = queue.SimpleQueue()
         lines = connection.makefile("r", encoding="utf-8")
 
         def receive() -> None:
-            for line in lines:
-                requests.put(line)
+            with suppress(OSError):  # the other side died before it read an answer
+                for line in lines:
+                    requests.put(line)
             os._exit(0)  # in the middle of a request: nobody waits for the answer
 
-        self._job.source.reopen()
-        connection.sendall(_line({"ready": True}))
         threading.Thread(target=receive, daemon=True).start()
-        engine = engine_of(self._job.model, self._context.config, self._job.folder)
+        answer: Answer = {"ready": True}
         while True:
-            request = json.loads(requests.get())
-            try:
-                answer = self._answer(request, engine)
-            except BaseException as error:  # noqa: BLE001  (the process that asks raises it)
-                answer = _described(error)
             connection.sendall(_line(answer))
+            answer = _answer_of(self._answer, json.loads(requests.get()))
 
-    def _answer(self, request: dict[str, Any], engine: Any) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> Answer:
         folder, number = Path(request["folder"]), request["shard"]
         chunks = self._shards[number]
         if "part" in request:
             pieces = split_shard(chunks, self._context.config.batch_size)[request["part"]]
             path = part_path(folder, number, request["part"])
-            return make_part(self._context, engine, pieces, path).model_dump()
+            return make_part(self._context, self._context.engine(), pieces, path).model_dump()
         parts = [
             (Part.model_validate(part), part_path(folder, number, place))
             for place, part in enumerate(request["parts"])
@@ -105,17 +110,25 @@ class _Scorer:
         return join_parts(self._context, number, chunks, parts, self._job.folder).model_dump()
 
 
+def _answer_of(function: Callable[..., Answer], *arguments: object) -> Answer:
+    """Return the answer of a function, or a description of its error."""
+    try:
+        return function(*arguments)
+    except BaseException as error:  # noqa: BLE001  (the process that asks raises it)
+        return describe_error(error)
+
+
 def part_path(folder: Path, shard: int, part: int) -> Path:
     """Return the file of a part."""
     return folder / f"{shard:05d}-{part:05d}.arrow"
 
 
-def _line(answer: dict[str, Any]) -> bytes:
+def _line(answer: Answer) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    """Return an exception in a form from which the process that asks makes it again."""
+def describe_error(error: BaseException) -> Answer:
+    """Describe an exception in JSON, from which `error_from` makes it again."""
     if isinstance(error, OSError) and error.errno is not None:
         return {
             "error": "OSError",
@@ -125,7 +138,22 @@ def _described(error: BaseException) -> dict[str, Any]:
         }
     if not isinstance(error, NnbuildError | MemoryError):
         return {"error": "", "message": f"{type(error).__name__}: {one_line(error)}"}
-    described: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+    described: Answer = {"error": type(error).__name__, "message": str(error)}
     if isinstance(error, InputError) and error.setting is not None:
         described |= {"setting": error.setting, "value": str(error.value)}
     return described
+
+
+def error_from(description: Answer) -> BaseException:
+    """Return the exception that `describe_error` described."""
+    message = description["message"]
+    if description["error"] == "MemoryError":
+        return MemoryError(message)
+    if "errno" in description:
+        return OSError(description["errno"], message, description["file"])
+    kind = getattr(errors, description["error"], None)
+    if kind is None:
+        return RunError(f"a scoring process failed: {message}")
+    setting = {key: description[key] for key in ("setting", "value") if key in description}
+    error: NnbuildError = kind(message, **setting)
+    return error

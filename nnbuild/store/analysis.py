@@ -269,7 +269,7 @@ def read_table(
         store: A store, or its root; the default root if None.
         name: Name of the table, such as `runs`, `history`, `predictions` or `scores`.
         run_id: ID of one run. In a table of scoring jobs: the jobs that its model scored.
-        score_id: ID of one scoring job, for `scores`, `score_jobs` and `drift`.
+        score_id: ID of one scoring job, for `scores`, `shadow_scores`, `score_jobs` and `drift`.
         columns: Names of the columns; all if not given.
 
     Returns:
@@ -293,7 +293,9 @@ def read_table(
     score_ids = [
         each["score_id"]
         for each in jobs
-        if each["run_id"] == run_id and (name != "scores" or not each["output"])
+        if each["run_id"] == run_id
+        and (name != "scores" or not each["output"])
+        and (name != "shadow_scores" or each["shadow_run_id"])
     ]
     if not score_ids:
         raise StoreError(

@@ -225,6 +225,16 @@ def _required(store: Store, dataset: str | None) -> tuple[str, list[Change]]:
     return name, known[name]
 
 
+def only_current(store: Store) -> tuple[str, str]:
+    """Return the only dataset that has a champion, and the run ID of the champion.
+
+    Raises:
+        StoreError: There is no champion, or several datasets have one.
+    """
+    dataset, changes = _required(store, None)
+    return dataset, changes[-1].run_id
+
+
 def is_name(text: str) -> bool:
     """Return whether a text stands for a champion: `champion` or `champion:DATASET`."""
     return text == NAME or text.startswith(_PREFIX)
@@ -270,7 +280,7 @@ def change_locked(
         PinnedError: A person has pinned the champion.
         StoreError: The run is not committed, failed, or was trained on a fallback dataset.
     """
-    dataset = _dataset_of(store, run_id)
+    dataset = dataset_of(store, run_id)
     if (pinned := pin(store, dataset)) is not None:
         raise PinnedError(pin_reason(dataset, pinned))
     return _change(store, dataset, run_id, "gate", expected=expected, note=note, now=now)
@@ -290,7 +300,7 @@ def promote(store: Store, run_id: str, author: Author, *, now: datetime | None =
             already the pinned champion.
     """
     with lock(store):
-        dataset = _dataset_of(store, run_id)
+        dataset = dataset_of(store, run_id)
         present = current(store, dataset)
         if run_id == present and pin(store, dataset) is not None:
             raise StoreError(
@@ -299,6 +309,30 @@ def promote(store: Store, run_id: str, author: Author, *, now: datetime | None =
         return _change(
             store, dataset, run_id, "promote", expected=present, author=author, pinned=True, now=now
         )
+
+
+def replace(
+    store: Store, run_id: str, author: Author, *, expected: str, now: datetime | None = None
+) -> Change:
+    """Make a run the champion by a test, without a pin, unless a person has pinned the present one.
+
+    Args:
+        store: Store of the run.
+        run_id: ID of a committed run that succeeded.
+        author: Person on whose behalf it is done, with the result of the test.
+        expected: The champion that the run was compared with.
+        now: Time of the change, with a time zone; the current time if not given.
+
+    Raises:
+        ChampionChangedError: The champion is not the expected one.
+        PinnedError: A person has pinned the champion.
+        StoreError: The run is not committed, failed, or was trained on a fallback dataset.
+    """
+    with lock(store):
+        dataset = dataset_of(store, run_id)
+        if (pinned := pin(store, dataset)) is not None:
+            raise PinnedError(pin_reason(dataset, pinned))
+        return _change(store, dataset, run_id, "promote", expected=expected, author=author, now=now)
 
 
 def rollback(
@@ -372,7 +406,7 @@ def pin_reason(dataset: str, pinned: Change) -> str:
     )
 
 
-def _dataset_of(store: Store, run_id: str) -> str:
+def dataset_of(store: Store, run_id: str) -> str:
     """Return the dataset of a run that can be a champion.
 
     Raises:

@@ -123,6 +123,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "`integer` or `text` (the column of `--id`); null in jobs of earlier versions.",
         "input_digest": "SHA-256 digest of the names, sizes and versions of the input files; null "
         "in jobs of earlier versions.",
+        "shadow_run_id": "Run that scored the same rows into the table `shadow_scores`; null "
+        "without a shadow.",
     },
     "classes": {
         "label": "Number of the class, from 0.",
@@ -192,6 +194,27 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "realised_minus_estimated": "`accuracy` minus `estimated_accuracy`.",
         "computed_at": "Time of the computation.",
     },
+    "live_shadows": {
+        "period": "`day`, `week` or `all`: the whole time.",
+        "start": "First day of the period; a week begins on Monday.",
+        "dataset": "Dataset of the run.",
+        "shadow_run_id": "Run that scored the same rows as a shadow.",
+        "labelled": "Number of examples with a label that both have scored; each counts once, in "
+        "the first job that scored it.",
+        "accuracy": "Fraction of these that the run of `run_id` classifies correctly.",
+        "shadow_accuracy": "Fraction of these that the shadow classifies correctly.",
+        "only_champion": "Number of examples that only the run of `run_id` classifies correctly.",
+        "only_challenger": "Number of examples that only the shadow classifies correctly.",
+        "difference": "`shadow_accuracy` minus `accuracy`.",
+        "low": "Lower end of the 95 % confidence interval of the difference.",
+        "high": "Upper end of the interval.",
+        "p_worse": "One-sided p-value of the exact McNemar test; small if the shadow is worse. "
+        "Valid for one look.",
+        "p_better": "The same in the other direction; small if the shadow is better.",
+        "evidence": "Evidence that the shadow is better: an e-value, valid however often one "
+        "looks.",
+        "computed_at": "Time of the computation.",
+    },
     "live_slices": {
         "period": "`day` or `week`.",
         "start": "First day of the period: the day itself, or the Monday of the week.",
@@ -242,9 +265,12 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "prob_*": "Probability of each class: `prob_0`, `prob_1`, …",
         "predicted_name": "Name of the predicted class; only if the dataset has class names.",
         "example_key": "Column of `--id` if it is a text; only in jobs with such a column.",
+        "champion_predicted": "Class that the model of the job predicted for the same row, as "
+        "`predicted` in `scores`.",
     },
 }
-"""Description of every column, by table; `predictions` describes the columns of `scores` too."""
+"""Description of every column, by table; `predictions` describes `scores` and `shadow_scores` too.
+"""
 
 
 def describe(name: str) -> dict[str, str]:
@@ -254,5 +280,5 @@ def describe(name: str) -> dict[str, str]:
         name: Name of the table, one of `schemas.TABLES`.
     """
     columns = ("prob_*" if each == "prob_0" else each for each in documented(name).names)
-    texts = DESCRIPTIONS["predictions" if name == "scores" else name]
+    texts = DESCRIPTIONS["predictions" if name in ("scores", "shadow_scores") else name]
     return {each: texts[each] for each in columns}

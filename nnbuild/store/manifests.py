@@ -94,12 +94,19 @@ class TrainingSettings(_Recorded):
     validation_fraction: FiniteFloat
 
 
+class GateSettings(_Recorded):
+    """The settings of the gate that readers rely on."""
+
+    significance: float = Field(0.05, gt=0, lt=1)
+
+
 class Settings(_Recorded):
     """The settings that readers rely on; the others are those of the version that wrote them."""
 
     seed: int
     dataset: DatasetSettings
     training: TrainingSettings
+    gate: GateSettings = GateSettings()
 
 
 class Steps(_Recorded):

@@ -189,6 +189,12 @@ SCORE_JOBS = _table(
         "sha256 of names, sizes and versions of the input files; null in old jobs",
         nullable=True,
     ),
+    _field(
+        "shadow_run_id",
+        pa.string(),
+        "Run that scored the same rows into `shadow_scores`; null without one",
+        nullable=True,
+    ),
 )
 
 
@@ -266,6 +272,25 @@ LIVE = _table(
     _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
 )
 
+LIVE_SHADOWS = _table(
+    _field("period", pa.string(), "day, week, or all for the whole time"),
+    _field("start", pa.date32(), "First day of the period"),
+    _field("dataset", pa.string(), "Dataset of the run", nullable=True),
+    _field("shadow_run_id", pa.string(), "Run that scored the same rows as a shadow"),
+    _field("labelled", pa.int64(), "Examples with a label that both have scored"),
+    _field("accuracy", pa.float64(), "Share of them that the run classifies right"),
+    _field("shadow_accuracy", pa.float64(), "Share that the shadow classifies right"),
+    _field("only_champion", pa.int64(), "Examples that only the run has right"),
+    _field("only_challenger", pa.int64(), "Examples that only the shadow has right"),
+    _field("difference", pa.float64(), "shadow_accuracy less accuracy"),
+    _field("low", pa.float64(), "Lower end of its 95 % interval"),
+    _field("high", pa.float64(), "Upper end"),
+    _field("p_worse", pa.float64(), "Exact McNemar test, one-sided: small if the shadow is worse"),
+    _field("p_better", pa.float64(), "The same the other way: small if it is better"),
+    _field("evidence", pa.float64(), "Evidence that the shadow is better, an e-value"),
+    _field("computed_at", _UTC_MICROSECONDS, "When the row was computed"),
+)
+
 LIVE_SLICES = pa.schema(
     [
         *(LIVE.field(name) for name in ("period", "start")),
@@ -326,6 +351,9 @@ CHAMPIONS = _table(
 )
 CHAMPIONS_TABLE = "champions"
 PREDICTED_NAME = _field("predicted_name", pa.string(), "Name of the predicted class")
+CHAMPION_PREDICTED = _field(
+    "champion_predicted", pa.int16(), "Class that the model of the job predicted, as in `scores`"
+)
 EXAMPLE_KEY = _field("example_key", pa.string(), "Text that identifies the example")
 
 
@@ -367,11 +395,12 @@ STATIC_SCHEMAS = {
     "labels": LABELS,
     "label_jobs": LABEL_JOBS,
     "live": LIVE,
+    "live_shadows": LIVE_SHADOWS,
     "live_slices": LIVE_SLICES,
     "live_alarms": LIVE_ALARMS,
 }
-TABLES = (*STATIC_SCHEMAS, "predictions", "scores")
-JOB_TABLES = ("scores", "score_jobs", "drift")
+TABLES = (*STATIC_SCHEMAS, "predictions", "scores", "shadow_scores")
+JOB_TABLES = ("scores", "shadow_scores", "score_jobs", "drift")
 """The tables that are partitioned by `score_id`."""
 LABEL_TABLES = ("labels", "label_jobs")
 """The tables that are partitioned by `label_id`."""
@@ -480,9 +509,12 @@ def documented(name: str) -> pa.Schema:
     """Return the schema of a table with the columns that only some of its files have.
 
     Args:
-        name: Name of the table, one of `TABLES`; of `predictions` and `scores` with one class.
+        name: Name of the table, one of `TABLES`; those with probabilities have one class.
     """
     if name in STATIC_SCHEMAS:
         return STATIC_SCHEMAS[name]
     schema = predictions(1, named=True)
-    return schema.append(EXAMPLE_KEY) if name == "scores" else schema
+    if name == "predictions":
+        return schema
+    schema = schema.append(EXAMPLE_KEY)
+    return schema.append(CHAMPION_PREDICTED) if name == "shadow_scores" else schema

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from nnbuild.evaluation.promotion import Outcome
 from nnbuild.store.json_models import Moment
 
+MAX_UNREADABLE_EXAMPLES = 20
+"""Number of messages about skipped pictures that are kept."""
+
 
 class StepResult(BaseModel):
     """Result of a step, stored as JSON with the run, so that a resumed run can load it.
@@ -38,6 +41,8 @@ class DayVersion(BaseModel):
         test: Number of images that are held out for testing.
         validation: Number of images of the day's own validation split.
         ingested_at: Time of the ingestion.
+        unreadable: Number of pictures that were skipped because they cannot be read.
+        unreadable_examples: Messages about the first of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +54,8 @@ class DayVersion(BaseModel):
     test: int = Field(ge=0)
     validation: int = Field(ge=0)
     ingested_at: Moment
+    unreadable: int = 0
+    unreadable_examples: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:

@@ -18,6 +18,7 @@ from score_data import ROWS, parquet, scored
 from small_data import run_config, small_arrays
 
 from nnbuild.errors import ConfigError
+from nnbuild.live import measure_slices, write_slices
 from nnbuild.pipeline.run import retrain
 from nnbuild.report import comparison, text
 from nnbuild.store import Store, analysis, schemas
@@ -32,7 +33,10 @@ OTHER_TABLES = {  # those that a run alone does not have
     "labels",
     "label_jobs",
     "live",
+    "live_shadows",
     "live_alarms",
+    "live_slices",
+    "slices",
 }
 QUESTIONS = re.findall(r"^```sql\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
 
@@ -52,6 +56,12 @@ def labelled_store(_three_runs, tmp_path_factory):
             store, label_file(folder / f"{number}.parquet", id=list(range(ROWS)), label=labels)
         )
     watched(store)
+    sites = [("north", "south", None)[row % 3] for row in range(ROWS)]
+    path = parquet(folder / "sites.parquet", customer=list(range(900, 900 + ROWS)), site=sites)
+    dataset = {"name": str(path), "keep": ["site"]}
+    run = retrain(run_config(path, dataset=dataset, gate={"enabled": False}), store.root)
+    scored(store, input=path, id_column="customer", keep=["site"], model=run.run_id)
+    write_slices(store, measure_slices(store, "site", "week"), "site", "week")
     return store
 
 
@@ -60,8 +70,8 @@ def test_documented_queries_run(labelled_store, question):
     assert len(query(labelled_store, question)) > 0
 
 
-def test_documented_queries_are_sixteen():
-    assert len(QUESTIONS) == 16
+def test_documented_queries_are_eighteen():
+    assert len(QUESTIONS) == 18
 
 
 def test_corrections_that_changed_the_picture_are_found(labelled_store):
@@ -86,7 +96,7 @@ def test_jobs_of_different_columns_are_read_together(labelled_store, tmp_path, m
         assert len(scores) == len(expected)
         assert set(scores.columns) == set(expected.column_names)
         keys = scores["example_key"]
-        assert (keys.is_null() if hasattr(keys, "is_null") else keys.isna()).sum() == ROWS
+        assert (keys.is_null() if hasattr(keys, "is_null") else keys.isna()).sum() == 2 * ROWS
 
 
 def test_documented_queries_are_correct(gated_runs):

@@ -8,12 +8,13 @@ from datetime import UTC, datetime, timedelta
 import psutil
 import pytest
 from command_line import call
+from label_data import job_with_ids, label_file
 from prefect import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 from real_server import ROOT, until
-from score_data import images, parquet
+from score_data import ROWS, images, parquet
 from socket_server import sending, server
 
 import nnbuild
@@ -30,10 +31,13 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import resumable
 from nnbuild.store import Store, champion
 
+SCHEDULED = {"type": "SCHEDULED"}
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
-def options(dataset, store, *, epochs, interval):
+def options(dataset, store, *, epochs, interval=None):
+    """Return options of `serve`; without an interval no retraining is due."""
+    schedule = ["--cron", "0 3 1 1 *"] if interval is None else ["--interval", interval]
     settings = {
         "dataset.name": f'"{dataset}"',
         "model.name": '"lab"',
@@ -41,7 +45,7 @@ def options(dataset, store, *, epochs, interval):
         "training.threads": 2,
     }
     pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return [*pairs, "--store", store, "--interval", interval, "--unchanged", "run"]
+    return [*pairs, "--store", store, *schedule, "--unchanged", "run"]
 
 
 def state_of(real_prefect, name, run_id):
@@ -95,7 +99,7 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
         assert scores["enforce_parameter_schema"]
         for state in ("Completed", "Skipped"):  # the second run finds nothing new
             begun = real_prefect.ask(
-                f"/deployments/{scores['id']}/create_flow_run", state={"type": "SCHEDULED"}
+                f"/deployments/{scores['id']}/create_flow_run", state=SCHEDULED
             )["id"]
             until(
                 lambda begun=begun, state=state: (
@@ -123,6 +127,43 @@ def test_due_runs_are_committed_one_at_a_time(real_prefect, tmp_path, small_fold
         assert when(one["end_time"]) <= when(next_one["start_time"]) + timedelta(milliseconds=50)
     assert not [each for each in runs if each["state"]["type"] in {"RUNNING", "PENDING"}]
     assert champion.current(store) in store.run_ids()
+
+
+def test_loss_of_accuracy_starts_a_retraining(real_prefect, store, tmp_path, small_folder):
+    """A person starts the labelling; its labels contradict every prediction of the champion."""
+    job_with_ids(store, tmp_path)
+    predicted = store.read_table("scores")["predicted"].to_pylist()
+    wrong = [(label + 1) % 3 for label in predicted]
+    label_file(tmp_path / "l.parquet", id=list(range(ROWS)), label=wrong)
+    (dropped,) = store.run_ids()
+    name = deployment_name(store)
+    arguments = options(small_folder, store.root, epochs=1)
+    labelling = ("--label-input", tmp_path / "l.parquet", "--label-cron", "0 6 1 1 *")
+    with real_prefect.serving(*arguments, *labelling, "--retrain-on-loss"):
+        (deployment,) = until(
+            lambda: real_prefect.ask(
+                "/deployments/filter",
+                deployments={"name": {"any_": [name]}},
+                flows={"name": {"any_": ["scheduled-label"]}},
+            ),
+            120,
+            "deployment of the labelling",
+        )
+        real_prefect.ask(f"/deployments/{deployment['id']}/create_flow_run", state=SCHEDULED)
+
+        def answers():
+            return [
+                each
+                for each in real_prefect.flow_runs(name)
+                if each["parameters"]["catch_up"] and each["state"]["type"] in FINAL
+            ]
+
+        (answer,) = until(answers, 400, "end of the retraining that answers the loss")
+    assert answer["state"]["name"] == "Completed", answer["state"]
+    (alarm,) = store.read_table("live_alarms").to_pylist()
+    assert (alarm["run_id"], alarm["event"], alarm["accuracy"]) == (dropped, "dropped", 0)
+    assert store.read_table("live", dropped)["labelled"].to_pylist() == [ROWS]
+    assert len(store.run_ids()) == 2
 
 
 def test_cancelled_fit_is_not_resumed(real_prefect, tmp_path, small_folder):
@@ -346,6 +387,8 @@ def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatc
         (["--retrain-on-drift"], "give --score-input"),
         (["--score-input", "in", "--score-cron", "often"], "expected five fields"),
         (["--score-input", "in", "--score-set", "top_k=0"], "--top-k 0"),
+        (["--shadow", "newest"], "without --score-input"),
+        (["--score-input", "in", "--shadow", "oldest"], "--shadow 'oldest'"),
         (["--label-cron", "0 6 * * *"], "without --label-input"),
         (["--retrain-on-loss"], "give that too"),
         (["--label-input", "in", "--label-set", "margin=2"], "--margin 2"),

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
-from nnbuild.evaluation.sequential import drop_evidence, lower_bound
+from nnbuild.evaluation.sequential import (
+    drop_evidence,
+    examples_for_evidence,
+    lower_bound,
+    win_evidence,
+)
 
 
 @pytest.mark.parametrize("accuracy", [0.6, 0.7, 0.95])
@@ -62,3 +67,45 @@ def test_evidence_ignores_later_steps_and_looks():
 def test_lower_bound_is_that_of_clopper_and_pearson(correct, examples):
     exact = stats.binomtest(correct, examples, alternative="greater").proportion_ci(0.95).low
     assert lower_bound(correct, examples, 0.05) == pytest.approx(exact, abs=1e-9)
+
+
+def test_win_evidence_is_a_fair_bet_at_best():
+    """Its expectation after the next example is itself at a share of 1/2, and less below that."""
+    draw = np.random.default_rng(3)
+    for won, lost in [(0, 0), (0, 400), (400, 0), *draw.integers(0, 400, (100, 2)).tolist()]:
+        before = win_evidence(won, lost)
+        won_next, lost_next = win_evidence(won + 1, lost), win_evidence(won, lost + 1)
+        share = draw.uniform(0, 0.5)
+        assert share * won_next + (1 - share) * lost_next <= before * (1 + 1e-9)
+        assert (won_next + lost_next) / 2 == pytest.approx(before, rel=1e-9)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (7, 0), (12, 5), (3, 20), (60, 41)])
+def test_win_evidence_is_the_mixture(won, lost):
+    def ratio(share):
+        density = 2 * stats.beta.pdf(share, 5, 5)
+        return density * (2 * share) ** won * (2 - 2 * share) ** lost
+
+    expected, _ = integrate.quad(ratio, 0.5, 1)
+    assert win_evidence(won, lost) == pytest.approx(expected, rel=1e-7)
+
+
+def test_win_evidence_at_extremes():
+    assert win_evidence(0, 0) == pytest.approx(1)
+    assert win_evidence(10**7, 0) > 1e290
+    assert 0 < win_evidence(0, 10**7) < 1e-290
+
+
+@pytest.mark.parametrize(
+    ("won", "lost"), [(1, 0), (5, 5), (3, 9), (2, 1), (9, 4), (60, 55), (60, 9)]
+)
+@pytest.mark.parametrize("others", [0, 1000, 10**6])
+def test_needed_examples_reach_the_threshold(won, lost, others):
+    examples = won + lost + others
+    needed = examples_for_evidence(won, lost, examples, 20.0)
+    if won <= lost:
+        assert needed is None
+    else:
+        factor = needed / examples
+        assert factor >= 1
+        assert win_evidence(round(won * factor), round(lost * factor)) > 10  # counts are rounded

@@ -6,7 +6,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from score_data import ROWS, parquet, scored
 
-from nnbuild.live import Alarm, LabelConfig, ingest, measure, record, write
+from nnbuild.live import (
+    Alarm,
+    LabelConfig,
+    ingest,
+    measure,
+    measure_shadows,
+    measure_slices,
+    paired_counts,
+    record,
+    write,
+    write_shadows,
+    write_slices,
+)
 
 TRUTH = [row % 3 for row in range(ROWS)]
 
@@ -34,9 +46,11 @@ def labels_of(store):
 
 
 def watched(store):
-    """Compute live accuracy, and raise an alarm, so that both tables exist."""
+    """Compute live accuracy, also of shadows, and raise an alarm, so that the tables exist."""
     performance = measure(store)
     write(store, performance, "day")
+    write_slices(store, measure_slices(store, "predicted"), "predicted", "day")
+    write_shadows(store, measure_shadows(store, paired_counts(store)), "day")
     run_id = store.run_ids()[-1]
     alarm = Alarm(run_id, True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
     assert record(store, [alarm], now=datetime.now(UTC)) == [alarm]

@@ -90,8 +90,8 @@ class StoreFiller:
         write_table(self.store.partition("runs", run_id) / PART, row, schemas.RUNS)
         return run_id
 
-    def job(self, run_id, *, days_old=1.0):
-        """Add a scoring job with the model of a run."""
+    def job(self, run_id, *, days_old=1.0, shadow=None):
+        """Add a scoring job with the model of a run, and the row of its shadow."""
         self.count += 1
         score_id = id_of(self.count, days_old=days_old)
         root, key = self.store.root, f"score_id={score_id}"
@@ -111,6 +111,7 @@ class StoreFiller:
             "day": None,
             "identifier": "row",
             "input_digest": "0" * 64,
+            "shadow_run_id": shadow,
         }
         shutil.copytree(
             self.template.partition("predictions", self.source), root / "tables" / "scores" / key

@@ -7,6 +7,7 @@ import pytest
 from label_data import TRUTH, job_with_ids, label_file, labelled
 from score_data import ROWS
 
+from nnbuild.errors import DataError
 from nnbuild.live import LiveConfig, alarm, measure, watch
 from nnbuild.live.performance import Arrivals
 from nnbuild.store import champion
@@ -103,7 +104,11 @@ def test_drop_is_reported_by_event_and_webhook(
     config = LabelConfig(input=str(tmp_path / "labels*.parquet"))
     assert scheduled_label(config, CONFIG, str(store.root)).files == 0
     label_file(tmp_path / "labels.parquet", id=list(range(ROWS)), label=wrong_labels(store))
-    scheduled_label(config, CONFIG, str(store.root))
+    broken = tmp_path / "labels-broken.parquet"
+    broken.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=broken.name):  # which silences no alarm
+        scheduled_label(config, CONFIG, str(store.root))
+    broken.unlink()
     scheduled_label(config, CONFIG, str(store.root))
     with get_client(sync_client=True) as client:
         events = events_named(client, "nnbuild.live.dropped", run_id)

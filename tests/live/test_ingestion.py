@@ -1,15 +1,20 @@
 """Labels: each file once, every label kept, the newest counts, counts add up."""
 
+import codecs
+import gzip
+import os
 import random
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from command_line import call
 from label_data import TRUTH, job_with_ids, label_file, labelled, labels_of
 from score_data import ROWS, images, parquet, scored
 
-from nnbuild.errors import LockedError, StoreError
+from nnbuild.errors import DataError, LockedError, StoreError
+from nnbuild.live import label_files
 from nnbuild.runtime import fault_injection
 from nnbuild.store import locks
 from nnbuild.store.query import query
@@ -189,17 +194,20 @@ def test_bad_rows_are_quarantined_with_reasons(store, tmp_path):
         "5,1,soon",
         "6,1,",
         "7,1,2099-01-01",
+        "8,1,0001-01-01",
+        "9,1,-infinity",
         "999999999999999999999,1,2026-11-01",
     ]
     (tmp_path / "l.csv").write_text("\n".join(["id,label,observed_at", *rows, ""]))
     done = labelled(store, tmp_path / "l.csv")
-    assert counts(done) == (2, 0, 0, 8)
+    assert counts(done) == (2, 0, 0, 10)
     assert done.reasons == {
         "no ID": 1,
         "no label": 1,
         "unknown class": 2,
         "time of the observation is not a time": 2,
         "observed in the future": 1,
+        "observed before 1900": 2,
         "no scored row has this ID": 1,
     }
     assert labels_of(store)[1]["observed_at"] == datetime(2026, 11, 1, 8, tzinfo=UTC)
@@ -211,6 +219,12 @@ BAD_FILES = {
     "list-id": ({"id": [[1]], "label": [1]}, "column 'id' is list"),
     "bool-label": ({"id": [1], "label": [True]}, "column 'label' is bool"),
     "time": ({"id": [1], "label": [1], "observed_at": [5]}, "column 'observed_at' is int64"),
+    "far-day": (
+        {"id": [1], "label": [1], "observed_at": pa.array([2**30], pa.date32())},
+        "not readable as labels",
+    ),
+    "job-number": ({"id": [1], "label": [1], "score_id": [5]}, "column 'score_id' is int64"),
+    "job-list": ({"id": [1], "label": [1], "score_id": [["x"]]}, "column 'score_id' is list"),
 }
 
 
@@ -244,7 +258,48 @@ def test_retry_adds_only_files_that_changed(store, tmp_path):
     assert store.read_table("label_jobs")["quarantined"].to_pylist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize("content", ["", "PAR1", "\x1f\x8b1", "id,label\n1,2,3\n"])
+def test_column_that_is_there_twice_is_refused(capfd, store, tmp_path):
+    (tmp_path / "l.csv").write_text("id,label,id\n1,1,2\n")
+    two = pa.table([pa.array([1])] * 3, names=["id", "label", "label"])
+    pq.write_table(two, tmp_path / "l.parquet")
+    for name, column in (("l.csv", "id"), ("l.parquet", "label")):
+        outcome = call(capfd, "label", "--input", tmp_path / name, "--store", store.root)
+        assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+        assert f"2 columns are called '{column}'" in outcome.err
+
+
+@pytest.mark.parametrize("encoded", [codecs.BOM_UTF8 + b"id,label\r\n1,1\r\n", b"id,label\r1,1\r"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_csv_of_other_programs_is_read(store, tmp_path, encoded, pack):
+    job_with_ids(store, tmp_path)
+    (tmp_path / "l.csv").write_bytes(pack(encoded))
+    assert counts(labelled(store, tmp_path / "l.csv")) == (1, 0, 0, 0)
+
+
+def test_packed_file_has_a_limit(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_files, "_MAX_BYTES", 10_000)
+    (tmp_path / "l.csv.gz").write_bytes(gzip.compress(b"id,label\n" + b"0" * 10_000))
+    with pytest.raises(DataError, match="has more than 10000 bytes"):
+        labelled(store, tmp_path / "l.csv.gz")
+
+
+LINK, PIPE, FOLDER = "link.csv", "pipe.csv", "folder.csv"
+
+
+@pytest.mark.parametrize("name", [LINK, PIPE, FOLDER])
+def test_entry_that_is_no_file_is_refused(capfd, store, tmp_path, name):
+    (tmp_path / LINK).symlink_to(LINK)
+    os.mkfifo(tmp_path / PIPE)
+    (tmp_path / FOLDER).mkdir()
+    outcome = call(capfd, "label", "--input", tmp_path / name, "--store", store.root)
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert name in outcome.err
+
+
+DAMAGED = ["", "PAR1", "\x1f\x8b1", "id,label\n1,2,3\n", "id,label\n1,caf\xe9\n"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_damaged_label_file_is_refused(capfd, store, tmp_path, content):
     path = tmp_path / "l.csv"
     path.write_text(content, encoding="latin-1")

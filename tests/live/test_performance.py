@@ -1,5 +1,6 @@
 """Live accuracy equals a recomputation in NumPy and pandas, row by row."""
 
+import hashlib
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -213,3 +214,14 @@ def test_exact_for_tiny_probabilities(store, tmp_path):
     assert np.isfinite(row["negative_log_likelihood"])
     assert row["accuracy"] == 0.5
     write(store, measure(store), "day")
+
+
+def test_input_that_a_model_file_scored_first(store, tmp_path):
+    """Labels of an input belong to the first job that scored it, whatever its model."""
+    model = store.root / "runs" / champion.require(store) / "model.onnx"
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    path = parquet(tmp_path / "rows.parquet")
+    scored(store, input=path, model=str(model), digest=digest)
+    scored(store, input=path)
+    labelled(store, label_file(tmp_path / "l.parquet", id=[0, 1], label=[0, 1]))
+    assert [row["labelled"] for row in measure(store).rows] == [2]

@@ -138,3 +138,21 @@ def test_other_days_are_another_dataset(days, root):
     assert select_days(Store(root), config, noon(5)).digest == first
     days.write(1)
     assert select_days(Store(root), config, noon(5)).digest != first
+
+
+def test_skipped_pictures_of_all_days_are_reported(days, root):
+    for number in range(3):
+        days.write(number)
+        broken = next(days.folder(number).rglob("*.png"))
+        broken.with_name(f"broken{number}.png").write_bytes(broken.read_bytes()[:30])
+    config = days.config(window=2, on_error="skip", max_errors=0.1)
+    for hour in (12, 13):  # the second run reads no picture: its days are ingested
+        steps = Store(root).manifest(train(config, root, noon(2, hour)).run_id).steps
+        assert steps.load_data.unreadable == 2
+        checks = {each.name: each for each in steps.check_data.checks}
+        assert checks["unreadable_pictures"].measured == "2"
+        assert "broken1.png" in checks["unreadable_pictures"].detail
+        assert "broken2.png" in checks["unreadable_pictures"].detail
+    next(days.folder(2).rglob("broken2.png")).unlink()
+    steps = Store(root).manifest(train(config, root, noon(2, hour=15)).run_id).steps
+    assert steps.load_data.unreadable == 1

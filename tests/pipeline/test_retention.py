@@ -153,6 +153,16 @@ def test_prune_keeps_models_of_jobs(filler):
     assert filler.store.read_table("scores", jobs[1]).num_rows == 45
 
 
+def test_prune_keeps_newest_shadow(filler):
+    runs = [filler.run(days_old=10 - night) for night in range(5)]
+    filler.promote(runs[0])
+    for shadow in (runs[1], runs[2]):
+        filler.job(runs[0], shadow=shadow)
+    done = pruned(filler.store, 1)
+    assert list(done.runs) == [runs[1], runs[3]]
+    assert done.kept[runs[2]] == f"it is the shadow of champion {runs[0]}"
+
+
 def test_prune_keeps_weights_of_warm_start(filler):
     first = filler.run(days_old=9)
     second = filler.run(days_old=8, start=first)

@@ -2,13 +2,14 @@
 
 import math
 import re
+from datetime import date
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbuild.evaluation import wilson_interval
-from nnbuild.report import charts, svg, text
+from nnbuild.report import charts, live, svg, text
 
 FINITE = st.floats(-1e12, 1e12, allow_nan=False, allow_subnormal=False)
 POSITIVE = st.floats(1e-12, 1e12)
@@ -68,6 +69,39 @@ def test_long_line_is_thinned():
     assert "<circle" not in drawn
     assert path[0].startswith(f"{charts.LEFT + 8}.0,")
     assert path[-1].startswith(f"{charts.RIGHT - 8}.0,")
+
+
+def test_ticks_of_an_axis_have_different_labels():
+    for values in ([1.0, 1 - 1e-8], [0.5, 0.5 + 1e-5], [0.2, 0.9]):
+        labels = [svg.tick_label(each) for each in svg.linear(values, 0.0, 100.0).ticks]
+        assert len(set(labels)) == len(labels) > 1
+
+
+def test_axis_ends_at_the_highest_possible_value():
+    points = {"accuracy": [(1.0, 1.0), (2.0, 1.0)]}
+    assert ">1.06<" in charts.lines("t", points)
+    limited = charts.lines("t", points, highest=1.0)
+    assert ">1.06<" not in limited
+    assert ">1<" in limited
+
+
+def test_live_periods_are_drawn_at_their_distance():
+    days = [
+        {
+            "period": "day",
+            "start": date(2026, 11, number),
+            "accuracy": 0.9,
+            "estimated_accuracy": 0.8,
+        }
+        for number in (1, 2, 30)
+    ]
+    drawn = live.picture(days)
+    assert "day, 1 is 2026-11-01" in drawn
+    across = svg.counting(1, 30, charts.LEFT + 8, charts.RIGHT - 8)
+    path = re.search(r'points="([^"]*)"', drawn)[1].split()
+    assert [each.split(",")[0] for each in path] == [
+        f"{across.place(number):.1f}" for number in (1, 2, 30)
+    ]
 
 
 def test_best_and_restored_are_marked():

@@ -161,3 +161,18 @@ def test_a_store_on_s3(s3_store, small_config, tmp_path, cluster):
 def test_worker_without_folder_is_named(store):
     with pytest.raises(StoreError, match=r"does not see .*; share that folder with all workers"):
         make_shard(str(store.root), "20261101T030000000Z-000000", 0)
+
+
+def test_cluster_scores_with_a_shadow(gated_runs, tmp_path, cluster):
+    store, _ = gated_runs
+    job = config(parquet(tmp_path / "in.parquet", group=30), shadow="newest")
+    address = cluster.scheduler_address
+    here, there = (nnbuild.score(job, store.root, address=each) for each in (None, address))
+    assert here.shadow_run_id == there.shadow_run_id is not None
+    for table in ("scores", "shadow_scores"):
+        parts = [
+            {path.name: path.read_bytes() for path in folder.iterdir()}
+            for each in (here, there)
+            for folder in [store.root / "tables" / table / f"score_id={each.score_id}"]
+        ]
+        assert parts[0] == parts[1]

@@ -1,17 +1,21 @@
 """Scoring from and to S3, with a server on loopback: the same rows as with folders."""
 
+import threading
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
-from score_data import ROWS, parquet, rows, scored
+from score_data import ROWS, images, parquet, rows, scored
 
 import nnbuild
 from nnbuild.errors import ConfigError, DataError, StoreError
 from nnbuild.pipeline.run import retrain
 from nnbuild.runtime import fault_injection
 from nnbuild.scoring import ScoreConfig
+from nnbuild.scoring.commit import commit_job
+from nnbuild.scoring.job import job_context, open_job, resume_job, score_input
+from nnbuild.scoring.processes import score_in_processes
 from nnbuild.store import Store
 
 
@@ -44,8 +48,6 @@ def test_input_and_output_behind_urls(store, tmp_path, bucket):
 
 
 def test_replaced_object_is_another_input(store, tmp_path, bucket):
-    from nnbuild.scoring.job import open_job, resume_job
-
     url, s3 = bucket
     s3.put_file(str(parquet(tmp_path / "in.parquet")), f"{url}/in.parquet")
     job = open_job(ScoreConfig(input=f"{url}/in.parquet"), store.root)
@@ -102,3 +104,46 @@ def test_throttled_s3_store_is_retried(
     again = nnbuild.read_table(s3_store, "scores", score_id=outcome.json["score_id"])
     assert again.drop_columns("score_id").equals(table.drop_columns("score_id"))
     assert len(list(Store(s3_store).local_root.glob("staging/score-*"))) == 0
+
+
+class Meeting:
+    """Holds requests for objects back until a number of them are under way at the same time."""
+
+    SECONDS = 60
+
+    def __init__(self, size):
+        self._size, self._inside, self.met = size, 0, False
+        self._lock, self._open = threading.Lock(), threading.Event()
+
+    def __call__(self, method, path):
+        if method not in {"GET", "HEAD"} or not path.endswith(".parquet"):
+            return
+        with self._lock:
+            self._inside += 1
+            self.met |= self._inside >= self._size
+        if self.met or not self._open.wait(self.SECONDS):
+            self._open.set()
+        with self._lock:
+            self._inside -= 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_many_objects_are_fetched_together(store, tmp_path, bucket, s3_service, processes):
+    url, s3 = bucket
+    pixels = images(120)
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        parquet(tmp_path / "in" / f"{number:02}.parquet", pixels[3 * number :][:3])
+    s3.put(f"{tmp_path / 'in'}/", f"{url}/in/", recursive=True)
+    here = rows(store, scored(store, input=tmp_path / "in"))
+    settings = ScoreConfig(input=f"{url}/in", batch_size=32, shard_rows=100)
+    footers, objects = Meeting(8), Meeting(8)
+    s3_service.answer = footers
+    job = open_job(settings, store.root)
+    assert footers.met
+    s3_service.answer = objects
+    with job_context(job):
+        made = score_input(job) if processes == 1 else score_in_processes(job, processes)
+        assert objects.met
+        s3_service.answer = lambda method, path: None  # noqa: ARG005
+        assert rows(store, commit_job(job, made)).equals(here)
