@@ -8,10 +8,11 @@ The first argument says what to measure; every run is a process of its own:
     python benchmarks/large_data.py kill --kills 20 --folder DIR
     python benchmarks/large_data.py forms --images 400000 --side 28 --rounds 5 --folder DIR
 
-`large` and `ingest` write random pixels as Parquet and run the pipeline on them. The peak is
-`RssAnon` in /proc/PID/status, sampled every 20 ms: memory that the kernel cannot drop. Pages of
-mapped files are not counted: the kernel takes them back when memory is short. `--memory` is
-$NNBUILD_MEMORY, in MB: what nnbuild believes to be available.
+`large` writes random pixels as Parquet and runs the pipeline on them; `ingest` writes PNGs and
+only ingests them, with the test images held out. The peak is `RssAnon` in /proc/PID/status, sampled
+every 20 ms: memory that the kernel cannot drop. Pages of mapped files are not counted: the kernel
+takes them back when memory is short. `--memory` is $NNBUILD_MEMORY, in MB: what nnbuild believes to
+be available.
 
 `equal` trains on MNIST by both paths and compares the bytes of the models and tables. `kill` ends a
 mapped run with SIGKILL at moments that are spread over its length, resumes it, and compares.
@@ -21,6 +22,7 @@ mapped run with SIGKILL at moments that are spread over its length, resumes it, 
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import statistics
@@ -41,6 +43,44 @@ config = nnbuild.RunConfig.model_validate(json.loads(sys.argv[1]))
 committed = nnbuild.retrain(config, sys.argv[2], resume=sys.argv[3] or None)
 print(json.dumps({"run_id": committed.run_id, "status": committed.status}))
 """
+
+
+_INGEST = """
+import sys
+from pathlib import Path
+from nnbuild.data import sources, tables
+from nnbuild.data.options import ReadOptions
+from nnbuild.data.pixels import Workspace
+folder = Path(sys.argv[2])
+options = ReadOptions(workspace=Workspace(folder / "pixels"))
+dataset = sources.load(sys.argv[1], data_dir=None, cache=folder, options=options)
+tables.write_dataset(dataset, folder / "dataset")
+"""
+
+
+def write_pictures(path: Path, images: int, side: int, batch: int = 4096) -> None:
+    """Write grayscale PNGs as Parquet; they repeat after a batch, which saves encoding them."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    payloads = []
+    for row in range(batch):
+        file = io.BytesIO()
+        noise = draw.integers(0, 16, (side, side), np.uint8) + np.uint8(row % 10 * 20)
+        Image.fromarray(noise).save(file, "PNG")
+        payloads.append(file.getvalue())
+    labels = [row % 10 for row in range(batch)]
+    table = pa.table({"image": pa.array(payloads, pa.binary()), "label": labels})
+    path.mkdir(parents=True)
+    with pq.ParquetWriter(
+        path / "train.parquet", table.schema, use_dictionary=False, compression="none"
+    ) as writer:
+        for start in range(0, images, batch):
+            writer.write_table(table.slice(0, images - start))
 
 
 def write_set(path: Path, images: int, side: int, channels: int, batch: int = 4096) -> None:
@@ -87,14 +127,18 @@ def start(
 
 
 def watch(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Wait for a run, and return its peaks in MB and its seconds."""
+    """Wait for a run, and return its peaks in MB, its seconds and its processor seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
     while process.poll() is None:
         for name, value in _status(process.pid).items():
             peaks[name] = max(peaks[name], value)
         time.sleep(0.02)
+    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {name: value * 1024 / MB for name, value in peaks.items()} | {
-        "seconds": time.perf_counter() - began,
+        "seconds": seconds,
+        "processor": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "exit": process.returncode,
     }
 
@@ -142,6 +186,22 @@ def measure_set(arguments: argparse.Namespace, network: dict[str, Any]) -> None:
     rate = arguments.images / steps["load_data"]
     print(f"pixels in {manifest_of(store)['steps']['fit_model']['pixels']}; ingest {rate:,.0f}/s")
     shutil.rmtree(store)
+
+
+def measure_ingest(arguments: argparse.Namespace) -> None:
+    """Write PNGs as Parquet, ingest them, and print the rate and the peaks."""
+    source, target = arguments.folder / "pictures", arguments.folder / "ingested"
+    if not source.exists():
+        write_pictures(source, arguments.images, arguments.side)
+    target.mkdir()
+    environment = os.environ | {"NNBUILD_MEMORY": str(arguments.memory * MB)}
+    command = [sys.executable, "-c", _INGEST, str(source), str(target)]
+    peaks = watch(subprocess.Popen(command, env=environment, text=True))
+    rates = [arguments.images / peaks[name] for name in ("seconds", "processor")]
+    print(f"{arguments.images:,} pictures, memory {arguments.memory} MB:", end=" ")
+    print(f"{rates[0]:,.0f} pictures/s, {rates[1]:,.0f} per processor second")
+    print({name: round(value, 1) for name, value in peaks.items()})
+    shutil.rmtree(target)
 
 
 def compare_paths(arguments: argparse.Namespace) -> None:
@@ -300,6 +360,8 @@ def main() -> None:
         compare_paths(arguments)
     elif arguments.what == "kill":
         kill_and_resume(arguments)
+    elif arguments.what == "ingest":
+        measure_ingest(arguments)
     elif arguments.what == "forms":
         compare_forms(arguments)
     else:

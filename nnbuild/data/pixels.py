@@ -148,7 +148,7 @@ def concatenate(arrays: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 class PixelWriter:
-    """Collects images a batch at a time, in memory as long as that holds them, then in a file.
+    """Writer of images, a batch at a time: to memory as long as that holds them, then to a file.
 
     The file has no name: it disappears with the last array that is mapped to it, and with the
     process, however that ends.
@@ -206,7 +206,7 @@ class PixelWriter:
 
 
 class ImageCollector:
-    """Collects single images of one shape.
+    """Collector of single images of one shape.
 
     Args:
         workspace: Where the pixels are held.
