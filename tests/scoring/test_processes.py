@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -158,6 +159,18 @@ def test_processes_reject_rest_of_damaged_group(store, tmp_path, large):
     done = in_processes(store, settings)
     assert outputs(store, done.score_id) == outputs(store, one.score_id)
     assert 0 < done.quarantined < 10_000
+
+
+def test_processes_load_no_large_library(store, large):
+    loaded = set()
+
+    def look():
+        for each in children():
+            loaded.update(part for maps in each.memory_maps() for part in Path(maps.path).parts)
+
+    in_processes(store, config(large), progress=Progress(look))
+    assert {"pyarrow", "onnxruntime"} <= loaded
+    assert not {"pandas", "tensorflow", "prefect", "scipy", "sklearn"} & loaded
 
 
 def test_bad_input_leaves_nothing(store, tmp_path):
