@@ -282,6 +282,8 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
     paths: dict[str, Path | str] = {}
     if dataset.data_dir is not None:
         paths["data_dir"] = dataset.data_dir.absolute()
+    if dataset.metadata is not None:
+        paths["metadata"] = dataset.metadata.absolute()
     if dataset.name not in DATASETS and not is_url(dataset.name):
         if not {"/", "."} & set(dataset.name) and not Path(dataset.name).exists():
             raise ConfigError(
@@ -289,7 +291,10 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
                 f"{suggestion(dataset.name, DATASETS)}"
             )
         paths["name"] = str(Path(dataset.name).absolute())
-    return scheduled.model_copy(update={"dataset": dataset.model_copy(update=paths)})
+    changed: dict[str, Any] = {"dataset": dataset.model_copy(update=paths)}
+    if (golden := scheduled.gate.golden) is not None and golden not in DATASETS:
+        changed["gate"] = scheduled.gate.model_copy(update={"golden": str(Path(golden).absolute())})
+    return scheduled.model_copy(update=changed)
 
 
 def _merge(base: ScheduledConfig, settings: dict[str, Any], plan: Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 import zoneinfo
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 from command_line import call
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from flows.cli import serve as serving
 from flows.scheduled import day_of
 from flows.schedules import cron_schedule, interval_schedule, require_timezone, timezones
+from nnbuild.config.schema import RunConfig
 from nnbuild.errors import ConfigError
 
 NEVER = ["0 0 31 2 *", "0 0 30 2 *", "0 0 31 4,6 *", "5 4 31 2,4,6,9,11 ?", "0 0 30 feb 1"]
@@ -240,3 +242,26 @@ def test_paths_of_a_deployment_are_absolute(served, tmp_path, monkeypatch):
     assert dataset["data_dir"] == str(tmp_path / "data")
     assert "fallback" not in dataset
     assert [each["slug"] for each in retraining.schedules] == ["interval"]
+
+
+def test_scheduled_paths_hold_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    config = RunConfig.model_validate(
+        {
+            "dataset": {
+                "name": "./pictures",
+                "data_dir": "data",
+                "keep": ["site"],
+                "metadata": "about.csv",
+            },
+            "gate": {"golden": "golden.parquet"},
+        }
+    )
+    scheduled = serving._scheduled_config(config)
+    dataset = scheduled.dataset
+    paths = [dataset.name, dataset.data_dir, dataset.metadata, scheduled.gate.golden]
+    expected = [tmp_path / name for name in ("pictures", "data", "about.csv", "golden.parquet")]
+    assert [Path(each) for each in paths] == expected
+    named = RunConfig.model_validate({"gate": {"golden": "digits"}})
+    assert serving._scheduled_config(named).gate.golden == "digits"
