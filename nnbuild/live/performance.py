@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from nnbuild.errors import InputError, StoreError
 from nnbuild.evaluation.metrics import BINS
 from nnbuild.evaluation.significance import wilson_interval
+from nnbuild.evaluation.slices import MAX_VALUES
 from nnbuild.live.jobs import (
     GLOBAL,
     ID_COLUMNS,
@@ -106,9 +107,11 @@ def measure_slices(
         Rows of the table `live_slices`, with `run_id`, by run, period and value.
 
     Raises:
-        InputError: No job has kept the column.
+        InputError: No job has kept the column, or it has more than `MAX_VALUES` values.
     """
     with _counted(store, column) as (connection, models):
+        if models:
+            _require_few_values(connection, column)
         by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall() if models else []
     if not by_bin:
         raise InputError(
@@ -123,6 +126,18 @@ def measure_slices(
         | {"column_name": column, "value": value}
         for value, row in _rows(by_bin, models, by, now or datetime.now(UTC))
     ]
+
+
+def _require_few_values(connection: Any, column: str) -> None:
+    """Refuse a column, such as a serial number, whose values are not slices."""
+    (count,) = connection.execute("select count(distinct value) from counts").fetchone()
+    if count > MAX_VALUES:
+        raise InputError(
+            f"the column {column!r} has {count:,} values in the scoring jobs, expected at most "
+            f"{MAX_VALUES}; group them in a column of their own",
+            setting="slice",
+            value=column,
+        )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from nnbuild.config.loading import flatten
 from nnbuild.errors import ConfigError, StoreError, suggestion
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.evaluation.significance import mcnemar_test
+from nnbuild.evaluation.slices import MAX_VALUES
 from nnbuild.store.filesystem import read_json
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.schemas import JOB_TABLES
@@ -48,7 +49,7 @@ def slices_of(store: Store, run_id: str, columns: Sequence[str] = ()) -> list[di
         columns: Columns to return; all if empty.
 
     Raises:
-        ConfigError: The run keeps no columns, or not these.
+        ConfigError: The run keeps no columns, or not these, or they have too many values.
     """
     kept = store.manifest(run_id).settings.dataset.keep
     if not kept:
@@ -63,6 +64,15 @@ def slices_of(store: Store, run_id: str, columns: Sequence[str] = ()) -> list[di
                 value=name,
             )
     rows: list[dict[str, Any]] = store.read_table("slices", run_id).to_pylist()
+    measured = {row["column_name"] for row in rows}
+    for name in columns or kept:
+        if name not in measured and (columns or not measured):
+            raise ConfigError(
+                f"run {run_id} has no slices by {name!r}, which has more than {MAX_VALUES} values "
+                "in the test images; group them in a column of their own",
+                setting="by",
+                value=name,
+            )
     return [row for row in rows if not columns or row["column_name"] in columns]
 
 

@@ -11,7 +11,7 @@ from label_data import TRUTH, job_with_ids, label_file, labelled, watched
 from score_data import ROWS, parquet, scored
 
 from nnbuild.evaluation import calibration_error, wilson_interval
-from nnbuild.live import measure, write
+from nnbuild.live import measure, measure_slices, write
 from nnbuild.logits import softmax
 from nnbuild.store import Store, champion
 
@@ -83,6 +83,45 @@ def test_live_equals_recomputation(store, tmp_path, calibrated):
             assert interval == wilson_interval(accuracy, rows[day]["labelled"])
             gap = accuracy - rows[day]["estimated_accuracy"]
             assert rows[day]["realised_minus_estimated"] == gap
+
+
+def test_slices_equal_recomputation(store, tmp_path):
+    draw = np.random.default_rng(2)
+    for number, day in enumerate(("2026-11-01", "2026-11-02")):
+        sites = [["a", None, "ü"][each] for each in draw.integers(0, 3, ROWS)]
+        ids = list(range(1000 * number, 1000 * number + ROWS))
+        path = parquet(tmp_path / f"{number}.parquet", customer=ids, site=sites)
+        scored(store, input=path, id_column="customer", keep=("site",), day=day)
+    ids = draw.choice([*range(ROWS), *range(1000, 1000 + ROWS)], 200, replace=False)
+    truth = pd.Series(draw.integers(0, 3, 200), ids)
+    labelled(store, label_file(tmp_path / "l.parquet", id=ids, label=truth.to_numpy()))
+    scores = store.read_table("scores").to_pandas()
+    scores["correct"] = (scores.example_id.map(truth) == scores.predicted).where(
+        scores.example_id.isin(ids)
+    )
+    found = {
+        (row["start"].day, row["value"]): (row["rows"], row["labelled"], row["accuracy"])
+        for row in measure_slices(store, "site")
+    }
+    groups = scores.groupby([scores.example_id // 1000 + 1, "site"], dropna=False)
+    expected = {
+        (day, site if isinstance(site, str) else None): (
+            len(group),
+            group.correct.count(),
+            pytest.approx(group.correct.dropna().astype(float).mean()),
+        )
+        for (day, site), group in groups
+    }
+    assert len(found) == 6
+    assert found == expected
+
+
+def test_slices_by_many_values_are_refused(capfd, store, tmp_path):
+    path = parquet(tmp_path / "in.parquet", serial=list(range(ROWS)))
+    scored(store, input=path, keep=("serial",), day="2026-11-01")
+    wrong = call(capfd, "live", "--slice", "serial", "--store", store.root)
+    assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+    assert f"'serial' has {ROWS} values" in wrong.err
 
 
 def test_live_weeks_begin_on_monday(store, tmp_path):
