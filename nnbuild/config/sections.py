@@ -298,9 +298,16 @@ class DatasetConfig(Section):
     metadata: Path | None = Field(
         None,
         description="CSV, TSV or Parquet file with the columns to keep for a folder of pictures, "
-        "and their `path` relative to the folder",
+        "and their `path` relative to the folder; for labelled days, `{date}` stands for the day",
     )
     checks: CheckLimits = Field(CheckLimits(), description="Limits of the data checks")
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _require_local_metadata(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:  # a Path would drop a slash
+            raise ValueError(f"{value!r} is a URL; expected a local path")
+        return value
 
     @model_validator(mode="after")
     def _require_columns_of_metadata(self) -> Self:

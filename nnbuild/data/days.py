@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from nnbuild.data import sources
 from nnbuild.data.arrays import slug
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import files_below, fingerprint, matches
+from nnbuild.data.file_tree import files_below, matches
+from nnbuild.data.metadata import fingerprint_with
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.errors import DataError
-from nnbuild.runtime.date_patterns import day_of_address, undated_part, wildcard
+from nnbuild.runtime.date_patterns import address_of_day, day_of_address, undated_part, wildcard
 from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
 
 
@@ -29,13 +30,15 @@ class SourceDay(NamedTuple):
         day: The day.
         address: Path or URL of its file or folder.
         path: Local path, or a path of universal_pathlib.
-        fingerprint: Digest that changes when its files do.
+        fingerprint: Digest that changes when its files do, or its metadata.
+        metadata: File with the metadata of its pictures; None if there is none.
     """
 
     day: date
     address: str
     path: Any
     fingerprint: str
+    metadata: Path | None = None
 
 
 def dataset_name(pattern: str) -> str:
@@ -49,13 +52,16 @@ def absolute(pattern: str) -> str:
     return (pattern if is_url(pattern) else Path(pattern).absolute().as_posix()).rstrip("/")
 
 
-def days_at(pattern: str, first: date | None, last: date) -> list[SourceDay]:
+def days_at(
+    pattern: str, first: date | None, last: date, *, metadata: Path | None = None
+) -> list[SourceDay]:
     """List the days that a source has, in order; a day without files does not count.
 
     Args:
         pattern: Path or URL with `{date}`, or with `{date:FORMAT}`.
         first: First day to list; None for no limit.
         last: Last day to list.
+        metadata: File with the metadata of the pictures, which may have `{date}` too.
 
     Raises:
         DataError: A folder cannot be listed, or has a pipe, a socket or a device.
@@ -68,8 +74,9 @@ def days_at(pattern: str, first: date | None, last: date) -> list[SourceDay]:
             day = day_of_address(pattern, address)
             if day is None or day > last or (first is not None and day < first):
                 continue
-            if (digest := fingerprint(path)) is not None:
-                found[day] = SourceDay(day, address, path, digest)
+            about = None if metadata is None else Path(address_of_day(str(metadata), day))
+            if (digest := fingerprint_with(path, about)) is not None:
+                found[day] = SourceDay(day, address, path, digest, about)
     return [found[day] for day in sorted(found)]
 
 
@@ -96,13 +103,13 @@ def read_day(source: SourceDay, options: ReadOptions) -> Dataset:
                 str(path),
                 data_dir=None,
                 cache=sources.default_cache(),
-                options=replace(options, part=True),
+                options=replace(options, part=True, metadata=source.metadata),
             )
         except DataError as error:
             if path == source.path:
                 raise
             raise DataError(str(error).replace(str(path), source.address)) from error
-    if fingerprint(source.path) != source.fingerprint:
+    if fingerprint_with(source.path, source.metadata) != source.fingerprint:
         raise DataError(
             f"{source.address}: changed while it was read; run again once the day is complete"
         )

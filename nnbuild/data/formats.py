@@ -179,6 +179,13 @@ def load_path(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     Raises:
         DataError: The format is unknown, or the data are damaged.
     """
+    if options.metadata is not None:
+        if path.is_dir():  # of pictures, although the metadata may be a Parquet file among them
+            return image_folder.load(path, options)
+        raise DataError(
+            f"{path}: not a folder of pictures, and dataset.metadata is for these alone; remove "
+            "it: dataset.keep names columns of this file"
+        )
     location = location_at(path)
     contents = _listed([each.content for each in FORMATS if each.content])
     if location.kind == "file":

@@ -62,7 +62,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     """
     splits = _split_folders(path)
     classes = {split: _class_folders(folder) for split, folder in splits.items()}
-    files = files_below(path)
+    files = [each for each in files_below(path) if not _is_metadata(each.path, options)]
     class_names = sorted(classes[TRAIN], key=by_value)
     for split, folders in classes.items():
         if unknown := sorted(set(folders) - set(class_names)):
@@ -105,6 +105,12 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         part=options.part,
     )
     return replace(dataset, unreadable=tuple(pictures.errors))
+
+
+def _is_metadata(path: Path, options: ReadOptions) -> bool:
+    """Return whether a file in the folder is the table of the metadata, which is no picture."""
+    about = options.metadata
+    return about is not None and path.name == about.name and about.exists() and path.samefile(about)
 
 
 def _split_folders(path: Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ type in all runs. A missing value stays missing.
 """
 
 import csv
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.data import archives
+from nnbuild.data.file_tree import fingerprint
 from nnbuild.errors import DataError, suggestion
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -87,6 +89,26 @@ def from_cells(columns: dict[str, list[str]]) -> pa.Table:
     return pa.table(cells, schema=schema_of(cells))
 
 
+def fingerprint_with(path: Any, metadata: Path | None) -> str | None:
+    """Return a digest of the files at a path, and of their metadata, that changes when they do.
+
+    Args:
+        path: Local file or folder, or a path of universal_pathlib.
+        metadata: File with the metadata; None if there is none.
+
+    Returns:
+        See `nnbuild.data.file_tree.fingerprint`, whose digest it is without metadata.
+
+    Raises:
+        DataError: See `nnbuild.data.file_tree.files_below`.
+    """
+    digest = fingerprint(path)
+    if digest is None or metadata is None:
+        return digest
+    state = fingerprint(metadata) if metadata.is_file() else None  # reading it says what is wrong
+    return hashlib.sha256(f"{digest} {state}".encode()).hexdigest()
+
+
 def of_pictures(
     metadata: Path, keep: Sequence[str], folder: Path, pictures: Sequence[Path]
 ) -> pa.Table:
@@ -107,7 +129,12 @@ def of_pictures(
     """
     table = _read(metadata, keep)
     name, *_ = table.column_names
-    paths = [PurePosixPath(each or "").as_posix() for each in table[name].to_pylist()]
+    if table[name].null_count:
+        raise DataError(
+            f"{metadata}: {table[name].null_count} of {len(table)} rows have no {name}; add the "
+            "paths, or remove the rows"
+        )
+    paths = [PurePosixPath(each).as_posix() for each in table[name].to_pylist()]
     rows = {path: number for number, path in enumerate(paths)}
     if len(rows) < len(paths):
         twice = next(path for number, path in enumerate(paths) if rows[path] != number)

@@ -13,7 +13,8 @@ from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, tables
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.file_tree import fingerprint, path_exists
+from nnbuild.data.file_tree import path_exists
+from nnbuild.data.metadata import fingerprint_with
 from nnbuild.data.pixels import IN_MEMORY, Workspace
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
@@ -175,12 +176,14 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
 def source_fingerprint(config: DatasetConfig) -> str | None:
     """Return a digest of names, sizes and times of the files at a path; None for a named dataset.
 
+    The file of `dataset.metadata` counts too.
+
     Computing it takes milliseconds. If it has not changed, neither has the dataset. It is also None
     for a missing path, for which reading the data gives a better error.
     """
     if config.name in NAMES or not path_exists(config.name):
         return None
-    return fingerprint(Path(config.name))
+    return fingerprint_with(Path(config.name), config.metadata)
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:

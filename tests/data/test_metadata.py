@@ -1,6 +1,6 @@
 """Columns that describe the images: the same from every source, with each image, as texts."""
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,12 @@ from small_data import small_arrays
 
 from nnbuild.data import sources, tables
 from nnbuild.data.dataset import Split
+from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.parts import join_parts
 from nnbuild.data.tables import split_table
 from nnbuild.errors import DataError
+from nnbuild.store import Store
 
 KEEP = ("site", "day")
 ROWS = 60
@@ -135,6 +137,7 @@ def test_digest_depends_on_the_columns(tmp_path):
         ("path,site\nclass-0/000.png,oslo\n", "no column 'day', which dataset.keep names"),
         ("path,site,day\nelse/000.png,a,b\n", "a row for none of the pictures"),
         ("path,site,day\na,b,c\na,d,e\n", "has 'a' twice"),
+        ("path,site,day\n,b,c\n", "1 of 1 rows have no path"),
         ("path,site,day\na,b\n", "row 2 has 2 values, expected 3"),
         ("", "no column 'path'"),
     ],
@@ -144,6 +147,36 @@ def test_bad_metadata_is_refused(tmp_path, content, says):
     path.write_text(content)
     with pytest.raises(DataError, match=says):
         loaded(pictures(tmp_path), path, tmp_path)
+
+
+@pytest.mark.parametrize("source", [table, csv])
+def test_metadata_among_the_pictures(tmp_path, source):
+    folder, path = source(tmp_path)
+    inside = path.rename(folder / "class-0" / path.name)
+    assert kept_of(loaded(folder, inside, tmp_path)) == expected()
+
+
+def test_metadata_of_one_file_is_refused(tmp_path):
+    path, _ = parquet(tmp_path)
+    with pytest.raises(DataError, match="not a folder of pictures"):
+        loaded(path, path, tmp_path)
+
+
+def test_days_have_their_metadata(tmp_path):
+    """A day whose metadata are corrected is a new version; the other day is not read again."""
+    for day in ("2026-11-01", "2026-11-02"):
+        folder, about = csv(tmp_path)
+        folder.rename(tmp_path / day)
+        about.rename(tmp_path / f"{day}.csv")
+    options = ReadOptions(keep=KEEP, metadata=tmp_path / "{date}.csv")
+    source = DatedSource(Store(tmp_path / "store"), f"{tmp_path}/{{date}}/", options)
+    last, now = date(2026, 11, 2), datetime(2026, 11, 3, tzinfo=UTC)
+    first, _ = source.ingest(None, last, now)
+    text = about.with_name("2026-11-02.csv").read_text(encoding="utf-8-sig")
+    about.with_name("2026-11-02.csv").write_text(text.replace("oslo", "voss"))
+    second, _ = source.ingest(None, last, now)
+    assert [each.version for each in first.newest(None, last)] == [1, 1]
+    assert [each.version for each in second.newest(None, last)] == [1, 2]
 
 
 def test_source_without_columns_is_refused(tmp_path):

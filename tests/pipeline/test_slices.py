@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from small_data import run_config, small_arrays
 
 from nnbuild.config.schema import RunConfig
+from nnbuild.config.sections import DatasetConfig
 from nnbuild.data.dataset import Split
 from nnbuild.data.tables import split_table
 from nnbuild.errors import DataError
+from nnbuild.pipeline.data import source_fingerprint
 from nnbuild.pipeline.run import retrain
 from nnbuild.store import Store
 
@@ -91,6 +93,27 @@ def test_report_shows_slices(store):
     assert "site without a value" in page
 
 
+def test_command_names_column_of_many_values(capfd, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("nnbuild.evaluation.slices.MAX_VALUES", 5)
+    retrain(config(source, ["serial"]), tmp_path / "store")
+    for by in ((), ("--by", "serial")):
+        wrong = call(capfd, "slices", "--store", tmp_path / "store", *by)
+        assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+        assert "no slices by 'serial'" in wrong.err
+
+
+def test_metadata_are_part_of_the_source(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
+    about = tmp_path / "about.csv"
+    dataset = DatasetConfig(name=str(tmp_path / "pictures"), keep=("site",), metadata=about)
+    states = {source_fingerprint(dataset)}
+    for text in ("path,site\n", "path,site\na.png,oslo\n"):
+        about.write_text(text)
+        states.add(source_fingerprint(dataset))
+    assert len(states) == 3
+
+
 def test_gate_column_of_many_values_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setattr("nnbuild.pipeline.data.MAX_VALUES", 5)
     with pytest.raises(DataError, match=r"gate\.slices: the column 'serial' has .* at most 5"):
@@ -104,6 +127,7 @@ def test_gate_column_of_many_values_is_refused(source, tmp_path, monkeypatch):
         ({"dataset": {"keep": ["site", "SITE"]}}, "the same column in SQL"),
         ({"dataset": {"keep": ["Prob_3"]}}, "a column of nnbuild's own"),
         ({"dataset": {"metadata": "about.csv"}}, "set keep"),
+        ({"dataset": {"metadata": "s3://a/b.csv", "keep": ["site"]}}, "expected a local path"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, says):
