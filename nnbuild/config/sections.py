@@ -306,7 +306,7 @@ class DatasetConfig(Section):
     @classmethod
     def _require_local_metadata(cls, value: Any) -> Any:
         if isinstance(value, str) and "://" in value:  # a Path would drop a slash
-            raise ValueError(f"{value!r} is a URL; expected a local path")
+            raise ValueError("a URL; expected a local path")
         return value
 
     @model_validator(mode="after")
