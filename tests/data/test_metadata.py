@@ -14,6 +14,7 @@ from nnbuild.data.dataset import Split
 from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.parts import join_parts
+from nnbuild.data.pixels import Workspace
 from nnbuild.data.tables import split_table
 from nnbuild.errors import DataError
 from nnbuild.store import Store
@@ -100,14 +101,17 @@ def loaded(path, metadata, tmp_path, **options):
 
 @pytest.mark.parametrize("source", [parquet, table, csv, listing])
 def test_columns_stay_with_their_images(tmp_path, source):
-    dataset = loaded(*source(tmp_path), tmp_path)
-    assert len(dataset.test)
-    assert kept_of(dataset) == expected()
-    folder = tmp_path / "store"
-    tables.write_dataset(dataset, folder)
-    stored = tables.read_dataset(folder)
-    assert kept_of(stored) == expected()
-    assert stored.digest == dataset.digest
+    found = source(tmp_path)
+    for limit in (None, 0):  # in memory, and mapped
+        workspace = Workspace(tmp_path / f"pixels-{limit}", limit)
+        dataset = loaded(*found, tmp_path, workspace=workspace)
+        assert len(dataset.test)
+        assert kept_of(dataset) == expected()
+        folder = tmp_path / f"store-{limit}"
+        tables.write_dataset(dataset, folder)
+        stored = tables.read_dataset(folder, workspace)
+        assert kept_of(stored) == expected()
+        assert stored.digest == dataset.digest
 
 
 def test_columns_of_days_are_joined(tmp_path):
