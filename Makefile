@@ -16,7 +16,7 @@ run: $(VENV)/installed  ## Retrain on MNIST (on digits where MNIST cannot be had
 	$(BIN)/nnbuild run --fallback digits $(ARGS)
 
 test: $(VENV)/installed-test  ## The whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 test-newest:  ## A short suite with the newest versions that pyproject.toml allows, without the lock
 	rm -rf $(VENV)-newest
