@@ -62,6 +62,12 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Iterator[T]:
         timeout = None
     finally:
         abandoned.set()
+        _join(thread, timeout)
+
+
+def _join(thread: threading.Thread, timeout: float | None) -> None:
+    """Wait for a thread, unless it is this one, which has collected an abandoned iterator."""
+    if thread is not threading.current_thread():
         thread.join(timeout)
 
 
