@@ -108,7 +108,7 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
 
 
 def _is_metadata(path: Path, options: ReadOptions) -> bool:
-    """Return whether a file in the folder is the table of the metadata, which is no picture."""
+    """Return whether a file in the folder is the table of the metadata, not a picture."""
     about = options.metadata
     return about is not None and path.name == about.name and about.exists() and path.samefile(about)
 

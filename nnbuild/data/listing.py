@@ -5,7 +5,6 @@ Other columns are ignored, except those that `dataset.keep` names.
 """
 
 import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,14 @@ from nnbuild.config.names import TRAIN, split_named
 from nnbuild.data import archives, arrow_images, decoding
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.metadata import DELIMITERS, PATHS, as_texts, from_cells, require_columns
+from nnbuild.data.metadata import (
+    DELIMITERS,
+    PATHS,
+    as_texts,
+    from_cells,
+    read_lines,
+    require_columns,
+)
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.parquet import errors_as_data_errors, require_readable_metadata
 from nnbuild.errors import DataError
@@ -51,11 +57,8 @@ def load_text(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         DataError: The file is damaged or lacks a column, a row is incomplete, a picture is missing
             or unreadable, or the pictures differ in size.
     """
-    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
-        content = file.read()
     try:
-        text = io.StringIO(content.decode("utf-8-sig"), newline="")
-        lines = list(csv.reader(text, delimiter=DELIMITERS[_suffix(path)]))
+        lines = read_lines(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path}: not readable as a table in UTF-8 ({archives.reason_of(error)}); "

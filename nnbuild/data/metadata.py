@@ -6,6 +6,7 @@ type in all runs. A missing value stays missing.
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -174,11 +175,22 @@ def _read(path: Path, keep: Sequence[str]) -> pa.Table:
     return as_texts(table.select(list(dict.fromkeys((name, *keep)))), path)
 
 
+def read_lines(path: Path) -> list[list[str]]:
+    """Return the cells of each line of a CSV or TSV file; those of an empty line are none.
+
+    Raises:
+        DataError: The file is missing, or is not an ordinary file.
+        UnicodeDecodeError: It is not in UTF-8.
+        csv.Error: It is not such a file.
+    """
+    with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
+        content = file.read()
+    text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    return list(csv.reader(text, delimiter=DELIMITERS[path.suffix.lower()]))
+
+
 def _read_text(path: Path) -> pa.Table:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header, *lines = [
-            each for each in csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]) if each
-        ] or [[]]
+    header, *lines = [each for each in read_lines(path) if each] or [[]]
     for number, cells in enumerate(lines, 2):
         if len(cells) != len(header):
             raise ValueError(f"row {number} has {len(cells)} values, expected {len(header)}")

@@ -280,7 +280,7 @@ def open_map(workspace: Workspace, source: str) -> MappedPixels | None:
         source: SHA-256 of the file that they come from.
 
     Returns:
-        None if there is no complete and unchanged file; it is to be written again.
+        None if there is no complete and unchanged file; it must be written again.
     """
     path = _map_path(workspace, source)
     if not path.with_suffix(".json").exists():

@@ -60,46 +60,14 @@ def load(
         ConfigError: The name is unknown and not an existing path, or the fallback is unknown.
         DataError: The data are damaged, have an unknown format, or are unavailable.
     """
-    dataset = _load(
-        name_or_path,
-        data_dir=data_dir,
-        cache=cache,
-        fallback=fallback,
-        mirrors=mirrors,
-        progress=progress,
-        timeout=timeout,
-        options=options,
-    )
-    if options.keep and dataset.train.kept is None:
-        remedy = (
-            "set dataset.metadata to a table of the pictures' paths"
-            if dataset.source.startswith(name_or_path) and Path(name_or_path).is_dir()
-            else "remove it, or write the images to Parquet with these columns"
-        )
-        raise DataError(
-            f"{name_or_path}: has no columns to keep, and dataset.keep names "
-            f"{', '.join(options.keep)}; {remedy}"
-        )
-    return dataset
-
-
-def _load(
-    name_or_path: str,
-    *,
-    data_dir: Path | None,
-    cache: Path,
-    fallback: str | None,
-    mirrors: Mapping[str, Sequence[str]] | None,
-    progress: Progress | None,
-    timeout: float,
-    options: ReadOptions,
-) -> Dataset:
     if fallback not in (None, digits.NAME):
         raise ConfigError(f"fallback {fallback!r}: {suggestion(str(fallback), [digits.NAME])}")
+    if name_or_path not in NAMES:
+        return _from_path(name_or_path, options)
+    if options.keep:
+        raise _no_columns(name_or_path, options)
     if name_or_path == digits.NAME:
         return digits.load()
-    if name_or_path not in published.PUBLISHED:
-        return _from_path(name_or_path, options)
     try:
         return registry.load(
             published.PUBLISHED[name_or_path],
@@ -127,4 +95,20 @@ def _from_path(address: str, options: ReadOptions) -> Dataset:
             f"dataset {address!r} is neither a known name nor an existing path; "
             f"{suggestion(address, NAMES)}"
         )
-    return load_path(Path(address), options)
+    dataset = load_path(Path(address), options)
+    if options.keep and dataset.train.kept is None:
+        raise _no_columns(address, options)
+    return dataset
+
+
+def _no_columns(address: str, options: ReadOptions) -> DataError:
+    """Return the error of a source without columns, of which `dataset.keep` names some."""
+    remedy = (
+        "set dataset.metadata to a table of the pictures' paths"
+        if address not in NAMES and Path(address).is_dir()
+        else "remove it, or write the images to Parquet with these columns"
+    )
+    return DataError(
+        f"{address}: has no columns to keep, and dataset.keep names "
+        f"{', '.join(options.keep)}; {remedy}"
+    )
