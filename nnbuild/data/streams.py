@@ -21,7 +21,7 @@ from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
-from nnbuild.runtime.threads import in_threads
+from nnbuild.runtime.threads import in_threads_if_waiting
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -37,7 +37,7 @@ PICTURES_PER_BATCH = 512
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS = 8192
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
-_STAT_FILES, _STAT_THREADS = 1000, 4
+_STAT_FILES, _STAT_THREADS = 100, 8
 _MAX_FILES_RECORDED = 1000
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
@@ -354,8 +354,10 @@ class PictureStream:
 def _states(paths: Sequence[str]) -> Iterator[os.stat_result]:
     """Yield the status of files, which takes long on network file systems and in sandboxes."""
     groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
-    threads = 1 if len(groups) == 1 else _STAT_THREADS
-    for states in in_threads(lambda group: list(map(os.stat, group)), groups, threads):
+    all_states = in_threads_if_waiting(
+        lambda group: list(map(os.stat, group)), groups, _STAT_THREADS
+    )
+    for states in all_states:
         yield from states
 
 

@@ -32,7 +32,8 @@ from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.runtime.threads import SECONDS_TO_LET_GO
 from nnbuild.scoring.job import Job, job_engine, progress_of
-from nnbuild.scoring.parts import Part, split_shard
+from nnbuild.scoring.parts import Part
+from nnbuild.scoring.pieces import split_shard
 from nnbuild.scoring.shards import Shard
 from nnbuild.scoring.worker import Scorer, error_from
 from nnbuild.store.filesystem import make_durable_dir

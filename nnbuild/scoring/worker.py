@@ -25,7 +25,8 @@ import pyarrow as pa
 from nnbuild import errors
 from nnbuild.errors import InputError, NnbuildError, RunError, one_line
 from nnbuild.scoring.job import Job, job_engine, resume_job, shard_context, shards_of, staging
-from nnbuild.scoring.parts import Part, join_parts, make_part, split_shard
+from nnbuild.scoring.parts import Part, join_parts, make_part
+from nnbuild.scoring.pieces import split_shard
 from nnbuild.store import Store, presence
 
 Answer = dict[str, Any]
