@@ -2,7 +2,6 @@
 
 import io
 import logging
-import posixpath
 import struct
 import warnings
 from collections.abc import Iterator
@@ -67,7 +66,7 @@ def strict() -> Iterator[None]:
 
 def has_ending(name: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Return whether a file name has the suffix of a picture."""
-    return posixpath.splitext(name)[1].lower() in suffixes
+    return "." + name.rpartition(".")[2].lower() in suffixes
 
 
 def plain_png(payload: bytes) -> NDArray[np.uint8] | None:

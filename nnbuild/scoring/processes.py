@@ -228,18 +228,40 @@ def _ask_all(
     schedule: "_Schedule",
     events: "queue.SimpleQueue[Event]",
 ) -> None:
-    """Let a process do requests until there are no more."""
-    place = _FIRST
-    try:
-        process.wait_until_ready()
-        while (request := schedule.next_request(process)) is not None:
-            place = request["shard"], request.get("part", -1)
-            events.put(schedule.finish(request, process.ask(request)))
-    except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+    """Let a process do requests until there are no more.
+
+    It is asked for more than one at a time, so that it does not wait for this process. After an
+    error it does what it was asked for, which can be of earlier rows.
+    """
+    asked: deque[dict[str, Any]] = deque()
+    place, failed = _FIRST, False
+
+    def fail(error: BaseException) -> None:
         schedule.stop(place)
         events.put(_Failure(place, error))
-    finally:
-        events.put(None)
+
+    try:
+        process.wait_until_ready()
+    except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+        fail(error)
+        failed = True
+    while True:
+        while not failed and len(asked) < process.requests_at_once:
+            request = schedule.next_request(process, wait=not asked)
+            if request is None:
+                break
+            process.send(request)
+            asked.append(request)
+        if not asked:
+            break
+        request = asked.popleft()
+        place = request["shard"], request.get("part", -1)
+        try:
+            events.put(schedule.finish(request, process.answer()))
+        except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+            fail(error)
+            failed = True
+    events.put(None)
 
 
 class _Schedule:
@@ -273,10 +295,14 @@ class _Schedule:
         self._begun: dict[object, deque[Place]] = {}
         self._complete = [shard for shard, count in self._counts.items() if not count]
 
-    def next_request(self, process: "_Process | _ThisProcess") -> dict[str, Any] | None:
+    def next_request(
+        self, process: "_Process | _ThisProcess", *, wait: bool
+    ) -> dict[str, Any] | None:
         """Return the next request for a process; None if there is nothing left to hand out.
 
-        A process that joins waits for parts that others have not finished.
+        Args:
+            process: The process.
+            wait: Whether a process that joins waits for parts that others have not finished.
         """
         with self._changed:
             while True:
@@ -289,7 +315,7 @@ class _Schedule:
                     return {"folder": self._folder, "shard": shard, "parts": ordered}
                 if (place := self._next_place(process)) is not None:
                     return {"folder": self._folder, "shard": place[0], "part": place[1]}
-                if not process.joins or not self._parts or self._end is not None:
+                if not (wait and process.joins and self._parts) or self._end is not None:
                     return None
                 self._changed.wait()
 
@@ -394,16 +420,22 @@ class _ThisProcess:
     """
 
     joins = False
+    requests_at_once = 1
 
     def __init__(self, job: Job) -> None:
         self._scorer = Scorer(job)
+        self._request: dict[str, Any] = {}
 
     def wait_until_ready(self) -> None:
         """Do nothing: the job is open."""
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a request."""
-        return self._scorer.answer(request)
+    def send(self, request: dict[str, Any]) -> None:
+        """Take a request."""
+        self._request = request
+
+    def answer(self) -> dict[str, Any]:
+        """Do what was requested last, and return the answer."""
+        return self._scorer.answer(self._request)
 
 
 class _Process:
@@ -416,6 +448,7 @@ class _Process:
     """
 
     joins = True
+    requests_at_once = 2
 
     def __init__(
         self, connection: socket.socket, group: "subprocess.Popen[bytes]", stderr: Any
@@ -429,19 +462,12 @@ class _Process:
         Raises:
             NnbuildError: It could not.
         """
-        self._answer()
+        self.answer()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return its answer to a request.
-
-        Raises:
-            NnbuildError: The request failed, or the process died.
-        """
-        try:
+    def send(self, request: dict[str, Any]) -> None:
+        """Send it a request; if it died, its answer says so."""
+        with suppress(OSError):
             self._connection.sendall(json.dumps(request).encode() + b"\n")
-        except OSError as error:
-            raise self._death() from error
-        return self._answer()
 
     def close(self) -> None:
         """Close the connection, so that it ends."""
@@ -453,7 +479,12 @@ class _Process:
         """Kill it, and the other processes of the job."""
         _kill_group(self._group)
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Return its answer to the first request that it has not answered.
+
+        Raises:
+            NnbuildError: The request failed, or the process died.
+        """
         try:
             line = self._lines.readline()
         except OSError as error:

@@ -36,15 +36,19 @@ SECONDS = 120
 def others_first(monkeypatch):
     """Let this process score only after another has answered; it would do all of it meanwhile."""
     answered = threading.Event()
-    ask = processes._Process.ask
+    answer = processes._Process.answer
 
-    def ask_and_tell(self, request):
+    def answer_and_tell(self):
         try:
-            return ask(self, request)
-        finally:
+            found = answer(self)
+        except BaseException:
             answered.set()
+            raise
+        if "ready" not in found:
+            answered.set()
+        return found
 
-    monkeypatch.setattr(processes._Process, "ask", ask_and_tell)
+    monkeypatch.setattr(processes._Process, "answer", answer_and_tell)
     monkeypatch.setattr(processes._ThisProcess, "wait_until_ready", lambda _: answered.wait())
 
 
@@ -127,8 +131,10 @@ def test_this_process_scores_meanwhile(store, large, monkeypatch):
     one = scored(store, **config(large).model_dump())
     monkeypatch.undo()
     here = threading.Event()
-    ask, wait = processes._ThisProcess.ask, processes._Process.wait_until_ready
-    monkeypatch.setattr(processes._ThisProcess, "ask", lambda *each: (ask(*each), here.set())[0])
+    answer, wait = processes._ThisProcess.answer, processes._Process.wait_until_ready
+    monkeypatch.setattr(
+        processes._ThisProcess, "answer", lambda each: (answer(each), here.set())[0]
+    )
     monkeypatch.setattr(
         processes._Process, "wait_until_ready", lambda each: (here.wait(), wait(each))[1]
     )
@@ -140,15 +146,17 @@ def test_idle_process_waits_for_last_part(tmp_path):
     pending = [(0, [InputChunk(0, number, 5 * number, 5) for number in range(2)])]
     schedule = processes._Schedule(pending, 5, tmp_path)
     this, other = Mock(joins=False), Mock(joins=True)
-    last, first = schedule.next_request(this), schedule.next_request(other)
+    last, first = (schedule.next_request(each, wait=True) for each in (this, other))
     part = {"rows": 5, "rejects": []}
     schedule.finish(first, part)
+    assert schedule.next_request(other, wait=False) is None
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(schedule.next_request, other)
+        waiting = thread.submit(schedule.next_request, other, wait=True)
         assert not wait([waiting], timeout=0.1).done
         schedule.finish(last, part)
         assert len(waiting.result(SECONDS)["parts"]) == 2
-    assert schedule.next_request(this) is schedule.next_request(other) is None
+    assert schedule.next_request(this, wait=True) is None
+    assert schedule.next_request(other, wait=True) is None
 
 
 def test_processes_share_small_files(store, tmp_path):
