@@ -274,7 +274,7 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
         ConfigError: A setting is invalid, or not allowed in a scheduled run.
     """
     from nnbuild.config.schema import ScheduledConfig, resolve
-    from nnbuild.store.filesystem import is_url
+    from nnbuild.store.filesystem import absolute_address, is_url
 
     scheduled = ScheduledConfig.model_validate(config.model_dump())
     resolve(scheduled.run_config())
@@ -290,10 +290,10 @@ def _scheduled_config(config: RunConfig) -> ScheduledConfig:
                 f"dataset {dataset.name!r} is neither a known name nor an existing path; "
                 f"{suggestion(dataset.name, DATASETS)}"
             )
-        paths["name"] = str(Path(dataset.name).absolute())
+        paths["name"] = absolute_address(dataset.name)
     changed: dict[str, Any] = {"dataset": dataset.model_copy(update=paths)}
     if (golden := scheduled.gate.golden) is not None and golden not in DATASETS:
-        changed["gate"] = scheduled.gate.model_copy(update={"golden": str(Path(golden).absolute())})
+        changed["gate"] = scheduled.gate.model_copy(update={"golden": absolute_address(golden)})
     return scheduled.model_copy(update=changed)
 
 
@@ -375,14 +375,14 @@ def _score_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
         ConfigError: The input is missing, or a setting is invalid.
     """
     from nnbuild.config import loading
-    from nnbuild.store.filesystem import is_url
+    from nnbuild.store.filesystem import absolute_address
 
     if source is None:
         raise ConfigError(
             "--score-cron, --score-set and --shadow have no effect without --score-input; give "
             "that too"
         )
-    options = {"input": source if is_url(source) else str(Path(source).absolute())}
+    options = {"input": absolute_address(source)}
     for text in settings:
         options |= loading.parse_setting(text)
     return score_config(options).model_dump(mode="json")
@@ -396,7 +396,7 @@ def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
     """
     from nnbuild.config import loading
     from nnbuild.live import LabelConfig, LiveConfig
-    from nnbuild.store.filesystem import is_url
+    from nnbuild.store.filesystem import absolute_address
 
     if source is None:
         raise ConfigError(
@@ -407,7 +407,7 @@ def _label_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
     for text in settings:
         options |= loading.parse_setting(text)
     alarm = {name: options.pop(name) for name in LiveConfig.model_fields if name in options}
-    options["input"] = source if is_url(source) else str(Path(source).absolute())
+    options["input"] = absolute_address(source)
     return {
         "config": parse_options(LabelConfig, options).model_dump(mode="json"),
         "live": parse_options(LiveConfig, alarm).model_dump(mode="json"),

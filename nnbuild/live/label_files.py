@@ -27,7 +27,13 @@ from nnbuild.data.arrow_images import is_text
 from nnbuild.errors import DataError, one_line, suggestion
 from nnbuild.runtime.regular_files import read_regular
 from nnbuild.runtime.text import encodable
-from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
+from nnbuild.store.filesystem import (
+    absolute_address,
+    is_remote,
+    is_url,
+    open_root,
+    os_errors_as_store_errors,
+)
 
 _ENDINGS = (".parquet", ".parq", ".csv", ".csv.gz")
 _PARQUET = b"PAR1"
@@ -150,7 +156,7 @@ def _places(address: str) -> list[tuple[Any, date | None]]:
 def _day_in(path: str, address: str) -> date | None:
     """Return the day that a path has in place of `{date}`; None if it is not a day."""
     formats = [match[1] or "%Y-%m-%d" for match in _DATE.finditer(address)]
-    pattern = _DATE.sub("\0", address if is_url(address) else str(Path(address).absolute()))
+    pattern = _DATE.sub("\0", absolute_address(address))
     expression = fnmatch.translate(pattern.replace("**/", "*"))
     for each in formats:
         digits = _DIRECTIVE.sub(lambda found: _DIGITS.get(found[0], ".+?"), re.escape(each))

@@ -26,6 +26,11 @@ def is_url(address: str) -> bool:
     return "://" in address
 
 
+def absolute_address(address: str) -> str:
+    """Return a URL as it is, and a path as one that is valid in any working folder."""
+    return address if is_url(address) else str(Path(address).absolute())
+
+
 def is_remote(path: Any) -> bool:
     """Return whether a path is not on the local file system."""
     return not isinstance(path, Path)
