@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
@@ -281,7 +281,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_part(dataset, temporary)
+                    dataset_writer.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
@@ -302,13 +302,15 @@ class DatedSource:
             Digest of the dataset.
         """
         parts = [each.part for each in versions]
-        digest = tables.digest_of_parts(parts)
+        digest = dataset_writer.digest_of_parts(parts)
         target = self._store.local_root / "datasets" / self.name / digest
         if not target.is_dir():
             temporary = target.with_name(temporary_name(digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_parts(temporary, name=self.name, source=source, parts=parts)
+                    dataset_writer.write_parts(
+                        temporary, name=self.name, source=source, parts=parts
+                    )
                 publish_dir(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -335,7 +337,7 @@ class DatedSource:
     def _count(self, version: DayVersion) -> dict[bytes, int]:
         """Return how often a version has each image with its label, by a digest of both."""
         folder = self._store.local_dataset(self.name, version.part)
-        part = tables.read_part(folder.parents[2], version.part)
+        part = dataset_reader.read_part(folder.parents[2], version.part)
         counts: dict[bytes, int] = {}
         for split in part.splits.values():
             for image, label in zip(split.images, split.labels, strict=True):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.config.schema import RunConfig
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader
 from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.labels import NONE
 from nnbuild.engines import Engine
@@ -290,7 +290,7 @@ class _Walk:
         if not versions:
             return None
         path = self._store.local_dataset(self._source.name, versions[0].part)
-        part = tables.read_part(path.parents[2], versions[0].part)
+        part = dataset_reader.read_part(path.parents[2], versions[0].part)
         splits = part.splits.values()
         return versions[0].day, _Part(
             np.concatenate([split.images for split in splits]),

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
+from nnbuild.data.dataset_writer import digest_of_parts
 from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import Preprocessing
-from nnbuild.data.tables import digest_of_parts
 from nnbuild.errors import ConfigError, DataError
 from nnbuild.runtime.date_patterns import address_of_day
 from nnbuild.store import schemas

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.data.dataset import Split
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.evaluation.drift import MEASURES
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
