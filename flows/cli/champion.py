@@ -14,7 +14,8 @@ from nnbuild.errors import ConfigError
 if TYPE_CHECKING:
     from nnbuild.live import LiveDecision
     from nnbuild.store import Store
-    from nnbuild.store.champion import Author, Change
+    from nnbuild.store.champion import Author
+    from nnbuild.store.champion_history import Change
 
 _CHAMPION_COLUMNS = ("dataset", "run_id", "changed_at", "changed_by", "who", "pinned", "note")
 _CHANGE_COLUMNS = (

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import commit, retention
-from nnbuild.store import Run, Store, champion, deletion, locks, schemas
+from nnbuild.store import Run, Store, champion_history, deletion, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
@@ -268,17 +268,19 @@ def _temporary_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
 
 def _champions(store: Store) -> Iterator[Repair]:
     """Yield the repair of `champion.json` or of the table `champions`, from each other."""
-    pointer, table = champion.FILE, f"tables/{schemas.CHAMPIONS_TABLE}"
+    pointer, table = champion_history.FILE, f"tables/{schemas.CHAMPIONS_TABLE}"
     try:
-        known, damage = champion.histories(store), None
+        known, damage = champion_history.histories(store), None
     except StoreError as error:
         known, damage = {}, error
     try:
-        recorded = champion.recorded(store)
+        recorded = champion_history.recorded(store)
     except StoreError as error:
         if known:
             detail = f"it can be rebuilt from {pointer}: {error}"
-            yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+            yield Repair(
+                Finding(table, "rebuild", detail), partial(champion_history.rebuild_table, store)
+            )
         else:
             yield Repair(Finding(pointer if damage else table, "lost", str(damage or error)))
         return
@@ -286,10 +288,14 @@ def _champions(store: Store) -> Iterator[Repair]:
         yield Repair(Finding(pointer, "lost", f"{damage}; {table} has no rows to rebuild it from"))
     elif recorded and not known:
         detail = f"it is {'damaged' if damage else 'missing'} and can be rebuilt from {table}"
-        yield Repair(Finding(pointer, "rebuild", detail), partial(champion.rebuild_pointer, store))
+        yield Repair(
+            Finding(pointer, "rebuild", detail), partial(champion_history.rebuild_pointer, store)
+        )
     elif recorded != known:
         detail = f"it differs from {pointer}, from which it can be rebuilt"
-        yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+        yield Repair(
+            Finding(table, "rebuild", detail), partial(champion_history.rebuild_table, store)
+        )
 
 
 def _lost_rows(store: Store) -> Iterator[Repair]:

@@ -18,7 +18,7 @@ from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.pipeline import dependencies
 from nnbuild.pipeline.dependencies import SWEEP, sweep_of
 from nnbuild.runtime import fault_injection
-from nnbuild.store import Store, champion, deletion, locks
+from nnbuild.store import Store, champion_history, deletion, locks
 from nnbuild.store.deletion import Deletion, Folder
 from nnbuild.store.ids import is_run_id
 from nnbuild.store.json_models import problem
@@ -419,7 +419,7 @@ def _carry_out(
     freed_before = finish_interrupted(store)
     with ExitStack() as stack:
         # The champion does not change between the plan and the removal of the rows.
-        stack.enter_context(champion.lock(store))
+        stack.enter_context(champion_history.lock(store))
         plan = make_plan()
         if not (plan.rows or plan.datasets or plan.sweeps):
             return plan.result(freed_before)

@@ -16,7 +16,7 @@ from nnbuild.errors import ConfigError
 from nnbuild.scoring.config import NEWEST, ScoreConfig
 from nnbuild.scoring.models import ScoringModel, model_for_scoring
 from nnbuild.scoring.table import score_schema
-from nnbuild.store import Store, champion, schemas
+from nnbuild.store import Store, champion_history, schemas
 from nnbuild.store.manifests import Manifest
 
 TABLE = "shadow_scores"
@@ -75,7 +75,7 @@ def newest_challenger(store: Store, model: Manifest) -> str | None:
         model: Manifest of the run that made the model.
     """
     dataset = model.row.dataset
-    past = {change.run_id for change in champion.histories(store).get(str(dataset), ())}
+    past = {change.run_id for change in champion_history.histories(store).get(str(dataset), ())}
     rows = store.read_table("runs", None, ["status", "dataset", "promoted"]).to_pylist()
     for row in reversed(rows):
         if row["status"] != "succeeded" or row["dataset"] != dataset or row["promoted"]:

@@ -17,7 +17,7 @@ from nnbuild.pipeline.days import select_days
 from nnbuild.pipeline.retention import RetentionConfig, delete, prune
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime import fault_injection
-from nnbuild.store import Store, champion, deletion
+from nnbuild.store import Store, champion, champion_history, deletion
 from nnbuild.store.ids import temporary_name
 
 ADA = champion.Author("ada@build-7")
@@ -272,7 +272,7 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     for each in jobs:
         filler.job(ids[each % len(ids)], days_old=each)
     current = {each.run_id for each in champion.currents(store).values()}
-    changes, every_job = champion.recorded(store), set(store.score_ids())
+    changes, every_job = champion_history.recorded(store), set(store.score_ids())
     before, digest = size(store.root), tree_digest(store.root)
     options = {"keep_days": keep_days, "scores": scores}
     planned = pruned(store, keep, dry_run=True, **options)
@@ -285,7 +285,7 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     left = paths_of(store, *done.runs, *done.jobs)
     assert all("tables/champions" in path for path in left)
     assert not current & set(done.runs)
-    assert champion.recorded(store) == champion.histories(store) == changes
+    assert champion_history.recorded(store) == champion_history.histories(store) == changes
     for each in store.run_ids():
         require_intact(store, each)
     needed = {row["run_id"] for row in store.read_table("score_jobs").to_pylist()}
