@@ -16,9 +16,8 @@ from flows.cli.run import (
     DatasetOption,
     EpochsOption,
     ModelOption,
-    load_config,
-    nest_options,
 )
+from flows.cli.settings import load_config, nest_options
 from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +45,10 @@ def backtest(
     ctx: typer.Context,
     first_day: Annotated[str, typer.Option("--from", metavar="DAY", help="First night.")],
     last_day: Annotated[str, typer.Option("--to", metavar="DAY", help="Last night.")],
-    window: Annotated[
+    windows: Annotated[
         str | None,
         typer.Option(
+            "--window",
             metavar="DAYS",
             help="Windows to compare, in days, separated by commas; all for all days.",
             show_default="dataset.window",
@@ -93,7 +93,7 @@ def backtest(
         opened,
         _day("from", first_day),
         _day("to", last_day),
-        windows=_windows(window, run_config.dataset.window),
+        windows=_windows(windows, run_config.dataset.window),
         now=datetime.now(UTC),
         on_night=lambda night: console.print_line(_line(night)),
     )
@@ -140,12 +140,12 @@ def _windows(text: str | None, default: int | None) -> list[int | None]:
         days = int(each) if each.isascii() and each.isdigit() and len(each) < 6 else 0
         if each != "all" and not days:
             raise ConfigError(
-                f"window {each!r} is neither a number of days nor all", setting="window"
+                f"window {each!r} is neither a number of days nor all", setting="windows"
             )
         windows.append(days or None)
     if len(windows) > _MAX_WINDOWS:
         raise ConfigError(
-            f"{len(windows)} windows, expected at most {_MAX_WINDOWS}", setting="window"
+            f"{len(windows)} windows, expected at most {_MAX_WINDOWS}", setting="windows"
         )
     return windows
 

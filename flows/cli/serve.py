@@ -11,9 +11,8 @@ import typer
 
 from flows.cli.app import TRAIN, StoreOption, app
 from flows.cli.console import print_line
-from flows.cli.label import parse_options
-from flows.cli.run import load_config
 from flows.cli.score import score_config
+from flows.cli.settings import load_config, parse_options
 from nnbuild.config.presets import DATASETS
 from nnbuild.errors import ConfigError, suggestion
 

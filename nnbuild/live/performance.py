@@ -116,7 +116,7 @@ def measure_slices(
     if not by_bin:
         raise InputError(
             f"no scoring job has kept the column {column!r}; score with it in keep",
-            setting="slice",
+            setting="column",
             value=column,
         )
     names = schemas.LIVE_SLICES.names
@@ -135,7 +135,7 @@ def _require_few_values(connection: Any, column: str) -> None:
         raise InputError(
             f"the column {column!r} has {count:,} values in the scoring jobs, expected at most "
             f"{MAX_VALUES}; group them in a column of their own",
-            setting="slice",
+            setting="column",
             value=column,
         )
 

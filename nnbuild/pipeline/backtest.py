@@ -185,14 +185,19 @@ def _require_valid(
         raise ConfigError(
             f"dataset.name is {config.dataset.name!r}, expected a path with {{date}} in place of "
             "the day",
-            setting="dataset",
+            setting="dataset.name",
+            value=config.dataset.name,
         )
     if last < first:
         raise ConfigError(f"the range from {first} to {last} ends before it begins; swap the dates")
     if (last - first).days >= MAX_NIGHTS:
         raise ConfigError(f"the range from {first} to {last} has more than {MAX_NIGHTS} nights")
     if not windows or len(set(windows)) < len(windows):
-        raise ConfigError(f"windows are {list(windows)}, expected different numbers of days")
+        raise ConfigError(
+            f"windows are {list(windows)}, expected different numbers of days",
+            setting="windows",
+            value=windows,
+        )
 
 
 class _Walk:

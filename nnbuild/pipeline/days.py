@@ -92,7 +92,7 @@ def day_of(config: DatasetConfig, now: datetime) -> date:
     if config.as_of is not None and config.as_of > today:
         raise ConfigError(
             f"as_of is {config.as_of}, which is after today, {today}; give a past day",
-            setting="as_of",
+            setting="dataset.as_of",
             value=config.as_of,
         )
     return config.as_of or today
@@ -161,7 +161,7 @@ def _require_no_later_day(record: Record, day: date) -> None:
         raise ConfigError(
             f"the clock says {day}, but images of {later} have been ingested from "
             f"{record.pattern}; set the clock, or make the run of a past day with dataset.as_of",
-            setting="as_of",
+            setting="dataset.as_of",
         )
 
 
@@ -250,7 +250,7 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
         problem = f"runs on {' and '.join(sorted(runs))}" if runs else "no run on labelled days"
         raise ConfigError(
             f"{store.root} has {problem} for as_of {day}; give the dataset and the settings",
-            setting="dataset",
+            setting="dataset.name",
         )
     return dict(next(iter(runs.values())))
 
@@ -260,7 +260,7 @@ def _parse_day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(
-            f"{text!r} is not a day, expected one such as 2026-10-01", setting="as_of"
+            f"{text!r} is not a day, expected one such as 2026-10-01", setting="dataset.as_of"
         ) from error
 
 

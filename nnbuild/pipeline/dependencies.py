@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnbuild.errors import StoreError
-from nnbuild.store import Run, Store, champion, locks
+from nnbuild.store import Run, Store, champion, commands, locks
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.ids import is_run_id
 from nnbuild.store.step_results import BuiltModel, Decided, LoadedData, StepResult
@@ -80,9 +80,7 @@ def _anchor(store: Store, run_id: str) -> str | None:
 def _of_unfinished_work(store: Store) -> dict[str, Protection]:
     """Return the runs whose commit is not complete, and those that staged work refers to."""
     found = {
-        run.run_id: Protection(
-            "its commit is not complete", "complete it by `nnbuild doctor --repair`"
-        )
+        run.run_id: Protection("its commit is not complete", f"complete it by {commands.REPAIR}")
         for run in store.committed_in_staging()
     }
     for run in _unfinished(store):

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import commit, retention
-from nnbuild.store import Run, Store, champion_history, deletion, locks, schemas
+from nnbuild.store import Run, Store, champion_history, commands, deletion, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
@@ -205,8 +205,7 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "the job is committed" if score_id in done else "the job had not begun"
             yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
-            command = f"nnbuild score --resume {score_id}"
-            detail = f"can be resumed with `{command}`, or discarded"
+            detail = f"can be resumed with `{commands.resume_scoring(score_id)}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 

@@ -164,7 +164,9 @@ def _require_free(job: "Job", output: str) -> None:
     if not outputs.is_taken(outputs.location(output), job.score_id):
         return
     if job.is_new:
-        raise ConfigError(f"output {output}: not empty; choose a new folder")
+        raise ConfigError(
+            f"output {output}: not empty; choose a new folder", setting="output", value=output
+        )
     raise StoreError(
         f"output {output}: no longer empty since the job was stopped; move its contents away"
     )

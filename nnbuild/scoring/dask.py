@@ -156,7 +156,9 @@ def connect(address: str) -> "Client":
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ConfigError(
-            f"no Dask scheduler answers at {address} ({reason}); start `dask scheduler`"
+            f"no Dask scheduler answers at {address} ({reason}); start `dask scheduler`",
+            setting="address",
+            value=address,
         ) from error
 
 

@@ -80,7 +80,9 @@ def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
     for name, address in (("input", config.input), ("output", config.output)):
         if address is not None and not is_dated(address):
             raise ConfigError(
-                f"{name} {address!r} is the same for every day; put {{date}} in place of the day"
+                f"{name} {address!r} is the same for every day; put {{date}} in place of the day",
+                setting=name,
+                value=address,
             )
     dated = [_partition(config, first + timedelta(days=number)) for number in range(days)]
     _require_own_outputs(dated)
@@ -167,7 +169,11 @@ def backfill(
         Interrupted: A signal asked to stop.
     """
     if not 1 <= max_parallel <= MAX_PARALLEL:
-        raise ConfigError(f"max_parallel is {max_parallel}, expected 1 to {MAX_PARALLEL}")
+        raise ConfigError(
+            f"max_parallel is {max_parallel}, expected 1 to {MAX_PARALLEL}",
+            setting="max_parallel",
+            value=max_parallel,
+        )
     store = Store(root)
     days = partitions(config, first, last)
     present = [each for each in days if is_there(each.config.input)]

@@ -62,7 +62,9 @@ def history(store: Store, dataset: str | None = None) -> list[Change]:
 def _only(known: Mapping[str, object]) -> str:
     if len(known) > 1:
         names = ", ".join(f"{_PREFIX}{each}" for each in known)
-        raise StoreError(f"{len(known)} datasets have a champion; choose one of {names}")
+        raise StoreError(
+            f"{len(known)} datasets have a champion; choose one of {names}", setting="dataset"
+        )
     return next(iter(known))
 
 
@@ -123,7 +125,9 @@ def _required(store: Store, dataset: str | None) -> tuple[str, list[Change]]:
     name = _only(known) if dataset is None else dataset
     if name not in known:
         raise StoreError(
-            f"dataset {name!r} has no champion in {store.root}; {suggestion(name, known)}"
+            f"dataset {name!r} has no champion in {store.root}; {suggestion(name, known)}",
+            setting="dataset",
+            value=name,
         )
     return name, known[name]
 

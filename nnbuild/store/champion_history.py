@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from nnbuild.errors import StoreError
-from nnbuild.store import schemas
+from nnbuild.store import commands, schemas
 from nnbuild.store.filesystem import make_durable_dir, os_errors_as_store_errors, write_json
 from nnbuild.store.ids import is_run_id, require_name
 from nnbuild.store.json_models import problem, read_model
@@ -122,7 +122,7 @@ def histories(store: Store) -> dict[str, list[Change]]:
     with os_errors_as_store_errors(f"look for {path}"):
         if not path.exists():
             return {}
-    remedy = "rebuild it by `nnbuild doctor --repair`"
+    remedy = f"rebuild it by {commands.REPAIR}"
     found = read_model(path, _Champions, "a history of champions", remedy=remedy).datasets
     return {dataset: found[dataset] for dataset in sorted(found) if found[dataset]}
 
