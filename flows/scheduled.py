@@ -64,7 +64,7 @@ def _skipped(message: str) -> State[Any]:
 
 
 class DeploymentCheck(NamedTuple):
-    """Difference between the current run and its deployment today.
+    """Difference between the current run and its deployment as it is now.
 
     Attributes:
         removed: Whether the schedule that planned the run was removed.

@@ -1,4 +1,4 @@
-"""Settings from options, and options by their settings."""
+"""Turn options into settings, and find the option of a setting."""
 
 from __future__ import annotations
 

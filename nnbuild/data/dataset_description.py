@@ -75,8 +75,8 @@ class DatasetDescription(BaseModel):
 
 
 Part = Annotated[str, Field(pattern="^days/[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9a-f]{64}$")]
-"""A day that is a part of datasets: its folder, relative to the folder of all datasets of that
-name. The last component is the digest of its content, see `Dataset.digest`."""
+"""Path of a part: the folder of a day, relative to the folder of all datasets of that name. It ends
+in the digest of its content, see `Dataset.digest`."""
 
 
 class PartDescription(BaseModel):

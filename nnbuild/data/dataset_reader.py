@@ -74,7 +74,7 @@ def read_dataset(folder: Path, workspace: Workspace = IN_MEMORY) -> Dataset:
 
 
 def _read_parts(folder: Path, parts: Sequence[Part], workspace: Workspace) -> list[Dataset]:
-    """Read parts of one dataset, whose pixels are in one file if memory does not hold them."""
+    """Read the parts of a dataset; if their pixels do not fit in memory, they share one file."""
     rows = [read_description(folder / part, PartDescription).images.rows for part in parts]
     first = read_part(folder, parts[0])
     size = sum(rows) * math.prod(first.image_shape)
@@ -85,7 +85,7 @@ def _read_parts(folder: Path, parts: Sequence[Part], workspace: Workspace) -> li
     for part in parts:
         dataset = read_part(folder, part)
         if dataset.image_shape != first.image_shape:
-            return [first, dataset]  # which cannot be joined
+            return [first, dataset]  # joining them reports the difference
         for split in dataset.splits.values():
             writer.append(split.images)
         outlines.append(_with_images(dataset, lambda images: np.broadcast_to(0, images.shape)))
@@ -201,7 +201,7 @@ def _read_split(path: Path, expected: FileDescription) -> Split:
 
 
 def _map_split(path: Path, expected: FileDescription, workspace: Workspace) -> Split:
-    """Read a split whose pixels memory does not hold, through a file of its pixels.
+    """Read a split whose pixels do not fit in memory: they are copied to a mapped file.
 
     Both files are verified: the Parquet file by the digest in dataset.json, and the file of the
     pixels by the digest that it had when it was written.
@@ -238,7 +238,7 @@ def _map_images(
     if workspace.keeps_maps:
         kept = open_map(workspace, expected.sha256)
         return write_map(workspace, expected.sha256, batches) if kept is None else kept
-    # Its own measure would count the pixels of this split alone.
+    # Always in a file: the writer would decide by the pixels of this split alone.
     writer = PixelWriter(replace(workspace, limit=0))
     for batch in batches:
         writer.append(batch)

@@ -1,4 +1,4 @@
-"""Ingestion of a dated source: each day is stored once, by content, and the store knows when.
+"""Ingestion of a dated source: each day is stored once, by content, and its time is recorded.
 
 The record of a source lists its days, and for each day its versions: a day that is corrected gets
 a new version, and the earlier ones are kept. It is `datasets/<name>/days/<source>.json`; the images
@@ -115,8 +115,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then is left out if it was searched for by then: it was
-        late. If it was not searched for, its state is unknown, and the present version counts.
+        A day that had not been ingested by then was late, and is left out, if it had been searched
+        for. If it had not, its state at that moment is unknown, and its newest version counts.
 
         Args:
             moment: Aware time.
@@ -124,8 +124,8 @@ class Record(BaseModel):
             last: Last day.
 
         Returns:
-            The versions, in the order of the days, and the number of those that are as they are
-            now.
+            The versions, in the order of the days, and the number of days whose state at that
+            moment is unknown.
         """
         before = {
             day: [
@@ -200,7 +200,8 @@ class DatedSource:
             last: Last day.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
-            is_past: Whether the range is not that of the present, so that days are not late.
+            is_past: Whether a past range is ingested later: a day that is missing was not late
+                then.
 
         Returns:
             The record, and a remark on the days that the source no longer has.

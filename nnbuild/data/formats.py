@@ -202,11 +202,13 @@ def load_path(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     for each in FORMATS:
         if each.load_folder is not None and each.find(location):
             return each.load_folder(path, options)
-    return image_folder.load(path, options)  # which says what is missing
+    return image_folder.load(path, options)  # its error says what is missing
 
 
 def open_stream(address: str, options: StreamOptions) -> ImageStream:
-    """Open the images at an address for scoring; what the options have an index of is not listed.
+    """Open the images at an address for scoring.
+
+    Its files are listed, unless the options have an index of them.
 
     Args:
         address: A file in one of the formats, a folder or a glob of Parquet files or of pictures,

@@ -1,4 +1,4 @@
-"""Add labels to the table `labels`: each file once. All labels are kept, and the newest counts.
+"""Add files of labels to the table `labels`, each once; of several labels the newest counts.
 
 A set of labels is prepared in `staging/labels/`, then moved into the store, its rows of
 `label_jobs` last. If the process is killed before the set is complete, the next ingestion removes
@@ -31,7 +31,7 @@ from nnbuild.store.query import connected
 from nnbuild.store.tables import write_table
 from nnbuild.store.views import reading_errors
 
-_SET_ROWS = 1_000_000  # a set that has so many rows is committed before the next file is read
+_SET_ROWS = 1_000_000  # rows after which a set is committed before the next file is read
 _MEMORY = 2**28  # bytes for DuckDB; what does not fit goes to temporary files
 _FOLDERS = ("quarantine", "labels", "label_jobs")  # in the order in which they are moved
 _READY = "ready.json"
@@ -60,8 +60,8 @@ class Ingested:
             and were tried again.
         labelled: Number of rows that were the first label of their example.
         corrected: Number of rows that changed the label that counts.
-        repeated: Number of rows that left the label that counts as it was: the same label again,
-            or one that was observed earlier.
+        repeated: Number of rows that did not change the label that counts: the same label, or one
+            that was observed earlier.
         quarantined: Number of rows that could not be used.
         files: Number of files at the address.
         new_files: Number of them that were not ingested before.

@@ -101,7 +101,7 @@ def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterato
 def _class_table(lists: Sequence[tuple[str, ...]]) -> pa.Table:
     """Return a table of the class that each text means, for each list of class names.
 
-    A label is the name of a class. If not all names are numbers, it may also be the class's number.
+    A label is the name of a class. Unless all names are numbers, it may also be the class's number.
     """
     rows = []
     for number, names in enumerate(lists):

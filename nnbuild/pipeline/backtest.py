@@ -141,8 +141,8 @@ def backtest(
     """Make the runs of past nights, for several windows.
 
     The days are ingested into the store, and everything else goes to temporary stores: runs and
-    champions of the store are not touched. The versions of the days are those that a run as of the
-    day uses.
+    champions of the store are not touched. Each run uses the versions of the days that a run with
+    `as_of` would use.
 
     Args:
         config: Settings of the runs, whose dataset has `{date}`.

@@ -1,4 +1,4 @@
-"""Commit a run: stage all of its outputs, and publish them in one move.
+"""Commit a run: stage all of its outputs, then publish them, its row in `runs` last.
 
 A run that failed is committed as well, with its error and with what it has.
 """

@@ -73,7 +73,7 @@ class Comparison:
         paired: Which of the two classifies each image correctly.
         rows: Whether each test image of the challenger was compared, bool, shape (n,).
         metrics: Metrics of the other run on all test images of the challenger, by name; empty if
-            images were left out, because the challenger's metrics would be those of more images.
+            images were left out, because the challenger's metrics are on all of them.
     """
 
     paired: PairedResult

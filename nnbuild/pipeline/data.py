@@ -80,7 +80,7 @@ def load_data(
     if not store.has_dataset(dataset.name, dataset.digest):
         folder = staged_dataset(run)
         location = run.relative(folder)
-        make_durable_dir(folder)  # it refuses to create a store that disappeared again
+        make_durable_dir(folder)  # it does not create again a store that disappeared
         dataset_writer.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return _described(

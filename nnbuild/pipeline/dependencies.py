@@ -162,11 +162,11 @@ def _recorded(run: Run, kind: type[StepResult]) -> dict[str, Any]:
 
 
 def starting_runs(store: Store, run_ids: Iterable[str]) -> dict[str, str]:
-    """Return the runs from whose weights other runs started, each with one of these.
+    """Return the runs from whose weights other runs started, each with the ID of one that did.
 
     Args:
         store: Store of the runs.
-        run_ids: IDs of the other runs.
+        run_ids: IDs of the runs that may have started from them.
     """
     wanted, found = set(run_ids), {}
     for row in store.read_table("runs", columns=["config"]).to_pylist():
@@ -207,7 +207,7 @@ def needed_datasets(store: Store, deleted: Iterable[str] = ()) -> set[str]:
 
 
 def with_parts(store: Store, names: Iterable[str]) -> set[str]:
-    """Return datasets and the parts, such as days, that they consist of; paths as above.
+    """Return the paths of datasets and of the parts, such as days, that they consist of.
 
     Raises:
         StoreError: The description of a dataset is damaged, so that its parts are unknown.

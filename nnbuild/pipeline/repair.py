@@ -30,7 +30,7 @@ _SCORE, _REPAIR = "score-", "repair-"
 _FOLDERS = ("datasets", "quarantine", "runs", "scores", "staging", "tables")
 _DISCARDED = "to be discarded"
 _HELD = "a process is working on it"
-_DIGEST_ENDING = re.compile(r"[0-9a-f]{32}")  # `temporary_name` keeps so much of a digest
+_DIGEST_ENDING = re.compile(r"[0-9a-f]{32}")  # what `temporary_name` keeps of a digest
 
 
 class Finding(NamedTuple):
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
     Attributes:
         path: Path relative to the store, or to the local folder of a remote store.
-        action: Planned action; `keep` is none, `lost` cannot be repaired.
+        action: Planned action; `keep` changes nothing, and `lost` cannot be repaired.
         detail: Description, and what a person can do.
     """
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _SECONDS_TO_CONNECT = 10
 _POLL_SECONDS = 0.2
 _SECONDS_FOR_A_SHARD = 60
-_STOP = "stop"  # a file in the folder of the job: shards that have not started do not start
+_STOP = "stop"  # file in the folder of the job; while it exists, no further shard starts
 
 
 def score_on_cluster(

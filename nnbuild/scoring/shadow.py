@@ -53,7 +53,7 @@ def resolve_shadow(store: Store, config: ScoreConfig, model: ScoringModel) -> Sc
         theirs = store.manifest(run_id)
         if theirs.row.status == "succeeded" and (reason := difference(mine, theirs)) is not None:
             raise _refused(config, f"{reason}; choose another run, see `nnbuild runs`")
-    # Its own engine: a run that was not exported must not keep the model from ONNX Runtime.
+    # With its own engine: if the shadow was not exported, the job's model still uses ONNX Runtime.
     shadow = model_for_scoring(store, run_id, config.model_copy(update={"engine": "auto"}))
     if config.calibrated and shadow.temperature is None:
         raise _refused(config, "it has no temperature; choose a calibrated run, or set calibrated "

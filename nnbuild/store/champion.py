@@ -198,7 +198,7 @@ def promote(store: Store, run_id: str, author: Author, *, now: datetime | None =
 
     Args:
         store: Store of the run.
-        run_id: ID of a committed run that succeeded; of the champion itself to pin it.
+        run_id: ID of a committed run that succeeded; the champion's own ID pins it.
         author: Person who promotes it.
         now: Time of the change, with a time zone; the current time if not given.
 
@@ -221,7 +221,7 @@ def promote(store: Store, run_id: str, author: Author, *, now: datetime | None =
 def replace(
     store: Store, run_id: str, author: Author, *, expected: str, now: datetime | None = None
 ) -> Change:
-    """Make a run the champion by a test, without a pin, unless a person has pinned the present one.
+    """Make a run the champion because of a test; without a pin, and not in place of a pinned one.
 
     Args:
         store: Store of the run.
@@ -245,7 +245,7 @@ def replace(
 def rollback(
     store: Store, author: Author, *, dataset: str | None = None, now: datetime | None = None
 ) -> Change:
-    """Restore the last champion with another model, and pin it; repeated, go further back.
+    """Restore the last champion with another model, and pin it; call it again to go further back.
 
     Args:
         store: Store of the champion.

@@ -27,7 +27,7 @@ def is_url(address: str) -> bool:
 
 
 def absolute_address(address: str) -> str:
-    """Return a URL as it is, and a path as one that is valid in any working folder."""
+    """Return an address that is valid in any working folder: a path is made absolute."""
     return address if is_url(address) else str(Path(address).absolute())
 
 

@@ -30,7 +30,7 @@ _REMEDIES = {
 }
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.ASCII)  # `Path` has made one slash of two
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
-_MOST_LINKS = 40  # as the kernel has it
+_MOST_LINKS = 40  # the kernel's limit
 _LONGEST_FILE_NAME = 64  # of a file that nnbuild writes into an output folder
 
 

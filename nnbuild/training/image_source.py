@@ -1,4 +1,4 @@
-"""Give the steps of a compiled loop their images: all at once, or a block ahead of the next.
+"""Provide the images for the steps of a compiled loop: all at once, or read a block ahead.
 
 Both sources give a step the same rows in the same order, so a fit learns the same from both.
 """

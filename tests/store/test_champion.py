@@ -10,10 +10,10 @@ from cloned_runs import clone_run
 from command_line import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 
 from nnbuild.errors import StoreError
 from nnbuild.pipeline.repair import repair
-from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion, champion_history
 from nnbuild.store.champion import Author
 from nnbuild.store.query import query
@@ -206,21 +206,11 @@ def test_table_equals_pointer_after_any_steps(trained, tmp_path_factory, steps):
     assert repair(store, NOW) == []
 
 
-class _Killed(BaseException):
-    """Simulated SIGKILL, which no handler of the program may catch."""
-
-
 @pytest.mark.parametrize("healed_by", ["change", "repair"])
-def test_killed_change_is_recorded(store, monkeypatch, healed_by):
-    def kill(name):
-        if name == "champion:changed":
-            raise _Killed
-
+def test_killed_change_is_recorded(store, healed_by):
     second = clone_run(store, store.run_ids()[0], other_model=True)
-    monkeypatch.setattr(fault_injection, "failpoint", kill)
-    with pytest.raises(_Killed):
+    with killed_at("champion:changed"):
         champion.promote(store, second, ADA)
-    monkeypatch.undo()
     assert champion.current(store) == second
     assert len(rows(store)) == len(changes(store)) - 1
     if healed_by == "change":
