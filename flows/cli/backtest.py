@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +80,7 @@ def backtest(
     run_config = load_config(options, config, settings or [])
     from nnbuild.config.schema import resolve
     from nnbuild.pipeline.backtest import backtest as walk
+    from nnbuild.runtime.date_patterns import parse_day
     from nnbuild.store import Store
     from nnbuild.store.outputs import require_new
 
@@ -91,8 +92,8 @@ def backtest(
     result = walk(
         run_config,
         opened,
-        _day("from", first_day),
-        _day("to", last_day),
+        parse_day(first_day, "from"),
+        parse_day(last_day, "to"),
         windows=_windows(windows, run_config.dataset.window),
         now=datetime.now(UTC),
         on_night=lambda night: console.print_line(_line(night)),
@@ -116,15 +117,6 @@ def backtest(
     print_table([row | {"window": text.window(row["window"])} for row in summary], _HEADINGS, "")
     for row in summary:
         print_line(text.on_window(row))
-
-
-def _day(option: str, value: str) -> date:
-    try:
-        return date.fromisoformat(value)
-    except ValueError as error:
-        raise ConfigError(
-            f"{value!r} is not a day, expected one such as 2026-10-01", setting=option
-        ) from error
 
 
 def _windows(text: str | None, default: int | None) -> list[int | None]:

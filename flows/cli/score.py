@@ -242,7 +242,7 @@ def score(
     days = explicit_options(ctx, first_day=first_day, last_day=last_day, max_parallel=max_parallel)
     if days:
         _refuse_for_days(resume=resume, runner=runner, address=address, day=day)
-        range_of_days = _day("--from", first_day), _day("--to", last_day)
+        range_of_days = _day("from", first_day), _day("to", last_day)
         config = score_config(options, ctx.command)
         _score_days(config, range_of_days, store, max_parallel=max_parallel, as_json=as_json)
     else:
@@ -364,17 +364,14 @@ def _refuse_for_days(
         )
 
 
-def _day(option: str, text: str | None) -> date:
+def _day(name: str, text: str | None) -> date:
+    from nnbuild.runtime.date_patterns import parse_day
+
     if text is None:
         raise ConfigError(
-            f"a range of days needs --from and --to; give {option} too, such as {option} 2026-11-01"
+            f"a range of days needs --from and --to; give --{name} too, such as --{name} 2026-11-01"
         )
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} {text!r} is not a valid day, expected e.g. 2026-11-01"
-        ) from error
+    return parse_day(text, name)
 
 
 def _score_days(

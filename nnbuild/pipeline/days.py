@@ -15,7 +15,7 @@ from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.errors import ConfigError, DataError
-from nnbuild.runtime.date_patterns import address_of_day
+from nnbuild.runtime.date_patterns import address_of_day, parse_day
 from nnbuild.store import schemas
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import DayVersion
@@ -239,7 +239,7 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such run, or there are runs on several datasets.
     """
-    parsed = _parse_day(day)
+    parsed = parse_day(day, "dataset.as_of")
     runs: dict[str, dict[str, Any]] = {}
     for manifest in _runs_around(store, parsed) if store.exists() else ():
         data, dataset = manifest.steps.load_data, manifest.config.get("dataset", {})
@@ -253,15 +253,6 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
             setting="dataset.name",
         )
     return dict(next(iter(runs.values())))
-
-
-def _parse_day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{text!r} is not a day, expected one such as 2026-10-01", setting="dataset.as_of"
-        ) from error
 
 
 def parts_table(versions: tuple[DayVersion, ...], config: RunConfig) -> pa.Table:

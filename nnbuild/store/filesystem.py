@@ -212,14 +212,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     with os_errors_as_store_errors(f"write {path}"):
         make_durable_dir(path.parent)
-        temporary = create_beside(path)
-        try:
+        with replaced(path) as temporary:
             yield temporary
-            fsync_file(temporary)
-            temporary.replace(path)
-            fsync_dir(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Replace a file atomically; the errors are those of the operating system."""
+    temporary = create_beside(path)
+    try:
+        yield temporary
+        fsync_file(temporary)
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
