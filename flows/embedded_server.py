@@ -352,7 +352,7 @@ def exit_without_server(report: Callable[[Interrupted], int]) -> Iterator[None]:
 
 @contextmanager
 def prompt_stop() -> Iterator[None]:
-    """Let a stop in this block take seconds, whether or not the Prefect server answers.
+    """Make a stop in this block take seconds at most, whether or not the Prefect server answers.
 
     Prefect reports the end of a run to its server. It retries each request for minutes, and at the
     interpreter's exit it waits for unsent log lines.

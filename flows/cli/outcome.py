@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from nnbuild.store.manifests import Manifest
     from nnbuild.store.step_results import Decided
 
-Settings = dict[str, Any]
 
-
-def summarize_outcome(store: Store, manifest: Manifest) -> Settings:
+def summarize_outcome(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return the outcome of a committed run, its reason, and the next step as a sentence."""
     decided = manifest.steps.decide
     if decided is None or decided.outcome is None:  # committed by an earlier version
@@ -29,7 +27,7 @@ def summarize_outcome(store: Store, manifest: Manifest) -> Settings:
     }
 
 
-def print_outcome(summary: Settings) -> None:
+def print_outcome(summary: dict[str, Any]) -> None:
     """Print whether a run was promoted and why, and what to do next."""
     verdict = "promoted" if summary["outcome"] == "promoted" else "not promoted"
     print_line(f"{verdict}: {summary['reason']}" if summary["reason"] else verdict)

@@ -1,4 +1,4 @@
-"""Ingestion of a dated source: each day is stored once, by content, and the store knows when.
+"""Ingestion of a dated source: each day is stored once, by content, and its time is recorded.
 
 The record of a source lists its days, and for each day its versions: a day that is corrected gets
 a new version, and the earlier ones are kept. It is `datasets/<name>/days/<source>.json`; the images
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
@@ -115,8 +115,8 @@ class Record(BaseModel):
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then is left out if it was searched for by then: it was
-        late. If it was not searched for, its state is unknown, and the present version counts.
+        A day that had not been ingested by then was late, and is left out, if it had been searched
+        for. If it had not, its state at that moment is unknown, and its newest version counts.
 
         Args:
             moment: Aware time.
@@ -124,8 +124,8 @@ class Record(BaseModel):
             last: Last day.
 
         Returns:
-            The versions, in the order of the days, and the number of those that are as they are
-            now.
+            The versions, in the order of the days, and the number of days whose state at that
+            moment is unknown.
         """
         before = {
             day: [
@@ -200,7 +200,8 @@ class DatedSource:
             last: Last day.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
-            is_past: Whether the range is not that of the present, so that days are not late.
+            is_past: Whether a past range is ingested later: a day that is missing was not late
+                then.
 
         Returns:
             The record, and a remark on the days that the source no longer has.
@@ -281,7 +282,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_part(dataset, temporary)
+                    dataset_writer.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
@@ -302,13 +303,15 @@ class DatedSource:
             Digest of the dataset.
         """
         parts = [each.part for each in versions]
-        digest = tables.digest_of_parts(parts)
+        digest = dataset_writer.digest_of_parts(parts)
         target = self._store.local_root / "datasets" / self.name / digest
         if not target.is_dir():
             temporary = target.with_name(temporary_name(digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_parts(temporary, name=self.name, source=source, parts=parts)
+                    dataset_writer.write_parts(
+                        temporary, name=self.name, source=source, parts=parts
+                    )
                 publish_dir(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -335,7 +338,7 @@ class DatedSource:
     def _count(self, version: DayVersion) -> dict[bytes, int]:
         """Return how often a version has each image with its label, by a digest of both."""
         folder = self._store.local_dataset(self.name, version.part)
-        part = tables.read_part(folder.parents[2], version.part)
+        part = dataset_reader.read_part(folder.parents[2], version.part)
         counts: dict[bytes, int] = {}
         for split in part.splits.values():
             for image, label in zip(split.images, split.labels, strict=True):

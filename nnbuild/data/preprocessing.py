@@ -61,7 +61,7 @@ class Preprocessing(BaseModel):
             changes the proportions.
         channels: 1 for grayscale, 3 for RGB; None to keep those of the pictures.
         background: Colour of transparent pixels and of padding, as `#rrggbb`.
-        rules: Version of the rules of this module, which a model keeps.
+        rules: Version of this module's rules; a model keeps the one that it was trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.config.schema import RunConfig
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader
 from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.labels import NONE
 from nnbuild.engines import Engine
@@ -141,8 +141,8 @@ def backtest(
     """Make the runs of past nights, for several windows.
 
     The days are ingested into the store, and everything else goes to temporary stores: runs and
-    champions of the store are not touched. The versions of the days are those that a run as of the
-    day uses.
+    champions of the store are not touched. Each run uses the versions of the days that a run with
+    `as_of` would use.
 
     Args:
         config: Settings of the runs, whose dataset has `{date}`.
@@ -185,14 +185,19 @@ def _require_valid(
         raise ConfigError(
             f"dataset.name is {config.dataset.name!r}, expected a path with {{date}} in place of "
             "the day",
-            setting="dataset",
+            setting="dataset.name",
+            value=config.dataset.name,
         )
     if last < first:
         raise ConfigError(f"the range from {first} to {last} ends before it begins; swap the dates")
     if (last - first).days >= MAX_NIGHTS:
         raise ConfigError(f"the range from {first} to {last} has more than {MAX_NIGHTS} nights")
     if not windows or len(set(windows)) < len(windows):
-        raise ConfigError(f"windows are {list(windows)}, expected different numbers of days")
+        raise ConfigError(
+            f"windows are {list(windows)}, expected different numbers of days",
+            setting="windows",
+            value=windows,
+        )
 
 
 class _Walk:
@@ -290,7 +295,7 @@ class _Walk:
         if not versions:
             return None
         path = self._store.local_dataset(self._source.name, versions[0].part)
-        part = tables.read_part(path.parents[2], versions[0].part)
+        part = dataset_reader.read_part(path.parents[2], versions[0].part)
         splits = part.splits.values()
         return versions[0].day, _Part(
             np.concatenate([split.images for split in splits]),

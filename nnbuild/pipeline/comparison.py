@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.config.sections import GateConfig
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader
 from nnbuild.data.dataset import Digests, Split
-from nnbuild.data.tables import Fingerprint
+from nnbuild.data.dataset_reader import Fingerprint
 from nnbuild.engines import Logits
 from nnbuild.errors import ContractError, DataError, StoreError, StoreGoneError, one_line
 from nnbuild.evaluation import evaluate
@@ -73,7 +73,7 @@ class Comparison:
         paired: Which of the two classifies each image correctly.
         rows: Whether each test image of the challenger was compared, bool, shape (n,).
         metrics: Metrics of the other run on all test images of the challenger, by name; empty if
-            images were left out, because the challenger's metrics would be those of more images.
+            images were left out, because the challenger's metrics are on all of them.
     """
 
     paired: PairedResult
@@ -101,7 +101,7 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
         run=run,
         data=data,
         folder=folder,
-        fingerprint=tables.fingerprint(folder),
+        fingerprint=dataset_reader.fingerprint(folder),
         model_digest=None if fitted is None else fitted.files.get("model/model.keras"),
         labels=labels,
         predicted=predicted,
@@ -209,7 +209,7 @@ def _seen(challenger: Challenger, store: Store, manifest: Manifest, other: Finge
     for start in (each for run_id in starts for each in _chain_of_starts(store, run_id)):
         name, digest = start.steps.load_data.name, start.steps.load_data.digest
         if (name, digest) not in datasets and store.has_dataset(name, digest):
-            datasets[name, digest] = tables.fingerprint(store.local_dataset(name, digest))
+            datasets[name, digest] = dataset_reader.fingerprint(store.local_dataset(name, digest))
     return np.concatenate([each.seen for each in datasets.values()])
 
 
@@ -242,7 +242,7 @@ def _fingerprint(challenger: Challenger, store: Store, data: LoadedData) -> Fing
     own = challenger.data
     if (data.name, data.digest) == (own.name, own.digest):
         return challenger.fingerprint
-    return tables.fingerprint(store.local_dataset(data.name, data.digest))
+    return dataset_reader.fingerprint(store.local_dataset(data.name, data.digest))
 
 
 def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig) -> str:
@@ -306,7 +306,7 @@ def _score(
     challenger: Challenger, store: Store, manifest: Manifest, rows: Rows
 ) -> tuple[Labels, dict[str, float]]:
     """Return the classes that a committed run predicts for test images, and its metrics on them."""
-    test = tables.read_test_split(challenger.folder)
+    test = dataset_reader.read_test_split(challenger.folder)
     split = Split(test.images[rows], test.labels[rows])
     logits = _logits(challenger, store, manifest, split)
     values = evaluate(logits, split.labels, logits.shape[1])

@@ -1,6 +1,5 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from nnbuild.pipeline.comparison import (
 )
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
+from nnbuild.store.filesystem import absolute_address
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
@@ -200,7 +200,7 @@ def shared_name(run: Run, decided: Decided) -> str | None:
         return None
     theirs = Store(run.store).manifest(decided.champion).settings.dataset.name
     mine = run.config.dataset.name
-    if os.path.abspath(theirs) == os.path.abspath(mine):  # noqa: PTH100  (also of a URL)
+    if absolute_address(theirs) == absolute_address(mine):
         return None
     return (
         f"champion {decided.champion} was trained on {theirs}, this run on {mine}; datasets of one "

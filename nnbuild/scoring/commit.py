@@ -94,7 +94,9 @@ def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
             f"{job.config.input}: mean brightness {actual:.2f} of 255, but {expected:.2f} in the "
             f"validation images of the model: a factor of {ratio:.0f}, expected at most "
             f"{job.config.max_brightness_ratio:g}; rescale the pixels, set pixel_max, or raise "
-            "max_brightness_ratio"
+            "max_brightness_ratio",
+            setting="max_brightness_ratio",
+            value=job.config.max_brightness_ratio,
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 from data_files import tiny, write_npz, write_parquet
 from labelled_days import LabelledDays, day, image_keys, noon
 
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader
 from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.errors import DataError, StoreError
@@ -112,7 +112,7 @@ def test_dataset_of_days_has_every_image_once(days, store):
     source = DatedSource(store, days.pattern)
     record, _ = source.ingest(None, day(2), noon(2))
     digest = source.create_dataset(record.newest(None, day(2)), "days")
-    dataset = tables.read_dataset(store.local_dataset(source.name, digest))
+    dataset = dataset_reader.read_dataset(store.local_dataset(source.name, digest))
     written = [
         key
         for number in range(3)
@@ -150,7 +150,7 @@ def test_days_may_lack_classes(days, store):
     source = DatedSource(store, days.pattern)
     record, _ = source.ingest(None, day(1), noon(1))
     digest = source.create_dataset(record.newest(None, day(1)), "days")
-    dataset = tables.read_dataset(store.local_dataset(source.name, digest))
+    dataset = dataset_reader.read_dataset(store.local_dataset(source.name, digest))
     assert dataset.class_names == tuple(names)
     counts = np.bincount(np.concatenate([dataset.train.labels, dataset.test.labels]))
     assert counts.tolist() == [10, 20, 10, 10]
@@ -331,7 +331,7 @@ def test_source_and_store_may_be_remote(s3_store, days, monkeypatch, tmp_path):
     assert [each.rows for each in record.versions()] == [40, 40]
     monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
     other = Store(s3_store)
-    dataset = tables.read_dataset(other.local_dataset(source.name, digest))
+    dataset = dataset_reader.read_dataset(other.local_dataset(source.name, digest))
     assert len(dataset.train) + len(dataset.test) == 80
     with monkeypatch.context() as patch:
         patch.setattr("nnbuild.data.day_versions.read_day", pytest.fail)  # nothing has changed

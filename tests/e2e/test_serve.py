@@ -391,7 +391,7 @@ def test_webhook_is_notified_of_a_crashed_run(real_prefect, listener, monkeypatc
         (["--score-input", "in", "--shadow", "oldest"], "--shadow 'oldest'"),
         (["--label-cron", "0 6 * * *"], "without --label-input"),
         (["--retrain-on-loss"], "give that too"),
-        (["--label-input", "in", "--label-set", "margin=2"], "--margin 2"),
+        (["--label-input", "in", "--label-set", "margin=2"], "margin 2"),
         (["--label-input", "in", "--label-set", "colour=2"], "--colour 2"),
         ([], "no Prefect server is configured"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 from small_data import run_config
 
 from nnbuild import pipeline
@@ -399,10 +400,6 @@ def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
     assert store.read_table("decisions", run_id)["outcome"].to_pylist() == ["skipped"]
 
 
-class _Killed(BaseException):
-    """Simulated SIGKILL, which no handler of the program may catch."""
-
-
 @pytest.mark.parametrize(
     "at",
     [
@@ -413,15 +410,9 @@ class _Killed(BaseException):
         "champion:recorded",
     ],
 )
-def test_killed_promotion_is_finished(tmp_path, small_folder, monkeypatch, at):
-    def point(name):
-        if name == at:
-            raise _Killed
-
-    monkeypatch.setattr(fault_injection, "failpoint", point)
-    with pytest.raises(_Killed):
+def test_killed_promotion_is_finished(tmp_path, small_folder, at):
+    with killed_at(at):
         retrain(run_config(small_folder), tmp_path)
-    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     store = Store(tmp_path)
     waiting = store.unfinished_runs()
     if waiting:

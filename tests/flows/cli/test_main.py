@@ -162,7 +162,7 @@ def test_options_are_documented():
 
 
 def test_options_override_file_and_set(tmp_path):
-    from flows.cli.run import load_config
+    from flows.cli.settings import load_config
 
     path = tmp_path / "run.toml"
     path.write_text(
