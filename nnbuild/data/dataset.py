@@ -54,8 +54,10 @@ class Split:
     def image_digests(self) -> Digests:
         """Return the digest of the pixels of each image, equal for equal images."""
         rows = (np.ascontiguousarray(image).reshape(-1) for image in np.asarray(self.images))
-        digests = (hashlib.blake2b(row.data, digest_size=DIGEST_BYTES).digest() for row in rows)
-        return np.frombuffer(b"".join(digests), f"S{DIGEST_BYTES}")
+        digests = bytearray()
+        for row in rows:
+            digests += hashlib.blake2b(row.data, digest_size=DIGEST_BYTES).digest()
+        return np.frombuffer(bytes(digests), f"S{DIGEST_BYTES}")
 
     @cached_property
     def content_digest(self) -> str:

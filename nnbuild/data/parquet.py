@@ -225,7 +225,7 @@ def _read(
     kept: list[pa.Table] = []
     scales: dict[str, None] = {}
     for path in paths:
-        white, parts = _with_white(_batches(path, options, pictures), path, options)
+        white, parts = _with_white(path, options, pictures)
         scale = ""
         for part_images, part_labels, part_kept in parts:
             scale = scale or pixel_scale.description(part_images, white)
@@ -247,19 +247,31 @@ def _read(
 
 
 def _with_white(
-    batches: Iterator[_Batch], path: Path, options: ReadOptions
+    path: Path, options: ReadOptions, pictures: PictureReader
 ) -> tuple[float, Iterable[_Batch]]:
     """Return the pixel value of white in a file, and its batches.
 
-    All of them are held for it only if they are floats, whose scale depends on the whole file.
+    The scale of floats depends on the whole file: they are held for it, or read twice if memory
+    does not hold them.
     """
+    batches = _batches(path, options, pictures)
     if options.pixel_max is not None:
         return options.pixel_max, batches
     first = next(batches, None)
     if first is None or first[0].dtype.kind != "f":
         return pixel_scale.WHITE, batches if first is None else itertools.chain([first], batches)
-    held = [first, *batches]
-    return pixel_scale.white_of_floats([images for images, _, _ in held], path), held
+    held: list[_Batch] | None = []
+    size = 0
+
+    def images() -> Iterator[NDArray[Any]]:
+        nonlocal held, size
+        for batch in itertools.chain([first], batches):
+            size += batch[0].nbytes
+            held = [*held, batch] if held is not None and options.workspace.holds(size) else None
+            yield batch[0]
+
+    white = pixel_scale.white_of_floats(images(), path)
+    return white, _batches(path, options, pictures) if held is None else held
 
 
 def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:

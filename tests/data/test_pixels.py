@@ -3,15 +3,17 @@
 import errno
 import io
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from data_files import PARQUET_FORMS, tiny, write_parquet_folder, write_picture_folder
+from data_files import PARQUET_FORMS, tiny, write_idx, write_parquet_folder, write_picture_folder
 
-from nnbuild.data import parquet, pixels, tables
+from nnbuild.data import archives, parquet, pixel_scale, pixels, tables
 from nnbuild.data.dataset import Dataset, Split, hold_out
 from nnbuild.data.formats import load_path
 from nnbuild.data.options import ReadOptions
@@ -117,6 +119,101 @@ def test_parquet_in_batches_is_the_same(tmp_path, disk, monkeypatch, form):
     assert is_mapped(found.train.images)
     assert equal(found, expected)
     assert found.pixel_scales == expected.pixel_scales
+
+
+KINDS = {
+    "uint8": lambda images: images,
+    ">i4": lambda images: images.astype(">i4"),
+    "float32": lambda images: (images / 255).astype(np.float32),
+    "float64": lambda images: images.astype(np.float64),
+}
+
+
+def same_once_stored(path, disk, expected, folder):
+    """Return whether a source gives the same files in the store from a mapped file."""
+    found = load_path(path, ReadOptions(workspace=disk))
+    assert is_mapped(found.train.images)
+    assert equal(found, expected)
+    assert found.pixel_scales == expected.pixel_scales
+    for dataset, name in ((expected, "memory"), (found, "mapped")):
+        tables.write_dataset(dataset, folder / name)
+    return all(
+        (folder / "mapped" / path.name).read_bytes() == path.read_bytes()
+        for path in (folder / "memory").iterdir()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_the_same(tmp_path, disk, monkeypatch, kind, order, save):
+    arrays = tiny(shape=(6, 5, 3))
+    images, tests = (
+        np.asarray(KINDS[kind](each), order=order)
+        for each in (arrays.train_images, arrays.test_images)
+    )
+    path = tmp_path / "a.npz"
+    one_hot = np.eye(4)[arrays.test_labels]
+    save(path, x_train=images, y_train=arrays.train_labels, x_test=tests, y_test=one_hot)
+    expected = load_path(path)
+    monkeypatch.setattr(archives, "_CHUNK", 100)
+    monkeypatch.setattr(pixel_scale, "_BATCH_BYTES", 500)
+    assert same_once_stored(path, disk, expected, tmp_path)
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("prefix", ["", "emnist-letters-"])
+def test_idx_is_the_same(tmp_path, disk, monkeypatch, gzipped, prefix):
+    folder = write_idx(tmp_path / "idx", tiny(shape=(6, 5, 1)), gzipped=gzipped)
+    for path in folder.iterdir() if prefix else ():
+        path.rename(path.with_name(prefix + path.name.replace("t10k", "test")))
+    expected = load_path(folder)
+    monkeypatch.setattr(archives, "_CHUNK", 100)
+    assert same_once_stored(folder, disk, expected, tmp_path)
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 10**9])
+def test_floats_in_parquet_are_the_same(tmp_path, monkeypatch, limit):
+    arrays = tiny()
+    for split in ("train", "test"):
+        images = getattr(arrays, f"{split}_images").reshape(-1, 36) / 255
+        labels = getattr(arrays, f"{split}_labels")
+        table = pa.table({"image": list(images.astype(np.float32)), "label": labels})
+        (tmp_path / "source").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "source" / f"{split}.parquet")
+    expected = load_path(tmp_path / "source")
+    assert expected.pixel_scales["train"] == "float32 from 0 to 1"
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 1000)
+    found = load_path(tmp_path / "source", ReadOptions(workspace=Workspace(tmp_path / "p", limit)))
+    assert equal(found, expected)
+    assert found.pixel_scales == expected.pixel_scales
+
+
+def peak_of_reading(path, folder) -> int:
+    """Return the largest memory of NumPy and Python while a source is read and stored."""
+    tracemalloc.start()
+    dataset = load_path(path, ReadOptions(workspace=Workspace(folder / "pixels", 1 << 20)))
+    tables.write_dataset(dataset, folder / "stored")
+    try:
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_memory_does_not_grow_with_npz(tmp_path, kind):
+    peaks = []
+    for count in (150, 300):  # both are more than a chunk
+        # Rows of 192 KB, so that the pixels are much more than digests and labels are.
+        images = np.zeros((count, 256, 256, 3), np.uint8)
+        images[:, 0, 0, 0] = np.arange(count) % 250 + 1
+        labels = np.arange(count) % 2
+        path = tmp_path / f"{count}.npz"
+        np.savez(path, x_train=KINDS[kind](images), y_train=labels)
+        (tmp_path / str(count)).mkdir()
+        peaks.append(peak_of_reading(path, tmp_path / str(count)))
+    # The pixels of the larger set take 29 MB more as uint8, 118 MB more as float32.
+    assert peaks[1] < peaks[0] + (4 << 20)
 
 
 @pytest.mark.parametrize("settings", [None, Preprocessing(image_size=(8, 9), channels=3)])
