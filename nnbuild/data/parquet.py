@@ -65,6 +65,7 @@ def is_parquet(file: File) -> bool:
 
 _LABEL_BYTES = 8  # the widest integer
 _GROUP_BYTES = 32 << 20
+_BUFFER_BYTES = 1 << 20
 _Batch = tuple[NDArray[Any], NDArray[Any], pa.Table]
 """Images, labels and kept columns of some rows."""
 _MAX_NAMED = 5
@@ -312,7 +313,7 @@ def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Itera
         label = arrow_images.label_column(names, options.label_column, path)
         require_columns(names, options.keep, path)
         packed = _byte_columns(path, (image, f"{image}.bytes", label))
-    with errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
+    with errors_as_data_errors(path), _open(path, packed) as file:
         schema = file.schema_arrow
         arrow_images.require_labels(schema.field(label).type, path, label)
         reader = arrow_images.reader(
@@ -326,7 +327,7 @@ def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Itera
                     f"{path}: row group {group} would expand to {size} bytes; refused as a bomb"
                 )
             columns = list(dict.fromkeys((reader.column, label, *options.keep)))
-            for table in _tables(file, group, columns, size):
+            for table in _tables(file, group, columns, size * reader.reading_factor):
                 labels = arrow_images.labels(table[label], first, path, label)
                 images, rows = reader.read_rows(table[image], first, room, path)
                 room -= images.nbytes
@@ -334,6 +335,14 @@ def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Itera
                 if len(rows):
                     kept = as_texts(table.select(list(options.keep)), path)
                     yield images, labels[rows], kept.take(pa.array(rows, pa.int64()))
+
+
+def _open(path: Path, packed: Sequence[str]) -> pq.ParquetFile:
+    """Open a file to read it a batch at a time, a column of it through a small buffer.
+
+    By default Arrow fetches a row group first, which can be the whole file.
+    """
+    return pq.ParquetFile(path, read_dictionary=packed, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 def _tables(
@@ -345,7 +354,7 @@ def _tables(
         file: Open file.
         group: Number of the row group.
         columns: Columns to read.
-        size: Size of the group in bytes when it is read.
+        size: Memory needed to read the group, in bytes.
     """
     if size <= _GROUP_BYTES:
         yield file.read_row_group(group, columns=columns)
