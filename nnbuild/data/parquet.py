@@ -20,7 +20,7 @@ from nnbuild.config.names import TRAIN, split_named, split_of_file
 from nnbuild.data import archives, arrow_images, decoding, pixel_scale
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import File, require_all_shards
+from nnbuild.data.file_tree import File, fingerprint, require_all_shards
 from nnbuild.data.locations import Location, first_bytes, location_at
 from nnbuild.data.metadata import as_texts, require_columns
 from nnbuild.data.options import DEFAULT, ReadOptions
@@ -255,6 +255,7 @@ def _with_white(
     The scale of floats depends on the whole file: they are held for it, or read twice if memory
     does not hold them.
     """
+    state = fingerprint(path)
     batches = _batches(path, options, pictures)
     if options.pixel_max is not None:
         return options.pixel_max, batches
@@ -272,7 +273,16 @@ def _with_white(
             yield batch[0]
 
     white = pixel_scale.white_of_floats(images(), path)
-    return white, _batches(path, options, pictures) if held is None else held
+    return white, _unchanged(path, options, pictures, state) if held is None else held
+
+
+def _unchanged(
+    path: Path, options: ReadOptions, pictures: PictureReader, state: str | None
+) -> Iterator[_Batch]:
+    """Yield the batches of a file whose scale is known, and refuse it if it has changed since."""
+    yield from _batches(path, options, pictures)
+    if fingerprint(path) != state:
+        raise DataError(f"{path}: changed while it was read; run again once it is complete")
 
 
 def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:

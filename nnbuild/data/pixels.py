@@ -81,14 +81,24 @@ class MappedPixels(np.memmap[Any, Any]):
         return result[()] if return_scalar else result
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a slice, mapped, or a selection, in memory."""
+        """Return a slice, mapped, or a selection, in memory.
+
+        Raises:
+            StoreError: The file was truncated since it was mapped.
+        """
+        self._require_whole()
         found = super().__getitem__(index)
         if isinstance(found, MappedPixels) and vars(found)["_mmap"] is None:
             return found.view(np.ndarray)
         return found
 
     def gather(self, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Return images by their numbers, in ascending order, read from the disk in parallel."""
+        """Return images by their numbers, in ascending order, read from the disk in parallel.
+
+        Raises:
+            StoreError: The file was truncated since it was mapped.
+        """
+        self._require_whole()
         each = self[:1].nbytes
         if each >= mmap.PAGESIZE and hasattr(mmap, "MADV_WILLNEED"):
             file: mmap.mmap = vars(self)["_mmap"]
@@ -98,6 +108,15 @@ class MappedPixels(np.memmap[Any, Any]):
                 page = start - start % mmap.PAGESIZE
                 file.madvise(mmap.MADV_WILLNEED, page, start + each - page)
         return np.take(np.asarray(self), rows, axis=0)
+
+    def _require_whole(self) -> None:
+        """Refuse a truncated file: reading a page that it no longer has ends the process."""
+        file: mmap.mmap | None = vars(self)["_mmap"]
+        if file is not None and (size := file.size()) < len(file):
+            raise StoreError(
+                f"{self.filename}: truncated to {size} of {len(file)} bytes while it was used; "
+                "resume the run, which writes it again"
+            )
 
 
 def is_mapped(pixels: NDArray[Any]) -> bool:

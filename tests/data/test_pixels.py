@@ -189,6 +189,22 @@ def test_floats_in_parquet_are_the_same(tmp_path, monkeypatch, limit):
     assert found.pixel_scales == expected.pixel_scales
 
 
+def test_changing_floats_are_refused(tmp_path, disk, monkeypatch):
+    images = list((tiny().train_images.reshape(-1, 36) / 255).astype(np.float32))
+    table = pa.table({"image": images, "label": tiny().train_labels})
+    pq.write_table(table, tmp_path / "a.parquet")
+    white_of_floats = pixel_scale.white_of_floats
+
+    def changing(*arguments):
+        white = white_of_floats(*arguments)
+        pq.write_table(table.slice(1), tmp_path / "a.parquet")
+        return white
+
+    monkeypatch.setattr(pixel_scale, "white_of_floats", changing)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_path(tmp_path / "a.parquet", ReadOptions(workspace=disk))
+
+
 def peak_of_reading(path, folder) -> int:
     """Return the largest memory of NumPy and Python while a source is read and stored."""
     tracemalloc.start()
@@ -295,6 +311,23 @@ def test_changed_parquet_is_refused(stored, disk):
     path.write_bytes(payload)
     with pytest.raises(DataError, match="SHA-256"):
         tables.read_dataset(stored, workspace)
+
+
+def test_map_truncated_in_use_is_refused(stored, disk):
+    images = tables.read_dataset(stored, replace(disk, keeps_maps=True)).train.images
+    first = images[0]
+    (path,) = (each for each in disk.folder.glob("*.pixels") if str(each) == images.filename)
+    os.truncate(path, 100)
+    with pytest.raises(StoreError, match=r"pixels: truncated to 100 of \d+ bytes .*resume the run"):
+        images.gather(np.array([0], np.int32))
+    with pytest.raises(StoreError, match="truncated"):
+        images[3:]
+    with pytest.raises(StoreError, match="truncated"):
+        first[0]
+    del images, first
+    assert equal(
+        tables.read_dataset(stored, replace(disk, keeps_maps=True)), tables.read_dataset(stored)
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])
