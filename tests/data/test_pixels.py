@@ -189,6 +189,38 @@ def test_floats_in_parquet_are_the_same(tmp_path, monkeypatch, limit):
     assert found.pixel_scales == expected.pixel_scales
 
 
+@pytest.mark.parametrize("form", ["npz", "stored npz", "idx", "idx.gz"])
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_truncated_array_leaves_no_file(tmp_path, disk, form, cut):
+    if "npz" in form:
+        save = np.savez if form == "stored npz" else np.savez_compressed
+        path = damaged = tmp_path / "a.npz"
+        save(path, x_train=tiny().train_images, y_train=tiny().train_labels)
+    else:
+        path = write_idx(tmp_path / "idx", tiny(), gzipped=form == "idx.gz")
+        damaged = next(path.glob("train-images*"))
+    payload = damaged.read_bytes()
+    damaged.write_bytes(payload[: int(len(payload) * cut)])
+    with pytest.raises(DataError) as caught:
+        load_path(path, ReadOptions(workspace=disk))
+    assert "\n" not in str(caught.value)
+    assert not disk.folder.exists() or not list(disk.folder.iterdir())
+
+
+def test_damage_found_late_leaves_no_file(tmp_path, disk, monkeypatch):
+    """A flipped byte is noticed by the checksum, after all the pixels were written."""
+    path = tmp_path / "a.npz"
+    images = tiny(shape=(60, 60, 1)).train_images
+    np.savez(path, x_train=images, y_train=tiny().train_labels)
+    payload = bytearray(path.read_bytes())
+    payload[images.nbytes // 2] ^= 1
+    path.write_bytes(payload)
+    monkeypatch.setattr(archives, "_CHUNK", 1000)
+    with pytest.raises(DataError, match="Bad CRC-32"):
+        load_path(path, ReadOptions(workspace=disk))
+    assert list(disk.folder.iterdir()) == []
+
+
 def test_changing_floats_are_refused(tmp_path, disk, monkeypatch):
     images = list((tiny().train_images.reshape(-1, 36) / 255).astype(np.float32))
     table = pa.table({"image": images, "label": tiny().train_labels})
