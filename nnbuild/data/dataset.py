@@ -48,7 +48,10 @@ class Split:
         if kept is not None:
             numbers = np.arange(len(self))[rows]
             kept = kept.take(pa.array(numbers))
-        return Split(pixels.select(self.images, rows), self.labels[rows], kept)
+        selected = Split(pixels.select(self.images, rows), self.labels[rows], kept)
+        if "image_digests" in vars(self):  # computed before: it takes a pass over all pixels
+            vars(selected)["image_digests"] = self.image_digests[rows]
+        return selected
 
     @cached_property
     def image_digests(self) -> Digests:
