@@ -181,8 +181,15 @@ def write_set(path: Path, images: int, side: int, channels: int, batch: int = 40
 
 
 def limited(megabytes: int | None) -> list[str]:
-    """Return the beginning of a command whose private memory the kernel limits."""
-    return [] if megabytes is None else ["prlimit", f"--data={megabytes * MB}", "--"]
+    """Return the beginning of a command whose private memory the kernel limits.
+
+    The limit counts memory that is reserved and never used, such as a gigabyte for Arrow's own
+    allocator, 8 MB for the stack of each thread, and 64 MB for each arena of the C library.
+    """
+    if megabytes is None:
+        return []
+    settings = ["ARROW_DEFAULT_MEMORY_POOL=system", "MALLOC_ARENA_MAX=2"]
+    return ["env", *settings, "prlimit", f"--data={megabytes * MB}", f"--stack={1 << 20}", "--"]
 
 
 def memory_of(arguments: argparse.Namespace) -> str:
