@@ -146,22 +146,20 @@ def open_maybe_gzipped(path: Path) -> Iterator[tuple[IO[bytes], int]]:
             yield raw, size
 
 
-def read_exactly(stream: Any, size: int, where: object) -> bytearray:
-    """Read the rest of a stream, which must have the claimed size.
-
-    Memory is allocated as bytes arrive, so that a false claim costs nothing.
+def exact_chunks(stream: Any, size: int, where: object) -> Iterator[bytes]:
+    """Yield the rest of a stream, which must have the claimed size, a chunk at a time.
 
     Raises:
         DataError: The stream is shorter or longer.
     """
-    payload = bytearray()
-    while len(payload) < size:
-        chunk = stream.read(min(_CHUNK, size - len(payload)))
+    count = 0
+    while count < size:
+        chunk = stream.read(min(_CHUNK, size - count))
         if not chunk:
             raise DataError(
-                f"{where}: truncated, {len(payload)} bytes of data, expected {size} by its header"
+                f"{where}: truncated, {count} bytes of data, expected {size} by its header"
             )
-        payload += chunk
+        count += len(chunk)
+        yield chunk
     if stream.read(1):
         raise DataError(f"{where}: damaged, it has more data than the {size} bytes of its header")
-    return payload

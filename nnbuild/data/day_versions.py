@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nnbuild.data import dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.pixels import Workspace
 from nnbuild.errors import DataError
 from nnbuild.runtime import fault_injection
 from nnbuild.store.filesystem import (
@@ -214,12 +215,13 @@ class DatedSource:
         if not found and not self._store.exists():
             return Record(pattern=self.pattern), []
         self._store.create()
+        options = replace(self._options, workspace=workspace_in(self._store))
         with _lock(self._store, self._folder):
             record = self.record()
             for source in found:
                 if _is_known(record, source):
                     continue
-                dataset = read_day(source, self._options)
+                dataset = read_day(source, options)
                 if record.begun and not new_classes:
                     _require_known_classes(record, dataset, source)
                 self._add(record, source, dataset, now)
@@ -338,7 +340,7 @@ class DatedSource:
     def _count(self, version: DayVersion) -> dict[bytes, int]:
         """Return how often a version has each image with its label, by a digest of both."""
         folder = self._store.local_dataset(self.name, version.part)
-        part = dataset_reader.read_part(folder.parents[2], version.part)
+        part = dataset_reader.read_part(folder.parents[2], version.part, workspace_in(self._store))
         counts: dict[bytes, int] = {}
         for split in part.splits.values():
             for image, label in zip(split.images, split.labels, strict=True):
@@ -346,6 +348,11 @@ class DatedSource:
                 key = hashlib.blake2b(content, digest_size=16).digest()
                 counts[key] = counts.get(key, 0) + 1
         return counts
+
+
+def workspace_in(store: Store) -> Workspace:
+    """Return where pixels are held that belong to no run: in memory, or in a store's staging."""
+    return Workspace(store.local_root / "staging")
 
 
 def _skipped(dataset: Dataset) -> dict[str, Any]:

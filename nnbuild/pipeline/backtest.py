@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.config.schema import RunConfig
-from nnbuild.data import dataset_reader
-from nnbuild.data.day_versions import DatedSource, Record
+from nnbuild.data import dataset_reader, pixels
+from nnbuild.data.day_versions import DatedSource, Record, workspace_in
 from nnbuild.data.labels import NONE
 from nnbuild.engines import Engine
 from nnbuild.errors import ConfigError, DataError
@@ -295,10 +295,11 @@ class _Walk:
         if not versions:
             return None
         path = self._store.local_dataset(self._source.name, versions[0].part)
-        part = dataset_reader.read_part(path.parents[2], versions[0].part)
+        workspace = workspace_in(self._store)
+        part = dataset_reader.read_part(path.parents[2], versions[0].part, workspace)
         splits = part.splits.values()
         return versions[0].day, _Part(
-            np.concatenate([split.images for split in splits]),
+            pixels.concatenate([split.images for split in splits]),
             [part.class_names[label] for split in splits for label in split.labels],
         )
 

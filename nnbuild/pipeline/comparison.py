@@ -21,7 +21,7 @@ from nnbuild.engines import Logits
 from nnbuild.errors import ContractError, DataError, StoreError, StoreGoneError, one_line
 from nnbuild.evaluation import evaluate
 from nnbuild.evaluation.promotion import Incomparable, PairedResult
-from nnbuild.pipeline.data import dataset_folder, read_golden
+from nnbuild.pipeline.data import dataset_folder, read_golden, workspace_of
 from nnbuild.pipeline.step import staged_predictions, staged_table
 from nnbuild.store import schemas
 from nnbuild.store.manifests import Manifest
@@ -101,7 +101,7 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
         run=run,
         data=data,
         folder=folder,
-        fingerprint=dataset_reader.fingerprint(folder),
+        fingerprint=dataset_reader.fingerprint(folder, workspace_of(run, keeps_maps=False)),
         model_digest=None if fitted is None else fitted.files.get("model/model.keras"),
         labels=labels,
         predicted=predicted,
@@ -169,13 +169,13 @@ def compare_on_golden(
         StoreError: The store cannot be read now; its content may be sound.
     """
     try:
-        golden = read_golden(challenger.run.config, challenger.data)
+        golden = read_golden(challenger.run, challenger.data)
         manifest = store.manifest(run_id)
         other = _fingerprint(challenger, store, manifest.steps.load_data)
         rows = ~np.isin(golden.image_digests, _seen(challenger, store, manifest, other))
         if not rows.any():
             return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
-        split = Split(golden.images[rows], golden.labels[rows])
+        split = golden.select(rows)
         own = _own_logits(challenger, split).argmax(axis=1)
         identical = challenger.model_digest == _model_digest(manifest)
         theirs = own if identical else _logits(challenger, store, manifest, split).argmax(axis=1)
@@ -209,7 +209,7 @@ def _seen(challenger: Challenger, store: Store, manifest: Manifest, other: Finge
     for start in (each for run_id in starts for each in _chain_of_starts(store, run_id)):
         name, digest = start.steps.load_data.name, start.steps.load_data.digest
         if (name, digest) not in datasets and store.has_dataset(name, digest):
-            datasets[name, digest] = dataset_reader.fingerprint(store.local_dataset(name, digest))
+            datasets[name, digest] = _stored_fingerprint(challenger, store, name, digest)
     return np.concatenate([each.seen for each in datasets.values()])
 
 
@@ -242,7 +242,14 @@ def _fingerprint(challenger: Challenger, store: Store, data: LoadedData) -> Fing
     own = challenger.data
     if (data.name, data.digest) == (own.name, own.digest):
         return challenger.fingerprint
-    return dataset_reader.fingerprint(store.local_dataset(data.name, data.digest))
+    return _stored_fingerprint(challenger, store, data.name, data.digest)
+
+
+def _stored_fingerprint(
+    challenger: Challenger, store: Store, name: str, digest: str
+) -> Fingerprint:
+    workspace = workspace_of(challenger.run, keeps_maps=False)
+    return dataset_reader.fingerprint(store.local_dataset(name, digest), workspace)
 
 
 def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig) -> str:
@@ -306,8 +313,8 @@ def _score(
     challenger: Challenger, store: Store, manifest: Manifest, rows: Rows
 ) -> tuple[Labels, dict[str, float]]:
     """Return the classes that a committed run predicts for test images, and its metrics on them."""
-    test = dataset_reader.read_test_split(challenger.folder)
-    split = Split(test.images[rows], test.labels[rows])
+    workspace = workspace_of(challenger.run)
+    split = dataset_reader.read_test_split(challenger.folder, workspace).select(rows)
     logits = _logits(challenger, store, manifest, split)
     values = evaluate(logits, split.labels, logits.shape[1])
     metrics = {each.metric: each.value for each in values if each.label is None}

@@ -13,8 +13,9 @@ from data_files import tiny, write_npz, write_parquet
 from labelled_days import LabelledDays, day, image_keys, noon
 
 from nnbuild.data import dataset_reader
-from nnbuild.data.day_versions import DatedSource
+from nnbuild.data.day_versions import DatedSource, workspace_in
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.pixels import is_mapped
 from nnbuild.errors import DataError, StoreError
 from nnbuild.store import Store
 from nnbuild.store.filesystem import upload_folder
@@ -59,6 +60,28 @@ def test_unchanged_day_is_not_read(days, store, monkeypatch):
     ingest(days, store, 0)
     monkeypatch.setattr("nnbuild.data.day_versions.read_day", pytest.fail)
     assert versions(ingest(days, store, 1)[0]) == [(day(0), 1)]
+
+
+def test_mapped_day_has_same_files(days, store, tmp_path, monkeypatch):
+    days.write(0)
+    days.write(1)
+    record, _ = ingest(days, store, 1)
+    monkeypatch.setenv("NNBUILD_MEMORY", "8")  # an eighth of it holds no image
+    other = Store(tmp_path / "other")
+    mapped, _ = ingest(days, other, 1)
+    assert [each.digest for each in mapped.versions()] == [
+        each.digest for each in record.versions()
+    ]
+    for path in files_of(store):
+        twin = other.root / path.relative_to(store.root)
+        assert twin.read_bytes() == path.read_bytes()
+        part = dataset_reader.read_part(
+            path.parents[3], "/".join(path.parts[-4:-1]), workspace_in(other)
+        )
+        assert is_mapped(part.train.images)
+        assert part.digest == path.parent.name
+    assert files_of(store).keys()
+    assert list((other.root / "staging").iterdir()) == []
 
 
 def test_corrected_day_gets_a_version(days, store):
