@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,30 @@ class Record(BaseModel):
             for day in sorted(self.days)
             if day <= last and (first is None or first <= day)
         ]
+
+    def without_future_times(self, now: datetime) -> "Record":
+        """Return the record with the present in place of times that have not come yet.
+
+        They are those of a clock that was ahead. Until they come, their versions and all later ones
+        would seem not to be ingested yet.
+        """
+        days = {
+            day: each.model_copy(
+                update={
+                    "versions": [
+                        version.model_copy(
+                            update={"ingested_at": _no_later(version.ingested_at, now)}
+                        )
+                        for version in each.versions
+                    ]
+                }
+            )
+            for day, each in self.days.items()
+        }
+        searches = [
+            each.model_copy(update={"at": _no_later(each.at, now)}) for each in self.searches
+        ]
+        return self.model_copy(update={"days": days, "searches": searches})
 
     def known_at(
         self, moment: datetime, first: date | None, last: date
@@ -215,6 +239,8 @@ class DatedSource:
         self._store.create()
         with _lock(self._store, self._folder):
             record = self.record()
+            if not is_past and _is_plausible(last, record):
+                record = record.without_future_times(now)
             for source in found:
                 if _is_known(record, source):
                     continue
@@ -249,8 +275,6 @@ class DatedSource:
             day.versions[-1] = day.versions[-1].model_copy(update=_skipped(dataset))
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept anyway.
-        times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
             version=day.versions[-1].version + 1 if day is not None else 1,
@@ -259,7 +283,7 @@ class DatedSource:
             train=len(dataset.train),
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
-            ingested_at=_text(max([now, *times])),
+            ingested_at=_text(now),
             **_skipped(dataset),
         )
         if day is None:
@@ -351,6 +375,15 @@ def _skipped(dataset: Dataset) -> dict[str, Any]:
         "unreadable": len(dataset.unreadable),
         "unreadable_examples": dataset.unreadable[:MAX_UNREADABLE_EXAMPLES],
     }
+
+
+def _is_plausible(today: date, record: Record) -> bool:
+    """Return whether a clock can be right: no day after tomorrow was ingested before."""
+    return max(record.days, default=today) <= today + timedelta(days=1)
+
+
+def _no_later(moment: str, now: datetime) -> str:
+    return _text(now) if datetime.fromisoformat(moment) > now else moment
 
 
 def _text(moment: datetime) -> str:

@@ -246,6 +246,24 @@ def test_clock_that_was_set_back_keeps_the_order(days, store):
     assert first.ingested_at <= second.ingested_at
 
 
+def test_clock_that_was_ahead_hides_no_day(days, store):
+    days.write(0)
+    DatedSource(store, days.pattern).ingest(None, day(0), noon(300))
+    days.write(0, seed=9)
+    days.write(1)
+    record, _ = ingest(days, store, 1)
+    known, newest = record.known_at(noon(2), None, day(1))
+    assert [(each.day, each.version) for each in known] == [(day(0), 2), (day(1), 1)]
+    assert newest == 0
+
+
+def test_clock_that_is_behind_changes_no_time(days, store):
+    days.write(5)
+    before, _ = ingest(days, store, 5)
+    record, _ = ingest(days, store, 0)
+    assert [*record.versions()] == [*before.versions()]
+
+
 def test_versions_known_at_a_moment(days, store):
     for number in (0, 2):
         days.write(number)
