@@ -124,6 +124,9 @@ def test_identical_challenger_is_kept(rule):
     decision = decide(paired(identical=True, examples=100_000), rule=rule, min_accuracy=1)
     assert decision.outcome == "kept-identical"
     assert decision.reason.startswith("identical to the champion")
+    assert decision.reason.endswith("for every test image")
+    partly = decide(paired(identical=True, examples=1200, left_out=3), rule=rule)
+    assert partly.reason.endswith("for each of the 1,200 compared test images")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,9 @@ def test_other_comparison_can_refuse(name, rule, other, outcome):
     bound = decision.anchor_bound if name == "anchor" else decision.golden_bound
     assert (bound >= -0.005) == (outcome == "promoted")
     if outcome != "promoted":
-        assert ("the anchor" if name == "anchor" else "gate.golden") in decision.reason
+        assert ("the anchor" if name == "anchor" else "images of gate.golden") in decision.reason
+        is_known = name == "anchor" and outcome == "not-enough-evidence"
+        assert (decision.needed is not None) == is_known
 
 
 def test_rejection_beats_missing_evidence():
