@@ -151,7 +151,7 @@ def decide(
     champion: PairedResult | Incomparable | None,
     config: GateConfig,
     *,
-    anchor: PairedResult | None = None,
+    anchor: PairedResult | Incomparable | None = None,
     golden: PairedResult | None = None,
     slices: Sequence[Slice] = (),
 ) -> Decision:
@@ -161,8 +161,8 @@ def decide(
         challenger: The new run.
         champion: Its comparison with the present champion; None if there is none yet.
         config: Thresholds and rule.
-        anchor: Its comparison with the anchor of the champion; None if that is the champion itself
-            or no longer exists.
+        anchor: Its comparison with the anchor of the champion; None if that is the champion
+            itself. If the two cannot be compared, the champion becomes the anchor.
         golden: Its comparison with the champion on the golden set; None if there is no such set.
         slices: Its comparison with the champion on the slices of the columns of `gate.slices`.
     """
@@ -176,6 +176,9 @@ def decide(
         return Decision("rejected" if missed else "skipped", reason)
     recall = _test_recalls(champion, config)
     with_champion = _compare(champion, "the champion", config)
+    remark = ""
+    if isinstance(anchor, Incomparable):
+        remark, anchor = f"; not compared with anchor {anchor.run_id}: {anchor.reason}", None
     with_anchor = None if anchor is None else _compare(anchor, "the anchor", config)
     on_golden = None
     if golden is not None:
@@ -192,7 +195,7 @@ def decide(
     )
     return Decision(
         refusal.outcome if refusal else "promoted",
-        refusal.reason if refusal else with_champion.success(config),
+        refusal.reason if refusal else with_champion.success(config) + remark,
         with_champion.paired,
         champion_accuracy=float(champion.other.mean()),
         recall_drop=recall.drop,

@@ -232,6 +232,14 @@ def test_incomparable_champion_stays():
     assert decide(other, candidate(0.1), min_accuracy=0.5).outcome == "rejected"
 
 
+def test_incomparable_anchor_is_reported():
+    anchor = promotion.Incomparable("first", "its model is damaged")
+    decision = decide(paired(400, 100, examples=10_000), anchor=anchor)
+    assert (decision.outcome, decision.anchor) == ("promoted", None)
+    assert decision.reason.endswith("; not compared with anchor first: its model is damaged")
+    assert decision.next_anchor == "challenger"
+
+
 def test_gate_promotes_better_runs_only(gated_runs):
     store, (first, second, third) = gated_runs
     rows = {row["run_id"]: row for row in store.read_table("runs").to_pylist()}
