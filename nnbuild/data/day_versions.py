@@ -219,9 +219,11 @@ class DatedSource:
     ) -> tuple[Record, list[str]]:
         """Ingest the days of a range that are new at the source, or have changed.
 
+        Nothing is ingested if the clock is behind the newest ingested day.
+
         Args:
             first: First day; None for no limit.
-            last: Last day.
+            last: Last day; today, unless `is_past`.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
             is_past: Whether the range is not that of the present, so that days are not late.
@@ -239,7 +241,9 @@ class DatedSource:
         self._store.create()
         with _lock(self._store, self._folder):
             record = self.record()
-            if not is_past and _is_plausible(last, record):
+            if not is_past:
+                if not _is_plausible(last, record):  # what it would record is not true
+                    return record, []
                 record = record.without_future_times(now)
             for source in found:
                 if _is_known(record, source):
