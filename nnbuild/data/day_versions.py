@@ -12,8 +12,13 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+<<<<<<< HEAD
 from dataclasses import fields, replace
 from datetime import UTC, date, datetime
+=======
+from dataclasses import fields
+from datetime import UTC, date, datetime, timedelta
+>>>>>>> h-hb
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +116,30 @@ class Record(BaseModel):
             if day <= last and (first is None or first <= day)
         ]
 
+    def without_future_times(self, now: datetime) -> "Record":
+        """Return the record with the present in place of times that have not come yet.
+
+        They are those of a clock that was ahead. Until they come, their versions and all later ones
+        would seem not to be ingested yet.
+        """
+        days = {
+            day: each.model_copy(
+                update={
+                    "versions": [
+                        version.model_copy(
+                            update={"ingested_at": _no_later(version.ingested_at, now)}
+                        )
+                        for version in each.versions
+                    ]
+                }
+            )
+            for day, each in self.days.items()
+        }
+        searches = [
+            each.model_copy(update={"at": _no_later(each.at, now)}) for each in self.searches
+        ]
+        return self.model_copy(update={"days": days, "searches": searches})
+
     def known_at(
         self, moment: datetime, first: date | None, last: date
     ) -> tuple[list[DayVersion], int]:
@@ -196,9 +225,11 @@ class DatedSource:
     ) -> tuple[Record, list[str]]:
         """Ingest the days of a range that are new at the source, or have changed.
 
+        Nothing is ingested if the clock is behind the newest ingested day.
+
         Args:
             first: First day; None for no limit.
-            last: Last day.
+            last: Last day; today, unless `is_past`.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
             is_past: Whether a past range is ingested later: a day that is missing was not late
@@ -218,6 +249,10 @@ class DatedSource:
         options = replace(self._options, workspace=workspace_in(self._store))
         with _lock(self._store, self._folder):
             record = self.record()
+            if not is_past:
+                if not _is_plausible(last, record):  # what it would record is not true
+                    return record, []
+                record = record.without_future_times(now)
             for source in found:
                 if _is_known(record, source):
                     continue
@@ -252,8 +287,6 @@ class DatedSource:
             day.versions[-1] = day.versions[-1].model_copy(update=_skipped(dataset))
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept anyway.
-        times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
             version=day.versions[-1].version + 1 if day is not None else 1,
@@ -262,7 +295,7 @@ class DatedSource:
             train=len(dataset.train),
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
-            ingested_at=_text(max([now, *times])),
+            ingested_at=_text(now),
             **_skipped(dataset),
         )
         if day is None:
@@ -361,6 +394,15 @@ def _skipped(dataset: Dataset) -> dict[str, Any]:
         "unreadable": len(dataset.unreadable),
         "unreadable_examples": dataset.unreadable[:MAX_UNREADABLE_EXAMPLES],
     }
+
+
+def _is_plausible(today: date, record: Record) -> bool:
+    """Return whether a clock can be right: no day after tomorrow was ingested before."""
+    return max(record.days, default=today) <= today + timedelta(days=1)
+
+
+def _no_later(moment: str, now: datetime) -> str:
+    return _text(now) if datetime.fromisoformat(moment) > now else moment
 
 
 def _text(moment: datetime) -> str:

@@ -126,7 +126,12 @@ def _metrics(evaluation: pa.Table) -> dict[str, float]:
 
 
 def compare(
-    challenger: Challenger, store: Store, run_id: str, config: GateConfig
+    challenger: Challenger,
+    store: Store,
+    run_id: str,
+    config: GateConfig,
+    *,
+    role: str = "the champion",
 ) -> Comparison | Incomparable:
     """Compare a run in staging with a committed run, on the test images of the former.
 
@@ -138,6 +143,7 @@ def compare(
         store: Store with the committed run.
         run_id: ID of the committed run.
         config: Settings of the gate.
+        role: What the committed run is, for messages.
 
     Returns:
         The comparison, or the reason why there is none: the images or classes differ, no image is
@@ -149,9 +155,9 @@ def compare(
     try:
         manifest = store.manifest(run_id)
         other = _fingerprint(challenger, store, manifest.steps.load_data)
-        if reason := _obstacle(challenger.fingerprint, other, config):
+        if reason := _obstacle(challenger.fingerprint, other, config, role):
             return Incomparable(run_id, reason)
-        return _compare(challenger, store, manifest, other)
+        return _compare(challenger, store, manifest, other, role)
     except (ContractError, DataError, StoreError) as error:
         if not _is_damage(error):
             raise
@@ -174,8 +180,14 @@ def compare_on_golden(
         other = _fingerprint(challenger, store, manifest.steps.load_data)
         rows = ~np.isin(golden.image_digests, _seen(challenger, store, manifest, other))
         if not rows.any():
+<<<<<<< HEAD
             return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
         split = golden.select(rows)
+=======
+            left = _nothing_left(len(rows), "images of gate.golden", "the champion")
+            return Incomparable(run_id, left)
+        split = Split(golden.images[rows], golden.labels[rows])
+>>>>>>> h-hb
         own = _own_logits(challenger, split).argmax(axis=1)
         identical = challenger.model_digest == _model_digest(manifest)
         theirs = own if identical else _logits(challenger, store, manifest, split).argmax(axis=1)
@@ -221,10 +233,10 @@ def _chain_of_starts(store: Store, run_id: str | None) -> Iterator[Manifest]:
         run_id = manifest.steps.build_model.start
 
 
-def _nothing_left(count: int, what: str) -> str:
+def _nothing_left(count: int, what: str, role: str) -> str:
     return (
-        f"all {count:,} {what} are left out, because the champion or this run has trained or "
-        "validated on them"
+        f"all {count:,} {what} are left out, because {role} or this run has trained or validated "
+        "on them"
     )
 
 
@@ -252,18 +264,18 @@ def _stored_fingerprint(
     return dataset_reader.fingerprint(store.local_dataset(name, digest), workspace)
 
 
-def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig) -> str:
+def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig, role: str) -> str:
     """Return why the datasets of two runs rule out a comparison; empty if they do not."""
     if own.image_shape != other.image_shape:
         shapes = [" × ".join(map(str, each.image_shape)) for each in (other, own)]
-        return f"the champion classifies images of {shapes[0]}, this run images of {shapes[1]}"
+        return f"{role} classifies images of {shapes[0]}, this run images of {shapes[1]}"
     if own.class_names != other.class_names:
         return (
-            f"the champion has the classes {_named(other)}, this run {_named(own)}, so the two "
+            f"{role} has the classes {_named(other)}, this run {_named(own)}, so the two "
             "cannot be compared"
         )
     if own.test_set != other.test_set and config.on_test_set_change == "keep":
-        return "the champion was tested on other images, and gate.on_test_set_change is keep"
+        return f"{role} was tested on other images, and gate.on_test_set_change is keep"
     return ""
 
 
@@ -275,12 +287,12 @@ def _named(fingerprint: Fingerprint) -> str:
 
 
 def _compare(
-    challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint
+    challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint, role: str
 ) -> Comparison | Incomparable:
     own, run_id = challenger.fingerprint, manifest.run_id
     rows = ~np.isin(own.images["test"], _seen(challenger, store, manifest, other))
     if not rows.any():
-        return Incomparable(run_id, _nothing_left(len(rows), "test images"))
+        return Incomparable(run_id, _nothing_left(len(rows), "test images", role))
     identical = challenger.model_digest == _model_digest(manifest)
     rescored = 0
     if identical:

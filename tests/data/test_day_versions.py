@@ -9,6 +9,7 @@ from datetime import date
 
 import numpy as np
 import pytest
+from command_line import tree_digest
 from data_files import tiny, write_npz, write_parquet
 from labelled_days import LabelledDays, day, image_keys, noon
 
@@ -267,6 +268,27 @@ def test_clock_that_was_set_back_keeps_the_order(days, store):
     record, _ = DatedSource(store, days.pattern).ingest(None, day(0), noon(0))
     first, second = record.versions()
     assert first.ingested_at <= second.ingested_at
+
+
+def test_clock_that_was_ahead_hides_no_day(days, store):
+    days.write(0)
+    DatedSource(store, days.pattern).ingest(None, day(0), noon(300))
+    days.write(0, seed=9)
+    days.write(1)
+    record, _ = ingest(days, store, 1)
+    known, newest = record.known_at(noon(2), None, day(1))
+    assert [(each.day, each.version) for each in known] == [(day(0), 2), (day(1), 1)]
+    assert newest == 0
+
+
+def test_clock_that_is_behind_changes_nothing(days, store):
+    for number in (0, 5):
+        days.write(number)
+    ingest(days, store, 5)
+    before = tree_digest(store.root)
+    days.write(0, seed=9)
+    ingest(days, store, 3)
+    assert tree_digest(store.root) == before
 
 
 def test_versions_known_at_a_moment(days, store):

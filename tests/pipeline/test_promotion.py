@@ -125,6 +125,9 @@ def test_identical_challenger_is_kept(rule):
     decision = decide(paired(identical=True, examples=100_000), rule=rule, min_accuracy=1)
     assert decision.outcome == "kept-identical"
     assert decision.reason.startswith("identical to the champion")
+    assert decision.reason.endswith("for every test image")
+    partly = decide(paired(identical=True, examples=1200, left_out=3), rule=rule)
+    assert partly.reason.endswith("for each of the 1,200 compared test images")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,9 @@ def test_other_comparison_can_refuse(name, rule, other, outcome):
     bound = decision.anchor_bound if name == "anchor" else decision.golden_bound
     assert (bound >= -0.005) == (outcome == "promoted")
     if outcome != "promoted":
-        assert ("the anchor" if name == "anchor" else "gate.golden") in decision.reason
+        assert ("the anchor" if name == "anchor" else "images of gate.golden") in decision.reason
+        is_known = name == "anchor" and outcome == "not-enough-evidence"
+        assert (decision.needed is not None) == is_known
 
 
 def test_rejection_beats_missing_evidence():
@@ -226,6 +231,14 @@ def test_incomparable_champion_stays():
     assert decision.outcome == "skipped"
     assert decision.reason.startswith(other.reason)
     assert decide(other, candidate(0.1), min_accuracy=0.5).outcome == "rejected"
+
+
+def test_incomparable_anchor_is_reported():
+    anchor = promotion.Incomparable("first", "its model is damaged")
+    decision = decide(paired(400, 100, examples=10_000), anchor=anchor)
+    assert (decision.outcome, decision.anchor) == ("promoted", None)
+    assert decision.reason.endswith("; not compared with anchor first: its model is damaged")
+    assert decision.next_anchor == "challenger"
 
 
 def test_gate_promotes_better_runs_only(gated_runs):
