@@ -35,6 +35,10 @@ SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_ANSWER_AT_STOP = 2.0
 SECONDS_TO_STOP = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
+_CLIENT_SETTINGS = {
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # loopback has no outages
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # one Prefect runs both
+}
 _PROXY_ERRORS = frozenset({502, 503, 504})
 """Status codes of a proxy whose server is not running yet."""
 _report: ContextVar[Callable[[Interrupted], int] | None] = ContextVar("report", default=None)
@@ -126,7 +130,10 @@ class _ServerProcess:
     def publish(self, settings: Any) -> None:
         """Configure this server as Prefect's, for this process and its children."""
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
-        os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # loopback has no outages
+        for name, value in _CLIENT_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        if not settings.server.api.csrf_protection_enabled:
+            os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
         secret = settings.server.api.auth_string
         if secret and not settings.api.auth_string:
             os.environ["PREFECT_API_AUTH_STRING"] = secret.get_secret_value()

@@ -32,6 +32,7 @@ def main(listening: int, lifeline: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    gc.freeze()  # create_app collects garbage, and would search all that was imported
     app = create_app(ephemeral=True, final=True)
     gc.freeze()
     gc.enable()
