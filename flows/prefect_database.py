@@ -29,7 +29,7 @@ _TASK_RUNS_IN_BATCHES = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 _NO_MIGRATIONS = {"PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false"}
-_NO_AUTOMATIONS = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
+AUTOMATIONS_OFF = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
 
 
 def settings_for_quick_start(connection_url: str, prefect: Path) -> dict[str, str]:
@@ -52,7 +52,7 @@ def settings_for_quick_start(connection_url: str, prefect: Path) -> dict[str, st
         return settings
     if revisions == latest_revisions(prefect):
         settings |= _NO_MIGRATIONS
-    return settings if automations else settings | _NO_AUTOMATIONS
+    return settings if automations else settings | AUTOMATIONS_OFF
 
 
 def _read(database: Path) -> tuple[set[str], int]:

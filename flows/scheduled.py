@@ -20,6 +20,7 @@ from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
 from flows.flow_runs import (
+    FLOW_DEFAULTS,
     scheduled_label_name,
     scheduled_prune_name,
     scheduled_retrain_name,
@@ -161,6 +162,7 @@ def _as_deployed(
     name="scheduled-retrain",
     version=environment.code_version(),
     flow_run_name=scheduled_retrain_name,
+    **FLOW_DEFAULTS,
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
@@ -309,6 +311,7 @@ Timezone = Annotated[
     name="scheduled-score",
     version=environment.code_version(),
     flow_run_name=scheduled_score_name,
+    **FLOW_DEFAULTS,
     **SCORING_HOOKS,
 )
 def scheduled_score(
@@ -366,6 +369,7 @@ def _score(
     name="scheduled-label",
     version=environment.code_version(),
     flow_run_name=scheduled_label_name,
+    **FLOW_DEFAULTS,
     **LABELLING_HOOKS,
 )
 def scheduled_label(
@@ -417,6 +421,7 @@ def day_of(moment: datetime, timezone: str) -> date:
     name="scheduled-prune",
     version=environment.code_version(),
     flow_run_name=scheduled_prune_name,
+    **FLOW_DEFAULTS,
     **PRUNING_HOOKS,
 )
 def scheduled_prune(
