@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 from command_line import call
 
 import nnbuild
-from flows.cli.app import load_app
+from flows.cli.app import load_commands
 from flows.cli.run import _SETTING_OF_OPTION
 from flows.cli.serve import _DEFAULT_PRUNE_CRON, _DEFAULT_SCORE_CRON
 from flows.schedules import DEFAULT_CRON
@@ -19,7 +18,7 @@ from nnbuild.config.schema import RunConfig, default_data_dir
 from nnbuild.scoring import ScoreConfig
 from nnbuild.sweep import SweepConfig, sweep_config
 
-COMMANDS = typer.main.get_command(load_app()).commands
+COMMANDS = load_commands().commands
 FIRST = ["run", "score", "label", "sweep", "serve"]
 
 
