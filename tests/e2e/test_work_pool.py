@@ -174,10 +174,10 @@ def test_worker_runs_what_is_due(real_prefect, pool, tmp_path, small_folder):
         "model": {"name": "lab"},
         "training": {"epochs": 2, "threads": 2},
     }
-    path = f"/deployments/{deployment(real_prefect, 'scheduled-retrain')['id']}/create_flow_run"
-    made = real_prefect.ask(path, parameters={"config": settings}, state={"type": "SCHEDULED"})
+    retraining = deployment(real_prefect, "scheduled-retrain")
+    begun = real_prefect.start(retraining, parameters={"config": settings})
     prefect("worker", "start", "--pool", "nnbuild", "--run-once", cwd=tmp_path)
-    state = httpx.get(f"{real_prefect.url}/flow_runs/{made['id']}", timeout=20).json()["state"]
+    state = httpx.get(f"{real_prefect.url}/flow_runs/{begun}", timeout=20).json()["state"]
     assert state["name"] == "Completed", state
     assert store.run_ids() == [champion.current(store)]
 
