@@ -67,15 +67,18 @@ class Server:
         return until(answer, 120, f"answer to {path}").raise_for_status().json()
 
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
-        """Return the flow runs of a deployment that are due, ordered by their scheduled time.
+        """Return the flow runs of a deployment, ordered by their scheduled time.
 
-        Prefect plans an interval's next hour in advance; those runs are left out.
+        Prefect plans an interval's next hour in advance; what is neither due nor fetched from the
+        server yet is left out.
         """
+        due = {"before_": datetime.now(UTC).isoformat()}
+        fetched = {"type": {"not_any_": ["SCHEDULED"]}}
         return self.ask(
             "/flow_runs/filter",
             deployments={"name": {"any_": [deployment]}},
             flows={"name": {"any_": [flow]}},
-            flow_runs={"expected_start_time": {"before_": datetime.now(UTC).isoformat()}},
+            flow_runs={"operator": "or_", "expected_start_time": due, "state": fetched},
             sort="EXPECTED_START_TIME_ASC",
         )
 
