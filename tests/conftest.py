@@ -1,11 +1,13 @@
 """Shared fixtures: small datasets, trained stores, servers."""
 
+import fcntl
 import json
 import os
 import shutil
+import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 # Prefect's logging setup closes existing handlers, and TensorFlow's handler keeps the stream that
 # pytest captures during its import: import Prefect first.
 import prefect.main  # noqa: F401
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from small_data import run_config, write_small_dataset
 
 from nnbuild.config.schema import RunConfig
@@ -29,11 +32,13 @@ from nnbuild.store import Store
 
 
 @pytest.fixture(scope="session")
-def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_folder(made_once: Callable[..., Path]) -> Path:
     """A small learnable dataset: three classes of 8×8 grayscale images, as an .npz."""
-    return write_small_dataset(
-        tmp_path_factory.mktemp("small"), classes=3, shape=(8, 8, 1), train=120, test=45
-    )
+
+    def fill(folder: Path) -> None:
+        write_small_dataset(folder, classes=3, shape=(8, 8, 1), train=120, test=45)
+
+    return made_once("small", fill) / "small.npz"
 
 
 @pytest.fixture
@@ -49,14 +54,53 @@ def small_config(small_folder: Path) -> RunConfig:
     )
 
 
+_LONG = ("e2e", "training", "flows", "test_documents.py")
+"""Folders and files with the tests that take longest."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers of a test run take the files in the order of `pytest_collection_modifyitems`.
+
+    pytest-xdist would start with the files that have most tests, and end with long ones.
+    """
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not {*item.path.parts}.isdisjoint(_LONG), reverse=True)
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that makes a folder once for all workers of a test run.
+
+    It takes the name of the folder and a function that fills it; the other workers wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = base / "made-once" / name
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(made_once: Callable[..., Path], small_folder: Path) -> Path:
     """Root of a store with a champion; do not modify it."""
     from nnbuild.pipeline.run import retrain
 
-    root = tmp_path_factory.mktemp("trained") / "store"
-    retrain(run_config(small_folder, training={"epochs": 2}), root)
-    return root
+    config = run_config(small_folder, training={"epochs": 2})
+    return made_once("trained", lambda folder: retrain(config, folder / "store")) / "store"
 
 
 @pytest.fixture
@@ -66,15 +110,17 @@ def store(trained: Path, tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def _three_runs(
-    tmp_path_factory: pytest.TempPathFactory, small_folder: Path
-) -> tuple[Path, list[str]]:
+def _three_runs(made_once: Callable[..., Path], small_folder: Path) -> tuple[Path, list[str]]:
     from nnbuild.pipeline.run import retrain
 
-    root = tmp_path_factory.mktemp("gated") / "store"
     good = {"training": {"epochs": 30, "learning_rate": 0.02}}
-    configs = [run_config(small_folder), run_config(small_folder, **good), run_config(small_folder)]
-    return root, [retrain(each, root).run_id for each in configs]
+
+    def fill(folder: Path) -> None:
+        for changes in ({}, good, {}):
+            retrain(run_config(small_folder, **changes), folder / "store")
+
+    root = made_once("gated", fill) / "store"
+    return root, Store(root).run_ids()
 
 
 @pytest.fixture
@@ -123,19 +169,38 @@ def prefect_server(_prefect_harness: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def _prefect_harness() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_home(made_once: Callable[..., Path]) -> Path:
+    """A folder of Prefect with an empty database, to be copied: migrations take 5 s to make it."""
+    from real_server import create_database
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    return made_once("prefect", create_database)
 
 
 @pytest.fixture(scope="session")
-def real_prefect(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+def _prefect_harness(
+    prefect_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    from prefect.testing import utilities
+
+    folder = tmp_path_factory.mktemp("prefect")
+    shutil.copyfile(prefect_home / "prefect.db", folder / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        harness = utilities.prefect_test_harness(server_startup_timeout=120)
+        # A flow ends when its thread for heartbeats wakes up, up to a second later.
+        with harness, temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+
+@pytest.fixture(scope="session")
+def real_prefect(
+    prefect_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[Server]":
     """A real Prefect server for the session, for schedules, workers and pages."""
     from real_server import real_server
 
-    with real_server(tmp_path_factory.mktemp("prefect")) as found:
+    home = shutil.copytree(prefect_home, tmp_path_factory.mktemp("prefect") / "home")
+    with real_server(home) as found:
         yield found
 
 

@@ -107,6 +107,23 @@ class Server:
                 _ended(process)
 
 
+def create_database(home: Path) -> None:
+    """Write the empty database of a server into its folder."""
+    program = (
+        "import asyncio; from prefect.server.database import provide_database_interface as found; "
+        "asyncio.run(found().create_db())"
+    )
+    subprocess.run([sys.executable, "-c", program], env=_environment(home), check=True)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return the environment variables of this process without its settings of Prefect."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    }
+    return inherited | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
 @contextmanager
 def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Server]:
     """Start a server, and stop it at the end of the block.
@@ -118,12 +135,9 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
-    } | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    url = f"http://127.0.0.1:{port}/api"
+    environment = _environment(home) | {
+        "PREFECT_API_URL": url,
         "PYTHONPATH": str(ROOT),
         **settings,
     }
@@ -139,7 +153,6 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
         str(port),
     ]
     log = (home / "server.log").open("a")
-    url = environment["PREFECT_API_URL"]
     with (
         log,
         httpx.Client(trust_env=False) as client,
