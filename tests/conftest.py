@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,30 +30,6 @@ from small_data import run_config, write_small_dataset
 from nnbuild.config.schema import RunConfig
 from nnbuild.store import Store
 
-
-@pytest.fixture(scope="session")
-def small_folder(made_once: Callable[..., Path]) -> Path:
-    """A small learnable dataset: three classes of 8×8 grayscale images, as an .npz."""
-
-    def fill(folder: Path) -> None:
-        write_small_dataset(folder, classes=3, shape=(8, 8, 1), train=120, test=45)
-
-    return made_once("small", fill) / "small.npz"
-
-
-@pytest.fixture
-def small_config(small_folder: Path) -> RunConfig:
-    """Settings of a run that takes a second: the lab network on the small dataset."""
-    return RunConfig.model_validate(
-        {
-            "dataset": {"name": str(small_folder)},
-            "model": {"name": "lab"},
-            "training": {"epochs": 3, "batch_size": 16, "threads": 2},
-            "seed": 7,
-        }
-    )
-
-
 _LONG = ("e2e", "training", "flows", "test_documents.py")
 """Folders and files with the tests that take longest."""
 
@@ -72,35 +48,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a function that makes a folder once for all workers of a test run.
-
-    It takes the name of the folder and a function that fills it; the other workers wait for it.
-    """
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def made(name: str, fill: Callable[[Path], object]) -> Path:
-        folder = base / "made-once" / name
-        folder.parent.mkdir(exist_ok=True)
-        with folder.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-                fill(unfinished)
-                unfinished.rename(folder)
-        return folder
-
-    return made
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small learnable dataset: three classes of 8×8 grayscale images, as an .npz."""
+    return write_small_dataset(
+        tmp_path_factory.mktemp("small"), classes=3, shape=(8, 8, 1), train=120, test=45
+    )
 
 
 @pytest.fixture(scope="session")
-def trained(made_once: Callable[..., Path], small_folder: Path) -> Path:
+def small_config(small_folder: Path) -> RunConfig:
+    """Settings of a run that takes a second: the lab network on the small dataset."""
+    return RunConfig.model_validate(
+        {
+            "dataset": {"name": str(small_folder)},
+            "model": {"name": "lab"},
+            "training": {"epochs": 3, "batch_size": 16, "threads": 2},
+            "seed": 7,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, small_config: RunConfig) -> Store:
+    """A store with one run of `small_config`; do not modify it."""
+    from nnbuild.pipeline.run import retrain
+
+    root = tmp_path_factory.mktemp("small-run") / "store"
+    retrain(small_config, root)
+    return Store(root)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_folder: Path) -> Path:
     """Root of a store with a champion; do not modify it."""
     from nnbuild.pipeline.run import retrain
 
-    config = run_config(small_folder, training={"epochs": 2})
-    return made_once("trained", lambda folder: retrain(config, folder / "store")) / "store"
+    root = tmp_path_factory.mktemp("trained") / "store"
+    retrain(run_config(small_folder, training={"epochs": 2}), root)
+    return root
 
 
 @pytest.fixture
@@ -110,17 +95,15 @@ def store(trained: Path, tmp_path: Path) -> Store:
 
 
 @pytest.fixture(scope="session")
-def _three_runs(made_once: Callable[..., Path], small_folder: Path) -> tuple[Path, list[str]]:
+def _three_runs(
+    tmp_path_factory: pytest.TempPathFactory, small_folder: Path
+) -> tuple[Path, list[str]]:
     from nnbuild.pipeline.run import retrain
 
+    root = tmp_path_factory.mktemp("gated") / "store"
     good = {"training": {"epochs": 30, "learning_rate": 0.02}}
-
-    def fill(folder: Path) -> None:
-        for changes in ({}, good, {}):
-            retrain(run_config(small_folder, **changes), folder / "store")
-
-    root = made_once("gated", fill) / "store"
-    return root, Store(root).run_ids()
+    configs = [run_config(small_folder), run_config(small_folder, **good), run_config(small_folder)]
+    return root, [retrain(each, root).run_id for each in configs]
 
 
 @pytest.fixture
@@ -169,11 +152,22 @@ def prefect_server(_prefect_harness: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(made_once: Callable[..., Path]) -> Path:
-    """A folder of Prefect with an empty database, to be copied: migrations take 5 s to make it."""
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Prefect with an empty database, to be copied: to make it takes 5 s.
+
+    The workers of a test run share it; the first one makes it.
+    """
     from real_server import create_database
 
-    return made_once("prefect", create_database)
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect-home"
+    with home.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            unfinished = Path(tempfile.mkdtemp(dir=home.parent))
+            create_database(unfinished)
+            unfinished.rename(home)
+    return home
 
 
 @pytest.fixture(scope="session")
