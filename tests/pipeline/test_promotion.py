@@ -18,7 +18,7 @@ from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.noninferiority import lower_bound, p_value
 from nnbuild.evaluation.significance import holm_correction, mcnemar_test
-from nnbuild.pipeline.run import open_run, retrain
+from nnbuild.pipeline.run import open_run, retrain, run_context, train_and_evaluate
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import Decided
@@ -300,7 +300,6 @@ def test_rollback_empty_store_raises(capfd, tmp_path):
 def test_outdated_decision_is_repeated(tmp_path, small_folder):
     from nnbuild.pipeline import commit
     from nnbuild.pipeline.reporting import write_report
-    from nnbuild.pipeline.run import run_context
 
     store = Store(tmp_path)
     run = open_run(run_config(small_folder, seed=3), tmp_path)
@@ -399,6 +398,16 @@ def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
     assert store.read_table("decisions", run_id)["outcome"].to_pylist() == ["skipped"]
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, small_folder):
+    """Root of a store with a run that has come to the gate; do not modify it."""
+    root = tmp_path_factory.mktemp("evaluated") / "store"
+    run = open_run(run_config(small_folder), root)
+    with run_context(run):
+        train_and_evaluate(run)
+    return root
+
+
 class _Killed(BaseException):
     """Simulated SIGKILL, which no handler of the program may catch."""
 
@@ -413,24 +422,24 @@ class _Killed(BaseException):
         "champion:recorded",
     ],
 )
-def test_killed_promotion_is_finished(tmp_path, small_folder, monkeypatch, at):
+def test_killed_promotion_is_finished(evaluated, tmp_path, monkeypatch, at):
+    store = Store(shutil.copytree(evaluated, tmp_path / "store"))
+    (run_id,) = [each.run_id for each in store.unfinished_runs()]
+
     def point(name):
         if name == at:
             raise _Killed
 
     monkeypatch.setattr(fault_injection, "failpoint", point)
     with pytest.raises(_Killed):
-        retrain(run_config(small_folder), tmp_path)
+        retrain(store=store.root, resume=run_id)
     monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
-    store = Store(tmp_path)
-    waiting = store.unfinished_runs()
-    if waiting:
-        run_id = retrain(store=tmp_path, resume=waiting[0].run_id).run_id
+    if store.unfinished_runs():
+        assert retrain(store=store.root, resume=run_id).run_id == run_id
     else:
-        (run_id,) = store.run_ids()
         with pytest.raises(StoreError, match="is committed"):
-            open_run(RunConfig(), tmp_path, resume=run_id)
+            open_run(RunConfig(), store.root, resume=run_id)
     assert champion.current(store) == run_id
     assert [each.run_id for each in champion.history(store)] == [run_id]
     assert store.read_table("champions")["run_id"].to_pylist() == [run_id]
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert list((store.root / "staging").iterdir()) == []
