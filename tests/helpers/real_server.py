@@ -27,8 +27,7 @@ QUICK = {
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Poll a function until it returns a true value, and return that value.
 
-    Asking takes at most a quarter of the time: the processes that answer need the processor to
-    get any further.
+    After a slow answer it waits longer, up to 2 s: the server needs the processor to get further.
 
     Raises:
         TimeoutError: No true value within the time; the message names `what`.
@@ -37,7 +36,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     while (began := time.monotonic()) < end:
         if value := condition():
             return value
-        time.sleep(max(0.2, 3 * (time.monotonic() - began)))
+        time.sleep(min(max(0.2, 3 * (time.monotonic() - began)), 2))
     raise TimeoutError(f"no {what} within {seconds} s")
 
 
