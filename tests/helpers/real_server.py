@@ -162,7 +162,7 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
             yield Server(url, environment, process, client)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def _ended(process: subprocess.Popen[str]) -> None:

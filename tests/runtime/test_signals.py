@@ -146,5 +146,5 @@ def test_server_ends_with_killed_program(tmp_path, small_folder):
         ]
         assert servers
         program.kill()
-        _, alive = psutil.wait_procs(servers, timeout=30)
+        _, alive = psutil.wait_procs(servers, timeout=60)
         assert alive == []
