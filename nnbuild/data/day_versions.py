@@ -12,13 +12,8 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-<<<<<<< HEAD
 from dataclasses import fields, replace
-from datetime import UTC, date, datetime
-=======
-from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
->>>>>>> h-hb
 from pathlib import Path
 from typing import Any
 

@@ -180,14 +180,9 @@ def compare_on_golden(
         other = _fingerprint(challenger, store, manifest.steps.load_data)
         rows = ~np.isin(golden.image_digests, _seen(challenger, store, manifest, other))
         if not rows.any():
-<<<<<<< HEAD
-            return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
-        split = golden.select(rows)
-=======
             left = _nothing_left(len(rows), "images of gate.golden", "the champion")
             return Incomparable(run_id, left)
-        split = Split(golden.images[rows], golden.labels[rows])
->>>>>>> h-hb
+        split = golden.select(rows)
         own = _own_logits(challenger, split).argmax(axis=1)
         identical = challenger.model_digest == _model_digest(manifest)
         theirs = own if identical else _logits(challenger, store, manifest, split).argmax(axis=1)

@@ -19,7 +19,7 @@ from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.noninferiority import lower_bound, p_value
 from nnbuild.evaluation.significance import holm_correction, mcnemar_test
-from nnbuild.pipeline.run import open_run, retrain
+from nnbuild.pipeline.run import open_run, retrain, run_context, train_and_evaluate
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import Decided
@@ -314,7 +314,6 @@ def test_rollback_empty_store_raises(capfd, tmp_path):
 def test_outdated_decision_is_repeated(tmp_path, small_folder):
     from nnbuild.pipeline import commit
     from nnbuild.pipeline.reporting import write_report
-    from nnbuild.pipeline.run import run_context
 
     store = Store(tmp_path)
     run = open_run(run_config(small_folder, seed=3), tmp_path)
@@ -413,6 +412,16 @@ def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
     assert store.read_table("decisions", run_id)["outcome"].to_pylist() == ["skipped"]
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, small_folder):
+    """Root of a store with a run that has come to the gate; do not modify it."""
+    root = tmp_path_factory.mktemp("evaluated") / "store"
+    run = open_run(run_config(small_folder), root)
+    with run_context(run):
+        train_and_evaluate(run)
+    return root
+
+
 @pytest.mark.parametrize(
     "at",
     [
@@ -423,18 +432,17 @@ def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
         "champion:recorded",
     ],
 )
-def test_killed_promotion_is_finished(tmp_path, small_folder, at):
+def test_killed_promotion_is_finished(evaluated, tmp_path, at):
+    store = Store(shutil.copytree(evaluated, tmp_path / "store"))
+    (run_id,) = [each.run_id for each in store.unfinished_runs()]
     with killed_at(at):
-        retrain(run_config(small_folder), tmp_path)
-    store = Store(tmp_path)
-    waiting = store.unfinished_runs()
-    if waiting:
-        run_id = retrain(store=tmp_path, resume=waiting[0].run_id).run_id
+        retrain(store=store.root, resume=run_id)
+    if store.unfinished_runs():
+        assert retrain(store=store.root, resume=run_id).run_id == run_id
     else:
-        (run_id,) = store.run_ids()
         with pytest.raises(StoreError, match="is committed"):
-            open_run(RunConfig(), tmp_path, resume=run_id)
+            open_run(RunConfig(), store.root, resume=run_id)
     assert champion.current(store) == run_id
     assert [each.run_id for each in champion.history(store)] == [run_id]
     assert store.read_table("champions")["run_id"].to_pylist() == [run_id]
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert list((store.root / "staging").iterdir()) == []
