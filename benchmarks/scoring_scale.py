@@ -90,11 +90,11 @@ class Input(NamedTuple):
 
 
 INPUTS = {
-    "raw-lab": Input(500_000, 4, DIGITS, "raw", "", "lab", DIGITS, 1.6),
-    "png-parquet": Input(32_768, 8, DIGITS, "bytes", "png", "lab", DIGITS, 1.8),
-    "png-folder": Input(10_000, 2, DIGITS, "folder", "png", "lab", DIGITS, 1.8),
-    "jpeg-folder": Input(2_000, 3, PHOTOS, "folder", "jpg", "lab", RESIZED, 1.8),
-    "raw-convnet": Input(65_536, 2, DIGITS, "raw", "", "convnet", DIGITS, 1.8),
+    "raw-lab": Input(500_000, 8, DIGITS, "raw", "", "lab", DIGITS, 1.6),
+    "png-parquet": Input(32_768, 24, DIGITS, "bytes", "png", "lab", DIGITS, 1.8),
+    "png-folder": Input(10_000, 6, DIGITS, "folder", "png", "lab", DIGITS, 1.8),
+    "jpeg-folder": Input(2_000, 9, PHOTOS, "folder", "jpg", "lab", RESIZED, 1.8),
+    "raw-convnet": Input(65_536, 4, DIGITS, "raw", "", "convnet", DIGITS, 1.8),
 }
 
 
