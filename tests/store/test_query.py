@@ -269,7 +269,8 @@ def test_query_stuck_ends_with_process(ask, interrupted, monkeypatch):
 
 
 IN_TERMINAL = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell starts with `&`
 os.login_tty(int(sys.argv[1]))  # a session of its own, whose foreground group Ctrl-C reaches
 os.execv(sys.executable, [sys.executable, "-m", "flows.cli.main", *sys.argv[2:]])
 """
