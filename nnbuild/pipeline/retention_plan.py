@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from nnbuild.data import day_versions
+from nnbuild.data import day_record
 from nnbuild.errors import StoreError
 from nnbuild.pipeline import dependencies
 from nnbuild.pipeline.dependencies import SWEEP, sweep_of
@@ -278,9 +278,7 @@ def _is_past_day(store: Store, name: str, needed: Iterable[str]) -> bool:
     used = [split_day(each)[1] for each in needed if is_day(each) and split_day(each)[0] == dataset]
     if not used:
         return False
-    return day < min(used) or f"days/{day}/{digest}" not in day_versions.current_parts(
-        store, dataset
-    )
+    return day < min(used) or f"days/{day}/{digest}" not in day_record.current_parts(store, dataset)
 
 
 def split_day(name: str) -> tuple[str, str, str]:
