@@ -4,15 +4,18 @@ The first argument says what to measure; every run is a process of its own:
 
     python benchmarks/large_data.py large --images 650000 --side 64 --memory 2000 --folder DIR
     python benchmarks/large_data.py ingest --images 1000000 --side 28 --folder DIR
+    python benchmarks/large_data.py ingest --form npz-floats --images 500000 --side 28 --folder DIR
     python benchmarks/large_data.py equal --models lab fast accurate --epochs 2 --folder DIR
     python benchmarks/large_data.py kill --kills 20 --folder DIR
     python benchmarks/large_data.py forms --images 400000 --side 28 --rounds 5 --folder DIR
 
-`large` writes random pixels as Parquet and runs the pipeline on them; `ingest` writes PNGs and
-only ingests them, with the test images held out. The peak is `RssAnon` in /proc/PID/status, sampled
-every 20 ms: memory that the kernel cannot drop. Pages of mapped files are not counted: the kernel
-takes them back when memory is short. `--memory` is $NNBUILD_MEMORY, in MB: what nnbuild believes to
-be available.
+`large` writes random pixels as Parquet and runs the pipeline on them; `ingest` writes PNGs, or
+arrays in the form of `--form`, and only ingests them, with the test images held out. The peak is
+`RssAnon` in /proc/PID/status, sampled every 20 ms: memory that the kernel cannot drop. Pages of
+mapped files are not counted: the kernel takes them back when memory is short. `--memory` is
+$NNBUILD_MEMORY, in MB: what nnbuild believes to be available. `--limit` is what the kernel allows:
+the private memory of the run in MB (RLIMIT_DATA, set by `prlimit` of util-linux). An allocation
+above it fails.
 
 `equal` trains on MNIST by both paths and compares the bytes of the models and tables. `kill` ends a
 mapped run with SIGKILL at moments that are spread over its length, resumes it, and compares.
@@ -20,16 +23,19 @@ mapped run with SIGKILL at moments that are spread over its length, resumes it, 
 """
 
 import argparse
+import gzip
 import json
 import os
 import resource
 import shutil
 import signal
 import statistics
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +89,68 @@ def write_pictures(path: Path, images: int, side: int, batch: int = 4096) -> Non
             writer.write_table(table.slice(0, images - start))
 
 
+def write_arrays(path: Path, form: str, images: int, side: int) -> None:
+    """Write noise of ten classes as one array of images and one of labels, a batch at a time."""
+    path.mkdir(parents=True)
+    labels = (np.arange(images) % 10).astype(np.uint8)
+    if form == "idx":
+        write_idx(path, labels, side)
+    elif form == "parquet-floats":
+        write_floats(path / "train.parquet", labels, side)
+    else:
+        write_npz(path / "set.npz", labels, side, "<f4" if form == "npz-floats" else "|u1")
+
+
+def write_npz(path: Path, labels: Any, side: int, kind: str) -> None:
+    """Write images of a type and their labels as a compressed .npz."""
+    about = {"descr": kind, "fortran_order": False, "shape": (len(labels), side, side)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("x_train.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, about)
+            for pixels in noise(len(labels), side):
+                member.write((pixels if kind == "|u1" else as_floats(pixels)).tobytes())
+        with file.open("y_train.npy", "w") as member:
+            np.lib.format.write_array(member, labels)
+
+
+def write_idx(path: Path, labels: Any, side: int) -> None:
+    """Write gzipped IDX files of training images, and ten images to test on."""
+    for name, count in (("train", len(labels)), ("t10k", 10)):
+        with gzip.open(path / f"{name}-images-idx3-ubyte.gz", "wb", 1) as file:
+            file.write(struct.pack(">HBB3I", 0, 8, 3, count, side, side))
+            for pixels in noise(count, side):
+                file.write(pixels.tobytes())
+        content = struct.pack(">HBBI", 0, 8, 1, count) + labels[:count].tobytes()
+        (path / f"{name}-labels-idx1-ubyte").write_bytes(content)
+
+
+def write_floats(path: Path, labels: Any, side: int) -> None:
+    """Write lists of floats as Parquet, in row groups of a million rows as pandas does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    batches = [
+        pa.FixedSizeListArray.from_arrays(pa.array(as_floats(pixels).reshape(-1)), side * side)
+        for pixels in noise(len(labels), side)
+    ]
+    table = pa.table({"image": pa.chunked_array(batches), "label": labels})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, row_group_size=1 << 20)
+
+
+def noise(images: int, side: int, batch: int = 4096) -> Iterator[Any]:
+    """Yield batches of random images of 16 levels, brighter by class."""
+    draw = np.random.default_rng(0)
+    for start in range(0, images, batch):
+        rows = np.arange(start, min(start + batch, images))
+        pixels = draw.integers(0, 16, (len(rows), side, side), np.uint8)
+        yield pixels + (rows % 10 * 20).astype(np.uint8)[:, None, None]
+
+
+def as_floats(pixels: Any) -> Any:
+    """Return pixels as floats from 0 to 1."""
+    return (pixels / 255).astype(np.float32)
+
+
 def write_set(path: Path, images: int, side: int, channels: int, batch: int = 4096) -> None:
     """Write random images of ten classes as Parquet, a row group at a time."""
     import pyarrow as pa
@@ -112,24 +180,50 @@ def write_set(path: Path, images: int, side: int, channels: int, batch: int = 40
                 writer.write_table(pa.Table.from_arrays([image, label], schema=schema))
 
 
+def limited(megabytes: int | None) -> list[str]:
+    """Return the beginning of a command whose private memory the kernel limits.
+
+    The limit counts memory that is reserved and never used, such as a gigabyte for Arrow's own
+    allocator, 8 MB for the stack of each thread, and 64 MB for each arena of the C library.
+    """
+    if megabytes is None:
+        return []
+    settings = ["ARROW_DEFAULT_MEMORY_POOL=system", "MALLOC_ARENA_MAX=2"]
+    return ["env", *settings, "prlimit", f"--data={megabytes * MB}", f"--stack={1 << 20}", "--"]
+
+
+def memory_of(arguments: argparse.Namespace) -> str:
+    """Describe the memory of a measurement."""
+    limit = "" if arguments.limit is None else f", limit {arguments.limit} MB"
+    return f"memory {arguments.memory} MB{limit}"
+
+
 def start(
-    config: dict[str, Any], store: Path, memory: int | None, resume: str = ""
+    config: dict[str, Any],
+    store: Path,
+    memory: int | None,
+    resume: str = "",
+    limit: int | None = None,
 ) -> subprocess.Popen[str]:
     """Start a run in a process of its own."""
     environment = dict(os.environ)
     environment.pop("NNBUILD_MEMORY", None)
     if memory is not None:
         environment["NNBUILD_MEMORY"] = str(memory * MB)
-    command = [sys.executable, "-c", _RUN, json.dumps(config), str(store), resume]
+    arguments = [sys.executable, "-c", _RUN, json.dumps(config), str(store), resume]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*limited(limit), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if limit is None else None,
+        text=True,
     )
 
 
 def watch(process: subprocess.Popen[str]) -> dict[str, float]:
     """Wait for a run, and return its peaks in MB, its seconds and its processor seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
+    began, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0, "VmData": 0}
     while process.poll() is None:
         for name, value in _status(process.pid).items():
             peaks[name] = max(peaks[name], value)
@@ -149,7 +243,8 @@ def _status(pid: int) -> dict[str, int]:
     except OSError:
         return {}
     fields = (line.split() for line in lines)
-    return {each[0][:-1]: int(each[1]) for each in fields if each[0] in {"RssAnon:", "VmRSS:"}}
+    known = {"RssAnon:", "VmRSS:", "VmData:"}
+    return {each[0][:-1]: int(each[1]) for each in fields if each[0] in known}
 
 
 def manifest_of(store: Path) -> dict[str, Any]:
@@ -178,8 +273,8 @@ def measure_set(arguments: argparse.Namespace, network: dict[str, Any]) -> None:
         write_set(source, arguments.images, arguments.side, arguments.channels)
     size = arguments.images * arguments.side**2 * arguments.channels
     config = {"dataset": {"name": str(source)}, "gate": {"enabled": False}, **network}
-    peaks = watch(start(config, store, arguments.memory))
-    print(f"{arguments.images:,} images of {size / MB:,.0f} MB, memory {arguments.memory} MB")
+    peaks = watch(start(config, store, arguments.memory, limit=arguments.limit))
+    print(f"{arguments.images:,} images of {size / MB:,.0f} MB, {memory_of(arguments)}")
     print({name: round(value, 1) for name, value in peaks.items()})
     steps = manifest_of(store)["seconds"]
     print({name: round(value, 1) for name, value in steps.items()})
@@ -189,29 +284,55 @@ def measure_set(arguments: argparse.Namespace, network: dict[str, Any]) -> None:
 
 
 def measure_ingest(arguments: argparse.Namespace) -> None:
-    """Write PNGs as Parquet, ingest them, and print the rate and the peaks."""
-    source, target = arguments.folder / "pictures", arguments.folder / "ingested"
-    if not source.exists():
+    """Write images in a form, ingest them, and print the rate and the peaks."""
+    source, target = arguments.folder / arguments.form, arguments.folder / "ingested"
+    if not source.exists() and arguments.form == "png":
         write_pictures(source, arguments.images, arguments.side)
+    elif not source.exists():
+        write_arrays(source, arguments.form, arguments.images, arguments.side)
     target.mkdir()
     environment = os.environ | {"NNBUILD_MEMORY": str(arguments.memory * MB)}
-    command = [sys.executable, "-c", _INGEST, str(source), str(target)]
+    command = [*limited(arguments.limit), sys.executable, "-c", _INGEST, str(source), str(target)]
     peaks = watch(subprocess.Popen(command, env=environment, text=True))
     rates = [arguments.images / peaks[name] for name in ("seconds", "processor")]
-    print(f"{arguments.images:,} pictures, memory {arguments.memory} MB:", end=" ")
+    print(f"{arguments.images:,} pictures, {arguments.form}, {memory_of(arguments)}:", end=" ")
     print(f"{rates[0]:,.0f} pictures/s, {rates[1]:,.0f} per processor second")
     print({name: round(value, 1) for name, value in peaks.items()})
     shutil.rmtree(target)
 
 
+def write_some_of_mnist(folder: Path, images: int) -> Path:
+    """Write the first training images of MNIST, and a sixth as many test images, as one .npz."""
+    from nnbuild.data import sources
+
+    data_dir = os.environ.get("NNBUILD_DATA_DIR")
+    dataset = sources.load(
+        "mnist",
+        data_dir=None if data_dir is None else Path(data_dir),
+        cache=sources.default_cache(),
+    )
+    counts = {"train": images, "test": images // 6}
+    arrays = {
+        f"{kind}_{split}": values[: counts[split]]
+        for split, examples in dataset.splits.items()
+        for kind, values in (("x", examples.images), ("y", examples.labels))
+    }
+    np.savez(folder / "some_of_mnist.npz", **arrays)
+    return folder / "some_of_mnist.npz"
+
+
 def compare_paths(arguments: argparse.Namespace) -> None:
     """Train on MNIST by both paths in turn, and compare their bytes and the seconds of the fit."""
+    name = "mnist"
+    if arguments.images is not None:
+        name = str(write_some_of_mnist(arguments.folder, arguments.images))
+    too_little = (arguments.images or 60_000) * 28 * 28 // MB  # the pixels may take an eighth of it
     for model in arguments.models:
-        config = network_of(model, arguments.epochs)
+        config = network_of(model, arguments.epochs, name)
         seconds: dict[str, list[float]] = {"memory": [], "mapped file": []}
         seen: dict[str, dict[str, str]] = {}
         for _ in range(arguments.rounds):
-            for path, memory in (("memory", None), ("mapped file", 100)):
+            for path, memory in (("memory", None), ("mapped file", too_little)):
                 store = arguments.folder / "equal"
                 watch(start(config, store, memory))
                 fit = manifest_of(store)["steps"]["fit_model"]
@@ -227,10 +348,10 @@ def compare_paths(arguments: argparse.Namespace) -> None:
         print(f"{model}: {same} of {len(seen['memory'])} files; {shown}; speed {speed:.2f}")
 
 
-def network_of(model: str, epochs: int) -> dict[str, Any]:
-    """Return the config of a run on MNIST."""
+def network_of(model: str, epochs: int, dataset: str = "mnist") -> dict[str, Any]:
+    """Return the config of a run, on MNIST by default."""
     return {
-        "dataset": {"name": "mnist"},
+        "dataset": {"name": dataset},
         "model": {"name": model},
         "training": {"epochs": epochs, "threads": 2},
         "gate": {"enabled": False},
@@ -346,16 +467,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("what", choices=("large", "ingest", "equal", "kill", "forms"))
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--images", type=int, help="default: 20,000; all of MNIST for `equal`")
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--memory", type=int, default=200)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument(
+        "--form", choices=("png", "npz", "npz-floats", "idx", "parquet-floats"), default="png"
+    )
     parser.add_argument("--models", nargs="+", default=["lab"])
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--kills", type=int, default=3)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.images is None and arguments.what != "equal":
+        arguments.images = 20_000
     if arguments.what == "equal":
         compare_paths(arguments)
     elif arguments.what == "kill":

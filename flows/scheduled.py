@@ -26,6 +26,7 @@ from flows.deployment_check import (
     update_flow_run,
 )
 from flows.flow_runs import (
+    FLOW_DEFAULTS,
     scheduled_label_name,
     scheduled_prune_name,
     scheduled_retrain_name,
@@ -64,6 +65,7 @@ Timeout = Annotated[float, Field(ge=1)]
     name="scheduled-retrain",
     version=environment.code_version(),
     flow_run_name=scheduled_retrain_name,
+    **FLOW_DEFAULTS,
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
@@ -212,6 +214,7 @@ Timezone = Annotated[
     name="scheduled-score",
     version=environment.code_version(),
     flow_run_name=scheduled_score_name,
+    **FLOW_DEFAULTS,
     **SCORING_HOOKS,
 )
 def scheduled_score(
@@ -269,6 +272,7 @@ def _score(
     name="scheduled-label",
     version=environment.code_version(),
     flow_run_name=scheduled_label_name,
+    **FLOW_DEFAULTS,
     **LABELLING_HOOKS,
 )
 def scheduled_label(
@@ -320,6 +324,7 @@ def day_of(moment: datetime, timezone: str) -> date:
     name="scheduled-prune",
     version=environment.code_version(),
     flow_run_name=scheduled_prune_name,
+    **FLOW_DEFAULTS,
     **PRUNING_HOOKS,
 )
 def scheduled_prune(

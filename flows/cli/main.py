@@ -68,9 +68,9 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     """
     import typer
 
-    from flows.cli.app import load_app
+    from flows.cli.app import load_commands
 
-    app = typer.main.get_command(load_app())
+    app = load_commands()
     try:
         with _ctrl_c_raises():
             code = app.main(args=arguments, prog_name="nnbuild", standalone_mode=False)

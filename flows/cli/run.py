@@ -147,6 +147,9 @@ def run(
     started = time.perf_counter()
     if seeds is not None and resume is not None:
         raise ConfigError("--resume resumes one run, --seeds starts several; remove one of them")
+    from flows.embedded_server import start_server_early
+
+    start_server_early()
     options = explicit_options(
         ctx,
         dataset=dataset,

@@ -71,12 +71,14 @@ class Reader(ABC):
     Attributes:
         column: Name of the column, or of its part, to read from the file.
         value_bytes: Bytes of memory for each value in the file.
+        reading_factor: Memory that reading takes, as a multiple of that of the values.
         is_float: Whether the pixels are floats, whose scale depends on their values.
         decodes: Whether the column contains the bytes of picture files.
     """
 
     column: str
     value_bytes: int = 1
+    reading_factor: int = 1
     is_float: bool = False
     decodes: bool = False
 
@@ -224,6 +226,7 @@ class _Lists(Reader):
     shape: tuple[int, ...] | None
     value_bytes: int
     is_float: bool
+    reading_factor: int = 4  # two levels of two bytes for each value, and buffers that double
 
     def read(
         self,

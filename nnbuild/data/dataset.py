@@ -48,14 +48,19 @@ class Split:
         if kept is not None:
             numbers = np.arange(len(self))[rows]
             kept = kept.take(pa.array(numbers))
-        return Split(pixels.select(self.images, rows), self.labels[rows], kept)
+        selected = Split(pixels.select(self.images, rows), self.labels[rows], kept)
+        if "image_digests" in vars(self):  # computed before: it takes a pass over all pixels
+            vars(selected)["image_digests"] = self.image_digests[rows]
+        return selected
 
     @cached_property
     def image_digests(self) -> Digests:
         """Return the digest of the pixels of each image, equal for equal images."""
         rows = (np.ascontiguousarray(image).reshape(-1) for image in np.asarray(self.images))
-        digests = (hashlib.blake2b(row.data, digest_size=DIGEST_BYTES).digest() for row in rows)
-        return np.frombuffer(b"".join(digests), f"S{DIGEST_BYTES}")
+        digests = bytearray()
+        for row in rows:
+            digests += hashlib.blake2b(row.data, digest_size=DIGEST_BYTES).digest()
+        return np.frombuffer(bytes(digests), f"S{DIGEST_BYTES}")
 
     @cached_property
     def content_digest(self) -> str:

@@ -35,7 +35,7 @@ from nnbuild.data.pixels import (
     sha256_of,
     write_map,
 )
-from nnbuild.data.split_table import column_values, fixed_pixels, split_from_table
+from nnbuild.data.split_table import column_values, fixed_pixels, shape_in, split_from_table
 from nnbuild.errors import DataError
 
 
@@ -76,14 +76,14 @@ def read_dataset(folder: Path, workspace: Workspace = IN_MEMORY) -> Dataset:
 def _read_parts(folder: Path, parts: Sequence[Part], workspace: Workspace) -> list[Dataset]:
     """Read the parts of a dataset; if their pixels do not fit in memory, they share one file."""
     rows = [read_description(folder / part, PartDescription).images.rows for part in parts]
-    first = read_part(folder, parts[0])
+    first = read_part(folder, parts[0], workspace)
     size = sum(rows) * math.prod(first.image_shape)
     if workspace.holds(size):
-        return [first, *(read_part(folder, part) for part in parts[1:])]
+        return [first, *(read_part(folder, part, workspace) for part in parts[1:])]
     writer = PixelWriter(workspace, expected=size)
     outlines = []
     for part in parts:
-        dataset = read_part(folder, part)
+        dataset = read_part(folder, part, workspace)
         if dataset.image_shape != first.image_shape:
             return [first, dataset]  # joining them reports the difference
         for split in dataset.splits.values():
@@ -115,12 +115,13 @@ def _with_images(
     )
 
 
-def read_part(folder: Path, part: Part) -> Dataset:
+def read_part(folder: Path, part: Part, workspace: Workspace = IN_MEMORY) -> Dataset:
     """Read a part of datasets, which may lack splits, and verify its file by its digest.
 
     Args:
         folder: Folder of all datasets of that name.
         part: Path of the part, which ends in its digest.
+        workspace: Where the pixels are held.
 
     Raises:
         DataError: A file is missing or was changed.
@@ -131,7 +132,8 @@ def read_part(folder: Path, part: Part) -> Dataset:
         raise DataError(
             f"{path / DESCRIPTION}: does not describe the part of that path; restore it"
         )
-    images = _read_split(path / PART, description.images)
+    own = replace(workspace, keeps_maps=False)
+    images = _read_split(path / PART, description.images, own)
     ends = np.cumsum([0, *description.rows.values()])
     splits = {
         name: images.select(slice(first, last))
@@ -185,19 +187,20 @@ def _read_splits(
     return splits
 
 
-def _read_split(path: Path, expected: FileDescription) -> Split:
+def _read_split(path: Path, expected: FileDescription, workspace: Workspace = IN_MEMORY) -> Split:
+    """Read a split, which is mapped if the workspace does not hold its file or its pixels."""
+    if not workspace.holds(expected.bytes):
+        return _map_split(path, expected, workspace)
     _require_size(path, expected)
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         payload = file.read()
     _require_digest(path, expected, hashlib.sha256(payload).hexdigest())
-    with _parquet_errors(path):
-        split = split_from_table(_table(payload), path)
-    if len(split) != expected.rows:
-        raise DataError(
-            f"{path}: {len(split)} rows, expected {expected.rows} by {DESCRIPTION}; "
-            "ingest the data again"
-        )
-    return split
+    # pq.read_table would import pyarrow.dataset, and that pandas, which takes a second.
+    with _parquet_errors(path), pq.ParquetFile(pa.BufferReader(payload)) as source:
+        shape = shape_in(source.schema_arrow, path)
+        if not workspace.holds(expected.rows * math.prod(shape)):
+            return _stream_split(source, path, expected, workspace)
+        return _of_rows(split_from_table(source.read(), path), path, expected)
 
 
 def _map_split(path: Path, expected: FileDescription, workspace: Workspace) -> Split:
@@ -211,24 +214,38 @@ def _map_split(path: Path, expected: FileDescription, workspace: Workspace) -> S
         digest = sha256_of(file)
     _require_digest(path, expected, digest)
     with _parquet_errors(path), pq.ParquetFile(path) as source:
-        names = [name for name in source.schema_arrow.names if name != "image"]
-        others = source.read(columns=names)
-        head = source.schema_arrow.empty_table()
-        shape = split_from_table(head, path).images.shape[1:]
-        batches = (
-            fixed_pixels(source.read_row_group(number, ["image"])["image"]).reshape(-1, *shape)
-            for number in range(source.num_row_groups)
-        )
-        images = _map_images(batches, expected, workspace)
-        if others["label"].null_count:
-            raise DataError(f"{path}: contains nulls; ingest the data again")
-        labels = column_values(others["label"], np.int16)
-    if len(images) != expected.rows or len(labels) != expected.rows:
+        return _stream_split(source, path, expected, workspace)
+
+
+def _stream_split(
+    source: pq.ParquetFile, path: Path, expected: FileDescription, workspace: Workspace
+) -> Split:
+    """Read a split, whose pixels are mapped, from a verified file."""
+    shape = shape_in(source.schema_arrow, path)
+    names = [name for name in source.schema_arrow.names if name != "image"]
+    others = source.read(columns=names)
+    batches = (
+        fixed_pixels(source.read_row_group(number, ["image"])["image"]).reshape(-1, *shape)
+        for number in range(source.num_row_groups)
+    )
+    images = _map_images(batches, expected, workspace)
+    if others["label"].null_count:
+        raise DataError(f"{path}: contains nulls; ingest the data again")
+    labels = column_values(others["label"], np.int16)
+    if len(images) != len(labels):
+        raise DataError(f"{path}: {len(images)} images, {len(labels)} labels; ingest again")
+    kept = others.drop_columns("label") if len(names) > 1 else None
+    return _of_rows(Split(images, labels, kept), path, expected)
+
+
+def _of_rows(split: Split, path: Path, expected: FileDescription) -> Split:
+    """Return a split, or refuse it because it has another number of images than it should."""
+    if len(split) != expected.rows:
         raise DataError(
-            f"{path}: {len(labels)} rows, expected {expected.rows} by {DESCRIPTION}; "
+            f"{path}: {len(split)} rows, expected {expected.rows} by {DESCRIPTION}; "
             "ingest the data again"
         )
-    return Split(images, labels, others.drop_columns("label") if len(names) > 1 else None)
+    return split
 
 
 def _map_images(
@@ -267,11 +284,15 @@ class Fingerprint:
         return np.concatenate([each for name, each in self.images.items() if name != "test"])
 
 
-def fingerprint(folder: Path) -> Fingerprint:
+def fingerprint(folder: Path, workspace: Workspace = IN_MEMORY) -> Fingerprint:
     """Read the digests of a dataset of `write_dataset`.
 
     They take milliseconds to read. Those of a dataset that consists of parts, or that version 0.1
     wrote, are computed from its images.
+
+    Args:
+        folder: Folder of the dataset.
+        workspace: Where the pixels are held for that.
 
     Raises:
         DataError: A file is missing or was changed.
@@ -284,7 +305,7 @@ def fingerprint(folder: Path) -> Fingerprint:
             images = {name: _read_digests(folder / name, file) for name, file in files.items()}
             test_set = str(files["test"].content)
             return Fingerprint(shape, description.class_names, test_set, images)
-    dataset = read_dataset(folder)
+    dataset = read_dataset(folder, workspace)
     images = {name: split.image_digests for name, split in dataset.splits.items()}
     test_set = dataset.test.content_digest
     return Fingerprint(dataset.image_shape, dataset.class_names, test_set, images)
@@ -327,10 +348,3 @@ def _parquet_errors(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: not readable as Parquet ({archives.reason_of(error)}); ingest the data again"
         ) from error
-
-
-def _table(payload: bytes) -> pa.Table:
-    """Read the table in a Parquet file."""
-    # pq.read_table would import pyarrow.dataset, and that pandas, which takes a second.
-    with pq.ParquetFile(pa.BufferReader(payload)) as file:
-        return file.read()

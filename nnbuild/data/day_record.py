@@ -7,7 +7,7 @@ import fcntl
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,6 +88,30 @@ class Record(BaseModel):
             if day <= last and (first is None or first <= day)
         ]
 
+    def without_future_times(self, now: datetime) -> "Record":
+        """Return the record with the present in place of times that have not come yet.
+
+        They are those of a clock that was ahead. Until they come, their versions and all later ones
+        would seem not to be ingested yet.
+        """
+        days = {
+            day: each.model_copy(
+                update={
+                    "versions": [
+                        version.model_copy(
+                            update={"ingested_at": _no_later(version.ingested_at, now)}
+                        )
+                        for version in each.versions
+                    ]
+                }
+            )
+            for day, each in self.days.items()
+        }
+        searches = [
+            each.model_copy(update={"at": _no_later(each.at, now)}) for each in self.searches
+        ]
+        return self.model_copy(update={"days": days, "searches": searches})
+
     def known_at(
         self, moment: datetime, first: date | None, last: date
     ) -> tuple[list[DayVersion], int]:
@@ -122,6 +146,15 @@ class Record(BaseModel):
                 known.append(version)
                 newest += 1
         return known, newest
+
+
+def utc_text(moment: datetime) -> str:
+    """Return a time as the record holds it: ISO 8601 in UTC."""
+    return moment.astimezone(UTC).isoformat()
+
+
+def _no_later(moment: str, now: datetime) -> str:
+    return utc_text(now) if datetime.fromisoformat(moment) > now else moment
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
-from datetime import UTC, date, datetime
+from dataclasses import fields, replace
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from nnbuild.data.day_record import (
     Search,
     lock,
     read_record,
+    utc_text,
     write_record,
 )
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
+from nnbuild.data.pixels import Workspace
 from nnbuild.errors import DataError
 from nnbuild.runtime import fault_injection
 from nnbuild.store.filesystem import (
@@ -90,9 +92,11 @@ class DatedSource:
     ) -> tuple[Record, list[str]]:
         """Ingest the days of a range that are new at the source, or have changed.
 
+        Nothing is ingested if the clock is behind the newest ingested day.
+
         Args:
             first: First day; None for no limit.
-            last: Last day.
+            last: Last day; today, unless `is_past`.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
             is_past: Whether a past range is ingested later: a day that is missing was not late
@@ -109,17 +113,24 @@ class DatedSource:
         if not found and not self._store.exists():
             return Record(pattern=self.pattern), []
         self._store.create()
+        options = replace(self._options, workspace=workspace_in(self._store))
         with lock(self._store, self._folder):
             record = self.record()
+            if not is_past:
+                if not _is_plausible(last, record):  # what it would record is not true
+                    return record, []
+                record = record.without_future_times(now)
             for source in found:
                 if _is_known(record, source):
                     continue
-                dataset = read_day(source, self._options)
+                dataset = read_day(source, options)
                 if record.begun and not new_classes:
                     _require_known_classes(record, dataset, source)
                 self._add(record, source, dataset, now)
                 self._save(record)  # now: a process that is killed repeats one day at most
-            self._complete(record, Search(first=first, last=last, at=_text(now)), is_past=is_past)
+            self._complete(
+                record, Search(first=first, last=last, at=utc_text(now)), is_past=is_past
+            )
         return record, _remarks(record, {each.day for each in found}, first, last)
 
     def _complete(self, record: Record, search: Search, *, is_past: bool) -> None:
@@ -145,8 +156,6 @@ class DatedSource:
             day.versions[-1] = day.versions[-1].model_copy(update=_skipped(dataset))
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept anyway.
-        times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
             version=day.versions[-1].version + 1 if day is not None else 1,
@@ -155,7 +164,7 @@ class DatedSource:
             train=len(dataset.train),
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
-            ingested_at=_text(max([now, *times])),
+            ingested_at=utc_text(now),
             **_skipped(dataset),
         )
         if day is None:
@@ -235,7 +244,7 @@ class DatedSource:
     def _count(self, version: DayVersion) -> dict[bytes, int]:
         """Return how often a version has each image with its label, by a digest of both."""
         folder = self._store.local_dataset(self.name, version.part)
-        part = dataset_reader.read_part(folder.parents[2], version.part)
+        part = dataset_reader.read_part(folder.parents[2], version.part, workspace_in(self._store))
         counts: dict[bytes, int] = {}
         for split in part.splits.values():
             for image, label in zip(split.images, split.labels, strict=True):
@@ -243,6 +252,11 @@ class DatedSource:
                 key = hashlib.blake2b(content, digest_size=16).digest()
                 counts[key] = counts.get(key, 0) + 1
         return counts
+
+
+def workspace_in(store: Store) -> Workspace:
+    """Return where pixels are held that belong to no run: in memory, or in a store's staging."""
+    return Workspace(store.local_root / "staging")
 
 
 def _skipped(dataset: Dataset) -> dict[str, Any]:
@@ -253,8 +267,9 @@ def _skipped(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
+def _is_plausible(today: date, record: Record) -> bool:
+    """Return whether a clock can be right: no day after tomorrow was ingested before."""
+    return max(record.days, default=today) <= today + timedelta(days=1)
 
 
 def _is_known(record: Record, source: SourceDay) -> bool:

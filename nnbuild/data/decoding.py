@@ -2,7 +2,6 @@
 
 import io
 import logging
-import posixpath
 import struct
 import warnings
 from collections.abc import Iterator
@@ -30,8 +29,9 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_GIF_HEAD = b"GIF8"
 _OTHERS = (
-    (b"GIF8", "a GIF"),
+    (_GIF_HEAD, "a GIF"),
     (b"II*\0", "a TIFF"),
     (b"MM\0*", "a TIFF"),
     (b"%PDF", "a PDF"),
@@ -67,7 +67,7 @@ def strict() -> Iterator[None]:
 
 def has_ending(name: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Return whether a file name has the suffix of a picture."""
-    return posixpath.splitext(name)[1].lower() in suffixes
+    return "." + name.rpartition(".")[2].lower() in suffixes
 
 
 def plain_png(payload: bytes) -> NDArray[np.uint8] | None:
@@ -141,7 +141,7 @@ def open_picture(
         raise
     except Exception as error:  # decoders raise errors of many types on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = _kind_of(payload) or (
+        reason = _kind_of(payload, formats) or (
             "an unknown format" if unknown else archives.reason_of(error)
         )
         raise DataError(
@@ -160,10 +160,12 @@ def upright(picture: Image.Image, decoded: Image.Image) -> Image.Image:
     return decoded if transposition is None else decoded.transpose(transposition)
 
 
-def _kind_of(payload: bytes) -> str | None:
-    """Return the format of a file that is not a supported picture; None if unknown."""
+def _kind_of(payload: bytes, formats: tuple[str, ...]) -> str | None:
+    """Return what a file is that is not a readable picture of some formats; None if unknown."""
     if not payload:
         return "an empty file"
+    if payload.startswith(_GIF_HEAD) and "GIF" in formats:
+        return "a damaged GIF"
     if payload[4:8] == b"ftyp":
         return _BRANDS.get(payload[8:12], "a video or a picture in the ISO base media format")
     return next((kind for magic, kind in _OTHERS if payload.startswith(magic)), None)
@@ -184,5 +186,6 @@ def _orientation(picture: Image.Image) -> int:
 def _require_size(picture: Image.Image, where: object, max_pixels: int) -> None:
     if picture.width * picture.height > max_pixels:
         raise DataError(
-            f"{where}: {picture.width} x {picture.height} pixels; expected at most {max_pixels}"
+            f"{where}: {picture.width} x {picture.height} pixels; expected at most {max_pixels}: "
+            "make it smaller, or remove it"
         )

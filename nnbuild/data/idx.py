@@ -19,6 +19,7 @@ from nnbuild.data import archives
 from nnbuild.data.file_tree import File, path_exists
 from nnbuild.data.locations import Location, location_at
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.pixels import IN_MEMORY, Workspace, array_of
 from nnbuild.errors import DataError
 
 _NAME = re.compile(
@@ -46,8 +47,12 @@ FILES = (
 """File names of MNIST: training images and labels, test images and labels."""
 
 
-def read(path: Path) -> NDArray[Any]:
+def read(path: Path, workspace: Workspace = IN_MEMORY) -> NDArray[Any]:
     """Read the array in an IDX file, gzipped or not.
+
+    Args:
+        path: Path of the file.
+        workspace: Where the array is held.
 
     Returns:
         Array with the type and shape of the header, at most four dimensions: uint8 of shape
@@ -66,8 +71,7 @@ def read(path: Path) -> NDArray[Any]:
                 f"{path}: claims shape {shape}, {size} bytes, but can contain at most {limit}; "
                 "download it again"
             )
-        payload = archives.read_exactly(stream, size, path)
-    return np.frombuffer(payload, kind).reshape(shape)
+        return array_of(archives.exact_chunks(stream, size, path), kind, shape, workspace)
 
 
 def _read_header(stream: IO[bytes], path: Path) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -175,7 +179,7 @@ def _find_dataset(location: Location) -> tuple[str, Files] | None:
     return find_set(location.path, location.top_names)
 
 
-def read_folder(path: Path, _: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
+def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
     """Read the arrays of a dataset from its IDX files in a folder.
 
     Returns:
@@ -190,7 +194,9 @@ def read_folder(path: Path, _: ReadOptions) -> tuple[dict[str, NDArray[Any]], st
         raise DataError(f"{path}: no IDX files; expected those of MNIST or EMNIST")
     prefix, files = found
     arrays = {
-        "_".join(role): (read_images if role[1] == "images" else read_labels)(file)
+        "_".join(role): (read_images if role[1] == "images" else read_labels)(
+            file, options.workspace
+        )
         for role, file in files.items()
     }
     return arrays, "; images transposed" * is_transposed(prefix)
@@ -235,13 +241,13 @@ def find_set(folder: Path, names: Sequence[str]) -> tuple[str, Files] | None:
     return prefix, files
 
 
-def read_images(path: Path) -> NDArray[Any]:
+def read_images(path: Path, workspace: Workspace = IN_MEMORY) -> NDArray[Any]:
     """Read images; those of EMNIST are transposed, because its files swap rows and columns.
 
     Raises:
         DataError: See `read`.
     """
-    images = read(path)
+    images = read(path, workspace)
     if is_transposed(path.name) and images.ndim == _STACK:
         return images.transpose(0, 2, 1)
     return images
@@ -252,12 +258,12 @@ def is_transposed(name: str) -> bool:
     return name.lower().startswith("emnist")
 
 
-def read_labels(path: Path) -> NDArray[Any]:
+def read_labels(path: Path, workspace: Workspace = IN_MEMORY) -> NDArray[Any]:
     """Read labels; for QMNIST the first of eight columns, which is the class.
 
     Raises:
         DataError: See `read`.
     """
-    labels = read(path)
+    labels = np.asarray(read(path, workspace))
     extended = labels.ndim == _MATRIX and labels.shape[1] == _QMNIST_COLUMNS
     return labels[:, 0] if extended and path.name.lower().startswith("qmnist") else labels

@@ -15,6 +15,7 @@ NONE = -1
 
 _LONG_NUMBER = 10  # digits
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # needed in words of Persian or Hindi
+_ROWS = 65_536  # of one-hot labels, converted at a time
 _MATRIX = 2  # dimensions of one-hot labels, or of a single column
 _EXPECTED = "expected one for each image: integers, strings, whole floats, or one-hot rows"
 
@@ -87,13 +88,19 @@ def _flat(labels: NDArray[Any], where: object) -> NDArray[Any]:
 
 
 def _from_one_hot(rows: NDArray[Any], where: object) -> NDArray[Any]:
-    ones = rows == 1
-    if not len(rows) or not ((rows == 0) | ones).all() or (ones.sum(axis=1) != 1).any():
+    labels = np.empty(len(rows), np.int64)
+    is_one_hot = len(rows) > 0
+    for start in range(0, len(rows), _ROWS):  # which may be many, in a mapped file
+        part = rows[start : start + _ROWS]
+        ones = part == 1
+        is_one_hot &= bool(((part == 0) | ones).all() and (ones.sum(axis=1) == 1).all())
+        labels[start : start + _ROWS] = ones.argmax(axis=1)
+    if not is_one_hot:
         raise DataError(
             f"{where}: labels of shape {rows.shape} that are not one-hot; "
             "expected a single 1 in each row, or one label for each image"
         )
-    return np.asarray(ones.argmax(axis=1))
+    return labels
 
 
 def _from_floats(labels: NDArray[Any], where: object) -> NDArray[Any]:

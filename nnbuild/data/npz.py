@@ -18,6 +18,7 @@ from nnbuild.data import archives
 from nnbuild.data.file_tree import File
 from nnbuild.data.locations import Location, location_at
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.pixels import IN_MEMORY, Workspace, array_of
 from nnbuild.errors import DataError
 
 MAGIC, SUFFIX = b"PK", ".npz"
@@ -48,7 +49,11 @@ def names(path: Path) -> list[str]:
 
 
 def read(
-    path: Path, keys: Sequence[str] = KEYS, *, texts: Sequence[str] = ()
+    path: Path,
+    keys: Sequence[str] = KEYS,
+    *,
+    texts: Sequence[str] = (),
+    workspace: Workspace = IN_MEMORY,
 ) -> tuple[NDArray[Any], ...]:
     """Read arrays of an .npz file, by default x_train, y_train, x_test and y_test, in this order.
 
@@ -56,6 +61,7 @@ def read(
         path: Path of the file.
         keys: Names of the arrays.
         texts: Names of the arrays that may contain strings, such as labels.
+        workspace: Where the arrays are held.
 
     Returns:
         The array of each key, of any numeric type and with unchecked shape.
@@ -81,6 +87,7 @@ def read(
                 archive,
                 members[f"{key}.npy"],
                 f"{path}, {key}.npy",
+                workspace,
                 kinds="biufU" if key in texts else "biuf",
             )
             for key in keys
@@ -105,8 +112,11 @@ def read_file(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]]
     roles = find_arrays(names(path), path, options.keys)
     keys = list(roles.values())
     texts = [key for (_, kind), key in roles.items() if kind == "labels"]
-    arrays = read(path, keys, texts=texts)
-    return {"_".join(role): array for role, array in zip(roles, arrays, strict=True)}, ""
+    arrays = read(path, keys, texts=texts, workspace=options.workspace)
+    return {
+        "_".join(role): array if role[1] == "images" else np.asarray(array)
+        for role, array in zip(roles, arrays, strict=True)
+    }, ""
 
 
 def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
@@ -128,7 +138,8 @@ def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any
         if len(keys) != 1:
             raise DataError(f"{files[stem]}: contains {', '.join(keys[:10])}; expected one array")
         texts = keys if role[1] == "labels" else []
-        (arrays["_".join(role)],) = read(files[stem], keys, texts=texts)
+        (array,) = read(files[stem], keys, texts=texts, workspace=options.workspace)
+        arrays["_".join(role)] = array if role[1] == "images" else np.asarray(array)
     return arrays, ""
 
 
@@ -142,7 +153,12 @@ def read_images(path: Path) -> NDArray[Any]:
 
 
 def _read_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str, *, kinds: str
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    where: str,
+    workspace: Workspace,
+    *,
+    kinds: str,
 ) -> NDArray[Any]:
     with archive.open(member) as stream:
         shape, fortran, kind = _read_header(stream, where)
@@ -155,9 +171,9 @@ def _read_member(
                 f"{where}: claims shape {shape} of {kind}, {size} bytes, "
                 f"in a member of {member.file_size} bytes"
             )
-        payload = archives.read_exactly(stream, size, where)
-    values = np.frombuffer(payload, kind)
-    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+        payload = archives.exact_chunks(stream, size, where)
+        values = array_of(payload, kind, shape[::-1] if fortran else shape, workspace)
+    return values.T if fortran else values
 
 
 def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -20,7 +20,7 @@ from nnbuild.config.names import TRAIN, split_named, split_of_file
 from nnbuild.data import archives, arrow_images, decoding, pixel_scale
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.file_tree import File, require_all_shards
+from nnbuild.data.file_tree import File, fingerprint, require_all_shards
 from nnbuild.data.locations import Location, first_bytes, location_at
 from nnbuild.data.metadata import as_texts, require_columns
 from nnbuild.data.options import DEFAULT, ReadOptions
@@ -65,6 +65,7 @@ def is_parquet(file: File) -> bool:
 
 _LABEL_BYTES = 8  # the widest integer
 _GROUP_BYTES = 32 << 20
+_BUFFER_BYTES = 1 << 20
 _Batch = tuple[NDArray[Any], NDArray[Any], pa.Table]
 """Images, labels and kept columns of some rows."""
 _MAX_NAMED = 5
@@ -225,7 +226,7 @@ def _read(
     kept: list[pa.Table] = []
     scales: dict[str, None] = {}
     for path in paths:
-        white, parts = _with_white(_batches(path, options, pictures), path, options)
+        white, parts = _with_white(path, options, pictures)
         scale = ""
         for part_images, part_labels, part_kept in parts:
             scale = scale or pixel_scale.description(part_images, white)
@@ -247,19 +248,41 @@ def _read(
 
 
 def _with_white(
-    batches: Iterator[_Batch], path: Path, options: ReadOptions
+    path: Path, options: ReadOptions, pictures: PictureReader
 ) -> tuple[float, Iterable[_Batch]]:
     """Return the pixel value of white in a file, and its batches.
 
-    All of them are held for it only if they are floats, whose scale depends on the whole file.
+    The scale of floats depends on the whole file: they are held for it, or read twice if memory
+    does not hold them.
     """
+    state = fingerprint(path)
+    batches = _batches(path, options, pictures)
     if options.pixel_max is not None:
         return options.pixel_max, batches
     first = next(batches, None)
     if first is None or first[0].dtype.kind != "f":
         return pixel_scale.WHITE, batches if first is None else itertools.chain([first], batches)
-    held = [first, *batches]
-    return pixel_scale.white_of_floats([images for images, _, _ in held], path), held
+    held: list[_Batch] | None = []
+    size = 0
+
+    def images() -> Iterator[NDArray[Any]]:
+        nonlocal held, size
+        for batch in itertools.chain([first], batches):
+            size += batch[0].nbytes
+            held = [*held, batch] if held is not None and options.workspace.holds(size) else None
+            yield batch[0]
+
+    white = pixel_scale.white_of_floats(images(), path)
+    return white, _unchanged(path, options, pictures, state) if held is None else held
+
+
+def _unchanged(
+    path: Path, options: ReadOptions, pictures: PictureReader, state: str | None
+) -> Iterator[_Batch]:
+    """Yield the batches of a file whose scale is known, and refuse it if it has changed since."""
+    yield from _batches(path, options, pictures)
+    if fingerprint(path) != state:
+        raise DataError(f"{path}: changed while it was read; run again once it is complete")
 
 
 def _as_texts(labels: NDArray[Any], where: object) -> NDArray[Any]:
@@ -300,7 +323,7 @@ def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Itera
         label = arrow_images.label_column(names, options.label_column, path)
         require_columns(names, options.keep, path)
         packed = _byte_columns(path, (image, f"{image}.bytes", label))
-    with errors_as_data_errors(path), pq.ParquetFile(path, read_dictionary=packed) as file:
+    with errors_as_data_errors(path), _open(path, packed) as file:
         schema = file.schema_arrow
         arrow_images.require_labels(schema.field(label).type, path, label)
         reader = arrow_images.reader(
@@ -314,7 +337,7 @@ def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Itera
                     f"{path}: row group {group} would expand to {size} bytes; refused as a bomb"
                 )
             columns = list(dict.fromkeys((reader.column, label, *options.keep)))
-            for table in _tables(file, group, columns, size):
+            for table in _tables(file, group, columns, size * reader.reading_factor):
                 labels = arrow_images.labels(table[label], first, path, label)
                 images, rows = reader.read_rows(table[image], first, room, path)
                 room -= images.nbytes
@@ -322,6 +345,14 @@ def _batches(path: Path, options: ReadOptions, pictures: PictureReader) -> Itera
                 if len(rows):
                     kept = as_texts(table.select(list(options.keep)), path)
                     yield images, labels[rows], kept.take(pa.array(rows, pa.int64()))
+
+
+def _open(path: Path, packed: Sequence[str]) -> pq.ParquetFile:
+    """Open a file to read it a batch at a time, a column of it through a small buffer.
+
+    By default Arrow fetches a row group first, which can be the whole file.
+    """
+    return pq.ParquetFile(path, read_dictionary=packed, buffer_size=_BUFFER_BYTES, pre_buffer=False)
 
 
 def _tables(
@@ -333,7 +364,7 @@ def _tables(
         file: Open file.
         group: Number of the row group.
         columns: Columns to read.
-        size: Size of the group in bytes when it is read.
+        size: Memory needed to read the group, in bytes.
     """
     if size <= _GROUP_BYTES:
         yield file.read_row_group(group, columns=columns)

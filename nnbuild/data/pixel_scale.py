@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnbuild.data.pixels import chunks, is_mapped, mapped_by
 from nnbuild.errors import DataError
 
 WHITE = 255
@@ -19,7 +20,7 @@ SIXTEEN_BITS = 65535
 _DIM = 16.0  # a dataset of 0 to 255 is never this dark; scikit-learn's digits are 0 to 16
 _NEARLY_ALL = 0.95
 _TOLERANCE = 0.5 / WHITE  # rounding errors of float32 around a white of 1
-_ROWS = 4096  # converted at a time, to avoid a second copy of all float images
+_BATCH_BYTES = 4 << 20  # converted at a time; as float64 they may take eight times as much
 
 
 @dataclass(frozen=True)
@@ -133,19 +134,23 @@ def to_uint8(images: NDArray[Any], white: float, where: object) -> NDArray[np.ui
     """
     if images.dtype.kind not in "iuf":
         raise DataError(f"{where}: images of type {images.dtype}; expected integers or floats")
-    if images.dtype == np.uint8 and white == WHITE:
-        return images if images.flags.c_contiguous else np.ascontiguousarray(images)
+    if images.dtype == np.uint8 and white == WHITE and images.flags.c_contiguous:
+        return images
+
+    def scaled(batch: NDArray[Any]) -> NDArray[np.uint8]:
+        return _scaled(batch, white, where).astype(np.uint8, copy=False)
+
+    if is_mapped(images):
+        return mapped_by(images, scaled, _BATCH_BYTES)
     pixels = np.empty(images.shape, np.uint8)
-    start = 0
-    for batch in _batches(images):
-        pixels[start : start + len(batch)] = _scaled(batch, white, where)
-        start += len(batch)
+    for rows in chunks(images, _BATCH_BYTES):
+        pixels[rows] = scaled(images[rows])
     return pixels
 
 
 def _batches(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(images), _ROWS):
-        yield images[start : start + _ROWS]
+    for rows in chunks(images, _BATCH_BYTES):
+        yield np.asarray(images[rows])
 
 
 def _scaled(batch: NDArray[Any], white: float, where: object) -> NDArray[Any]:

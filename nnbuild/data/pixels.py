@@ -60,7 +60,7 @@ IN_MEMORY = Workspace()
 
 
 class MappedPixels(np.memmap[Any, Any]):
-    """Pixels in a file, read-only.
+    """Pixels in a file, read-only; of the type of the source until they are scaled to uint8.
 
     Slices are mapped too; selections by index and results of operations are ordinary arrays.
 
@@ -81,14 +81,24 @@ class MappedPixels(np.memmap[Any, Any]):
         return result[()] if return_scalar else result
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a slice, mapped, or a selection, in memory."""
+        """Return a slice, mapped, or a selection, in memory.
+
+        Raises:
+            StoreError: The file was truncated since it was mapped.
+        """
+        self._require_whole()
         found = super().__getitem__(index)
         if isinstance(found, MappedPixels) and vars(found)["_mmap"] is None:
             return found.view(np.ndarray)
         return found
 
     def gather(self, rows: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """Return images by their numbers, in ascending order, read from the disk in parallel."""
+        """Return images by their numbers, in ascending order, read from the disk in parallel.
+
+        Raises:
+            StoreError: The file was truncated since it was mapped.
+        """
+        self._require_whole()
         each = self[:1].nbytes
         if each >= mmap.PAGESIZE and hasattr(mmap, "MADV_WILLNEED"):
             file: mmap.mmap = vars(self)["_mmap"]
@@ -99,13 +109,22 @@ class MappedPixels(np.memmap[Any, Any]):
                 file.madvise(mmap.MADV_WILLNEED, page, start + each - page)
         return np.take(np.asarray(self), rows, axis=0)
 
+    def _require_whole(self) -> None:
+        """Refuse a truncated file: reading a page that it no longer has ends the process."""
+        file: mmap.mmap | None = vars(self)["_mmap"]
+        if file is not None and (size := file.size()) < len(file):
+            raise StoreError(
+                f"{self.filename}: truncated to {size} of {len(file)} bytes while it was used; "
+                "resume the run, which writes it again"
+            )
 
-def is_mapped(pixels: NDArray[np.uint8]) -> bool:
+
+def is_mapped(pixels: NDArray[Any]) -> bool:
     """Return whether pixels are in a file."""
     return isinstance(pixels, MappedPixels)
 
 
-def chunks(pixels: NDArray[np.uint8], size: int = _CHUNK_BYTES) -> Iterator[slice]:
+def chunks(pixels: NDArray[Any], size: int = _CHUNK_BYTES) -> Iterator[slice]:
     """Yield the slices that divide images into chunks of a size in bytes, at least one image."""
     step = max(1, size // max(1, pixels[:1].nbytes))
     for start in range(0, len(pixels), step):
@@ -205,6 +224,31 @@ class PixelWriter:
         return os_errors_as_store_errors(f"write pixels to {self._workspace.folder}")
 
 
+def array_of(
+    payload: Iterator[bytes], kind: np.dtype[Any], shape: tuple[int, ...], workspace: Workspace
+) -> NDArray[Any]:
+    """Return the array that some bytes are, mapped if memory does not hold it.
+
+    Memory and the file grow as bytes arrive, so that a false claim of a size costs nothing.
+
+    Args:
+        payload: The bytes in chunks; there are as many as the type and the shape need.
+        kind: Type of the values.
+        shape: Shape of the array.
+        workspace: Where the array is held.
+    """
+    size = math.prod(shape) * kind.itemsize
+    if workspace.holds(size):
+        held = bytearray()
+        for chunk in payload:
+            held += chunk
+        return np.frombuffer(held, kind).reshape(shape)
+    writer = PixelWriter(workspace, expected=size)
+    for chunk in payload:
+        writer.append(np.frombuffer(chunk, np.uint8))
+    return writer.finish().view(kind).reshape(shape)
+
+
 class ImageCollector:
     """Collector of single images of one shape.
 
@@ -236,17 +280,20 @@ class ImageCollector:
 
 
 def mapped_by(
-    pixels: NDArray[np.uint8], function: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    pixels: NDArray[Any],
+    function: Callable[[NDArray[Any]], NDArray[np.uint8]],
+    chunk_bytes: int = _CHUNK_BYTES,
 ) -> NDArray[np.uint8]:
     """Return what a function makes of mapped images, a chunk of them at a time.
 
     Args:
-        pixels: Mapped images, shape (n, height, width, channels).
+        pixels: Mapped images of any type, shape (n, height, width, channels).
         function: Function of some of them, which returns as many images of one shape.
+        chunk_bytes: Size of a chunk in bytes.
     """
     writer = PixelWriter(getattr(pixels, "workspace", IN_MEMORY))
-    for rows in chunks(pixels):
-        writer.append(function(np.asarray(pixels[rows])))
+    for rows in chunks(pixels, chunk_bytes):
+        writer.append(np.ascontiguousarray(function(np.asarray(pixels[rows]))))
     return writer.finish()
 
 

@@ -1,5 +1,6 @@
 """A split as an Arrow table: pixels as bytes, labels, and the columns that were kept."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,28 +60,39 @@ def split_from_table(table: pa.Table, where: object = "table") -> Split:
     Raises:
         DataError: The schema or its version differs, or there are nulls.
     """
-    metadata = table.schema.metadata or {}
+    shape = shape_in(table.schema, where)
+    kept = table.schema.names[2:]
+    if table["image"].null_count or table["label"].null_count:
+        raise DataError(f"{where}: contains nulls; ingest the data again")
+    return Split(
+        fixed_pixels(table["image"]).reshape(-1, *shape),
+        column_values(table["label"], np.int16),
+        table.select(kept) if kept else None,
+    )
+
+
+def shape_in(schema: pa.Schema, where: object) -> tuple[int, int, int]:
+    """Return the shape of an image by a schema, which must be that of `split_table`.
+
+    Raises:
+        DataError: The schema or its version differs.
+    """
+    metadata = schema.metadata or {}
     version = one_line(metadata.get(_VERSION_KEY, b"none").decode(errors="replace"))
     if version != SCHEMA_VERSION:
         raise DataError(
             f"{where}: schema version {version}, expected {SCHEMA_VERSION}; ingest the data again"
         )
     shape = image_shape(metadata, where)
-    kinds = [(field.name, field.type) for field in table.schema]
+    kinds = [(field.name, field.type) for field in schema]
     own, kept = kinds[:2], kinds[2:]
-    expected = [("image", pa.binary(int(np.prod(shape)))), ("label", pa.int16())]
+    expected = [("image", pa.binary(math.prod(shape))), ("label", pa.int16())]
     if own != expected or any(kind != pa.string() for _, kind in kept):
         raise DataError(
-            f"{where}: columns {kinds}; expected image of {np.prod(shape)} bytes, label of int16, "
-            "and texts"
+            f"{where}: columns {kinds}; expected image of {math.prod(shape)} bytes, label of "
+            "int16, and texts"
         )
-    if table["image"].null_count or table["label"].null_count:
-        raise DataError(f"{where}: contains nulls; ingest the data again")
-    return Split(
-        fixed_pixels(table["image"]).reshape(-1, *shape),
-        column_values(table["label"], np.int16),
-        table.select([name for name, _ in kept]) if kept else None,
-    )
+    return shape
 
 
 def image_shape(metadata: Any, where: object) -> tuple[int, int, int]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset, Split
+from nnbuild.data.day_versions import workspace_in
 from nnbuild.data.file_tree import path_exists
 from nnbuild.data.metadata import fingerprint_with
 from nnbuild.data.pixels import IN_MEMORY, Workspace
@@ -72,7 +72,7 @@ def load_data(
         run.config.dataset,
         cache=cache,
         progress=progress,
-        workspace=replace(workspace_of(run), keeps_maps=False),
+        workspace=workspace_of(run, keeps_maps=False),
     )
     store = Store(run.store)
     location = store.dataset_name(dataset.name, dataset.digest)
@@ -170,7 +170,7 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
     """
     if is_dated(config.name):
         return select_days(store, config, now).digest
-    return _read_source(config, workspace=Workspace(store.local_root / "staging")).digest
+    return _read_source(config, workspace=workspace_in(store)).digest
 
 
 def source_fingerprint(config: DatasetConfig) -> str | None:
@@ -196,9 +196,14 @@ def read_test_data(run: Run, data: LoadedData) -> Split:
     return dataset_reader.read_test_split(dataset_folder(run, data), workspace_of(run))
 
 
-def workspace_of(run: Run) -> Workspace:
-    """Return where a run holds pixels: in memory, or in its folder in staging if too many."""
-    return Workspace(run.folder / "pixels", keeps_maps=True)
+def workspace_of(run: Run, *, keeps_maps: bool = True) -> Workspace:
+    """Return where a run holds pixels: in memory, or in its folder in staging if too many.
+
+    Args:
+        run: Run in staging.
+        keeps_maps: Whether later steps read the same dataset; see `Workspace`.
+    """
+    return Workspace(run.folder / "pixels", keeps_maps=keeps_maps)
 
 
 def dataset_folder(run: Run, data: LoadedData) -> Path:
@@ -210,11 +215,11 @@ def dataset_folder(run: Run, data: LoadedData) -> Path:
     return Store(run.store).local_dataset(data.name, data.digest)
 
 
-def read_golden(config: RunConfig, data: LoadedData) -> Split:
+def read_golden(run: Run, data: LoadedData) -> Split:
     """Read the fixed set of the gate: the test split of `gate.golden`, or all of its images.
 
     Args:
-        config: Resolved config, which names the set.
+        run: Run in staging, whose config names the set.
         data: Dataset of the run, whose class names define the labels.
 
     Returns:
@@ -223,13 +228,21 @@ def read_golden(config: RunConfig, data: LoadedData) -> Split:
     Raises:
         DataError: The source is missing or damaged, or has other images or classes.
     """
+    config = run.config
     address = str(config.gate.golden)
+    options = replace(
+        read_options(config.dataset),
+        hold_out=False,
+        keep=(),
+        metadata=None,
+        workspace=workspace_of(run, keeps_maps=False),
+    )
     try:
         golden = load(
             address,
             data_dir=config.dataset.data_dir,
             cache=default_cache(),
-            options=replace(read_options(config.dataset), hold_out=False, keep=(), metadata=None),
+            options=options,
         )
     except InputError as error:
         raise DataError(f"gate.golden {error}") from error
@@ -258,7 +271,7 @@ def check_data(run: Run, data: LoadedData) -> CheckedData:
         DataError: `gate.golden` cannot be used.
     """
     if run.config.gate.enabled and run.config.gate.golden is not None:
-        read_golden(run.config, data)
+        read_golden(run, data)
     dataset = read_data(run, data)
     _require_few_slices(dataset.test, run.config.gate.slices)
     results = checks.check(dataset, run.config.dataset.checks)

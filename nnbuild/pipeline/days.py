@@ -23,7 +23,6 @@ from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
 from nnbuild.training.shuffling import training_rows
 
-_STAMP = "%Y%m%d"  # the first characters of a run ID
 _NOT_OF_THE_DAYS = {"as_of", "data_dir", "fallback", "min_new", "new_classes", "checks"}
 
 
@@ -223,11 +222,14 @@ def run_of_day(store: Store, config: DatasetConfig, day: date) -> Manifest | Non
 
 
 def _runs_around(store: Store, day: date) -> Iterator[Manifest]:
-    """Yield the runs that may be of a day in some timezone, the newest first."""
-    near = {f"{day + timedelta(days=shift):{_STAMP}}" for shift in (-1, 0, 1)}
-    for run_id in reversed(store.run_ids()):
-        if run_id.partition("T")[0] in near:
-            yield store.manifest(run_id)
+    """Yield the runs that may be of a day in some timezone, the newest first.
+
+    Their IDs do not tell: after a clock was ahead, new IDs have its time until it is past.
+    """
+    rows = store.read_table("runs", columns=["started_at"]).to_pylist()
+    for row in sorted(rows, key=lambda row: str(row["run_id"]), reverse=True):
+        if abs(row["started_at"].date() - day) <= timedelta(days=1):
+            yield store.manifest(row["run_id"])
 
 
 def settings_of_day(store: Store, day: str) -> dict[str, Any]:

@@ -162,18 +162,18 @@ def _judge(
 
 def _compare_with_anchor(
     challenger: Challenger, store: Store, champion_id: str, config: GateConfig
-) -> PairedResult | None:
+) -> PairedResult | Incomparable | None:
     """Compare the challenger with the anchor of the champion, unless that is the champion itself.
 
     The gate records the anchor with each run that passes. A champion that a person has chosen
-    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    against the gate is its own anchor, and so is one whose anchor cannot be compared.
     """
     decided = store.manifest(champion_id).steps.decide
     anchor_id = None if decided is None else decided.next_anchor
     if anchor_id is None or anchor_id == champion_id:
         return None
-    other = compare(challenger, store, anchor_id, config)
-    return other.paired if isinstance(other, Comparison) else None
+    other = compare(challenger, store, anchor_id, config, role="the anchor")
+    return other.paired if isinstance(other, Comparison) else other
 
 
 def _fallback_reason(run: Run, data: LoadedData) -> str | None:

@@ -11,6 +11,7 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+_UNKNOWN_SIZE = 1 << 20  # of files that claim to be empty, such as those of /proc
 
 
 def irregular(mode: int) -> str | None:
@@ -35,10 +36,13 @@ def read_regular(path: Path, most: int) -> bytes:
     _require(path.stat(), most)  # before opening it, since that can start a device
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        _require(os.fstat(descriptor), most)  # it may have been replaced in the meantime
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"has more than {most} bytes")
+        status = os.fstat(descriptor)
+        _require(status, most)  # it may have been replaced in the meantime
+        # Python allocates what it is asked to read, and `most` may be above a limit on memory.
+        size = min(most, max(status.st_size, _UNKNOWN_SIZE))
+        content = file.read(size + 1)
+    if len(content) > size:
+        raise ValueError(f"has more than {size} bytes")
     return content
 
 

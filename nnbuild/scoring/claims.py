@@ -68,7 +68,7 @@ class JobManifest(BaseModel):
     Attributes:
         row: The job's row in the table `score_jobs`.
         config: Settings of the job.
-        input: Identity of the input, as returned by `ImageStream.identity`.
+        input: Identity of the input, as returned by `nnbuild.data.streams.identity_of`.
     """
 
     row: _JobRow
@@ -188,7 +188,7 @@ def scored_as(
         store: Store to search.
         config: Settings of the job.
         model_digest: SHA-256 of the model file.
-        identity: Identity of the input, as returned by `ImageStream.identity`.
+        identity: Identity of the input, as returned by `nnbuild.data.streams.identity_of`.
     """
     settings = config.model_dump(mode="json")
     for each in reversed(candidates(store, config)):

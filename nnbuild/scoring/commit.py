@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.scoring import claims, outputs, shadow
@@ -149,6 +149,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         AlreadyScoredError: Another job has scored the same meanwhile, and the job has `once` set.
         StoreError: Another program wrote to the output meanwhile; the job can be resumed.
     """
+    _require_complete(job, shards)
     require_brightness(job, shards)
     store, partition = job.store, f"score_id={job.score_id}"
     store.require()
@@ -201,6 +202,16 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         drift=drift,
         **counts,
     )
+
+
+def _require_complete(job: Job, shards: Sequence[Shard]) -> None:
+    """Refuse to commit a part of the rows, whatever made the shards."""
+    rows = sum(each.rows + each.quarantined for each in shards)
+    if rows != job.total:
+        raise StoreError(
+            f"the shards of scoring job {job.score_id} have {rows} of {job.total} rows; "
+            "this is a bug, please report it"
+        )
 
 
 def _leave_only(names: set[str], *folders: Path) -> None:

@@ -18,6 +18,7 @@ from nnbuild.runtime.credentials import require_no_credentials
 from nnbuild.store import presence
 from nnbuild.store.ids import temporary_name
 
+_CHUNK = 1 << 20
 _LOCAL = ("file", "local")
 
 
@@ -261,8 +262,11 @@ def read_json(path: Path, *, most: int = 64 * 2**20) -> Any:
     with os_errors_as_store_errors(f"read {path}"):
         if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
             raise StoreError(f"{path} is not a regular file; restore it from a copy")
+        content = bytearray()
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            # In chunks, because Python allocates what it is asked to read.
+            while len(content) <= most and (chunk := file.read(_CHUNK)):
+                content += chunk
     if len(content) > most:
         raise StoreError(
             f"{path} has more than {most} bytes, expected a small JSON file; restore it from a copy"

@@ -116,3 +116,11 @@ def test_digits_have_the_format_of_mnist():
     )
     nearest = ((first.test.images.reshape(-1, 1, 784) - means) ** 2).sum(axis=2).argmin(axis=1)
     assert (nearest == first.test.labels).mean() > 0.85
+
+
+@pytest.mark.parametrize("rows", [np.arange(40) % 3 == 0, np.array([5, 1, 1]), slice(3, 9)])
+def test_selection_has_digests_of_its_images(rows):
+    split = Split(tiny().train_images, tiny().train_labels.astype(np.int16))
+    before = split.select(rows)
+    assert len(split.image_digests) == len(split)
+    np.testing.assert_array_equal(split.select(rows).image_digests, before.image_digests)

@@ -9,12 +9,14 @@ from datetime import date
 
 import numpy as np
 import pytest
+from command_line import tree_digest
 from data_files import tiny, write_npz, write_parquet
 from labelled_days import LabelledDays, day, image_keys, noon
 
 from nnbuild.data import dataset_reader
-from nnbuild.data.day_versions import DatedSource
+from nnbuild.data.day_versions import DatedSource, workspace_in
 from nnbuild.data.options import ReadOptions
+from nnbuild.data.pixels import is_mapped
 from nnbuild.errors import DataError, StoreError
 from nnbuild.store import Store
 from nnbuild.store.filesystem import upload_folder
@@ -59,6 +61,28 @@ def test_unchanged_day_is_not_read(days, store, monkeypatch):
     ingest(days, store, 0)
     monkeypatch.setattr("nnbuild.data.day_versions.read_day", pytest.fail)
     assert versions(ingest(days, store, 1)[0]) == [(day(0), 1)]
+
+
+def test_mapped_day_has_same_files(days, store, tmp_path, monkeypatch):
+    days.write(0)
+    days.write(1)
+    record, _ = ingest(days, store, 1)
+    monkeypatch.setenv("NNBUILD_MEMORY", "8")  # an eighth of it holds no image
+    other = Store(tmp_path / "other")
+    mapped, _ = ingest(days, other, 1)
+    assert [each.digest for each in mapped.versions()] == [
+        each.digest for each in record.versions()
+    ]
+    for path in files_of(store):
+        twin = other.root / path.relative_to(store.root)
+        assert twin.read_bytes() == path.read_bytes()
+        part = dataset_reader.read_part(
+            path.parents[3], "/".join(path.parts[-4:-1]), workspace_in(other)
+        )
+        assert is_mapped(part.train.images)
+        assert part.digest == path.parent.name
+    assert files_of(store).keys()
+    assert list((other.root / "staging").iterdir()) == []
 
 
 def test_corrected_day_gets_a_version(days, store):
@@ -244,6 +268,27 @@ def test_clock_that_was_set_back_keeps_the_order(days, store):
     record, _ = DatedSource(store, days.pattern).ingest(None, day(0), noon(0))
     first, second = record.versions()
     assert first.ingested_at <= second.ingested_at
+
+
+def test_clock_that_was_ahead_hides_no_day(days, store):
+    days.write(0)
+    DatedSource(store, days.pattern).ingest(None, day(0), noon(300))
+    days.write(0, seed=9)
+    days.write(1)
+    record, _ = ingest(days, store, 1)
+    known, newest = record.known_at(noon(2), None, day(1))
+    assert [(each.day, each.version) for each in known] == [(day(0), 2), (day(1), 1)]
+    assert newest == 0
+
+
+def test_clock_that_is_behind_changes_nothing(days, store):
+    for number in (0, 5):
+        days.write(number)
+    ingest(days, store, 5)
+    before = tree_digest(store.root)
+    days.write(0, seed=9)
+    ingest(days, store, 3)
+    assert tree_digest(store.root) == before
 
 
 def test_versions_known_at_a_moment(days, store):

@@ -3,15 +3,24 @@
 import errno
 import io
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from data_files import PARQUET_FORMS, tiny, write_parquet_folder, write_picture_folder
+from data_files import PARQUET_FORMS, tiny, write_idx, write_parquet_folder, write_picture_folder
 
-from nnbuild.data import dataset_reader, dataset_writer, parquet, pixels
+from nnbuild.data import (
+    archives,
+    dataset_reader,
+    dataset_writer,
+    parquet,
+    pixel_scale,
+    pixels,
+)
 from nnbuild.data.dataset import Dataset, Split, hold_out
 from nnbuild.data.formats import load_path
 from nnbuild.data.options import ReadOptions
@@ -119,6 +128,149 @@ def test_parquet_in_batches_is_the_same(tmp_path, disk, monkeypatch, form):
     assert found.pixel_scales == expected.pixel_scales
 
 
+KINDS = {
+    "uint8": lambda images: images,
+    ">i4": lambda images: images.astype(">i4"),
+    "float32": lambda images: (images / 255).astype(np.float32),
+    "float64": lambda images: images.astype(np.float64),
+}
+
+
+def same_once_stored(path, disk, expected, folder):
+    """Return whether a source gives the same files in the store from a mapped file."""
+    found = load_path(path, ReadOptions(workspace=disk))
+    assert is_mapped(found.train.images)
+    assert equal(found, expected)
+    assert found.pixel_scales == expected.pixel_scales
+    for dataset, name in ((expected, "memory"), (found, "mapped")):
+        dataset_writer.write_dataset(dataset, folder / name)
+    return all(
+        (folder / "mapped" / path.name).read_bytes() == path.read_bytes()
+        for path in (folder / "memory").iterdir()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_the_same(tmp_path, disk, monkeypatch, kind, order, save):
+    arrays = tiny(shape=(6, 5, 3))
+    images, tests = (
+        np.asarray(KINDS[kind](each), order=order)
+        for each in (arrays.train_images, arrays.test_images)
+    )
+    path = tmp_path / "a.npz"
+    one_hot = np.eye(4)[arrays.test_labels]
+    save(path, x_train=images, y_train=arrays.train_labels, x_test=tests, y_test=one_hot)
+    expected = load_path(path)
+    monkeypatch.setattr(archives, "_CHUNK", 100)
+    monkeypatch.setattr(pixel_scale, "_BATCH_BYTES", 500)
+    assert same_once_stored(path, disk, expected, tmp_path)
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+@pytest.mark.parametrize("prefix", ["", "emnist-letters-"])
+def test_idx_is_the_same(tmp_path, disk, monkeypatch, gzipped, prefix):
+    folder = write_idx(tmp_path / "idx", tiny(shape=(6, 5, 1)), gzipped=gzipped)
+    for path in folder.iterdir() if prefix else ():
+        path.rename(path.with_name(prefix + path.name.replace("t10k", "test")))
+    expected = load_path(folder)
+    monkeypatch.setattr(archives, "_CHUNK", 100)
+    assert same_once_stored(folder, disk, expected, tmp_path)
+
+
+@pytest.mark.parametrize("limit", [0, 3000, 10**9])
+def test_floats_in_parquet_are_the_same(tmp_path, monkeypatch, limit):
+    arrays = tiny()
+    for split in ("train", "test"):
+        images = getattr(arrays, f"{split}_images").reshape(-1, 36) / 255
+        labels = getattr(arrays, f"{split}_labels")
+        table = pa.table({"image": list(images.astype(np.float32)), "label": labels})
+        (tmp_path / "source").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "source" / f"{split}.parquet")
+    expected = load_path(tmp_path / "source")
+    assert expected.pixel_scales["train"] == "float32 from 0 to 1"
+    monkeypatch.setattr(parquet, "_GROUP_BYTES", 1000)
+    found = load_path(tmp_path / "source", ReadOptions(workspace=Workspace(tmp_path / "p", limit)))
+    assert equal(found, expected)
+    assert found.pixel_scales == expected.pixel_scales
+
+
+@pytest.mark.parametrize("form", ["npz", "stored npz", "idx", "idx.gz"])
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_truncated_array_leaves_no_file(tmp_path, disk, form, cut):
+    if "npz" in form:
+        save = np.savez if form == "stored npz" else np.savez_compressed
+        path = damaged = tmp_path / "a.npz"
+        save(path, x_train=tiny().train_images, y_train=tiny().train_labels)
+    else:
+        path = write_idx(tmp_path / "idx", tiny(), gzipped=form == "idx.gz")
+        damaged = next(path.glob("train-images*"))
+    payload = damaged.read_bytes()
+    damaged.write_bytes(payload[: int(len(payload) * cut)])
+    with pytest.raises(DataError) as caught:
+        load_path(path, ReadOptions(workspace=disk))
+    assert "\n" not in str(caught.value)
+    assert not disk.folder.exists() or not list(disk.folder.iterdir())
+
+
+def test_damage_found_late_leaves_no_file(tmp_path, disk, monkeypatch):
+    """A flipped byte is noticed by the checksum, after all the pixels were written."""
+    path = tmp_path / "a.npz"
+    images = tiny(shape=(60, 60, 1)).train_images
+    np.savez(path, x_train=images, y_train=tiny().train_labels)
+    payload = bytearray(path.read_bytes())
+    payload[images.nbytes // 2] ^= 1
+    path.write_bytes(payload)
+    monkeypatch.setattr(archives, "_CHUNK", 1000)
+    with pytest.raises(DataError, match="Bad CRC-32"):
+        load_path(path, ReadOptions(workspace=disk))
+    assert list(disk.folder.iterdir()) == []
+
+
+def test_changing_floats_are_refused(tmp_path, disk, monkeypatch):
+    images = list((tiny().train_images.reshape(-1, 36) / 255).astype(np.float32))
+    table = pa.table({"image": images, "label": tiny().train_labels})
+    pq.write_table(table, tmp_path / "a.parquet")
+    white_of_floats = pixel_scale.white_of_floats
+
+    def changing(*arguments):
+        white = white_of_floats(*arguments)
+        pq.write_table(table.slice(1), tmp_path / "a.parquet")
+        return white
+
+    monkeypatch.setattr(pixel_scale, "white_of_floats", changing)
+    with pytest.raises(DataError, match="changed while it was read"):
+        load_path(tmp_path / "a.parquet", ReadOptions(workspace=disk))
+
+
+def peak_of_reading(path, folder) -> int:
+    """Return the largest memory of NumPy and Python while a source is read and stored."""
+    tracemalloc.start()
+    dataset = load_path(path, ReadOptions(workspace=Workspace(folder / "pixels", 1 << 20)))
+    dataset_writer.write_dataset(dataset, folder / "stored")
+    try:
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_memory_does_not_grow_with_npz(tmp_path, kind):
+    peaks = []
+    for count in (150, 300):  # both are more than a chunk
+        # Rows of 192 KB, so that the pixels are much more than digests and labels are.
+        images = np.zeros((count, 256, 256, 3), np.uint8)
+        images[:, 0, 0, 0] = np.arange(count) % 250 + 1
+        labels = np.arange(count) % 2
+        path = tmp_path / f"{count}.npz"
+        np.savez(path, x_train=KINDS[kind](images), y_train=labels)
+        (tmp_path / str(count)).mkdir()
+        peaks.append(peak_of_reading(path, tmp_path / str(count)))
+    # The pixels of the larger set take 29 MB more as uint8, 118 MB more as float32.
+    assert peaks[1] < peaks[0] + (4 << 20)
+
+
 @pytest.mark.parametrize("settings", [None, Preprocessing(image_size=(8, 9), channels=3)])
 def test_pictures_are_the_same(tmp_path, disk, monkeypatch, settings):
     folder = write_picture_folder(tmp_path / "source", tiny())
@@ -200,6 +352,24 @@ def test_changed_parquet_is_refused(stored, disk):
     path.write_bytes(payload)
     with pytest.raises(DataError, match="SHA-256"):
         dataset_reader.read_dataset(stored, workspace)
+
+
+def test_map_truncated_in_use_is_refused(stored, disk):
+    images = dataset_reader.read_dataset(stored, replace(disk, keeps_maps=True)).train.images
+    first = images[0]
+    (path,) = (each for each in disk.folder.glob("*.pixels") if str(each) == images.filename)
+    os.truncate(path, 100)
+    with pytest.raises(StoreError, match=r"pixels: truncated to 100 of \d+ bytes .*resume the run"):
+        images.gather(np.array([0], np.int32))
+    with pytest.raises(StoreError, match="truncated"):
+        images[3:]
+    with pytest.raises(StoreError, match="truncated"):
+        first[0]
+    del images, first
+    assert equal(
+        dataset_reader.read_dataset(stored, replace(disk, keeps_maps=True)),
+        dataset_reader.read_dataset(stored),
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 10**9])

@@ -148,6 +148,13 @@ def test_other_format_never_reaches_a_decoder(payload, kind, settings):
         decode(payload, "a", settings)
 
 
+def test_damaged_gif_is_called_damaged():
+    payload = encoded(picture_of(noise(40, 40)), "GIF")[:300]
+    for settings, kind in ((None, "a GIF"), (SQUARE, "a damaged GIF")):
+        with pytest.raises(DataError, match=rf"readable picture \({kind}\)"):
+            decode(payload, "a", settings)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 def test_mislabelled_picture_is_read_by_its_content(tmp_path, kind):
     path = tmp_path / "a.png"
@@ -159,7 +166,7 @@ def test_bomb_is_refused_with_a_size():
     side = 8000
     payload = png_of(side, side, zlib.compress(bytes(side * (side + 1)), 9))
     assert len(payload) < 100_000
-    with pytest.raises(DataError, match=r"a: 8000 x 8000 pixels; expected at most"):
+    with pytest.raises(DataError, match=r"a: 8000 x 8000 pixels; expected at most .*smaller"):
         decode(payload, "a", SQUARE)
 
 

@@ -11,11 +11,12 @@ import pytest
 from small_data import run_config, small_arrays
 
 from nnbuild.config.sections import GateConfig
+from nnbuild.data.pixels import is_mapped
 from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.promotion import Incomparable
 from nnbuild.pipeline import comparison, promotion
 from nnbuild.pipeline.comparison import Challenger, Comparison, challenger_of, compare
-from nnbuild.pipeline.data import load_data
+from nnbuild.pipeline.data import load_data, read_golden
 from nnbuild.pipeline.run import (
     decide_and_commit,
     open_run,
@@ -316,6 +317,23 @@ def test_both_models_score_golden_set(second, tmp_path):
         promotion.decide(golden.run, load_data(golden.run))
     row = pq.read_table(golden.run.folder / "tables" / "decisions.parquet").to_pylist()[0]
     assert row["golden_bound"] is not None
+
+
+def test_mapped_images_are_compared_equally(second, tmp_path, monkeypatch):
+    images, labels = arrays(700)
+    path = write(tmp_path / "golden.npz", images[600:], labels[600:])
+    golden = with_golden(second, path)
+    comparisons = (
+        lambda: comparison.compare_on_golden(golden.challenger, golden.store, golden.champion),
+        lambda: second.compare().paired,
+    )
+    expected = [each() for each in comparisons]
+    monkeypatch.setenv("NNBUILD_MEMORY", "8")  # an eighth of it holds no image
+    assert is_mapped(read_golden(golden.run, golden.challenger.data).images)
+    for found, paired in zip([each() for each in comparisons], expected, strict=True):
+        assert (found.rescored, found.left_out) == (paired.rescored, paired.left_out)
+        np.testing.assert_array_equal(found.challenger, paired.challenger)
+        np.testing.assert_array_equal(found.other, paired.other)
 
 
 def test_vanished_golden_set_keeps_champion(second, tmp_path):

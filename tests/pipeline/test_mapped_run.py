@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from run_values import values
@@ -98,6 +100,35 @@ def test_full_disk_while_mapping_is_resumable(tmp_path, small_folder, expected, 
     assert "\n" not in str(caught.value)
     (waiting,) = store.unfinished_runs()
     assert results(store.root, config, waiting.run_id) == expected
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_map_truncated_in_fit_is_resumable(tmp_path, small_folder, expected, monkeypatch):
+    store, config = Store(tmp_path / "store"), config_of(small_folder)
+
+    def truncate(name):
+        for path in store.root.rglob("*.pixels") if name == "checkpoint:end" else ():
+            os.truncate(path, 10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fault_injection, "failpoint", truncate)
+        with pytest.raises(StoreError, match=r"pixels: truncated to 10 of .*resume") as caught:
+            retrain(config, store.root)
+    assert "\n" not in str(caught.value)
+    (waiting,) = store.unfinished_runs()
+    assert results(store.root, config, waiting.run_id) == expected
+
+
+def test_source_that_changes_later_changes_nothing(tmp_path, small_folder, expected, monkeypatch):
+    source = Path(shutil.copy(small_folder, tmp_path))
+
+    def change(name):
+        if name == "fit_model:begin":
+            source.write_bytes(b"other content")
+
+    monkeypatch.setattr(fault_injection, "failpoint", change)
+    assert results(tmp_path / "store", config_of(source)) == expected
+    assert source.read_bytes() == b"other content"
 
 
 @pytest.mark.usefixtures("no_memory")

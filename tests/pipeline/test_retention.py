@@ -398,6 +398,14 @@ def test_delete_refuses_what_is_needed(filler, small_config):
     assert delete(filler.store, [runs[0]], now=NOW).runs == (runs[0],)
 
 
+def test_delete_keeps_weights_of_warm_start(filler):
+    first = filler.run(days_old=9)
+    second = filler.run(days_old=8, start=first)
+    with pytest.raises(StoreError, match=f"run {second} was trained from its weights; delete that"):
+        delete(filler.store, [first], now=NOW)
+    assert delete(filler.store, [first, second], now=NOW).runs == (first, second)
+
+
 def test_delete_sweep_is_refused(filler):
     filler.sweep("mine")
     with pytest.raises(StoreError, match="mine is a sweep, expected the ID of a run"):

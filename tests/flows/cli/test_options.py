@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 from command_line import call
 
 import nnbuild
-from flows.cli.app import load_app
+from flows.cli.app import load_commands
 from flows.cli.serve import _DEFAULT_PRUNE_CRON, _DEFAULT_SCORE_CRON
 from flows.cli.settings import SETTING_OF_OPTION, option_of
 from flows.schedules import DEFAULT_CRON
@@ -22,7 +21,7 @@ from nnbuild.scoring import ScoreConfig
 from nnbuild.sweep import SweepConfig, sweep_config
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = typer.main.get_command(load_app()).commands
+COMMANDS = load_commands().commands
 FIRST = ["run", "score", "label", "sweep", "serve"]
 
 
