@@ -231,6 +231,13 @@ def _require_unneeded(store: Store, plan: Plan) -> None:
                 f"run {run_id} cannot be deleted: it made the model of scoring jobs {named}; "
                 "delete them first, or in the same call"
             )
+    others = set(store.run_ids()) - set(plan.runs)
+    for start, later in dependencies.starting_runs(store, others).items():
+        if start in plan.runs:
+            raise StoreError(
+                f"run {start} cannot be deleted: run {later} was trained from its weights; "
+                "delete that run first, or in the same call"
+            )
     configs = store.read_table("runs", plan.runs, ["config"]).to_pylist()
     open_sweeps = dependencies.open_sweeps(store)
     for row in configs:
