@@ -21,9 +21,9 @@ VERBS = frozenset(
     correct count create cut decide decode decorate defer delete describe detect discard display
     divide do download draw emit encode end enforce ensure escape estimate evaluate exclude exit
     expand explain export express extract fail fill filter find finish fit fix flatten flush fold
-    follow form format free generate get give group handle have hide hold ignore import include
-    infer ingest initialize insert install iterate join keep label lay leave let limit link list
-    load lock log look make map mark mask match measure merge move multiply name normalize note
+    follow form format free generate get give group hand handle have hide hold ignore import include
+    infer ingest initialize insert install iterate join keep kill label lay leave let limit link
+    list load lock log look make map mark mask match measure merge move multiply name normalize note
     notify open order pad parse pass pause pick pin plan point post predict prefetch prepare print
     process promote propose prune publish put query quit quote raise read rebuild recall receive
     record recover reduce refuse register release remember remove rename render repair repeat

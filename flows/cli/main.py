@@ -66,11 +66,21 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         0 on success, 1 on a failed run, 2 on bad input or usage, 128 + the number of the signal
         when stopped.
     """
+    from flows.cli.app import load_commands
+    from nnbuild.errors import Caught
+
+    app, code = load_commands(), 0
+    with Caught() as caught:  # a user should see one line, whatever it is
+        code = _exit_code_of(app, arguments)
+    if caught.error is not None:
+        return report_error(caught.error, _command_of(app, arguments))
+    return code
+
+
+def _exit_code_of(app: Any, arguments: Sequence[str] | None) -> int:
+    """Run a command and return its exit code; its own errors are raised."""
     import typer
 
-    from flows.cli.app import load_commands
-
-    app = load_commands()
     try:
         with _ctrl_c_raises():
             code = app.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
@@ -84,8 +94,6 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         # So that the interpreter's own flush prints nothing.
         sys.stdout = _null_stream()
         return 0
-    except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
-        return report_error(error, _command_of(app, arguments))
     if code == _CTRL_C:  # Typer catches some of the KeyboardInterrupts
         _print_message("stopped by Ctrl-C", code)
     return code if isinstance(code, int) else 0

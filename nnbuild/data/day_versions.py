@@ -1,27 +1,30 @@
 """Ingestion of a dated source: each day is stored once, by content, and its time is recorded.
 
-The record of a source lists its days, and for each day its versions: a day that is corrected gets
-a new version, and the earlier ones are kept. It is `datasets/<name>/days/<source>.json`; the images
-of a version are in `datasets/<name>/days/<day>/<digest>/`.
+A day that is corrected gets a new version, and the earlier ones are kept. The images of a version
+are in `datasets/<name>/days/<day>/<digest>/`, the versions in the record of the source.
 """
 
-import fcntl
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from nnbuild.data import dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.day_record import (
+    Record,
+    RecordedDay,
+    Search,
+    lock,
+    read_record,
+    utc_text,
+    write_record,
+)
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.pixels import Workspace
@@ -32,143 +35,12 @@ from nnbuild.store.filesystem import (
     os_errors_as_store_errors,
     publish_dir,
     upload_folder,
-    write_bytes,
 )
 from nnbuild.store.ids import is_temporary_name, temporary_name
-from nnbuild.store.json_models import Moment, read_model
 from nnbuild.store.step_results import MAX_UNREADABLE_EXAMPLES, DayVersion
 from nnbuild.store.store import Store
 
 _MAX_NAMED = 3
-_RECORD_NAME = r"[0-9a-f]{16}\.json"
-
-
-class _Day(BaseModel):
-    """The versions of a day.
-
-    Attributes:
-        fingerprint: Digest of the newest version's files at the source.
-        versions: Its versions, the newest last.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    fingerprint: str
-    versions: list[DayVersion] = Field(min_length=1)
-
-
-class Search(BaseModel):
-    """A range of days that was searched for at a source; what it did not find was missing.
-
-    Attributes:
-        first: First day of the range; None for no limit.
-        last: Last day.
-        at: Time of the first search of this range.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    first: date | None
-    last: date
-    at: Moment
-
-    def covers(self, day: date) -> bool:
-        """Return whether a day is in the range."""
-        return day <= self.last and (self.first is None or self.first <= day)
-
-
-class Record(BaseModel):
-    """Everything that was ingested from a source.
-
-    Attributes:
-        pattern: Path or URL of the source, with its placeholder.
-        class_names: Name of every class of any day.
-        begun: Whether the first ingestion was complete, so that a class is new if no day has it.
-        days: The days, by their date.
-        searches: The ranges that were searched for, the oldest first.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    pattern: str
-    class_names: tuple[str, ...] = ()
-    begun: bool = False
-    days: dict[date, _Day] = {}
-    searches: list[Search] = []
-
-    def versions(self) -> Iterator[DayVersion]:
-        """Yield every version of every day."""
-        for day in self.days.values():
-            yield from day.versions
-
-    def newest(self, first: date | None, last: date) -> list[DayVersion]:
-        """Return the newest version of each day of a range, in the order of the days.
-
-        Args:
-            first: First day; None for no limit.
-            last: Last day.
-        """
-        return [
-            self.days[day].versions[-1]
-            for day in sorted(self.days)
-            if day <= last and (first is None or first <= day)
-        ]
-
-    def without_future_times(self, now: datetime) -> "Record":
-        """Return the record with the present in place of times that have not come yet.
-
-        They are those of a clock that was ahead. Until they come, their versions and all later ones
-        would seem not to be ingested yet.
-        """
-        days = {
-            day: each.model_copy(
-                update={
-                    "versions": [
-                        version.model_copy(
-                            update={"ingested_at": _no_later(version.ingested_at, now)}
-                        )
-                        for version in each.versions
-                    ]
-                }
-            )
-            for day, each in self.days.items()
-        }
-        searches = [
-            each.model_copy(update={"at": _no_later(each.at, now)}) for each in self.searches
-        ]
-        return self.model_copy(update={"days": days, "searches": searches})
-
-    def known_at(
-        self, moment: datetime, first: date | None, last: date
-    ) -> tuple[list[DayVersion], int]:
-        """Return for each day of a range the newest version that was ingested before a moment.
-
-        A day that had not been ingested by then was late, and is left out, if it had been searched
-        for. If it had not, its state at that moment is unknown, and its newest version counts.
-
-        Args:
-            moment: Aware time.
-            first: First day; None for no limit.
-            last: Last day.
-
-        Returns:
-            The versions, in the order of the days, and the number of days whose state at that
-            moment is unknown.
-        """
-        before = {
-            day: [
-                each
-                for each in record.versions
-                if datetime.fromisoformat(each.ingested_at) < moment
-            ]
-            for day, record in self.days.items()
-        }
-        searches = [each for each in self.searches if datetime.fromisoformat(each.at) < moment]
-        known, newest = [], 0
-        for version in self.newest(first, last):
-            if before[version.day]:
-                known.append(before[version.day][-1])
-            elif not any(each.covers(version.day) for each in searches):
-                known.append(version)
-                newest += 1
-        return known, newest
 
 
 class DatedSource:
@@ -207,7 +79,7 @@ class DatedSource:
         with os_errors_as_store_errors(f"look for {path}"):
             if not path.exists():
                 return Record(pattern=self.pattern)
-        return _read_record(path)
+        return read_record(path)
 
     def ingest(
         self,
@@ -242,7 +114,7 @@ class DatedSource:
             return Record(pattern=self.pattern), []
         self._store.create()
         options = replace(self._options, workspace=workspace_in(self._store))
-        with _lock(self._store, self._folder):
+        with lock(self._store, self._folder):
             record = self.record()
             if not is_past:
                 if not _is_plausible(last, record):  # what it would record is not true
@@ -256,7 +128,9 @@ class DatedSource:
                     _require_known_classes(record, dataset, source)
                 self._add(record, source, dataset, now)
                 self._save(record)  # now: a process that is killed repeats one day at most
-            self._complete(record, Search(first=first, last=last, at=_text(now)), is_past=is_past)
+            self._complete(
+                record, Search(first=first, last=last, at=utc_text(now)), is_past=is_past
+            )
         return record, _remarks(record, {each.day for each in found}, first, last)
 
     def _complete(self, record: Record, search: Search, *, is_past: bool) -> None:
@@ -271,7 +145,7 @@ class DatedSource:
             self._save(record)
 
     def _save(self, record: Record) -> None:
-        _write_record(self._store.root / self._file, record)
+        write_record(self._store.root / self._file, record)
         fault_injection.failpoint("ingest:recorded")
 
     def _add(self, record: Record, source: SourceDay, dataset: Dataset, now: datetime) -> None:
@@ -290,11 +164,13 @@ class DatedSource:
             train=len(dataset.train),
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
-            ingested_at=_text(now),
+            ingested_at=utc_text(now),
             **_skipped(dataset),
         )
         if day is None:
-            record.days[source.day] = _Day(fingerprint=source.fingerprint, versions=[version])
+            record.days[source.day] = RecordedDay(
+                fingerprint=source.fingerprint, versions=[version]
+            )
         else:
             day.fingerprint = source.fingerprint
             day.versions.append(version)
@@ -394,75 +270,6 @@ def _skipped(dataset: Dataset) -> dict[str, Any]:
 def _is_plausible(today: date, record: Record) -> bool:
     """Return whether a clock can be right: no day after tomorrow was ingested before."""
     return max(record.days, default=today) <= today + timedelta(days=1)
-
-
-def _no_later(moment: str, now: datetime) -> str:
-    return _text(now) if datetime.fromisoformat(moment) > now else moment
-
-
-def _text(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
-
-
-@contextmanager
-def _lock(store: Store, folder: str) -> Iterator[None]:
-    """Let only one process of this machine at a time change the days of a dataset."""
-    make_durable_dir(store.local_root / folder)
-    path = store.local_root / folder / ".lock"
-    with os_errors_as_store_errors(f"lock {path}"):
-        file = path.open("a")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def current_parts(store: Store, name: str) -> set[str]:
-    """Return the paths of the newest version of every ingested day of a dataset.
-
-    Args:
-        store: Store with the days.
-        name: Name of the dataset.
-    """
-    records = (_read_record(path) for path in _record_paths(store, name))
-    return {day.versions[-1].part for record in records for day in record.days.values()}
-
-
-def forget_parts(store: Store, name: str, parts: Collection[str]) -> None:
-    """Remove versions of days from all records of a dataset, before their images are deleted.
-
-    If a run asks for such a day later, it is ingested from its source again.
-
-    Args:
-        store: Store with the days.
-        name: Name of the dataset.
-        parts: Paths of the versions, see `DayVersion.part`.
-    """
-    with _lock(store, f"datasets/{name}/days"):
-        for path in _record_paths(store, name):
-            record = _read_record(path)
-            days = {
-                date: day.model_copy(update={"versions": versions})
-                for date, day in record.days.items()
-                if (versions := [each for each in day.versions if each.part not in parts])
-            }
-            if days != record.days:
-                _write_record(path, record.model_copy(update={"days": days}))
-
-
-def _record_paths(store: Store, name: str) -> list[Path]:
-    folder = store.dataset_folder(name, "days")
-    with os_errors_as_store_errors(f"list {folder}"):
-        if not folder.is_dir():
-            return []
-        return sorted(path for path in folder.iterdir() if re.fullmatch(_RECORD_NAME, path.name))
-
-
-def _write_record(path: Path, record: Record) -> None:
-    write_bytes(path, record.model_dump_json().encode() + b"\n")
-
-
-def _read_record(path: Path) -> Record:
-    return read_model(path, Record, "a record of ingested days")
 
 
 def _is_known(record: Record, source: SourceDay) -> bool:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
-from nnbuild.store.query import connected, register_numbered
+from nnbuild.store.query import connected
+from nnbuild.store.query_views import register_numbered
 
 GLOBAL = ("integer", "text")
 """Identifiers that the user has chosen: an ID means the same example in every job."""

@@ -14,7 +14,7 @@ from nnbuild.live.jobs import (
     scored_inputs,
 )
 from nnbuild.store import Store
-from nnbuild.store.query import register_numbered
+from nnbuild.store.query_views import register_numbered
 
 
 def match_labels(connection: Any, store: Store) -> None:

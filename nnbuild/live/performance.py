@@ -26,7 +26,7 @@ from nnbuild.live.jobs import (
 )
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
-from nnbuild.store.query import quoted
+from nnbuild.store.query_views import quoted
 
 Period = Literal["day", "week"]
 _ROUNDING = 1e-6  # error of confidence from stored float32 probabilities

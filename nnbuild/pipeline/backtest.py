@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.data import dataset_reader, pixels
-from nnbuild.data.day_versions import DatedSource, Record, workspace_in
+from nnbuild.data.day_record import Record
+from nnbuild.data.day_versions import DatedSource, workspace_in
 from nnbuild.data.labels import NONE
 from nnbuild.engines import Engine
 from nnbuild.errors import ConfigError, DataError

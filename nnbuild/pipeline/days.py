@@ -11,7 +11,8 @@ import pyarrow as pa
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data.dataset_writer import digest_of_parts
-from nnbuild.data.day_versions import DatedSource, Record
+from nnbuild.data.day_record import Record
+from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nnbuild.data import day_versions
+from nnbuild.data import day_record
 from nnbuild.errors import ConfigError, LockedError, StoreError
 from nnbuild.pipeline import dependencies
 from nnbuild.pipeline.dependencies import SWEEP
@@ -189,7 +189,7 @@ def _forget_days(store: Store, names: Iterable[str]) -> None:
     for dataset, day, digest in map(split_day, names):
         by_dataset.setdefault(dataset, set()).add(f"days/{day}/{digest}")
     for dataset, parts in by_dataset.items():
-        day_versions.forget_parts(store, dataset, parts)
+        day_record.forget_parts(store, dataset, parts)
         fault_injection.failpoint("prune:forgotten")
 
 

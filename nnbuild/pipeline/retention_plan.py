@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from nnbuild.data import day_versions
+from nnbuild.data import day_record
 from nnbuild.errors import StoreError
 from nnbuild.pipeline import dependencies
 from nnbuild.pipeline.dependencies import SWEEP, sweep_of
@@ -231,6 +231,13 @@ def _require_unneeded(store: Store, plan: Plan) -> None:
                 f"run {run_id} cannot be deleted: it made the model of scoring jobs {named}; "
                 "delete them first, or in the same call"
             )
+    others = set(store.run_ids()) - set(plan.runs)
+    for start, later in dependencies.starting_runs(store, others).items():
+        if start in plan.runs:
+            raise StoreError(
+                f"run {start} cannot be deleted: run {later} was trained from its weights; "
+                "delete that run first, or in the same call"
+            )
     configs = store.read_table("runs", plan.runs, ["config"]).to_pylist()
     open_sweeps = dependencies.open_sweeps(store)
     for row in configs:
@@ -278,9 +285,7 @@ def _is_past_day(store: Store, name: str, needed: Iterable[str]) -> bool:
     used = [split_day(each)[1] for each in needed if is_day(each) and split_day(each)[0] == dataset]
     if not used:
         return False
-    return day < min(used) or f"days/{day}/{digest}" not in day_versions.current_parts(
-        store, dataset
-    )
+    return day < min(used) or f"days/{day}/{digest}" not in day_record.current_parts(store, dataset)
 
 
 def split_day(name: str) -> tuple[str, str, str]:
