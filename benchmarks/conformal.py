@@ -24,7 +24,8 @@ from scipy import ndimage, stats
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.data.dataset import Split
-from nnbuild.data.tables import read_dataset, split_table
+from nnbuild.data.dataset_reader import read_dataset
+from nnbuild.data.split_table import split_table
 from nnbuild.evaluation.conformal import CONFORMAL
 from nnbuild.pipeline.run import retrain
 from nnbuild.scoring import ScoreConfig, score

@@ -127,7 +127,7 @@ def exact(most_discordant: float) -> Iterator[Sequence[str]]:
             f"{size:,}",
             f"{100 * at_margin[worst]:.2f} % (of {100 * shares[worst]:.1f} %)",
             *(
-                f"{100 * _chance(size, 1 - accuracy + loss, -loss, discordant, least):.2g} %"
+                f"{100 * _chance(size, 1 - accuracy + loss, -loss, discordant, least):.3g} %"
                 for accuracy, loss in itertools.product(ACCURACIES, LOSSES)
             ),
         )

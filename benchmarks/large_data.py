@@ -54,13 +54,13 @@ print(json.dumps({"run_id": committed.run_id, "status": committed.status}))
 _INGEST = """
 import sys
 from pathlib import Path
-from nnbuild.data import sources, tables
+from nnbuild.data import dataset_writer, sources
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixels import Workspace
 folder = Path(sys.argv[2])
 options = ReadOptions(workspace=Workspace(folder / "pixels"))
 dataset = sources.load(sys.argv[1], data_dir=None, cache=folder, options=options)
-tables.write_dataset(dataset, folder / "dataset")
+dataset_writer.write_dataset(dataset, folder / "dataset")
 """
 
 

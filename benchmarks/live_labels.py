@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.data.dataset import Split
-from nnbuild.data.tables import read_dataset, split_table
+from nnbuild.data.dataset_reader import read_dataset
+from nnbuild.data.split_table import split_table
 from nnbuild.evaluation import calibration_error, wilson_interval
 from nnbuild.live import LabelConfig, ingest, measure, write
 from nnbuild.logits import softmax

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from nnbuild.data.dataset import Split
 from nnbuild.data.sources import default_cache, load
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.store import Store
 
 ROWS_PER_GROUP = 65_536
@@ -73,7 +73,7 @@ print(json.dumps({"seconds": time.perf_counter() - start_time}))
 
 ALONE = """
 import json, sys, time
-from nnbuild.data.tables import fixed_pixels
+from nnbuild.data.split_table import fixed_pixels
 from nnbuild.engines import OnnxEngine
 from pathlib import Path
 import pyarrow.parquet as pq

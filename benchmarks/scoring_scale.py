@@ -54,7 +54,7 @@ from PIL import Image, ImageDraw
 import nnbuild
 from nnbuild.data.dataset import Split
 from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.engines.onnx import ROWS_PER_CALL, OnnxEngine
 
 CLASSES, POOL, GROUPS, FEW = 10, 512, 16, 64

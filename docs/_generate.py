@@ -19,11 +19,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from flows.cli.app import load_app
+from flows.cli.app import load_commands
 from nnbuild.config import presets
 from nnbuild.config.schema import ModelConfig, RunConfig, TrainingConfig
 from nnbuild.scoring.config import ScoreConfig
@@ -49,7 +48,7 @@ _TYPES = {"float": "float32", "double": "float64"}  # Arrow's names of C types
 
 def commands() -> dict[str, Any]:
     """Return the commands of the command line by name."""
-    group: Any = typer.main.get_command(load_app())
+    group: Any = load_commands()
     return dict(group.commands)
 
 

@@ -156,7 +156,14 @@ def retrain_on_drift(
         store: Root of the store. Drift that is measured in other stores is ignored.
         at_most_every: Shortest time between two retrainings.
     """
-    return _retrain_on(DRIFTED, DRIFT, "--retrain-on-drift", deployment_id, store, at_most_every)
+    return _retrain_on(
+        DRIFTED,
+        name=DRIFT,
+        option="--retrain-on-drift",
+        deployment_id=deployment_id,
+        store=store,
+        at_most_every=at_most_every,
+    )
 
 
 def retrain_on_loss(
@@ -166,11 +173,18 @@ def retrain_on_loss(
 
     The arguments are those of `retrain_on_drift`.
     """
-    return _retrain_on(LIVE_DROPPED, LOSS, "--retrain-on-loss", deployment_id, store, at_most_every)
+    return _retrain_on(
+        LIVE_DROPPED,
+        name=LOSS,
+        option="--retrain-on-loss",
+        deployment_id=deployment_id,
+        store=store,
+        at_most_every=at_most_every,
+    )
 
 
-def _retrain_on(  # noqa: PLR0917  (two callers, above)
-    event: str, name: str, option: str, deployment_id: UUID, store: str, at_most_every: timedelta
+def _retrain_on(
+    event: str, *, name: str, option: str, deployment_id: UUID, store: str, at_most_every: timedelta
 ) -> AutomationCore:
     return AutomationCore(
         name=f"{name} of {sanitize(store)}",

@@ -236,7 +236,7 @@ def _close_runs(name: str) -> None:
 def _final_state(run: Any) -> State[Any]:
     """Return the state of a run that `serve` stopped: cancelled, if a person asked for that."""
     if run.state.is_cancelling():
-        record_cancellation(None, run, run.state)
+        record_cancellation(run)
         return Cancelled(message="The run was cancelled, and nnbuild serve was stopped.")
     return Crashed(
         message="nnbuild serve was stopped; the next run resumes from what is in the store."

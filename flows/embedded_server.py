@@ -7,6 +7,7 @@ closed port for minutes. Our server has a session of its own, and reports why it
 
 import atexit
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -15,14 +16,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from flows.prefect_database import settings_for_quick_start
+from flows.prefect_database import AUTOMATIONS_OFF, settings_for_quick_start
 from flows.prefect_settings import SILENT, prepare_environment, read_settings
 from nnbuild.errors import Caught, ConfigError, Interrupted, one_line
 
@@ -35,6 +36,11 @@ SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_ANSWER_AT_STOP = 2.0
 SECONDS_TO_STOP = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
+_CLIENT_SETTINGS = {
+    "PREFECT_CLIENT_MAX_RETRIES": "3",  # loopback has no outages
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # one Prefect runs both
+}
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 _PROXY_ERRORS = frozenset({502, 503, 504})
 """Status codes of a proxy whose server is not running yet."""
 _report: ContextVar[Callable[[Interrupted], int] | None] = ContextVar("report", default=None)
@@ -75,10 +81,23 @@ class EmbeddedServer:
             self._process.wait_until_ready()
 
 
+def start_server_early() -> None:
+    """Start the process of the embedded server if it is likely to be used.
+
+    Until `EmbeddedServer` gives it its settings, which takes this process a second to read, the
+    process imports libraries. If no embedded server is needed after all, it ends.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        with suppress(OSError):  # EmbeddedServer will report it
+            _ServerProcess.get()
+
+
 def _import_and_start() -> "_ServerProcess | None":
     """Import Prefect's client, and start the server before the slower half of that import."""
     settings = read_settings()
-    process = None if settings.api.url else _ServerProcess.of_this_process(settings)
+    process = None if settings.api.url else _ServerProcess.configured(settings)
+    if process is None:
+        _ServerProcess.stop_unused()
     # Not in a thread: two imports at the same time would only take turns.
     import_module("prefect.client.orchestration")  # it takes seconds
     return process
@@ -87,52 +106,88 @@ def _import_and_start() -> "_ServerProcess | None":
 class _ServerProcess:
     """The process of the embedded server, its port and its output."""
 
-    running: "_ServerProcess | None" = None
+    current: "_ServerProcess | None" = None
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self) -> None:
         self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
-        self._settings = settings
+        self.settings: Any = None
+        self._answered = False
+        self._settled = threading.Event()
         with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
             self._port = listening.getsockname()[1]
-            their_end, our_end = os.pipe()
-            self._lifeline: int | None = our_end
-            descriptors = (listening.fileno(), their_end)
             self.process = subprocess.Popen(  # noqa: S603  (our own file, by our own Python)
-                [sys.executable, "-P", str(_SCRIPT), *map(str, descriptors)],
-                env=_server_environment(settings),
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", str(_SCRIPT), str(listening.fileno())],
+                # The checks of types by py-key-value, which it imports, take 0.15 s of its start.
+                env={"PY_KEY_VALUE_DISABLE_BEARTYPE": "true", **os.environ, **_SAFE_PATH},
+                pass_fds=[listening.fileno()],
+                stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=self._log,
                 start_new_session=True,  # a terminal's Ctrl-C must not reach it
             )
-            os.close(their_end)
+        # The end of its input ends the server, also if this process is killed.
+        self._lifeline = self.process.stdin
         atexit.register(self.stop)
-        threading.Thread(target=self._watch, name="prefect-server-watch", daemon=True).start()
+        for task in (self._watch, self._wait_for_answer):
+            threading.Thread(target=task, name="prefect-server-watch", daemon=True).start()
 
     @classmethod
-    def of_this_process(cls, settings: Any) -> "_ServerProcess":
-        """Return the server of this process; start it if it is not running."""
+    def get(cls) -> "_ServerProcess":
+        """Return the process of this process's server; start it if it is not running."""
+        if cls.current is None or cls.current.process.poll() is not None:
+            cls.current = cls()
+        return cls.current
+
+    @classmethod
+    def configured(cls, settings: Any) -> "_ServerProcess":
+        """Return the server of this process, with these settings if it had none."""
         if not settings.server.ephemeral.enabled:
+            cls.stop_unused()
             raise ConfigError(
                 "no Prefect server is configured, and PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is "
                 "false; set PREFECT_API_URL to a server, or remove that setting"
             )
-        if cls.running is None or cls.running.process.poll() is not None:
-            cls.running = cls(settings)
-        cls.running.publish(settings)
-        return cls.running
+        server = cls.get()
+        if server.settings is None:
+            server.configure(settings)
+        server.publish(settings)
+        return server
+
+    @classmethod
+    def stop_unused(cls) -> None:
+        """Stop a server that was started early, but is not needed."""
+        if cls.current is not None and cls.current.settings is None:
+            cls.current.stop()
+            cls.current = None
+
+    def configure(self, settings: Any) -> None:
+        """Give the process its environment; it becomes a server then."""
+        self.settings = settings
+        environment = _server_environment(settings)
+        self._has_automations = AUTOMATIONS_OFF.items().isdisjoint(environment.items())
+        if self._lifeline is not None:
+            with suppress(BrokenPipeError):  # it has exited, which `wait_until_ready` reports
+                self._lifeline.write(json.dumps(environment).encode() + b"\n")
+                self._lifeline.flush()
 
     def publish(self, settings: Any) -> None:
         """Configure this server as Prefect's, for this process and its children."""
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{self._port}/api"
-        os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # loopback has no outages
+        for name, value in _CLIENT_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        if not settings.server.api.csrf_protection_enabled:
+            os.environ.setdefault("PREFECT_CLIENT_CSRF_SUPPORT_ENABLED", "false")
         secret = settings.server.api.auth_string
         if secret and not settings.api.auth_string:
             os.environ["PREFECT_API_AUTH_STRING"] = secret.get_secret_value()
         import prefect.context
 
         prefect.context.refresh_global_settings_context()
+        flows = prefect.context.get_settings_context().settings.flows
+        if not (self._has_automations or "heartbeat_frequency" in flows.model_fields_set):
+            # At the end of a flow run Prefect waits up to 1 s for the thread that sends heartbeats,
+            # which are for automations. No environment variable can switch them off.
+            flows.heartbeat_frequency = None
 
     def wait_until_ready(self) -> None:
         """Wait until the server answers.
@@ -140,23 +195,37 @@ class _ServerProcess:
         Raises:
             ConfigError: The server exited, or did not answer in time.
         """
-        end = time.monotonic() + SECONDS_TO_START
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise ConfigError(_explanation(self._output(), _database_name(self._settings)))
-            if _is_healthy(self._port):
-                return
-            time.sleep(0.05)
-        raise ConfigError(
-            f"Prefect's embedded server did not start within {SECONDS_TO_START:g} s "
-            f"(database: {_database_name(self._settings)}); see `nnbuild doctor`"
-        )
+        self._settled.wait(SECONDS_TO_START)
+        if self.process.poll() is not None:
+            raise ConfigError(_explanation(self._output(), _database_name(self.settings)))
+        if not self._answered:
+            raise ConfigError(
+                f"Prefect's embedded server did not start within {SECONDS_TO_START:g} s "
+                f"(database: {_database_name(self.settings)}); see `nnbuild doctor`"
+            )
+
+    def _wait_for_answer(self) -> None:
+        """Wait for the server's first answer, in the queue of the connections to its port.
+
+        FastAPI prepares routes when it searches them, in their order. That of the CSRF token is
+        after those that a flow needs, which are so prepared while this process imports TensorFlow.
+        """
+        while not self._settled.wait(0.05):
+            if _answers(self._port):
+                self._answered = True
+                self._settled.set()
 
     def _watch(self) -> None:
         """Send nothing more to the server after it has exited by itself."""
         self.process.wait()
-        if self._lifeline is not None:
+        self._settled.set()
+        if self.is_lost():
             give_up_on_server()
+
+    def is_lost(self) -> bool:
+        """Return whether the server was in use, and has exited by itself."""
+        in_use = self.settings is not None and self._lifeline is not None
+        return in_use and self.process.poll() is not None
 
     def _output(self) -> str:
         self._log.seek(0)
@@ -166,8 +235,9 @@ class _ServerProcess:
         """Stop the server after it has stored what it received."""
         if self._lifeline is None:
             return
-        os.close(self._lifeline)
-        self._lifeline = None
+        lifeline, self._lifeline = self._lifeline, None
+        with suppress(BrokenPipeError):
+            lifeline.close()
         try:
             self.process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
@@ -185,9 +255,7 @@ def _server_environment(settings: Any) -> dict[str, str]:
     # What the user has set takes precedence over a quick start.
     variables = {**quick, **os.environ, **settings.to_environment_variables(exclude_unset=True)}
     variables.pop("PREFECT_API_URL", None)
-    # The checks of types by py-key-value, which the server imports, take 0.15 s of its start.
-    variables.setdefault("PY_KEY_VALUE_DISABLE_BEARTYPE", "true")
-    return variables | {"PREFECT_UI_ENABLED": "0", "PYTHONSAFEPATH": "1"}
+    return variables | {"PREFECT_UI_ENABLED": "0"} | _SAFE_PATH
 
 
 def _database_name(settings: Any) -> str:
@@ -231,22 +299,24 @@ def _explanation(output: str, database: str) -> str:
     )
 
 
-def _is_healthy(port: int) -> bool:
-    """Ask the server directly, without a proxy, whether it is healthy."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def _answers(port: int) -> bool:
+    """Send the server a request, directly, without a proxy; any answer shows that it is ready."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS_TO_START)
     try:
-        connection.request("GET", "/api/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        connection.request("GET", "/api/csrf-token")
+        connection.getresponse()
     except (OSError, http.client.HTTPException):
         return False
+    else:
+        return True
     finally:
         connection.close()
 
 
 def embedded_server_is_lost() -> bool:
     """Return whether the embedded server of this process has exited."""
-    running = _ServerProcess.running
-    return running is not None and running.process.poll() is not None
+    current = _ServerProcess.current
+    return current is not None and current.is_lost()
 
 
 def give_up_on_server() -> None:
@@ -352,7 +422,7 @@ def exit_without_server(report: Callable[[Interrupted], int]) -> Iterator[None]:
 
 @contextmanager
 def prompt_stop() -> Iterator[None]:
-    """Let a stop in this block take seconds, whether or not the Prefect server answers.
+    """Make a stop in this block take seconds at most, whether or not the Prefect server answers.
 
     Prefect reports the end of a run to its server. It retries each request for minutes, and at the
     interpreter's exit it waits for unsent log lines.

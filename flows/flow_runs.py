@@ -12,6 +12,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Running
 from pydantic import Field
 
@@ -28,6 +29,13 @@ from tasks.artifacts import store_link
 from tasks.displays import logger, outward
 from tasks.events import request_approval
 from tasks.retrain import show_decision
+
+FLOW_DEFAULTS: dict[str, Any] = {
+    "persist_result": False,
+    "result_storage": Path(get_current_settings().results.local_storage_path),
+}
+"""Settings of every flow. The store keeps the results, and Prefect would pickle them. Without a
+storage, each flow run would ask the server three times for the default one."""
 
 
 def retrain_name() -> str:

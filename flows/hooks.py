@@ -44,10 +44,22 @@ def on_pruning_failure(flow: Any, flow_run: Any, state: Any) -> None:
     _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 
 
-def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: ARG001
-    """Record in a staged run that a person has cancelled it, so that no scheduled run resumes it.
+def on_run_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
+    """Record that a person has cancelled a retraining run, and report it.
 
     A signal to `serve`, a timeout and a crash do not call this hook.
+    """
+    record_cancellation(flow_run)
+    on_run_failure(flow, flow_run, state)
+
+
+def record_cancellation(flow_run: Any) -> None:
+    """Record in a staged run that a person has cancelled it, so that no scheduled run resumes it.
+
+    A failure is logged, and not raised.
+
+    Args:
+        flow_run: Flow run that was resuming the run, or has begun it.
     """
     try:
         run = _staged_run(Store(flow_run.parameters.get("store")), flow_run)
@@ -60,7 +72,7 @@ def record_cancellation(flow: Any, flow_run: Any, state: Any) -> None:  # noqa: 
 RETRAINING_HOOKS: dict[str, Any] = {
     "on_failure": [on_run_failure],
     "on_crashed": [on_run_failure],
-    "on_cancellation": [record_cancellation, on_run_failure],
+    "on_cancellation": [on_run_cancellation],
 }
 LABELLING_HOOKS: dict[str, Any] = {
     "on_failure": [on_labelling_failure],

@@ -23,8 +23,13 @@ _NO_STREAMS = {
     "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "false",
     "PREFECT_API_EVENTS_STREAM_OUT_ENABLED": "false",
 }
+# By default, each of the three states of a task is written in its own transaction.
+_TASK_RUNS_IN_BATCHES = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
 _NO_MIGRATIONS = {"PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false"}
-_NO_AUTOMATIONS = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
+AUTOMATIONS_OFF = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
 
 
 def settings_for_quick_start(connection_url: str, prefect: Path) -> dict[str, str]:
@@ -37,7 +42,7 @@ def settings_for_quick_start(connection_url: str, prefect: Path) -> dict[str, st
         connection_url: Setting `PREFECT_SERVER_DATABASE_CONNECTION_URL`.
         prefect: Folder of the package prefect.
     """
-    settings = _NO_BLOCKS | _NO_STREAMS
+    settings = _NO_BLOCKS | _NO_STREAMS | _TASK_RUNS_IN_BATCHES
     url = _URL.fullmatch(connection_url.split("?", 1)[0])
     if url is None or not Path(url["path"]).exists():
         return settings
@@ -47,7 +52,7 @@ def settings_for_quick_start(connection_url: str, prefect: Path) -> dict[str, st
         return settings
     if revisions == latest_revisions(prefect):
         settings |= _NO_MIGRATIONS
-    return settings if automations else settings | _NO_AUTOMATIONS
+    return settings if automations else settings | AUTOMATIONS_OFF
 
 
 def _read(database: Path) -> tuple[set[str], int]:

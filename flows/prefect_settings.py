@@ -11,8 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from nnbuild.errors import ConfigError, one_line
 from nnbuild.runtime.credentials import has_credentials
 
@@ -100,6 +98,8 @@ def read_settings() -> "Settings":
 
 def _first_reason(error: Exception) -> str:
     """Return the first of pydantic's errors, or the message of another exception."""
+    from pydantic import ValidationError
+
     if not isinstance(error, ValidationError):
         return one_line(error)
     first = error.errors()[0]

@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from prefect.transactions import transaction
 
 from flows.embedded_server import prompt_stop
-from flows.flow_runs import approve, retrain_name, tag, with_summary
+from flows.flow_runs import FLOW_DEFAULTS, approve, retrain_name, tag, with_summary
 from flows.hooks import RETRAINING_HOOKS
 from nnbuild.config.schema import RunConfig
 from nnbuild.pipeline.run import open_run, run_context
@@ -30,7 +30,7 @@ from tasks.retrain import (
 )
 
 
-@flow(name="retrain", flow_run_name=retrain_name, **RETRAINING_HOOKS)
+@flow(name="retrain", flow_run_name=retrain_name, **FLOW_DEFAULTS, **RETRAINING_HOOKS)
 def retrain(
     config: RunConfig = RunConfig(),
     store: str | None = None,

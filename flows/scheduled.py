@@ -6,20 +6,27 @@ policy, and scoring looks up what was already scored. Labelling and pruning need
 if they are repeated, there is nothing left to do.
 """
 
-from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from prefect import Flow, State, flow, get_client
+from prefect import State, flow, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.states import Completed
 from pydantic import AfterValidator, Field
 
+from flows.deployment_check import (
+    REMOVED,
+    SKIPPED,
+    as_deployed,
+    check_deployment,
+    skipped,
+    update_flow_run,
+)
 from flows.flow_runs import (
+    FLOW_DEFAULTS,
     scheduled_label_name,
     scheduled_prune_name,
     scheduled_retrain_name,
@@ -48,110 +55,7 @@ from tasks.label import add_labels, watch_live
 from tasks.prune import prune_flow_runs, prune_store
 from tasks.score import score_days
 
-T = TypeVar("T")
-
-SKIPPED = "Skipped"
-"""Name of the final state of a run that had nothing to do."""
-
 Timeout = Annotated[float, Field(ge=1)]
-
-
-def _skipped(message: str) -> State[Any]:
-    return Completed(name=SKIPPED, message=message)
-
-
-# Comparison of a run with its deployment
-
-
-class DeploymentCheck(NamedTuple):
-    """Difference between the current run and its deployment today.
-
-    Attributes:
-        removed: Whether the schedule that planned the run was removed.
-        parameters: Current parameters of that schedule, if the run has others; else None.
-        timezone: Timezone of the schedule; None for a run that no schedule planned.
-    """
-
-    removed: bool = False
-    parameters: dict[str, Any] | None = None
-    timezone: str | None = None
-
-
-def check_deployment() -> DeploymentCheck:
-    """Compare the current run with its deployment.
-
-    A run that a person or an automation started keeps its parameters: they were meant for it.
-    """
-    with get_client(sync_client=True) as client:
-        run = client.read_flow_run(flow_run.id)
-        if run.deployment_id is None or not run.auto_scheduled:
-            return DeploymentCheck()
-        try:
-            deployment = client.read_deployment(run.deployment_id)
-        except ObjectNotFound:
-            return DeploymentCheck(removed=True)
-    schedule = _schedule_of(run, deployment.schedules)
-    if schedule is None:
-        return DeploymentCheck(removed=True)
-    parameters = {**deployment.parameters, **schedule.parameters}
-    return DeploymentCheck(
-        parameters=None if parameters == run.parameters else parameters,
-        timezone=getattr(schedule.schedule, "timezone", None) or "UTC",
-    )
-
-
-def _schedule_of(run: Any, schedules: list[Any]) -> Any | None:
-    """Return the schedule that planned a run.
-
-    A deployment that is registered again gets schedules with new IDs. Then the schedule is found by
-    the name that the run shows as its creator's: its slug, or without one the name of its class.
-    """
-    if run.created_by is None:
-        return None
-    by_id = [each for each in schedules if each.id == run.created_by.id]
-    by_name = [
-        each
-        for each in schedules
-        if (each.slug or type(each.schedule).__name__) == run.created_by.display_value
-    ]
-    if by_id:
-        return by_id[0]
-    return by_name[0] if len(by_name) == 1 else None
-
-
-def _update_flow_run(parameters: Mapping[str, Any], name: str) -> None:
-    """Replace the parameters and the name of the current run on the server."""
-    logger().warning(
-        "The deployment's settings have changed since this run was planned; using the new ones."
-    )
-    with get_client(sync_client=True) as client:
-        client.update_flow_run(flow_run.id, parameters=dict(parameters), name=name)
-
-
-_REMOVED = "The schedule that planned this run is no longer part of the deployment."
-
-
-def _as_deployed(
-    scheduled: Flow[..., Any],
-    work: Callable[..., T],
-    given: Mapping[str, Any],
-    name: Callable[[Mapping[str, Any]], str],
-) -> T | State[Any]:
-    """Do the work of a scheduled run with the parameters that its deployment has now.
-
-    Args:
-        scheduled: The flow, which validates the parameters.
-        work: Function that takes the parameters of the flow.
-        given: Parameters that the run was planned with.
-        name: Function that returns the name of the run from its parameters.
-    """
-    check = check_deployment()
-    if check.removed:
-        return _skipped(_REMOVED)
-    if check.parameters is None:
-        return work(**given)
-    _update_flow_run(check.parameters, name(check.parameters))
-    return work(**scheduled.validate_parameters(check.parameters))
 
 
 # Scheduled retraining
@@ -161,6 +65,7 @@ def _as_deployed(
     name="scheduled-retrain",
     version=environment.code_version(),
     flow_run_name=scheduled_retrain_name,
+    **FLOW_DEFAULTS,
     **RETRAINING_HOOKS,
 )
 def scheduled_retrain(
@@ -190,7 +95,7 @@ def scheduled_retrain(
         "catch_up": catch_up,
         "unchanged": unchanged,
     }
-    return _as_deployed(scheduled_retrain, _retrain, given, scheduled_retrain_name)
+    return as_deployed(scheduled_retrain, _retrain, given, scheduled_retrain_name)
 
 
 def _retrain(
@@ -203,7 +108,7 @@ def _retrain(
 ) -> Committed | State[Any]:
     settings = config.run_config()
     if not catch_up and (started := superseded_at()):
-        return _skipped(
+        return skipped(
             "Superseded: another run with the same settings has started since this one was due, "
             f"at {started:%Y-%m-%d %H:%M:%S} UTC."
         )
@@ -213,7 +118,7 @@ def _retrain(
         if resumed is None and unchanged == "skip":
             same = unchanged_since(opened, settings, datetime.now(UTC))
             if same is not None:
-                return _skipped(f"Nothing to do: {same.reason}.")
+                return skipped(f"Nothing to do: {same.reason}.")
         return retrain.fn(settings, store, resume=resumed)
 
 
@@ -309,6 +214,7 @@ Timezone = Annotated[
     name="scheduled-score",
     version=environment.code_version(),
     flow_run_name=scheduled_score_name,
+    **FLOW_DEFAULTS,
     **SCORING_HOOKS,
 )
 def scheduled_score(
@@ -332,10 +238,10 @@ def scheduled_score(
     """
     check = check_deployment()
     if check.removed:
-        return _skipped(_REMOVED)
+        return skipped(REMOVED)
     if check.parameters is None:
         return _score(config, store, days, check.timezone or timezone, timeout_seconds)
-    _update_flow_run(check.parameters, scheduled_score_name(check.parameters))
+    update_flow_run(check.parameters, scheduled_score_name(check.parameters))
     parameters = scheduled_score.validate_parameters(check.parameters)
     return _score(**parameters | {"timezone": check.timezone})
 
@@ -352,11 +258,11 @@ def _score(
             last = day_of(flow_run.scheduled_start_time, timezone)
             return score_days(config, last - timedelta(days=days - 1), last, store)
         if (score_id := scored_before(Store(store), config)) is not None:
-            return _skipped(f"Scoring job {score_id} has scored this input with this model.")
+            return skipped(f"Scoring job {score_id} has scored this input with this model.")
         try:
             return score.fn(config, store, once=True)
         except (BeingScoredError, AlreadyScoredError) as error:
-            return _skipped(str(error))
+            return skipped(str(error))
 
 
 # Scheduled labelling
@@ -366,6 +272,7 @@ def _score(
     name="scheduled-label",
     version=environment.code_version(),
     flow_run_name=scheduled_label_name,
+    **FLOW_DEFAULTS,
     **LABELLING_HOOKS,
 )
 def scheduled_label(
@@ -384,7 +291,7 @@ def scheduled_label(
             it is killed. No limit if not given.
     """
     given = {"config": config, "live": live, "store": store, "timeout_seconds": timeout_seconds}
-    return _as_deployed(scheduled_label, _label, given, lambda _: scheduled_label_name())
+    return as_deployed(scheduled_label, _label, given, lambda _: scheduled_label_name())
 
 
 def _label(
@@ -417,6 +324,7 @@ def day_of(moment: datetime, timezone: str) -> date:
     name="scheduled-prune",
     version=environment.code_version(),
     flow_run_name=scheduled_prune_name,
+    **FLOW_DEFAULTS,
     **PRUNING_HOOKS,
 )
 def scheduled_prune(
@@ -441,7 +349,7 @@ def scheduled_prune(
         "flow_run_days": flow_run_days,
         "timeout_seconds": timeout_seconds,
     }
-    return _as_deployed(scheduled_prune, _prune, given, lambda _: scheduled_prune_name())
+    return as_deployed(scheduled_prune, _prune, given, lambda _: scheduled_prune_name())
 
 
 def _prune(

@@ -3,13 +3,13 @@
 from prefect import flow
 
 from flows.embedded_server import prompt_stop
-from flows.flow_runs import score_name
+from flows.flow_runs import FLOW_DEFAULTS, score_name
 from nnbuild.scoring import ScoreConfig, ScoredJob
 from nnbuild.scoring.job import job_context
 from tasks.score import commit_scores, open_scoring, score_shards
 
 
-@flow(name="score", flow_run_name=score_name)
+@flow(name="score", flow_run_name=score_name, **FLOW_DEFAULTS)
 def score(
     config: ScoreConfig | None = None,
     store: str | None = None,

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.transactions import transaction
 
-from flows.flow_runs import approve, sweep_name
+from flows.flow_runs import FLOW_DEFAULTS, approve, sweep_name
 from nnbuild import pipeline
 from nnbuild import sweep as sweeps
 from nnbuild.pipeline.run import run_context
@@ -19,7 +19,7 @@ from tasks.sweep import make_trial
 _SECONDS_BETWEEN_POLLS = 0.2
 
 
-@flow(name="sweep", flow_run_name=sweep_name)
+@flow(name="sweep", flow_run_name=sweep_name, **FLOW_DEFAULTS)
 def sweep(
     config: SweepConfig | None = None,
     store: str | None = None,

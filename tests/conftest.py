@@ -1,8 +1,10 @@
 """Shared fixtures: small datasets, trained stores, servers."""
 
+import fcntl
 import json
 import os
 import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -22,10 +24,27 @@ os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 # Prefect's logging setup closes existing handlers, and TensorFlow's handler keeps the stream that
 # pytest captures during its import: import Prefect first.
 import prefect.main  # noqa: F401
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from small_data import run_config, write_small_dataset
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.store import Store
+
+_LONG = ("e2e", "training", "flows", "test_documents.py")
+"""Folders and files with the tests that take longest."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the workers of a test run take the files in the order of `pytest_collection_modifyitems`.
+
+    pytest-xdist would start with the files that have most tests, and end with long ones.
+    """
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: not {*item.path.parts}.isdisjoint(_LONG), reverse=True)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +55,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config(small_folder: Path) -> RunConfig:
     """Settings of a run that takes a second: the lab network on the small dataset."""
     return RunConfig.model_validate(
@@ -47,6 +66,16 @@ def small_config(small_folder: Path) -> RunConfig:
             "seed": 7,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, small_config: RunConfig) -> Store:
+    """A store with one run of `small_config`; do not modify it."""
+    from nnbuild.pipeline.run import retrain
+
+    root = tmp_path_factory.mktemp("small-run") / "store"
+    retrain(small_config, root)
+    return Store(root)
 
 
 @pytest.fixture(scope="session")
@@ -123,19 +152,49 @@ def prefect_server(_prefect_harness: None) -> None:
 
 
 @pytest.fixture(scope="session")
-def _prefect_harness() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Prefect with an empty database, to be copied: to make it takes 5 s.
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    The workers of a test run share it; the first one makes it.
+    """
+    from real_server import create_database
+
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prefect-home"
+    with home.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            unfinished = Path(tempfile.mkdtemp(dir=home.parent))
+            create_database(unfinished)
+            unfinished.rename(home)
+    return home
 
 
 @pytest.fixture(scope="session")
-def real_prefect(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+def _prefect_harness(
+    prefect_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    from prefect.testing import utilities
+
+    folder = tmp_path_factory.mktemp("prefect")
+    shutil.copyfile(prefect_home / "prefect.db", folder / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        harness = utilities.prefect_test_harness(server_startup_timeout=120)
+        # A flow ends when its thread for heartbeats wakes up, up to a second later.
+        with harness, temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+
+@pytest.fixture(scope="session")
+def real_prefect(
+    prefect_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[Server]":
     """A real Prefect server for the session, for schedules, workers and pages."""
     from real_server import real_server
 
-    with real_server(tmp_path_factory.mktemp("prefect")) as found:
+    home = shutil.copytree(prefect_home, tmp_path_factory.mktemp("prefect") / "home")
+    with real_server(home) as found:
         yield found
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from command_line import call
 
 from nnbuild.data import digits
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.store import Store, schemas
 
 ROOT = Path(__file__).parent.parent

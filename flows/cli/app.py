@@ -1,5 +1,6 @@
 """The Typer application, its commands and the options that they share."""
 
+import functools
 import importlib
 from typing import Annotated, Any, Literal
 
@@ -63,11 +64,12 @@ AddressOption = Annotated[
 ]
 
 
-def load_app() -> typer.Typer:
-    """Return the application with every command."""
+@functools.cache  # building takes longer than most commands that end with a message
+def load_commands() -> Any:
+    """Return the group of all commands, which holds them in the order of the help."""
     for name in _COMMAND_MODULES:
         importlib.import_module(f"flows.cli.{name}")
-    return app
+    return typer.main.get_command(app)
 
 
 def explicit_options(ctx: typer.Context, **values: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +16,8 @@ from flows.cli.run import (
     DatasetOption,
     EpochsOption,
     ModelOption,
-    load_config,
-    nest_options,
 )
+from flows.cli.settings import load_config, nest_options
 from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +45,10 @@ def backtest(
     ctx: typer.Context,
     first_day: Annotated[str, typer.Option("--from", metavar="DAY", help="First night.")],
     last_day: Annotated[str, typer.Option("--to", metavar="DAY", help="Last night.")],
-    window: Annotated[
+    windows: Annotated[
         str | None,
         typer.Option(
+            "--window",
             metavar="DAYS",
             help="Windows to compare, in days, separated by commas; all for all days.",
             show_default="dataset.window",
@@ -80,6 +80,7 @@ def backtest(
     run_config = load_config(options, config, settings or [])
     from nnbuild.config.schema import resolve
     from nnbuild.pipeline.backtest import backtest as walk
+    from nnbuild.runtime.date_patterns import parse_day
     from nnbuild.store import Store
     from nnbuild.store.outputs import require_new
 
@@ -91,9 +92,9 @@ def backtest(
     result = walk(
         run_config,
         opened,
-        _day("from", first_day),
-        _day("to", last_day),
-        windows=_windows(window, run_config.dataset.window),
+        parse_day(first_day, "from"),
+        parse_day(last_day, "to"),
+        windows=_windows(windows, run_config.dataset.window),
         now=datetime.now(UTC),
         on_night=lambda night: console.print_line(_line(night)),
     )
@@ -118,15 +119,6 @@ def backtest(
         print_line(text.on_window(row))
 
 
-def _day(option: str, value: str) -> date:
-    try:
-        return date.fromisoformat(value)
-    except ValueError as error:
-        raise ConfigError(
-            f"{value!r} is not a day, expected one such as 2026-10-01", setting=option
-        ) from error
-
-
 def _windows(text: str | None, default: int | None) -> list[int | None]:
     """Return the windows to compare.
 
@@ -140,12 +132,12 @@ def _windows(text: str | None, default: int | None) -> list[int | None]:
         days = int(each) if each.isascii() and each.isdigit() and len(each) < 6 else 0
         if each != "all" and not days:
             raise ConfigError(
-                f"window {each!r} is neither a number of days nor all", setting="window"
+                f"window {each!r} is neither a number of days nor all", setting="windows"
             )
         windows.append(days or None)
     if len(windows) > _MAX_WINDOWS:
         raise ConfigError(
-            f"{len(windows)} windows, expected at most {_MAX_WINDOWS}", setting="window"
+            f"{len(windows)} windows, expected at most {_MAX_WINDOWS}", setting="windows"
         )
     return windows
 

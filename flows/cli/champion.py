@@ -14,7 +14,8 @@ from nnbuild.errors import ConfigError
 if TYPE_CHECKING:
     from nnbuild.live import LiveDecision
     from nnbuild.store import Store
-    from nnbuild.store.champion import Author, Change
+    from nnbuild.store.champion import Author
+    from nnbuild.store.champion_history import Change
 
 _CHAMPION_COLUMNS = ("dataset", "run_id", "changed_at", "changed_by", "who", "pinned", "note")
 _CHANGE_COLUMNS = (
@@ -53,7 +54,7 @@ def champion(
     as_json: JsonOption = False,
 ) -> None:
     """Show the champion of each dataset and every change, newest first."""
-    from nnbuild.store import Store
+    from nnbuild.store import Store, champion_history
     from nnbuild.store import champion as pointer
 
     opened = Store.open(store)
@@ -65,7 +66,7 @@ def champion(
         raise ConfigError("--note applies to --unpin only; remove it")
     if dataset is not None:
         pointer.require(opened, dataset)
-    histories = pointer.histories(opened)
+    histories = champion_history.histories(opened)
     rows = [
         {"dataset": name, **change.model_dump(mode="json")}
         for name, changes in histories.items()

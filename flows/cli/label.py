@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from flows.cli.app import TRAIN, JsonOption, StoreOption, app, explicit_options
 from flows.cli.console import print_json, print_line
-from nnbuild.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-_OPTIONS = {
-    "input": "--input",
-    "id_column": "--id",
-    "label_column": "--label",
-    "time_column": "--observed-at",
-}
+from flows.cli.settings import parse_options
 
 
 @app.command(
@@ -69,19 +59,11 @@ def label(
     from nnbuild.live import LabelConfig, ingest
     from nnbuild.store import Store
 
-    config = parse_options(
-        LabelConfig,
-        {"input": input}
-        | explicit_options(
-            ctx, id_column=id_column, label_column=label_column, time_column=time_column
-        ),
+    columns = explicit_options(
+        ctx, id_column=id_column, label_column=label_column, time_column=time_column
     )
-    try:
-        done = ingest(config, store)
-    except DataError as error:
-        if error.setting is not None:
-            error.setting = _OPTIONS[error.setting].removeprefix("--")
-        raise
+    config = parse_options(LabelConfig, {"input": input} | columns, ctx.command)
+    done = ingest(config, store)
     if as_json:
         print_json(asdict(done) | {"store": str(Store(store).root)})
         return
@@ -91,27 +73,3 @@ def label(
     )
     for reason, count in done.reasons.items():
         print_line(f"quarantined {count:,}: {reason}")
-
-
-Model = TypeVar("Model", bound="BaseModel")
-
-
-def parse_options(model: type[Model], options: dict[str, Any]) -> Model:
-    """Return the settings that options describe.
-
-    Args:
-        model: Class of the settings.
-        options: Values of its fields.
-
-    Raises:
-        ConfigError: A value is invalid; the message names the option.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return model.model_validate(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
-        raise ConfigError(f"{option} {first['input']!r}: {first['msg']}") from error

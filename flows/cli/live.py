@@ -11,7 +11,7 @@ import typer
 from flows.cli.analytics import LIVE_HEADINGS, HtmlOption, is_printed, write_page
 from flows.cli.app import EXPLORE, JsonOption, StoreOption, app
 from flows.cli.console import print_json, print_line, print_table, to_json_row
-from flows.cli.label import parse_options
+from flows.cli.settings import parse_options
 
 _SHADOW_HEADINGS = {
     "run_id": "run",
@@ -31,8 +31,9 @@ _SHADOW_HEADINGS = {
 
 @app.command(rich_help_panel=EXPLORE, epilog="Example: nnbuild live --by week --html live.html")
 def live(
+    ctx: typer.Context,
     by: Annotated[Literal["day", "week"], typer.Option(help="Length of a period.")] = "day",
-    by_value: Annotated[
+    column: Annotated[
         str | None,
         typer.Option(
             "--slice", metavar="COLUMN", help="Show each value of a column that score has kept."
@@ -69,16 +70,16 @@ def live(
     from nnbuild.report.live import live_page, on_alarm, on_shadows
     from nnbuild.store import Store
 
-    config = parse_options(LiveConfig, {"margin": margin, "rate": rate})
+    config = parse_options(LiveConfig, {"margin": margin, "rate": rate}, ctx.command)
     opened, now = Store.open(store), datetime.now(UTC)
     performance = measure(opened, by, now=now)
     write(opened, performance, by)
     shadows = measure_shadows(opened, paired_counts(opened), by, now=now)
     write_shadows(opened, shadows, by)
     found = alarms(opened, performance, config)
-    slices = [] if by_value is None else measure_slices(opened, by_value, by, now=now)
-    if by_value is not None:
-        write_slices(opened, slices, by_value, by)
+    slices = [] if column is None else measure_slices(opened, column, by, now=now)
+    if column is not None:
+        write_slices(opened, slices, column, by)
     if html is not None:
         write_page(opened, html, live_page(performance.rows, found, shadows))
     if as_json:
@@ -94,11 +95,11 @@ def live(
         return
     if is_printed(html):
         return
-    if by_value is None:
+    if column is None:
         none = f"no rows in the table scores of {opened.root}"
         print_table(performance.rows, LIVE_HEADINGS, none)
     else:
-        print_table(slices, _headings(by_value), "")
+        print_table(slices, _headings(column), "")
     if shadows:
         print_line("")
         print_table(shadows, _SHADOW_HEADINGS, "")

@@ -68,12 +68,12 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     """
     import typer
 
-    from flows.cli.app import load_app
+    from flows.cli.app import load_commands
 
-    command = typer.main.get_command(load_app())
+    app = load_commands()
     try:
         with _ctrl_c_raises():
-            code = command.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
+            code = app.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
     except typer.TyperException as error:
         return _print_message(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):
@@ -85,7 +85,7 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = _null_stream()
         return 0
     except Exception as error:  # noqa: BLE001  (a user should see one line, whatever it is)
-        return report_error(error)
+        return report_error(error, _command_of(app, arguments))
     if code == _CTRL_C:  # Typer catches some of the KeyboardInterrupts
         _print_message("stopped by Ctrl-C", code)
     return code if isinstance(code, int) else 0
@@ -104,14 +104,27 @@ def _ctrl_c_raises() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def report_error(error: Exception) -> int:
-    """Print an error in one line and return the exit code."""
+def _command_of(app: Any, arguments: Sequence[str] | None) -> Any:
+    """Return the command that the arguments begin with; None if there is none."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return next((app.commands[each] for each in words if each in app.commands), None)
+
+
+def report_error(error: Exception, command: Any = None) -> int:
+    """Print an error in one line and return the exit code.
+
+    Args:
+        error: What a command raised.
+        command: The command; its option for the setting that is invalid is appended.
+    """
+    from flows.cli.settings import option_of
     from nnbuild.errors import NnbuildError
 
     notes = [f"({note})" for note in getattr(error, "__notes__", ())]
     if isinstance(error, NnbuildError):
-        if (setting := getattr(error, "setting", None)) is not None:
-            notes.insert(0, f"(option --{setting.replace('_', '-')})")
+        setting = getattr(error, "setting", None)
+        if command is not None and setting and (option := option_of(command, setting)):
+            notes.insert(0, f"(option {option})")
         return _print_message(" ".join([str(error), *notes]), error.exit_code)
     message = f"{type(error).__name__}: {error}; this should not happen, please report it"
     notes = notes or [f"(traceback: {_save_traceback(error)})"]

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from nnbuild.store.manifests import Manifest
     from nnbuild.store.step_results import Decided
 
-Settings = dict[str, Any]
 
-
-def summarize_outcome(store: Store, manifest: Manifest) -> Settings:
+def summarize_outcome(store: Store, manifest: Manifest) -> dict[str, Any]:
     """Return the outcome of a committed run, its reason, and the next step as a sentence."""
     decided = manifest.steps.decide
     if decided is None or decided.outcome is None:  # committed by an earlier version
@@ -29,7 +27,7 @@ def summarize_outcome(store: Store, manifest: Manifest) -> Settings:
     }
 
 
-def print_outcome(summary: Settings) -> None:
+def print_outcome(summary: dict[str, Any]) -> None:
     """Print whether a run was promoted and why, and what to do next."""
     verdict = "promoted" if summary["outcome"] == "promoted" else "not promoted"
     print_line(f"{verdict}: {summary['reason']}" if summary["reason"] else verdict)
@@ -57,14 +55,20 @@ def _next_step(store: Store, manifest: Manifest, decided: Decided | None, outcom
     steps = {
         "promoted": f"score with it by nnbuild score --input PATH{where}",
         "kept-identical": "nothing to do, the champion is the same model",
-        "not-enough-evidence": f"test on {_more_images(decided)}, or {by_hand}",
+        "not-enough-evidence": f"{_more_evidence(decided)}, or {by_hand}",
         "gate-off": f"set gate.enabled to true, or {by_hand}",
     }
     return steps.get(outcome, by_hand)
 
 
-def _more_images(decided: Decided | None) -> str:
+def _more_evidence(decided: Decided | None) -> str:
+    """Return what would give the gate enough evidence."""
     figures = decided.figures if decided else {}
-    if "needed" not in figures or "examples" not in figures:
-        return "more images"
-    return f"about {max(1, round(figures['needed'] - figures['examples'])):,} more images"
+    if "needed" in figures and "examples" in figures:
+        more = max(1, round(figures["needed"] - figures["examples"]))
+        return f"test on about {more:,} more images"
+    required = -figures.get("margin", 0.0)
+    on_test_images = (figures.get(name, required) for name in ("bound", "anchor_bound"))
+    if "golden_bound" in figures and min(on_test_images) >= required:
+        return "add images to gate.golden"
+    return "test on more images"

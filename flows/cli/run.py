@@ -14,6 +14,7 @@ import typer
 
 from flows.cli.app import TRAIN, JsonOption, StoreOption, app, explicit_options
 from flows.cli.console import PlainConsole, display_for, print_json, print_line, print_values
+from flows.cli.settings import load_config, nest_options
 from nnbuild.config.presets import DATASETS, PRESETS
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 
@@ -25,21 +26,7 @@ if TYPE_CHECKING:
     from nnbuild.store import Store
     from nnbuild.store.manifests import Manifest
 
-Settings = dict[str, Any]
 
-_SETTING_OF_OPTION = {
-    "dataset": "dataset.name",
-    "data_dir": "dataset.data_dir",
-    "fallback": "dataset.fallback",
-    "model": "model.name",
-    "ensemble_size": "model.ensemble_size",
-    "epochs": "training.epochs",
-    "batch_size": "training.batch_size",
-    "dtype_policy": "training.dtype_policy",
-    "tensorboard": "training.tensorboard",
-    "seed": "seed",
-    "as_of": "dataset.as_of",
-}
 _SERVER_LOST = (
     "Prefect's embedded server ended during the run, so Prefect's record of it is incomplete; "
     "the run itself is committed"
@@ -160,6 +147,9 @@ def run(
     started = time.perf_counter()
     if seeds is not None and resume is not None:
         raise ConfigError("--resume resumes one run, --seeds starts several; remove one of them")
+    from flows.embedded_server import start_server_early
+
+    start_server_early()
     options = explicit_options(
         ctx,
         dataset=dataset,
@@ -202,62 +192,6 @@ def run(
         print_json(summary)
     else:
         _print_summary(summary)
-
-
-def nest_options(options: Settings) -> Settings:
-    """Return options as the settings that they set: `epochs` becomes `training.epochs`."""
-    nested: Settings = {}
-    for name, value in options.items():
-        section, _, key = _SETTING_OF_OPTION[name].rpartition(".")
-        settings = nested.setdefault(section, {}) if section else nested
-        settings[key] = value
-    return nested
-
-
-def load_config(
-    options: Settings, path: Path | None, overrides: list[str], store: str | None = None
-) -> RunConfig:
-    """Return the config of a run: a file, overridden by settings, overridden by options.
-
-    Args:
-        options: Nested settings from options.
-        path: TOML file, if there is one.
-        overrides: Settings as KEY=VALUE.
-        store: Root of the store with the run of a past day, whose settings are the defaults if
-            `dataset.as_of` is given and no dataset.
-
-    Raises:
-        ConfigError: The file or a setting is invalid.
-    """
-    from nnbuild.config import loading
-
-    file = loading.read_toml(path) if path else {}
-    dataset = merge_settings(file, options, overrides).get("dataset")
-    if isinstance(dataset, dict) and "as_of" in dataset and "name" not in dataset:
-        from nnbuild.pipeline.days import settings_of_day
-        from nnbuild.store import Store
-
-        file = loading.merge(settings_of_day(Store(store), str(dataset["as_of"])), file)
-    return merge_config(file, options, path, overrides)
-
-
-def merge_settings(file: Settings, options: Settings, overrides: list[str]) -> Settings:
-    """Return the settings of a file, overridden by KEY=VALUE, overridden by options."""
-    from nnbuild.config import loading
-
-    settings = dict(file)
-    for override in overrides:
-        settings = loading.merge(settings, loading.parse_setting(override))
-    return loading.merge(settings, options)
-
-
-def merge_config(
-    file: Settings, options: Settings, path: Path | None, overrides: list[str]
-) -> RunConfig:
-    """Return the config as `load_config` does, from settings that were read from `path` already."""
-    from nnbuild.config import loading
-
-    return loading.parse_config(merge_settings(file, options, overrides), path)
 
 
 def _open_target(config: RunConfig, root: str | None, mlflow: str | None) -> Store:
@@ -392,7 +326,7 @@ def log_to_mlflow(store: Store, run_id: str, uri: str, console: PlainConsole) ->
     return None
 
 
-def summarize_run(store: Store, run_id: str, total_seconds: float) -> Settings:
+def summarize_run(store: Store, run_id: str, total_seconds: float) -> dict[str, Any]:
     """Return the object that `--json` prints: metrics, seconds and absolute paths."""
     from flows.cli.outcome import summarize_outcome
     from nnbuild.engines import engine_of_run
@@ -436,7 +370,7 @@ def _seconds_waited(manifest: Manifest) -> float:
     return decided.seconds_waited if decided else 0.0
 
 
-def _print_summary(summary: Settings) -> None:
+def _print_summary(summary: dict[str, Any]) -> None:
     from flows.cli.outcome import print_outcome
     from nnbuild.engines import describe_engine
 

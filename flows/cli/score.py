@@ -27,13 +27,13 @@ from flows.cli.console import (
     print_values,
     to_json_row,
 )
+from flows.cli.settings import Settings, option_of, parse_options
 from nnbuild.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from nnbuild.scoring import ScoreConfig, ScoredJob
     from nnbuild.scoring.days import DayResult
 
-Settings = dict[str, Any]
 _DAY_COLUMNS = ("day", "status", "rows", "score_id", "drifted", "remark")
 _DAY_STATUSES = ("scored", "skipped", "missing", "failed")
 
@@ -242,43 +242,42 @@ def score(
     days = explicit_options(ctx, first_day=first_day, last_day=last_day, max_parallel=max_parallel)
     if days:
         _refuse_for_days(resume=resume, runner=runner, address=address, day=day)
-        range_of_days = _day("--from", first_day), _day("--to", last_day)
-        _score_days(options, range_of_days, store, max_parallel=max_parallel, as_json=as_json)
+        range_of_days = _day("from", first_day), _day("to", last_day)
+        config = score_config(options, ctx.command)
+        _score_days(config, range_of_days, store, max_parallel=max_parallel, as_json=as_json)
     else:
-        _score_once(options, store, resume=resume, runner=runner, address=address, as_json=as_json)
+        started = time.perf_counter()
+        job_config = _job_config(options, resume, ctx.command)
+        require_runner(runner, address)
+        job = _score_once(job_config, store, resume=resume, address=address)
+        _report_job(job, store, round(time.perf_counter() - started, 3), as_json=as_json)
 
 
 def _score_once(
-    options: Settings,
-    root: str | None,
-    *,
-    resume: str | None,
-    runner: str,
-    address: str | None,
-    as_json: bool,
-) -> None:
-    started = time.perf_counter()
+    config: ScoreConfig | None, root: str | None, *, resume: str | None, address: str | None
+) -> ScoredJob:
     from nnbuild.runtime.outward import Harmless
     from nnbuild.scoring import score as run_job
-    from nnbuild.store import Store
 
-    config = _job_config(options, resume)
-    require_runner(runner, address)
     console = PlainConsole(stderr=True)
     display = display_for(console)
     progress = Harmless(display, console.print_line)
     try:
-        job = run_job(config, root, resume=resume, address=address, progress=progress)
+        return run_job(config, root, resume=resume, address=address, progress=progress)
     finally:
         display.close()
-    seconds = round(time.perf_counter() - started, 3)
+
+
+def _report_job(job: ScoredJob, root: str | None, seconds: float, *, as_json: bool) -> None:
+    from nnbuild.store import Store
+
     if as_json:
         print_json(job.model_dump() | {"seconds": seconds, "store": str(Store(root).root)})
     else:
         _print_job(job, seconds)
 
 
-def _job_config(options: Settings, resume: str | None) -> ScoreConfig | None:
+def _job_config(options: Settings, resume: str | None, command: Any) -> ScoreConfig | None:
     """Return the config of a new job, None for one that is resumed and has its own."""
     from nnbuild.runtime.date_patterns import is_dated
 
@@ -286,10 +285,10 @@ def _job_config(options: Settings, resume: str | None) -> ScoreConfig | None:
         if options:
             raise ConfigError(
                 "--resume uses the options that the job was started with; remove "
-                f"{', '.join(map(_option_of, options))}"
+                f"{', '.join(option_of(command, each) or each for each in options)}"
             )
         return None
-    config = score_config(options)
+    config = score_config(options, command)
     if is_dated(config.input):
         raise ConfigError(
             f"--input {config.input!r} contains {{date}}; give --from and --to, such as "
@@ -298,31 +297,21 @@ def _job_config(options: Settings, resume: str | None) -> ScoreConfig | None:
     return config
 
 
-def score_config(options: Settings) -> ScoreConfig:
+def score_config(options: Settings, command: Any = None) -> ScoreConfig:
     """Return the config of a scoring job.
 
     Args:
         options: Fields of `ScoreConfig`.
+        command: Command with their options; see `parse_options`.
 
     Raises:
         ConfigError: The input is missing, or a value is invalid; the message names the option.
     """
-    from pydantic import ValidationError
-
     from nnbuild.scoring import ScoreConfig
 
     if "input" not in options:
         raise ConfigError("nothing to score; give --input PATH, or --resume SCORE_ID")
-    try:
-        return ScoreConfig.model_validate(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = _option_of(str(first["loc"][0]))
-        raise ConfigError(f"{option} {first['input']!r}: {first['msg']}") from error
-
-
-def _option_of(field: str) -> str:
-    return "--id" if field == "id_column" else f"--{field.replace('_', '-')}"
+    return parse_options(ScoreConfig, options, command)
 
 
 def _print_job(job: ScoredJob, seconds: float) -> None:
@@ -375,21 +364,18 @@ def _refuse_for_days(
         )
 
 
-def _day(option: str, text: str | None) -> date:
+def _day(name: str, text: str | None) -> date:
+    from nnbuild.runtime.date_patterns import parse_day
+
     if text is None:
         raise ConfigError(
-            f"a range of days needs --from and --to; give {option} too, such as {option} 2026-11-01"
+            f"a range of days needs --from and --to; give --{name} too, such as --{name} 2026-11-01"
         )
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} {text!r} is not a valid day, expected e.g. 2026-11-01"
-        ) from error
+    return parse_day(text, name)
 
 
 def _score_days(
-    options: Settings,
+    config: ScoreConfig,
     days: tuple[date, date],
     root: str | None,
     *,
@@ -404,7 +390,7 @@ def _score_days(
     from nnbuild.scoring import backfill
     from nnbuild.store import Store
 
-    config, console = score_config(options), PlainConsole(stderr=True)
+    console = PlainConsole(stderr=True)
 
     def print_day(result: DayResult) -> None:
         scored = f"{result.rows:,} rows" if result.status == "scored" else str(result.score_id)

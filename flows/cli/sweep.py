@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,16 +31,13 @@ from flows.cli.run import (
     DatasetOption,
     EpochsOption,
     ModelOption,
-    merge_config,
-    nest_options,
     start_prefect,
 )
+from flows.cli.settings import Settings, merge_config, nest_options
 from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
     from nnbuild.sweep import Sweep, SweepConfig, SweepResult
-
-Settings = dict[str, Any]
 
 
 @app.command(

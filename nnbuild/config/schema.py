@@ -149,7 +149,9 @@ def require_names(config: RunConfig) -> None:
     if not is_factory(model) and model not in PRESETS:
         raise ConfigError(
             f"unknown model {model!r}; {suggestion(model, PRESETS)}, or give "
-            "package.module:function for your own"
+            "package.module:function for your own",
+            setting="model.name",
+            value=model,
         )
     for name in training.metrics:
         if name not in METRICS:

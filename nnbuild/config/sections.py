@@ -1,4 +1,4 @@
-"""Sections of the run configuration: immutable, validated, and a form in Prefect."""
+"""Sections of the run configuration: immutable, validated, and shown as a form by Prefect."""
 
 import re
 from collections.abc import Iterator

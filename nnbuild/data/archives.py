@@ -72,7 +72,7 @@ def require_regular(path: Path) -> int:
     return status.st_size
 
 
-def _require_ordinary(path: Path, mode: int) -> None:
+def _require_ordinary(path: Path | str, mode: int) -> None:
     if (kind := irregular(mode)) is not None:
         raise DataError(
             f"{path}: {kind}, not an ordinary file; save its content as a file, and use that"
@@ -85,12 +85,28 @@ def open_regular(path: Path) -> IO[bytes]:
     Raises:
         DataError: The path does not lead to a regular file, or it cannot be opened.
     """
-    if require_regular(path) == 0:
-        return io.BytesIO()  # files of /proc and /sys claim to be empty, and some block
     with read_errors_as_data_errors(path):
-        # A pipe may have replaced the file since: without O_NONBLOCK, opening it would block.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = os.fdopen(descriptor, "rb")
+        return _open_regular(path, -1)
+
+
+def read_regular(path: Path | str) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        DataError: See `open_regular`.
+    """
+    with read_errors_as_data_errors(path), _open_regular(path, 0) as file:
+        return file.read()
+
+
+def _open_regular(path: Path | str, buffering: int) -> IO[bytes]:
+    status = os.stat(path)  # noqa: PTH116  (a Path takes as long to make as the call)
+    _require_ordinary(path, status.st_mode)
+    if status.st_size == 0:
+        return io.BytesIO()  # files of /proc and /sys claim to be empty, and some block
+    # A pipe may have replaced the file since: without O_NONBLOCK, opening it would block.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(descriptor, "rb", buffering)
     try:
         _require_ordinary(path, os.fstat(descriptor).st_mode)
     except DataError:

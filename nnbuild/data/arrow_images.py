@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nnbuild.data import decoding
 from nnbuild.data.preprocessing import ONE_SHAPE, PictureReader
-from nnbuild.data.tables import fixed_pixels, image_shape
+from nnbuild.data.split_table import fixed_pixels, image_shape
 from nnbuild.errors import DataError, suggestion
 
 _WHITE = 255

@@ -56,7 +56,7 @@ def check(dataset: Dataset, limits: CheckLimits | None = None) -> tuple[CheckRes
 
 
 def unreadable(count: int, examples: Sequence[str], limit: float) -> CheckResult:
-    """Report the pictures that were skipped when the source was read, which refuses too many.
+    """Report the pictures that were skipped as unreadable; reading refuses more than `limit`.
 
     Args:
         count: Number of skipped pictures.

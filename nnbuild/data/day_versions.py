@@ -1,4 +1,4 @@
-"""Ingestion of a dated source: each day is stored once, by content, and the store knows when.
+"""Ingestion of a dated source: each day is stored once, by content, and its time is recorded.
 
 The record of a source lists its days, and for each day its versions: a day that is corrected gets
 a new version, and the earlier ones are kept. It is `datasets/<name>/days/<source>.json`; the images
@@ -13,14 +13,14 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
@@ -111,13 +111,37 @@ class Record(BaseModel):
             if day <= last and (first is None or first <= day)
         ]
 
+    def without_future_times(self, now: datetime) -> "Record":
+        """Return the record with the present in place of times that have not come yet.
+
+        They are those of a clock that was ahead. Until they come, their versions and all later ones
+        would seem not to be ingested yet.
+        """
+        days = {
+            day: each.model_copy(
+                update={
+                    "versions": [
+                        version.model_copy(
+                            update={"ingested_at": _no_later(version.ingested_at, now)}
+                        )
+                        for version in each.versions
+                    ]
+                }
+            )
+            for day, each in self.days.items()
+        }
+        searches = [
+            each.model_copy(update={"at": _no_later(each.at, now)}) for each in self.searches
+        ]
+        return self.model_copy(update={"days": days, "searches": searches})
+
     def known_at(
         self, moment: datetime, first: date | None, last: date
     ) -> tuple[list[DayVersion], int]:
         """Return for each day of a range the newest version that was ingested before a moment.
 
-        A day that had not been ingested by then is left out if it was searched for by then: it was
-        late. If it was not searched for, its state is unknown, and the present version counts.
+        A day that had not been ingested by then was late, and is left out, if it had been searched
+        for. If it had not, its state at that moment is unknown, and its newest version counts.
 
         Args:
             moment: Aware time.
@@ -125,8 +149,8 @@ class Record(BaseModel):
             last: Last day.
 
         Returns:
-            The versions, in the order of the days, and the number of those that are as they are
-            now.
+            The versions, in the order of the days, and the number of days whose state at that
+            moment is unknown.
         """
         before = {
             day: [
@@ -196,12 +220,15 @@ class DatedSource:
     ) -> tuple[Record, list[str]]:
         """Ingest the days of a range that are new at the source, or have changed.
 
+        Nothing is ingested if the clock is behind the newest ingested day.
+
         Args:
             first: First day; None for no limit.
-            last: Last day.
+            last: Last day; today, unless `is_past`.
             now: Aware time to record.
             new_classes: Whether a day may have a class that no day before had.
-            is_past: Whether the range is not that of the present, so that days are not late.
+            is_past: Whether a past range is ingested later: a day that is missing was not late
+                then.
 
         Returns:
             The record, and a remark on the days that the source no longer has.
@@ -217,6 +244,10 @@ class DatedSource:
         options = replace(self._options, workspace=workspace_in(self._store))
         with _lock(self._store, self._folder):
             record = self.record()
+            if not is_past:
+                if not _is_plausible(last, record):  # what it would record is not true
+                    return record, []
+                record = record.without_future_times(now)
             for source in found:
                 if _is_known(record, source):
                     continue
@@ -251,8 +282,6 @@ class DatedSource:
             day.versions[-1] = day.versions[-1].model_copy(update=_skipped(dataset))
             return
         self._write(dataset, source.day)
-        # If the clock was set back, the order of the ingestions is kept anyway.
-        times = [datetime.fromisoformat(each.ingested_at) for each in record.versions()]
         version = DayVersion(
             day=source.day,
             version=day.versions[-1].version + 1 if day is not None else 1,
@@ -261,7 +290,7 @@ class DatedSource:
             train=len(dataset.train),
             test=len(dataset.test),
             validation=0 if dataset.validation is None else len(dataset.validation),
-            ingested_at=_text(max([now, *times])),
+            ingested_at=_text(now),
             **_skipped(dataset),
         )
         if day is None:
@@ -283,7 +312,7 @@ class DatedSource:
             temporary = target.with_name(temporary_name(dataset.digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_part(dataset, temporary)
+                    dataset_writer.write_part(dataset, temporary)
                 fault_injection.failpoint("ingest:written")
                 publish_dir(temporary, target)
             finally:
@@ -304,13 +333,15 @@ class DatedSource:
             Digest of the dataset.
         """
         parts = [each.part for each in versions]
-        digest = tables.digest_of_parts(parts)
+        digest = dataset_writer.digest_of_parts(parts)
         target = self._store.local_root / "datasets" / self.name / digest
         if not target.is_dir():
             temporary = target.with_name(temporary_name(digest))
             try:
                 with os_errors_as_store_errors(f"write {target}"):
-                    tables.write_parts(temporary, name=self.name, source=source, parts=parts)
+                    dataset_writer.write_parts(
+                        temporary, name=self.name, source=source, parts=parts
+                    )
                 publish_dir(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -337,7 +368,7 @@ class DatedSource:
     def _count(self, version: DayVersion) -> dict[bytes, int]:
         """Return how often a version has each image with its label, by a digest of both."""
         folder = self._store.local_dataset(self.name, version.part)
-        part = tables.read_part(folder.parents[2], version.part, workspace_in(self._store))
+        part = dataset_reader.read_part(folder.parents[2], version.part, workspace_in(self._store))
         counts: dict[bytes, int] = {}
         for split in part.splits.values():
             for image, label in zip(split.images, split.labels, strict=True):
@@ -358,6 +389,15 @@ def _skipped(dataset: Dataset) -> dict[str, Any]:
         "unreadable": len(dataset.unreadable),
         "unreadable_examples": dataset.unreadable[:MAX_UNREADABLE_EXAMPLES],
     }
+
+
+def _is_plausible(today: date, record: Record) -> bool:
+    """Return whether a clock can be right: no day after tomorrow was ingested before."""
+    return max(record.days, default=today) <= today + timedelta(days=1)
+
+
+def _no_later(moment: str, now: datetime) -> str:
+    return _text(now) if datetime.fromisoformat(moment) > now else moment
 
 
 def _text(moment: datetime) -> str:

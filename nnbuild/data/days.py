@@ -20,7 +20,13 @@ from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.errors import DataError
 from nnbuild.runtime.date_patterns import address_of_day, day_of_address, undated_part, wildcard
-from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
+from nnbuild.store.filesystem import (
+    absolute_address,
+    is_remote,
+    is_url,
+    open_root,
+    os_errors_as_store_errors,
+)
 
 
 class SourceDay(NamedTuple):
@@ -49,7 +55,7 @@ def dataset_name(pattern: str) -> str:
 
 def absolute(pattern: str) -> str:
     """Return a pattern as a URL or an absolute path, without a slash at the end."""
-    return (pattern if is_url(pattern) else Path(pattern).absolute().as_posix()).rstrip("/")
+    return absolute_address(pattern).rstrip("/")
 
 
 def days_at(

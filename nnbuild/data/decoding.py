@@ -2,7 +2,6 @@
 
 import io
 import logging
-import posixpath
 import struct
 import warnings
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ def strict() -> Iterator[None]:
 
 def has_ending(name: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
     """Return whether a file name has the suffix of a picture."""
-    return posixpath.splitext(name)[1].lower() in suffixes
+    return "." + name.rpartition(".")[2].lower() in suffixes
 
 
 def plain_png(payload: bytes) -> NDArray[np.uint8] | None:
@@ -175,7 +174,7 @@ def _kind_of(payload: bytes, formats: tuple[str, ...]) -> str | None:
 def _orientation(picture: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     if _WITH_ORIENTATION.isdisjoint(picture.info):
-        return 1  # as Pillow would, after a search that takes a tenth of the decoding time
+        return 1  # Pillow's own search takes a tenth of the decoding time
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(Exception):  # a damaged tag must not discard the picture

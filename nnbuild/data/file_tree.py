@@ -36,8 +36,8 @@ class File:
     """A file of a folder.
 
     Args:
-        path: Local path, or a path of universal_pathlib; or a text with the folder, which the name
-            follows: a folder can have a million files, and paths take long to make.
+        path: Local path, or a path of universal_pathlib; or the path of the folder as a text, to
+            which the name is appended, because it takes long to make a million paths.
         name: POSIX path relative to the folder: `day=1/part-0.parquet`.
 
     Attributes:
@@ -114,8 +114,8 @@ def files_below(folder: Any) -> list[File]:
 def fingerprint(path: Any) -> str | None:
     """Return a digest of the files at a path that changes when they do, without reading them.
 
-    It consists of the name, size and times of each file, and of its inode or its ETag. A file that
-    was replaced by one of the same size and modification time still has another time of change.
+    It consists of the name, size and times of each file, and of its inode or its ETag. If a file is
+    replaced by one of the same size and modification time, its ctime still differs.
 
     Args:
         path: Local file or folder, or a path of universal_pathlib.
@@ -265,7 +265,7 @@ def _listed(folder: Any) -> list[str]:
 
 
 def require_all_shards(names: Iterable[str], where: object) -> None:
-    """Refuse files of which a numbered shard is missing, such as `train-00001-of-00003.parquet`.
+    """Refuse files that lack a numbered shard, such as `train-00001-of-00003.parquet`.
 
     Args:
         names: POSIX paths of the files.

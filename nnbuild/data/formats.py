@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from nnbuild.data import (
+    dataset_reader,
     idx,
     image_folder,
     listing,
@@ -20,10 +21,10 @@ from nnbuild.data import (
     npz,
     parquet,
     preprocessing,
-    tables,
 )
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.dataset_description import DESCRIPTION
 from nnbuild.data.file_tree import File, files_from_json, subfolders
 from nnbuild.data.locations import Location, locate, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
@@ -122,8 +123,8 @@ def _stream_array(
 FORMATS = (
     Format(
         "dataset of the store",
-        find=lambda location: [file for file in location.files if file.name == tables.DESCRIPTION],
-        load_folder=lambda path, options: tables.read_dataset(path, options.workspace),
+        find=lambda location: [file for file in location.files if file.name == DESCRIPTION],
+        load_folder=lambda path, options: dataset_reader.read_dataset(path, options.workspace),
     ),
     Format(
         "IDX",
@@ -201,11 +202,13 @@ def load_path(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     for each in FORMATS:
         if each.load_folder is not None and each.find(location):
             return each.load_folder(path, options)
-    return image_folder.load(path, options)  # which says what is missing
+    return image_folder.load(path, options)  # its error says what is missing
 
 
 def open_stream(address: str, options: StreamOptions) -> ImageStream:
-    """Open the images at an address for scoring; what the options have an index of is not listed.
+    """Open the images at an address for scoring.
+
+    Its files are listed, unless the options have an index of them.
 
     Args:
         address: A file in one of the formats, a folder or a glob of Parquet files or of pictures,

@@ -111,7 +111,7 @@ def names_files(path: Path, options: ReadOptions = DEFAULT) -> bool:
         with errors_as_data_errors(path):
             schema = pq.read_schema(path)
     except DataError:
-        return False  # reading it as images says what is wrong
+        return False  # reading it as images reports the error
     if options.image_column is not None:
         known = options.image_column in schema.names
         return known and arrow_images.is_text(schema.field(options.image_column).type)

@@ -34,7 +34,7 @@ class Location:
         """Return the local path of a file or a folder."""
         return Path(self.address)
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
         """Return whether the files are on this machine."""
         return all(file.is_local for file in self.files)

@@ -98,7 +98,8 @@ def fingerprint_with(path: Any, metadata: Path | None) -> str | None:
         metadata: File with the metadata; None if there is none.
 
     Returns:
-        See `nnbuild.data.file_tree.fingerprint`, whose digest it is without metadata.
+        A digest as of `nnbuild.data.file_tree.fingerprint`, and equal to it if there is no
+        metadata.
 
     Raises:
         DataError: See `nnbuild.data.file_tree.files_below`.
@@ -106,7 +107,7 @@ def fingerprint_with(path: Any, metadata: Path | None) -> str | None:
     digest = fingerprint(path)
     if digest is None or metadata is None:
         return digest
-    state = fingerprint(metadata) if metadata.is_file() else None  # reading it says what is wrong
+    state = fingerprint(metadata) if metadata.is_file() else None  # reading it reports the error
     return hashlib.sha256(f"{digest} {state}".encode()).hexdigest()
 
 
@@ -176,7 +177,7 @@ def _read(path: Path, keep: Sequence[str]) -> pa.Table:
 
 
 def read_lines(path: Path) -> list[list[str]]:
-    """Return the cells of each line of a CSV or TSV file; those of an empty line are none.
+    """Return the cells of each line of a CSV or TSV file; an empty line has none.
 
     Raises:
         DataError: The file is missing, or is not an ordinary file.

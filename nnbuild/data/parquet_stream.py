@@ -30,7 +30,7 @@ from nnbuild.data.streams import (
     raw_part_rows,
 )
 from nnbuild.errors import DataError, suggestion
-from nnbuild.runtime.threads import in_threads
+from nnbuild.runtime.threads import in_threads, in_threads_if_waiting
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
 T = TypeVar("T")
@@ -152,10 +152,9 @@ class ParquetStream:
     def _for_each_file(self, function: Callable[[Any], T]) -> Iterator[T]:
         """Yield the result of a function for each file, in order."""
         paths = (file.path for file in self._files)
-        if len(self._files) == 1:
-            return map(function, paths)
-        threads = _LOCAL_THREADS if self._files[0].is_local else _REMOTE_THREADS
-        return in_threads(function, paths, threads)
+        if self._files[0].is_local:
+            return in_threads_if_waiting(function, paths, _LOCAL_THREADS)
+        return in_threads(function, paths, _REMOTE_THREADS)
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return the row groups that are not empty."""

@@ -30,9 +30,9 @@ class Evidence:
     Only images whose values are all finite and from 0 to 255 count.
 
     Attributes:
-        unit: Number of images up to 1, but not all zero.
-        dim: Number of images above 1, up to 16.
-        bright: Number of images above 16.
+        unit: Number of images with a brightest pixel of up to 1, but above 0.
+        dim: Number of images with a brightest pixel above 1, up to 16.
+        bright: Number of images with a brightest pixel above 16.
     """
 
     unit: int = 0

@@ -61,7 +61,7 @@ class Preprocessing(BaseModel):
             changes the proportions.
         channels: 1 for grayscale, 3 for RGB; None to keep those of the pictures.
         background: Colour of transparent pixels and of padding, as `#rrggbb`.
-        rules: Version of the rules of this module, which a model keeps.
+        rules: Version of this module's rules; a model keeps the one that it was trained with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,7 +125,7 @@ class PictureReader:
     def read(self, file: Path) -> NDArray[np.uint8] | None:
         """Return the image of a file; see `decode`."""
         try:
-            payload = _content(file)
+            payload = archives.read_regular(file)
         except DataError as error:
             self._pictures += 1
             self._skip(error)
@@ -253,18 +253,13 @@ def decode(
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def read(file: Path, settings: Preprocessing | None = None) -> NDArray[np.uint8]:
+def read(file: Path | str, settings: Preprocessing | None = None) -> NDArray[np.uint8]:
     """Return the image of a file; see `decode`.
 
     Raises:
         DataError: Not an ordinary file, or as for `decode`.
     """
-    return decode(_content(file), file, settings)
-
-
-def _content(file: Path) -> bytes:
-    with archives.open_regular(file) as stream, archives.read_errors_as_data_errors(file):
-        return stream.read()
+    return decode(archives.read_regular(file), file, settings)
 
 
 def fit_images(images: NDArray[np.uint8], settings: Preprocessing | None) -> NDArray[np.uint8]:

@@ -61,7 +61,11 @@ def load(
         DataError: The data are damaged, have an unknown format, or are unavailable.
     """
     if fallback not in (None, digits.NAME):
-        raise ConfigError(f"fallback {fallback!r}: {suggestion(str(fallback), [digits.NAME])}")
+        raise ConfigError(
+            f"fallback {fallback!r}: {suggestion(str(fallback), [digits.NAME])}",
+            setting="dataset.fallback",
+            value=fallback,
+        )
     if name_or_path not in NAMES:
         return _from_path(name_or_path, options)
     if options.keep:
@@ -89,11 +93,15 @@ def _from_path(address: str, options: ReadOptions) -> Dataset:
         if "/" in address or "." in address:
             raise DataError(
                 f"{address}: no such file or folder; expected an existing path or one of "
-                f"{', '.join(NAMES)}"
+                f"{', '.join(NAMES)}",
+                setting="dataset.name",
+                value=address,
             )
         raise ConfigError(
             f"dataset {address!r} is neither a known name nor an existing path; "
-            f"{suggestion(address, NAMES)}"
+            f"{suggestion(address, NAMES)}",
+            setting="dataset.name",
+            value=address,
         )
     dataset = load_path(Path(address), options)
     if options.keep and dataset.train.kept is None:

@@ -4,6 +4,7 @@ The stream of Parquet files is in `nnbuild.data.parquet_stream`.
 """
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
-from nnbuild.runtime.threads import in_threads
+from nnbuild.runtime.threads import in_threads_if_waiting
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -36,7 +37,8 @@ PICTURES_PER_BATCH = 512
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS = 8192
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
-_STAT_FILES, _STAT_THREADS = 1000, 4
+_STAT_FILES, _STAT_THREADS = 100, 8
+_MAX_FILES_RECORDED = 1000
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
 
@@ -207,6 +209,19 @@ class StreamOptions:
     index: dict[str, Any] | None = None
 
 
+def identity_of(source: ImageStream) -> list[list[Any]]:
+    """Return the identity of an input, short enough to be recorded; see `ImageStream.identity`.
+
+    Returns:
+        The entries of its files; of more than a thousand their number, size, and a digest of all.
+    """
+    files = source.identity()
+    if len(files) <= _MAX_FILES_RECORDED:
+        return files
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return [[f"{len(files)} files", sum(size for _, size, *_ in files), digest]]
+
+
 class PictureStream:
     """Pictures in the order of their paths; see `ImageStream`.
 
@@ -289,9 +304,10 @@ class PictureStream:
     def _read_batch(
         self, chunk: InputChunk, start: int, stop: int
     ) -> Iterator[Batch | RejectedRows]:
+        with decoding.strict():
+            pictures = [self._picture(row, chunk) for row in range(start, stop)]
         images: list[Pixels] = []
-        for row in range(start, stop):
-            picture = self._picture(row, chunk)
+        for row, picture in enumerate(pictures, start):
             if isinstance(picture, RejectedRows):
                 yield from self._batch(images, row)
                 yield picture
@@ -301,12 +317,12 @@ class PictureStream:
         yield from self._batch(images, stop)
 
     def _picture(self, row: int, chunk: InputChunk) -> Pixels | RejectedRows:
-        path = self._files[row].path
-        if not is_picture(path.name, self._settings):
-            return _reject(self._files[row], chunk, not_a_picture(self._settings))
+        file = self._files[row]
+        path = str(file)
+        if not is_picture(path, self._settings):
+            return _reject(file, chunk, not_a_picture(self._settings))
         try:
-            with decoding.strict():
-                pixels = preprocessing.read(path, self._settings)
+            pixels = preprocessing.read(path, self._settings)
             if pixels.shape == self._shape:
                 return pixels
             reason = (
@@ -319,7 +335,7 @@ class PictureStream:
             reason = str(error).removeprefix(f"{path}: ")
         except Exception as error:  # noqa: BLE001  (decoders raise errors of any type)
             reason = f"not decodable ({type(error).__name__}: {one_line(error)[:200]})"
-        return _reject(self._files[row], chunk, reason)
+        return _reject(file, chunk, reason)
 
     def _batch(self, images: list[Pixels], end: int) -> Iterator[Batch]:
         """Yield the images of the rows before `end` as a batch, if there are any."""
@@ -338,8 +354,10 @@ class PictureStream:
 def _states(paths: Sequence[str]) -> Iterator[os.stat_result]:
     """Yield the status of files, which takes long on network file systems and in sandboxes."""
     groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
-    threads = 1 if len(groups) == 1 else _STAT_THREADS
-    for states in in_threads(lambda group: list(map(os.stat, group)), groups, threads):
+    all_states = in_threads_if_waiting(
+        lambda group: list(map(os.stat, group)), groups, _STAT_THREADS
+    )
+    for states in all_states:
         yield from states
 
 

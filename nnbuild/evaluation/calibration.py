@@ -43,7 +43,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.integer[Any]]) -> f
 
 
 def confidence_threshold(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> float:
-    """Return the confidence above which as large a share of examples is as is correct.
+    """Return the confidence that as large a fraction of examples exceeds as is correct.
 
     The share of other examples at or above this threshold estimates the accuracy on them: average
     thresholded confidence, Garg et al. 2022 (arXiv 2201.04234), equation 1.

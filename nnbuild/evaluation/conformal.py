@@ -66,7 +66,7 @@ def probability_threshold(of_true_class: Probabilities, coverage: float) -> floa
         ConfigError: There are too few validation images for this coverage.
     """
     images = len(of_true_class)
-    exact = Fraction(repr(float(coverage)))  # 20 · 0.95 is 19, as it is for a person
+    exact = Fraction(repr(float(coverage)))  # so that 20 · 0.95 is 19
     rank = math.ceil((images + 1) * exact)
     if rank > images:
         needed = math.ceil(exact / (1 - exact))

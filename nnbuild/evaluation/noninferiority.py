@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 _MISSED = 1 / 50  # of the significance level: the probability that the interval of s misses s
 _SHARES = 17  # values of s in its interval; neighbours are 0.4 standard deviations apart
-_NEGLIGIBLE = 1e-10  # probability of a number of discordant examples that is counted without a sum
+_NEGLIGIBLE = 1e-10  # all tables of a less probable number of discordant examples count
 _POWER = 0.8  # of `examples_needed`
 
 
@@ -163,7 +163,7 @@ class _Tables:
         from scipy.special import betainc, gammaln, xlog1py, xlogy
 
         lowest, highest = max(self.shares[0], -difference), self.shares[1]
-        if lowest > highest:  # so many discordant examples would have shown
+        if lowest > highest:  # the share would be outside of its interval
             return self.missed
         share = np.linspace(lowest, highest, _SHARES)[:, None]
         share = np.maximum(share, np.finfo(float).tiny)
@@ -227,7 +227,7 @@ def _tango_bound(won: int, lost: int, examples: int, quantile: float) -> float:
 def _last_not_above_zero(
     function: Callable[[float], float], start: float, *, slope: float, tolerance: float
 ) -> float:
-    """Return a value at which an increasing function is not above 0, about `tolerance` to its root.
+    """Return a value below the root of an increasing function, at most about `tolerance` from it.
 
     Newton's method with an estimated slope, and bisection where it leaves the interval of the root.
 

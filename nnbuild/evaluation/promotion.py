@@ -71,8 +71,7 @@ class PairedResult:
         rescored: Number of images that the other model scored for this comparison; 0 if its stored
             predictions were used.
         left_out: Number of test images left out because either run trained or validated on them.
-        identical: Whether both have the same weights, or predict the same class for every test
-            image.
+        identical: Whether both have the same weights, or predict the same class for every image.
     """
 
     run_id: str
@@ -152,7 +151,7 @@ def decide(
     champion: PairedResult | Incomparable | None,
     config: GateConfig,
     *,
-    anchor: PairedResult | None = None,
+    anchor: PairedResult | Incomparable | None = None,
     golden: PairedResult | None = None,
     slices: Sequence[Slice] = (),
 ) -> Decision:
@@ -162,8 +161,8 @@ def decide(
         challenger: The new run.
         champion: Its comparison with the present champion; None if there is none yet.
         config: Thresholds and rule.
-        anchor: Its comparison with the anchor of the champion; None if that is the champion itself
-            or no longer exists.
+        anchor: Its comparison with the anchor of the champion; None if that is the champion
+            itself. If the two cannot be compared, the champion becomes the anchor.
         golden: Its comparison with the champion on the golden set; None if there is no such set.
         slices: Its comparison with the champion on the slices of the columns of `gate.slices`.
     """
@@ -177,20 +176,26 @@ def decide(
         return Decision("rejected" if missed else "skipped", reason)
     recall = _test_recalls(champion, config)
     with_champion = _compare(champion, "the champion", config)
+    remark = ""
+    if isinstance(anchor, Incomparable):
+        remark, anchor = f"; not compared with anchor {anchor.run_id}: {anchor.reason}", None
     with_anchor = None if anchor is None else _compare(anchor, "the anchor", config)
-    on_golden = None if golden is None else _compare(golden, "the champion on gate.golden", config)
+    on_golden = None
+    if golden is not None:
+        on_golden = _compare(golden, "the champion", config, images="images of gate.golden")
     refusal = _first_refusal(
-        _IDENTICAL if champion.identical else None,
+        _identity(champion) if champion.identical else None,
         _Refusal("rejected", missed) if missed else None,
         recall.refusal(config),
         _refusal_of_slices(slices, config),
         with_champion.refusal(config, must_be_better=config.rule == "better"),
         None if with_anchor is None else with_anchor.refusal(config),
-        None if on_golden is None else on_golden.refusal(config),
+        # `needed` is a number of test images.
+        None if on_golden is None else _without_needed(on_golden.refusal(config)),
     )
     return Decision(
         refusal.outcome if refusal else "promoted",
-        refusal.reason if refusal else with_champion.success(config),
+        refusal.reason if refusal else with_champion.success(config) + remark,
         with_champion.paired,
         champion_accuracy=float(champion.other.mean()),
         recall_drop=recall.drop,
@@ -216,10 +221,17 @@ class _Refusal(NamedTuple):
     needed: int | None = None
 
 
-_IDENTICAL = _Refusal(
-    "kept-identical",
-    "identical to the champion: both predict the same class for every test image",
-)
+def _identity(champion: PairedResult) -> _Refusal:
+    images = f"each of the {len(champion.labels):,} compared" if champion.left_out else "every"
+    return _Refusal(
+        "kept-identical",
+        f"identical to the champion: both predict the same class for {images} test "
+        f"image{'s' if champion.left_out else ''}",
+    )
+
+
+def _without_needed(refusal: _Refusal | None) -> _Refusal | None:
+    return None if refusal is None else refusal._replace(needed=None)
 
 
 def _first_refusal(*refusals: _Refusal | None) -> _Refusal | None:
@@ -311,11 +323,13 @@ class _Comparison:
 
     Attributes:
         other: What the challenger is compared with, as the object of a sentence.
+        images: What the images are called.
         paired: McNemar tests.
         bound: Lower confidence bound of the difference.
     """
 
     other: str
+    images: str
     paired: McNemarResult
     bound: float
 
@@ -325,7 +339,7 @@ class _Comparison:
             if paired.p_better < config.significance:
                 return None
             reason = f"not significantly better than {self.other} (p = {paired.p_better:.2g})"
-            return _Refusal("rejected", f"{reason}; {_counts(paired)}")
+            return _Refusal("rejected", f"{reason}; {self._counts}")
         if self.bound >= -config.margin:
             return None
         won, lost, level = paired.only_challenger, paired.only_champion, config.significance
@@ -333,17 +347,17 @@ class _Comparison:
         if p_worse <= level:
             reason = f"less accurate than {self.other} by more than {margin} points"
             details = f"{_difference(paired)}, p = {p_worse:.2g}"
-            return _Refusal("rejected", f"{reason} ({details}); {_counts(paired)}")
+            return _Refusal("rejected", f"{reason} ({details}); {self._counts}")
         goal = f"to show that it is at most {margin} points less accurate than {self.other}"
         details = f"{_difference(paired)}, lower bound {100 * self.bound:+.2f}"
         needed = examples_needed(
             won, lost, paired.examples, margin=config.margin, significance=level
         )
         if needed <= paired.examples:
-            reason = f"not enough evidence in {paired.examples:,} test images {goal}"
+            reason = f"not enough evidence in {paired.examples:,} {self.images} {goal}"
             return _Refusal("not-enough-evidence", f"{reason} ({details})")
         reason = (
-            f"not enough evidence: {paired.examples:,} test images, about {needed:,} would be "
+            f"not enough evidence: {paired.examples:,} {self.images}, about {needed:,} would be "
             f"needed {goal}"
         )
         return _Refusal("not-enough-evidence", f"{reason} ({details})", needed)
@@ -357,15 +371,25 @@ class _Comparison:
                 f"at most {_points(config.margin)} points less accurate than {self.other} "
                 f"({_difference(self.paired)}, lower bound {100 * self.bound:+.2f})"
             )
-        return f"{reason}; {_counts(self.paired)}"
+        return f"{reason}; {self._counts}"
+
+    @property
+    def _counts(self) -> str:
+        return (
+            f"of {self.paired.examples:,} {self.images}, only this run classifies "
+            f"{self.paired.only_challenger:,} correctly, only the other "
+            f"{self.paired.only_champion:,}"
+        )
 
 
-def _compare(result: PairedResult, other: str, config: GateConfig) -> _Comparison:
+def _compare(
+    result: PairedResult, other: str, config: GateConfig, *, images: str = "test images"
+) -> _Comparison:
     paired = mcnemar_test(result.other, result.challenger)
     bound = lower_bound(
         paired.only_challenger, paired.only_champion, paired.examples, config.significance
     )
-    return _Comparison(other, paired, bound)
+    return _Comparison(other, images, paired, bound)
 
 
 def _next_anchor(challenger: Candidate, anchor: PairedResult, config: GateConfig) -> str:
@@ -381,10 +405,3 @@ def _points(fraction: float) -> str:
 
 def _difference(paired: McNemarResult) -> str:
     return f"difference {100 * paired.difference:+.2f} points"
-
-
-def _counts(paired: McNemarResult) -> str:
-    return (
-        f"of {paired.examples:,} test images, only this run classifies "
-        f"{paired.only_challenger:,} correctly, only the other {paired.only_champion:,}"
-    )

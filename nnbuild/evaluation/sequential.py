@@ -72,7 +72,7 @@ def drop_evidence(
             posterior = betaln(_PRIOR + s, 1.0 + f) + np.log(betainc(_PRIOR + s, 1.0 + f, floor))
         ratio = posterior - prior - s * np.log(floor) - f * np.log1p(-floor)
         total = (weights[: look + 1] * np.exp(np.minimum(ratio, 690.0))).sum()
-        evidence.append(total + 1.0 / (look + 2))  # drops that begin later count 1
+        evidence.append(total + 1.0 / (look + 2))  # the ratio of drops that begin later is 1
     return np.array(evidence)
 
 

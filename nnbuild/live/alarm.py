@@ -94,7 +94,8 @@ def assess(
     """Return the state of an alarm from the labelled rows of a run, in the order of their arrival.
 
     Args:
-        reference: Number of test images that the run classifies correctly, and of all test images.
+        reference: Number of test images that the run classifies correctly, and number of test
+            images.
         arrivals: Labelled rows; the evidence is computed after each day on which labels arrived.
         config: Margin and rate.
         run_id: ID of the run.

@@ -1,14 +1,16 @@
-"""Describe scoring jobs for labels: what identifies their rows, and which jobs share an input."""
+"""Scored rows for labels: what identifies them, which jobs share an input, the newest label."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from nnbuild.errors import StoreError
 from nnbuild.store import Store
+from nnbuild.store.query import connected, register_numbered
 
 GLOBAL = ("integer", "text")
 """Identifiers that the user has chosen: an ID means the same example in every job."""
@@ -99,8 +101,78 @@ def jobs_table(jobs: Sequence[ScoredInput], **columns: Sequence[Any]) -> pa.Tabl
     return pa.table(fixed | {name: pa.array(values) for name, values in columns.items()})
 
 
-# Labels that belong to the input of one job have the number of that job's origin, others null.
-NEWEST_LABELS = """
+class LabelledRows:
+    """Scored rows with their newest labels, for queries in DuckDB.
+
+    Args:
+        connection: Connection with the table `labels`; the table `jobs` is registered in it.
+        store: Store of the jobs.
+        jobs: All jobs, since labels of one input have the ID of the first job that scored it.
+
+    Attributes:
+        connection: The connection.
+    """
+
+    def __init__(self, connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> None:
+        self.connection, self._store = connection, store
+        self._numbers = {each.score_id: number for number, each in enumerate(jobs)}
+        self._views = 0
+        connection.register("jobs", jobs_table(jobs))
+        connection.execute(_NEWEST_LABELS)
+        counts = "select origin is null, count(*) from newest group by 1"
+        self._has_labels: dict[bool, int] = dict(connection.execute(counts).fetchall())
+
+    def rows(
+        self, table: str, jobs: Iterable[ScoredInput], identifier: str, columns: Sequence[str]
+    ) -> "Rows | None":
+        """Return the rows of some jobs; None if they have no rows, or none has a column.
+
+        Args:
+            table: Name of a table with rows of scoring jobs, such as `scores`.
+            jobs: The jobs.
+            identifier: What identifies their rows.
+            columns: Columns of the table to read, besides the one that identifies a row.
+        """
+        column, view = ID_COLUMNS[identifier], f"rows_{self._views}"
+        self._views += 1
+        names = [column, *columns]
+        numbers = {each.score_id: self._numbers[each.score_id] for each in jobs}
+        found = register_numbered(
+            self.connection, self._store, table, numbers, alias=view, columns=names
+        )
+        if found != names:
+            return None
+        of_input = identifier not in GLOBAL
+        labels, joins = _label_columns(column, self._has_labels, of_input=of_input)
+        example = f'j.origin, s."{column}"' if of_input else f's."{column}"'
+        return Rows(f"{view} s join jobs j on j.job = s.part {joins}", labels, example)
+
+
+class Rows(NamedTuple):
+    """Parts of a query over scored rows `s` of jobs `j`.
+
+    Attributes:
+        source: What follows `from`.
+        labels: The columns `truth` and `arrived`: the newest label, and the day on which the first
+            one was ingested; null without a label.
+        example: Columns that identify the example, over all jobs.
+    """
+
+    source: str
+    labels: str
+    example: str
+
+
+@contextmanager
+def labelled_rows(store: Store, jobs: Sequence[ScoredInput]) -> Iterator[LabelledRows]:
+    """Connect DuckDB to the labels and the scored rows of a store; see `LabelledRows`."""
+    with connected(store, ["labels"]) as connection:
+        yield LabelledRows(connection, store, jobs)
+
+
+# Creates the table `newest`: the label of each example that counts. Labels that belong to the input
+# of one job have the number of that job's origin, others null.
+_NEWEST_LABELS = """
 create table newest as
 select j.origin, l.example_id, l.example_key,
   arg_max(l.label, {'o': l.observed_at, 'v': l.version}) as label,
@@ -110,28 +182,14 @@ from labels l left join jobs j on j.score_id = l.score_id
 where l.score_id is null or j.job is not null
 group by all
 """
-"""Query that creates the table `newest`: the label of each example that counts.
-
-It needs the table `labels`, and `jobs_table` as `jobs`.
-"""
 
 
-def labels_by_scope(connection: Any) -> dict[bool, int]:
-    """Return the number of examples with labels for every job (True) and for one input (False).
-
-    Args:
-        connection: DuckDB connection with the table of `NEWEST_LABELS`.
-    """
-    found = connection.execute("select origin is null, count(*) from newest group by 1").fetchall()
-    return dict(found)
-
-
-def label_columns(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
+def _label_columns(column: str, has_labels: dict[bool, int], *, of_input: bool) -> tuple[str, str]:
     """Return the columns and the joins that give a scored row `s` of job `j` its newest label.
 
     Args:
         column: Column of the row that identifies it.
-        has_labels: Result of `labels_by_scope`.
+        has_labels: Number of examples with labels for every job (True) and for one input (False).
         of_input: Whether the ID means the same example in jobs of one input only.
     """
     key = "example_id" if column == "example_id" else "example_key"

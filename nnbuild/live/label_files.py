@@ -27,7 +27,13 @@ from nnbuild.data.arrow_images import is_text
 from nnbuild.errors import DataError, one_line, suggestion
 from nnbuild.runtime.regular_files import read_regular
 from nnbuild.runtime.text import encodable
-from nnbuild.store.filesystem import is_remote, is_url, open_root, os_errors_as_store_errors
+from nnbuild.store.filesystem import (
+    absolute_address,
+    is_remote,
+    is_url,
+    open_root,
+    os_errors_as_store_errors,
+)
 
 _ENDINGS = (".parquet", ".parq", ".csv", ".csv.gz")
 _PARQUET = b"PAR1"
@@ -84,7 +90,7 @@ class LabelConfig(Section):
 
     @property
     def columns(self) -> list[str | None]:
-        """Return the columns to read, as they were set."""
+        """Return the names of the columns that are set, in the order of the fields."""
         return [self.id_column, self.label_column, self.time_column]
 
 
@@ -150,7 +156,7 @@ def _places(address: str) -> list[tuple[Any, date | None]]:
 def _day_in(path: str, address: str) -> date | None:
     """Return the day that a path has in place of `{date}`; None if it is not a day."""
     formats = [match[1] or "%Y-%m-%d" for match in _DATE.finditer(address)]
-    pattern = _DATE.sub("\0", address if is_url(address) else str(Path(address).absolute()))
+    pattern = _DATE.sub("\0", absolute_address(address))
     expression = fnmatch.translate(pattern.replace("**/", "*"))
     for each in formats:
         digits = _DIRECTIVE.sub(lambda found: _DIGITS.get(found[0], ".+?"), re.escape(each))
@@ -315,7 +321,7 @@ def _ids(column: pa.ChunkedArray, name: str, where: str) -> tuple[Any, Any]:
         return column.cast(pa.string()), pa.nulls(rows, pa.int64())
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return pa.nulls(rows, pa.string()), column.cast(pa.int64())
-    if pa.types.is_uint64(kind) or pa.types.is_floating(kind):  # whole ones, if one is missing
+    if pa.types.is_uint64(kind) or pa.types.is_floating(kind):  # pandas, if one is missing
         return _whole(column.cast(pa.string())), pa.nulls(rows, pa.int64())
     raise DataError(
         f"{where}: column {name!r} is {kind}, expected integers or texts that identify the images",
@@ -352,7 +358,7 @@ def _label_texts(column: pa.ChunkedArray, name: str, where: str) -> Any:
 
 
 def _whole(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return texts in which whole floats are integers: pandas writes 7 as 7.0 among gaps."""
+    """Return texts with whole floats as integers: pandas writes 7 as 7.0 if a value is missing."""
     texts = pc.if_else(pc.equal(texts, "nan"), pa.scalar(None, pa.string()), texts)
     return pc.replace_substring_regex(texts, r"^(-?[0-9]+)\.0+$", r"\1")
 

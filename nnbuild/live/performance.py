@@ -17,21 +17,19 @@ from nnbuild.evaluation.metrics import BINS
 from nnbuild.evaluation.significance import wilson_interval
 from nnbuild.evaluation.slices import MAX_VALUES
 from nnbuild.live.jobs import (
-    GLOBAL,
     ID_COLUMNS,
-    NEWEST_LABELS,
+    LabelledRows,
+    Rows,
     ScoredInput,
-    jobs_table,
-    label_columns,
-    labels_by_scope,
+    labelled_rows,
     scored_inputs,
 )
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
-from nnbuild.store.query import connected, quoted, register_numbered
+from nnbuild.store.query import quoted
 
 Period = Literal["day", "week"]
-_ROUNDING = 1e-6  # of confidence from stored probabilities: many can be equal to the threshold, 1
+_ROUNDING = 1e-6  # error of confidence from stored float32 probabilities
 _SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were rounded to 0
 
 
@@ -116,7 +114,7 @@ def measure_slices(
     if not by_bin:
         raise InputError(
             f"no scoring job has kept the column {column!r}; score with it in keep",
-            setting="slice",
+            setting="column",
             value=column,
         )
     names = schemas.LIVE_SLICES.names
@@ -135,7 +133,7 @@ def _require_few_values(connection: Any, column: str) -> None:
         raise InputError(
             f"the column {column!r} has {count:,} values in the scoring jobs, expected at most "
             f"{MAX_VALUES}; group them in a column of their own",
-            setting="slice",
+            setting="column",
             value=column,
         )
 
@@ -145,14 +143,12 @@ def _counted(store: Store, column: str | None) -> Iterator[tuple[Any, dict[str, 
     """Yield a connection with the table `counts`, and the models; none if there is no job."""
     jobs = scored_inputs(store)
     models = _models(store, jobs)
-    with connected(store, ["labels"]) as connection:
-        # Of all jobs: the first one with the same input may have scored with a model file.
-        connection.register("jobs", jobs_table(jobs))
-        connection.execute(NEWEST_LABELS)
-        queries = list(_counts(connection, store, jobs, models, column))
+    known = [each for each in jobs if each.run_id in models]
+    with labelled_rows(store, jobs) as labelled:
+        queries = list(_counts(labelled, known, models, column))
         if queries:
-            connection.execute(f"create table counts as {' union all '.join(queries)}")
-        yield connection, models if queries else {}
+            labelled.connection.execute(f"create table counts as {' union all '.join(queries)}")
+        yield labelled.connection, models if queries else {}
 
 
 def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
@@ -176,9 +172,8 @@ def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
 
 
 def _counts(
-    connection: Any,
-    store: Store,
-    jobs: Sequence[ScoredInput],
+    labelled: LabelledRows,
+    jobs: Iterable[ScoredInput],
     models: dict[str, _Model],
     sliced: str | None,
 ) -> Iterator[str]:
@@ -187,29 +182,20 @@ def _counts(
     The temperature, the threshold and the number of classes are constants of a query, which is
     several times faster than reading them from a table for each row.
     """
-    has_labels = labels_by_scope(connection)
 
-    def kind(job: tuple[int, ScoredInput]) -> tuple[str, str, float]:
-        number = job[1]
-        return str(number.run_id), number.identifier, number.temperature
+    def kind(job: ScoredInput) -> tuple[str, str, float]:
+        return str(job.run_id), job.identifier, job.temperature
 
-    known = [each for each in enumerate(jobs) if each[1].run_id in models]
-    for place, (key, group) in enumerate(groupby(sorted(known, key=kind), key=kind)):
-        run_id, identifier, temperature = key
-        model, view, column = models[run_id], f"scores_{place}", ID_COLUMNS[identifier]
-        numbers = {job.score_id: number for number, job in group}
-        columns = [column, "predicted", "log_prob", *_probabilities(model)]
-        if sliced is not None and sliced not in columns:
+    value = "null" if sliced is None else f"s.{quoted(sliced)}"
+    for (run_id, identifier, temperature), group in groupby(sorted(jobs, key=kind), key=kind):
+        model = models[run_id]
+        columns = ["predicted", "log_prob", *_probabilities(model)]
+        if sliced is not None and sliced not in (ID_COLUMNS[identifier], *columns):
             columns.append(sliced)
-        if (
-            register_numbered(connection, store, "scores", numbers, alias=view, columns=columns)
-            != columns
-        ):
-            continue  # the jobs have no rows, or none of them has kept the column
-        labels, joins = label_columns(column, has_labels, of_input=identifier not in GLOBAL)
-        exponent = model_exponent(temperature, model.temperature)
-        value = "null" if sliced is None else f"s.{quoted(sliced)}"
-        yield _count_query(view, model, exponent).format(labels=labels, joins=joins, value=value)
+        rows = labelled.rows("scores", group, identifier, columns)
+        if rows is not None:
+            exponent = model_exponent(temperature, model.temperature)
+            yield _count_query(rows, model, exponent, value)
 
 
 def model_exponent(job_temperature: float, run_temperature: float) -> float:
@@ -224,7 +210,7 @@ def _probabilities(model: _Model) -> list[str]:
     return [f"prob_{label}" for label in range(model.classes)]
 
 
-def _count_query(view: str, model: _Model, exponent: float) -> str:
+def _count_query(rows: Rows, model: _Model, exponent: float, value: str) -> str:
     names = _probabilities(model)
     powers = [f"pow(s.{name}, {exponent!r})" for name in names]
     total = "1.0::double" if exponent == 1.0 else " + ".join(powers)
@@ -242,9 +228,8 @@ def _count_query(view: str, model: _Model, exponent: float) -> str:
         "count(truth) as labelled, count(*) filter (truth = predicted) as correct, "
         f"sum(calibrated) filter (truth is not null) as confidence_labelled, sum({loss}) as loss "
         f"from (select *, exp({exponent!r} * log_prob) / total as calibrated from ("
-        f"select s.part, {{value}}::varchar as value, s.predicted, s.log_prob, {probabilities}, "
-        f"{total} as total, {{labels}} "
-        f"from {view} s join jobs j on j.job = s.part {{joins}})) group by all"
+        f"select s.part, {value}::varchar as value, s.predicted, s.log_prob, {probabilities}, "
+        f"{total} as total, {rows.labels} from {rows.source})) group by all"
     )
 
 

@@ -14,19 +14,9 @@ from typing import Any
 from nnbuild.errors import StoreError
 from nnbuild.evaluation.sequential import win_evidence
 from nnbuild.evaluation.significance import mcnemar_test_of_counts
-from nnbuild.live.jobs import (
-    GLOBAL,
-    ID_COLUMNS,
-    NEWEST_LABELS,
-    ScoredInput,
-    jobs_table,
-    label_columns,
-    labels_by_scope,
-    scored_inputs,
-)
+from nnbuild.live.jobs import LabelledRows, ScoredInput, labelled_rows, scored_inputs
 from nnbuild.live.performance import Period, replace_rows
 from nnbuild.store import Store
-from nnbuild.store.query import connected, register_numbered
 
 TABLE = "live_shadows"
 
@@ -58,7 +48,7 @@ class PairedCounts:
 
 
 Pair = tuple[str, str]
-"""IDs of a run whose model scored, and of its shadow."""
+"""ID of the run whose model scored, and ID of its shadow."""
 
 
 def paired_counts(
@@ -80,15 +70,12 @@ def paired_counts(
     ]
     if not compared:
         return {}
-    with connected(store, ["labels"]) as connection:
-        # With all jobs: labels of one input have the number of the first job that scored it.
-        connection.register("jobs", jobs_table(jobs))
-        connection.execute(NEWEST_LABELS)
-        numbers = {each.score_id: number for number, each in enumerate(jobs)}
-        queries = list(_pair_queries(connection, store, compared, numbers))
+    with labelled_rows(store, jobs) as labelled:
+        queries = list(_pair_queries(labelled, compared))
         if not queries:
             return {}
-        found = connection.execute(" union all ".join(queries) + " order by all").fetchall()
+        query = " union all ".join(queries) + " order by all"
+        found = labelled.connection.execute(query).fetchall()
     counts: dict[Pair, dict[date, PairedCounts]] = {}
     for champion_id, shadow_id, day, *values in found:
         days = counts.setdefault((champion_id, shadow_id), {})
@@ -96,37 +83,25 @@ def paired_counts(
     return counts
 
 
-def _pair_queries(
-    connection: Any, store: Store, jobs: Iterable[ScoredInput], numbers: dict[str, int]
-) -> Iterator[str]:
+def _pair_queries(labelled: LabelledRows, jobs: Iterable[ScoredInput]) -> Iterator[str]:
     """Yield a query for each pair and kind of identifier: its counts by day of the images."""
-    has_labels = labels_by_scope(connection)
 
     def kind(job: ScoredInput) -> tuple[str, str, str]:
         return str(job.run_id), str(job.shadow_run_id), job.identifier
 
-    for place, (key, group) in enumerate(groupby(sorted(jobs, key=kind), key=kind)):
-        run_id, shadow_id, identifier = key
-        column, view = ID_COLUMNS[identifier], f"shadow_scores_{place}"
-        parts = {each.score_id: numbers[each.score_id] for each in group}
-        columns = [column, "predicted", "champion_predicted"]
-        if (
-            register_numbered(
-                connection, store, "shadow_scores", parts, alias=view, columns=columns
-            )
-            != columns
-        ):
-            continue  # the jobs have no rows
-        labels, joins = label_columns(column, has_labels, of_input=identifier not in GLOBAL)
-        example = f's."{column}"' if identifier in GLOBAL else f'j.origin, s."{column}"'
+    columns = ["predicted", "champion_predicted"]
+    for (run_id, shadow_id, identifier), group in groupby(sorted(jobs, key=kind), key=kind):
+        rows = labelled.rows("shadow_scores", group, identifier, columns)
+        if rows is None:
+            continue
         yield (
             f"select '{run_id}', '{shadow_id}', day, count(*)::bigint, "
             "count(*) filter (champion_predicted = truth)::bigint, "
             "count(*) filter (champion_predicted = truth and predicted <> truth)::bigint, "
             "count(*) filter (champion_predicted <> truth and predicted = truth)::bigint "
-            f"from (select j.origin, j.day, s.*, {labels} "
-            f"from {view} s join jobs j on j.job = s.part {joins} where truth is not null "
-            f"qualify row_number() over (partition by {example} "
+            f"from (select j.origin, j.day, s.*, {rows.labels} "
+            f"from {rows.source} where truth is not null "
+            f"qualify row_number() over (partition by {rows.example} "
             "order by s.part, s.predicted, s.champion_predicted) = 1) group by day"
         )
 

@@ -38,7 +38,7 @@ class TestTimeAugmentation(keras.layers.Layer):  # type: ignore[misc]
         )
 
     def compute_output_spec(self, images: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
-        """Return a number of images that is not known, of the same shape."""
+        """Return the shape of the images, with an unknown number of them."""
         return keras.KerasTensor((None, *images.shape[1:]), images.dtype)
 
 
@@ -69,7 +69,7 @@ class BatchShard(keras.layers.Layer):  # type: ignore[misc]
         return batch[first : ops.maximum(first + 1, last)]
 
     def compute_output_spec(self, batch: keras.KerasTensor, **_: Any) -> keras.KerasTensor:
-        """Return a number of rows that is not known, of the same shape."""
+        """Return the shape of the images, with an unknown number of rows."""
         return keras.KerasTensor((None, *batch.shape[1:]), batch.dtype)
 
     def get_config(self) -> dict[str, Any]:

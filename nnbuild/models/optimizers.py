@@ -107,7 +107,11 @@ def orthogonal(matrix: tf.Tensor) -> tf.Tensor:
 
 
 def _hidden_kernels(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    """Return the kernels but the last one, of logits, and those of pixels or one output."""
+    """Return the hidden kernels, from first to last.
+
+    These are all kernels but the last one, whose outputs are logits, those of pixels, and those
+    with a single output.
+    """
     kernels = [each for each in variables if len(each.shape) > 1]
     return [
         each for each in kernels[:-1] if each.shape[-2] > _MAX_PIXEL_CHANNELS and each.shape[-1] > 1

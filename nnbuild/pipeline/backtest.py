@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nnbuild.config.schema import RunConfig
-from nnbuild.data import pixels, tables
+from nnbuild.data import dataset_reader, pixels
 from nnbuild.data.day_versions import DatedSource, Record, workspace_in
 from nnbuild.data.labels import NONE
 from nnbuild.engines import Engine
@@ -94,7 +94,8 @@ class WindowResult(BaseModel):
         window: Number of days; None for all.
         runs: Number of runs.
         promoted: Number of runs that became the champion.
-        images: Number of images of the days that followed; each counts once.
+        images: Number of images of the days that followed, of those days on which every window had
+            a champion; each image counts once.
         accuracy: Fraction of these that the champion of the night before classified correctly.
         difference: Accuracy minus that of the best window, on the same images.
         low: Lower end of the 95 % confidence interval of the difference.
@@ -141,8 +142,8 @@ def backtest(
     """Make the runs of past nights, for several windows.
 
     The days are ingested into the store, and everything else goes to temporary stores: runs and
-    champions of the store are not touched. The versions of the days are those that a run as of the
-    day uses.
+    champions of the store are not touched. Each run uses the versions of the days that a run with
+    `as_of` would use.
 
     Args:
         config: Settings of the runs, whose dataset has `{date}`.
@@ -185,14 +186,19 @@ def _require_valid(
         raise ConfigError(
             f"dataset.name is {config.dataset.name!r}, expected a path with {{date}} in place of "
             "the day",
-            setting="dataset",
+            setting="dataset.name",
+            value=config.dataset.name,
         )
     if last < first:
         raise ConfigError(f"the range from {first} to {last} ends before it begins; swap the dates")
     if (last - first).days >= MAX_NIGHTS:
         raise ConfigError(f"the range from {first} to {last} has more than {MAX_NIGHTS} nights")
     if not windows or len(set(windows)) < len(windows):
-        raise ConfigError(f"windows are {list(windows)}, expected different numbers of days")
+        raise ConfigError(
+            f"windows are {list(windows)}, expected different numbers of days",
+            setting="windows",
+            value=windows,
+        )
 
 
 class _Walk:
@@ -291,7 +297,7 @@ class _Walk:
             return None
         path = self._store.local_dataset(self._source.name, versions[0].part)
         workspace = workspace_in(self._store)
-        part = tables.read_part(path.parents[2], versions[0].part, workspace)
+        part = dataset_reader.read_part(path.parents[2], versions[0].part, workspace)
         splits = part.splits.values()
         return versions[0].day, _Part(
             pixels.concatenate([split.images for split in splits]),
@@ -354,9 +360,18 @@ def _correct(store: Store, manifest: Manifest, part: _Part, folder: Path) -> NDA
 def _summaries(
     nights: Sequence[Night], answers: dict[int | None, dict[date, NDArray[np.bool_]]]
 ) -> list[WindowResult]:
-    """Return the summary of each window, the best first, compared on the days that all have."""
+    """Return the summary of each window, the best first, on the days that all have.
+
+    A window can have its first champion later than another one; one without any is left out.
+    """
+    of_windows = [set(each) for each in answers.values() if each]
+    days = set.intersection(*of_windows) if of_windows else set()
+    shared = {
+        window: {day: each for day, each in sorted(of_window.items()) if day in days}
+        for window, of_window in answers.items()
+    }
     results = []
-    for window, of_window in answers.items():
+    for window, of_window in shared.items():
         own = [night for night in nights if night.window == window]
         correct = np.concatenate([np.empty(0, bool), *of_window.values()])
         results.append(
@@ -369,17 +384,16 @@ def _summaries(
             )
         )
     results.sort(key=lambda each: -1 if each.accuracy is None else each.accuracy, reverse=True)
-    best = answers[results[0].window]
-    return [results[0], *(_compared(each, answers[each.window], best) for each in results[1:])]
+    best = shared[results[0].window]
+    return [results[0], *(_compared(each, shared[each.window], best) for each in results[1:])]
 
 
 def _compared(
     result: WindowResult, own: dict[date, NDArray[np.bool_]], best: dict[date, NDArray[np.bool_]]
 ) -> WindowResult:
-    common = sorted(own.keys() & best.keys())
-    if not common:
+    if not own:
         return result
-    paired = mcnemar_test(*(np.concatenate([each[day] for day in common]) for each in (best, own)))
+    paired = mcnemar_test(*(np.concatenate([*each.values()]) for each in (best, own)))
     return result.model_copy(
         update={
             "difference": paired.difference,

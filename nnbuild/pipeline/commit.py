@@ -1,4 +1,4 @@
-"""Commit a run: stage all of its outputs, and publish them in one move.
+"""Commit a run: stage all of its outputs, then publish them, its row in `runs` last.
 
 A run that failed is committed as well, with its error and with what it has.
 """
@@ -16,7 +16,7 @@ from nnbuild.pipeline.reporting import manifest_of, write_report
 from nnbuild.pipeline.step import staged_table
 from nnbuild.runtime.credentials import mask_credentials
 from nnbuild.runtime.text import join_lines
-from nnbuild.store import champion, commit, locks, schemas
+from nnbuild.store import champion, champion_history, commit, locks, schemas
 from nnbuild.store.filesystem import write_json
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Committed, Decided, ExportedModel, LoadedData
@@ -34,7 +34,7 @@ def commit_run(run: Run, *, now: datetime | None = None) -> Committed:
         Paths of the run's outputs.
     """
     store = Store(run.store)
-    with champion.lock(store):
+    with champion_history.lock(store):
         decided = _current_decision(run)
         committed = _commit(run, None, now)
         _promote(store, run, decided, now)
@@ -56,7 +56,7 @@ def complete_interrupted_commits(store: Store) -> list[str]:
     finished = []
     for run in store.committed_in_staging():
         try:
-            with locks.lock(run.folder), champion.lock(store):
+            with locks.lock(run.folder), champion_history.lock(store):
                 _promote(store, run, run.load_result(Decided), None)
                 run.clear()
         except LockedError:  # its own process is committing it now
@@ -77,7 +77,7 @@ def _promote(store: Store, run: Run, decided: Decided | None, now: datetime | No
             champion.change_locked(
                 store, run.run_id, expected=decided.champion, note=decided.reason, now=now
             )
-    champion.sync_table(store)
+    champion_history.sync_table(store)
 
 
 def _current_decision(run: Run) -> Decided | None:

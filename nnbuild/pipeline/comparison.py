@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nnbuild.config.sections import GateConfig
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader
 from nnbuild.data.dataset import Digests, Split
-from nnbuild.data.tables import Fingerprint
+from nnbuild.data.dataset_reader import Fingerprint
 from nnbuild.engines import Logits
 from nnbuild.errors import ContractError, DataError, StoreError, StoreGoneError, one_line
 from nnbuild.evaluation import evaluate
@@ -73,7 +73,7 @@ class Comparison:
         paired: Which of the two classifies each image correctly.
         rows: Whether each test image of the challenger was compared, bool, shape (n,).
         metrics: Metrics of the other run on all test images of the challenger, by name; empty if
-            images were left out, because the challenger's metrics would be those of more images.
+            images were left out, because the challenger's metrics are on all of them.
     """
 
     paired: PairedResult
@@ -101,7 +101,7 @@ def challenger_of(run: Run, data: LoadedData) -> Challenger:
         run=run,
         data=data,
         folder=folder,
-        fingerprint=tables.fingerprint(folder, workspace_of(run, keeps_maps=False)),
+        fingerprint=dataset_reader.fingerprint(folder, workspace_of(run, keeps_maps=False)),
         model_digest=None if fitted is None else fitted.files.get("model/model.keras"),
         labels=labels,
         predicted=predicted,
@@ -126,7 +126,12 @@ def _metrics(evaluation: pa.Table) -> dict[str, float]:
 
 
 def compare(
-    challenger: Challenger, store: Store, run_id: str, config: GateConfig
+    challenger: Challenger,
+    store: Store,
+    run_id: str,
+    config: GateConfig,
+    *,
+    role: str = "the champion",
 ) -> Comparison | Incomparable:
     """Compare a run in staging with a committed run, on the test images of the former.
 
@@ -138,6 +143,7 @@ def compare(
         store: Store with the committed run.
         run_id: ID of the committed run.
         config: Settings of the gate.
+        role: What the committed run is, for messages.
 
     Returns:
         The comparison, or the reason why there is none: the images or classes differ, no image is
@@ -149,9 +155,9 @@ def compare(
     try:
         manifest = store.manifest(run_id)
         other = _fingerprint(challenger, store, manifest.steps.load_data)
-        if reason := _obstacle(challenger.fingerprint, other, config):
+        if reason := _obstacle(challenger.fingerprint, other, config, role):
             return Incomparable(run_id, reason)
-        return _compare(challenger, store, manifest, other)
+        return _compare(challenger, store, manifest, other, role)
     except (ContractError, DataError, StoreError) as error:
         if not _is_damage(error):
             raise
@@ -174,7 +180,8 @@ def compare_on_golden(
         other = _fingerprint(challenger, store, manifest.steps.load_data)
         rows = ~np.isin(golden.image_digests, _seen(challenger, store, manifest, other))
         if not rows.any():
-            return Incomparable(run_id, _nothing_left(len(rows), "images of gate.golden"))
+            left = _nothing_left(len(rows), "images of gate.golden", "the champion")
+            return Incomparable(run_id, left)
         split = golden.select(rows)
         own = _own_logits(challenger, split).argmax(axis=1)
         identical = challenger.model_digest == _model_digest(manifest)
@@ -221,10 +228,10 @@ def _chain_of_starts(store: Store, run_id: str | None) -> Iterator[Manifest]:
         run_id = manifest.steps.build_model.start
 
 
-def _nothing_left(count: int, what: str) -> str:
+def _nothing_left(count: int, what: str, role: str) -> str:
     return (
-        f"all {count:,} {what} are left out, because the champion or this run has trained or "
-        "validated on them"
+        f"all {count:,} {what} are left out, because {role} or this run has trained or validated "
+        "on them"
     )
 
 
@@ -249,21 +256,21 @@ def _stored_fingerprint(
     challenger: Challenger, store: Store, name: str, digest: str
 ) -> Fingerprint:
     workspace = workspace_of(challenger.run, keeps_maps=False)
-    return tables.fingerprint(store.local_dataset(name, digest), workspace)
+    return dataset_reader.fingerprint(store.local_dataset(name, digest), workspace)
 
 
-def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig) -> str:
+def _obstacle(own: Fingerprint, other: Fingerprint, config: GateConfig, role: str) -> str:
     """Return why the datasets of two runs rule out a comparison; empty if they do not."""
     if own.image_shape != other.image_shape:
         shapes = [" × ".join(map(str, each.image_shape)) for each in (other, own)]
-        return f"the champion classifies images of {shapes[0]}, this run images of {shapes[1]}"
+        return f"{role} classifies images of {shapes[0]}, this run images of {shapes[1]}"
     if own.class_names != other.class_names:
         return (
-            f"the champion has the classes {_named(other)}, this run {_named(own)}, so the two "
+            f"{role} has the classes {_named(other)}, this run {_named(own)}, so the two "
             "cannot be compared"
         )
     if own.test_set != other.test_set and config.on_test_set_change == "keep":
-        return "the champion was tested on other images, and gate.on_test_set_change is keep"
+        return f"{role} was tested on other images, and gate.on_test_set_change is keep"
     return ""
 
 
@@ -275,12 +282,12 @@ def _named(fingerprint: Fingerprint) -> str:
 
 
 def _compare(
-    challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint
+    challenger: Challenger, store: Store, manifest: Manifest, other: Fingerprint, role: str
 ) -> Comparison | Incomparable:
     own, run_id = challenger.fingerprint, manifest.run_id
     rows = ~np.isin(own.images["test"], _seen(challenger, store, manifest, other))
     if not rows.any():
-        return Incomparable(run_id, _nothing_left(len(rows), "test images"))
+        return Incomparable(run_id, _nothing_left(len(rows), "test images", role))
     identical = challenger.model_digest == _model_digest(manifest)
     rescored = 0
     if identical:
@@ -314,7 +321,7 @@ def _score(
 ) -> tuple[Labels, dict[str, float]]:
     """Return the classes that a committed run predicts for test images, and its metrics on them."""
     workspace = workspace_of(challenger.run)
-    split = tables.read_test_split(challenger.folder, workspace).select(rows)
+    split = dataset_reader.read_test_split(challenger.folder, workspace).select(rows)
     logits = _logits(challenger, store, manifest, split)
     values = evaluate(logits, split.labels, logits.shape[1])
     metrics = {each.metric: each.value for each in values if each.label is None}

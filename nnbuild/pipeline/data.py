@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from nnbuild.config.sections import DatasetConfig
-from nnbuild.data import checks, tables
+from nnbuild.data import checks, dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.day_versions import workspace_in
 from nnbuild.data.file_tree import path_exists
@@ -80,8 +80,8 @@ def load_data(
     if not store.has_dataset(dataset.name, dataset.digest):
         folder = staged_dataset(run)
         location = run.relative(folder)
-        make_durable_dir(folder)  # it refuses to create a store that disappeared again
-        tables.write_dataset(dataset, folder)
+        make_durable_dir(folder)  # it does not create again a store that disappeared
+        dataset_writer.write_dataset(dataset, folder)
         files = run.digests(*(path.relative_to(run.folder).as_posix() for path in folder.iterdir()))
     return _described(
         dataset,
@@ -102,7 +102,7 @@ def _load_days(run: Run) -> LoadedData:
     window = select_days(store, run.config.dataset, run.started_at)
     name = window.source.name
     digest = window.source.create_dataset(window.versions, window.description)
-    dataset = tables.read_dataset(store.local_dataset(name, digest), workspace_of(run))
+    dataset = dataset_reader.read_dataset(store.local_dataset(name, digest), workspace_of(run))
     table = parts_table(window.versions, run.config)
     write_table(staged_table(run, "dataset_parts"), table, schemas.DATASET_PARTS)
     return _described(
@@ -188,12 +188,12 @@ def source_fingerprint(config: DatasetConfig) -> str | None:
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
     """Read the dataset of a run, from staging or, once it is committed, from the store."""
-    return tables.read_dataset(dataset_folder(run, data), workspace_of(run))
+    return dataset_reader.read_dataset(dataset_folder(run, data), workspace_of(run))
 
 
 def read_test_data(run: Run, data: LoadedData) -> Split:
     """Read the test split of the dataset of a run; see `read_data`."""
-    return tables.read_test_split(dataset_folder(run, data), workspace_of(run))
+    return dataset_reader.read_test_split(dataset_folder(run, data), workspace_of(run))
 
 
 def workspace_of(run: Run, *, keeps_maps: bool = True) -> Workspace:

@@ -10,19 +10,18 @@ import pyarrow as pa
 
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
+from nnbuild.data.dataset_writer import digest_of_parts
 from nnbuild.data.day_versions import DatedSource, Record
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import Preprocessing
-from nnbuild.data.tables import digest_of_parts
 from nnbuild.errors import ConfigError, DataError
-from nnbuild.runtime.date_patterns import address_of_day
+from nnbuild.runtime.date_patterns import address_of_day, parse_day
 from nnbuild.store import schemas
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import DayVersion
 from nnbuild.store.store import Store
 from nnbuild.training.shuffling import training_rows
 
-_STAMP = "%Y%m%d"  # the first characters of a run ID
 _NOT_OF_THE_DAYS = {"as_of", "data_dir", "fallback", "min_new", "new_classes", "checks"}
 
 
@@ -92,7 +91,7 @@ def day_of(config: DatasetConfig, now: datetime) -> date:
     if config.as_of is not None and config.as_of > today:
         raise ConfigError(
             f"as_of is {config.as_of}, which is after today, {today}; give a past day",
-            setting="as_of",
+            setting="dataset.as_of",
             value=config.as_of,
         )
     return config.as_of or today
@@ -161,7 +160,7 @@ def _require_no_later_day(record: Record, day: date) -> None:
         raise ConfigError(
             f"the clock says {day}, but images of {later} have been ingested from "
             f"{record.pattern}; set the clock, or make the run of a past day with dataset.as_of",
-            setting="as_of",
+            setting="dataset.as_of",
         )
 
 
@@ -222,11 +221,14 @@ def run_of_day(store: Store, config: DatasetConfig, day: date) -> Manifest | Non
 
 
 def _runs_around(store: Store, day: date) -> Iterator[Manifest]:
-    """Yield the runs that may be of a day in some timezone, the newest first."""
-    near = {f"{day + timedelta(days=shift):{_STAMP}}" for shift in (-1, 0, 1)}
-    for run_id in reversed(store.run_ids()):
-        if run_id.partition("T")[0] in near:
-            yield store.manifest(run_id)
+    """Yield the runs that may be of a day in some timezone, the newest first.
+
+    Their IDs do not tell: after a clock was ahead, new IDs have its time until it is past.
+    """
+    rows = store.read_table("runs", columns=["started_at"]).to_pylist()
+    for row in sorted(rows, key=lambda row: str(row["run_id"]), reverse=True):
+        if abs(row["started_at"].date() - day) <= timedelta(days=1):
+            yield store.manifest(row["run_id"])
 
 
 def settings_of_day(store: Store, day: str) -> dict[str, Any]:
@@ -239,7 +241,7 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such run, or there are runs on several datasets.
     """
-    parsed = _parse_day(day)
+    parsed = parse_day(day, "dataset.as_of")
     runs: dict[str, dict[str, Any]] = {}
     for manifest in _runs_around(store, parsed) if store.exists() else ():
         data, dataset = manifest.steps.load_data, manifest.config.get("dataset", {})
@@ -250,18 +252,9 @@ def settings_of_day(store: Store, day: str) -> dict[str, Any]:
         problem = f"runs on {' and '.join(sorted(runs))}" if runs else "no run on labelled days"
         raise ConfigError(
             f"{store.root} has {problem} for as_of {day}; give the dataset and the settings",
-            setting="dataset",
+            setting="dataset.name",
         )
     return dict(next(iter(runs.values())))
-
-
-def _parse_day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"{text!r} is not a day, expected one such as 2026-10-01", setting="as_of"
-        ) from error
 
 
 def parts_table(versions: tuple[DayVersion, ...], config: RunConfig) -> pa.Table:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnbuild.errors import StoreError
-from nnbuild.store import Run, Store, champion, locks
+from nnbuild.store import Run, Store, champion, commands, locks
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.ids import is_run_id
 from nnbuild.store.step_results import BuiltModel, Decided, LoadedData, StepResult
@@ -80,9 +80,7 @@ def _anchor(store: Store, run_id: str) -> str | None:
 def _of_unfinished_work(store: Store) -> dict[str, Protection]:
     """Return the runs whose commit is not complete, and those that staged work refers to."""
     found = {
-        run.run_id: Protection(
-            "its commit is not complete", "complete it by `nnbuild doctor --repair`"
-        )
+        run.run_id: Protection("its commit is not complete", f"complete it by {commands.REPAIR}")
         for run in store.committed_in_staging()
     }
     for run in _unfinished(store):
@@ -164,11 +162,11 @@ def _recorded(run: Run, kind: type[StepResult]) -> dict[str, Any]:
 
 
 def starting_runs(store: Store, run_ids: Iterable[str]) -> dict[str, str]:
-    """Return the runs from whose weights other runs started, each with one of these.
+    """Return the runs from whose weights other runs started, each with the ID of one that did.
 
     Args:
         store: Store of the runs.
-        run_ids: IDs of the other runs.
+        run_ids: IDs of the runs that may have started from them.
     """
     wanted, found = set(run_ids), {}
     for row in store.read_table("runs", columns=["config"]).to_pylist():
@@ -209,7 +207,7 @@ def needed_datasets(store: Store, deleted: Iterable[str] = ()) -> set[str]:
 
 
 def with_parts(store: Store, names: Iterable[str]) -> set[str]:
-    """Return datasets and the parts, such as days, that they consist of; paths as above.
+    """Return the paths of datasets and of the parts, such as days, that they consist of.
 
     Raises:
         StoreError: The description of a dataset is damaged, so that its parts are unknown.

@@ -1,6 +1,5 @@
 """The step that decides whether the run becomes the champion, and a person's answer to it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from nnbuild.pipeline.comparison import (
 )
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.store import champion, commit, schemas
+from nnbuild.store.filesystem import absolute_address
 from nnbuild.store.run import Run
 from nnbuild.store.step_results import Decided, LoadedData, Reported
 from nnbuild.store.store import Store
@@ -162,18 +162,18 @@ def _judge(
 
 def _compare_with_anchor(
     challenger: Challenger, store: Store, champion_id: str, config: GateConfig
-) -> PairedResult | None:
+) -> PairedResult | Incomparable | None:
     """Compare the challenger with the anchor of the champion, unless that is the champion itself.
 
     The gate records the anchor with each run that passes. A champion that a person has chosen
-    against the gate is its own anchor, and so is one whose anchor is no longer in the store.
+    against the gate is its own anchor, and so is one whose anchor cannot be compared.
     """
     decided = store.manifest(champion_id).steps.decide
     anchor_id = None if decided is None else decided.next_anchor
     if anchor_id is None or anchor_id == champion_id:
         return None
-    other = compare(challenger, store, anchor_id, config)
-    return other.paired if isinstance(other, Comparison) else None
+    other = compare(challenger, store, anchor_id, config, role="the anchor")
+    return other.paired if isinstance(other, Comparison) else other
 
 
 def _fallback_reason(run: Run, data: LoadedData) -> str | None:
@@ -200,7 +200,7 @@ def shared_name(run: Run, decided: Decided) -> str | None:
         return None
     theirs = Store(run.store).manifest(decided.champion).settings.dataset.name
     mine = run.config.dataset.name
-    if os.path.abspath(theirs) == os.path.abspath(mine):  # noqa: PTH100  (also of a URL)
+    if absolute_address(theirs) == absolute_address(mine):
         return None
     return (
         f"champion {decided.champion} was trained on {theirs}, this run on {mine}; datasets of one "

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import commit, retention
-from nnbuild.store import Run, Store, champion, deletion, locks, schemas
+from nnbuild.store import Run, Store, champion_history, commands, deletion, locks, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, os_errors_as_store_errors, publish_dir
 from nnbuild.store.ids import is_input_lock_name, is_run_id, is_temporary_name
@@ -30,7 +30,7 @@ _SCORE, _REPAIR = "score-", "repair-"
 _FOLDERS = ("datasets", "quarantine", "runs", "scores", "staging", "tables")
 _DISCARDED = "to be discarded"
 _HELD = "a process is working on it"
-_DIGEST_ENDING = re.compile(r"[0-9a-f]{32}")  # `temporary_name` keeps so much of a digest
+_DIGEST_ENDING = re.compile(r"[0-9a-f]{32}")  # what `temporary_name` keeps of a digest
 
 
 class Finding(NamedTuple):
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
     Attributes:
         path: Path relative to the store, or to the local folder of a remote store.
-        action: Planned action; `keep` is none, `lost` cannot be repaired.
+        action: Planned action; `keep` changes nothing, and `lost` cannot be repaired.
         detail: Description, and what a person can do.
     """
 
@@ -205,8 +205,7 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "the job is committed" if score_id in done else "the job had not begun"
             yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
-            command = f"nnbuild score --resume {score_id}"
-            detail = f"can be resumed with `{command}`, or discarded"
+            detail = f"can be resumed with `{commands.resume_scoring(score_id)}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 
@@ -268,17 +267,19 @@ def _temporary_files(folder: Path, names: Iterable[str]) -> Iterator[Path]:
 
 def _champions(store: Store) -> Iterator[Repair]:
     """Yield the repair of `champion.json` or of the table `champions`, from each other."""
-    pointer, table = champion.FILE, f"tables/{schemas.CHAMPIONS_TABLE}"
+    pointer, table = champion_history.FILE, f"tables/{schemas.CHAMPIONS_TABLE}"
     try:
-        known, damage = champion.histories(store), None
+        known, damage = champion_history.histories(store), None
     except StoreError as error:
         known, damage = {}, error
     try:
-        recorded = champion.recorded(store)
+        recorded = champion_history.recorded(store)
     except StoreError as error:
         if known:
             detail = f"it can be rebuilt from {pointer}: {error}"
-            yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+            yield Repair(
+                Finding(table, "rebuild", detail), partial(champion_history.rebuild_table, store)
+            )
         else:
             yield Repair(Finding(pointer if damage else table, "lost", str(damage or error)))
         return
@@ -286,10 +287,14 @@ def _champions(store: Store) -> Iterator[Repair]:
         yield Repair(Finding(pointer, "lost", f"{damage}; {table} has no rows to rebuild it from"))
     elif recorded and not known:
         detail = f"it is {'damaged' if damage else 'missing'} and can be rebuilt from {table}"
-        yield Repair(Finding(pointer, "rebuild", detail), partial(champion.rebuild_pointer, store))
+        yield Repair(
+            Finding(pointer, "rebuild", detail), partial(champion_history.rebuild_pointer, store)
+        )
     elif recorded != known:
         detail = f"it differs from {pointer}, from which it can be rebuilt"
-        yield Repair(Finding(table, "rebuild", detail), partial(champion.rebuild_table, store))
+        yield Repair(
+            Finding(table, "rebuild", detail), partial(champion_history.rebuild_table, store)
+        )
 
 
 def _lost_rows(store: Store) -> Iterator[Repair]:

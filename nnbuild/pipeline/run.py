@@ -88,8 +88,8 @@ def resumable(
 ) -> tuple[Run | None, list[str]]:
     """Find the newest unfinished run that would end as a new run would.
 
-    Its settings (the gate's too), its code, its network's source and its data have to be those of
-    a new run: data that were fixed since are read again.
+    Its settings (the gate's too), its code, its network's source and its data have to be those of a
+    new run. If the data were corrected since, it is not resumed.
 
     Args:
         store: Store with the unfinished runs.
@@ -222,7 +222,7 @@ def _finalize_failure(run: Run, error: Exception) -> None:
 
 
 def _discard_or_keep(run: Run, error: InputError) -> None:
-    """End a run that ended in bad input: nothing that took long to compute is discarded."""
+    """Discard a run that ended in bad input, or keep it if it has results that took long."""
     if is_fitted(run):
         commit.commit_failure(run, error)
     elif isinstance(error, ContractError) and has_checkpoints(run):

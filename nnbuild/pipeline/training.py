@@ -124,12 +124,26 @@ def compile_model(run: Run, data: LoadedData, built: BuiltModel) -> CompiledMode
     )
 
 
-def read_model(run: Run, result: BuiltModel | CompiledModel | FittedModel) -> keras.Model:
-    """Read the model that a step has saved, verified by its digest."""
+def read_model(
+    run: Run, result: BuiltModel | CompiledModel | FittedModel, *, compiled: bool = False
+) -> keras.Model:
+    """Read the model that a step has saved, verified by its digest.
+
+    Args:
+        run: Run in staging.
+        result: Result of the step.
+        compiled: Whether to read the optimizer and the loss, too, which only the fit needs.
+    """
     pin_threads(int(run.config.training.threads or 1))
     path = run.root / result.path
     digest = result.files[path.relative_to(run.folder).as_posix()]
-    return models.load_model(path, digest, model_name=run.config.model.name, seed=run.config.seed)
+    return models.load_model(
+        path,
+        digest,
+        model_name=run.config.model.name,
+        seed=run.config.seed,
+        compiled=compiled,
+    )
 
 
 @cached_step(FittedModel)
@@ -172,7 +186,7 @@ def fit_model(
             run, data, dataset, identity=identity, stop=stop, progress=progress
         )
         steps = compiled.steps_per_epoch * int(run.config.training.epochs or 1)
-        model, members = trainer.fit(lambda: read_model(run, compiled), steps)
+        model, members = trainer.fit(lambda: read_model(run, compiled, compiled=True), steps)
     with failing_user_model(run.config.model.name, "training"):
         logits.check_model(model, data.classes, data.image_shape)
     path = run.folder / "model" / "model.keras"

@@ -11,7 +11,7 @@ import pyarrow as pa
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from nnbuild.data.tables import read_test_split
+from nnbuild.data.dataset_reader import read_test_split
 from nnbuild.errors import DataError, StoreError, one_line
 from nnbuild.report import charts, data, examples, sections, text
 from nnbuild.report import text as words

@@ -4,10 +4,30 @@ import glob
 import re
 from datetime import UTC, date, datetime
 
+from nnbuild.errors import ConfigError
+
 _PLACEHOLDER = re.compile(r"\{date(?::([^{}]*))?\}")
 _ISO = "%Y-%m-%d"
 _DIGITS = {"Y": 4, "m": 2, "d": 2, "j": 3, "y": 2}
 _DIRECTIVE = re.compile(f"%[{''.join(_DIGITS)}]")
+
+
+def parse_day(text: str, setting: str) -> date:
+    """Return the day that a text in ISO 8601 format means.
+
+    Args:
+        text: The text.
+        setting: Setting or argument that it is the value of.
+
+    Raises:
+        ConfigError: It is not a day.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is not a valid day, expected e.g. 2026-11-01", setting=setting, value=text
+        ) from error
 
 
 def is_dated(text: str) -> bool:

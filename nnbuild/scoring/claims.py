@@ -1,4 +1,4 @@
-"""Let no two jobs do the same work: locks on input and output, and a look at earlier jobs."""
+"""Keep two jobs from doing the same work: locks on input and output, search for earlier jobs."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from nnbuild.store.locks import Holder
 if TYPE_CHECKING:
     from nnbuild.scoring.job import Job
 
-# Without the shadow: an input is not scored again because there is a new challenger.
+# The shadow is missing on purpose: a new challenger is no reason to score an input again.
 _ROW_SETTINGS = (
     "input",
     "output",
@@ -68,7 +68,7 @@ class JobManifest(BaseModel):
     Attributes:
         row: The job's row in the table `score_jobs`.
         config: Settings of the job.
-        input: Identity of the input, as returned by `ImageStream.identity`.
+        input: Identity of the input, as returned by `nnbuild.data.streams.identity_of`.
     """
 
     row: _JobRow
@@ -82,7 +82,7 @@ def claimed(job: "Job") -> Iterator[None]:
 
     Raises:
         BeingScoredError: Another job is scoring the input with the same model and settings.
-        AlreadyScoredError: Another job has done so, and this job has `once` set.
+        AlreadyScoredError: Another job has scored it, and this job has `once` set.
         LockedError: Another job is writing to the output.
         ConfigError: The output of a new job is not empty.
         StoreError: Another program wrote to the output since the job was stopped.
@@ -103,7 +103,7 @@ def require_unclaimed(job: "Job") -> None:
 
     Raises:
         BeingScoredError: Another job is scoring the input with the same model and settings.
-        AlreadyScoredError: Another job has done so, and this job has `once` set.
+        AlreadyScoredError: Another job has scored it, and this job has `once` set.
         LockedError: Another job is writing to the output.
         ConfigError: The output is not empty.
     """
@@ -164,7 +164,9 @@ def _require_free(job: "Job", output: str) -> None:
     if not outputs.is_taken(outputs.location(output), job.score_id):
         return
     if job.is_new:
-        raise ConfigError(f"output {output}: not empty; choose a new folder")
+        raise ConfigError(
+            f"output {output}: not empty; choose a new folder", setting="output", value=output
+        )
     raise StoreError(
         f"output {output}: no longer empty since the job was stopped; move its contents away"
     )
@@ -186,7 +188,7 @@ def scored_as(
         store: Store to search.
         config: Settings of the job.
         model_digest: SHA-256 of the model file.
-        identity: Identity of the input, as returned by `ImageStream.identity`.
+        identity: Identity of the input, as returned by `nnbuild.data.streams.identity_of`.
     """
     settings = config.model_dump(mode="json")
     for each in reversed(candidates(store, config)):
@@ -207,7 +209,7 @@ def scored_as(
 
 
 def _default(name: str) -> Any:
-    """Return the value of a setting in the jobs of versions that did not have it."""
+    """Return the value of a setting in jobs of versions before it was added."""
     return ScoreConfig.model_fields[name].default
 
 

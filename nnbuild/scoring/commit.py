@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.scoring import claims, outputs, shadow
@@ -94,7 +94,9 @@ def require_brightness(job: Job, shards: Sequence[Shard]) -> None:
             f"{job.config.input}: mean brightness {actual:.2f} of 255, but {expected:.2f} in the "
             f"validation images of the model: a factor of {ratio:.0f}, expected at most "
             f"{job.config.max_brightness_ratio:g}; rescale the pixels, set pixel_max, or raise "
-            "max_brightness_ratio"
+            "max_brightness_ratio",
+            setting="max_brightness_ratio",
+            value=job.config.max_brightness_ratio,
         )
 
 
@@ -147,6 +149,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         AlreadyScoredError: Another job has scored the same meanwhile, and the job has `once` set.
         StoreError: Another program wrote to the output meanwhile; the job can be resumed.
     """
+    _require_complete(job, shards)
     require_brightness(job, shards)
     store, partition = job.store, f"score_id={job.score_id}"
     store.require()
@@ -199,6 +202,16 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
         drift=drift,
         **counts,
     )
+
+
+def _require_complete(job: Job, shards: Sequence[Shard]) -> None:
+    """Refuse to commit a part of the rows, whatever made the shards."""
+    rows = sum(each.rows + each.quarantined for each in shards)
+    if rows != job.total:
+        raise StoreError(
+            f"the shards of scoring job {job.score_id} have {rows} of {job.total} rows; "
+            "this is a bug, please report it"
+        )
 
 
 def _leave_only(names: set[str], *folders: Path) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _SECONDS_TO_CONNECT = 10
 _POLL_SECONDS = 0.2
 _SECONDS_FOR_A_SHARD = 60
-_STOP = "stop"  # a file in the folder of the job: shards that have not started do not start
+_STOP = "stop"  # file in the folder of the job; while it exists, no further shard starts
 
 
 def score_on_cluster(
@@ -156,7 +156,9 @@ def connect(address: str) -> "Client":
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:150]
         raise ConfigError(
-            f"no Dask scheduler answers at {address} ({reason}); start `dask scheduler`"
+            f"no Dask scheduler answers at {address} ({reason}); start `dask scheduler`",
+            setting="address",
+            value=address,
         ) from error
 
 

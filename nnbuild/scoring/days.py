@@ -80,7 +80,9 @@ def partitions(config: ScoreConfig, first: date, last: date) -> list[Partition]:
     for name, address in (("input", config.input), ("output", config.output)):
         if address is not None and not is_dated(address):
             raise ConfigError(
-                f"{name} {address!r} is the same for every day; put {{date}} in place of the day"
+                f"{name} {address!r} is the same for every day; put {{date}} in place of the day",
+                setting=name,
+                value=address,
             )
     dated = [_partition(config, first + timedelta(days=number)) for number in range(days)]
     _require_own_outputs(dated)
@@ -145,10 +147,10 @@ def backfill(
 ) -> list[DayResult]:
     """Score the days of a range that this model has not scored yet; repeat the call to resume.
 
-    The table `score_jobs` says whether a day was scored: with the same model file, the same input
-    by size and time of change, and the same columns. If another job is scoring a day, the call
-    waits for that job and skips the day once it is committed; if that job dies, this call scores
-    the day.
+    A day counts as scored if the table `score_jobs` has a job with the same model file, the same
+    input (by size and time of change) and the same columns. If another job is scoring a day, the
+    call waits for that job and skips the day once it is committed; if that job dies, this call
+    scores the day.
 
     Args:
         config: Settings with `{date}` in the input; the champion is looked up once for all days.
@@ -167,7 +169,11 @@ def backfill(
         Interrupted: A signal asked to stop.
     """
     if not 1 <= max_parallel <= MAX_PARALLEL:
-        raise ConfigError(f"max_parallel is {max_parallel}, expected 1 to {MAX_PARALLEL}")
+        raise ConfigError(
+            f"max_parallel is {max_parallel}, expected 1 to {MAX_PARALLEL}",
+            setting="max_parallel",
+            value=max_parallel,
+        )
     store = Store(root)
     days = partitions(config, first, last)
     present = [each for each in days if is_there(each.config.input)]
@@ -177,10 +183,10 @@ def backfill(
             f"{days[0].config.input}"
         )
     _require_free_outputs(store, present)
-    if (output := days[0].config.output) is not None:  # now, and not as a failure of each day
+    if (output := days[0].config.output) is not None:  # at once, not for each day
         outputs.require_outside(store, output)
     chosen = resolve_model(store, config)
-    resolve_shadow(store, config, chosen)  # refused now, and not as a failure of each day
+    resolve_shadow(store, config, chosen)  # refused at once, not for each day
     model = chosen.run_id
     shared = {"threads": config.threads or max(1, processors() // max_parallel)}
     results = {

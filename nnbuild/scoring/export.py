@@ -47,7 +47,11 @@ def export_run(
         ContractError: The model was changed, or was never exported to ONNX.
     """
     if model_format not in FORMATS:
-        raise ConfigError(f"unknown format {model_format!r}; expected {' or '.join(FORMATS)}")
+        raise ConfigError(
+            f"unknown format {model_format!r}; expected {' or '.join(FORMATS)}",
+            setting="format",
+            value=model_format,
+        )
     if not run_id:
         raise ConfigError("the run ID is empty; expected champion or a run ID")
     target = store.ensure_outside(target)
@@ -56,10 +60,16 @@ def export_run(
     model = resolve_model(store, ScoreConfig(input="-", model=run_id, engine=engine))
     if model_format == "onnx" and model.engine != "onnx":
         raise ContractError(
-            f"run {model.run_id} was not exported to ONNX: {model.reason}; use format savedmodel"
+            f"run {model.run_id} was not exported to ONNX: {model.reason}; use format savedmodel",
+            setting="format",
+            value=model_format,
         )
     if calibrated and model.temperature is None:
-        raise ConfigError(f"run {run_id} has no temperature, so it cannot be exported calibrated")
+        raise ConfigError(
+            f"run {run_id} has no temperature, so it cannot be exported calibrated",
+            setting="calibrated",
+            value=calibrated,
+        )
     temperature = (model.temperature or 1.0) if calibrated else 1.0
     if model_format == "onnx":
         write_output(target, with_probabilities(model.content, temperature))

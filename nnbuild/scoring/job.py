@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from nnbuild.data.formats import open_stream
-from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions
+from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions, identity_of
 from nnbuild.engines import Engine
 from nnbuild.errors import (
     BeingScoredError,
@@ -87,8 +87,8 @@ class Job:
 
     @cached_property
     def identity(self) -> list[list[Any]]:
-        """Return the identity of the input when the job was opened; see `ImageStream.identity`."""
-        return self.source.identity()
+        """Return the identity of the input when the job was opened."""
+        return identity_of(self.source)
 
     @property
     def temperature(self) -> float:
@@ -341,7 +341,7 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
         return None
     model, source = _open_model_and_input(store, config)
     resolved = _resolved(config, model, source)
-    return claims.scored_as(store, resolved, model.digest, source.identity())
+    return claims.scored_as(store, resolved, model.digest, identity_of(source))
 
 
 def _resolved(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> ScoreConfig:

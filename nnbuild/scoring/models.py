@@ -83,7 +83,10 @@ def resolve_model(store: Store, config: ScoreConfig) -> ScoringModel:
     if champion.is_name(config.model) or is_run_id(config.model):
         if config.digest is not None:
             raise ConfigError(
-                "digest applies to model files only; the digest of a run's model is in its manifest"
+                "digest applies to model files only; the digest of a run's model is in its "
+                "manifest",
+                setting="digest",
+                value=config.digest,
             )
         store.require()
         return model_for_scoring(store, champion.run_of(store, config.model), config)
@@ -128,7 +131,9 @@ def model_of_run(store: Store, manifest: Manifest, engine: str = "auto") -> Scor
     fitting, reason = engine_of_run(manifest)
     if engine == "onnx" and reason:
         raise ContractError(
-            f"run {run_id} was not exported to ONNX: {reason}; set engine to keras or auto"
+            f"run {run_id} was not exported to ONNX: {reason}; set engine to keras or auto",
+            setting="engine",
+            value=engine,
         )
     engine = fitting if engine == "auto" else engine
     name = f"runs/{run_id}/model.{engine}"
@@ -216,11 +221,15 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise ConfigError(
                 f"model {config.model!r} is neither champion, nor champion:DATASET, nor a run ID, "
-                "nor a file; see `nnbuild runs`"
+                "nor a file; see `nnbuild runs`",
+                setting="model",
+                value=config.model,
             ) from error
     if kind is not None:
         raise ConfigError(
-            f"{name} is {kind}, not a file; expected champion, a run ID or a .onnx file"
+            f"{name} is {kind}, not a file; expected champion, a run ID or a .onnx file",
+            setting="model",
+            value=config.model,
         )
     if config.coverage is not None:
         raise ConfigError(
@@ -230,10 +239,15 @@ def _of_file(path: Path, config: ScoreConfig) -> ScoringModel:
             value=config.coverage,
         )
     if config.digest is None:
-        raise ConfigError(f"{name}: a model file is only used with its SHA-256; set it as digest")
+        raise ConfigError(
+            f"{name}: a model file is only used with its SHA-256; set it as digest",
+            setting="digest",
+        )
     if path.suffix != ".onnx" or config.engine == "keras":
         raise ConfigError(
-            f"{name}: expected a .onnx file and engine onnx; only runs can use engine keras"
+            f"{name}: expected a .onnx file and engine onnx; only runs can use engine keras",
+            setting="engine",
+            value=config.engine,
         )
     content = _read(path)
     digest = _verified(content, config.digest, name)

@@ -28,7 +28,7 @@ _CLAIM = "_claim"  # marks the job that is uploading; readers ignore names with 
 
 
 def location(output: str) -> Path:
-    """Return the resolved location of an output, without links, `..` and slashes at the end."""
+    """Return the location of an output, with links and `..` resolved and no slash at the end."""
     if not is_url(output):
         return Path(os.path.realpath(output))
     root = open_root(output)

@@ -7,14 +7,14 @@ together writes those batches as a single process would have written them.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild.data.streams import InputChunk, RejectedRows, Rows
+from nnbuild.data.streams import InputChunk, RejectedRows
 from nnbuild.engines import Engine
 from nnbuild.evaluation.drift import Summary
+from nnbuild.scoring.pieces import Piece, read_part
 from nnbuild.scoring.shards import (
     ScoredRows,
     Shard,
@@ -24,18 +24,6 @@ from nnbuild.scoring.shards import (
     scored_rows,
     write_shard,
 )
-
-
-class Piece(NamedTuple):
-    """Rows of one chunk.
-
-    Attributes:
-        chunk: The chunk.
-        rows: Rows of it.
-    """
-
-    chunk: InputChunk
-    rows: Rows
 
 
 class Part(BaseModel):
@@ -58,29 +46,6 @@ class Part(BaseModel):
         return self.rows + sum(each.rows for each in self.rejects)
 
 
-def split_shard(chunks: Sequence[InputChunk], part_rows: int) -> list[list[Piece]]:
-    """Divide the chunks of a shard into parts.
-
-    Args:
-        chunks: Chunks of the shard.
-        part_rows: Most rows of a part; see `ImageStream.part_rows`.
-
-    Returns:
-        The pieces of each part, in order.
-    """
-    parts: list[list[Piece]] = []
-    filled = part_rows
-    for chunk in chunks:
-        for start in range(0, chunk.rows, part_rows):
-            stop = min(start + part_rows, chunk.rows)
-            if filled + stop - start > part_rows:
-                parts.append([])
-                filled = 0
-            parts[-1].append(Piece(chunk, Rows(start, stop)))
-            filled += stop - start
-    return parts
-
-
 def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], path: Path) -> Part:
     """Score the pieces of a part, and write the rows to a file; those of a shadow to another one.
 
@@ -101,18 +66,17 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
         writers = [_open(files, path, context.schema)]
         if context.shadow is not None:
             writers.append(_open(files, _shadow_path(path), context.shadow.schema))
-        for piece in pieces:
-            for found in context.source.read(piece.chunk, context.config.batch_size, piece.rows):
-                if isinstance(found, RejectedRows):
-                    rejects.append(require_quarantine(found, context.config))
-                    continue
-                scored = scored_rows(context, *infer(engine, context, found))
-                rows += scored.rows
-                if scored.summary is not None:
-                    summary = scored.summary if summary is None else summary + scored.summary
-                for writer, tables in zip(writers, (scored.tables, scored.shadow), strict=False):
-                    for table in tables:
-                        writer.write_table(table.combine_chunks())
+        for found in read_part(context.source, pieces, context.config.batch_size):
+            if isinstance(found, RejectedRows):
+                rejects.append(require_quarantine(found, context.config))
+                continue
+            scored = scored_rows(context, *infer(engine, context, found))
+            rows += scored.rows
+            if scored.summary is not None:
+                summary = scored.summary if summary is None else summary + scored.summary
+            for writer, tables in zip(writers, (scored.tables, scored.shadow), strict=False):
+                for table in tables:
+                    writer.write_table(table.combine_chunks())
     return Part(rows=rows, rejects=rejects, summary=summary.as_json() if summary else {})
 
 

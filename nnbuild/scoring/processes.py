@@ -1,9 +1,9 @@
 """Make the shards of a job in processes that share the cores of this machine.
 
 Most of the work on small pictures holds Python's interpreter lock, so threads do not share it. Each
-process reads, decodes, scores and writes parts of shards by itself, on one core. This process only
-hands out the parts, in order, and passes neither images nor rows. The bytes do not depend on the
-number of processes.
+process reads, decodes, scores and writes parts of shards by itself, on one core. This process hands
+out the parts, in order, and is one of those that score them, so that a core works while the others
+start. Neither images nor rows pass between processes. The bytes do not depend on their number.
 """
 
 import json
@@ -19,11 +19,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from nnbuild.data.streams import InputChunk, RejectedRows
 from nnbuild.errors import Interrupted, RunError
@@ -31,13 +32,15 @@ from nnbuild.runtime import fault_injection
 from nnbuild.runtime.environment import processors
 from nnbuild.runtime.progress import NullProgress, ProgressCallback
 from nnbuild.runtime.signals import deferred_signals
+from nnbuild.runtime.threads import SECONDS_TO_LET_GO
 from nnbuild.scoring.job import Job, job_engine, progress_of
-from nnbuild.scoring.parts import Part, split_shard
+from nnbuild.scoring.parts import Part
+from nnbuild.scoring.pieces import split_shard
 from nnbuild.scoring.shards import Shard
-from nnbuild.scoring.worker import error_from
+from nnbuild.scoring.worker import Scorer, error_from
 from nnbuild.store.filesystem import make_durable_dir
 
-_SECONDS_TO_START = 1.0  # of processes, on a machine of 2026
+_SECONDS_TO_START = 1.0  # of the other processes, on a machine of 2026
 _WRITING = 1e-6  # seconds per row to make, write and join the rows of a part
 _CORES_OF_THREADS = 8  # which the threads of one process keep busy, measured on 16 cores
 _PROBES, _PROBE_ROWS, _PROBE_SECONDS = 9, 128, 0.05
@@ -84,12 +87,13 @@ class Cost(NamedTuple):
 def processes_are_faster(cost: Cost, rows: int, count: int) -> bool:
     """Return whether a number of processes score rows earlier than the threads of this process.
 
-    One thread reads, and others infer meanwhile.
+    One thread reads, and others infer meanwhile. Until the other processes have started, this one
+    scores alone.
     """
     together = cost.reading + cost.inference
-    in_threads = max(cost.reading, together / min(count, _CORES_OF_THREADS))
-    in_processes = (together + _WRITING) / count
-    return rows * in_processes + _SECONDS_TO_START < rows * in_threads
+    in_threads = rows * max(cost.reading, together / min(count, _CORES_OF_THREADS))
+    shared = rows * (together + _WRITING) - _SECONDS_TO_START
+    return _SECONDS_TO_START + shared / count < in_threads
 
 
 def _cost(job: Job, chunks: Sequence[InputChunk]) -> Cost:
@@ -122,7 +126,7 @@ def score_in_processes(
 
     Args:
         job: The job.
-        count: Number of processes.
+        count: Number of processes, with this one.
         progress: Receives the number of scored rows.
 
     Raises:
@@ -180,14 +184,15 @@ def _events(job: Job, schedule: "_Schedule", index: Path, count: int) -> Generat
     """
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     failures: list[_Failure] = []
-    with (
-        deferred_signals() as stop,
-        _processes(job, index, count) as processes,
-        ThreadPoolExecutor(count, "nnbuild-ask") as threads,
-    ):
+    with deferred_signals() as stop, _processes(job, index, count - 1) as others:
+        workers = [_ThisProcess(job), *others]
+        threads = [
+            threading.Thread(target=_ask_all, args=(each, schedule, events), daemon=True)
+            for each in workers
+        ]
+        for each in threads:
+            each.start()
         try:
-            for each in processes:
-                threads.submit(_ask_all, each, schedule, events)
             waiting = count
             while waiting:
                 event = _next_event(events, stop)
@@ -199,9 +204,12 @@ def _events(job: Job, schedule: "_Schedule", index: Path, count: int) -> Generat
                     yield event
         except BaseException:
             schedule.stop(_FIRST)
-            for each in processes:
-                each.kill()
+            for other in others:
+                other.kill()
             raise
+        finally:
+            for each in threads:
+                each.join(SECONDS_TO_LET_GO)  # this process may be in the middle of a part
     if failures:
         raise min(failures, key=lambda each: each.place).error
 
@@ -216,22 +224,44 @@ def _next_event(events: "queue.SimpleQueue[Event]", stop: Callable[[], int | Non
 
 
 def _ask_all(
-    process: "_Process",
+    process: "_Process | _ThisProcess",
     schedule: "_Schedule",
     events: "queue.SimpleQueue[Event]",
 ) -> None:
-    """Let a process do requests until there are no more."""
-    place = _FIRST
-    try:
-        process.wait_until_ready()
-        while (request := schedule.next_request(process)) is not None:
-            place = request["shard"], request.get("part", -1)
-            events.put(schedule.finish(request, process.ask(request)))
-    except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+    """Let a process do requests until there are no more.
+
+    It is asked for more than one at a time, so that it does not wait for this process. After an
+    error it does what it was asked for, which can be of earlier rows.
+    """
+    asked: deque[dict[str, Any]] = deque()
+    place, failed = _FIRST, False
+
+    def fail(error: BaseException) -> None:
         schedule.stop(place)
         events.put(_Failure(place, error))
-    finally:
-        events.put(None)
+
+    try:
+        process.wait_until_ready()
+    except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+        fail(error)
+        failed = True
+    while True:
+        while not failed and len(asked) < process.requests_at_once:
+            request = schedule.next_request(process, wait=not asked)
+            if request is None:
+                break
+            process.send(request)
+            asked.append(request)
+        if not asked:
+            break
+        request = asked.popleft()
+        place = request["shard"], request.get("part", -1)
+        try:
+            events.put(schedule.finish(request, process.answer()))
+        except BaseException as error:  # noqa: BLE001  (raised again by the thread of the job)
+            fail(error)
+            failed = True
+    events.put(None)
 
 
 class _Schedule:
@@ -251,7 +281,7 @@ class _Schedule:
         self, pending: Sequence[tuple[int, list[InputChunk]]], part_rows: int, folder: Path
     ) -> None:
         self._folder = str(folder)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._end: Place | None = None
         self._parts: dict[int, dict[int, Part]] = {number: {} for number, _ in pending}
         self._counts: dict[int, int] = {}
@@ -265,18 +295,29 @@ class _Schedule:
         self._begun: dict[object, deque[Place]] = {}
         self._complete = [shard for shard, count in self._counts.items() if not count]
 
-    def next_request(self, process: object) -> dict[str, Any] | None:
-        """Return the next request for a process; None if there is nothing left to hand out."""
-        with self._lock:
-            if self._complete and self._end is None:
-                shard = self._complete.pop()
-                parts = self._parts.pop(shard)
-                ordered = [parts[part].model_dump() for part in sorted(parts)]
-                return {"folder": self._folder, "shard": shard, "parts": ordered}
-            place = self._next_place(process)
-            if place is None:
-                return None
-            return {"folder": self._folder, "shard": place[0], "part": place[1]}
+    def next_request(
+        self, process: "_Process | _ThisProcess", *, wait: bool
+    ) -> dict[str, Any] | None:
+        """Return the next request for a process; None if there is nothing left to hand out.
+
+        Args:
+            process: The process.
+            wait: Whether a process that joins waits for parts that others have not finished.
+        """
+        with self._changed:
+            while True:
+                if process.joins and self._complete and self._end is None:
+                    shard = self._complete.pop()
+                    parts = self._parts.pop(shard)
+                    if not self._parts:
+                        self._changed.notify_all()
+                    ordered = [parts[part].model_dump() for part in sorted(parts)]
+                    return {"folder": self._folder, "shard": shard, "parts": ordered}
+                if (place := self._next_place(process)) is not None:
+                    return {"folder": self._folder, "shard": place[0], "part": place[1]}
+                if not (wait and process.joins and self._parts) or self._end is not None:
+                    return None
+                self._changed.wait()
 
     def _next_place(self, process: object) -> Place | None:
         """Return the next part that a process scores, which is before the end."""
@@ -301,17 +342,19 @@ class _Schedule:
         if "part" not in request:
             return Shard.model_validate(answer)
         part = Part.model_validate(answer)
-        with self._lock:
+        with self._changed:
             shard = request["shard"]
             self._parts[shard][request["part"]] = part
             if len(self._parts[shard]) == self._counts[shard]:
                 self._complete.append(shard)
+                self._changed.notify_all()
         return part.input_rows
 
     def stop(self, place: "Place") -> None:
         """Hand out only what is before a place, where an error was found."""
-        with self._lock:
+        with self._changed:
             self._end = place if self._end is None else min(self._end, place)
+            self._changed.notify_all()
 
 
 @contextmanager
@@ -336,7 +379,7 @@ def _processes(job: Job, index: Path, count: int) -> Iterator[list["_Process"]]:
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             start_new_session=True,
-            env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+            env={**_environment(), **os.environ},
         )
         for _, theirs in pairs:
             theirs.close()
@@ -351,20 +394,61 @@ def _processes(job: Job, index: Path, count: int) -> Iterator[list["_Process"]]:
             _kill_group(process)
 
 
+def _environment() -> dict[str, str]:
+    """Return environment variables that the other processes have unless the user sets them."""
+    variables = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if "jemalloc" in pa.supported_memory_backends():
+        # Arrow's usual allocator keeps twice the memory for the same work.
+        variables["ARROW_DEFAULT_MEMORY_POOL"] = "jemalloc"
+    return variables
+
+
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
+class _ThisProcess:
+    """This process as one of those that score a job, with the interface of `_Process`.
+
+    It puts no shards together. A part that is not finished when the job stops is written to a
+    folder that is removed; a shard would appear in a job that another process may have resumed.
+
+    Args:
+        job: The job.
+    """
+
+    joins = False
+    requests_at_once = 1
+
+    def __init__(self, job: Job) -> None:
+        self._scorer = Scorer(job)
+        self._request: dict[str, Any] = {}
+
+    def wait_until_ready(self) -> None:
+        """Do nothing: the job is open."""
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Take a request."""
+        self._request = request
+
+    def answer(self) -> dict[str, Any]:
+        """Do what was requested last, and return the answer."""
+        return self._scorer.answer(self._request)
+
+
 class _Process:
-    """One of the processes of a job.
+    """One of the processes that were started for a job.
 
     Args:
         connection: Socket on which it answers.
         group: The process that started it.
         stderr: File with what the processes wrote to standard error.
     """
+
+    joins = True
+    requests_at_once = 2
 
     def __init__(
         self, connection: socket.socket, group: "subprocess.Popen[bytes]", stderr: Any
@@ -378,19 +462,12 @@ class _Process:
         Raises:
             NnbuildError: It could not.
         """
-        self._answer()
+        self.answer()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return its answer to a request.
-
-        Raises:
-            NnbuildError: The request failed, or the process died.
-        """
-        try:
+    def send(self, request: dict[str, Any]) -> None:
+        """Send it a request; if it died, its answer says so."""
+        with suppress(OSError):
             self._connection.sendall(json.dumps(request).encode() + b"\n")
-        except OSError as error:
-            raise self._death() from error
-        return self._answer()
 
     def close(self) -> None:
         """Close the connection, so that it ends."""
@@ -402,7 +479,12 @@ class _Process:
         """Kill it, and the other processes of the job."""
         _kill_group(self._group)
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """Return its answer to the first request that it has not answered.
+
+        Raises:
+            NnbuildError: The request failed, or the process died.
+        """
         try:
             line = self._lines.readline()
         except OSError as error:

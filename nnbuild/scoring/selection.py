@@ -29,6 +29,7 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.NotEq: operator.ne,
 }
 _MAX_FILTER_LENGTH = 1000
+_MAX_SHOWN = 200  # characters of a filter in a message
 _EXPECTED = (
     "expected comparisons of a column with a value, joined by and, or, not: "
     "confidence < 0.6 and predicted == 3"
@@ -66,7 +67,9 @@ def require_distinct_names(kept: Sequence[str], own: Sequence[str], output: str 
             remedy = ", or choose another output" if _folded(name) in folders else ""
             raise ConfigError(
                 f"cannot keep column {name!r}: its name is taken by {reason} "
-                f"(many readers ignore case); rename the column of the input{remedy}"
+                f"(many readers ignore case); rename the column of the input{remedy}",
+                setting="keep",
+                value=name,
             )
         taken[_folded(name)] = f"{name!r} of the input"
 
@@ -97,7 +100,8 @@ def require_known_types(store: Store, kept: pa.Schema) -> None:
     for difference in _differences(store, [File(kept, None)], kept.names):
         raise ConfigError(
             f"cannot keep column {difference}; rename the column of the input, or set output to "
-            "store these rows separately"
+            "store these rows separately",
+            setting="keep",
         )
 
 
@@ -173,13 +177,10 @@ def parse_filter(text: str, columns: Iterable[str]) -> pc.Expression:
     """
     try:
         if len(text) > _MAX_FILTER_LENGTH:
-            raise ConfigError(
-                f"the where filter has {len(text)} characters, "
-                f"expected at most {_MAX_FILTER_LENGTH}"
-            )
+            raise _refused(text, f"{len(text)} characters, expected at most {_MAX_FILTER_LENGTH}")
         return _expression(ast.parse(text.strip(), mode="eval").body, text, sorted(columns))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"invalid where filter {text!r}; {_EXPECTED}") from error
+        raise _refused(text, f"not a filter; {_EXPECTED}") from error
 
 
 def _expression(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
@@ -200,15 +201,13 @@ def _expression(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
         for other in others:
             first &= other
         return first
-    raise ConfigError(f"where filter {text!r}: unsupported {ast.unparse(node)!r}; {_EXPECTED}")
+    raise _refused(text, f"unsupported {ast.unparse(node)!r}; {_EXPECTED}")
 
 
 def _operand(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
     if isinstance(node, ast.Name):
         if node.id not in columns:
-            raise ConfigError(
-                f"where filter {text!r}: no column {node.id!r}; {suggestion(node.id, columns)}"
-            )
+            raise _refused(text, f"no column {node.id!r}; {suggestion(node.id, columns)}")
         return pc.field(node.id)
     negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
     constant = node.operand if isinstance(node, ast.UnaryOp) and negative else node
@@ -216,4 +215,9 @@ def _operand(node: ast.expr, text: str, columns: list[str]) -> pc.Expression:
         if negative and not isinstance(constant.value, str):
             return pc.scalar(-constant.value)
         return pc.scalar(constant.value)
-    raise ConfigError(f"where filter {text!r}: unsupported {ast.unparse(node)!r}; {_EXPECTED}")
+    raise _refused(text, f"unsupported {ast.unparse(node)!r}; {_EXPECTED}")
+
+
+def _refused(text: str, reason: str) -> ConfigError:
+    """Return the error about a filter, of which the message shows the beginning."""
+    return ConfigError(f"where filter {text[:_MAX_SHOWN]!r}: {reason}", setting="where", value=text)

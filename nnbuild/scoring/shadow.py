@@ -16,7 +16,7 @@ from nnbuild.errors import ConfigError
 from nnbuild.scoring.config import NEWEST, ScoreConfig
 from nnbuild.scoring.models import ScoringModel, model_for_scoring
 from nnbuild.scoring.table import score_schema
-from nnbuild.store import Store, champion, schemas
+from nnbuild.store import Store, champion_history, schemas
 from nnbuild.store.manifests import Manifest
 
 TABLE = "shadow_scores"
@@ -53,7 +53,7 @@ def resolve_shadow(store: Store, config: ScoreConfig, model: ScoringModel) -> Sc
         theirs = store.manifest(run_id)
         if theirs.row.status == "succeeded" and (reason := difference(mine, theirs)) is not None:
             raise _refused(config, f"{reason}; choose another run, see `nnbuild runs`")
-    # Its own engine: a run that was not exported must not keep the model from ONNX Runtime.
+    # With its own engine: if the shadow was not exported, the job's model still uses ONNX Runtime.
     shadow = model_for_scoring(store, run_id, config.model_copy(update={"engine": "auto"}))
     if config.calibrated and shadow.temperature is None:
         raise _refused(config, "it has no temperature; choose a calibrated run, or set calibrated "
@@ -75,7 +75,7 @@ def newest_challenger(store: Store, model: Manifest) -> str | None:
         model: Manifest of the run that made the model.
     """
     dataset = model.row.dataset
-    past = {change.run_id for change in champion.histories(store).get(str(dataset), ())}
+    past = {change.run_id for change in champion_history.histories(store).get(str(dataset), ())}
     rows = store.read_table("runs", None, ["status", "dataset", "promoted"]).to_pylist()
     for row in reversed(rows):
         if row["status"] != "succeeded" or row["dataset"] != dataset or row["promoted"]:

@@ -23,6 +23,7 @@ from nnbuild.logits import check_logits, energy
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.pieces import read_part, split_shard
 from nnbuild.scoring.shadow import by_model
 from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
@@ -232,10 +233,11 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
 
 
 def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch | RejectedRows]]:
-    context.source.read_ahead([chunk for _, chunks in pending for chunk in chunks])
+    source, batch_rows = context.source, context.config.batch_size
+    source.read_ahead([chunk for _, chunks in pending for chunk in chunks])
     for number, chunks in pending:
-        for chunk in chunks:
-            for rows in context.source.read(chunk, context.config.batch_size):
+        for pieces in split_shard(chunks, source.part_rows(batch_rows)):
+            for rows in read_part(source, pieces, batch_rows):
                 yield number, rows
 
 
@@ -466,18 +468,20 @@ class _RowGroups:
     def __init__(self, file: pq.ParquetWriter) -> None:
         self._file = file
         self._tables: list[pa.Table] = []
+        self._rows = 0
 
     def add(self, table: pa.Table) -> None:
         """Add rows."""
         self._tables.append(table)
-        if sum(map(len, self._tables)) >= ROW_GROUP:
+        self._rows += len(table)
+        if self._rows >= ROW_GROUP:
             self.flush()
 
     def flush(self) -> None:
         """Write the collected rows."""
         if self._tables:
             self._file.write_table(pa.concat_tables(self._tables), row_group_size=ROW_GROUP)
-            self._tables = []
+            self._tables, self._rows = [], 0
 
 
 def counted(

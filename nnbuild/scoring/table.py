@@ -165,7 +165,11 @@ def score_schema(
         ConfigError: A column to copy has the name of another one, or `top_k` is too large.
     """
     if config.top_k is not None and config.top_k > classes:
-        raise ConfigError(f"top_k is {config.top_k}, expected at most {classes}, one per class")
+        raise ConfigError(
+            f"top_k is {config.top_k}, expected at most {classes}, one per class",
+            setting="top_k",
+            value=config.top_k,
+        )
     fixed = schemas.predictions(classes, named=has_names(class_names))
     logits = [
         _field(f"logit_{label}", pa.float32(), f"Logit of class {label}")

@@ -24,8 +24,9 @@ import pyarrow as pa
 
 from nnbuild import errors
 from nnbuild.errors import InputError, NnbuildError, RunError, one_line
-from nnbuild.scoring.job import job_engine, resume_job, shard_context, shards_of, staging
-from nnbuild.scoring.parts import Part, join_parts, make_part, split_shard
+from nnbuild.scoring.job import Job, job_engine, resume_job, shard_context, shards_of, staging
+from nnbuild.scoring.parts import Part, join_parts, make_part
+from nnbuild.scoring.pieces import split_shard
 from nnbuild.store import Store, presence
 
 Answer = dict[str, Any]
@@ -46,7 +47,7 @@ def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
     pa.set_cpu_count(1)
     connections = [socket.socket(fileno=each) for each in sockets]
     try:
-        scorer = _Scorer(root, score_id, json.loads(Path(index).read_text()))
+        scorer = Scorer(resume_job(score_id, root, json.loads(Path(index).read_text())))
     except Exception as error:  # noqa: BLE001  (the process that asks raises it)
         for connection in connections:
             connection.sendall(_line(describe_error(error)))
@@ -86,17 +87,15 @@ class _WithoutPandas(MetaPathFinder):
             raise ModuleNotFoundError("pandas is not used in scoring processes", name=fullname)
 
 
-class _Scorer:
+class Scorer:
     """An open job, and the requests about it.
 
     Args:
-        root: Root of the store.
-        score_id: ID of the job.
-        index: Index of its input; None to read the input again.
+        job: The job.
     """
 
-    def __init__(self, root: str, score_id: str, index: dict[str, Any] | None) -> None:
-        job = self._job = resume_job(score_id, root, index)
+    def __init__(self, job: Job) -> None:
+        self._job = job
         config = job.config.model_copy(update={"threads": 1})
         self._context = shard_context(job)._replace(
             config=config, engine=cache(lambda: job_engine(job, config))
@@ -122,9 +121,18 @@ class _Scorer:
         answer: Answer = {"ready": True}
         while True:
             connection.sendall(_line(answer))
-            answer = _answer_of(self._answer, json.loads(requests.get()))
+            answer = _answer_of(self.answer, json.loads(requests.get()))
 
-    def _answer(self, request: dict[str, Any]) -> Answer:
+    def answer(self, request: dict[str, Any]) -> Answer:
+        """Score a part of a shard, or put a shard together.
+
+        Args:
+            request: `folder` of the parts, `shard`, and either `part`, its number, or `parts`, the
+                description of all of them.
+
+        Returns:
+            The fields of a `Part` or of a `Shard`.
+        """
         folder, number = Path(request["folder"]), request["shard"]
         chunks = self._shards[number]
         if "part" in request:

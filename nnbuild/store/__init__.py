@@ -1,4 +1,4 @@
-"""Where everything is kept, and how it gets there: whole, or not at all."""
+"""The store of datasets, runs and tables: atomic writes, and reads of what is committed."""
 
 from nnbuild.store.run import Run
 from nnbuild.store.store import Store, UnfinishedRun, default_root

@@ -1,55 +1,23 @@
-"""The champion of each dataset: a pointer to a run that changes atomically and keeps its history.
-
-`champion.json` contains every change, by dataset and in order; the champion of a dataset is the run
-of the newest one. It is the source of truth. The table `champions` holds the same changes for
-queries, one file each; it is written next, and a change that a killed process left out of it is
-added by the next change, the next run, or `nnbuild doctor --repair`.
+"""The champion of each dataset: the run of the newest change of its history.
 
 A change requires that the champion is still the one that the decision was based on (compare and
 set). A person's change pins the champion: the gate leaves it alone until it is unpinned.
 """
 
-import fcntl
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
-
-import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from typing import NamedTuple
 
 from nnbuild.errors import StoreError, suggestion
 from nnbuild.runtime import fault_injection
-from nnbuild.store import schemas
-from nnbuild.store.filesystem import make_durable_dir, os_errors_as_store_errors, write_json
-from nnbuild.store.ids import is_run_id, require_id, require_name
-from nnbuild.store.json_models import problem, read_model
+from nnbuild.store import champion_history
+from nnbuild.store.champion_history import Change, Origin, histories, lock
+from nnbuild.store.ids import require_id
 from nnbuild.store.store import Store
-from nnbuild.store.tables import publish_table
 
-FILE = "champion.json"
 NAME = "champion"
 """The word that stands for a run: the champion of the only dataset, or `champion:DATASET`."""
 _PREFIX = f"{NAME}:"
-
-Origin = Literal["gate", "promote", "rollback", "unpin"]
-
-
-def _run_id(text: str) -> str:
-    if not is_run_id(text):
-        raise ValueError("expected a run ID")
-    return text
-
-
-def _dataset_name(text: str) -> str:
-    try:
-        return require_name(text)
-    except StoreError as error:
-        raise ValueError(str(error)) from error
-
-
-RunId = Annotated[str, AfterValidator(_run_id)]
 
 
 class Author(NamedTuple):
@@ -64,56 +32,6 @@ class Author(NamedTuple):
     note: str | None = None
 
 
-class Change(BaseModel):
-    """One change of the champion of a dataset, or of its pin.
-
-    Attributes:
-        run_id: The new champion.
-        previous: The champion before the change; None if there was none.
-        changed_at: Time of the change, UTC; later than that of the change before it.
-        changed_by: Origin of the change: the gate, or a person's `promote`, `rollback` or `unpin`.
-        who: The person as user and host; None for the gate.
-        note: Reason; None if not given.
-        pinned: Whether the gate has to leave this champion alone.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    run_id: RunId
-    previous: RunId | None
-    changed_at: datetime
-    changed_by: Origin
-    who: str | None = None
-    note: str | None = None
-    pinned: bool = False
-
-
-class _Champions(BaseModel):
-    """Content of `champion.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-    datasets: dict[Annotated[str, AfterValidator(_dataset_name)], list[Change]]
-
-    @model_validator(mode="after")
-    def _require_consistent_history(self) -> Self:
-        for dataset, changes in self.datasets.items():
-            previous, at = None, datetime.min.replace(tzinfo=UTC)
-            past: set[str] = set()
-            for each in changes:
-                if each.previous != previous:
-                    raise ValueError(
-                        f"a change of {dataset} follows {each.previous}, expected {previous}"
-                    )
-                if each.changed_at.tzinfo is None or each.changed_at <= at:
-                    raise ValueError(f"the changes of {dataset} are not in the order of time")
-                if each.changed_by == "unpin" and each.run_id != previous:
-                    raise ValueError(f"an unpin of {dataset} changes the champion")
-                if each.changed_by == "rollback" and each.run_id not in past:
-                    raise ValueError(f"a rollback of {dataset} leads to a run that was no champion")
-                previous, at = each.run_id, each.changed_at
-                past.add(each.run_id)
-        return self
-
-
 class ChampionChangedError(StoreError):
     """The champion is no longer the one that a decision was based on."""
 
@@ -123,21 +41,6 @@ class PinnedError(StoreError):
 
 
 # Reading
-
-
-def histories(store: Store) -> dict[str, list[Change]]:
-    """Return every change by dataset, the oldest first; datasets in alphabetical order.
-
-    Raises:
-        StoreError: `champion.json` is damaged.
-    """
-    path = store.root / FILE
-    with os_errors_as_store_errors(f"look for {path}"):
-        if not path.exists():
-            return {}
-    remedy = "rebuild it by `nnbuild doctor --repair`"
-    found = read_model(path, _Champions, "a history of champions", remedy=remedy).datasets
-    return {dataset: found[dataset] for dataset in sorted(found) if found[dataset]}
 
 
 def history(store: Store, dataset: str | None = None) -> list[Change]:
@@ -159,7 +62,9 @@ def history(store: Store, dataset: str | None = None) -> list[Change]:
 def _only(known: Mapping[str, object]) -> str:
     if len(known) > 1:
         names = ", ".join(f"{_PREFIX}{each}" for each in known)
-        raise StoreError(f"{len(known)} datasets have a champion; choose one of {names}")
+        raise StoreError(
+            f"{len(known)} datasets have a champion; choose one of {names}", setting="dataset"
+        )
     return next(iter(known))
 
 
@@ -220,7 +125,9 @@ def _required(store: Store, dataset: str | None) -> tuple[str, list[Change]]:
     name = _only(known) if dataset is None else dataset
     if name not in known:
         raise StoreError(
-            f"dataset {name!r} has no champion in {store.root}; {suggestion(name, known)}"
+            f"dataset {name!r} has no champion in {store.root}; {suggestion(name, known)}",
+            setting="dataset",
+            value=name,
         )
     return name, known[name]
 
@@ -291,7 +198,7 @@ def promote(store: Store, run_id: str, author: Author, *, now: datetime | None =
 
     Args:
         store: Store of the run.
-        run_id: ID of a committed run that succeeded; of the champion itself to pin it.
+        run_id: ID of a committed run that succeeded; the champion's own ID pins it.
         author: Person who promotes it.
         now: Time of the change, with a time zone; the current time if not given.
 
@@ -314,7 +221,7 @@ def promote(store: Store, run_id: str, author: Author, *, now: datetime | None =
 def replace(
     store: Store, run_id: str, author: Author, *, expected: str, now: datetime | None = None
 ) -> Change:
-    """Make a run the champion by a test, without a pin, unless a person has pinned the present one.
+    """Make a run the champion because of a test; without a pin, and not in place of a pinned one.
 
     Args:
         store: Store of the run.
@@ -338,7 +245,7 @@ def replace(
 def rollback(
     store: Store, author: Author, *, dataset: str | None = None, now: datetime | None = None
 ) -> Change:
-    """Restore the last champion with another model, and pin it; repeated, go further back.
+    """Restore the last champion with another model, and pin it; call it again to go further back.
 
     Args:
         store: Store of the champion.
@@ -460,103 +367,8 @@ def _change(
         pinned=pinned,
     )
     known[dataset] = [*changes, new]
-    _write(store, known)
+    champion_history.write(store, known)
     fault_injection.failpoint("champion:changed")
-    sync_table(store)
+    champion_history.sync_table(store)
     fault_injection.failpoint("champion:recorded")
     return new
-
-
-def _write(store: Store, known: Mapping[str, Sequence[Change]]) -> None:
-    datasets = {
-        dataset: [each.model_dump(mode="json") for each in changes]
-        for dataset, changes in known.items()
-    }
-    write_json(store.root / FILE, {"datasets": datasets})
-
-
-@contextmanager
-def lock(store: Store) -> Iterator[None]:
-    """Let only one process of this machine at a time change a champion.
-
-    Raises:
-        StoreError: There is no store.
-    """
-    store.require()
-    if store.is_remote:
-        make_durable_dir(store.local_root)
-    path = store.local_root / ".champion.lock"
-    with os_errors_as_store_errors(f"lock {path}"):
-        file = path.open("a")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-# The table `champions`
-
-
-def sync_table(store: Store) -> None:
-    """Add to the table `champions` what a killed process left out, for a caller that holds `lock`.
-
-    Only the newest changes of a dataset can be missing, since each change adds those before it.
-    """
-    with os_errors_as_store_errors(f"write table {schemas.CHAMPIONS_TABLE} of {store.root}"):
-        for dataset, changes in histories(store).items():
-            for path, table in reversed(_parts(store, dataset, changes)):
-                if path.exists():
-                    break
-                publish_table(path, table, schemas.CHAMPIONS)
-
-
-def _parts(store: Store, dataset: str, changes: Sequence[Change]) -> list[tuple[Path, pa.Table]]:
-    """Return the file of each change of a dataset in the table, and its rows."""
-    parts = []
-    for number, each in enumerate(changes):
-        row = each.model_dump(exclude={"run_id"}) | {"dataset": dataset}
-        folder = store.partition(schemas.CHAMPIONS_TABLE, each.run_id)
-        table = schemas.table_of(schemas.CHAMPIONS, [row])
-        parts.append((folder / f"part-{number:06}.parquet", table))
-    return parts
-
-
-def recorded(store: Store) -> dict[str, list[Change]]:
-    """Return every change by dataset as the table `champions` has it.
-
-    Raises:
-        StoreError: The table is damaged.
-    """
-    found: dict[str, list[Change]] = {}
-    try:
-        for row in store.read_table(schemas.CHAMPIONS_TABLE).sort_by("changed_at").to_pylist():
-            found.setdefault(row.pop("dataset"), []).append(Change.model_validate(row))
-        _Champions(datasets=found)
-    except ValidationError as error:
-        raise StoreError(
-            f"the table {schemas.CHAMPIONS_TABLE} of {store.root} is not a history of champions: "
-            f"{problem(error)}; restore it from a copy"
-        ) from error
-    return found
-
-
-def rebuild_table(store: Store) -> None:
-    """Write the table `champions` again from `champion.json`."""
-    with lock(store), os_errors_as_store_errors(f"write table {schemas.CHAMPIONS_TABLE}"):
-        parts = [
-            part
-            for dataset, changes in histories(store).items()
-            for part in _parts(store, dataset, changes)
-        ]
-        folder = store.root / "tables" / schemas.CHAMPIONS_TABLE
-        expected = {path for path, _ in parts}
-        for run_folder in folder.iterdir() if folder.is_dir() else ():
-            for path in [each for each in run_folder.iterdir() if each not in expected]:
-                path.unlink()
-        for path, table in parts:
-            publish_table(path, table, schemas.CHAMPIONS)
-
-
-def rebuild_pointer(store: Store) -> None:
-    """Write `champion.json` again from the table `champions`."""
-    with lock(store):
-        _write(store, recorded(store))

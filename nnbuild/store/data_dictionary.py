@@ -103,7 +103,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "changed_at": "Time of the change; each change of a dataset is later than the one before.",
         "changed_by": "`gate`, or a person's `promote`, `rollback` or `unpin`.",
         "who": "The person as `user@host`; null for the gate.",
-        "note": "Reason of the gate, or of the person as given by `--note`.",
+        "note": "Reason of the gate, or the note of the person.",
         "pinned": "Whether the champion is pinned: the gate compares, but does not replace it.",
     },
     "score_jobs": {
@@ -118,9 +118,9 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "temperature": "Divisor of the logits; 1 is the plain softmax.",
         "started_at": "Start of the job.",
         "finished_at": "Time of the commit.",
-        "day": "Day of the images: of `--day`, or of `{date}`; null if neither was given.",
+        "day": "Day of the images: the setting `day`, or the day of `{date}`; null without both.",
         "identifier": "What identifies a row: `row` (its number), `path` (of a picture), "
-        "`integer` or `text` (the column of `--id`); null in jobs of earlier versions.",
+        "`integer` or `text` (the column `id_column`); null in jobs of earlier versions.",
         "input_digest": "SHA-256 digest of the names, sizes and versions of the input files; null "
         "in jobs of earlier versions.",
         "shadow_run_id": "Run that scored the same rows into the table `shadow_scores`; null "
@@ -264,7 +264,7 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "log_prob": "Natural logarithm of that probability, from log-softmax; always finite.",
         "prob_*": "Probability of each class: `prob_0`, `prob_1`, …",
         "predicted_name": "Name of the predicted class; only if the dataset has class names.",
-        "example_key": "Column of `--id` if it is a text; only in jobs with such a column.",
+        "example_key": "The column `id_column` if it is a text; only in jobs with such a column.",
         "champion_predicted": "Class that the model of the job predicted for the same row, as "
         "`predicted` in `scores`.",
     },

@@ -27,6 +27,11 @@ def is_url(address: str) -> bool:
     return "://" in address
 
 
+def absolute_address(address: str) -> str:
+    """Return an address that is valid in any working folder: a path is made absolute."""
+    return address if is_url(address) else str(Path(address).absolute())
+
+
 def is_remote(path: Any) -> bool:
     """Return whether a path is not on the local file system."""
     return not isinstance(path, Path)
@@ -208,14 +213,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     with os_errors_as_store_errors(f"write {path}"):
         make_durable_dir(path.parent)
-        temporary = create_beside(path)
-        try:
+        with replaced(path) as temporary:
             yield temporary
-            fsync_file(temporary)
-            temporary.replace(path)
-            fsync_dir(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Replace a file atomically; the errors are those of the operating system."""
+    temporary = create_beside(path)
+    try:
+        yield temporary
+        fsync_file(temporary)
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

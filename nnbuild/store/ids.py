@@ -2,13 +2,14 @@
 
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nnbuild.errors import StoreError
 
 _RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
 _TEMPORARY = re.compile(r"\.nnbuild-[0-9a-f]{12}\..+", re.ASCII | re.DOTALL)
 _INPUT_LOCK = re.compile(r"\.scoring-[0-9a-f]{32}\.lock", re.ASCII)
+_STAMP = "%Y%m%dT%H%M%S%f"  # with microseconds, of which an ID has the milliseconds
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -19,11 +20,15 @@ def new_run_id(now: datetime, newest: str | None = None) -> str:
         now: Start time, with a time zone.
         newest: Newest ID in the store. The new one sorts after it even if the clock was set back.
     """
-    stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3] + "Z"
+    stamp = _stamp(now)
     if newest is not None and stamp < newest[: len(stamp)]:
-        stamp = newest[: len(stamp)]
-        return f"{stamp}-{min(int(newest[-6:], 16) + 1 + secrets.randbelow(256), 0xFFFFFF):06x}"
+        ahead = datetime.strptime(f"{newest[: len(stamp) - 1]}+0000", f"{_STAMP}%z")
+        stamp = _stamp(ahead + timedelta(milliseconds=1))
     return f"{stamp}-{secrets.token_hex(3)}"
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime(_STAMP)[:-3] + "Z"
 
 
 _NAMED_BY = {

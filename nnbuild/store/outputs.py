@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nnbuild.errors import OutputError
-from nnbuild.store.filesystem import create_beside, fsync_dir, fsync_file, publish_dir
+from nnbuild.store.filesystem import publish_dir, replaced
 from nnbuild.store.ids import temporary_name
 
 _REMEDIES = {
@@ -30,7 +30,7 @@ _REMEDIES = {
 }
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.ASCII)  # `Path` has made one slash of two
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
-_MOST_LINKS = 40  # as the kernel has it
+_MOST_LINKS = 40  # the kernel's limit
 _LONGEST_FILE_NAME = 64  # of a file that nnbuild writes into an output folder
 
 
@@ -58,16 +58,10 @@ def output_file(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(content, stream)
             return
         target, before = _target(path)
-        temporary = create_beside(target)
-        try:
+        with replaced(target) as temporary:
             yield temporary
             if before is not None:
                 _keep_owner_and_mode(temporary, before)
-            fsync_file(temporary)
-            temporary.replace(target)
-            fsync_dir(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -33,7 +33,7 @@ _CLOSED = {
     "python_enable_replacements": "false",
     "lock_configuration": "true",
 }
-_BATCH_ROWS = 2048  # DuckDB's own vectors: a batch of long texts stays small
+_BATCH_ROWS = 2048  # the size of DuckDB's vectors; even a batch of long texts is small
 _STOP_SECONDS = 2.0  # in which a query has to stop
 _OUT_OF_MEMORY = "Out of Memory Error"
 _DAMAGED = "reading the stream registered as"
@@ -105,7 +105,7 @@ def query(store: Store, sql: str, limits: Limits | None = None) -> pa.Table:
 def connected(
     store: Store, names: Sequence[str] = (), *, memory: int | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Connect DuckDB to the committed rows of tables, for questions of nnbuild's own.
+    """Connect DuckDB to the committed rows of tables, for nnbuild's own queries.
 
     Args:
         store: Store to read.

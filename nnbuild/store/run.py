@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nnbuild.config.schema import RunConfig
 from nnbuild.errors import StoreError
 from nnbuild.runtime import environment
+from nnbuild.store import commands
 from nnbuild.store.filesystem import file_digest, read_json, write_json
 from nnbuild.store.ids import require_id
 from nnbuild.store.json_models import Moment, read_model
@@ -57,7 +58,7 @@ class Run:
             StoreError: The record is missing or damaged.
         """
         path = self.folder / "run.json"
-        remedy = "clear it by `nnbuild doctor --repair`"
+        remedy = f"clear it by {commands.REPAIR}"
         return read_model(path, _Record, "the record of a run", remedy=remedy).model_dump()
 
     @cached_property
@@ -86,8 +87,9 @@ class Run:
     def resume_command(self) -> str:
         """Return the command that resumes the run, or the sweep that it is a trial of."""
         trial = self.config.trial
-        what = f"run --resume {self.run_id}" if trial is None else f"sweep --id {trial.sweep}"
-        return f"nnbuild {what} --store {self.store}"
+        if trial is None:
+            return commands.resume_run(self.run_id, self.store)
+        return commands.resume_sweep(trial.sweep, self.store)
 
     def release(self) -> None:
         """Release the run from its flow run, so that a person resumes it."""

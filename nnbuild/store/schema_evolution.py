@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _TypeTest = Callable[[pa.DataType], bool]
 _PairTest = Callable[[pa.DataType, pa.DataType], bool]
 
-_MOST_DIGITS = 38  # of a decimal that every reader knows
+_MOST_DIGITS = 38  # of a decimal that every reader supports
 _DOUBLE_DIGITS = 15  # decimal digits that a double holds exactly
 _INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
 _EXACT_BITS = 53  # of an integer in a double

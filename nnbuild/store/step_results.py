@@ -219,8 +219,8 @@ class Calibrated(StepResult):
         after: Calibration error at the fitted temperature, by subset.
         validation: Accuracy and loss (cross-entropy, in nats) of the final model on the validation
             examples.
-        confidence_threshold: Calibrated confidence above which as large a share of the validation
-            examples is as is classified correctly; None in runs of earlier versions.
+        confidence_threshold: Calibrated confidence that as large a fraction of the validation
+            examples exceeds as is classified correctly; None in runs of earlier versions.
     """
 
     step = "calibrate_model"

@@ -283,7 +283,9 @@ def _require_grid_or_search(config: SweepConfig) -> None:
     if config.grid and config.trials is not None:
         raise ConfigError(
             f"trials is {config.trials}, which applies to a search only; a grid runs every "
-            "combination, so remove it"
+            "combination, so remove it",
+            setting="trials",
+            value=config.trials,
         )
     for key in (*config.grid, *config.search):
         if key.split(".")[0] not in _VARIED or "." not in key:
@@ -321,5 +323,7 @@ def _require_valid_points(config: SweepConfig) -> None:
         if config.objective == "val_accuracy" and "accuracy" not in resolved.training.metrics:
             raise ConfigError(
                 "objective val_accuracy needs the metric accuracy; add it to training.metrics, or "
-                "use val_loss"
+                "use val_loss",
+                setting="objective",
+                value=config.objective,
             )

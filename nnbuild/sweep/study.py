@@ -53,7 +53,9 @@ def _open_storage(optuna: Any, url: str) -> "RDBStorage":
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise ConfigError(
-            f"storage {url!r} is not a database URL; write it like sqlite:///sweep.db"
+            f"storage {url!r} is not a database URL; write it like sqlite:///sweep.db",
+            setting="storage",
+            value=url,
         ) from error
     shown = parsed.render_as_string(hide_password=True)
     if parsed.drivername.startswith("sqlite"):
@@ -62,12 +64,16 @@ def _open_storage(optuna: Any, url: str) -> "RDBStorage":
         storage: RDBStorage = optuna.storages.RDBStorage(url)
     except ImportError as error:
         raise ConfigError(
-            f"storage {shown} needs a driver that is not installed ({error}); install it"
+            f"storage {shown} needs a driver that is not installed ({error}); install it",
+            setting="storage",
+            value=shown,
         ) from error
     except Exception as error:  # a driver raises anything
         first = (" ".join(str(error).split()) or type(error).__name__)[:150]
         raise StoreError(
-            f"storage {shown} cannot be opened ({first}); start the database, or fix the URL"
+            f"storage {shown} cannot be opened ({first}); start the database, or fix the URL",
+            setting="storage",
+            value=shown,
         ) from error
     return storage
 
@@ -76,11 +82,17 @@ def _require_file(url: str, database: str | None) -> None:
     """Refuse an SQLite database that would not outlive the process, or has no folder."""
     if database in {None, "", ":memory:"}:
         raise ConfigError(
-            f"storage {url} is in memory, expected a file; write it like sqlite:///sweep.db"
+            f"storage {url} is in memory, expected a file; write it like sqlite:///sweep.db",
+            setting="storage",
+            value=url,
         )
     folder = Path(str(database)).parent
     if not folder.is_dir():
-        raise StoreError(f"storage {url}: there is no folder {folder}; create it first")
+        raise StoreError(
+            f"storage {url}: there is no folder {folder}; create it first",
+            setting="storage",
+            value=url,
+        )
 
 
 class Study:

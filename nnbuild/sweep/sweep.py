@@ -119,7 +119,9 @@ def open_sweep(
     if sweep_id is not None and not re.fullmatch(SWEEP_ID, sweep_id):
         raise ConfigError(
             f"invalid sweep ID {sweep_id!r}, expected at most 64 lower-case letters, digits, "
-            "dashes and underscores"
+            "dashes and underscores",
+            setting="sweep_id",
+            value=sweep_id,
         )
     if sweep_id is None and config is None:
         raise ConfigError("nothing varies; give a grid or a search, or the ID of a sweep to resume")
@@ -135,7 +137,9 @@ def open_sweep(
     if config is not None and known is not None and known.digest() != config.digest():
         raise ConfigError(
             f"sweep {name} was begun with other settings; give another ID, or the ID alone to "
-            "resume it"
+            "resume it",
+            setting="sweep_id",
+            value=name,
         )
     return Sweep(str(store.root), name, chosen)
 

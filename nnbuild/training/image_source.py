@@ -1,4 +1,4 @@
-"""Give the steps of a compiled loop their images: all at once, or a block ahead of the next.
+"""Provide the images for the steps of a compiled loop: all at once, or read a block ahead.
 
 Both sources give a step the same rows in the same order, so a fit learns the same from both.
 """
@@ -61,7 +61,7 @@ class ResidentImages:
         """Return the first image."""
         return Block((self._images[:1], self._targets[:1], tf.constant([0])), 0, 1)
 
-    def blocks(self, order: Any, first: int, last: int) -> Iterator[Block]:  # noqa: ARG002  (as MappedImages)
+    def blocks(self, order: Any, first: int, last: int) -> Iterator[Block]:
         """Yield blocks with the images of some steps of an epoch.
 
         Args:
@@ -69,8 +69,8 @@ class ResidentImages:
             first: First step.
             last: Step after the last one.
         """
-        rows = tf.constant(np.asarray(order, np.int32))
-        yield Block((self._images, self._targets, rows), 0, last)
+        rows = np.asarray(order, np.int32)[first * self._batch_size : last * self._batch_size]
+        yield Block((self._images, self._targets, tf.constant(rows)), first, last)
 
 
 class MappedImages:

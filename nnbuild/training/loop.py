@@ -2,7 +2,7 @@
 
 A small dense network spends most of its time between the steps, in Python and in the input
 pipeline. Here the images are tensors, a step takes its rows by index, and one call of a
-`tf.function` runs many steps. They are all the images, or a block of them for the next steps. Each
+`tf.function` runs many steps. The tensors contain all images, or those of the next steps. Each
 step is Keras's own `train_step` or `test_step`, so losses, metrics, optimizers and a model's
 overrides work as in `fit`, and report the same. The number of steps per call does not change the
 result.

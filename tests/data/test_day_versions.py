@@ -9,10 +9,11 @@ from datetime import date
 
 import numpy as np
 import pytest
+from command_line import tree_digest
 from data_files import tiny, write_npz, write_parquet
 from labelled_days import LabelledDays, day, image_keys, noon
 
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader
 from nnbuild.data.day_versions import DatedSource, workspace_in
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixels import is_mapped
@@ -75,7 +76,9 @@ def test_mapped_day_has_same_files(days, store, tmp_path, monkeypatch):
     for path in files_of(store):
         twin = other.root / path.relative_to(store.root)
         assert twin.read_bytes() == path.read_bytes()
-        part = tables.read_part(path.parents[3], "/".join(path.parts[-4:-1]), workspace_in(other))
+        part = dataset_reader.read_part(
+            path.parents[3], "/".join(path.parts[-4:-1]), workspace_in(other)
+        )
         assert is_mapped(part.train.images)
         assert part.digest == path.parent.name
     assert files_of(store).keys()
@@ -133,7 +136,7 @@ def test_dataset_of_days_has_every_image_once(days, store):
     source = DatedSource(store, days.pattern)
     record, _ = source.ingest(None, day(2), noon(2))
     digest = source.create_dataset(record.newest(None, day(2)), "days")
-    dataset = tables.read_dataset(store.local_dataset(source.name, digest))
+    dataset = dataset_reader.read_dataset(store.local_dataset(source.name, digest))
     written = [
         key
         for number in range(3)
@@ -171,7 +174,7 @@ def test_days_may_lack_classes(days, store):
     source = DatedSource(store, days.pattern)
     record, _ = source.ingest(None, day(1), noon(1))
     digest = source.create_dataset(record.newest(None, day(1)), "days")
-    dataset = tables.read_dataset(store.local_dataset(source.name, digest))
+    dataset = dataset_reader.read_dataset(store.local_dataset(source.name, digest))
     assert dataset.class_names == tuple(names)
     counts = np.bincount(np.concatenate([dataset.train.labels, dataset.test.labels]))
     assert counts.tolist() == [10, 20, 10, 10]
@@ -267,6 +270,27 @@ def test_clock_that_was_set_back_keeps_the_order(days, store):
     assert first.ingested_at <= second.ingested_at
 
 
+def test_clock_that_was_ahead_hides_no_day(days, store):
+    days.write(0)
+    DatedSource(store, days.pattern).ingest(None, day(0), noon(300))
+    days.write(0, seed=9)
+    days.write(1)
+    record, _ = ingest(days, store, 1)
+    known, newest = record.known_at(noon(2), None, day(1))
+    assert [(each.day, each.version) for each in known] == [(day(0), 2), (day(1), 1)]
+    assert newest == 0
+
+
+def test_clock_that_is_behind_changes_nothing(days, store):
+    for number in (0, 5):
+        days.write(number)
+    ingest(days, store, 5)
+    before = tree_digest(store.root)
+    days.write(0, seed=9)
+    ingest(days, store, 3)
+    assert tree_digest(store.root) == before
+
+
 def test_versions_known_at_a_moment(days, store):
     for number in (0, 2):
         days.write(number)
@@ -352,7 +376,7 @@ def test_source_and_store_may_be_remote(s3_store, days, monkeypatch, tmp_path):
     assert [each.rows for each in record.versions()] == [40, 40]
     monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
     other = Store(s3_store)
-    dataset = tables.read_dataset(other.local_dataset(source.name, digest))
+    dataset = dataset_reader.read_dataset(other.local_dataset(source.name, digest))
     assert len(dataset.train) + len(dataset.test) == 80
     with monkeypatch.context() as patch:
         patch.setattr("nnbuild.data.day_versions.read_day", pytest.fail)  # nothing has changed

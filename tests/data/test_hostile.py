@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_values import JSON
 
-from nnbuild.data import parquet, sources, tables
+from nnbuild.data import dataset_writer, parquet, sources
 from nnbuild.errors import DataError, NnbuildError
 
 MAGICS = [
@@ -34,7 +34,7 @@ def sound(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sound")
     arrays = tiny(train=8, test=4, classes=2)
     paths = write_every_form(folder, arrays)
-    tables.write_dataset(load(paths["npz"]), folder / "stored")
+    dataset_writer.write_dataset(load(paths["npz"]), folder / "stored")
     return paths | {
         "stored": folder / "stored",
         "one file": paths["parquet list"] / "train.parquet",

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from small_data import small_arrays
 
-from nnbuild.data import sources, tables
+from nnbuild.data import dataset_reader, dataset_writer, sources
 from nnbuild.data.dataset import Split
 from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.parts import join_parts
 from nnbuild.data.pixels import Workspace
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.errors import DataError
 from nnbuild.store import Store
 
@@ -108,8 +108,8 @@ def test_columns_stay_with_their_images(tmp_path, source):
         assert len(dataset.test)
         assert kept_of(dataset) == expected()
         folder = tmp_path / f"store-{limit}"
-        tables.write_dataset(dataset, folder)
-        stored = tables.read_dataset(folder, workspace)
+        dataset_writer.write_dataset(dataset, folder)
+        stored = dataset_reader.read_dataset(folder, workspace)
         assert kept_of(stored) == expected()
         assert stored.digest == dataset.digest
 
@@ -118,8 +118,8 @@ def test_columns_of_days_are_joined(tmp_path):
     path, _ = parquet(tmp_path)
     day = loaded(path, None, tmp_path, part=True)
     folder = tmp_path / "name" / "days" / "2026-11-01" / day.digest
-    tables.write_part(day, folder)
-    part = tables.read_part(tmp_path / "name", f"days/2026-11-01/{day.digest}")
+    dataset_writer.write_part(day, folder)
+    part = dataset_reader.read_part(tmp_path / "name", f"days/2026-11-01/{day.digest}")
     joined = join_parts([part, day], name="name", source="days")
     assert kept_of(joined) == expected()
     assert len(joined.train.kept) == 2 * len(day.train)

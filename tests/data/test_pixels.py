@@ -13,7 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from data_files import PARQUET_FORMS, tiny, write_idx, write_parquet_folder, write_picture_folder
 
-from nnbuild.data import archives, parquet, pixel_scale, pixels, tables
+from nnbuild.data import (
+    archives,
+    dataset_reader,
+    dataset_writer,
+    parquet,
+    pixel_scale,
+    pixels,
+)
 from nnbuild.data.dataset import Dataset, Split, hold_out
 from nnbuild.data.formats import load_path
 from nnbuild.data.options import ReadOptions
@@ -136,7 +143,7 @@ def same_once_stored(path, disk, expected, folder):
     assert equal(found, expected)
     assert found.pixel_scales == expected.pixel_scales
     for dataset, name in ((expected, "memory"), (found, "mapped")):
-        tables.write_dataset(dataset, folder / name)
+        dataset_writer.write_dataset(dataset, folder / name)
     return all(
         (folder / "mapped" / path.name).read_bytes() == path.read_bytes()
         for path in (folder / "memory").iterdir()
@@ -241,7 +248,7 @@ def peak_of_reading(path, folder) -> int:
     """Return the largest memory of NumPy and Python while a source is read and stored."""
     tracemalloc.start()
     dataset = load_path(path, ReadOptions(workspace=Workspace(folder / "pixels", 1 << 20)))
-    tables.write_dataset(dataset, folder / "stored")
+    dataset_writer.write_dataset(dataset, folder / "stored")
     try:
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -285,39 +292,39 @@ def stored(tmp_path):
         ("a", "b", "c", "d"),
         "made up",
     )
-    tables.write_dataset(dataset, tmp_path / "stored")
+    dataset_writer.write_dataset(dataset, tmp_path / "stored")
     return tmp_path / "stored"
 
 
 @pytest.mark.parametrize("keeps", [False, True])
 def test_stored_dataset_is_the_same(stored, disk, keeps):
-    found = tables.read_dataset(stored, replace(disk, keeps_maps=keeps))
+    found = dataset_reader.read_dataset(stored, replace(disk, keeps_maps=keeps))
     assert is_mapped(found.train.images)
-    assert equal(found, tables.read_dataset(stored))
-    assert found.train.kept == tables.read_dataset(stored).train.kept
+    assert equal(found, dataset_reader.read_dataset(stored))
+    assert found.train.kept == dataset_reader.read_dataset(stored).train.kept
     assert len(list(disk.folder.iterdir())) == (4 if keeps else 0)
-    test = tables.read_test_split(stored, disk)
+    test = dataset_reader.read_test_split(stored, disk)
     assert np.array_equal(test.images, found.test.images)
 
 
 def test_written_mapped_dataset_has_same_files(stored, disk, tmp_path):
-    tables.write_dataset(tables.read_dataset(stored, disk), tmp_path / "again")
+    dataset_writer.write_dataset(dataset_reader.read_dataset(stored, disk), tmp_path / "again")
     for path in stored.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_kept_map_is_used_again(stored, disk):
     workspace = replace(disk, keeps_maps=True)
-    tables.read_dataset(stored, workspace)
+    dataset_reader.read_dataset(stored, workspace)
     before = {path: path.stat().st_ino for path in disk.folder.iterdir()}
-    tables.read_dataset(stored, workspace)
+    dataset_reader.read_dataset(stored, workspace)
     assert {path: path.stat().st_ino for path in disk.folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("damage", ["byte", "short", "record", "no record", "missing"])
 def test_damaged_map_is_written_again(stored, disk, damage):
     workspace = replace(disk, keeps_maps=True)
-    tables.read_dataset(stored, workspace)
+    dataset_reader.read_dataset(stored, workspace)
     for path in sorted(disk.folder.glob("*.pixels")):
         record = path.with_suffix(".json")
         payload = path.read_bytes()
@@ -331,22 +338,24 @@ def test_damaged_map_is_written_again(stored, disk, damage):
             record.write_text("{}", encoding="utf-8")
         else:
             record.unlink()
-    assert equal(tables.read_dataset(stored, workspace), tables.read_dataset(stored))
+    assert equal(
+        dataset_reader.read_dataset(stored, workspace), dataset_reader.read_dataset(stored)
+    )
 
 
 def test_changed_parquet_is_refused(stored, disk):
     workspace = replace(disk, keeps_maps=True)
-    tables.read_dataset(stored, workspace)
+    dataset_reader.read_dataset(stored, workspace)
     path = stored / "train.parquet"
     payload = bytearray(path.read_bytes())
     payload[100] ^= 1
     path.write_bytes(payload)
     with pytest.raises(DataError, match="SHA-256"):
-        tables.read_dataset(stored, workspace)
+        dataset_reader.read_dataset(stored, workspace)
 
 
 def test_map_truncated_in_use_is_refused(stored, disk):
-    images = tables.read_dataset(stored, replace(disk, keeps_maps=True)).train.images
+    images = dataset_reader.read_dataset(stored, replace(disk, keeps_maps=True)).train.images
     first = images[0]
     (path,) = (each for each in disk.folder.glob("*.pixels") if str(each) == images.filename)
     os.truncate(path, 100)
@@ -358,7 +367,8 @@ def test_map_truncated_in_use_is_refused(stored, disk):
         first[0]
     del images, first
     assert equal(
-        tables.read_dataset(stored, replace(disk, keeps_maps=True)), tables.read_dataset(stored)
+        dataset_reader.read_dataset(stored, replace(disk, keeps_maps=True)),
+        dataset_reader.read_dataset(stored),
     )
 
 
@@ -376,11 +386,11 @@ def test_parts_are_joined_the_same(tmp_path, limit):
             f"day {day}",
         )
         parts.append(f"days/2026-01-0{day + 1}/{part.digest}")
-        tables.write_part(part, source / parts[-1])
-    tables.write_parts(source / "whole", name="tiny", source="made up", parts=parts)
-    found = tables.read_dataset(source / "whole", Workspace(tmp_path / "pixels", limit))
+        dataset_writer.write_part(part, source / parts[-1])
+    dataset_writer.write_parts(source / "whole", name="tiny", source="made up", parts=parts)
+    found = dataset_reader.read_dataset(source / "whole", Workspace(tmp_path / "pixels", limit))
     assert is_mapped(found.train.images) == (limit == 0)
-    assert equal(found, tables.read_dataset(source / "whole"))
+    assert equal(found, dataset_reader.read_dataset(source / "whole"))
 
 
 def test_full_disk_is_one_line(disk, monkeypatch):
@@ -397,10 +407,11 @@ def test_full_disk_leaves_no_part_of_a_map(stored, disk, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pixels.os, "fsync", full)
         with pytest.raises(StoreError, match="No space left on device; free some space"):
-            tables.read_dataset(stored, replace(disk, keeps_maps=True))
+            dataset_reader.read_dataset(stored, replace(disk, keeps_maps=True))
     assert list(disk.folder.iterdir()) == []
     assert equal(
-        tables.read_dataset(stored, replace(disk, keeps_maps=True)), tables.read_dataset(stored)
+        dataset_reader.read_dataset(stored, replace(disk, keeps_maps=True)),
+        dataset_reader.read_dataset(stored),
     )
 
 

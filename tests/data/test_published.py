@@ -14,7 +14,14 @@ from score_data import images, parquet, rows, scored
 from small_data import run_config
 
 from nnbuild.config.sections import DatasetConfig
-from nnbuild.data import decoding, image_folder, preprocessing, sources, tables
+from nnbuild.data import (
+    dataset_reader,
+    dataset_writer,
+    decoding,
+    image_folder,
+    preprocessing,
+    sources,
+)
 from nnbuild.data.formats import open_stream
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.streams import Columns, RejectedRows, StreamOptions
@@ -355,16 +362,16 @@ def test_stored_dataset_keeps_validation(tmp_path):
     more = {"x_val": arrays.test_images[:6], "y_val": arrays.test_labels[:6]}
     dataset = load(write_npz(tmp_path / "a.npz", arrays, **more))
     plain = load(write_npz(tmp_path / "b.npz", arrays))
-    tables.write_dataset(dataset, tmp_path / "stored")
-    tables.write_dataset(plain, tmp_path / "plain")
-    read = tables.read_dataset(tmp_path / "stored")
+    dataset_writer.write_dataset(dataset, tmp_path / "stored")
+    dataset_writer.write_dataset(plain, tmp_path / "plain")
+    read = dataset_reader.read_dataset(tmp_path / "stored")
     assert read.digest == dataset.digest != plain.digest
     np.testing.assert_array_equal(read.validation.labels, arrays.test_labels[:6])
     assert "validation" not in (tmp_path / "plain" / "dataset.json").read_text()
-    assert tables.read_dataset(tmp_path / "plain").digest == plain.digest
+    assert dataset_reader.read_dataset(tmp_path / "plain").digest == plain.digest
     (tmp_path / "stored" / "validation.parquet").unlink()
     with pytest.raises(DataError, match=r"validation\.parquet"):
-        tables.read_dataset(tmp_path / "stored")
+        dataset_reader.read_dataset(tmp_path / "stored")
 
 
 def test_run_uses_the_validation_split(tmp_path):

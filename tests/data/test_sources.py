@@ -15,7 +15,7 @@ from data_files import (
     write_pictures,
 )
 
-from nnbuild.data import sources, tables
+from nnbuild.data import dataset_writer, sources
 from nnbuild.errors import ConfigError, DataError
 
 
@@ -53,7 +53,7 @@ def test_every_format_gives_one_dataset(tmp_path, shape):
 
 def test_stored_dataset_is_a_source(tmp_path):
     dataset = load(write_npz(tmp_path / "Some Data_1.npz", tiny()))
-    tables.write_dataset(dataset, tmp_path / "stored")
+    dataset_writer.write_dataset(dataset, tmp_path / "stored")
     assert load(tmp_path / "stored").digest == dataset.digest
     assert load(tmp_path / "stored" / "train.parquet").image_shape == dataset.image_shape
 

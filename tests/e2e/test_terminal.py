@@ -1,6 +1,7 @@
 """Ctrl-C typed in a real terminal, whose kernel signals the whole foreground process group."""
 
 import os
+import shutil
 import time
 
 import numpy as np
@@ -18,10 +19,11 @@ ROWS = 3_000_000
 
 
 @pytest.fixture
-def environment(tmp_path):
+def environment(tmp_path, prefect_home):
     """No server is configured, and Prefect has a folder of its own."""
     given = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return given | {"PREFECT_HOME": str(tmp_path / "prefect")}
+    home = shutil.copytree(prefect_home, tmp_path / "prefect")
+    return given | {"PREFECT_HOME": str(home)}
 
 
 def stopped(program, hint):

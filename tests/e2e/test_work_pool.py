@@ -130,7 +130,7 @@ def test_invalid_scoring_is_refused(real_prefect, pool, parameters, says):
 
 def refused(real_prefect, flow, parameters, says):
     path = f"{real_prefect.url}/deployments/{deployment(real_prefect, flow)['id']}/create_flow_run"
-    answer = httpx.post(path, json={"parameters": parameters}, timeout=20)
+    answer = httpx.post(path, json={"parameters": parameters}, timeout=90)
     assert answer.status_code == httpx.codes.CONFLICT
     assert says in answer.text
 
@@ -174,10 +174,10 @@ def test_worker_runs_what_is_due(real_prefect, pool, tmp_path, small_folder):
         "model": {"name": "lab"},
         "training": {"epochs": 2, "threads": 2},
     }
-    path = f"/deployments/{deployment(real_prefect, 'scheduled-retrain')['id']}/create_flow_run"
-    made = real_prefect.ask(path, parameters={"config": settings}, state={"type": "SCHEDULED"})
+    retraining = deployment(real_prefect, "scheduled-retrain")
+    begun = real_prefect.start(retraining, parameters={"config": settings})
     prefect("worker", "start", "--pool", "nnbuild", "--run-once", cwd=tmp_path)
-    state = httpx.get(f"{real_prefect.url}/flow_runs/{made['id']}", timeout=20).json()["state"]
+    state = httpx.get(f"{real_prefect.url}/flow_runs/{begun}", timeout=90).json()["state"]
     assert state["name"] == "Completed", state
     assert store.run_ids() == [champion.current(store)]
 

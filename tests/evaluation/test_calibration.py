@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from nnbuild.evaluation import calibration_error, fit_temperature
 from nnbuild.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE
 from nnbuild.logits import log_softmax, softmax
-from nnbuild.pipeline import run
-from nnbuild.store import Store
 
 
 def drawn(seed, classes=5, rows=4000):
@@ -58,11 +56,10 @@ def test_temperature_degenerate_is_bounded(right):
     assert 0.04 < fit_temperature(logits, labels) < 20.1
 
 
-def test_run_stores_calibration(tmp_path, small_config):
-    committed = run.retrain(small_config, tmp_path)
-    store = Store(tmp_path)
-    calibrated = store.manifest(committed.run_id).steps.calibrate_model
-    table = store.read_table("calibration", committed.run_id).to_pandas()
+def test_run_stores_calibration(small_run):
+    store, (run_id,) = small_run, small_run.run_ids()
+    calibrated = store.manifest(run_id).steps.calibrate_model
+    table = store.read_table("calibration", run_id).to_pandas()
     assert set(table.temperature) == {1.0, calibrated.temperature}
     assert set(table.subset) == {"validation", "test"}
     for (subset, temperature), bins in table.groupby(["subset", "temperature"]):
@@ -71,7 +68,7 @@ def test_run_stores_calibration(tmp_path, small_config):
         ].sum()
         told = (calibrated.before if temperature == 1 else calibrated.after)[subset]
         assert told == pytest.approx(gap) == pytest.approx(bins.expected_calibration_error.iloc[0])
-    evaluated = store.manifest(committed.run_id).steps.evaluate_model.metrics
+    evaluated = store.manifest(run_id).steps.evaluate_model.metrics
     assert evaluated["expected_calibration_error"] == pytest.approx(
         calibrated.before["test"], abs=1e-5
     )

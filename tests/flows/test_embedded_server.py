@@ -1,5 +1,6 @@
 """In any environment the embedded server starts, or one line says what to do."""
 
+import json
 import os
 import socket
 import sqlite3
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 PROGRAM = """
@@ -131,3 +133,80 @@ def test_silent_server_is_given_up(start):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         assert "no answer within 1 s" in start(seconds=1, PREFECT_API_URL=url)
+
+
+EARLY = """
+import json, os, sys
+from flows import embedded_server as embedded
+from nnbuild.errors import ConfigError
+embedded.SECONDS_TO_ANSWER = 1.0
+embedded.start_server_early()
+process = embedded._ServerProcess.current.process
+print(process.pid, flush=True)
+sys.stdin.readline()
+os.environ.update(json.loads(sys.argv[1]))
+try:
+    with embedded.EmbeddedServer() as server:
+        pass
+    kept = embedded._ServerProcess.current.process is process
+    print("ready", server.embedded, kept, process.poll())
+except ConfigError as error:
+    print(embedded._ServerProcess.current, process.poll(), error)
+"""
+
+
+@pytest.fixture
+def early(tmp_path):
+    """Return a function that starts a program whose server starts before its settings are known."""
+    programs = []
+
+    def begin(**variables):
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+        }
+        program = subprocess.Popen(
+            [sys.executable, "-P", "-c", EARLY, json.dumps(variables)],
+            env=environment | {"PREFECT_HOME": str(tmp_path / "home")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        programs.append(program)
+        return program, psutil.Process(int(program.stdout.readline()))
+
+    yield begin
+    for each in programs:
+        each.kill()
+        each.communicate()
+
+
+def test_early_server_takes_later_settings(early, tmp_path):
+    program, server = early(PREFECT_HOME=str(tmp_path / "later"))
+    told, _ = program.communicate("\n", timeout=SECONDS)
+    assert told == "ready True True None\n"
+    assert (tmp_path / "later" / "prefect.db").exists()
+    assert not (tmp_path / "home").exists()
+    psutil.wait_procs([server], timeout=SECONDS)
+    assert not server.is_running()
+
+
+def test_early_server_ends_if_another_is_configured(early, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "profiles.toml").write_text(
+        f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{UNREACHABLE}"\n'
+    )
+    program, _ = early()
+    told, _ = program.communicate("\n", timeout=SECONDS)
+    assert told.startswith("None 0 ")
+    assert UNREACHABLE in told
+    assert not (home / "prefect.db").exists()
+
+
+def test_early_server_ends_with_killed_program(early):
+    program, server = early()
+    program.kill()
+    program.wait(SECONDS)
+    _, alive = psutil.wait_procs([server], timeout=SECONDS)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]

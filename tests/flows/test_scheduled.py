@@ -171,11 +171,11 @@ def test_cancelled_run_is_not_resumed(tmp_path, small_config, prefect_server):
     store, own, another = Store(tmp_path), str(uuid.uuid4()), str(uuid.uuid4())
     run = nnbuild.open_run(small_config, tmp_path, flow_run_id=own)
     for flow in (scheduled_retrain, retrain):
-        assert hooks.record_cancellation in flow.on_cancellation_hooks
-        assert hooks.record_cancellation not in [*flow.on_failure_hooks, *flow.on_crashed_hooks]
-    hooks.record_cancellation(scheduled_retrain, FlowRun(another, tmp_path), Cancelling())
+        assert hooks.on_run_cancellation in flow.on_cancellation_hooks
+        assert hooks.on_run_cancellation not in [*flow.on_failure_hooks, *flow.on_crashed_hooks]
+    hooks.record_cancellation(FlowRun(another, tmp_path))
     assert run_to_resume(store, small_config) == run.run_id
-    hooks.record_cancellation(scheduled_retrain, FlowRun(own, tmp_path), Cancelling())
+    hooks.record_cancellation(FlowRun(own, tmp_path))
     assert run_to_resume(store, small_config) is None
     assert store.unfinished_run(run.run_id).was_cancelled
     assert nnbuild.open_run(small_config, tmp_path, resume=run.run_id).run_id == run.run_id

@@ -5,7 +5,8 @@ from score_data import ROWS, bad_parquet, files, parquet
 from score_flow import artifacts, config
 
 import nnbuild
-from flows.scheduled import SKIPPED, scheduled_score
+from flows.deployment_check import SKIPPED
+from flows.scheduled import scheduled_score
 from flows.score import score
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError, DataError, LockedError
 from nnbuild.scoring import job as jobs

@@ -7,7 +7,8 @@ from command_line import call
 from labelled_days import FIRST, LabelledDays, train
 from prefect import get_client
 
-from flows.scheduled import SKIPPED, scheduled_retrain
+from flows.deployment_check import SKIPPED
+from flows.scheduled import scheduled_retrain
 from nnbuild.store import Store
 
 
@@ -74,7 +75,7 @@ def test_command_without_news_is_skipped(days, tmp_path, capfd, monkeypatch):
     ("arguments", "message"),
     [
         (["--as-of", "2020-01-01"], "no run on labelled days for as_of 2020-01-01"),
-        (["--as-of", "yesterday"], "'yesterday' is not a day"),
+        (["--as-of", "yesterday"], "'yesterday' is not a valid day"),
         (["--dataset", "DAYS", "--as-of", "2999-01-01"], "(option --as-of)"),
         (["--dataset", "DAYS", "--as-of", "2020-01-01"], "no labelled images until 2020-01-01"),
         (["--dataset", "/x/{date:%m}"], "does not say which day"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ QUICK = {
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     """Poll a function until it returns a true value, and return that value.
 
+    After a slow answer it waits longer, up to 2 s: the server needs the processor to get further.
+
     Raises:
         TimeoutError: No true value within the time; the message names `what`.
     """
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while (began := time.monotonic()) < end:
         if value := condition():
             return value
-        time.sleep(0.2)
+        time.sleep(min(max(0.2, 3 * (time.monotonic() - began)), 2))
     raise TimeoutError(f"no {what} within {seconds} s")
 
 
@@ -45,33 +48,43 @@ class Server:
         url: URL of its API.
         environment: Environment variables for processes that use it.
         process: Process of the server.
+        client: Connection to it, which is kept: a new one costs more than most answers.
     """
 
     url: str
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
+    client: httpx.Client
 
     def ask(self, path: str, **body: Any) -> Any:
         """POST to the API, and retry while its database is locked."""
 
         def answer() -> httpx.Response | None:
-            response = httpx.post(f"{self.url}{path}", json=body, timeout=90)
+            response = self.client.post(f"{self.url}{path}", json=body, timeout=90)
             return None if response.status_code == httpx.codes.SERVICE_UNAVAILABLE else response
 
         return until(answer, 120, f"answer to {path}").raise_for_status().json()
 
     def flow_runs(self, deployment: str, flow: str = "scheduled-retrain") -> list[dict[str, Any]]:
-        """Return the flow runs of a deployment, ordered by their scheduled time."""
-        criteria = {
-            "deployments": {"name": {"any_": [deployment]}},
-            "flows": {"name": {"any_": [flow]}},
-            "sort": "EXPECTED_START_TIME_ASC",
-        }
-        runs: list[dict[str, Any]] = []
-        # An answer has at most 200 runs, and Prefect plans an interval's next hour in advance.
-        while page := self.ask("/flow_runs/filter", **criteria, offset=len(runs)):
-            runs += page
-        return runs
+        """Return the flow runs of a deployment, ordered by their scheduled time.
+
+        Prefect plans an interval's next hour in advance; what is neither due nor fetched from the
+        server yet is left out.
+        """
+        due = {"before_": datetime.now(UTC).isoformat()}
+        fetched = {"type": {"not_any_": ["SCHEDULED"]}}
+        return self.ask(
+            "/flow_runs/filter",
+            deployments={"name": {"any_": [deployment]}},
+            flows={"name": {"any_": [flow]}},
+            flow_runs={"operator": "or_", "expected_start_time": due, "state": fetched},
+            sort="EXPECTED_START_TIME_ASC",
+        )
+
+    def start(self, deployment: Mapping[str, Any], **options: Any) -> str:
+        """Make a run of a deployment that is due now, and return its ID."""
+        path = f"/deployments/{deployment['id']}/create_flow_run"
+        return self.ask(path, state={"type": "SCHEDULED"}, **options)["id"]
 
     @contextmanager
     def serving(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
@@ -93,6 +106,23 @@ class Server:
                 _ended(process)
 
 
+def create_database(home: Path) -> None:
+    """Write the empty database of a server into its folder."""
+    program = (
+        "import asyncio; from prefect.server.database import provide_database_interface as found; "
+        "asyncio.run(found().create_db())"
+    )
+    subprocess.run([sys.executable, "-c", program], env=_environment(home), check=True)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return the environment variables of this process without its settings of Prefect."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    }
+    return inherited | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
 @contextmanager
 def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Server]:
     """Start a server, and stop it at the end of the block.
@@ -104,12 +134,9 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
-    } | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    url = f"http://127.0.0.1:{port}/api"
+    environment = _environment(home) | {
+        "PREFECT_API_URL": url,
         "PYTHONPATH": str(ROOT),
         **settings,
     }
@@ -125,13 +152,17 @@ def real_server(home: Path, settings: Mapping[str, str] = QUICK) -> Iterator[Ser
         str(port),
     ]
     log = (home / "server.log").open("a")
-    with log, subprocess.Popen(program, env=environment, stdout=log, stderr=log) as process:
+    with (
+        log,
+        httpx.Client(trust_env=False) as client,
+        subprocess.Popen(program, env=environment, stdout=log, stderr=log) as process,
+    ):
         try:
-            until(lambda: _healthy(environment["PREFECT_API_URL"]), 120, "Prefect server")
-            yield Server(environment["PREFECT_API_URL"], environment, process)
+            until(lambda: _healthy(client, url), 120, "Prefect server")
+            yield Server(url, environment, process, client)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def _ended(process: subprocess.Popen[str]) -> None:
@@ -143,8 +174,8 @@ def _ended(process: subprocess.Popen[str]) -> None:
         raise
 
 
-def _healthy(url: str) -> bool:
+def _healthy(client: httpx.Client, url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=2).is_success
+        return client.get(f"{url}/health", timeout=2).is_success
     except httpx.HTTPError:
         return False

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from kills import Killed, killing_at
 
 from nnbuild.data.dataset import Split
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.evaluation.drift import MEASURES
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
@@ -83,3 +84,24 @@ def replace(store, name, content):
             "bytes": len(content),
         }
     path.write_text(json.dumps(manifest))
+
+
+def jobs_killed_anywhere(store, options):
+    """Score the same input again and again, killed at one failpoint after another, and resumed.
+
+    Yields the ID of each job.
+    """
+    for number in range(1, 100):
+        job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
+        try:
+            with killing_at(number), jobs.job_context(job):
+                commit_job(job, jobs.score_input(job))
+        except Killed:
+            if job.score_id not in store.score_ids():
+                assert job.score_id not in store.read_table("score_jobs")["score_id"].to_pylist()
+                job = jobs.resume_job(job.score_id, store.root)
+                with jobs.job_context(job):
+                    commit_job(job, jobs.score_input(job))
+            yield job.score_id
+        else:
+            return

@@ -4,7 +4,7 @@ import json
 import shutil
 from datetime import UTC, datetime, timedelta
 
-from nnbuild.store import Store, champion, schemas
+from nnbuild.store import Store, champion, champion_history, schemas
 from nnbuild.store.commit import PART
 from nnbuild.store.filesystem import file_digest, write_json
 from nnbuild.store.manifests import parse_manifest, runs_table
@@ -127,7 +127,7 @@ class StoreFiller:
         dataset = self.store.manifest(run_id).row.dataset
         current = champion.current(self.store, dataset)
         if current != run_id:
-            with champion.lock(self.store):
+            with champion_history.lock(self.store):
                 champion.change_locked(self.store, run_id, expected=current, now=NOW)
 
     def sweep(self, sweep_id):

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
+from kills import killed_at
 from label_data import TRUTH, job_with_ids, label_file, labelled, labels_of
 from score_data import ROWS, images, parquet, scored
 
 from nnbuild.errors import DataError, LockedError, StoreError
 from nnbuild.live import label_files
-from nnbuild.runtime import fault_injection
 from nnbuild.store import locks
 from nnbuild.store.query import query
 
@@ -89,13 +89,7 @@ def test_file_is_ingested_once_by_content(store, tmp_path):
 def test_killed_ingestion_is_done_once(store, tmp_path, monkeypatch, point):
     job_with_ids(store, tmp_path)
     path = label_file(tmp_path / "l.parquet", id=[*range(ROWS), 999], label=[*TRUTH, 1])
-
-    def die(name):
-        if name == point:
-            raise SystemExit
-
-    monkeypatch.setattr(fault_injection, "failpoint", die)
-    with pytest.raises(SystemExit):
+    with killed_at(point):
         labelled(store, path)
     if point != "label:label_jobs":
         assert store.read_table("labels").num_rows == 0

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 import pytest
 from command_line import call
+from kills import killed_at
 from label_data import TRUTH, job_with_ids, label_file, labelled, labels_of
 from score_data import ROWS
 
 from nnbuild.live import LiveConfig, measure, watch
-from nnbuild.runtime import fault_injection
 from nnbuild.store import Store
 from nnbuild.store.filesystem import upload_folder
 
@@ -83,13 +83,7 @@ def test_s3_live_equals_local(store, remote, tmp_path, capfd):
 @pytest.mark.parametrize("point", ["label:staged", "label:ready", "label:labels"])
 def test_s3_killed_ingestion_is_done_once(remote, monkeypatch, point):
     there, url = remote
-
-    def die(name):
-        if name == point:
-            raise SystemExit
-
-    monkeypatch.setattr(fault_injection, "failpoint", die)
-    with pytest.raises(SystemExit):
+    with killed_at(point):
         labelled(there, url)
     assert there.read_table("labels").num_rows == 0
     monkeypatch.undo()

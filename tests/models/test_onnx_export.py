@@ -67,23 +67,22 @@ def test_onnx_invalid_file_raises(tmp_path):
         OnnxEngine(tmp_path / "model.onnx")
 
 
-def test_run_commits_verified_export(tmp_path, small_config):
-    committed = runs.retrain(small_config, tmp_path)
-    manifest = Store(tmp_path).manifest(committed.run_id)
+def test_run_commits_verified_export(small_run):
+    (run_id,) = small_run.run_ids()
+    manifest = small_run.manifest(run_id)
     export = manifest.steps.export_model
     assert export.same_predictions
     assert export.largest_difference <= 1e-4
-    path = tmp_path / "runs" / committed.run_id / "model.onnx"
-    assert manifest.files[path.relative_to(tmp_path).as_posix()].sha256 == file_digest(path)
+    name = f"runs/{run_id}/model.onnx"
+    assert manifest.files[name].sha256 == file_digest(small_run.root / name)
 
 
-def test_unexportable_model_is_committed(tmp_path, small_config, monkeypatch):
+def test_unexportable_model_is_committed(tmp_path, small_config, small_run, monkeypatch):
     from nnbuild.pipeline import export as exporting
 
     def broken(*_):
         raise ValueError("no such operation in ONNX")
 
-    whole = runs.retrain(small_config, tmp_path / "whole")
     monkeypatch.setattr(exporting, "export_onnx", broken)
     committed = runs.retrain(small_config, tmp_path / "store")
     store = Store(tmp_path / "store")
@@ -91,7 +90,7 @@ def test_unexportable_model_is_committed(tmp_path, small_config, monkeypatch):
     assert export.path is None
     assert "no such operation" in export.remark
     assert not (store.root / "runs" / committed.run_id / "model.onnx").exists()
-    assert values(store, committed.run_id) == values(Store(tmp_path / "whole"), whole.run_id)
+    assert values(store, committed.run_id) == values(small_run, *small_run.run_ids())
 
 
 def test_export_other_logits_is_discarded(tmp_path, small_config, monkeypatch):

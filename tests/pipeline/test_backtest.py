@@ -77,6 +77,23 @@ def test_each_image_counts_once(walked):
     assert other.difference == pytest.approx(other.accuracy - best.accuracy)
 
 
+def test_windows_are_compared_on_the_same_days(tmp_path):
+    days = LabelledDays(tmp_path)
+    for number in (0, 2, 3):
+        days.write(number, rows=60)
+    store, nights = Store(tmp_path / "store"), (day(1), day(2))
+    result = backtest(days.config(), store, *nights, windows=[1, None], now=noon(9))
+    following = [(each.window, each.next_day) for each in result.nights]
+    assert following == [(1, None), (1, day(3)), (None, day(2)), (None, day(3))]
+    for each in result.windows:  # window 1 had no champion for day 2
+        (last,) = [
+            night
+            for night in result.nights
+            if (night.window, night.next_day) == (each.window, day(3))
+        ]
+        assert (each.images, each.accuracy) == (60, last.next_correct / 60)
+
+
 def test_table_has_the_columns_of_a_night():
     assert list(SCHEMA.names) == list(Night.model_fields)
 

@@ -62,6 +62,17 @@ def test_run_of_a_past_day_is_made_again(days, root):
     assert first.run_id in remark
 
 
+def test_run_is_found_after_clock_was_ahead(days, root):
+    days.write(0)
+    train(days.config(), root, noon(300))
+    first = train(days.config(), root, noon(0))
+    days.write(0, seed=9)
+    train(days.config(), root, noon(1))
+    window = select_days(Store(root), days.config(as_of=day(0)).dataset, noon(2))
+    assert first.run_id in window.remarks[0]
+    assert [each.version for each in window.versions] == [1]
+
+
 def test_past_day_that_was_deleted_is_refused(days, root):
     days.write(0)
     train(days.config(), root, noon(0))

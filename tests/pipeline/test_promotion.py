@@ -7,6 +7,7 @@ import pytest
 from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 from small_data import run_config
 
 from nnbuild import pipeline
@@ -18,7 +19,7 @@ from nnbuild.errors import StoreError
 from nnbuild.evaluation import promotion
 from nnbuild.evaluation.noninferiority import lower_bound, p_value
 from nnbuild.evaluation.significance import holm_correction, mcnemar_test
-from nnbuild.pipeline.run import open_run, retrain
+from nnbuild.pipeline.run import open_run, retrain, run_context, train_and_evaluate
 from nnbuild.runtime import fault_injection
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import Decided
@@ -124,6 +125,9 @@ def test_identical_challenger_is_kept(rule):
     decision = decide(paired(identical=True, examples=100_000), rule=rule, min_accuracy=1)
     assert decision.outcome == "kept-identical"
     assert decision.reason.startswith("identical to the champion")
+    assert decision.reason.endswith("for every test image")
+    partly = decide(paired(identical=True, examples=1200, left_out=3), rule=rule)
+    assert partly.reason.endswith("for each of the 1,200 compared test images")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,9 @@ def test_other_comparison_can_refuse(name, rule, other, outcome):
     bound = decision.anchor_bound if name == "anchor" else decision.golden_bound
     assert (bound >= -0.005) == (outcome == "promoted")
     if outcome != "promoted":
-        assert ("the anchor" if name == "anchor" else "gate.golden") in decision.reason
+        assert ("the anchor" if name == "anchor" else "images of gate.golden") in decision.reason
+        is_known = name == "anchor" and outcome == "not-enough-evidence"
+        assert (decision.needed is not None) == is_known
 
 
 def test_rejection_beats_missing_evidence():
@@ -225,6 +231,14 @@ def test_incomparable_champion_stays():
     assert decision.outcome == "skipped"
     assert decision.reason.startswith(other.reason)
     assert decide(other, candidate(0.1), min_accuracy=0.5).outcome == "rejected"
+
+
+def test_incomparable_anchor_is_reported():
+    anchor = promotion.Incomparable("first", "its model is damaged")
+    decision = decide(paired(400, 100, examples=10_000), anchor=anchor)
+    assert (decision.outcome, decision.anchor) == ("promoted", None)
+    assert decision.reason.endswith("; not compared with anchor first: its model is damaged")
+    assert decision.next_anchor == "challenger"
 
 
 def test_gate_promotes_better_runs_only(gated_runs):
@@ -300,7 +314,6 @@ def test_rollback_empty_store_raises(capfd, tmp_path):
 def test_outdated_decision_is_repeated(tmp_path, small_folder):
     from nnbuild.pipeline import commit
     from nnbuild.pipeline.reporting import write_report
-    from nnbuild.pipeline.run import run_context
 
     store = Store(tmp_path)
     run = open_run(run_config(small_folder, seed=3), tmp_path)
@@ -399,8 +412,14 @@ def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
     assert store.read_table("decisions", run_id)["outcome"].to_pylist() == ["skipped"]
 
 
-class _Killed(BaseException):
-    """Simulated SIGKILL, which no handler of the program may catch."""
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, small_folder):
+    """Root of a store with a run that has come to the gate; do not modify it."""
+    root = tmp_path_factory.mktemp("evaluated") / "store"
+    run = open_run(run_config(small_folder), root)
+    with run_context(run):
+        train_and_evaluate(run)
+    return root
 
 
 @pytest.mark.parametrize(
@@ -413,24 +432,17 @@ class _Killed(BaseException):
         "champion:recorded",
     ],
 )
-def test_killed_promotion_is_finished(tmp_path, small_folder, monkeypatch, at):
-    def point(name):
-        if name == at:
-            raise _Killed
-
-    monkeypatch.setattr(fault_injection, "failpoint", point)
-    with pytest.raises(_Killed):
-        retrain(run_config(small_folder), tmp_path)
-    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
-    store = Store(tmp_path)
-    waiting = store.unfinished_runs()
-    if waiting:
-        run_id = retrain(store=tmp_path, resume=waiting[0].run_id).run_id
+def test_killed_promotion_is_finished(evaluated, tmp_path, at):
+    store = Store(shutil.copytree(evaluated, tmp_path / "store"))
+    (run_id,) = [each.run_id for each in store.unfinished_runs()]
+    with killed_at(at):
+        retrain(store=store.root, resume=run_id)
+    if store.unfinished_runs():
+        assert retrain(store=store.root, resume=run_id).run_id == run_id
     else:
-        (run_id,) = store.run_ids()
         with pytest.raises(StoreError, match="is committed"):
-            open_run(RunConfig(), tmp_path, resume=run_id)
+            open_run(RunConfig(), store.root, resume=run_id)
     assert champion.current(store) == run_id
     assert [each.run_id for each in champion.history(store)] == [run_id]
     assert store.read_table("champions")["run_id"].to_pylist() == [run_id]
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert list((store.root / "staging").iterdir()) == []

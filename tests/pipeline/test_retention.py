@@ -2,12 +2,12 @@
 
 import shutil
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 from command_line import tree_digest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kills import Killed, killing_at
 from labelled_days import LabelledDays, day, noon, train, weights
 from store_contents import NOW, StoreFiller, require_intact, size
 
@@ -17,7 +17,7 @@ from nnbuild.pipeline.days import select_days
 from nnbuild.pipeline.retention import RetentionConfig, delete, prune
 from nnbuild.pipeline.run import open_run, run_context
 from nnbuild.runtime import fault_injection
-from nnbuild.store import Store, champion, deletion
+from nnbuild.store import Store, champion, champion_history, deletion
 from nnbuild.store.ids import temporary_name
 
 ADA = champion.Author("ada@build-7")
@@ -272,7 +272,7 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     for each in jobs:
         filler.job(ids[each % len(ids)], days_old=each)
     current = {each.run_id for each in champion.currents(store).values()}
-    changes, every_job = champion.recorded(store), set(store.score_ids())
+    changes, every_job = champion_history.recorded(store), set(store.score_ids())
     before, digest = size(store.root), tree_digest(store.root)
     options = {"keep_days": keep_days, "scores": scores}
     planned = pruned(store, keep, dry_run=True, **options)
@@ -285,7 +285,7 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     left = paths_of(store, *done.runs, *done.jobs)
     assert all("tables/champions" in path for path in left)
     assert not current & set(done.runs)
-    assert champion.recorded(store) == champion.histories(store) == changes
+    assert champion_history.recorded(store) == champion_history.histories(store) == changes
     for each in store.run_ids():
         require_intact(store, each)
     needed = {row["run_id"] for row in store.read_table("score_jobs").to_pylist()}
@@ -301,24 +301,8 @@ def test_prune_any_store(trained, tmp_path_factory, runs, promoted, jobs, keep, 
     assert repair.plan(store, NOW) == []
 
 
-class KilledError(BaseException):
-    """Ends the process's work like a kill: nothing catches it."""
-
-
-def killed_at(monkeypatch, number):
-    """Raise at the failpoint of this number, from 0."""
-    calls = SimpleNamespace(left=number)
-
-    def failpoint(name):
-        if calls.left == 0 and name.startswith("prune"):
-            raise KilledError(name)
-        calls.left -= name.startswith("prune")
-
-    monkeypatch.setattr(fault_injection, "failpoint", failpoint)
-
-
 @pytest.mark.parametrize("heal", ["prune", "doctor"])
-def test_prune_killed_anywhere_is_completed(filler, tmp_path, monkeypatch, heal):
+def test_prune_killed_anywhere_is_completed(filler, tmp_path, heal):
     runs = fill(filler, 4)
     filler.job(runs[1], days_old=9)
     filler.job(runs[3])
@@ -328,18 +312,16 @@ def test_prune_killed_anywhere_is_completed(filler, tmp_path, monkeypatch, heal)
     pristine = shutil.copytree(store.root, tmp_path / "pristine")
     expected = prune(store, config, now=later)
     straight = {path.relative_to(store.root) for path in store.root.rglob("*") if path.is_file()}
-    for number in range(200):
+    for number in range(1, 200):
         root = shutil.copytree(pristine, tmp_path / f"killed-{number}")
         broken = Store(root)
-        killed_at(monkeypatch, number)
         try:
-            prune(broken, config, now=later)
-        except KilledError:
+            with killing_at(number, "prune"):
+                prune(broken, config, now=later)
+        except Killed:
             pass
         else:
             break
-        finally:
-            monkeypatch.undo()
         for each in broken.run_ids():  # readers see whole runs
             require_intact(broken, each)
         assert set(expected.kept) <= set(broken.run_ids())
@@ -360,13 +342,11 @@ def test_prune_killed_anywhere_is_completed(filler, tmp_path, monkeypatch, heal)
     assert number > 10
 
 
-def test_prune_spares_promoted_since_kill(filler, monkeypatch):
+def test_prune_spares_promoted_since_kill(filler):
     """A run whose row is still there may have become the champion."""
     runs = [filler.run(days_old=10 - night) for night in range(4)]
-    killed_at(monkeypatch, 0)
-    with pytest.raises(KilledError):
+    with pytest.raises(Killed), killing_at(1, "prune"):
         pruned(filler.store, 1)
-    monkeypatch.undo()
     filler.promote(runs[0])
     assert list(pruned(filler.store, 1).runs) == runs[1:3]
     require_intact(filler.store, runs[0])
@@ -416,6 +396,14 @@ def test_delete_refuses_what_is_needed(filler, small_config):
         assert "\n" not in str(raised.value)
     assert tree_digest(filler.store.root) == digest
     assert delete(filler.store, [runs[0]], now=NOW).runs == (runs[0],)
+
+
+def test_delete_keeps_weights_of_warm_start(filler):
+    first = filler.run(days_old=9)
+    second = filler.run(days_old=8, start=first)
+    with pytest.raises(StoreError, match=f"run {second} was trained from its weights; delete that"):
+        delete(filler.store, [first], now=NOW)
+    assert delete(filler.store, [first, second], now=NOW).runs == (first, second)
 
 
 def test_delete_sweep_is_refused(filler):

@@ -1,5 +1,6 @@
 """The whole pipeline without Prefect: committed, failed and resumed runs."""
 
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -223,13 +224,14 @@ def test_real_mnist_from_all_packagings(tmp_path, real_mnist):
     )
 
 
-def test_moved_store_works(tmp_path, small_config):
-    committed = nnbuild.retrain(small_config, tmp_path / "one")
+def test_moved_store_works(tmp_path, small_config, small_run):
+    (run_id,) = small_run.run_ids()
+    shutil.copytree(small_run.root, tmp_path / "one")
     before = Store(tmp_path / "one").read_table("predictions")
     (tmp_path / "one").rename(tmp_path / "two")
-    assert Store(tmp_path / "two").read_table("predictions", committed.run_id).equals(before)
+    assert Store(tmp_path / "two").read_table("predictions", run_id).equals(before)
     again = nnbuild.retrain(small_config, tmp_path / "two")
-    assert Store(tmp_path / "two").run_ids() == [committed.run_id, again.run_id]
+    assert Store(tmp_path / "two").run_ids() == [run_id, again.run_id]
 
 
 def test_reading_changes_nothing(finished):

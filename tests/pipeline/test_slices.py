@@ -13,7 +13,7 @@ from small_data import run_config, small_arrays
 from nnbuild.config.schema import RunConfig
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data.dataset import Split
-from nnbuild.data.tables import split_table
+from nnbuild.data.split_table import split_table
 from nnbuild.errors import DataError
 from nnbuild.pipeline.data import source_fingerprint
 from nnbuild.pipeline.run import retrain

@@ -8,6 +8,7 @@ from datetime import date
 import pyarrow.parquet as pq
 import pytest
 from command_line import call, tree_digest
+from kills import Killed, killed_at
 from score_data import ROWS, images, parquet
 
 import nnbuild
@@ -61,21 +62,10 @@ def dated(tmp_path):
     return f"{tmp_path}/in/date={{date}}/"
 
 
-class _Killed(BaseException):
-    """Simulates SIGKILL."""
-
-
-def killed_at(monkeypatch, point, job):
+def finish_until(point, job):
     """Run a job up to a failpoint, where its process dies."""
-
-    def dying(name):
-        if name == point:
-            raise _Killed
-
-    monkeypatch.setattr(fault_injection, "failpoint", dying)
-    with pytest.raises(_Killed), jobs.job_context(job):
+    with killed_at(point), jobs.job_context(job):
         finish(job)
-    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
 
 
 @pytest.mark.parametrize("spelling", ["out", "out/", "./x/../out", "link/out", "absolute"])
@@ -114,7 +104,7 @@ def test_output_of_failed_job_is_free(store, inputs):
 def test_output_of_killed_job_is_reserved(store, inputs, monkeypatch):
     options = {"path": inputs / "a.parquet", "output": str(inputs / "out")}
     job = jobs.open_job(config(**options), store.root)
-    killed_at(monkeypatch, "score:shards", job)
+    finish_until("score:shards", job)
     done = nnbuild.score(resume=job.score_id, store=store.root)
     assert done.score_id == job.score_id
     assert pq.read_table(inputs / "out").num_rows == ROWS
@@ -123,7 +113,7 @@ def test_output_of_killed_job_is_reserved(store, inputs, monkeypatch):
 def test_output_of_killed_job_can_be_taken(store, inputs, monkeypatch):
     output = str(inputs / "out")
     job = jobs.open_job(config(inputs / "a.parquet", output=output), store.root)
-    killed_at(monkeypatch, "score:shards", job)
+    finish_until("score:shards", job)
     nnbuild.score(config(inputs / "b.parquet", output=output), store.root)
     with pytest.raises(StoreError, match="no longer empty since") as refused:
         nnbuild.score(resume=job.score_id, store=store.root)
@@ -169,10 +159,10 @@ def test_job_killed_in_publish_resumes(store, inputs, monkeypatch, at):
 
     def dying(folder):
         if (folder == inputs) == (at == "the rename"):
-            raise _Killed
+            raise Killed
 
     monkeypatch.setattr(outputs, "fsync_dir", dying)
-    with pytest.raises(_Killed):
+    with pytest.raises(Killed):
         nnbuild.score(given, store.root)
     monkeypatch.undo()
     assert (inputs / "o2").exists() == (at == "the rename")
@@ -235,7 +225,7 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("error", [None, _Killed(), DataError("a bad row")])
+@pytest.mark.parametrize("error", [None, Killed(), DataError("a bad row")])
 def test_backfill_waits_for_a_busy_day(store, dated, error):
     reported, waits, results = [], threading.Event(), []
 
@@ -248,7 +238,7 @@ def test_backfill_waits_for_a_busy_day(store, dated, error):
 
     thread = threading.Thread(target=second)
     job = jobs.open_job(config(dated.format(date=DAY), threads=1), store.root)
-    with suppress(DataError, _Killed), jobs.job_context(job):
+    with suppress(DataError, Killed), jobs.job_context(job):
         thread.start()
         assert waits.wait(60)
         if error is not None:

@@ -16,11 +16,21 @@ import pytest
 from command_line import call, tree_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from score_data import ROWS, bad_parquet, drift, files, images, parquet, rows, scored
+from kills import killed_at
+from score_data import (
+    ROWS,
+    bad_parquet,
+    drift,
+    files,
+    images,
+    jobs_killed_anywhere,
+    parquet,
+    rows,
+    scored,
+)
 
 import nnbuild
 from nnbuild.errors import ConfigError, ContractError, DataError, Interrupted, StoreError
-from nnbuild.runtime import fault_injection
 from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
@@ -193,50 +203,16 @@ def test_calibrated_divides_the_logits(store, tmp_path):
     )
 
 
-class _Killed(BaseException):
-    """Simulates SIGKILL: no code may handle it."""
-
-
-def test_job_killed_anywhere_ends_the_same(store, tmp_path, monkeypatch):
+def test_job_killed_anywhere_ends_the_same(store, tmp_path):
     path = parquet(tmp_path / "in.parquet", customer=np.arange(ROWS))
     options = {"input": str(path), "keep": ["customer"], "batch_size": 32, "shard_rows": 60}
     straight = scored(store, **options)
-    passed = 0
-
-    def killing_at(number):
-        def point(name):
-            nonlocal passed
-            passed += 1
-            if passed == number:
-                raise _Killed
-
-        return point
-
     kills = 0
-    for number in range(1, 100):
-        passed = 0
-        job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
-        monkeypatch.setattr(fault_injection, "failpoint", killing_at(number))
-        try:
-            with jobs.job_context(job):
-                commit_job(job, jobs.score_input(job))
-            break
-        except _Killed:
-            kills += 1
-        monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
-        if job.score_id not in store.score_ids():
-            assert (
-                store.read_table("score_jobs")
-                .filter(pa.compute.field("score_id") == job.score_id)
-                .num_rows
-                == 0
-            )
-            job = jobs.resume_job(job.score_id, store.root)
-            with jobs.job_context(job):
-                commit_job(job, jobs.score_input(job))
-        assert files(store, job.score_id) == files(store, straight.score_id)
-        assert drift(store, job.score_id) == drift(store, straight.score_id)
-        assert store.read_table("scores", job.score_id).num_rows == ROWS
+    for score_id in jobs_killed_anywhere(store, options):
+        kills += 1
+        assert files(store, score_id) == files(store, straight.score_id)
+        assert drift(store, score_id) == drift(store, straight.score_id)
+        assert store.read_table("scores", score_id).num_rows == ROWS
     assert kills == 10  # each shard twice, the shards, and the three moves less the last
 
 
@@ -244,15 +220,8 @@ def test_same_job_resumes_the_killed_one(store, tmp_path, monkeypatch):
     path = parquet(tmp_path / "in.parquet")
     options = {"input": str(path), "batch_size": 32, "shard_rows": 60}
     straight = scored(store, **options)
-
-    def dying(name):
-        if name == "shard:done":
-            raise _Killed
-
-    monkeypatch.setattr(fault_injection, "failpoint", dying)
-    with pytest.raises(_Killed):
+    with killed_at("shard:done"):
         nnbuild.score(ScoreConfig(**options), store.root)
-    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     (waiting,) = (store.root / "staging").glob("score-*")
     (waiting / "rows" / ".half.part-00003.parquet").write_bytes(b"of a process that was killed")
     before = (waiting / "rows" / "part-00000.parquet").stat().st_ino

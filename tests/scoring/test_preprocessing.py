@@ -12,10 +12,10 @@ import pytest
 from score_data import rows, scored
 
 from nnbuild.config.schema import RunConfig
+from nnbuild.data.dataset_reader import read_dataset
 from nnbuild.data.formats import open_stream
 from nnbuild.data.preprocessing import METADATA_KEY, Preprocessing
 from nnbuild.data.streams import StreamOptions
-from nnbuild.data.tables import read_dataset
 from nnbuild.engines import OnnxEngine
 from nnbuild.errors import ContractError, DataError
 from nnbuild.pipeline.run import retrain

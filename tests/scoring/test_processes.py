@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -15,6 +18,7 @@ import pytest
 from command_line import tree_digest
 from score_data import files, images, parquet, scored
 
+from nnbuild.data.streams import InputChunk
 from nnbuild.errors import ConfigError, DataError, Interrupted, RunError, StoreError
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring import processes
@@ -26,6 +30,26 @@ from nnbuild.scoring.worker import describe_error, error_from
 LARGE = 20_000
 """Rows of several parts, in row groups that are divided and in some that are not."""
 SECONDS = 120
+
+
+@pytest.fixture(autouse=True)
+def others_first(monkeypatch):
+    """Let this process score only after another has answered; it would do all of it meanwhile."""
+    answered = threading.Event()
+    answer = processes._Process.answer
+
+    def answer_and_tell(self):
+        try:
+            found = answer(self)
+        except BaseException:
+            answered.set()
+            raise
+        if "ready" not in found:
+            answered.set()
+        return found
+
+    monkeypatch.setattr(processes._Process, "answer", answer_and_tell)
+    monkeypatch.setattr(processes._ThisProcess, "wait_until_ready", lambda _: answered.wait())
 
 
 def config(path, **more):
@@ -101,6 +125,38 @@ def test_processes_write_the_same_bytes(store, large):
         assert progress.counts == sorted(progress.counts)
         assert progress.counts[-1] == LARGE
     assert not children()
+
+
+def test_this_process_scores_meanwhile(store, large, monkeypatch):
+    one = scored(store, **config(large).model_dump())
+    monkeypatch.undo()
+    here = threading.Event()
+    answer, wait = processes._ThisProcess.answer, processes._Process.wait_until_ready
+    monkeypatch.setattr(
+        processes._ThisProcess, "answer", lambda each: (answer(each), here.set())[0]
+    )
+    monkeypatch.setattr(
+        processes._Process, "wait_until_ready", lambda each: (here.wait(), wait(each))[1]
+    )
+    done = in_processes(store, config(large))
+    assert outputs(store, done.score_id) == outputs(store, one.score_id)
+
+
+def test_idle_process_waits_for_last_part(tmp_path):
+    pending = [(0, [InputChunk(0, number, 5 * number, 5) for number in range(2)])]
+    schedule = processes._Schedule(pending, 5, tmp_path)
+    this, other = Mock(joins=False), Mock(joins=True)
+    last, first = (schedule.next_request(each, wait=True) for each in (this, other))
+    part = {"rows": 5, "rejects": []}
+    schedule.finish(first, part)
+    assert schedule.next_request(other, wait=False) is None
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(schedule.next_request, other, wait=True)
+        assert not wait([waiting], timeout=0.1).done
+        schedule.finish(last, part)
+        assert len(waiting.result(SECONDS)["parts"]) == 2
+    assert schedule.next_request(this, wait=True) is None
+    assert schedule.next_request(other, wait=True) is None
 
 
 def test_processes_share_small_files(store, tmp_path):
@@ -226,11 +282,11 @@ def test_failing_progress_ends_processes(store, large):
 
 
 PROGRAM = """
-import json, os, signal, sys
+import json, os, signal, sys, threading
 import psutil
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.processes import score_in_processes
+from nnbuild.scoring import processes
 
 config, root, action = sys.argv[1:]
 
@@ -242,9 +298,10 @@ class Progress:
             os.kill(os.getpid(), signal.SIGKILL)
         os.killpg(0, signal.SIGINT)  # what a terminal does at Ctrl-C
 
+processes._ThisProcess.wait_until_ready = lambda _: threading.Event().wait()
 job = jobs.open_job(ScoreConfig.model_validate_json(config), root)
 with jobs.job_context(job):
-    score_in_processes(job, 2, Progress())
+    processes.score_in_processes(job, 3, Progress())
 """
 
 
@@ -260,7 +317,7 @@ def test_no_process_outlives_its_parent(store, large, action, says):
         timeout=SECONDS,
     )
     started = json.loads(ended.stdout.splitlines()[0])
-    assert len(started) == 3  # the one that opened the job, and two that score
+    assert len(started) == 3  # the one that opened the job, and two that it forked
     assert says in ended.stderr
     assert ended.returncode == (-signal.SIGKILL if action == "kill" else 1)
     processes_left = [psutil.Process(pid) for pid in started if psutil.pid_exists(pid)]

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
+from kills import killed_at
 from score_data import ROWS, images, parquet, rows, scored
 
 import nnbuild
 from nnbuild.errors import ConfigError, DataError, StoreError
 from nnbuild.pipeline.run import retrain
-from nnbuild.runtime import fault_injection
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.job import job_context, open_job, resume_job, score_input
@@ -85,19 +85,10 @@ def test_throttled_s3_store_is_retried(
     table = nnbuild.read_table(s3_store, "scores", score_id=done.score_id)
     assert table["example_id"].to_pylist() == list(range(ROWS))
 
-    class Killed(BaseException):
-        pass
-
-    def dying(name):
-        if name == "score:manifest":
-            raise Killed
-
-    monkeypatch.setattr(fault_injection, "failpoint", dying)
-    with pytest.raises(Killed):
+    with killed_at("score:manifest"):
         nnbuild.score(config, s3_store)
     assert Store(s3_store).score_ids() == [done.score_id]  # the rows exist, but are not committed
     assert nnbuild.read_table(s3_store, "scores").equals(table)
-    monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
     options = ["--model", run.run_id, "--batch-size", 32, "--shard-rows", 60, "--store", s3_store]
     outcome = call(capfd, "score", "--input", config.input, *options, "--json")
     assert outcome.code == 0, outcome.err

@@ -5,11 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 from command_line import call
-from score_data import ROWS, bad_parquet, files, parquet, rows, scored
+from score_data import ROWS, bad_parquet, files, jobs_killed_anywhere, parquet, rows, scored
 
 import nnbuild
 from nnbuild.errors import AlreadyScoredError, ConfigError, ContractError, StoreError
-from nnbuild.runtime import fault_injection
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
@@ -96,42 +95,16 @@ def test_input_is_read_once(gated_runs, tmp_path, monkeypatch):
     assert counts[0] == counts[1]
 
 
-class _Killed(BaseException):
-    pass
-
-
-def test_killed_job_with_shadow_ends_the_same(gated_runs, tmp_path, monkeypatch):
+def test_killed_job_with_shadow_ends_the_same(gated_runs, tmp_path):
     store, _ = gated_runs
     path = parquet(tmp_path / "in.parquet")
     options = {"input": str(path), "batch_size": 32, "shard_rows": 100, "shadow": "newest"}
     straight = scored(store, **options)
-
-    def killing_at(number):
-        passed = iter(range(1, number))
-
-        def failpoint(_):
-            if next(passed, None) is None:
-                raise _Killed
-
-        return failpoint
-
     kills = 0
-    for number in range(1, 100):
-        job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
-        monkeypatch.setattr(fault_injection, "failpoint", killing_at(number))
-        try:
-            with jobs.job_context(job):
-                commit_job(job, jobs.score_input(job))
-            break
-        except _Killed:
-            kills += 1
-        monkeypatch.setattr(fault_injection, "failpoint", lambda _: None)
-        if job.score_id not in store.score_ids():
-            job = jobs.resume_job(job.score_id, store.root)
-            with jobs.job_context(job):
-                commit_job(job, jobs.score_input(job))
-        assert files(store, job.score_id) == files(store, straight.score_id)
-        assert shadow_files(store, job.score_id) == shadow_files(store, straight.score_id)
+    for score_id in jobs_killed_anywhere(store, options):
+        kills += 1
+        assert files(store, score_id) == files(store, straight.score_id)
+        assert shadow_files(store, score_id) == shadow_files(store, straight.score_id)
     assert kills > 8
     assert len(store.read_table("shadow_scores")) == len(store.read_table("scores"))
 

@@ -10,11 +10,11 @@ from cloned_runs import clone_run
 from command_line import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kills import killed_at
 
 from nnbuild.errors import StoreError
 from nnbuild.pipeline.repair import repair
-from nnbuild.runtime import fault_injection
-from nnbuild.store import Store, champion
+from nnbuild.store import Store, champion, champion_history
 from nnbuild.store.champion import Author
 from nnbuild.store.query import query
 
@@ -27,7 +27,7 @@ def two_datasets(store):
     """A store with champions of `small` and `cats`, and their runs."""
     (small,) = store.run_ids()
     cats = clone_run(store, small, dataset="cats")
-    with champion.lock(store):
+    with champion_history.lock(store):
         champion.change_locked(store, cats, expected=None, note="no previous champion")
     return store, small, cats
 
@@ -75,7 +75,7 @@ def test_fallback_run_is_refused(store, capfd):
     outcome = call(capfd, "promote", run_id, "--store", store.root)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "fallback dataset digits, because mnist was unavailable" in outcome.err
-    with champion.lock(store), pytest.raises(StoreError, match="fallback"):
+    with champion_history.lock(store), pytest.raises(StoreError, match="fallback"):
         champion.change_locked(store, run_id, expected=None)
 
 
@@ -108,13 +108,13 @@ def test_person_pins_until_unpinned(store, capfd):
     assert made.json["pinned"] is True
     assert made.json["note"] == "best of all"
     assert "@" in made.json["who"]
-    with champion.lock(store), pytest.raises(champion.PinnedError, match="best of all"):
+    with champion_history.lock(store), pytest.raises(champion.PinnedError, match="best of all"):
         champion.change_locked(store, first, expected=second)
     assert "pinned" in call(capfd, "champion", "--store", store.root).out
     assert call(capfd, "champion", "--unpin", "--store", store.root).code == 0
     again = call(capfd, "champion", "--unpin", "--store", store.root)
     assert (again.code, len(again.err.splitlines())) == (2, 1)
-    with champion.lock(store):
+    with champion_history.lock(store):
         champion.change_locked(store, first, expected=second)
     assert champion.current(store) == first
 
@@ -137,7 +137,7 @@ def test_race_has_one_winner(store):
     def race(number):
         start.wait()
         try:
-            with champion.lock(store):
+            with champion_history.lock(store):
                 champion.change_locked(store, others[number % 2], expected=present)
             won.append(number)
         except champion.ChampionChangedError:
@@ -169,7 +169,7 @@ def rows(store):
 def changes(store):
     return [
         (dataset, each.run_id, each.previous, each.changed_by, each.who, each.pinned)
-        for dataset, history in champion.histories(store).items()
+        for dataset, history in champion_history.histories(store).items()
         for each in history
     ]
 
@@ -189,7 +189,7 @@ def test_table_equals_pointer_after_any_steps(trained, tmp_path_factory, steps):
         before = champion.current(store)
         try:
             if step == "gate":
-                with champion.lock(store):
+                with champion_history.lock(store):
                     champion.change_locked(store, runs[number % 3], expected=before, now=at)
             elif step == "promote":
                 champion.promote(store, runs[number % 3], ADA, now=at)
@@ -206,21 +206,11 @@ def test_table_equals_pointer_after_any_steps(trained, tmp_path_factory, steps):
     assert repair(store, NOW) == []
 
 
-class _Killed(BaseException):
-    """Simulated SIGKILL, which no handler of the program may catch."""
-
-
 @pytest.mark.parametrize("healed_by", ["change", "repair"])
-def test_killed_change_is_recorded(store, monkeypatch, healed_by):
-    def kill(name):
-        if name == "champion:changed":
-            raise _Killed
-
+def test_killed_change_is_recorded(store, healed_by):
     second = clone_run(store, store.run_ids()[0], other_model=True)
-    monkeypatch.setattr(fault_injection, "failpoint", kill)
-    with pytest.raises(_Killed):
+    with killed_at("champion:changed"):
         champion.promote(store, second, ADA)
-    monkeypatch.undo()
     assert champion.current(store) == second
     assert len(rows(store)) == len(changes(store)) - 1
     if healed_by == "change":
@@ -235,14 +225,14 @@ def test_killed_change_is_recorded(store, monkeypatch, healed_by):
 @pytest.mark.parametrize("damage", [None, b"{", b'{"datasets": {"small": [{}]}}'])
 def test_pointer_is_rebuilt_from_table(two_datasets, capfd, damage):
     store, *_ = two_datasets
-    before = champion.histories(store)
-    path = store.root / champion.FILE
+    before = champion_history.histories(store)
+    path = store.root / champion_history.FILE
     path.unlink() if damage is None else path.write_bytes(damage)
     outcome = call(capfd, "champion", "--store", store.root)
     assert len(outcome.err.splitlines()) == (damage is not None)
     (finding,) = repair(store, NOW)
-    assert (finding.path, finding.action) == (champion.FILE, "rebuild")
-    assert champion.histories(store) == before
+    assert (finding.path, finding.action) == (champion_history.FILE, "rebuild")
+    assert champion_history.histories(store) == before
     assert repair(store, NOW) == []
 
 
@@ -256,7 +246,7 @@ def test_damaged_table_is_rebuilt(two_datasets):
 
 
 def test_old_pointer_is_one_line(store, capfd):
-    (store.root / champion.FILE).write_text('{"changes": []}')
+    (store.root / champion_history.FILE).write_text('{"changes": []}')
     outcome = call(capfd, "champion", "--store", store.root)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
     assert "doctor --repair" in outcome.err

@@ -34,9 +34,8 @@ class Disk:
 
 
 @pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
-def test_run_disk_failure_is_resumable(tmp_path, small_config, monkeypatch, kind):
-    straight = retrain(small_config, tmp_path / "straight")
-    expected = values(Store(tmp_path / "straight"), straight.run_id)
+def test_run_disk_failure_is_resumable(tmp_path, small_config, small_run, monkeypatch, kind):
+    expected = values(small_run, *small_run.run_ids())
     disk = Disk(monkeypatch, kind)
     store = Store(tmp_path / "store")
     failures, allowed, resume = 0, 0, None

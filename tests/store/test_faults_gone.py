@@ -8,7 +8,6 @@ import pytest
 from command_line import call
 from run_values import values
 from score_data import parquet
-from small_data import run_config
 
 from nnbuild.errors import NnbuildError, StoreError, StoreGoneError
 from nnbuild.pipeline import commit
@@ -43,16 +42,8 @@ def at_point(monkeypatch):
     return install
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, small_folder):
-    root = tmp_path_factory.mktemp("straight") / "store"
-    training = {"epochs": 3, "batch_size": 16, "threads": 2}  # as `small_config` has it
-    config = run_config(small_folder, training=training, seed=7)
-    return values(Store(root), retrain(config, root).run_id)
-
-
 @pytest.mark.parametrize("point", POINTS)
-def test_run_store_moved_is_resumed(tmp_path, small_config, straight, at_point, point):
+def test_run_store_moved_is_resumed(tmp_path, small_config, small_run, at_point, point):
     old, new = tmp_path / "old", tmp_path / "new"
     at_point(point, lambda: old.rename(new))
     with pytest.raises(StoreGoneError) as caught:
@@ -65,7 +56,7 @@ def test_run_store_moved_is_resumed(tmp_path, small_config, straight, at_point, 
     (waiting,) = store.unfinished_runs()
     retrain(None, new, resume=waiting.run_id)
     assert store.run_ids() == [waiting.run_id]
-    assert values(store, waiting.run_id) == straight
+    assert values(store, waiting.run_id) == values(small_run, *small_run.run_ids())
     assert champion.current(store) == waiting.run_id
     assert not old.exists()
 

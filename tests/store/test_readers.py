@@ -1,5 +1,6 @@
 """Test that pandas, pyarrow, Polars and DuckDB read every table, also during a commit."""
 
+import shutil
 from collections import Counter
 
 import duckdb
@@ -14,7 +15,7 @@ from small_data import run_config
 
 from nnbuild.pipeline.run import retrain
 from nnbuild.runtime import fault_injection
-from nnbuild.store import schemas
+from nnbuild.store import Store, schemas
 
 # Only data in days have the first, and only data with columns to keep the second.
 TABLES = sorted({*schemas.TABLES} - {"dataset_parts", "slices"})
@@ -60,12 +61,13 @@ def plain(kind):
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
 
-@pytest.fixture
-def every_table(gated_runs, tmp_path):
-    """A store in which no table is missing."""
-    store, _ = gated_runs
-    scored(store, input=parquet(tmp_path / "input.parquet"), shadow="newest")
-    labelled(store, label_file(tmp_path / "labels.parquet", id=[1, 2], label=[0, 1]))
+@pytest.fixture(scope="module")
+def every_table(_three_runs, tmp_path_factory):
+    """A store in which no table is missing; do not modify it."""
+    folder = tmp_path_factory.mktemp("every-table")
+    store = Store(shutil.copytree(_three_runs[0], folder / "store"))
+    scored(store, input=parquet(folder / "input.parquet"), shadow="newest")
+    labelled(store, label_file(folder / "labels.parquet", id=[1, 2], label=[0, 1]))
     watched(store)
     assert {each.name for each in (store.root / "tables").iterdir()} == set(TABLES)
     return store
@@ -81,7 +83,7 @@ def test_readers_see_schema_types(every_table, reader, name):
 
 
 def test_readers_during_commit_see_whole_runs(every_table, tmp_path, small_folder, monkeypatch):
-    store, seen = every_table, []
+    store, seen = Store(shutil.copytree(every_table.root, tmp_path / "store")), []
 
     def look(point):
         if not point.startswith(("commit:", "champion:", "score:", "label:")):

@@ -15,7 +15,7 @@ from label_data import label_file, labelled, watched
 from score_data import parquet, scored
 
 from nnbuild.errors import StoreError
-from nnbuild.store import Store, champion, schemas
+from nnbuild.store import Store, champion, champion_history, schemas
 from nnbuild.store.filesystem import write_json
 from nnbuild.store.manifests import Row, Steps, read_manifest
 from nnbuild.store.step_results import MANIFEST_STEPS
@@ -257,7 +257,7 @@ def test_manifest_row_matches_schema():
     ],
 )  # fmt: skip
 def test_champion_damaged_names_field(store, changes, word):
-    (store.root / champion.FILE).write_text(json.dumps({"datasets": {"small": changes}}))
+    (store.root / champion_history.FILE).write_text(json.dumps({"datasets": {"small": changes}}))
     for read in (champion.history, champion.require):
         with pytest.raises(StoreError, match=word):
             read(store)

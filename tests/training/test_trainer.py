@@ -2,6 +2,7 @@
 
 import gc
 import random
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,26 @@ EVERYTHING = {
     "augmentation": "affine",
     "metrics": ("accuracy", "top_2_accuracy", "crossentropy"),
 }
+
+
+@pytest.fixture(scope="module")
+def straight():
+    """A model that was fitted with the default settings, and its fit; do not modify them."""
+    return run_through(config_of(), small_split())
+
+
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Interrupted):
+        run_through(config_of(), small_split(), folder, stop=StopAfter(5))
+    return folder
+
+
+@pytest.fixture
+def stopped(_stopped: Path, tmp_path: Path) -> Path:
+    """A folder with the checkpoints of the same fit, stopped on its way."""
+    return shutil.copytree(_stopped, tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize(
@@ -79,9 +100,9 @@ def without_time(row):
     return {name: value for name, value in row.items() if name != "logged_at"}
 
 
-def test_seed_decides_weights():
+def test_seed_decides_weights(straight):
     split = small_split()
-    one, first = run_through(config_of(), split)
+    one, first = straight
     again, second = run_through(config_of(), split)
     other, third = run_through(config_of(seed=4), split)
     assert same(one, again)
@@ -220,34 +241,24 @@ def damage(path):
     path.write_bytes(content)
 
 
-def test_damaged_checkpoint_falls_back(tmp_path: Path):
-    split, config = small_split(), config_of()
-    straight, _ = run_through(config, split)
-    with pytest.raises(Interrupted):
-        run_through(config, split, tmp_path, stop=StopAfter(5))
-    assert len(list(tmp_path.glob("*.json"))) == 2
-    damage(max(tmp_path.glob("*.npz")))
-    resumed, fitted = run_through(config, split, tmp_path)
+def test_damaged_checkpoint_falls_back(stopped: Path, straight):
+    assert len(list(stopped.glob("*.json"))) == 2
+    damage(max(stopped.glob("*.npz")))
+    resumed, fitted = run_through(config_of(), small_split(), stopped)
     assert any("damaged" in remark for remark in fitted.remarks)
-    assert same(straight, resumed)
+    assert same(straight[0], resumed)
 
 
-def test_all_checkpoints_damaged_restarts(tmp_path: Path):
-    split, config = small_split(), config_of()
-    straight, _ = run_through(config, split)
-    with pytest.raises(Interrupted):
-        run_through(config, split, tmp_path, stop=StopAfter(5))
-    for path in tmp_path.glob("*.json"):
+def test_all_checkpoints_damaged_restarts(stopped: Path, straight):
+    for path in stopped.glob("*.json"):
         damage(path)
-    resumed, _ = run_through(config, split, tmp_path)
-    assert same(straight, resumed)
+    resumed, _ = run_through(config_of(), small_split(), stopped)
+    assert same(straight[0], resumed)
 
 
 @pytest.mark.parametrize("what", ["config", "dataset", "code"])
-def test_foreign_checkpoint_raises(tmp_path: Path, what):
+def test_foreign_checkpoint_raises(stopped: Path, what):
     split, config = small_split(), config_of()
-    with pytest.raises(Interrupted):
-        run_through(config, split, tmp_path, stop=StopAfter(5))
     identity = {"config": config.digest(), "dataset": "d", "code": "c"} | {what: "another"}
     with pytest.raises(StoreError, match=f"another {what}"):
         fit(
@@ -255,7 +266,7 @@ def test_foreign_checkpoint_raises(tmp_path: Path, what):
             split,
             config,
             CLASSES,
-            FitContext(checkpoints=Checkpoints(tmp_path, identity)),
+            FitContext(checkpoints=Checkpoints(stopped, identity)),
         )
 
 

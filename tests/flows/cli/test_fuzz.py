@@ -8,14 +8,13 @@ import stat
 from pathlib import Path
 
 import pytest
-import typer
 from command_line import call, tree_digest
 from hostile_text import HOSTILE
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.cli.app import load_app
+from flows.cli.app import load_commands
 
-COMMANDS = typer.main.get_command(load_app()).commands
+COMMANDS = load_commands().commands
 # What a command needs so that only the value under test is wrong.
 BASE = {
     "run": ["--dataset", "nowhere/at all"],

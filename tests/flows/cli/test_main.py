@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import typer
 from command_line import call
 
-from flows.cli.app import load_app
+from flows.cli.app import load_commands
 from flows.cli.console import print_table
 from nnbuild.config import loading
 from nnbuild.store import Store
@@ -133,7 +132,7 @@ def test_doctor_checks_store_and_data(capfd, tmp_path):
 
 
 def commands():
-    return sorted(typer.main.get_command(load_app()).commands)
+    return sorted(load_commands().commands)
 
 
 @pytest.mark.parametrize("command", commands())
@@ -145,7 +144,7 @@ def test_command_help_has_example(capfd, command):
     words = "".join(
         character for character in shown.out if character.isalnum() or character in "[]"
     )
-    for parameter in typer.main.get_command(load_app()).commands[command].params:
+    for parameter in load_commands().commands[command].params:
         told = "".join(each for each in parameter.help or "" if each.isalnum() or each in "[]")
         assert told in words, f"{parameter.name}: what is in brackets is taken for markup"
 
@@ -153,7 +152,7 @@ def test_command_help_has_example(capfd, command):
 def test_options_are_documented():
     page = Path(__file__).parents[3] / "docs" / "reference" / "command-line.md"
     text = page.read_text(encoding="utf-8")
-    for name, command in typer.main.get_command(load_app()).commands.items():
+    for name, command in load_commands().commands.items():
         assert f"## nnbuild {name}" in text
         for parameter in command.params:
             for option in parameter.opts:
@@ -162,7 +161,7 @@ def test_options_are_documented():
 
 
 def test_options_override_file_and_set(tmp_path):
-    from flows.cli.run import load_config
+    from flows.cli.settings import load_config
 
     path = tmp_path / "run.toml"
     path.write_text(

@@ -1,25 +1,27 @@
 """Options: their defaults, choices and names agree with the settings that they set."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
-import typer
 from command_line import call
 
 import nnbuild
-from flows.cli.app import load_app
-from flows.cli.run import _SETTING_OF_OPTION
+from flows.cli.app import load_commands
 from flows.cli.serve import _DEFAULT_PRUNE_CRON, _DEFAULT_SCORE_CRON
+from flows.cli.settings import SETTING_OF_OPTION, option_of
 from flows.schedules import DEFAULT_CRON
 from nnbuild.config.schema import RunConfig, default_data_dir
 from nnbuild.scoring import ScoreConfig
 from nnbuild.sweep import SweepConfig, sweep_config
 
-COMMANDS = typer.main.get_command(load_app()).commands
+ROOT = Path(__file__).parents[3]
+COMMANDS = load_commands().commands
 FIRST = ["run", "score", "label", "sweep", "serve"]
 
 
@@ -50,7 +52,7 @@ def field_of(setting):
     return kind.model_fields[name]
 
 
-RUN_OPTIONS = sorted(_SETTING_OF_OPTION)
+RUN_OPTIONS = sorted(SETTING_OF_OPTION)
 SCORE_OPTIONS = sorted(ScoreConfig.model_fields.keys() - {"input", "keep"})
 
 
@@ -59,7 +61,7 @@ SCORE_OPTIONS = sorted(ScoreConfig.model_fields.keys() - {"input", "keep"})
 def test_run_option_default_is_the_settings(command, name):
     option = options(command).get(name)
     if option is not None:
-        assert option.default == default_of(_SETTING_OF_OPTION[name])
+        assert option.default == default_of(SETTING_OF_OPTION[name])
 
 
 @pytest.mark.parametrize("name", SCORE_OPTIONS)
@@ -101,7 +103,7 @@ def refuses(capfd, command, option, choices):
 
 @pytest.mark.parametrize("name", ["fallback", "dtype_policy"])
 def test_run_choices_are_the_settings(capfd, name):
-    choices = literals(field_of(_SETTING_OF_OPTION[name]).annotation)
+    choices = literals(field_of(SETTING_OF_OPTION[name]).annotation)
     refuses(capfd, "run", f"--{name.replace('_', '-')}", choices)
 
 
@@ -125,6 +127,62 @@ def test_help_cuts_no_text_short(capfd, command):
 def test_bad_number_is_named(capfd):
     outcome = call(capfd, "run", "--epochs", "many")
     assert "'--epochs': 'many' should be a valid integer" in outcome.err
+
+
+def strings_of_the_library():
+    """Every string of the library that is not a docstring, with its file."""
+    for path in sorted((ROOT / "nnbuild").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if is_text and id(node) not in documentation:
+                yield path.relative_to(ROOT).as_posix(), node.value
+
+
+def test_library_names_no_option():
+    # The last starts a worker of Dask, and the last but one resumes a job.
+    allowed = {"nnbuild/store/commands.py", "nnbuild/scoring/job.py", "nnbuild/sweep/runner.py"}
+    found = {path for path, text in strings_of_the_library() if re.search(r"--[a-z]", text)}
+    assert found <= allowed
+
+
+def test_settings_of_errors_have_options():
+    found = {
+        keyword.value.value
+        for path in sorted((ROOT / "nnbuild").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "setting" and isinstance(keyword.value, ast.Constant)
+    }
+    assert {"dataset.name", "keep", "storage"} <= found
+    commands = COMMANDS.values()
+    assert [each for each in found if not any(option_of(one, each) for one in commands)] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "option"),
+    [
+        ("run", "dataset.name", "--dataset"),
+        ("score", "id_column", "--id"),
+        ("score", "label_column", "--label-column"),
+        ("label", "label_column", "--label"),
+        ("live", "column", "--slice"),
+        ("serve", "drift_psi", None),
+        ("sql", "statement", None),
+    ],
+)
+def test_option_of_a_setting_is_the_commands(command, setting, option):
+    assert option_of(COMMANDS[command], setting) == option
+
+
+def test_error_appends_the_option(capfd, tmp_path):
+    outcome = call(capfd, "run", "--dataset", "minst", "--store", str(tmp_path / "store"))
+    assert outcome.code == 2
+    assert outcome.err.endswith("did you mean 'mnist'? (option --dataset)\n")
+    outcome = call(capfd, "serve", "--score-input", "in", "--score-set", "drift_psi=-1")
+    assert outcome.err.startswith("nnbuild: drift_psi -1: ")
 
 
 def program(*arguments, **environment):

@@ -8,6 +8,7 @@ from flows.cli.outcome import print_outcome, summarize_outcome
 from nnbuild.store import Store
 
 FIGURES = {"examples": 300.0, "needed": 1300.0}
+GOLDEN = {"examples": 300.0, "margin": 0.005, "bound": 0.01, "golden_bound": -0.02}
 
 
 def decided_as(store, **changes):
@@ -30,6 +31,7 @@ def decided_as(store, **changes):
             "test on about 1,000 more images, or promote it by hand",
         ),
         ({"outcome": "not-enough-evidence", "figures": {}}, "not promoted", "test on more images"),
+        ({"outcome": "not-enough-evidence", "figures": GOLDEN}, "not promoted", "to gate.golden"),
         (
             {"outcome": "skipped", "pinned": True},
             "not promoted: because",

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_files import tiny
 
-from nnbuild.data import tables
+from nnbuild.data import dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.errors import DataError
 
@@ -31,13 +30,13 @@ def dataset(shape=(6, 6, 1), **options) -> Dataset:
 
 @pytest.fixture
 def stored(tmp_path):
-    tables.write_dataset(dataset(), tmp_path / "stored")
+    dataset_writer.write_dataset(dataset(), tmp_path / "stored")
     return tmp_path / "stored"
 
 
 def refused(folder) -> str:
     with pytest.raises(DataError) as caught:
-        tables.read_dataset(folder)
+        dataset_reader.read_dataset(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -46,8 +45,8 @@ def refused(folder) -> str:
 @pytest.mark.parametrize("train", [4, 40, 40_000])
 def test_dataset_round_trip_is_identity(tmp_path, shape, train):
     written = dataset(shape, train=train)
-    tables.write_dataset(written, tmp_path)
-    read = tables.read_dataset(tmp_path)
+    dataset_writer.write_dataset(written, tmp_path)
+    read = dataset_reader.read_dataset(tmp_path)
     assert read.digest == written.digest
     assert (read.name, read.class_names, read.source) == (
         written.name,
@@ -60,24 +59,8 @@ def test_dataset_round_trip_is_identity(tmp_path, shape, train):
         assert found.labels.dtype == np.int16
 
 
-def test_table_and_slices_keep_the_split():
-    split = dataset((5, 7, 3)).train
-    table = tables.split_table(split)
-    assert table.schema.field("image").type == pa.binary(105)
-    assert table.schema.field("label").type == pa.int16()
-    np.testing.assert_array_equal(tables.split_from_table(table).images, split.images)
-    part = tables.split_from_table(table.slice(7, 11))
-    np.testing.assert_array_equal(part.images, split.images[7:18])
-    np.testing.assert_array_equal(part.labels, split.labels[7:18])
-    twice = tables.split_from_table(pa.concat_tables([table.slice(30), table.slice(0, 5)]))
-    np.testing.assert_array_equal(
-        twice.images, np.concatenate([split.images[30:], split.images[:5]])
-    )
-    assert len(tables.split_from_table(table.slice(0, 0))) == 0
-
-
 def test_files_are_reproducible(tmp_path, stored):
-    tables.write_dataset(dataset(), tmp_path / "again")
+    dataset_writer.write_dataset(dataset(), tmp_path / "again")
     for file in stored.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
@@ -123,7 +106,7 @@ def without_digests(folder: Path) -> Path:
 def test_fingerprint_ignores_file_format(stored, options, old):
     written = dataset()
     folder = rewritten(without_digests(stored) if old else stored, **options)
-    found = tables.fingerprint(folder)
+    found = dataset_reader.fingerprint(folder)
     assert found.test_set == written.test.content_digest
     assert (found.image_shape, found.class_names) == ((6, 6, 1), ("a", "b", "ü", "d/e"))
     np.testing.assert_array_equal(found.images["test"], written.test.image_digests)
@@ -138,8 +121,8 @@ def test_fingerprint_depends_on_content(tmp_path, change):
         images[3, 2, 1] ^= 1
     else:
         labels[3] ^= 1
-    tables.write_dataset(replace(changed, test=Split(images, labels)), tmp_path / "changed")
-    found = tables.fingerprint(tmp_path / "changed")
+    dataset_writer.write_dataset(replace(changed, test=Split(images, labels)), tmp_path / "changed")
+    found = dataset_reader.fingerprint(tmp_path / "changed")
     assert found.test_set != test.content_digest
     same = found.images["test"] == test.image_digests
     assert np.flatnonzero(~same).tolist() == ([3] if change == "pixel" else [])
@@ -151,10 +134,10 @@ def test_changed_digests_are_refused(stored):
     for broken in (b"", content[:-1], content + b"x", content[:-1] + b"\0"):
         path.write_bytes(broken)
         with pytest.raises(DataError, match=r"test\.digests"):
-            tables.fingerprint(stored)
+            dataset_reader.fingerprint(stored)
     path.unlink()
     with pytest.raises(DataError, match="no such file"):
-        tables.fingerprint(stored)
+        dataset_reader.fingerprint(stored)
 
 
 @pytest.mark.parametrize("name", ["train.parquet", "test.parquet", "dataset.json"])
@@ -208,33 +191,16 @@ def test_invalid_description_is_refused(stored, text):
     refused(stored)
 
 
-def test_other_tables_are_refused():
-    table = tables.split_table(dataset().train)
-    metadata = table.schema.metadata
-    for other in (
-        table.replace_schema_metadata(None),
-        table.replace_schema_metadata(metadata | {b"nnbuild.schema_version": b"99"}),
-        table.replace_schema_metadata(metadata | {b"height": b"7"}),
-        table.replace_schema_metadata(metadata | {b"width": b"-6"}),
-        table.drop(["label"]),
-        table.append_column("more", pa.array(range(40))),
-        table.set_column(1, "label", pa.array(range(40), pa.int64())),
-        table.set_column(1, "label", pa.array([None] * 40, pa.int16())),
-    ):
-        with pytest.raises(DataError):
-            tables.split_from_table(other)
-
-
 def test_tables_do_not_import_pandas(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
 import numpy as np
-from nnbuild.data import checks, tables
+from nnbuild.data import checks, dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset, Split
 split = Split(np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1], np.int16))
-tables.write_dataset(Dataset("a", split, split, ("0", "1"), ""), Path({str(tmp_path)!r}))
-checks.check(tables.read_dataset(Path({str(tmp_path)!r})))
+dataset_writer.write_dataset(Dataset("a", split, split, ("0", "1"), ""), Path({str(tmp_path)!r}))
+checks.check(dataset_reader.read_dataset(Path({str(tmp_path)!r})))
 raise SystemExit("pandas" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -260,7 +226,7 @@ def test_reading_has_no_loop_over_rows(tmp_path):
     folders = []
     for rows in (1_000, 20_000):
         folders.append(tmp_path / f"{rows}")
-        tables.write_dataset(dataset((28, 28, 1), train=rows), folders[-1])
-        tables.read_dataset(folders[-1])  # imports of the first call do not count
-    few, many = (calls_of(tables.read_dataset, folder) for folder in folders)
+        dataset_writer.write_dataset(dataset((28, 28, 1), train=rows), folders[-1])
+        dataset_reader.read_dataset(folders[-1])  # imports of the first call do not count
+    few, many = (calls_of(dataset_reader.read_dataset, folder) for folder in folders)
     assert many < few + 1_000
