@@ -184,11 +184,16 @@ def limited(megabytes: int | None) -> list[str]:
     """Return the beginning of a command whose private memory the kernel limits.
 
     The limit counts memory that is reserved and never used, such as a gigabyte for Arrow's own
-    allocator, 8 MB for the stack of each thread, and 64 MB for each arena of the C library.
+    allocator, 8 MB for the stack of each thread, and 64 MB for each arena of the C library. Without
+    the threshold, that library keeps large buffers in its arenas, which they fragment.
     """
     if megabytes is None:
         return []
-    settings = ["ARROW_DEFAULT_MEMORY_POOL=system", "MALLOC_ARENA_MAX=2"]
+    settings = [
+        "ARROW_DEFAULT_MEMORY_POOL=system",
+        "MALLOC_ARENA_MAX=2",
+        "MALLOC_MMAP_THRESHOLD_=1000000",
+    ]
     return ["env", *settings, "prlimit", f"--data={megabytes * MB}", f"--stack={1 << 20}", "--"]
 
 
