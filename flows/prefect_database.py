@@ -23,10 +23,12 @@ _NO_STREAMS = {
     "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "false",
     "PREFECT_API_EVENTS_STREAM_OUT_ENABLED": "false",
 }
-# By default, each of the three states of a task is written in its own transaction.
-_TASK_RUNS_IN_BATCHES = {
+# By default, each of the three states of a task is written in its own transaction. Nobody watches
+# the embedded server, which writes what is left when it stops.
+_BATCHES = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "2",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
 }
 _NO_MIGRATIONS = {"PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false"}
 AUTOMATIONS_OFF = {"PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false"}
@@ -42,7 +44,7 @@ def settings_for_quick_start(connection_url: str, prefect: Path) -> dict[str, st
         connection_url: Setting `PREFECT_SERVER_DATABASE_CONNECTION_URL`.
         prefect: Folder of the package prefect.
     """
-    settings = _NO_BLOCKS | _NO_STREAMS | _TASK_RUNS_IN_BATCHES
+    settings = _NO_BLOCKS | _NO_STREAMS | _BATCHES
     url = _URL.fullmatch(connection_url.split("?", 1)[0])
     if url is None or not Path(url["path"]).exists():
         return settings

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     import uvicorn
 
 SECONDS_TO_SHUT_DOWN = 3.0
-_LIBRARIES = (
+LIBRARIES = (
     "uvicorn",
     "fastapi",
     "sqlalchemy.ext.asyncio",
     "docket",
-    "aiosqlite",
     "asyncpg",
     "httpx",
     "jinja2",
@@ -51,7 +50,7 @@ def main(listening: int) -> None:
     threading.Thread(target=_exit_with_parent, args=(environment,), daemon=True).start()
     # Searching the imported objects for cycles takes a fifth of the start, and finds none.
     gc.disable()
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         with suppress(ImportError):
             import_module(name)
     variables = environment.get()

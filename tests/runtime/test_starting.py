@@ -40,3 +40,15 @@ def test_remote_server_imports_no_server():
         [sys.executable, "-c", STARTED], check=True, capture_output=True, text=True, env=environment
     )
     assert told.stdout.split() == ["False"]
+
+
+def test_preloaded_libraries_are_the_servers():
+    program = (
+        "import sys, uvicorn, prefect.server.api.server\n"
+        "from flows.server_process import LIBRARIES\n"
+        "print(*[each for each in LIBRARIES if each not in sys.modules])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stdout) == (0, "\n"), told.stderr
