@@ -75,7 +75,7 @@ class MappedPixels(np.memmap[Any, Any]):
         super().__array_finalize__(source)
         self.workspace = getattr(source, "workspace", IN_MEMORY)
 
-    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:  # noqa: FBT001, FBT002
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: Any = None) -> Any:
         """Return the result of an operation as an ordinary array or number."""
         result = np.asarray(array)
         return result[()] if return_scalar else result
@@ -195,8 +195,7 @@ class PixelWriter:
         if self._file is None and not self._workspace.holds(max(self._size, self._expected)):
             with self._writing():
                 _make_folder(self._workspace)
-                # Without a buffer: closing it must not fail again on a full disk.
-                self._file = tempfile.TemporaryFile(dir=self._workspace.folder, buffering=0)  # noqa: SIM115
+                self._file = _temporary_file(self._workspace.folder)
             weakref.finalize(self, self._file.close)
             for each in self._held:
                 self._write(self._file, each)
@@ -385,6 +384,11 @@ def write_map(
 def _make_folder(workspace: Workspace) -> None:
     """Create the folder, but not those above it: a store that disappeared is not created again."""
     Path(str(workspace.folder)).mkdir(exist_ok=True)
+
+
+def _temporary_file(folder: Path | None) -> IO[bytes]:
+    """Return a file without a buffer: closing it must not fail again on a full disk."""
+    return tempfile.TemporaryFile(dir=folder, buffering=0)
 
 
 def _map_path(workspace: Workspace, source: str) -> Path:

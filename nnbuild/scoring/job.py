@@ -43,6 +43,7 @@ from nnbuild.scoring.shards import (
 )
 from nnbuild.scoring.table import score_schema
 from nnbuild.store import Store, locks
+from nnbuild.store.commands import resume_scoring
 from nnbuild.store.filesystem import (
     as_store_error,
     is_url,
@@ -163,7 +164,7 @@ def _locked(job: Job) -> Iterator[None]:
 
 
 def _how_to_resume(job: Job) -> str:
-    return f"resume it with: nnbuild score --resume {job.score_id} --store {job.store.root}"
+    return f"resume it with: {resume_scoring(job.score_id, str(job.store.root))}"
 
 
 def shard_context(job: Job) -> ShardContext:

@@ -370,7 +370,7 @@ def _processes(job: Job, index: Path, count: int) -> Iterator[list["_Process"]]:
             stack.enter_context(connection)
         numbers = [theirs.fileno() for _, theirs in pairs]
         stderr = stack.enter_context(tempfile.TemporaryFile())
-        path = json.dumps([os.path.abspath(each) for each in sys.path])  # noqa: PTH100  ('' is here)
+        path = json.dumps([str(Path(each).absolute()) for each in sys.path])
         arguments = [str(job.store.root), job.score_id, str(index), *map(str, numbers)]
         process = subprocess.Popen(  # noqa: S603  (our own program)
             [sys.executable, "-P", "-c", _START, path, *arguments],
