@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.cli import serve as serving
+from flows.cli.serve_settings import scheduled_config
 from flows.scheduled import day_of
 from flows.schedules import cron_schedule, interval_schedule, require_timezone, timezones
 from nnbuild.config.schema import RunConfig
@@ -258,10 +259,10 @@ def test_scheduled_paths_hold_in_any_folder(tmp_path, monkeypatch):
             "gate": {"golden": "golden.parquet"},
         }
     )
-    scheduled = serving._scheduled_config(config)
+    scheduled = scheduled_config(config)
     dataset = scheduled.dataset
     paths = [dataset.name, dataset.data_dir, dataset.metadata, scheduled.gate.golden]
     expected = [tmp_path / name for name in ("pictures", "data", "about.csv", "golden.parquet")]
     assert [Path(each) for each in paths] == expected
     named = RunConfig.model_validate({"gate": {"golden": "digits"}})
-    assert serving._scheduled_config(named).gate.golden == "digits"
+    assert scheduled_config(named).gate.golden == "digits"
