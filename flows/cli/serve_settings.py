@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.cli.score import score_config
-from flows.cli.settings import parse_options
+from flows.cli.settings import merge_settings, parse_options
 from nnbuild.config.presets import DATASETS
 from nnbuild.errors import ConfigError, suggestion
 
@@ -132,7 +132,6 @@ def scoring_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: The input is missing, or a setting is invalid.
     """
-    from nnbuild.config import loading
     from nnbuild.store.filesystem import absolute_address
 
     if source is None:
@@ -140,9 +139,7 @@ def scoring_settings(source: str | None, settings: list[str]) -> dict[str, Any]:
             "--score-cron, --score-set and --shadow have no effect without --score-input; give "
             "that too"
         )
-    options = {"input": absolute_address(source)}
-    for text in settings:
-        options |= loading.parse_setting(text)
+    options = merge_settings({"input": absolute_address(source)}, {}, settings)
     return score_config(options).model_dump(mode="json")
 
 
@@ -152,7 +149,6 @@ def labelling_settings(source: str | None, settings: list[str]) -> dict[str, Any
     Raises:
         ConfigError: The input is missing, or a setting is invalid.
     """
-    from nnbuild.config import loading
     from nnbuild.live import LabelConfig, LiveConfig
     from nnbuild.store.filesystem import absolute_address
 
@@ -161,11 +157,8 @@ def labelling_settings(source: str | None, settings: list[str]) -> dict[str, Any
             "--label-cron, --label-set and --retrain-on-loss have no effect without "
             "--label-input; give that too"
         )
-    options: dict[str, Any] = {}
-    for text in settings:
-        options |= loading.parse_setting(text)
+    options = merge_settings({}, {"input": absolute_address(source)}, settings)
     alarm = {name: options.pop(name) for name in LiveConfig.model_fields if name in options}
-    options["input"] = absolute_address(source)
     return {
         "config": parse_options(LabelConfig, options).model_dump(mode="json"),
         "live": parse_options(LiveConfig, alarm).model_dump(mode="json"),
@@ -181,7 +174,6 @@ def pruning_settings(
         ConfigError: The number of runs is missing, a setting is invalid, or scheduled scoring would
             score again what is deleted.
     """
-    from nnbuild.config import loading
     from nnbuild.pipeline.retention import retention_config
 
     if keep is None:
@@ -189,10 +181,8 @@ def pruning_settings(
             "--prune-cron, --prune-set and --prune-prefect have no effect without --prune; "
             "give the number of runs to keep"
         )
-    options: dict[str, Any] = {}
-    for text in settings:
-        options |= loading.parse_setting(text)
-    retention = retention_config({"keep": keep} | options).model_dump(mode="json")
+    options = merge_settings({"keep": keep}, {}, settings)
+    retention = retention_config(options).model_dump(mode="json")
     if score_input is not None:
         _require_more_jobs_than_days(retention, score_input, score_days)
     return retention

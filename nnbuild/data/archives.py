@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from nnbuild.errors import DataError
-from nnbuild.runtime.regular_files import irregular
+from nnbuild.runtime.regular_files import irregular, open_checked
 
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -68,12 +68,12 @@ def require_regular(path: Path) -> int:
     """
     with read_errors_as_data_errors(path):
         status = path.stat()
-    _require_ordinary(path, status.st_mode)
+    _require_ordinary(path, status)
     return status.st_size
 
 
-def _require_ordinary(path: Path | str, mode: int) -> None:
-    if (kind := irregular(mode)) is not None:
+def _require_ordinary(path: Path | str, status: os.stat_result) -> None:
+    if (kind := irregular(status.st_mode)) is not None:
         raise DataError(
             f"{path}: {kind}, not an ordinary file; save its content as a file, and use that"
         )
@@ -101,18 +101,10 @@ def read_regular(path: Path | str) -> bytes:
 
 def _open_regular(path: Path | str, buffering: int) -> IO[bytes]:
     status = os.stat(path)  # noqa: PTH116  (a Path takes as long to make as the call)
-    _require_ordinary(path, status.st_mode)
+    _require_ordinary(path, status)
     if status.st_size == 0:
         return io.BytesIO()  # files of /proc and /sys claim to be empty, and some block
-    # A pipe may have replaced the file since: without O_NONBLOCK, opening it would block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    file = os.fdopen(descriptor, "rb", buffering)
-    try:
-        _require_ordinary(path, os.fstat(descriptor).st_mode)
-    except DataError:
-        file.close()
-        raise
-    return file
+    return open_checked(path, lambda status: _require_ordinary(path, status), buffering)
 
 
 def first_bytes(path: Path, count: int) -> bytes:

@@ -52,7 +52,7 @@ class Raw(NamedTuple):
             ("validation", self.validation_images, self.validation_labels),
         ):
             if images is not None and labels is not None:
-                result[name] = (images, labels)
+                result[name] = (images, np.asarray(labels))  # which may be mapped
         return result
 
 

@@ -264,6 +264,6 @@ def read_labels(path: Path, workspace: Workspace = IN_MEMORY) -> NDArray[Any]:
     Raises:
         DataError: See `read`.
     """
-    labels = np.asarray(read(path, workspace))
+    labels = read(path, workspace)
     extended = labels.ndim == _MATRIX and labels.shape[1] == _QMNIST_COLUMNS
     return labels[:, 0] if extended and path.name.lower().startswith("qmnist") else labels

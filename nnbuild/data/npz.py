@@ -113,10 +113,7 @@ def read_file(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]]
     keys = list(roles.values())
     texts = [key for (_, kind), key in roles.items() if kind == "labels"]
     arrays = read(path, keys, texts=texts, workspace=options.workspace)
-    return {
-        "_".join(role): array if role[1] == "images" else np.asarray(array)
-        for role, array in zip(roles, arrays, strict=True)
-    }, ""
+    return {"_".join(role): array for role, array in zip(roles, arrays, strict=True)}, ""
 
 
 def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:
@@ -138,8 +135,9 @@ def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any
         if len(keys) != 1:
             raise DataError(f"{files[stem]}: contains {', '.join(keys[:10])}; expected one array")
         texts = keys if role[1] == "labels" else []
-        (array,) = read(files[stem], keys, texts=texts, workspace=options.workspace)
-        arrays["_".join(role)] = array if role[1] == "images" else np.asarray(array)
+        (arrays["_".join(role)],) = read(
+            files[stem], keys, texts=texts, workspace=options.workspace
+        )
     return arrays, ""
 
 

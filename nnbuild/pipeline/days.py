@@ -224,7 +224,7 @@ def run_of_day(store: Store, config: DatasetConfig, day: date) -> Manifest | Non
 def _runs_around(store: Store, day: date) -> Iterator[Manifest]:
     """Yield the runs that may be of a day in some timezone, the newest first.
 
-    Their IDs do not tell: after a clock was ahead, new IDs have its time until it is past.
+    Not found by their IDs: after a clock was ahead, new IDs contain its time until it has passed.
     """
     rows = store.read_table("runs", columns=["started_at"]).to_pylist()
     for row in sorted(rows, key=lambda row: str(row["run_id"]), reverse=True):

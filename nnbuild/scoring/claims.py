@@ -28,7 +28,7 @@ from nnbuild.store.locks import Holder
 if TYPE_CHECKING:
     from nnbuild.scoring.job import Job
 
-# The shadow is missing on purpose: a new challenger is no reason to score an input again.
+# Without the shadow: a new challenger must not make a job score its input again.
 _ROW_SETTINGS = (
     "input",
     "output",

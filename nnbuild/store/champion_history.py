@@ -99,7 +99,7 @@ def lock(store: Store) -> Iterator[None]:
     """Let only one process of this machine at a time change a champion.
 
     Raises:
-        StoreError: There is no store.
+        StoreError: The store does not exist.
     """
     store.require()
     if store.is_remote:

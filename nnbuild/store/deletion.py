@@ -244,7 +244,7 @@ def _remove_objects(folder: Any) -> None:
         paths = folder.fs.find(folder.path)
     except FileNotFoundError:
         return
-    # First the description: without it the folder is no dataset, so none is ever incomplete.
+    # The description first: a folder without it is not read as a dataset, complete or not.
     for path in sorted(paths, key=lambda each: not each.endswith("/dataset.json")):
         with suppress(FileNotFoundError):
             folder.fs.rm_file(path)

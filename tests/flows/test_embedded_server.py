@@ -183,8 +183,8 @@ def early(tmp_path):
 
 def test_early_server_takes_later_settings(early, tmp_path):
     program, server = early(PREFECT_HOME=str(tmp_path / "later"))
-    told, _ = program.communicate("\n", timeout=SECONDS)
-    assert told == "ready True True None\n"
+    output, _ = program.communicate("\n", timeout=SECONDS)
+    assert output == "ready True True None\n"
     assert (tmp_path / "later" / "prefect.db").exists()
     assert not (tmp_path / "home").exists()
     psutil.wait_procs([server], timeout=SECONDS)
@@ -198,9 +198,9 @@ def test_early_server_ends_if_another_is_configured(early, tmp_path):
         f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{UNREACHABLE}"\n'
     )
     program, _ = early()
-    told, _ = program.communicate("\n", timeout=SECONDS)
-    assert told.startswith("None 0 ")
-    assert UNREACHABLE in told
+    output, _ = program.communicate("\n", timeout=SECONDS)
+    assert output.startswith("None 0 ")
+    assert UNREACHABLE in output
     assert not (home / "prefect.db").exists()
 
 

@@ -36,10 +36,10 @@ def test_gc_paused_restores_gc(searching):
 
 def test_remote_server_imports_no_server():
     environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:1/api"}  # where nobody answers
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", STARTED], check=True, capture_output=True, text=True, env=environment
     )
-    assert told.stdout.split() == ["False"]
+    assert ended.stdout.split() == ["False"]
 
 
 def test_preloaded_libraries_are_the_servers():
@@ -48,7 +48,7 @@ def test_preloaded_libraries_are_the_servers():
         "from flows.server_process import LIBRARIES\n"
         "print(*[each for each in LIBRARIES if each not in sys.modules])"
     )
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert (told.returncode, told.stdout) == (0, "\n"), told.stderr
+    assert (ended.returncode, ended.stdout) == (0, "\n"), ended.stderr
