@@ -13,7 +13,7 @@ from tasks.displays import logger
 T = TypeVar("T")
 SKIPPED = "Skipped"
 """Name of the final state of a run that had nothing to do."""
-REMOVED = "The schedule that planned this run was removed from the deployment."
+REMOVED = "The schedule that planned this run is no longer part of the deployment."
 """Message of a run whose schedule was removed."""
 
 
