@@ -89,7 +89,7 @@ def _require_file(url: str, database: str | None) -> None:
     folder = Path(str(database)).parent
     if not folder.is_dir():
         raise StoreError(
-            f"storage {url}: the folder {folder} does not exist; create it first",
+            f"storage {url}: there is no folder {folder}; create it first",
             setting="storage",
             value=url,
         )
