@@ -35,7 +35,7 @@ PICTURE_COLUMNS = pa.schema(
 PICTURES_PER_BATCH = 512
 """Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
-_PART_ROWS = 8192
+_PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
 _STAT_FILES, _STAT_THREADS = 100, 8
 _MAX_FILES_RECORDED = 1000
@@ -264,8 +264,8 @@ class PictureStream:
         return _equal_chunks(len(self._files), pictures_per_batch(self._shape))
 
     def part_rows(self, batch_rows: int) -> int:
-        """Return the pictures of two batches."""
-        return 2 * min(batch_rows, pictures_per_batch(self._shape))
+        """Return the pictures of some batches."""
+        return picture_part_rows(batch_rows, self._shape)
 
     def schema(self) -> pa.Schema:
         """Return the only column of pictures, `path`."""
@@ -443,6 +443,17 @@ class ArrayStream:
 def raw_part_rows(batch_rows: int) -> int:
     """Return the rows of a part whose images are not decoded: some thousand, in whole batches."""
     return batch_rows * max(1, round(_PART_ROWS / batch_rows))
+
+
+def picture_part_rows(batch_rows: int, shape: tuple[int, int, int]) -> int:
+    """Return the rows of a part whose images are decoded, in at least two whole batches.
+
+    Args:
+        batch_rows: Maximum number of rows in a batch.
+        shape: Height, width and channels of the network's images.
+    """
+    batch = min(batch_rows, pictures_per_batch(shape))
+    return batch * max(2, round(_PART_VALUES / math.prod(shape) / batch))
 
 
 def pictures_per_batch(shape: tuple[int, int, int]) -> int:
