@@ -14,14 +14,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow.fs import FileType, LocalFileSystem
 
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
-from nnbuild.runtime.text import encodable
-from nnbuild.runtime.threads import in_threads_if_waiting
+from nnbuild.runtime.text import encodable, is_encodable
+from nnbuild.runtime.threads import in_threads
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -37,7 +38,8 @@ PICTURES_PER_BATCH = 512
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
-_STAT_FILES, _STAT_THREADS = 100, 8
+_STAT_FILES, _STAT_THREADS = 200, 8
+_LOCAL = LocalFileSystem()
 _MAX_FILES_RECORDED = 1000
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
@@ -283,8 +285,8 @@ class PictureStream:
         """Return path, size and time of change of each picture."""
         paths = [str(file) for file in self._files]
         return [
-            [encodable(path), each.st_size, str(each.st_mtime_ns)]
-            for path, each in zip(paths, _states(paths), strict=True)
+            [encodable(path), size, str(changed)]
+            for path, (size, changed) in zip(paths, _states(paths), strict=True)
         ]
 
     def read(
@@ -351,14 +353,24 @@ class PictureStream:
         )
 
 
-def _states(paths: Sequence[str]) -> Iterator[os.stat_result]:
-    """Yield the status of files, which takes long on network file systems and in sandboxes."""
+def _states(paths: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the size of each file in bytes, and the time of its last change in nanoseconds.
+
+    Arrow asks the system for many files without the interpreter lock, so that threads help, most of
+    all on network file systems.
+    """
     groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
-    all_states = in_threads_if_waiting(
-        lambda group: list(map(os.stat, group)), groups, _STAT_THREADS
-    )
-    for states in all_states:
+    for states in in_threads(_states_of, groups, _STAT_THREADS):
         yield from states
+
+
+def _states_of(paths: Sequence[str]) -> list[tuple[int, int]]:
+    if all(map(is_encodable, paths)):
+        found = _LOCAL.get_file_info(list(paths))
+        if all(each.type == FileType.File for each in found):
+            return [(each.size, each.mtime_ns) for each in found]
+    states = map(os.stat, paths)  # the system's error for a file that is gone
+    return [(each.st_size, each.st_mtime_ns) for each in states]
 
 
 def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
