@@ -9,12 +9,13 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow.fs import FileType, LocalFileSystem
+from pyarrow.fs import LocalFileSystem
 
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
@@ -38,7 +39,7 @@ PICTURES_PER_BATCH = 512
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
-_STAT_FILES, _STAT_THREADS = 200, 8
+_STAT_FILES, _STAT_THREADS = 500, 8
 _LOCAL = LocalFileSystem()
 _MAX_FILES_RECORDED = 1000
 _MAX_NAMED = 10
@@ -284,10 +285,8 @@ class PictureStream:
     def identity(self) -> list[list[Any]]:
         """Return path, size and time of change of each picture."""
         paths = [str(file) for file in self._files]
-        return [
-            [encodable(path), size, str(changed)]
-            for path, (size, changed) in zip(paths, _states(paths), strict=True)
-        ]
+        groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
+        return list(chain.from_iterable(in_threads(_states, groups, _STAT_THREADS)))
 
     def read(
         self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
@@ -353,24 +352,24 @@ class PictureStream:
         )
 
 
-def _states(paths: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield the size of each file in bytes, and the time of its last change in nanoseconds.
+def _states(paths: list[str]) -> list[list[Any]]:
+    """Return the path, the size in bytes and the time of change in nanoseconds of each file.
 
     Arrow asks the system for many files without the interpreter lock, so that threads help, most of
     all on network file systems.
     """
-    groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
-    for states in in_threads(_states_of, groups, _STAT_THREADS):
-        yield from states
-
-
-def _states_of(paths: Sequence[str]) -> list[tuple[int, int]]:
-    if all(map(is_encodable, paths)):
-        found = _LOCAL.get_file_info(list(paths))
-        if all(each.type == FileType.File for each in found):
-            return [(each.size, each.mtime_ns) for each in found]
+    if is_encodable("".join(paths)):
+        found = _LOCAL.get_file_info(paths)
+        if all(each.is_file for each in found):
+            return [
+                [path, each.size, str(each.mtime_ns)]
+                for path, each in zip(paths, found, strict=True)
+            ]
     states = map(os.stat, paths)  # the system's error for a file that is gone
-    return [(each.st_size, each.st_mtime_ns) for each in states]
+    return [
+        [encodable(path), each.st_size, str(each.st_mtime_ns)]
+        for path, each in zip(paths, states, strict=True)
+    ]
 
 
 def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
