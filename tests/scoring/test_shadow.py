@@ -252,14 +252,16 @@ def test_score_command_with_a_shadow(gated_runs, tmp_path, capfd):
     assert call(capfd, "sql", query, "--store", store.root, "--json").json["rows"] == [{"n": ROWS}]
 
 
-def test_processes_score_with_a_shadow(gated_runs, tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_processes_score_with_a_shadow(gated_runs, tmp_path, whole):
     store, (_, _, other) = gated_runs
     path = parquet(tmp_path / "in.parquet")
-    options = {"input": str(path), "batch_size": 16, "shard_rows": 100, "shadow": other}
+    options = {"input": str(path), "batch_size": 16, "shard_rows": 50, "shadow": other}
     options |= {"where": "confidence < 0.9"}
     straight = scored(store, **options)
     job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
+    assert len(jobs.shards_of(job)) > 2
     with jobs.job_context(job):
-        commit_job(job, score_in_processes(job, Division(2)))
+        commit_job(job, score_in_processes(job, Division(2, whole)))
     assert files(store, job.score_id) == files(store, straight.score_id)
     assert shadow_files(store, job.score_id) == shadow_files(store, straight.score_id)
