@@ -135,7 +135,7 @@ def measure_family(*command: str) -> Cost:
     """Run a command, and return its seconds and the peak memory of all of its processes."""
     start_time = time.perf_counter()
     with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL) as process,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
         PeakMemory(process.pid) as memory,
     ):
         code = process.wait()
