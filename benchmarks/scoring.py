@@ -12,9 +12,9 @@ memory is the peak of the process. The parts are:
 - `dask`: two Dask workers compared with one
 - `big`: ten times the rows
 - `memory`: `nnbuild score --threads 8` compared with 2, on `--big-rows` raw images, `--rows` PNGs
-  in Parquet and a folder of `--files` PNGs; 0 skips one. The seconds are those of the whole
-  command. The memory is the sum of the proportional set sizes (PSS) of its processes, in which
-  shared pages count once. The command is made to believe that the machine has eight cores.
+  in Parquet and a folder of `--files` PNGs, or on those of them that `--forms` names. The seconds
+  are those of the whole command. The memory is the sum of the proportional set sizes (PSS) of its
+  processes, in which shared pages count once. The command believes that there are eight cores.
 
 To measure in several short sessions, `--folder DIR` keeps the networks and inputs, `--parts none`
 only creates them, and `--parts usual --networks lab` measures one part of one network.
@@ -196,7 +196,7 @@ def write_input_in_child(path: Path, data_dir: str, rows: int, form: str = "raw"
     The peak memory that the kernel reports for a process is at least what its parent used when it
     started the process.
     """
-    arguments = ["--data-dir", data_dir, "--rows", str(rows), "--write", str(path), "--form", form]
+    arguments = ["--data-dir", data_dir, "--rows", str(rows), "--write", str(path), "--forms", form]
     subprocess.run([sys.executable, __file__, *arguments], check=True)
 
 
@@ -351,16 +351,17 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
 
 def measure_memory(bench: Bench, network: str, options: argparse.Namespace) -> None:
     """Compare the memory of jobs on eight cores with that on two, for each form of the input."""
-    for form, rows in zip(FORMS, (options.big_rows, options.rows, options.files), strict=True):
-        if rows:
-            source = bench.input(rows, form)
-            costs = [
-                [bench.memory(network, source, threads) for threads in THREADS]
-                for _ in range(options.pairs)
-            ]
-            eight, two = (list(each) for each in zip(*costs, strict=True))
-            name = f"{network}, {rows:,} rows, {form}, 8 threads vs. 2"
-            print_ratios(name, eight, two, (rows, rows))
+    counts = dict(zip(FORMS, (options.big_rows, options.rows, options.files), strict=True))
+    for form in options.forms:
+        rows = counts[form]
+        source = bench.input(rows, form)
+        costs = [
+            [bench.memory(network, source, threads) for threads in THREADS]
+            for _ in range(options.pairs)
+        ]
+        eight, two = (list(each) for each in zip(*costs, strict=True))
+        name = f"{network}, {rows:,} rows, {form}, 8 threads vs. 2"
+        print_ratios(name, eight, two, (rows, rows))
 
 
 def main() -> None:
@@ -380,6 +381,9 @@ def main() -> None:
     parser.add_argument(
         "--files", type=int, default=60_000, help="files in the folder of the part memory"
     )
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=FORMS, help="inputs of the part memory"
+    )
     parser.add_argument("--pairs", type=int, default=3, help="number of pairs of processes")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of the two networks")
     parser.add_argument(
@@ -398,12 +402,11 @@ def main() -> None:
         help="folder that keeps the networks and inputs; a temporary one by default",
     )
     parser.add_argument("--write", type=Path, help="only write an input to this path")
-    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="what to write there")
     options = parser.parse_args()
     if not options.data_dir:
         sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
     if options.write:
-        write = write_input if options.form == "raw" else write_pictures
+        write = write_input if options.forms[0] == "raw" else write_pictures
         write(options.write, options.data_dir, options.rows)
         return
     with tempfile.TemporaryDirectory() as temporary:
