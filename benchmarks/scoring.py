@@ -11,12 +11,17 @@ memory is the peak of the process. The parts are:
 - `alone`: `nnbuild score` compared with ONNX Runtime on images in memory
 - `dask`: two Dask workers compared with one
 - `big`: ten times the rows
+- `memory`: `nnbuild score --threads 8` compared with 2, on `--big-rows` raw images, `--rows` PNGs
+  in Parquet and a folder of `--files` PNGs, or on those of them that `--forms` names. The seconds
+  are those of the whole command. The memory is the sum of the proportional set sizes (PSS) of its
+  processes, in which shared pages count once. The command believes that there are eight cores.
 
 To measure in several short sessions, `--folder DIR` keeps the networks and inputs, `--parts none`
 only creates them, and `--parts usual --networks lab` measures one part of one network.
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -30,7 +35,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
+from scoring_scale import PeakMemory
 
 from nnbuild.data.dataset import Split
 from nnbuild.data.sources import default_cache, load
@@ -40,7 +48,9 @@ from nnbuild.store import Store
 ROWS_PER_GROUP = 65_536
 NETWORKS = ("lab", "convnet")
 FEW = 1000
-PARTS = ("start", "usual", "alone", "dask", "big")
+PARTS = ("start", "usual", "alone", "dask", "big", "memory")
+FORMS = ("raw", "png", "folder")
+THREADS = (8, 2)
 
 TRAIN = """
 import sys
@@ -90,6 +100,14 @@ while done < int(rows):
 print(json.dumps({"seconds": (time.perf_counter() - start_time) * int(rows) / done}))
 """
 
+SCORE = """
+import sys
+from nnbuild.runtime import environment
+environment.processors = lambda: 8
+from flows.cli.main import main
+main(["score", *sys.argv[1:]])
+"""
+
 
 class Cost(NamedTuple):
     """Seconds and peak memory of a process."""
@@ -111,6 +129,19 @@ def measure_command(*command: str) -> Cost:
         out.seek(0)
         seconds = json.loads(out.read().splitlines()[-1])["seconds"]
     return Cost(seconds if isinstance(seconds, float) else seconds["whole"], usage.ru_maxrss / 1024)
+
+
+def measure_family(*command: str) -> Cost:
+    """Run a command, and return its seconds and the peak memory of all of its processes."""
+    start_time = time.perf_counter()
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        PeakMemory(process.pid) as memory,
+    ):
+        code = process.wait()
+    if code:
+        sys.exit(f"{' '.join(command[3:])} exited with code {code}")
+    return Cost(time.perf_counter() - start_time, memory.peak / 1e6)
 
 
 def write_input(path: Path, data_dir: str, rows: int) -> None:
@@ -135,13 +166,37 @@ def write_input(path: Path, data_dir: str, rows: int) -> None:
     writer.close()
 
 
-def write_input_in_child(path: Path, data_dir: str, rows: int) -> None:
-    """Call `write_input` in a child process, to keep the memory of this process small.
+def write_pictures(path: Path, data_dir: str, rows: int) -> None:
+    """Write images of MNIST as PNGs, again and again: to a Parquet file, or else to a folder."""
+    train = load("mnist", data_dir=Path(data_dir), cache=default_cache()).train
+    pictures = [png(image) for image in train.images[:rows, :, :, 0]]
+    if path.suffix != ".parquet":
+        path.mkdir()
+        for row in range(rows):
+            (path / f"{row:07}.png").write_bytes(pictures[row % len(pictures)])
+        return
+    schema = pa.schema([("image", pa.binary())])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for start in range(0, rows, ROWS_PER_GROUP):
+            group = range(start, min(start + ROWS_PER_GROUP, rows))
+            images = [pictures[row % len(pictures)] for row in group]
+            writer.write_table(pa.table([pa.array(images, pa.binary())], schema=schema))
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return a grayscale image as a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_input_in_child(path: Path, data_dir: str, rows: int, form: str = "raw") -> None:
+    """Write an input in a child process, to keep the memory of this process small.
 
     The peak memory that the kernel reports for a process is at least what its parent used when it
     started the process.
     """
-    arguments = ["--data-dir", data_dir, "--rows", str(rows), "--write", str(path)]
+    arguments = ["--data-dir", data_dir, "--rows", str(rows), "--write", str(path), "--forms", form]
     subprocess.run([sys.executable, __file__, *arguments], check=True)
 
 
@@ -184,11 +239,12 @@ class Bench:
             self.runs[network] = done.stdout.splitlines()[-1]
             known.write_text(json.dumps(self.runs))
 
-    def input(self, rows: int) -> str:
+    def input(self, rows: int, form: str = "raw") -> str:
         """Return the path of an input of `rows` images; create it if it does not exist."""
-        path = self.folder / f"{rows}.parquet"
+        names = {"raw": f"{rows}.parquet", "png": f"png-{rows}.parquet", "folder": f"png-{rows}"}
+        path = self.folder / names[form]
         if not path.exists():
-            write_input_in_child(path, self._data_dir, rows)
+            write_input_in_child(path, self._data_dir, rows, form)
         return str(path)
 
     def model(self, network: str, kind: str) -> str:
@@ -197,21 +253,25 @@ class Bench:
 
     def ours(self, network: str, source: str, *options: str) -> Cost:
         """Measure `nnbuild score`, and delete the scores."""
-        base = [
-            self._nnbuild,
-            "score",
-            "--input",
-            source,
-            "--model",
-            self.runs[network],
-            "--store",
-            self.store,
-            "--json",
-        ]
-        cost = measure_command(*base, *options)
+        arguments = self._arguments(network, source, *options)
+        cost = measure_command(self._nnbuild, "score", *arguments)
+        self._delete_scores()
+        return cost
+
+    def memory(self, network: str, source: str, threads: int) -> Cost:
+        """Measure all processes of `nnbuild score` on some cores, and delete the scores."""
+        arguments = self._arguments(network, source, "--threads", str(threads))
+        cost = measure_family(sys.executable, "-c", SCORE, *arguments)
+        self._delete_scores()
+        return cost
+
+    def _arguments(self, network: str, source: str, *options: str) -> list[str]:
+        known = ["--input", source, "--model", self.runs[network], "--store", self.store]
+        return [*known, "--json", *options]
+
+    def _delete_scores(self) -> None:
         for path in (Path(self.store) / "tables" / "scores").rglob("*.parquet"):
             path.unlink()
-        return cost
 
     def start(self, network: str) -> float:
         """Return the seconds of a whole `nnbuild score` of a few rows."""
@@ -285,6 +345,23 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
         if "big" in options.parts and big:
             large = partial(bench.ours, network, bench.input(big))
             compare(f"{network}, {big:,} rows vs. {rows:,}", large, score, (big, rows))
+        if "memory" in options.parts:
+            measure_memory(bench, network, options)
+
+
+def measure_memory(bench: Bench, network: str, options: argparse.Namespace) -> None:
+    """Compare the memory of jobs on eight cores with that on two, for each form of the input."""
+    counts = dict(zip(FORMS, (options.big_rows, options.rows, options.files), strict=True))
+    for form in options.forms:
+        rows = counts[form]
+        source = bench.input(rows, form)
+        costs = [
+            [bench.memory(network, source, threads) for threads in THREADS]
+            for _ in range(options.pairs)
+        ]
+        eight, two = (list(each) for each in zip(*costs, strict=True))
+        name = f"{network}, {rows:,} rows, {form}, 8 threads vs. 2"
+        print_ratios(name, eight, two, (rows, rows))
 
 
 def main() -> None:
@@ -300,6 +377,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows per job")
     parser.add_argument(
         "--big-rows", type=int, default=10_000_000, help="rows of the part big; 0 skips it"
+    )
+    parser.add_argument(
+        "--files", type=int, default=60_000, help="files in the folder of the part memory"
+    )
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=FORMS, help="inputs of the part memory"
     )
     parser.add_argument("--pairs", type=int, default=3, help="number of pairs of processes")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of the two networks")
@@ -323,7 +406,8 @@ def main() -> None:
     if not options.data_dir:
         sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
     if options.write:
-        write_input(options.write, options.data_dir, options.rows)
+        write = write_input if options.forms[0] == "raw" else write_pictures
+        write(options.write, options.data_dir, options.rows)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

@@ -1,5 +1,6 @@
 """Read untrusted files: regular files only, and no more bytes than their headers claim."""
 
+import errno
 import gzip
 import io
 import lzma
@@ -53,6 +54,8 @@ def read_errors_as_data_errors(where: object) -> Iterator[None]:
             f"{where}: does not fit in the memory of this machine; use less data"
         ) from error
     except (EOFError, zlib.error, lzma.LZMAError, OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP:
+            raise DataError(f"{where}: a link that leads back to itself; remove it") from error
         reason = reason_of(error)
         raise DataError(f"{where}: damaged or unreadable ({reason}); download it again") from error
 

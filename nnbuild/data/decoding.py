@@ -29,9 +29,14 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_GIF_HEAD = b"GIF8"
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
+)
 _OTHERS = (
-    (_GIF_HEAD, "a GIF"),
+    (b"GIF8", "a GIF, which needs dataset.image_size or dataset.channels"),
     (b"II*\0", "a TIFF"),
     (b"MM\0*", "a TIFF"),
     (b"%PDF", "a PDF"),
@@ -139,14 +144,14 @@ def open_picture(
             yield picture
     except DataError:
         raise
-    except Exception as error:  # decoders raise errors of many types on damaged files
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = _kind_of(payload, formats) or (
-            "an unknown format" if unknown else archives.reason_of(error)
-        )
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Pillow's own limits are above those of nnbuild, and checked before the size is known.
         raise DataError(
-            f"{where}: not a readable picture ({reason}); expected {', '.join(formats)}"
+            f"{where}: more than {Image.MAX_IMAGE_PIXELS} pixels; {_expected(max_pixels)}"
         ) from error
+    except Exception as error:  # decoders raise errors of many types on damaged files
+        problem = _problem(payload, error, formats)
+        raise DataError(f"{where}: not a readable picture {problem}") from error
 
 
 def upright(picture: Image.Image, decoded: Image.Image) -> Image.Image:
@@ -160,12 +165,29 @@ def upright(picture: Image.Image, decoded: Image.Image) -> Image.Image:
     return decoded if transposition is None else decoded.transpose(transposition)
 
 
-def _kind_of(payload: bytes, formats: tuple[str, ...]) -> str | None:
-    """Return what a file is that is not a readable picture of some formats; None if unknown."""
+def _problem(payload: bytes, error: Exception, formats: tuple[str, ...]) -> str:
+    """Return why a file is not a readable picture of some formats, and what to do."""
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "an unknown format" if unknown else archives.reason_of(error)
+    name = _format_of(payload)
+    if name in formats:
+        reason = f"a damaged {name}" + f": {reason}" * (not unknown)
+    elif unknown or _kind_of(payload):
+        return f"({_kind_of(payload) or reason}); expected {', '.join(formats)}"
+    return f"({reason}); save it again, or remove it"
+
+
+def _format_of(payload: bytes) -> str | None:
+    """Return the name of a picture's format by its first bytes; None for PPM and others."""
+    if payload[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if payload.startswith(magic)), None)
+
+
+def _kind_of(payload: bytes) -> str | None:
+    """Return what a file is that is not a picture of a known format; None if unknown."""
     if not payload:
         return "an empty file"
-    if payload.startswith(_GIF_HEAD) and "GIF" in formats:
-        return "a damaged GIF"
     if payload[4:8] == b"ftyp":
         return _BRANDS.get(payload[8:12], "a video or a picture in the ISO base media format")
     return next((kind for magic, kind in _OTHERS if payload.startswith(magic)), None)
@@ -186,6 +208,9 @@ def _orientation(picture: Image.Image) -> int:
 def _require_size(picture: Image.Image, where: object, max_pixels: int) -> None:
     if picture.width * picture.height > max_pixels:
         raise DataError(
-            f"{where}: {picture.width} x {picture.height} pixels; expected at most {max_pixels}: "
-            "make it smaller, or remove it"
+            f"{where}: {picture.width} x {picture.height} pixels; {_expected(max_pixels)}"
         )
+
+
+def _expected(max_pixels: int) -> str:
+    return f"expected at most {max_pixels}: make it smaller, or remove it"

@@ -258,7 +258,8 @@ class ParquetStream:
         except MemoryError:  # not the fault of the rows
             raise
         except DataError as error:
-            reason = str(error).removeprefix(f"{self._address}: ")
+            row = f"{self._address}, row {first}: "
+            reason = str(error).removeprefix(row).removeprefix(f"{self._address}: ")
         except Exception as error:  # noqa: BLE001  (Arrow and decoders raise errors of any type)
             reason = f"not convertible ({type(error).__name__}: {archives.reason_of(error)[:200]})"
         else:

@@ -10,7 +10,7 @@ from data_files import png, tiny, write_npz, write_parquet, write_pictures
 from score_data import images, parquet, scored
 
 from nnbuild.config import loading
-from nnbuild.data import file_tree, sources
+from nnbuild.data import archives, file_tree, preprocessing, sources
 from nnbuild.data.formats import find_stream, is_there, open_stream
 from nnbuild.data.locations import locate
 from nnbuild.data.options import ReadOptions
@@ -197,6 +197,13 @@ def test_link_to_nowhere_is_named(tmp_path, target):
     (tmp_path / "a" / "0" / "x.png").symlink_to(target)
     for function in (load, lambda path: open_stream(str(path), StreamOptions(SHAPE))):
         assert "x.png: a broken link" in refusal(function, tmp_path / "a")
+
+
+def test_file_that_links_to_itself_is_named(tmp_path):
+    path = tmp_path / "x.png"
+    path.symlink_to("x.png")
+    for function in (preprocessing.read, archives.open_regular, archives.require_regular):
+        assert "x.png: a link that leads back to itself" in refusal(function, path)
 
 
 def test_snapshot_of_links_is_read(tmp_path):

@@ -148,11 +148,21 @@ def test_other_format_never_reaches_a_decoder(payload, kind, settings):
         decode(payload, "a", settings)
 
 
-def test_damaged_gif_is_called_damaged():
-    payload = encoded(picture_of(noise(40, 40)), "GIF")[:300]
-    for settings, kind in ((None, "a GIF"), (SQUARE, "a damaged GIF")):
-        with pytest.raises(DataError, match=rf"readable picture \({kind}\)"):
-            decode(payload, "a", settings)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_picture_is_called_damaged(kind):
+    good = encoded(picture_of(noise(40, 40)), kind, **KINDS[kind])
+    for size in (16, len(good) // 2, len(good) - 9):
+        with decoding.strict(), pytest.raises(DataError) as caught:
+            decode(good[:size], "a", SQUARE)
+        assert f"a damaged {kind}" in str(caught.value) or kind == "PPM"
+        assert str(caught.value).endswith("; save it again, or remove it")
+
+
+def test_gif_without_settings_names_them():
+    payload = encoded(picture_of(noise(40, 40)), "GIF")
+    for content in (payload, payload[:300]):
+        with pytest.raises(DataError, match=r"a GIF, which needs dataset\.image_size or"):
+            decode(content, "a", None)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
@@ -168,6 +178,14 @@ def test_bomb_is_refused_with_a_size():
     assert len(payload) < 100_000
     with pytest.raises(DataError, match=r"a: 8000 x 8000 pixels; expected at most .*smaller"):
         decode(payload, "a", SQUARE)
+
+
+@pytest.mark.parametrize("settings", [None, SQUARE])
+@pytest.mark.parametrize("side", [10_000, 65_535])  # above Pillow's two limits
+def test_huge_picture_is_refused_before_it_is_read(side, settings):
+    payload = png_of(side, side, zlib.compress(bytes(1000)))
+    with decoding.strict(), pytest.raises(DataError, match=r"^a: .* pixels; expected at most \d+:"):
+        decode(payload, "a", settings)
 
 
 def test_line_of_65000_pixels_is_resized():

@@ -152,6 +152,11 @@ CASES = [
         lambda at: ["--input", _lists(at / "in.parquet", GREY, [0.0] * 63)],
         "row group 0, row 1",
     ),
+    (
+        "no picture in bytes",
+        lambda at: ["--input", _table(at / "in.parquet", image=[b"no picture"])],
+        "in.parquet, row group 0, row 0: not a readable picture",
+    ),
     ("no picture", lambda at: ["--input", _pictures(at / "pictures")], "a.png, row group 0"),
     (
         "a folder of texts",
