@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +325,8 @@ def run_crash_test(number: int, seed: int, repeated_runs: int) -> Counts:
         reader.start()
         kills = plan_kills(10**9, seed, duration)
         while counts.kills < number:
-            run_id = complete_run(store, config, kills, counts, by_command=counts.runs % 5 == 4)
+            left = islice(kills, number - counts.kills)
+            run_id = complete_run(store, config, left, counts, by_command=counts.runs % 5 == 4)
             counts.runs += 1
             counts.identical += read_results(store, run_id) == expected
             print(

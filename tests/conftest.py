@@ -1,6 +1,7 @@
 """Shared fixtures: small datasets, trained stores, servers."""
 
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -45,6 +46,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: not {*item.path.parts}.isdisjoint(_LONG), reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that was imported from the garbage collector, as `gc_paused` does.
+
+    Keras collects garbage before it builds a model, which took as long as to build a small one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -186,11 +196,11 @@ def _prefect_harness(
             yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def real_prefect(
     prefect_home: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> "Iterator[Server]":
-    """A real Prefect server for the session, for schedules, workers and pages."""
+    """A real Prefect server for the file, for schedules, workers and pages."""
     from real_server import real_server
 
     home = shutil.copytree(prefect_home, tmp_path_factory.mktemp("prefect") / "home")

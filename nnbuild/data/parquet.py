@@ -71,6 +71,7 @@ _Batch = tuple[NDArray[Any], NDArray[Any], pa.Table]
 _MAX_NAMED = 5
 _READ_METADATA = """
 import sys
+sys.modules["numpy"] = None  # pyarrow works without it, and starts in half the time
 import pyarrow.parquet as pq
 for path in sys.argv[1:]:
     print(path, end="\\0", flush=True)
@@ -170,6 +171,10 @@ def _split_of(name: PurePosixPath) -> tuple[str, str] | None:
 
 
 def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOptions) -> Dataset:
+    paths = [each for files in splits.values() for each in files]
+    for each in paths:
+        archives.require_regular(each)
+    require_readable_metadata(paths)
     pictures = options.picture_reader()
     read = {split: _read(files, options, pictures) for split, files in splits.items()}
     pictures.require_few_errors(path)
@@ -217,9 +222,6 @@ def _read(
     paths: Sequence[Path], options: ReadOptions, pictures: PictureReader
 ) -> tuple[NDArray[np.uint8], NDArray[Any], str, pa.Table]:
     """Return images and labels of several files in order, their scale, and kept columns."""
-    for path in paths:
-        archives.require_regular(path)
-    require_readable_metadata(paths)
     writer = PixelWriter(options.workspace)
     shape: tuple[int, ...] | None = None
     labels: list[NDArray[Any]] = []

@@ -34,6 +34,13 @@ from nnbuild.store import Store, champion
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
+@pytest.fixture
+def real_prefect(real_prefect):
+    """The server of the file, without what the tests before have scheduled."""
+    yield real_prefect
+    real_prefect.delete_deployments()
+
+
 def options(dataset, store, *, epochs, interval=None):
     """Return options of `serve`; without an interval no retraining is due."""
     schedule = ["--cron", "0 3 1 1 *"] if interval is None else ["--interval", interval]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -67,7 +68,8 @@ def database(home, content):
     connection.close()
 
 
-def test_server_bypasses_proxies(start, tmp_path):
+def test_server_bypasses_proxies(start, tmp_path, prefect_home):
+    shutil.copytree(prefect_home, tmp_path / "home")
     for name in ("json", "queue", "email", "socket"):  # not to be imported from the current folder
         (tmp_path / f"{name}.py").write_text("open('EXECUTED', 'w')")
     proxy = "http://127.0.0.1:9"

@@ -2,7 +2,7 @@
 
 import threading
 
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.server import create_backend_app
 from werkzeug.serving import make_server
 
 
@@ -16,7 +16,7 @@ class Service:
 
     def __init__(self):
         self.answer = lambda method, path: None  # noqa: ARG005
-        self._s3 = DomainDispatcherApplication(create_backend_app)
+        self._s3 = create_backend_app("s3")  # not moto's search for the service of each request
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

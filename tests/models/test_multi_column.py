@@ -107,6 +107,13 @@ def test_network_has_preset_columns(name):
     )
 
 
+def test_columns_take_small_colour_images():
+    config = resolve(RunConfig.model_validate({"model": {"name": "accurate"}}))
+    model = models.build(config, (9, 7, 3), 5)
+    assert np.isfinite(model(np.zeros((2, 9, 7, 3), np.uint8))).all()
+    assert model.output_shape == (None, 5)
+
+
 def test_columns_get_a_thread_each():
     def threads(name, processors, **training):
         given = RunConfig.model_validate({"model": {"name": name}, "training": training})

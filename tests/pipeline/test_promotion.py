@@ -396,10 +396,9 @@ def test_pinned_champion_stays_but_is_compared(gated_runs, small_folder):
     assert champion.history(store)[-1].note == store.manifest(run_id).steps.decide.reason
 
 
-def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
+def test_pin_after_decision_holds(store, small_folder, monkeypatch):
     """A person may pin the champion while a run that would replace it is being committed."""
-    store = Store(tmp_path)
-    first = retrain(run_config(small_folder), tmp_path).run_id
+    (first,) = store.run_ids()
 
     def pin(name):
         if name == "write_report:begin" and champion.pin(store, "small") is None:
@@ -407,7 +406,7 @@ def test_pin_after_decision_holds(tmp_path, small_folder, monkeypatch):
 
     monkeypatch.setattr(fault_injection, "failpoint", pin)
     good = run_config(small_folder, training={"epochs": 30, "learning_rate": 0.02})
-    run_id = retrain(good, tmp_path).run_id
+    run_id = retrain(good, store.root).run_id
     assert champion.current(store) == first
     assert store.read_table("decisions", run_id)["outcome"].to_pylist() == ["skipped"]
 

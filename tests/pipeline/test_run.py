@@ -104,9 +104,7 @@ def test_load_model_verifies_digest(finished):
 
 def test_run_colour_images_succeeds(tmp_path, small_config):
     data = write_npz(tmp_path / "colour.npz", separable(shape=(9, 7, 3), classes=5), grey=False)
-    config = with_changes(
-        small_config, {"dataset": {"name": str(data)}, "model": {"name": "accurate"}}
-    )
+    config = with_changes(small_config, {"dataset": {"name": str(data)}, "model": {"name": "fast"}})
     committed = nnbuild.retrain(config, tmp_path / "store")
     store = Store(tmp_path / "store")
     assert store.read_table("predictions").column_names[-1] == "prob_4"

@@ -11,7 +11,6 @@ from nnbuild.pipeline.retention import RetentionConfig, prune
 from nnbuild.pipeline.run import (
     decide_and_commit,
     open_run,
-    retrain,
     run_context,
     train_and_evaluate,
 )
@@ -160,7 +159,7 @@ def test_s3_prune_refused_anywhere_is_completed(s3_filled, s3_service):
     """Refuse every deletion after the first few; then any machine can complete it."""
     store, runs = s3_filled
     config, refused = RetentionConfig(keep=1), 0
-    for allowed in range(0, 200, 4):
+    for allowed in range(0, 200, 7):
         count = iter(range(allowed))
 
         def answer(method, path, count=count):
@@ -188,10 +187,13 @@ def test_s3_prune_refused_anywhere_is_completed(s3_filled, s3_service):
     assert views.partitions(store.root / "tables" / "runs", "run_id") == [runs[0], runs[3]]
 
 
-def test_s3_run_of_other_machine_restores_data(s3_store, small_config, monkeypatch, tmp_path):
+def test_s3_run_of_other_machine_restores_data(
+    s3_store, small_config, small_run, monkeypatch, tmp_path
+):
     """A machine that prunes does not see what another one has in staging."""
-    store, first = Store(s3_store), retrain(small_config, s3_store).run_id
-    data = store.manifest(first).steps.load_data
+    store = Store(s3_store)
+    filesystem.upload_folder(small_run.root, store.root)
+    data = store.manifest(*store.run_ids()).steps.load_data
     monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
     run = open_run(small_config, s3_store)
     with run_context(run):

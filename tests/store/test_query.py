@@ -264,7 +264,7 @@ def test_query_stuck_ends_with_process(ask, interrupted, monkeypatch):
     monkeypatch.setattr(queries, "_STOP_SECONDS", 0.05)
     interrupted(signal.SIGINT)
     with pytest.raises(SystemExit):
-        ask("select list_sort(range(20000000))[1]")
+        ask("select list_sort(range(8000000))[1]")
     assert codes == [130]
 
 

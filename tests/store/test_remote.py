@@ -10,6 +10,7 @@ from run_values import values
 from nnbuild.errors import StoreError
 from nnbuild.pipeline.run import open_run, retrain
 from nnbuild.store import Store, champion
+from nnbuild.store.filesystem import upload_folder
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -29,12 +30,17 @@ def test_s3_run_equals_local_run(s3_store, small_config, small_run):
     assert table.num_rows == store.read_table("history").num_rows > 0
 
 
-def test_s3_dataset_is_uploaded_once(s3_store, small_config, monkeypatch, tmp_path):
-    first = retrain(small_config, s3_store)
-    monkeypatch.setenv("NNBUILD_STAGING_DIR", str(tmp_path / "another machine"))
+@pytest.fixture
+def s3_run(s3_store, small_run) -> str:
+    """ID of the run of `small_run`, which is in the store on S3, too."""
+    upload_folder(small_run.root, Store(s3_store).root)
+    return small_run.run_ids()[0]
+
+
+def test_s3_dataset_is_uploaded_once(s3_store, s3_run, small_config):
     second = retrain(small_config, s3_store)
     store = Store(s3_store)
-    assert values(store, first.run_id) == values(store, second.run_id)
+    assert values(store, s3_run) == values(store, second.run_id)
     data = store.manifest(second.run_id).steps.load_data
     assert data.folder == store.dataset_name(data.name, data.digest)
 
@@ -101,13 +107,10 @@ def test_s3_throttling_is_retried(s3_store, s3_service, small_config, monkeypatc
     assert all(asked.count(each) == 2 for each in asked if each[0] == "PUT")
 
 
-def test_s3_command_line_works(capfd, s3_store, small_config):
-    run = retrain(small_config, s3_store)
-    assert (
-        call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == run.run_id
-    )
-    told = call(capfd, "report", run.run_id, "--store", s3_store, "--json").json
-    assert told["report"] == f"{s3_store}/runs/{run.run_id}/report.html"
+def test_s3_command_line_works(capfd, s3_store, s3_run):
+    assert call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == s3_run
+    told = call(capfd, "report", s3_run, "--store", s3_store, "--json").json
+    assert told["report"] == f"{s3_store}/runs/{s3_run}/report.html"
     assert call(capfd, "doctor", "--store", s3_store, "--json").json["ok"]
 
 

@@ -70,14 +70,20 @@ def test_backbone_learns_after_the_frozen_epochs(optimizer):
     assert result.history.history["learning_rate"][0] == pytest.approx(1e-2)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_stopped_frozen_fit_resumes_exactly(tmp_path, epochs):
+@pytest.fixture(scope="module")
+def whole():
+    """The settings of a fit that was never stopped, and its model."""
     config = settings(**FROZEN | {"epochs": 4, "ema_decay": 0.5})
-    whole, _ = fitted(config)
+    return config, fitted(config)[0]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_stopped_frozen_fit_resumes_exactly(tmp_path, whole, epochs):
+    config, expected = whole
     with pytest.raises(Interrupted):
         fitted(config, tmp_path, epochs)
     resumed, _ = fitted(config, tmp_path)
-    assert same(whole, resumed)
+    assert same(expected, resumed)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])

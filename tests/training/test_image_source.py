@@ -43,10 +43,16 @@ def test_mapped_fit_equals_memory(tmp_path, model, training):
     assert history.history.history == other.history.history
 
 
+@pytest.fixture(scope="module")
+def straight():
+    """The settings of a fit on images in memory that was never stopped, and its model."""
+    config = config_of("lab", augmentation="affine")
+    return config, run_through(config, small_split())[0]
+
+
 @pytest.mark.parametrize("first_mapped", [True, False])
-def test_resume_may_change_the_path(tmp_path, monkeypatch, first_mapped):
-    split, config = small_split(), config_of("lab", augmentation="affine")
-    expected, _ = run_through(config, split)
+def test_resume_may_change_the_path(tmp_path, monkeypatch, straight, first_mapped):
+    split, (config, expected) = small_split(), straight
     both = [split, mapped(split, tmp_path)]
     before, after = reversed(both) if first_mapped else both
     monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
