@@ -26,6 +26,7 @@ from nnbuild.data.streams import (
     RejectedRows,
     Rows,
     StreamOptions,
+    picture_part_rows,
     pictures_per_batch,
     raw_part_rows,
 )
@@ -120,9 +121,9 @@ class ParquetStream:
                 first += about.num_rows
 
     def part_rows(self, batch_rows: int) -> int:
-        """Return some thousand rows in whole batches, or the pictures of two batches."""
+        """Return some thousand rows in whole batches, or the pictures of some batches."""
         if any(self._decodes):
-            return 2 * min(batch_rows, pictures_per_batch(self._shape))
+            return picture_part_rows(batch_rows, self._shape)
         return raw_part_rows(batch_rows)
 
     def index(self) -> dict[str, Any]:

@@ -9,19 +9,21 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow.fs import LocalFileSystem
 
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
-from nnbuild.runtime.text import encodable
-from nnbuild.runtime.threads import in_threads_if_waiting
+from nnbuild.runtime.text import encodable, is_encodable
+from nnbuild.runtime.threads import in_threads
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -35,9 +37,10 @@ PICTURE_COLUMNS = pa.schema(
 PICTURES_PER_BATCH = 512
 """Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
-_PART_ROWS = 8192
+_PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
-_STAT_FILES, _STAT_THREADS = 100, 8
+_STAT_FILES, _STAT_THREADS = 500, 8
+_LOCAL = LocalFileSystem()
 _MAX_FILES_RECORDED = 1000
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
@@ -264,8 +267,8 @@ class PictureStream:
         return _equal_chunks(len(self._files), pictures_per_batch(self._shape))
 
     def part_rows(self, batch_rows: int) -> int:
-        """Return the pictures of two batches."""
-        return 2 * min(batch_rows, pictures_per_batch(self._shape))
+        """Return the pictures of some batches."""
+        return picture_part_rows(batch_rows, self._shape)
 
     def schema(self) -> pa.Schema:
         """Return the only column of pictures, `path`."""
@@ -282,10 +285,8 @@ class PictureStream:
     def identity(self) -> list[list[Any]]:
         """Return path, size and time of change of each picture."""
         paths = [str(file) for file in self._files]
-        return [
-            [encodable(path), each.st_size, str(each.st_mtime_ns)]
-            for path, each in zip(paths, _states(paths), strict=True)
-        ]
+        groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
+        return list(chain.from_iterable(in_threads(_states, groups, _STAT_THREADS)))
 
     def read(
         self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
@@ -351,14 +352,24 @@ class PictureStream:
         )
 
 
-def _states(paths: Sequence[str]) -> Iterator[os.stat_result]:
-    """Yield the status of files, which takes long on network file systems and in sandboxes."""
-    groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
-    all_states = in_threads_if_waiting(
-        lambda group: list(map(os.stat, group)), groups, _STAT_THREADS
-    )
-    for states in all_states:
-        yield from states
+def _states(paths: list[str]) -> list[list[Any]]:
+    """Return the path, the size in bytes and the time of change in nanoseconds of each file.
+
+    Arrow asks the system for many files without the interpreter lock, so that threads help, most of
+    all on network file systems.
+    """
+    if is_encodable("".join(paths)):
+        found = _LOCAL.get_file_info(paths)
+        if all(each.is_file for each in found):
+            return [
+                [path, each.size, str(each.mtime_ns)]
+                for path, each in zip(paths, found, strict=True)
+            ]
+    states = map(os.stat, paths)  # the system's error for a file that is gone
+    return [
+        [encodable(path), each.st_size, str(each.st_mtime_ns)]
+        for path, each in zip(paths, states, strict=True)
+    ]
 
 
 def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
@@ -443,6 +454,17 @@ class ArrayStream:
 def raw_part_rows(batch_rows: int) -> int:
     """Return the rows of a part whose images are not decoded: some thousand, in whole batches."""
     return batch_rows * max(1, round(_PART_ROWS / batch_rows))
+
+
+def picture_part_rows(batch_rows: int, shape: tuple[int, int, int]) -> int:
+    """Return the rows of a part whose images are decoded, in at least two whole batches.
+
+    Args:
+        batch_rows: Maximum number of rows in a batch.
+        shape: Height, width and channels of the network's images.
+    """
+    batch = min(batch_rows, pictures_per_batch(shape))
+    return batch * max(2, round(_PART_VALUES / math.prod(shape) / batch))
 
 
 def pictures_per_batch(shape: tuple[int, int, int]) -> int:

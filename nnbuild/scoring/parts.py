@@ -105,7 +105,7 @@ def join_parts(
         number: Number of the shard.
         chunks: Its input chunks.
         parts: Its parts in order, with their files.
-        folder: Folder of the job.
+        folder: Folder in which the shard is made.
     """
     writing = write_shard(
         context, number, sum(chunk.rows for chunk in chunks), _rows_of(parts), folder

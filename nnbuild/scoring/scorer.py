@@ -10,8 +10,9 @@ from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
+from nnbuild.scoring.division import division_of
 from nnbuild.scoring.job import Job, job_context, open_job, resume_job, score_input
-from nnbuild.scoring.processes import processes_worthwhile, score_in_processes
+from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.shards import Shard
 
 
@@ -63,8 +64,10 @@ def make_shards(
     """Make the missing shards on this machine, or on the Dask cluster at an address."""
     if address is not None:
         return score_on_cluster(job, address, progress)
-    count = processes_worthwhile(job)
-    return score_input(job, progress) if count == 1 else score_in_processes(job, count, progress)
+    division = division_of(job)
+    if division.processes == 1:
+        return score_input(job, progress)
+    return score_in_processes(job, division, progress)
 
 
 def _open_or_resume(

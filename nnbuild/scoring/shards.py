@@ -29,6 +29,7 @@ from nnbuild.scoring.table import score_table
 from nnbuild.store.filesystem import (
     atomic_write,
     file_digest,
+    fsync_dir,
     make_durable_dir,
     read_json,
     write_json,
@@ -175,6 +176,11 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def _record(folder: Path, name: str) -> Path:
+    """Return the file by which a resumed job finds a finished shard."""
+    return folder / "done" / f"{name}.json"
+
+
 def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None:
     """Return a shard that an earlier process finished; None unless its files are unchanged.
 
@@ -183,7 +189,7 @@ def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None
         number: Number of the shard.
         shadow: Whether the job has a shadow.
     """
-    record = folder / "done" / f"{number:05d}.json"
+    record = _record(folder, shard_name(number))
     if not record.exists():
         return None
     try:
@@ -198,13 +204,16 @@ def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None
     return shard
 
 
-def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterator[int | Shard]:
+def make_shards(
+    context: ShardContext, pending: Pending, folder: Path, *, overlapped: bool = True
+) -> Iterator[int | Shard]:
     """Score the chunks of the pending shards, and write their files.
 
     Args:
         context: Settings, input, engine and schema of the job.
         pending: Number and chunks of each shard.
         folder: Folder of the job, for `rows/`, `shadow/`, `quarantine/` and `done/`.
+        overlapped: Whether reading and inference run in threads of their own, on other cores.
 
     Yields:
         Numbers of processed input rows, as they are processed, and each shard when it is finished.
@@ -217,7 +226,8 @@ def make_shards(context: ShardContext, pending: Pending, folder: Path) -> Iterat
         return
     # Not in a stage: a signal can interrupt the import of a library only in this thread.
     engine = context.engine()
-    results = prefetch(_infer(engine, context, prefetch(_read(context, pending))))
+    stage = prefetch if overlapped else iter
+    results = stage(_infer(engine, context, stage(_read(context, pending))))
     upcoming = next(results, None)
 
     def results_of(number: int) -> Iterator[ScoredRows | RejectedRows]:
@@ -393,9 +403,30 @@ def write_shard(
         summary=writer.summary.as_json() if writer.summary else {},
         shadow_sha256=file_digest(shadow_path) if context.shadow else "",
     )
-    write_json(folder / "done" / f"{number:05d}.json", shard.model_dump())
+    write_json(_record(folder, name), shard.model_dump())
     fault_injection.failpoint("shard:done")
     return shard
+
+
+def adopt_shard(shard: Shard, source: Path, folder: Path) -> None:
+    """Move the files of a finished shard into the folder of its job, the record last.
+
+    Args:
+        shard: The shard.
+        source: Folder in which `make_shards` or `join_parts` made it, on the same file system.
+        folder: Folder of the job.
+    """
+    for kind in ("rows", "shadow", "quarantine"):
+        made = source / kind / shard.name
+        if made.exists():
+            _move(made, folder / kind / shard.name)
+    _move(_record(source, shard.name), _record(folder, shard.name))
+
+
+def _move(source: Path, target: Path) -> None:
+    make_durable_dir(target.parent)
+    source.replace(target)
+    fsync_dir(target.parent)
 
 
 def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:

@@ -1,8 +1,9 @@
 """The processes that score parts of a job's shards; `nnbuild.scoring.processes` starts them.
 
 `main` opens the job, and then forks a process for each socket that it was given: they share what
-was read, and start in milliseconds. A process answers a line of JSON, the request, by another one.
-It ends when its socket is closed, so it does not outlive the process that asks.
+was read, and start in milliseconds. A process answers a line of JSON, the request, by another one;
+before it, lines can say how many rows were scored. It ends when its socket is closed, so it does
+not outlive the process that asks.
 """
 
 import gc
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -27,10 +29,14 @@ from nnbuild.errors import InputError, NnbuildError, RunError, one_line
 from nnbuild.scoring.job import Job, job_engine, resume_job, shard_context, shards_of, staging
 from nnbuild.scoring.parts import Part, join_parts, make_part
 from nnbuild.scoring.pieces import split_shard
+from nnbuild.scoring.schedule import Request
+from nnbuild.scoring.shards import Shard, make_shards
 from nnbuild.store import Store, presence
 
 Answer = dict[str, Any]
+Report = Callable[[int], None]
 _SHARDS_AT_ONCE = 4
+_SECONDS_TO_REPORT = 0.2
 
 
 def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
@@ -118,17 +124,21 @@ class Scorer:
             os._exit(0)  # in the middle of a request: nobody waits for the answer
 
         threading.Thread(target=receive, daemon=True).start()
+
+        def report(rows: int) -> None:
+            connection.sendall(_line({"scored": rows}))
+
         answer: Answer = {"ready": True}
         while True:
             connection.sendall(_line(answer))
-            answer = _answer_of(self.answer, json.loads(requests.get()))
+            answer = _answer_of(self.answer, json.loads(requests.get()), report)
 
-    def answer(self, request: dict[str, Any]) -> Answer:
-        """Score a part of a shard, or put a shard together.
+    def answer(self, request: Request, report: Report) -> Answer:
+        """Make a shard, score a part of one, or put one together from its parts.
 
         Args:
-            request: `folder` of the parts, `shard`, and either `part`, its number, or `parts`, the
-                description of all of them.
+            request: What to do; see `nnbuild.scoring.schedule`.
+            report: Receives numbers of scored rows while a whole shard is made.
 
         Returns:
             The fields of a `Part` or of a `Shard`.
@@ -139,11 +149,26 @@ class Scorer:
             pieces = self._parts(number)[request["part"]]
             path = part_path(folder, number, request["part"])
             return make_part(self._context, self._context.engine(), pieces, path).model_dump()
+        if "parts" not in request:
+            return self._make_shard(number, folder, report).model_dump()
         parts = [
             (Part.model_validate(part), part_path(folder, number, place))
             for place, part in enumerate(request["parts"])
         ]
-        return join_parts(self._context, number, chunks, parts, self._job.folder).model_dump()
+        return join_parts(self._context, number, chunks, parts, folder).model_dump()
+
+    def _make_shard(self, number: int, folder: Path, report: Report) -> Shard:
+        """Make a whole shard, and report its rows now and then."""
+        pending = [(number, self._shards[number])]
+        results = make_shards(self._context, pending, folder, overlapped=False)
+        rows, reported = 0, time.monotonic()
+        while not isinstance(result := next(results), Shard):
+            rows += result
+            if time.monotonic() - reported > _SECONDS_TO_REPORT:
+                report(rows)
+                rows, reported = 0, time.monotonic()
+        report(rows)
+        return result
 
 
 def _answer_of(function: Callable[..., Answer], *arguments: object) -> Answer:

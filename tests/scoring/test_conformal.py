@@ -83,7 +83,7 @@ def test_resumed_job_has_same_bytes(store, tmp_path):
     config = ScoreConfig(input=path, batch_size=32, shard_rows=100, **settings)
     job = jobs.open_job(config, store.root)
     jobs.score_input(job)
-    (job.folder / "done" / "00001.json").unlink()
+    (job.folder / "done" / "part-00001.parquet.json").unlink()
     resumed = jobs.resume_job(job.score_id, store.root)
     with jobs.job_context(resumed):
         done = commit_job(resumed, jobs.score_input(resumed))

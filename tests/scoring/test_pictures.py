@@ -14,7 +14,10 @@ from score_data import bad_parquet, images, parquet, rows, scored
 
 import nnbuild
 from nnbuild.data import streams
+from nnbuild.data.formats import open_stream
+from nnbuild.data.streams import StreamOptions
 from nnbuild.errors import AlreadyScoredError, ConfigError, DataError, Interrupted
+from nnbuild.runtime.text import encodable
 from nnbuild.scoring import ScoreConfig
 
 NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
@@ -197,3 +200,20 @@ def test_manifest_names_the_path_column(store, tmp_path):
     assert manifest["config"]["keep"] == ["path"]
     (part,) = (store.root / "tables" / "scores" / f"score_id={done.score_id}").iterdir()
     assert pq.read_schema(part).names[-1] == "path"
+
+
+@pytest.mark.parametrize("names", [NAMES, [*NAMES, os.fsdecode(b"caf\xe9.png")]])
+def test_identity_is_size_and_time_of_change(tmp_path, monkeypatch, names):
+    monkeypatch.setattr(streams, "_STAT_FILES", 2)
+    folder = write(tmp_path / "pictures", names)
+    for number, name in enumerate(names):
+        os.utime(folder / name, ns=(0, 10**18 + number))
+    stream = open_stream(str(folder), StreamOptions((28, 28, 1)))
+    states = {name: (folder / name).stat() for name in names}
+    assert stream.identity() == [
+        [encodable(str(folder / name)), states[name].st_size, str(states[name].st_mtime_ns)]
+        for name in sorted(names)
+    ]
+    (folder / NAMES[0]).unlink()
+    with pytest.raises(FileNotFoundError):
+        stream.identity()

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -18,13 +16,13 @@ import pytest
 from command_line import tree_digest
 from score_data import files, images, parquet, scored
 
-from nnbuild.data.streams import InputChunk
 from nnbuild.errors import ConfigError, DataError, Interrupted, RunError, StoreError
+from nnbuild.scoring import division, processes
 from nnbuild.scoring import job as jobs
-from nnbuild.scoring import processes
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
-from nnbuild.scoring.processes import Cost, processes_are_faster, score_in_processes
+from nnbuild.scoring.division import Cost, Division, division_of, processes_are_faster
+from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.worker import describe_error, error_from
 
 LARGE = 20_000
@@ -38,9 +36,9 @@ def others_first(monkeypatch):
     answered = threading.Event()
     answer = processes._Process.answer
 
-    def answer_and_tell(self):
+    def answer_and_tell(self, report):
         try:
-            found = answer(self)
+            found = answer(self, report)
         except BaseException:
             answered.set()
             raise
@@ -57,10 +55,10 @@ def config(path, **more):
     return ScoreConfig.model_validate(settings)
 
 
-def in_processes(store, settings, count=2, progress=None):
+def in_processes(store, settings, count=2, progress=None, *, whole=False):
     job = jobs.open_job(settings, store.root)
     with jobs.job_context(job):
-        return commit_job(job, score_in_processes(job, count, progress))
+        return commit_job(job, score_in_processes(job, Division(count, whole), progress))
 
 
 def outputs(store, score_id):
@@ -127,36 +125,54 @@ def test_processes_write_the_same_bytes(store, large):
     assert not children()
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Settings for a Parquet file of ten shards, with one row that has no image."""
+    pixels = [each.ravel().tolist() for each in images(LARGE // 2)]
+    pixels[7_000] = None
+    table = pa.table({"image": pa.array(pixels, pa.list_(pa.uint8()))})
+    path = tmp_path_factory.mktemp("many") / "in.parquet"
+    pq.write_table(table, path, row_group_size=1000)
+    return config(path, shard_rows=1000, on_error="quarantine")
+
+
+def test_whole_shards_have_the_same_bytes(store, many):
+    one = scored(store, **many.model_dump())
+    assert (one.rows, one.quarantined) == (LARGE // 2 - 1, 1)
+    for count in (2, 3):
+        progress = Progress()
+        done = in_processes(store, many, count, progress, whole=True)
+        assert outputs(store, done.score_id) == outputs(store, one.score_id)
+        assert progress.counts == sorted(progress.counts)
+        assert progress.counts[-1] == LARGE // 2
+    assert not children()
+
+
+def test_stopped_whole_shards_are_resumed(store, many):
+    one = scored(store, **many.model_dump())
+    stop = Progress(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        in_processes(store, many, progress=stop, whole=True)
+    (folder,) = (store.root / "staging").glob("score-*")
+    assert not list(folder.glob("unfinished-*"))
+    done = in_processes(store, many, whole=True)
+    assert folder.name == f"score-{done.score_id}"
+    assert outputs(store, done.score_id) == outputs(store, one.score_id)
+
+
 def test_this_process_scores_meanwhile(store, large, monkeypatch):
     one = scored(store, **config(large).model_dump())
     monkeypatch.undo()
     here = threading.Event()
     answer, wait = processes._ThisProcess.answer, processes._Process.wait_until_ready
     monkeypatch.setattr(
-        processes._ThisProcess, "answer", lambda each: (answer(each), here.set())[0]
+        processes._ThisProcess, "answer", lambda each, report: (answer(each, report), here.set())[0]
     )
     monkeypatch.setattr(
         processes._Process, "wait_until_ready", lambda each: (here.wait(), wait(each))[1]
     )
     done = in_processes(store, config(large))
     assert outputs(store, done.score_id) == outputs(store, one.score_id)
-
-
-def test_idle_process_waits_for_last_part(tmp_path):
-    pending = [(0, [InputChunk(0, number, 5 * number, 5) for number in range(2)])]
-    schedule = processes._Schedule(pending, 5, tmp_path)
-    this, other = Mock(joins=False), Mock(joins=True)
-    last, first = (schedule.next_request(each, wait=True) for each in (this, other))
-    part = {"rows": 5, "rejects": []}
-    schedule.finish(first, part)
-    assert schedule.next_request(other, wait=False) is None
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(schedule.next_request, other, wait=True)
-        assert not wait([waiting], timeout=0.1).done
-        schedule.finish(last, part)
-        assert len(waiting.result(SECONDS)["parts"]) == 2
-    assert schedule.next_request(this, wait=True) is None
-    assert schedule.next_request(other, wait=True) is None
 
 
 def test_processes_share_small_files(store, tmp_path):
@@ -229,7 +245,8 @@ def test_processes_load_no_large_library(store, large):
     assert not {"pandas", "tensorflow", "prefect", "scipy", "sklearn"} & loaded
 
 
-def test_bad_input_leaves_nothing(store, tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_bad_input_leaves_nothing(store, tmp_path, whole):
     path = tmp_path / "bad.parquet"
     pixels = [each.ravel().tolist() for each in images(60)]
     pixels[50] = pixels[10] = None
@@ -237,7 +254,7 @@ def test_bad_input_leaves_nothing(store, tmp_path):
     pq.write_table(table, path, row_group_size=5)
     before = tree_digest(store.root)
     with pytest.raises(DataError, match="row group 2, row 10"):  # whoever sees its row first
-        in_processes(store, config(path, shard_rows=5), 4)
+        in_processes(store, config(path, shard_rows=5), 4, whole=whole)
     assert tree_digest(store.root) == before
     assert not children()
 
@@ -266,7 +283,7 @@ def test_signal_stops_processes(store, large):
     assert caught.value.exit_code == 143
     assert not children()
     (folder,) = (store.root / "staging").glob("score-*")
-    assert not list(folder.glob("parts-*"))
+    assert not list(folder.glob("unfinished-*"))
     done = in_processes(store, config(large))
     assert folder.name == f"score-{done.score_id}"
     assert outputs(store, done.score_id) == outputs(store, one.score_id)
@@ -287,6 +304,7 @@ import psutil
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring import processes
+from nnbuild.scoring.division import Division
 
 config, root, action = sys.argv[1:]
 
@@ -301,7 +319,7 @@ class Progress:
 processes._ThisProcess.wait_until_ready = lambda _: threading.Event().wait()
 job = jobs.open_job(ScoreConfig.model_validate_json(config), root)
 with jobs.job_context(job):
-    processes.score_in_processes(job, 3, Progress())
+    processes.score_in_processes(job, Division(3), Progress())
 """
 
 
@@ -361,16 +379,25 @@ def test_processes_pay_for_many_rows_only(cost):
 
 
 def test_few_rows_stay_in_this_process(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "processors", lambda: 8)
+    monkeypatch.setattr(division, "processors", lambda: 8)
     job = jobs.open_job(config(parquet(tmp_path / "in.parquet")), store.root)
-    assert processes.processes_worthwhile(job) == 1
+    assert division_of(job) == Division(1)
+
+
+def test_only_short_shards_are_made_whole(store, large, monkeypatch):
+    monkeypatch.setattr(division, "processors", lambda: 2)
+    monkeypatch.setattr(division, "processes_are_faster", lambda *_: True)
+    job = jobs.open_job(config(large), store.root)
+    for seconds, whole in ((1e9, True), (0.0, False)):
+        monkeypatch.setattr(division, "_SECONDS_PER_SHARD", seconds)
+        assert division_of(job) == Division(2, whole)
 
 
 def test_keras_stays_in_this_process(store, large, monkeypatch):
-    monkeypatch.setattr(processes, "processors", lambda: 8)
-    monkeypatch.setattr(processes, "processes_are_faster", lambda *_: True)
+    monkeypatch.setattr(division, "processors", lambda: 8)
+    monkeypatch.setattr(division, "processes_are_faster", lambda *_: True)
     for threads, count in ((None, 8), (3, 3), (99, 8)):
         job = jobs.open_job(config(large, threads=threads, shard_rows=10), store.root)
-        assert processes.processes_worthwhile(job) == min(count, 4)
+        assert division_of(job).processes == min(count, 4)
     job = jobs.open_job(config(large, engine="keras"), store.root)
-    assert processes.processes_worthwhile(job) == 1
+    assert division_of(job) == Division(1)

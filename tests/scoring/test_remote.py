@@ -14,6 +14,7 @@ from nnbuild.errors import ConfigError, DataError, StoreError
 from nnbuild.pipeline.run import retrain
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.commit import commit_job
+from nnbuild.scoring.division import Division
 from nnbuild.scoring.job import job_context, open_job, resume_job, score_input
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.store import Store
@@ -134,7 +135,7 @@ def test_many_objects_are_fetched_together(store, tmp_path, bucket, s3_service, 
     assert footers.met
     s3_service.answer = objects
     with job_context(job):
-        made = score_input(job) if processes == 1 else score_in_processes(job, processes)
+        made = score_input(job) if processes == 1 else score_in_processes(job, Division(processes))
         assert objects.met
         s3_service.answer = lambda method, path: None  # noqa: ARG005
         assert rows(store, commit_job(job, made)).equals(here)

@@ -12,6 +12,7 @@ from nnbuild.errors import AlreadyScoredError, ConfigError, ContractError, Store
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.division import Division
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.shards import make_shards
 from nnbuild.store import champion
@@ -259,6 +260,6 @@ def test_processes_score_with_a_shadow(gated_runs, tmp_path):
     straight = scored(store, **options)
     job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
     with jobs.job_context(job):
-        commit_job(job, score_in_processes(job, 2))
+        commit_job(job, score_in_processes(job, Division(2)))
     assert files(store, job.score_id) == files(store, straight.score_id)
     assert shadow_files(store, job.score_id) == shadow_files(store, straight.score_id)
