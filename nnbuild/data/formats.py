@@ -29,6 +29,7 @@ from nnbuild.data.file_tree import File, files_from_json, subfolders
 from nnbuild.data.locations import Location, locate, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.parquet_stream import ParquetStream
+from nnbuild.data.pixels import Workspace
 from nnbuild.data.streams import (
     PARQUET,
     PICTURES,
@@ -111,13 +112,13 @@ def _load_parquet(path: Path, options: ReadOptions) -> Dataset:
 
 
 def _stream_array(
-    read: Callable[[Path], NDArray[Any]],
+    read: Callable[[Path, Workspace], NDArray[Any]],
     address: str,
     files: Sequence[File],
     options: StreamOptions,
 ) -> ArrayStream:
-    """Open a file whose images are one array, which is loaded completely."""
-    return ArrayStream(address, read(files[0].path), options)
+    """Open a file whose images are one array, which is unpacked to memory or to a mapped file."""
+    return ArrayStream(address, read(files[0].path, options.workspace), options)
 
 
 FORMATS = (

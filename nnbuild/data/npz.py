@@ -141,13 +141,13 @@ def read_folder(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any
     return arrays, ""
 
 
-def read_images(path: Path) -> NDArray[Any]:
+def read_images(path: Path, workspace: Workspace = IN_MEMORY) -> NDArray[Any]:
     """Read the images to score: `images`, those of the test split, or the only unnamed array.
 
     Raises:
         DataError: As for `read`, or there is no such array.
     """
-    return read(path, [scored_array(names(path), path)])[0]
+    return read(path, [scored_array(names(path), path)], workspace=workspace)[0]
 
 
 def _read_member(

@@ -1,4 +1,4 @@
-"""Streams of images for scoring: pictures, and arrays that are loaded completely.
+"""Streams of images for scoring: pictures, and arrays.
 
 The stream of Parquet files is in `nnbuild.data.parquet_stream`.
 """
@@ -20,6 +20,7 @@ from pyarrow.fs import LocalFileSystem
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_tree import File, files_as_json
+from nnbuild.data.pixels import IN_MEMORY, Workspace, chunks
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable, is_encodable
@@ -200,6 +201,7 @@ class StreamOptions:
         preprocessing: Settings of the model's run, by which images get the shape; None if they
             must have it.
         index: Result of `ImageStream.index` for the same input; None to list and to read it.
+        workspace: Where the images of an array are held.
     """
 
     shape: tuple[int, int, int]
@@ -210,6 +212,7 @@ class StreamOptions:
     pictures_only: bool = False
     preprocessing: Preprocessing | None = None
     index: dict[str, Any] | None = None
+    workspace: Workspace = IN_MEMORY
 
 
 def identity_of(source: ImageStream) -> list[list[Any]]:
@@ -379,7 +382,7 @@ def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
 
 
 class ArrayStream:
-    """Images of one array in memory; see `ImageStream`.
+    """Images of one array, in memory or in a mapped file; see `ImageStream`.
 
     Args:
         address: Address of the file, as the user wrote it.
@@ -425,8 +428,10 @@ class ArrayStream:
 
     def identity(self) -> list[list[Any]]:
         """Return the address, the number of images, and their SHA-256."""
-        content = np.ascontiguousarray(self._images).data
-        return [[self._address, len(self._images), hashlib.sha256(content).hexdigest()]]
+        digest = hashlib.sha256()
+        for rows in chunks(self._images):
+            digest.update(np.ascontiguousarray(self._images[rows]).data)
+        return [[self._address, len(self._images), digest.hexdigest()]]
 
     def read(
         self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
@@ -434,14 +439,14 @@ class ArrayStream:
         """Yield the images of a chunk."""
         for start, stop in _batches_in(chunk, batch_rows, rows):
             yield Batch(
-                fit_images(self._images[start:stop], self._settings),
+                fit_images(np.asarray(self._images[start:stop]), self._settings),
                 np.arange(start, stop, dtype=np.int64),
                 None,
                 None,
             )
 
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
-        """Do nothing: the images are in memory."""
+        """Do nothing: the images have been read."""
 
     def part_rows(self, batch_rows: int) -> int:
         """Return some thousand rows, in whole batches."""

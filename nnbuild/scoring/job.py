@@ -1,6 +1,7 @@
 """The life of a scoring job before its commit: create it or resume it, lock it, make its shards."""
 
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
+from nnbuild.data.day_versions import workspace_in
 from nnbuild.data.formats import open_stream
+from nnbuild.data.pixels import Workspace
 from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions, identity_of
 from nnbuild.engines import Engine
 from nnbuild.errors import (
@@ -345,6 +348,13 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
     return claims.scored_as(store, resolved, model.digest, identity_of(source))
 
 
+def _workspace(store: Store) -> Workspace:
+    """Return where an array is held; its file has no name, so nothing of it stays anywhere."""
+    if store.exists():
+        return workspace_in(store)
+    return Workspace(Path(tempfile.gettempdir()))  # the store is created once all is checked
+
+
 def _resolved(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> ScoreConfig:
     """Return the settings with the actual engine and the actual columns to copy."""
     keep = tuple(source.schema().names)  # a folder of pictures always adds `path`
@@ -426,6 +436,7 @@ def _open_model_and_input(
         pictures_only=config.on_error == "stop",
         preprocessing=model.preprocessing,
         index=index,
+        workspace=_workspace(store),
     )
     source = open_stream(config.input, options)
     schema = _row_schema(config, model, source)

@@ -1,6 +1,7 @@
 """Pixels in a mapped file are those in memory, and no failure leaves a file that is not whole."""
 
 import errno
+import gzip
 import io
 import os
 import tracemalloc
@@ -11,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_files import PARQUET_FORMS, tiny, write_idx, write_parquet_folder, write_picture_folder
+from data_files import (
+    PARQUET_FORMS,
+    idx_bytes,
+    tiny,
+    write_idx,
+    write_parquet_folder,
+    write_picture_folder,
+)
 
 from nnbuild.data import (
     archives,
@@ -22,10 +30,11 @@ from nnbuild.data import (
     pixels,
 )
 from nnbuild.data.dataset import Dataset, Split, hold_out
-from nnbuild.data.formats import load_path
+from nnbuild.data.formats import load_path, open_stream
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.pixels import PixelWriter, Workspace, is_mapped
 from nnbuild.data.preprocessing import Preprocessing
+from nnbuild.data.streams import StreamOptions
 from nnbuild.errors import ConfigError, DataError, StoreError
 from nnbuild.runtime.cgroups import available_memory
 
@@ -242,6 +251,61 @@ def test_changing_floats_are_refused(tmp_path, disk, monkeypatch):
     monkeypatch.setattr(pixel_scale, "white_of_floats", changing)
     with pytest.raises(DataError, match="changed while it was read"):
         load_path(tmp_path / "a.parquet", ReadOptions(workspace=disk))
+
+
+def array_files(folder):
+    """Write the same images in the formats that are one array, in several types and layouts."""
+    pixels = np.random.default_rng(2).integers(0, 256, (70, 6, 6, 3), np.uint8)
+    for name, kind in {"u1": np.uint8, "f4": np.float32, "i2": np.int16}.items():
+        np.savez_compressed(folder / f"{name}.npz", images=pixels.astype(kind))
+    np.savez(folder / "fortran.npz", images=np.asfortranarray(pixels))
+    idx = idx_bytes(pixels[..., 0])
+    (folder / "images-idx3-ubyte.gz").write_bytes(gzip.compress(idx))
+    (folder / "emnist-letters-test-images-idx3-ubyte").write_bytes(idx)
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("size", [None, (4, 4)])
+def test_scored_array_is_the_same_mapped(tmp_path, disk, size):
+    (tmp_path / "in").mkdir()
+    for path in array_files(tmp_path / "in"):
+        shape = (*(size or (6, 6)), 3 if path.suffix == ".npz" else 1)
+        settings = None if size is None else Preprocessing(image_size=size)
+        options = StreamOptions(shape, preprocessing=settings)
+        held, stream = (
+            open_stream(str(path), each) for each in (options, replace(options, workspace=disk))
+        )
+        assert stream.identity() == held.identity()
+        assert (stream.scales(), stream.chunks()) == (held.scales(), held.chunks())
+        for ours, theirs in zip(batches(stream), batches(held), strict=True):
+            assert type(ours.images) is np.ndarray
+            np.testing.assert_array_equal(ours.images, theirs.images)
+            np.testing.assert_array_equal(ours.example_ids, theirs.example_ids)
+    assert list(disk.folder.iterdir()) == []
+
+
+def batches(stream):
+    return [batch for chunk in stream.chunks() for batch in stream.read(chunk, 32)]
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_memory_does_not_grow_with_scored_npz(tmp_path, kind):
+    peaks = []
+    for count in (150, 300):
+        path = tmp_path / f"{count}.npz"
+        np.savez(path, images=KINDS[kind](np.full((count, 256, 256, 3), 200, np.uint8)))
+        options = StreamOptions((256, 256, 3), workspace=Workspace(tmp_path / "pixels", 1 << 20))
+        tracemalloc.start()
+        try:
+            stream = open_stream(str(path), options)
+            assert stream.identity()[0][1] == count
+            for chunk in stream.chunks():
+                for batch in stream.read(chunk, 16):
+                    assert batch.images.max() == 200
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + (4 << 20)
 
 
 def peak_of_reading(path, folder) -> int:

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import duckdb
@@ -30,13 +32,14 @@ from score_data import (
 )
 
 import nnbuild
+from nnbuild.data import pixels
 from nnbuild.errors import ConfigError, ContractError, DataError, Interrupted, StoreError
 from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.selection import parse_filter
-from nnbuild.store import champion
+from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import read_json, write_json
 
 
@@ -132,6 +135,26 @@ def test_every_input_format_gives_same_rows(store, tmp_path):
         found = rows(store, scored(store, input=tmp_path / form)).select(wanted.column_names)
         assert found.drop_columns("example_id").equals(wanted.drop_columns("example_id")), form
         assert found["example_id"].equals(wanted["example_id"])
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_array_above_the_memory_gives_same_rows(store, tmp_path, monkeypatch, new):
+    np.savez_compressed(tmp_path / "images.npz", images=images())
+    expected = rows(store, scored(store, input=tmp_path / "images.npz"))
+    model = store.root / "runs" / store.run_ids()[0] / "model.onnx"
+    chosen = {"model": str(model), "digest": sha256(model.read_bytes()).hexdigest()} if new else {}
+    target = Store(tmp_path / "new") if new else store
+    monkeypatch.setenv("NNBUILD_MEMORY", "1000")
+    folders, temporary_file = [], pixels._temporary_file
+    monkeypatch.setattr(
+        pixels,
+        "_temporary_file",
+        lambda folder: folders.append(folder) or temporary_file(folder),
+    )
+    found = rows(target, scored(target, input=tmp_path / "images.npz", **chosen))
+    assert folders == ([Path(tempfile.gettempdir())] if new else [store.root / "staging"])
+    assert found.equals(expected)
+    assert list((target.root / "staging").iterdir()) == []
 
 
 @pytest.mark.parametrize(("batch_size", "shard_rows"), [(1, 1), (7, 60), (64, 10**6)])
