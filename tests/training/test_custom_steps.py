@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
-from small_fit import CLASSES, StopAfter, config_of, run_through, same, small_split
+from small_fit import (
+    CLASSES,
+    ONE_STEP_PER_CALL,
+    StopAfter,
+    config_of,
+    run_through,
+    same,
+    small_split,
+)
 
 from nnbuild import models
 from nnbuild.errors import ConfigError, ContractError, DivergedError, Interrupted
@@ -234,9 +242,7 @@ def test_custom_model_resumes_exactly(kind, tmp_path, monkeypatch):
         return model, fit(model, split, config, CLASSES, around)
 
     straight, expected = run()
-    monkeypatch.setattr(
-        "nnbuild.training.loop.StepsPerCall.update", lambda *_: None
-    )  # one step a look
+    monkeypatch.setattr(*ONE_STEP_PER_CALL)
     for looks in (2, 3, 4):  # the last one right after the last step of an epoch
         with pytest.raises(Interrupted):
             run(stop=StopAfter(looks))

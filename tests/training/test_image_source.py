@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_fit import StopAfter, config_of, run_through, same, small_split
+from small_fit import ONE_STEP_PER_CALL, StopAfter, config_of, run_through, same, small_split
 
 from nnbuild.data.dataset import Split
 from nnbuild.data.pixels import PixelWriter, Workspace
@@ -55,7 +55,7 @@ def test_resume_may_change_the_path(tmp_path, monkeypatch, straight, first_mappe
     split, (config, expected) = small_split(), straight
     both = [split, mapped(split, tmp_path)]
     before, after = reversed(both) if first_mapped else both
-    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
+    monkeypatch.setattr(*ONE_STEP_PER_CALL)
     with pytest.raises(Interrupted):
         run_through(config, before, tmp_path / "checkpoints", stop=StopAfter(9))
     found, fitted = run_through(config, after, tmp_path / "checkpoints")

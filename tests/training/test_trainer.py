@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_fit import CLASSES, StopAfter, compiled, config_of, run_through, same, small_split
+from small_fit import (
+    CLASSES,
+    ONE_STEP_PER_CALL,
+    StopAfter,
+    compiled,
+    config_of,
+    run_through,
+    same,
+    small_split,
+)
 
 from nnbuild import models
 from nnbuild.config.presets import PRESETS
@@ -44,8 +53,10 @@ def straight():
 @pytest.fixture(scope="module")
 def _stopped(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(Interrupted):
-        run_through(config_of(), small_split(), folder, stop=StopAfter(5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*ONE_STEP_PER_CALL)
+        with pytest.raises(Interrupted):
+            run_through(config_of(), small_split(), folder, stop=StopAfter(10))
     return folder
 
 
@@ -89,8 +100,7 @@ def two_columns(input_shape, classes):
 def test_stopped_fit_resumes_exactly(tmp_path: Path, monkeypatch, model, training, stops):
     split, config = small_split(), config_of(model, **training)
     straight, expected = run_through(config, split)
-    # One step per compiled call.
-    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
+    monkeypatch.setattr(*ONE_STEP_PER_CALL)
     for looks in stops:
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, stop=StopAfter(looks))
@@ -107,7 +117,7 @@ def test_stopped_fit_resumes_exactly(tmp_path: Path, monkeypatch, model, trainin
 def test_resumed_fit_keeps_validation(tmp_path, monkeypatch):
     split, own, config = small_split(), small_split(count=30), config_of(**EVERYTHING)
     straight, expected = run_through(config, split, validation=own)
-    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
+    monkeypatch.setattr(*ONE_STEP_PER_CALL)
     for looks in (2, 5):
         with pytest.raises(Interrupted):
             run_through(config, split, tmp_path, own, stop=StopAfter(looks))
@@ -136,7 +146,7 @@ def test_seed_decides_weights(straight):
 
 def test_steps_per_call_change_nothing(monkeypatch):
     split, config = small_split(), config_of(augmentation="affine")
-    monkeypatch.setattr("nnbuild.training.loop.StepsPerCall.update", lambda *_: None)
+    monkeypatch.setattr(*ONE_STEP_PER_CALL)
     single, _ = run_through(config, split)
     monkeypatch.setattr(
         "nnbuild.training.loop.StepsPerCall.__init__", lambda self: setattr(self, "steps", 1000)
@@ -293,8 +303,9 @@ def test_foreign_checkpoint_raises(stopped: Path, what):
         )
 
 
-def test_other_threads_add_remark(tmp_path: Path):
+def test_other_threads_add_remark(tmp_path: Path, monkeypatch):
     split, config = small_split(), config_of()
+    monkeypatch.setattr(*ONE_STEP_PER_CALL)
     identity = {"config": config.digest(), "dataset": "d", "code": "c", "threads": 1}
     around = FitContext(checkpoints=Checkpoints(tmp_path, identity), stop=StopAfter(5))
     with pytest.raises(Interrupted):
