@@ -157,11 +157,10 @@ class ProgressReporter:
         if self._epochs_key and self._text_throttle.is_due():
             self._background.submit(partial(self._show_epochs, list(self._epochs)))
 
-    def scored(self, done: int, total: int, seconds: float) -> None:
+    def scored(self, done: int, total: int, rate: float) -> None:
         """Report the scored rows of a job; see `nnbuild.runtime.progress`."""
         if done == total or self._text_throttle.is_due():
-            rate = done / max(seconds, 1e-9)
-            left = (total - done) / max(rate, 1e-9)
+            left = (total - done) / rate
             logger().info("%d of %d rows, %.0f rows/s, %.0f s left", done, total, rate, left)
         if done == total:
             self.finish()

@@ -7,6 +7,7 @@ what looks like markup, and messages of libraries hold URLs with credentials.
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -138,7 +139,7 @@ class LogDisplay:
 
     def __init__(self, console: PlainConsole) -> None:
         self._console = console
-        self._seconds_at_last_line = 0.0
+        self._scoring_since = self._last_line = 0.0
         self.committed_run: str | None = None
 
     def waiting(self, _text: str) -> AbstractContextManager[object]:
@@ -163,13 +164,15 @@ class LogDisplay:
         if done == total:
             self.note(f"downloaded {file}, {done:,} bytes")
 
-    def scored(self, done: int, total: int, seconds: float) -> None:
-        """Print the progress of a scoring job every few seconds and at its end."""
-        if seconds - self._seconds_at_last_line > _SECONDS_BETWEEN_LINES or (
-            done == total and seconds > _SECONDS_BETWEEN_LINES
+    def scored(self, done: int, total: int, rate: float) -> None:
+        """Print the progress of a scoring job every few seconds, and at its end if it was long."""
+        now = time.monotonic()
+        self._scoring_since = self._scoring_since or now
+        self._last_line = self._last_line or now
+        if now - self._last_line > _SECONDS_BETWEEN_LINES or (
+            done == total and now - self._scoring_since > _SECONDS_BETWEEN_LINES
         ):
-            self._seconds_at_last_line = seconds
-            rate = done / seconds
+            self._last_line = now
             left = (total - done) / rate
             self.note(f"scored {done:,} of {total:,} rows  {rate:,.0f} rows/s  {left:.0f} s left")
 
@@ -244,13 +247,13 @@ class TerminalDisplay(LogDisplay):
             self._downloads.stop()
         super().download(file, done, total)
 
-    def scored(self, done: int, total: int, seconds: float) -> None:
+    def scored(self, done: int, total: int, rate: float) -> None:
         """Move the bar of a scoring job."""
         if self._bar is None:
             self._work.start()
             self._bar = self._work.add_task("scoring", total=total, metrics="")
-        rate = f"{done:,} of {total:,} rows  {done / max(seconds, 1e-9):,.0f} rows/s"
-        self._work.update(self._bar, completed=done, metrics=rate)
+        rows = f"{done:,} of {total:,} rows  {rate:,.0f} rows/s"
+        self._work.update(self._bar, completed=done, metrics=rows)
 
     def close(self) -> None:
         """Remove the bars; the terminal may be gone, and the run has ended."""

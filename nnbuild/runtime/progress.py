@@ -1,5 +1,6 @@
 """Report the progress of a fit and of a scoring job to the caller."""
 
+import time
 from typing import Protocol
 
 
@@ -33,13 +34,13 @@ class ProgressCallback(Protocol):
             seconds: Duration of the epoch.
         """
 
-    def scored(self, done: int, total: int, seconds: float) -> None:
+    def scored(self, done: int, total: int, rate: float) -> None:
         """Take note that some rows of a scoring job are done.
 
         Args:
             done: Number of scored and quarantined rows.
             total: Number of rows of the input.
-            seconds: Time since this process began to score.
+            rate: Rows per second, without those that were done before the job was resumed.
         """
 
 
@@ -54,5 +55,29 @@ class NullProgress:
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
         """Ignore the epoch."""
 
-    def scored(self, done: int, total: int, seconds: float) -> None:
+    def scored(self, done: int, total: int, rate: float) -> None:
         """Ignore the rows."""
+
+
+class RowProgress:
+    """Counts the rows of a scoring job, and reports them to a callback.
+
+    Args:
+        progress: Receives the number of rows; None to report nothing.
+        done: Number of rows that were done before.
+        total: Number of rows of the input.
+    """
+
+    def __init__(self, progress: ProgressCallback | None, done: int, total: int) -> None:
+        self._progress = progress or NullProgress()
+        self._before = self._done = done
+        self._total = total
+        self._began = time.perf_counter()
+
+    def add(self, rows: int) -> None:
+        """Report that some more rows are done."""
+        if not rows:
+            return
+        self._done += rows
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        self._progress.scored(self._done, self._total, (self._done - self._before) / seconds)

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
-from nnbuild.runtime.progress import NullProgress, ProgressCallback
+from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring.job import (
     Job,
     job_engine,
     progress_of,
+    rows_of,
     shard_context,
     shards_of,
     staging,
@@ -56,10 +57,9 @@ def score_on_cluster(
         RunError: A shard has killed several workers.
         Interrupted: A signal asked to stop; finished shards are kept.
     """
-    progress = progress or NullProgress()
     (job.folder / _STOP).unlink(missing_ok=True)
     done, pending = progress_of(job)
-    total, began = job.total, time.perf_counter()
+    counter = RowProgress(progress, rows_of(done), job.total)
     make_durable_dir(job.folder / "rows")
     make_durable_dir(job.folder / "quarantine")
     with connect(address) as client, deferred_signals() as stop:
@@ -72,9 +72,9 @@ def score_on_cluster(
             future.add_done_callback(ready.put)
         try:
             for _ in pending:
-                done.append(_shard_of(_next_done(ready, stop)))
-                rows = sum(each.rows + each.quarantined for each in done)
-                progress.scored(rows, total, time.perf_counter() - began)
+                shard = _shard_of(_next_done(ready, stop))
+                done.append(shard)
+                counter.add(rows_of([shard]))
         except BaseException:
             (job.folder / _STOP).touch()
             _drain(futures)

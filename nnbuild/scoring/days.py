@@ -292,7 +292,7 @@ class _DayScorer(NullProgress):
                     drift=done.drift,
                 )
 
-    def scored(self, done: int, total: int, _seconds: float) -> None:
+    def scored(self, done: int, total: int, _rate: float) -> None:
         """Stop the job between batches if `stopped` is set."""
         if self.stopped.is_set():
             raise Interrupted(f"stopped after {done} of {total} rows", 2)

@@ -2,8 +2,7 @@
 
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from nnbuild.errors import (
     StoreError,
 )
 from nnbuild.runtime import environment, fault_injection
-from nnbuild.runtime.progress import NullProgress, ProgressCallback
+from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import interrupted, sigterm_as_exception
 from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.config import NEWEST, ScoreConfig
@@ -241,6 +240,11 @@ def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[InputChunk]
     return done, pending
 
 
+def rows_of(shards: Sequence[Shard]) -> int:
+    """Return the number of input rows of shards."""
+    return sum(each.rows + each.quarantined for each in shards)
+
+
 def score_input(job: Job, progress: ProgressCallback | None = None) -> list[Shard]:
     """Make the missing shards in this process.
 
@@ -248,17 +252,15 @@ def score_input(job: Job, progress: ProgressCallback | None = None) -> list[Shar
         DataError: A row cannot be scored, and `on_error` is `stop`.
         ContractError: The output of the model is not a finite array of logits.
     """
-    progress, context = progress or NullProgress(), shard_context(job)
+    context = shard_context(job)
     done, pending = progress_of(job)
-    rows, total = sum(each.rows + each.quarantined for each in done), job.total
-    began = time.perf_counter()
+    counter = RowProgress(progress, rows_of(done), job.total)
     make_durable_dir(job.folder / "rows")
     for result in make_shards(context, pending, job.folder):
         if isinstance(result, Shard):
             done.append(result)
         else:
-            rows += result
-            progress.scored(rows, total, time.perf_counter() - began)
+            counter.add(result)
     fault_injection.failpoint("score:shards")
     return sorted(done, key=lambda each: each.name)
 

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -31,11 +30,11 @@ import pyarrow as pa
 
 from nnbuild.errors import Interrupted, RunError
 from nnbuild.runtime import fault_injection
-from nnbuild.runtime.progress import NullProgress, ProgressCallback
+from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.runtime.threads import SECONDS_TO_LET_GO
 from nnbuild.scoring.division import Division
-from nnbuild.scoring.job import Job, progress_of
+from nnbuild.scoring.job import Job, progress_of, rows_of
 from nnbuild.scoring.schedule import FIRST, Place, Request, Schedule, place_of
 from nnbuild.scoring.shards import Shard, adopt_shard
 from nnbuild.scoring.worker import Answer, Report, Scorer, error_from
@@ -67,10 +66,8 @@ def score_in_processes(
         RunError: A process died.
         Interrupted: A signal asked to stop; finished shards are kept.
     """
-    progress = progress or NullProgress()
     done, pending = progress_of(job)
-    rows, total = sum(each.rows + each.quarantined for each in done), job.total
-    began = time.perf_counter()
+    counter = RowProgress(progress, rows_of(done), job.total)
     make_durable_dir(job.folder / "rows")
     for killed in job.folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(killed, ignore_errors=True)
@@ -90,8 +87,7 @@ def score_in_processes(
                     adopt_shard(event, folder, job.folder)
                     done.append(event)
                 else:
-                    rows += event
-                    progress.scored(rows, total, time.perf_counter() - began)
+                    counter.add(event)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     fault_injection.failpoint("score:shards")
