@@ -17,7 +17,7 @@ from nnbuild.pipeline.registry import DECISION_STEPS, TRAINING_STEPS, Step
 from nnbuild.pipeline.step import has_checkpoints, is_fitted
 from nnbuild.runtime import environment
 from nnbuild.runtime.progress import ProgressCallback
-from nnbuild.runtime.signals import interrupted, sigterm_as_exception
+from nnbuild.runtime.signals import interrupted, request_to_stop, sigterm_as_exception
 from nnbuild.runtime.text import sanitize_lines
 from nnbuild.store import Run, Store, locks, presence
 from nnbuild.store.filesystem import as_store_error
@@ -169,6 +169,8 @@ def run_context(run: Run) -> Iterator[None]:
         except KeyboardInterrupt as error:
             raise _to_interrupted(run, error) from error
         except Exception as error:
+            if (request := request_to_stop(error)) is not None:
+                raise _to_interrupted(run, request) from error
             if _is_committed(run):  # whatever failed since, the run itself is complete
                 raise
             user_error = presence.gone(run.folder) or _to_user_error(run, error)

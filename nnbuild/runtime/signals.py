@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from nnbuild.errors import Interrupted
+from nnbuild.errors import Interrupted, NnbuildError
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,6 +33,20 @@ def interrupted(error: KeyboardInterrupt) -> Interrupted:
     """Return the error that a command raises after Ctrl-C or SIGTERM."""
     number = int(signal.SIGTERM if isinstance(error, SigtermReceived) else signal.SIGINT)
     return Interrupted(f"stopped by signal {number}", number)
+
+
+def request_to_stop(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the Ctrl-C or SIGTERM during whose handling an error was raised; None without one.
+
+    Prefect's engine fails with an error of its own if it is stopped before it knows its task run.
+    Errors of nnbuild are not looked into: they say what happened.
+    """
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, NnbuildError):
+        if isinstance(behind, KeyboardInterrupt):
+            return behind
+        behind = behind.__context__
+    return None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from nnbuild.errors import (
 )
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import ProgressCallback, RowProgress
-from nnbuild.runtime.signals import interrupted, sigterm_as_exception
+from nnbuild.runtime.signals import interrupted, request_to_stop, sigterm_as_exception
 from nnbuild.scoring import claims, outputs
 from nnbuild.scoring.config import NEWEST, ScoreConfig
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
@@ -133,10 +133,7 @@ def job_context(job: Job) -> Iterator[None]:
             with claims.claimed(job):
                 yield
         except KeyboardInterrupt as error:
-            stopped = interrupted(error)
-            if job.folder.is_dir():  # otherwise the job was committed just before
-                stopped.add_note(_how_to_resume(job))
-            raise stopped from error
+            raise _to_interrupted(job, error) from error
         except LockedError as error:
             if job.is_new:
                 shutil.rmtree(job.folder, ignore_errors=True)
@@ -153,6 +150,17 @@ def job_context(job: Job) -> Iterator[None]:
         except InputError:
             shutil.rmtree(job.folder, ignore_errors=True)
             raise
+        except Exception as error:
+            if (request := request_to_stop(error)) is None:
+                raise
+            raise _to_interrupted(job, request) from error
+
+
+def _to_interrupted(job: Job, error: KeyboardInterrupt) -> Interrupted:
+    stopped = interrupted(error)
+    if job.folder.is_dir():  # otherwise the job was committed just before
+        stopped.add_note(_how_to_resume(job))
+    return stopped
 
 
 @contextmanager
