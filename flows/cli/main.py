@@ -73,11 +73,11 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     app, code = load_commands(), 0
     with Caught() as caught:  # a user should see one line, whatever it is
         code = _exit_code_of(app, arguments)
-    if caught.error is not None and request_to_stop(caught.error) is not None:
+    if caught.error is None:
+        return code
+    if request_to_stop(caught.error) is not None:
         return _print_message("stopped by Ctrl-C", _CTRL_C)
-    if caught.error is not None:
-        return report_error(caught.error, _command_of(app, arguments))
-    return code
+    return report_error(caught.error, _command_of(app, arguments))
 
 
 def _exit_code_of(app: Any, arguments: Sequence[str] | None) -> int:

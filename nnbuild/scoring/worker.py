@@ -1,4 +1,4 @@
-"""The processes that score parts of a job's shards; `nnbuild.scoring.processes` starts them.
+"""The processes that make shards and parts of them; `nnbuild.scoring.processes` starts them.
 
 `main` opens the job, and then forks a process for each socket that it was given: they share what
 was read, and start in milliseconds. A process answers a line of JSON, the request, by another one;
@@ -101,7 +101,6 @@ class Scorer:
     """
 
     def __init__(self, job: Job) -> None:
-        self._job = job
         config = job.config.model_copy(update={"threads": 1})
         self._context = shard_context(job)._replace(
             config=config, engine=cache(lambda: job_engine(job, config))

@@ -109,8 +109,8 @@ def test_s3_throttling_is_retried(s3_store, s3_service, small_config, monkeypatc
 
 def test_s3_command_line_works(capfd, s3_store, s3_run):
     assert call(capfd, "runs", "--store", s3_store, "--json").json["runs"][0]["run_id"] == s3_run
-    told = call(capfd, "report", s3_run, "--store", s3_store, "--json").json
-    assert told["report"] == f"{s3_store}/runs/{s3_run}/report.html"
+    output = call(capfd, "report", s3_run, "--store", s3_store, "--json").json
+    assert output["report"] == f"{s3_store}/runs/{s3_run}/report.html"
     assert call(capfd, "doctor", "--store", s3_store, "--json").json["ok"]
 
 
