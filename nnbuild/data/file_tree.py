@@ -16,9 +16,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from nnbuild.data import archives
 from nnbuild.errors import DataError
@@ -67,17 +67,60 @@ class File:
         return is_local(self._path) if self.folder is None else not is_url(self.folder)
 
 
+class FolderFiles(Sequence[File]):
+    """Files of a folder, of which only the names are kept: a million objects take a second.
+
+    Args:
+        folder: Path of the folder, and a slash.
+        names: POSIX paths relative to it, in order.
+
+    Attributes:
+        folder: As given.
+        names: As given.
+    """
+
+    def __init__(self, folder: str, names: list[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> File: ...
+    @overload
+    def __getitem__(self, place: slice) -> "FolderFiles": ...
+    def __getitem__(self, place: int | slice) -> "File | FolderFiles":
+        if isinstance(place, slice):
+            return FolderFiles(self.folder, self.names[place])
+        return File(self.folder, self.names[place])
+
+
+def names_of(files: Sequence[File]) -> list[str]:
+    """Return the names of files."""
+    return files.names if isinstance(files, FolderFiles) else [file.name for file in files]
+
+
+def suffixes_of(names: Iterable[str]) -> frozenset[str]:
+    """Return the suffixes of names, in lower case; the whole of a name that has none."""
+    endings = {name.rpartition(".")[2] for name in names}
+    return frozenset(f".{each.lower()}" for each in endings)
+
+
 def files_as_json(files: Sequence[File]) -> dict[str, Any]:
     """Return files in JSON, for `files_from_json`."""
+    if isinstance(files, FolderFiles):
+        return {"folders": [files.folder], "names": files.names}
     folders = [str(file).removesuffix(file.name) for file in files]
     same = folders[:1] if len(set(folders)) == 1 else folders
-    return {"folders": same, "names": [file.name for file in files]}
+    return {"folders": same, "names": names_of(files)}
 
 
-def files_from_json(content: dict[str, Any]) -> list[File]:
+def files_from_json(content: dict[str, Any]) -> Sequence[File]:
     """Return the files of `files_as_json`, without a look at any of them."""
     names, folders = content["names"], content["folders"]
-    return list(map(File, folders if len(folders) == len(names) else repeat(folders[0]), names))
+    if len(folders) == 1:
+        return FolderFiles(folders[0], names)
+    return list(map(File, folders, names))
 
 
 def is_ignored(name: str) -> bool:
@@ -97,7 +140,7 @@ def path_exists(path: Path | str) -> bool:
     return False
 
 
-def files_below(folder: Any) -> list[File]:
+def files_below(folder: Any) -> Sequence[File]:
     """List the files of a folder and its subfolders, in order.
 
     Args:
@@ -107,8 +150,9 @@ def files_below(folder: Any) -> list[File]:
         DataError: A folder cannot be listed, a link is broken, or an entry is a pipe, a socket or a
             device.
     """
-    files = _local_files(folder) if is_local(folder) else _remote_files(folder)
-    return sorted(files, key=lambda file: file.name)
+    if is_local(folder):
+        return FolderFiles(str(folder / "_")[:-1], sorted(_names_below(folder)))
+    return sorted(_remote_files(folder), key=lambda file: file.name)
 
 
 def fingerprint(path: Any) -> str | None:
@@ -152,8 +196,7 @@ def subfolders(folder: Path) -> list[str]:
     return [name for name in visible if _is_folder(folder / name)]
 
 
-def _local_files(folder: Path) -> Iterator[File]:
-    base = str(folder / "_")[:-1]
+def _names_below(folder: Path) -> Iterator[str]:
     waiting: list[tuple[Path, str, tuple[Any, ...]]] = [(folder, "", (_identity(folder),))]
     while waiting:
         current, above, entered = waiting.pop()
@@ -161,11 +204,11 @@ def _local_files(folder: Path) -> Iterator[File]:
             entries = [entry for entry in listing if not is_ignored(entry.name)]
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
-                yield File(base, above + entry.name)
+                yield above + entry.name
                 continue
             path = current / entry.name
             if not _is_folder(path):
-                yield File(base, above + entry.name)
+                yield above + entry.name
             elif (identity := _identity(path)) not in entered:
                 waiting.append((path, f"{above}{entry.name}/", (*entered, identity)))
 

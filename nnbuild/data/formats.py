@@ -72,7 +72,7 @@ class Format:
     magic: bytes | None = None
     suffixes: tuple[str, ...] = ()
     hints: tuple[bytes, ...] = ()
-    find: Callable[[Location], list[File]] = lambda _: []
+    find: Callable[[Location], Sequence[File]] = lambda _: []
     load_file: Loader | None = None
     load_folder: Loader | None = None
     stream_file: Stream | None = None

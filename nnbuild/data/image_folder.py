@@ -35,16 +35,13 @@ class _Examples(NamedTuple):
     skipped: list[Path]
 
 
-def find_files(location: Location) -> list[File]:
+def find_files(location: Location) -> Sequence[File]:
     """Return all files of a folder or a glob, if there is a picture among them.
 
     In training, the files that are not pictures are refused or skipped; in scoring, they are rows
     that cannot be scored.
     """
-    has_pictures = any(
-        decoding.has_ending(file.name, preprocessing.SUFFIXES) for file in location.files
-    )
-    return list(location.files) if has_pictures else []
+    return [] if location.suffixes.isdisjoint(preprocessing.SUFFIXES) else location.files
 
 
 def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:

@@ -1,6 +1,7 @@
 """Find the files at a path, a glob or a URL, before their format is known."""
 
 import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ class Location:
 
     address: str
     kind: Literal["file", "folder", "glob"]
-    files: tuple[File, ...]
+    files: Sequence[File]
 
     @property
     def path(self) -> Path:
@@ -37,7 +38,17 @@ class Location:
     @cached_property
     def is_local(self) -> bool:
         """Return whether the files are on this machine."""
-        return all(file.is_local for file in self.files)
+        return not is_url(self.address)
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the files."""
+        return file_tree.names_of(self.files)
+
+    @cached_property
+    def suffixes(self) -> frozenset[str]:
+        """Return the suffixes of the files; see `nnbuild.data.file_tree.suffixes_of`."""
+        return file_tree.suffixes_of(self.names)
 
     @cached_property
     def head(self) -> bytes:
@@ -51,7 +62,7 @@ class Location:
     @property
     def top_names(self) -> list[str]:
         """Return the names of the files directly in a folder."""
-        return [file.name for file in self.files if "/" not in file.name]
+        return [name for name in self.names if "/" not in name]
 
 
 def first_bytes(path: Any) -> bytes:
@@ -112,7 +123,7 @@ def location_at(path: Any, address: str | None = None) -> Location:
     """
     address = str(path) if address is None else address
     if path.is_dir():
-        return Location(address, "folder", tuple(file_tree.files_below(path)))
+        return Location(address, "folder", file_tree.files_below(path))
     return Location(address, "file", (File(path, path.name),))
 
 

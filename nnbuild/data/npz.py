@@ -96,8 +96,9 @@ def read(
 
 def find_files(location: Location) -> list[File]:
     """Return the .npz files directly in a folder."""
-    names = location.top_names
-    return [file for file in location.files if file.name in names and file.name.endswith(SUFFIX)]
+    if SUFFIX not in location.suffixes:
+        return []
+    return [file for file in location.files if file.name.endswith(SUFFIX) and "/" not in file.name]
 
 
 def read_file(path: Path, options: ReadOptions) -> tuple[dict[str, NDArray[Any]], str]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nnbuild.config.names import TRAIN, split_named, split_of_file
-from nnbuild.data import archives, arrow_images, decoding, pixel_scale
+from nnbuild.data import archives, arrow_images, decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import Raw, assemble, slug, with_channels
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import File, fingerprint, require_all_shards
@@ -39,12 +39,12 @@ def find_files(location: Location) -> list[File]:
     Raises:
         DataError: A shard is missing, or a folder also contains pictures.
     """
+    if location.suffixes <= preprocessing.SUFFIXES:  # only pictures
+        return []
     selected = [file for file in location.files if is_parquet(file)]
     if location.kind == "folder":
         require_all_shards((file.name for file in selected), location.address)
-        picture = next(
-            (each.name for each in location.files if decoding.has_ending(each.name)), None
-        )
+        picture = next((name for name in location.names if decoding.has_ending(name)), None)
         if selected and picture is not None:
             raise DataError(
                 f"{location.address}: contains both Parquet files ({selected[0].name}) and "

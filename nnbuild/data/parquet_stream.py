@@ -1,7 +1,7 @@
 """Read Parquet inputs of any size, a row group at a time: images, labels and columns to copy."""
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
+from nnbuild.data.file_states import FileStates
 from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
@@ -172,6 +173,10 @@ class ParquetStream:
         with os_errors_as_store_errors(f"read {self._address}"):
             versions = self._for_each_file(_version)
             return [[str(file), *each] for file, each in zip(self._files, versions, strict=True)]
+
+    def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it has none)
+        """Return the state of no files: `identity` has them."""
+        return FileStates()
 
     def identifier(self) -> Identifier:
         """Return what identifies a row: its number, or the type of the column of IDs."""

@@ -7,24 +7,22 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow.fs import LocalFileSystem
 
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
-from nnbuild.data.file_tree import File, files_as_json
+from nnbuild.data.file_states import FileStates, states_of
+from nnbuild.data.file_tree import File, files_as_json, names_of, suffixes_of
 from nnbuild.data.pixels import IN_MEMORY, Workspace, chunks
 from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
 from nnbuild.errors import DataError, one_line
-from nnbuild.runtime.text import encodable, is_encodable
-from nnbuild.runtime.threads import in_threads
+from nnbuild.runtime.text import encodable
 
 PICTURE_COLUMNS = pa.schema(
     [
@@ -40,8 +38,6 @@ PICTURES_PER_BATCH = 512
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
-_STAT_FILES, _STAT_THREADS = 500, 8
-_LOCAL = LocalFileSystem()
 _MAX_FILES_RECORDED = 1000
 _MAX_NAMED = 10
 _CHUNK_ROWS = 65_536
@@ -144,7 +140,20 @@ class ImageStream(Protocol):
         """Return the schema of the columns to copy to the output."""
 
     def identity(self) -> list[list[Any]]:
-        """Return name, size and version of each file, which change with the input."""
+        """Return what changes with the input: name, size and version of each file.
+
+        For files that `states` has, which are many and small, only what changes with their names.
+        """
+
+    def states(self, rows: Iterable[range]) -> FileStates:
+        """Return the state of the files with these rows, before they are read.
+
+        Args:
+            rows: Row numbers in the whole input.
+
+        Returns:
+            The state; of no files if `identity` has all of them.
+        """
 
     def identifier(self) -> Identifier:
         """Return what identifies a row."""
@@ -228,6 +237,18 @@ def identity_of(source: ImageStream) -> list[list[Any]]:
     return [[f"{len(files)} files", sum(size for _, size, *_ in files), digest]]
 
 
+def complete_identity(source: ImageStream, states: FileStates) -> list[list[Any]]:
+    """Return the identity of an input whose files have the given states.
+
+    Args:
+        source: The input.
+        states: Result of `ImageStream.states` for all rows.
+    """
+    if not states.files:
+        return identity_of(source)
+    return [[f"{states.files} pictures", states.bytes, states.digest]]
+
+
 class PictureStream:
     """Pictures in the order of their paths; see `ImageStream`.
 
@@ -256,12 +277,14 @@ class PictureStream:
             self._require_pictures(address, options)
 
     def _require_pictures(self, address: str, options: StreamOptions) -> None:
-        files, settings = self._files, options.preprocessing
-        others = [file.name for file in files if not is_picture(file.name, settings)]
-        if others and options.pictures_only:
-            names = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
+        names, settings = names_of(self._files), options.preprocessing
+        if options.pictures_only and any(
+            not is_picture(each, settings) for each in suffixes_of(names)
+        ):
+            others = [name for name in names if not is_picture(name, settings)]
+            named = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
             raise DataError(
-                f"{address}: {len(others)} file(s) that are not pictures: {names}; "
+                f"{address}: {len(others)} file(s) that are not pictures: {named}; "
                 "remove them, or set on_error to quarantine"
             )
 
@@ -286,10 +309,14 @@ class PictureStream:
         return [float(decoding.WHITE)]
 
     def identity(self) -> list[list[Any]]:
-        """Return path, size and time of change of each picture."""
-        paths = [str(file) for file in self._files]
-        groups = [paths[start : start + _STAT_FILES] for start in range(0, len(paths), _STAT_FILES)]
-        return list(chain.from_iterable(in_threads(_states, groups, _STAT_THREADS)))
+        """Return the number of pictures, and the SHA-256 of their names."""
+        names = "\0".join(names_of(self._files))
+        digest = hashlib.sha256(os.fsencode(names)).hexdigest()
+        return [[f"{len(self._files)} pictures", digest]]
+
+    def states(self, rows: Iterable[range]) -> FileStates:
+        """Return the state of the pictures with these numbers."""
+        return states_of([str(self._files[number]) for part in rows for number in part])
 
     def read(
         self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
@@ -355,26 +382,6 @@ class PictureStream:
         )
 
 
-def _states(paths: list[str]) -> list[list[Any]]:
-    """Return the path, the size in bytes and the time of change in nanoseconds of each file.
-
-    Arrow asks the system for many files without the interpreter lock, so that threads help, most of
-    all on network file systems.
-    """
-    if is_encodable("".join(paths)):
-        found = _LOCAL.get_file_info(paths)
-        if all(each.is_file for each in found):
-            return [
-                [path, each.size, str(each.mtime_ns)]
-                for path, each in zip(paths, found, strict=True)
-            ]
-    states = map(os.stat, paths)  # the system's error for a file that is gone
-    return [
-        [encodable(path), each.st_size, str(each.st_mtime_ns)]
-        for path, each in zip(paths, states, strict=True)
-    ]
-
-
 def _reject(file: File, chunk: InputChunk, reason: str) -> RejectedRows:
     return RejectedRows(
         encodable(str(file.path)), chunk.group, 0, 1, encodable(reason), encodable(file.name)
@@ -432,6 +439,10 @@ class ArrayStream:
         for rows in chunks(self._images):
             digest.update(np.ascontiguousarray(self._images[rows]).data)
         return [[self._address, len(self._images), digest.hexdigest()]]
+
+    def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it has none)
+        """Return the state of no files: `identity` has the images."""
+        return FileStates()
 
     def read(
         self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None

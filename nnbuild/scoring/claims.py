@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.data.streams import ImageStream, complete_identity
 from nnbuild.errors import (
     AlreadyScoredError,
     BeingScoredError,
@@ -19,6 +21,7 @@ from nnbuild.errors import (
 )
 from nnbuild.scoring import outputs
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.shards import have_files_changed, plan
 from nnbuild.store import Store, locks
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json
 from nnbuild.store.ids import input_lock_name, is_run_id
@@ -68,7 +71,7 @@ class JobManifest(BaseModel):
     Attributes:
         row: The job's row in the table `score_jobs`.
         config: Settings of the job.
-        input: Identity of the input, as returned by `nnbuild.data.streams.identity_of`.
+        input: Identity of the input, from `nnbuild.data.streams.complete_identity`.
     """
 
     row: _JobRow
@@ -124,7 +127,7 @@ def require_unscored(job: "Job") -> None:
     """
     if not job.once:
         return
-    before = scored_as(job.store, job.config, job.model.digest, job.identity)
+    before = scored_as(job.store, job.config, job.model.digest, job.source)
     if before is not None:
         raise AlreadyScoredError(
             f"scoring job {before} has already scored {job.config.input} with this model", before
@@ -180,7 +183,7 @@ def candidates(store: Store, config: ScoreConfig) -> list[dict[str, Any]]:
 
 
 def scored_as(
-    store: Store, config: ScoreConfig, model_digest: str, identity: list[list[Any]]
+    store: Store, config: ScoreConfig, model_digest: str, source: ImageStream
 ) -> str | None:
     """Return the newest committed job that wrote the same rows.
 
@@ -188,9 +191,10 @@ def scored_as(
         store: Store to search.
         config: Settings of the job.
         model_digest: SHA-256 of the model file.
-        identity: Identity of the input, as returned by `nnbuild.data.streams.identity_of`.
+        source: The input.
     """
     settings = config.model_dump(mode="json")
+    identity = cache(lambda: _identity_now(source))
     for each in reversed(candidates(store, config)):
         if each["model_digest"] != model_digest:
             continue
@@ -201,11 +205,20 @@ def scored_as(
             if each["score_id"] in store.score_ids():
                 raise
             continue  # deleted in the meantime
-        if manifest.input == identity and all(
-            manifest.config.get(name, _default(name)) == settings[name] for name in _ROW_SETTINGS
+        if (
+            all(
+                manifest.config.get(name, _default(name)) == settings[name]
+                for name in _ROW_SETTINGS
+            )
+            and manifest.input == identity()
         ):
             return str(each["score_id"])
     return None
+
+
+def _identity_now(source: ImageStream) -> list[list[Any]]:
+    rows = (range(chunk.first, chunk.first + chunk.rows) for chunk in source.chunks())
+    return complete_identity(source, source.states(rows))
 
 
 def _default(name: str) -> Any:
@@ -223,7 +236,8 @@ def fingerprint(job: "Job") -> str:
 def waiting_job(job: "Job", *, any_shadow: bool = False) -> str | None:
     """Return the newest stopped job that can be resumed in place of a new one.
 
-    It has the same settings, model, input and code, and no process works on it.
+    It has the same settings, model, input and code, and no process works on it. The files that it
+    has read are unchanged.
 
     Args:
         job: The new job.
@@ -232,6 +246,7 @@ def waiting_job(job: "Job", *, any_shadow: bool = False) -> str | None:
     staging, record = job.folder.parent, _comparable(job.record(), any_shadow=any_shadow)
     if not staging.is_dir():
         return None
+    shards = plan(job.source.chunks(), job.config.shard_rows)
     with os_errors_as_store_errors(f"list {staging}"):
         names = [path.name for path in staging.iterdir() if path.name.startswith("score-")]
     ids = {name for each in names if is_run_id(name := each.removeprefix("score-"))}
@@ -243,7 +258,11 @@ def waiting_job(job: "Job", *, any_shadow: bool = False) -> str | None:
             continue
         if not isinstance(other, dict):
             continue
-        if _comparable(other, any_shadow=any_shadow) == record and not locks.is_held(folder):
+        if (
+            _comparable(other, any_shadow=any_shadow) == record
+            and not locks.is_held(folder)
+            and not have_files_changed(job.source, shards, folder)
+        ):
             return score_id
     return None
 

@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.data.file_states import FileStates
+from nnbuild.data.streams import complete_identity
 from nnbuild.errors import DataError, StoreError
 from nnbuild.evaluation.drift import Drift, Summary, compare
 from nnbuild.runtime import environment, fault_injection
@@ -234,6 +236,8 @@ def _output(job: Job) -> Path | str:
 
 
 def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) -> dict[str, Any]:
+    states = reduce(add, (each.files for each in shards), FileStates())
+    identity = complete_identity(job.source, states)
     return {
         "schema_version": schemas.SCHEMA_VERSION,
         "score_id": job.score_id,
@@ -251,11 +255,11 @@ def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) 
             "finished_at": max(now, job.started_at).astimezone(UTC).isoformat(),
             "day": job.config.day and job.config.day.isoformat(),
             "identifier": job.source.identifier(),
-            "input_digest": hashlib.sha256(json.dumps(job.identity).encode()).hexdigest(),
+            "input_digest": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
             "shadow_run_id": job.shadow.run_id if job.shadow else None,
         },
         "config": job.config.model_dump(mode="json"),
-        "input": job.identity,
+        "input": identity,
         "pixel_scales": job.source.scales(),
         "shards": [each.model_dump(exclude={"summary"}) for each in shards],
         "code_version": environment.code_version(),

@@ -40,6 +40,7 @@ from nnbuild.scoring.shards import (
     Shard,
     ShardContext,
     finished,
+    have_files_changed,
     make_shards,
     plan,
 )
@@ -90,7 +91,7 @@ class Job:
 
     @cached_property
     def identity(self) -> list[list[Any]]:
-        """Return the identity of the input when the job was opened."""
+        """Return the identity of the input when the job was opened, without the states of files."""
         return identity_of(self.source)
 
     @property
@@ -355,7 +356,7 @@ def scored_before(store: Store, config: ScoreConfig) -> str | None:
         return None
     model, source = _open_model_and_input(store, config)
     resolved = _resolved(config, model, source)
-    return claims.scored_as(store, resolved, model.digest, identity_of(source))
+    return claims.scored_as(store, resolved, model.digest, source)
 
 
 def _workspace(store: Store) -> Workspace:
@@ -374,7 +375,7 @@ def _resolved(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> 
 def resume_job(
     score_id: str, root: Path | str | None = None, index: dict[str, Any] | None = None
 ) -> Job:
-    """Resume a stopped job.
+    """Open a job that was begun; see also `require_unchanged`.
 
     Args:
         score_id: ID of the job.
@@ -411,11 +412,25 @@ def resume_job(
         if current[name] != getattr(record, name)
     ]
     if changed:
-        raise StoreError(
-            f"cannot resume scoring job {score_id}: its {' and '.join(changed)} changed since; "
-            "start a new one"
-        )
+        raise _changed(score_id, changed)
     return job
+
+
+def require_unchanged(job: Job) -> None:
+    """Refuse to resume a job whose finished shards were made of files that have changed since.
+
+    Raises:
+        StoreError: A file has changed.
+    """
+    if have_files_changed(job.source, shards_of(job), job.folder):
+        raise _changed(job.score_id, ["input"])
+
+
+def _changed(score_id: str, names: Sequence[str]) -> StoreError:
+    return StoreError(
+        f"cannot resume scoring job {score_id}: its {' and '.join(names)} changed since; "
+        "start a new one"
+    )
 
 
 def _open_model_and_input(

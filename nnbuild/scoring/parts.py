@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from nnbuild.data.file_states import FileStates
 from nnbuild.data.streams import InputChunk, RejectedRows
 from nnbuild.engines import Engine
 from nnbuild.evaluation.drift import Summary
@@ -32,12 +33,14 @@ class Part(BaseModel):
     Attributes:
         rows: Number of scored rows.
         rejects: Rows that could not be scored.
+        files: State of the files that `ImageStream.states` has, before they were read.
         summary: Counts for the drift check, from `Summary.as_json`; empty if no row was scored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     rows: int
     rejects: list[RejectedRows]
+    files: FileStates = FileStates()
     summary: dict[str, list[int]] = {}
 
     @property
@@ -59,7 +62,7 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
         DataError: A row cannot be scored, and `on_error` is `stop`.
         ContractError: The output of the model is not a finite array of logits.
     """
-    rows, rejects = 0, list[RejectedRows]()
+    rows, rejects, states = 0, list[RejectedRows](), FileStates()
     summary: Summary | None = None
     context.source.read_ahead([piece.chunk for piece in pieces])
     with ExitStack() as files:
@@ -67,6 +70,9 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
         if context.shadow is not None:
             writers.append(_open(files, _shadow_path(path), context.shadow.schema))
         for found in read_part(context.source, pieces, context.config.batch_size):
+            if isinstance(found, FileStates):
+                states += found
+                continue
             if isinstance(found, RejectedRows):
                 rejects.append(require_quarantine(found, context.config))
                 continue
@@ -77,7 +83,8 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
             for writer, tables in zip(writers, (scored.tables, scored.shadow), strict=False):
                 for table in tables:
                     writer.write_table(table.combine_chunks())
-    return Part(rows=rows, rejects=rejects, summary=summary.as_json() if summary else {})
+    counts = summary.as_json() if summary else {}
+    return Part(rows=rows, rejects=rejects, files=states, summary=counts)
 
 
 def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchFileWriter:
@@ -122,8 +129,11 @@ def join_parts(
     return shard
 
 
-def _rows_of(parts: Sequence[tuple[Part, Path]]) -> Iterator[ScoredRows | RejectedRows]:
+def _rows_of(
+    parts: Sequence[tuple[Part, Path]],
+) -> Iterator[FileStates | ScoredRows | RejectedRows]:
     for part, path in parts:
+        yield part.files
         yield from part.rejects
         summary = Summary.from_json(part.summary) if part.summary else None
         shadow = _shadow_path(path)

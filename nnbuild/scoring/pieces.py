@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from nnbuild.data.file_states import FileStates
 from nnbuild.data.streams import (
     Batch,
     ImageStream,
@@ -30,6 +31,11 @@ class Piece(NamedTuple):
 
     chunk: InputChunk
     rows: Rows
+
+    @property
+    def numbers(self) -> range:
+        """Return the numbers of its rows in the whole input."""
+        return range(self.chunk.first + self.rows.start, self.chunk.first + self.rows.stop)
 
 
 def split_shard(chunks: Sequence[InputChunk], part_rows: int) -> list[list[Piece]]:
@@ -57,16 +63,19 @@ def split_shard(chunks: Sequence[InputChunk], part_rows: int) -> list[list[Piece
 
 def read_part(
     source: ImageStream, pieces: Sequence[Piece], batch_rows: int
-) -> Iterator[Batch | RejectedRows]:
-    """Yield the rows of a part; small batches, as of small files, are put together.
+) -> Iterator[FileStates | Batch | RejectedRows]:
+    """Yield the state of the files of a part, then its rows.
+
+    Small batches, as of small files, are put together.
 
     Args:
         source: The input.
         pieces: Pieces of the part.
         batch_rows: Maximum number of rows in a batch.
     """
+    yield source.states(piece.numbers for piece in pieces)
     found = (each for piece in pieces for each in source.read(piece.chunk, batch_rows, piece.rows))
-    return _together(found, batch_rows)
+    yield from _together(found, batch_rows)
 
 
 def _together(

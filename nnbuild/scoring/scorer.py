@@ -11,7 +11,14 @@ from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
 from nnbuild.scoring.division import division_of
-from nnbuild.scoring.job import Job, job_context, open_job, resume_job, score_input
+from nnbuild.scoring.job import (
+    Job,
+    job_context,
+    open_job,
+    require_unchanged,
+    resume_job,
+    score_input,
+)
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.shards import Shard
 
@@ -77,7 +84,9 @@ def _open_or_resume(
         raise ConfigError("expected either a config to score or the ID of a job to resume")
     if config:
         return open_job(config, store, once=once)
-    return replace(resume_job(str(resume), store), once=once)
+    job = resume_job(str(resume), store)
+    require_unchanged(job)
+    return replace(job, once=once)
 
 
 def score(

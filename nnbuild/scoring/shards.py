@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nnbuild.data.file_states import FileStates
 from nnbuild.data.streams import PICTURE_COLUMNS, Batch, ImageStream, InputChunk, RejectedRows
 from nnbuild.engines import Engine, Logits, Pixels
 from nnbuild.errors import ContractError, DataError, StoreError
@@ -89,6 +90,7 @@ class Shard(BaseModel):
         quarantined: Number of rows that could not be scored.
         sha256: SHA-256 of the file.
         bytes: Size of the file.
+        files: State of the input files that `ImageStream.states` has, before they were read.
         summary: Counts for the drift check, from `nnbuild.evaluation.drift.Summary.as_json`; empty
             if no row was scored.
         shadow_sha256: SHA-256 of the file of the same name with the rows of the shadow; empty if
@@ -102,6 +104,7 @@ class Shard(BaseModel):
     quarantined: int
     sha256: str
     bytes: int
+    files: FileStates = FileStates()
     summary: dict[str, list[int]] = {}
     shadow_sha256: str = ""
 
@@ -189,12 +192,8 @@ def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None
         number: Number of the shard.
         shadow: Whether the job has a shadow.
     """
-    record = _record(folder, shard_name(number))
-    if not record.exists():
-        return None
-    try:
-        shard = Shard.model_validate(read_json(record))
-    except (ValidationError, StoreError):
+    shard = _recorded(folder, number)
+    if shard is None:
         return None
     files = {"rows": shard.sha256} | ({"shadow": shard.shadow_sha256} if shadow else {})
     for name, digest in files.items():
@@ -202,6 +201,36 @@ def finished(folder: Path, number: int, *, shadow: bool = False) -> Shard | None
         if not path.is_file() or file_digest(path) != digest:
             return None
     return shard
+
+
+def _recorded(folder: Path, number: int) -> Shard | None:
+    record = _record(folder, shard_name(number))
+    if not record.exists():
+        return None
+    try:
+        return Shard.model_validate(read_json(record))
+    except (ValidationError, StoreError):
+        return None
+
+
+def have_files_changed(
+    source: ImageStream, shards: Sequence[Sequence[InputChunk]], folder: Path
+) -> bool:
+    """Return whether input files have changed since the finished shards were made of them.
+
+    Args:
+        source: The input.
+        shards: Its chunks in each shard.
+        folder: Folder of the job.
+    """
+    for number, chunks in enumerate(shards):
+        shard = _recorded(folder, number)
+        if shard is None:
+            continue
+        rows = (range(chunk.first, chunk.first + chunk.rows) for chunk in chunks)
+        if source.states(rows) != shard.files:
+            return True
+    return False
 
 
 def make_shards(
@@ -230,11 +259,14 @@ def make_shards(
     results = stage(_infer(engine, context, stage(_read(context, pending))))
     upcoming = next(results, None)
 
-    def results_of(number: int) -> Iterator[ScoredRows | RejectedRows]:
+    def results_of(number: int) -> Iterator[FileStates | ScoredRows | RejectedRows]:
         nonlocal upcoming
         while upcoming is not None and upcoming[0] == number:
-            rows = upcoming[1]
-            yield rows if isinstance(rows, RejectedRows) else scored_rows(context, *rows)
+            found = upcoming[1]
+            if isinstance(found, FileStates | RejectedRows):
+                yield found
+            else:
+                yield scored_rows(context, *found)
             upcoming = next(results, None)
 
     for number, chunks in pending:
@@ -242,20 +274,24 @@ def make_shards(
         yield (yield from write_shard(context, number, expected, results_of(number), folder))
 
 
-def _read(context: ShardContext, pending: Pending) -> Iterator[tuple[int, Batch | RejectedRows]]:
+def _read(
+    context: ShardContext, pending: Pending
+) -> Iterator[tuple[int, FileStates | Batch | RejectedRows]]:
     source, batch_rows = context.source, context.config.batch_size
     source.read_ahead([chunk for _, chunks in pending for chunk in chunks])
     for number, chunks in pending:
         for pieces in split_shard(chunks, source.part_rows(batch_rows)):
-            for rows in read_part(source, pieces, batch_rows):
-                yield number, rows
+            for found in read_part(source, pieces, batch_rows):
+                yield number, found
 
 
 def _infer(
-    engine: Engine, context: ShardContext, inputs: Iterable[tuple[int, Batch | RejectedRows]]
-) -> Iterator[tuple[int, tuple[Batch, list[Logits]] | RejectedRows]]:
-    for number, rows in inputs:
-        yield number, rows if isinstance(rows, RejectedRows) else infer(engine, context, rows)
+    engine: Engine,
+    context: ShardContext,
+    inputs: Iterable[tuple[int, FileStates | Batch | RejectedRows]],
+) -> Iterator[tuple[int, FileStates | tuple[Batch, list[Logits]] | RejectedRows]]:
+    for number, found in inputs:
+        yield number, infer(engine, context, found) if isinstance(found, Batch) else found
 
 
 def infer(engine: Engine, context: ShardContext, batch: Batch) -> tuple[Batch, list[Logits]]:
@@ -346,7 +382,7 @@ def write_shard(
     context: ShardContext,
     number: int,
     expected: int,
-    results: Iterator[ScoredRows | RejectedRows],
+    results: Iterator[FileStates | ScoredRows | RejectedRows],
     folder: Path,
 ) -> Generator[int, None, Shard]:
     """Write the files of a shard, and the record by which a resumed job finds them.
@@ -355,7 +391,7 @@ def write_shard(
         context: Settings and schema of the job.
         number: Number of the shard.
         expected: Number of its input rows.
-        results: Its rows, in order.
+        results: Its rows, in order, and the states of their files.
         folder: Folder of the job.
 
     Yields:
@@ -370,12 +406,16 @@ def write_shard(
     name = shard_name(number)
     path, shadow_path = folder / "rows" / name, folder / "shadow" / name
     rejects: list[RejectedRows] = []
+    states = FileStates()
     with ExitStack() as files:
         shadow_file = None
         if context.shadow is not None:
             shadow_file = _open(files, shadow_path, context.shadow.schema)
         writer = RowWriter(_open(files, path, context.schema), shadow_file)
         for result in results:
+            if isinstance(result, FileStates):
+                states += result
+                continue
             if isinstance(result, RejectedRows):
                 rejects.append(require_quarantine(result, context.config))
             else:
@@ -400,6 +440,7 @@ def write_shard(
         quarantined=quarantined,
         sha256=file_digest(path),
         bytes=path.stat().st_size,
+        files=states,
         summary=writer.summary.as_json() if writer.summary else {},
         shadow_sha256=file_digest(shadow_path) if context.shadow else "",
     )

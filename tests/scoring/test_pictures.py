@@ -16,9 +16,10 @@ import nnbuild
 from nnbuild.data import streams
 from nnbuild.data.formats import open_stream
 from nnbuild.data.streams import StreamOptions
-from nnbuild.errors import AlreadyScoredError, ConfigError, DataError, Interrupted
-from nnbuild.runtime.text import encodable
+from nnbuild.errors import AlreadyScoredError, ConfigError, DataError, Interrupted, StoreError
 from nnbuild.scoring import ScoreConfig
+from nnbuild.scoring import job as jobs
+from nnbuild.scoring.commit import commit_job
 
 NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
 
@@ -161,16 +162,20 @@ def test_names_not_in_utf8_are_escaped(store, tmp_path):
         nnbuild.score(again, store.root, once=True)
 
 
-class _StopAtFirst:
-    def scored(self, *_):
-        raise Interrupted("stopped", 15)
+class _StopAt:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def scored(self, done, *_):
+        if done >= self.rows:
+            raise Interrupted("stopped", 15)
 
 
 def test_resumed_job_has_every_path(store, tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "PICTURES_PER_BATCH", 2)
     config = ScoreConfig(input=str(write(tmp_path / "pictures")), shard_rows=2, keep=("path",))
     with pytest.raises(Interrupted):
-        nnbuild.score(config, store.root, progress=_StopAtFirst())
+        nnbuild.score(config, store.root, progress=_StopAt(1))
     (waiting,) = (store.root / "staging").glob("score-*")
     same = config.model_copy(update={"keep": ()})  # writes the same rows, so it is the same job
     done = nnbuild.score(same, store.root)
@@ -203,17 +208,77 @@ def test_manifest_names_the_path_column(store, tmp_path):
 
 
 @pytest.mark.parametrize("names", [NAMES, [*NAMES, os.fsdecode(b"caf\xe9.png")]])
-def test_identity_is_size_and_time_of_change(tmp_path, monkeypatch, names):
-    monkeypatch.setattr(streams, "_STAT_FILES", 2)
+def test_identity_changes_with_the_names(tmp_path, names):
     folder = write(tmp_path / "pictures", names)
-    for number, name in enumerate(names):
-        os.utime(folder / name, ns=(0, 10**18 + number))
-    stream = open_stream(str(folder), StreamOptions((28, 28, 1)))
-    states = {name: (folder / name).stat() for name in names}
-    assert stream.identity() == [
-        [encodable(str(folder / name)), states[name].st_size, str(states[name].st_mtime_ns)]
-        for name in sorted(names)
-    ]
+    before = open_stream(str(folder), StreamOptions((28, 28, 1))).identity()
+    assert open_stream(f"{folder}/*", StreamOptions((28, 28, 1))).identity() == before
+    (folder / names[-1]).rename(folder / "new.png")
+    after = open_stream(str(folder), StreamOptions((28, 28, 1))).identity()
+    assert [each[0] for each in (*before, *after)] == [f"{len(names)} pictures"] * 2
+    assert before != after
+
+
+def stopped_job(store, folder, monkeypatch):
+    """Stop a job after the first of its shards of two pictures; return its settings and its ID."""
+    monkeypatch.setattr(streams, "PICTURES_PER_BATCH", 2)
+    config = ScoreConfig(input=str(folder), shard_rows=2)
+    with pytest.raises(Interrupted):
+        nnbuild.score(config, store.root, progress=_StopAt(3))
+    (waiting,) = (store.root / "staging").glob("score-*")
+    (done,) = (waiting / "done").iterdir()
+    assert done.name == "part-00000.parquet.json"
+    return config, waiting.name.removeprefix("score-")
+
+
+def test_picture_changed_after_it_was_scored_ends_the_job(store, tmp_path, monkeypatch):
+    folder = write(tmp_path / "pictures")
+    config, score_id = stopped_job(store, folder, monkeypatch)
+    os.utime(folder / NAMES[0], ns=(0, 10**18))
+    with pytest.raises(StoreError, match=f"{score_id}: its input changed since; start a new one"):
+        nnbuild.score(store=store.root, resume=score_id)
+    done = nnbuild.score(config, store.root)
+    assert done.score_id != score_id
+    assert rows(store, done)["path"].to_pylist() == sorted(NAMES)
+
+
+def test_picture_changed_before_it_is_scored_is_scored_as_it_is(store, tmp_path, monkeypatch):
+    folder = write(tmp_path / "pictures")
+    config, score_id = stopped_job(store, folder, monkeypatch)
+    changed = folder / max(NAMES)
+    changed.write_bytes(png(255 - images(1)[0, ..., 0]))
+    done = nnbuild.score(config, store.root)
+    assert done.score_id == score_id
+    whole = scored(store, input=folder, shard_rows=2)
+    assert rows(store, done).equals(rows(store, whole))
+    assert recorded_input(store, done) == recorded_input(store, whole)
+
+
+def recorded_input(store, done):
+    """Return the identity of the input in a job's manifest and in its row."""
+    manifest = json.loads((store.root / "scores" / done.score_id / "manifest.json").read_text())
+    row = store.read_table("score_jobs", done.score_id).to_pylist()[0]
+    return manifest["input"], row["input_digest"]
+
+
+def test_pictures_are_scored_once_until_one_changes(store, tmp_path):
+    folder = write(tmp_path / "pictures")
+    config = ScoreConfig(input=str(folder))
+    first = nnbuild.score(config, store.root, once=True)
+    with pytest.raises(AlreadyScoredError):
+        nnbuild.score(config.model_copy(update={"shard_rows": 2}), store.root, once=True)
+    os.utime(folder / NAMES[2], ns=(0, 10**18))
+    second = nnbuild.score(config, store.root, once=True)
+    (before, _), (after, _) = recorded_input(store, first), recorded_input(store, second)
+    assert before[0][:2] == after[0][:2]
+    assert before != after
+
+
+def test_picture_removed_before_it_is_read_cannot_be_scored(store, tmp_path):
+    folder = write(tmp_path / "pictures")
+    config = ScoreConfig(input=str(folder), on_error="quarantine")
+    job = jobs.open_job(config, store.root)
     (folder / NAMES[0]).unlink()
-    with pytest.raises(FileNotFoundError):
-        stream.identity()
+    with jobs.job_context(job):
+        done = commit_job(job, jobs.score_input(job))
+    assert (done.rows, done.quarantined) == (len(NAMES) - 1, 1)
+    assert [each["path"] for each in quarantined(store, done.score_id)] == [NAMES[0]]

@@ -195,9 +195,13 @@ def test_processes_score_pictures_alike(store, tmp_path):
     (tmp_path / "in" / "20.png").write_bytes(b"no picture")
     settings = config(tmp_path / "in", on_error="quarantine", shard_rows=10)
     one = scored(store, **settings.model_dump())
-    done = in_processes(store, settings)
-    assert outputs(store, done.score_id) == outputs(store, one.score_id)
-    assert (done.rows, done.quarantined) == (39, 1)
+    digests = set()
+    for whole in (False, True):
+        done = in_processes(store, settings, whole=whole)
+        assert outputs(store, done.score_id) == outputs(store, one.score_id)
+        assert (done.rows, done.quarantined) == (39, 1)
+        digests |= set(store.read_table("score_jobs")["input_digest"].to_pylist())
+    assert len(digests) == 1
 
 
 def test_processes_keep_the_quarantine(store, tmp_path):
