@@ -237,15 +237,15 @@ def identity_of(source: ImageStream) -> list[list[Any]]:
     return [[f"{len(files)} files", sum(size for _, size, *_ in files), digest]]
 
 
-def complete_identity(source: ImageStream, states: FileStates) -> list[list[Any]]:
-    """Return the identity of an input whose files have the given states.
+def complete_identity(identity: list[list[Any]], states: FileStates) -> list[list[Any]]:
+    """Return the identity of an input with the states of its files.
 
     Args:
-        source: The input.
+        identity: Result of `identity_of`.
         states: Result of `ImageStream.states` for all rows.
     """
     if not states.files:
-        return identity_of(source)
+        return identity
     return [[f"{states.files} pictures", states.bytes, states.digest]]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from nnbuild.data.streams import ImageStream, complete_identity
+from nnbuild.data.streams import ImageStream, complete_identity, identity_of
 from nnbuild.errors import (
     AlreadyScoredError,
     BeingScoredError,
@@ -218,7 +218,7 @@ def scored_as(
 
 def _identity_now(source: ImageStream) -> list[list[Any]]:
     rows = (range(chunk.first, chunk.first + chunk.rows) for chunk in source.chunks())
-    return complete_identity(source, source.states(rows))
+    return complete_identity(identity_of(source), source.states(rows))
 
 
 def _default(name: str) -> Any:

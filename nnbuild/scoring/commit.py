@@ -237,7 +237,7 @@ def _output(job: Job) -> Path | str:
 
 def _manifest(job: Job, shards: list[Shard], output: Path | str, now: datetime) -> dict[str, Any]:
     states = reduce(add, (each.files for each in shards), FileStates())
-    identity = complete_identity(job.source, states)
+    identity = complete_identity(job.identity, states)
     return {
         "schema_version": schemas.SCHEMA_VERSION,
         "score_id": job.score_id,
