@@ -16,7 +16,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from functools import cached_property
+from itertools import compress, islice
+from operator import not_
 from pathlib import Path
 from typing import Any, overload
 
@@ -94,14 +96,23 @@ class FolderFiles(Sequence[File]):
             return FolderFiles(self.folder, self.names[place])
         return File(self.folder, self.names[place])
 
+    @cached_property
+    def suffixes(self) -> frozenset[str]:
+        """Return the suffixes of the names; see `suffixes_of`."""
+        return _suffixes(self.names)
+
 
 def names_of(files: Sequence[File]) -> list[str]:
     """Return the names of files."""
     return files.names if isinstance(files, FolderFiles) else [file.name for file in files]
 
 
-def suffixes_of(names: Iterable[str]) -> frozenset[str]:
-    """Return the suffixes of names, in lower case; the whole of a name that has none."""
+def suffixes_of(files: Sequence[File]) -> frozenset[str]:
+    """Return the suffixes of files, in lower case; the whole of a name that has none."""
+    return files.suffixes if isinstance(files, FolderFiles) else _suffixes(names_of(files))
+
+
+def _suffixes(names: Iterable[str]) -> frozenset[str]:
     endings = {name.rpartition(".")[2] for name in names}
     return frozenset(f".{each.lower()}" for each in endings)
 
@@ -196,21 +207,22 @@ def subfolders(folder: Path) -> list[str]:
     return [name for name in visible if _is_folder(folder / name)]
 
 
-def _names_below(folder: Path) -> Iterator[str]:
+def _names_below(folder: Path) -> list[str]:
+    names: list[str] = []
     waiting: list[tuple[Path, str, tuple[Any, ...]]] = [(folder, "", (_identity(folder),))]
     while waiting:
         current, above, entered = waiting.pop()
         with archives.read_errors_as_data_errors(current), os.scandir(current) as listing:
             entries = [entry for entry in listing if not is_ignored(entry.name)]
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False):
-                yield above + entry.name
-                continue
+        is_file = [entry.is_file(follow_symlinks=False) for entry in entries]
+        names += [above + entry.name for entry in compress(entries, is_file)]
+        for entry in compress(entries, map(not_, is_file)):
             path = current / entry.name
             if not _is_folder(path):
-                yield above + entry.name
+                names.append(above + entry.name)
             elif (identity := _identity(path)) not in entered:
                 waiting.append((path, f"{above}{entry.name}/", (*entered, identity)))
+    return names
 
 
 def _is_folder(path: Path) -> bool:

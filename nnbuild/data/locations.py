@@ -48,7 +48,7 @@ class Location:
     @cached_property
     def suffixes(self) -> frozenset[str]:
         """Return the suffixes of the files; see `nnbuild.data.file_tree.suffixes_of`."""
-        return file_tree.suffixes_of(self.names)
+        return file_tree.suffixes_of(self.files)
 
     @cached_property
     def head(self) -> bytes:

@@ -277,11 +277,10 @@ class PictureStream:
             self._require_pictures(address, options)
 
     def _require_pictures(self, address: str, options: StreamOptions) -> None:
-        names, settings = names_of(self._files), options.preprocessing
-        if options.pictures_only and any(
-            not is_picture(each, settings) for each in suffixes_of(names)
-        ):
-            others = [name for name in names if not is_picture(name, settings)]
+        settings = options.preprocessing
+        suffixes = suffixes_of(self._files)  # few, while there can be a million files
+        if options.pictures_only and not all(is_picture(each, settings) for each in suffixes):
+            others = [name for name in names_of(self._files) if not is_picture(name, settings)]
             named = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
             raise DataError(
                 f"{address}: {len(others)} file(s) that are not pictures: {named}; "
