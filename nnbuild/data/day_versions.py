@@ -27,7 +27,7 @@ from nnbuild.data.day_record import (
 )
 from nnbuild.data.days import SourceDay, absolute, dataset_name, days_at, read_day
 from nnbuild.data.options import DEFAULT, ReadOptions
-from nnbuild.data.pixels import Workspace
+from nnbuild.data.pixels import workspace_in
 from nnbuild.errors import DataError
 from nnbuild.runtime import fault_injection
 from nnbuild.store.filesystem import (
@@ -252,11 +252,6 @@ class DatedSource:
                 key = hashlib.blake2b(content, digest_size=16).digest()
                 counts[key] = counts.get(key, 0) + 1
         return counts
-
-
-def workspace_in(store: Store) -> Workspace:
-    """Return where pixels are held that belong to no run: in memory, or in a store's staging."""
-    return Workspace(store.local_root / "staging")
 
 
 def _skipped(dataset: Dataset) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from nnbuild.runtime import fault_injection
 from nnbuild.runtime.cgroups import available_memory
 from nnbuild.store.filesystem import os_errors_as_store_errors, read_json, write_json
 from nnbuild.store.ids import is_temporary_name, temporary_name
+from nnbuild.store.store import Store
 
 _SHARE = 8
 """Part of the available memory for the pixels of a set; a run in memory holds them several times:
@@ -57,6 +58,11 @@ class Workspace:
 
 
 IN_MEMORY = Workspace()
+
+
+def workspace_in(store: Store) -> Workspace:
+    """Return where pixels are held that belong to no run: in memory, or in a store's staging."""
+    return Workspace(store.local_root / "staging")
 
 
 class MappedPixels(np.memmap[Any, Any]):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from nnbuild.config.schema import RunConfig
 from nnbuild.data import dataset_reader, pixels
 from nnbuild.data.day_record import Record
-from nnbuild.data.day_versions import DatedSource, workspace_in
+from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.labels import NONE
 from nnbuild.engines import Engine
 from nnbuild.errors import ConfigError, DataError
@@ -297,7 +297,7 @@ class _Walk:
         if not versions:
             return None
         path = self._store.local_dataset(self._source.name, versions[0].part)
-        workspace = workspace_in(self._store)
+        workspace = pixels.workspace_in(self._store)
         part = dataset_reader.read_part(path.parents[2], versions[0].part, workspace)
         splits = part.splits.values()
         return versions[0].day, _Part(

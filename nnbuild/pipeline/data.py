@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset, Split
-from nnbuild.data.day_versions import workspace_in
 from nnbuild.data.file_tree import path_exists
 from nnbuild.data.metadata import fingerprint_with
-from nnbuild.data.pixels import IN_MEMORY, Workspace
+from nnbuild.data.pixels import IN_MEMORY, Workspace, workspace_in
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.data.sources import NAMES, default_cache, load
 from nnbuild.errors import DataError, InputError, one_line

@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from nnbuild.data.day_versions import workspace_in
 from nnbuild.data.formats import open_stream
-from nnbuild.data.pixels import Workspace
+from nnbuild.data.pixels import Workspace, workspace_in
 from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions, identity_of
 from nnbuild.engines import Engine
 from nnbuild.errors import (

@@ -14,9 +14,9 @@ from data_files import tiny, write_npz, write_parquet
 from labelled_days import LabelledDays, day, image_keys, noon
 
 from nnbuild.data import dataset_reader
-from nnbuild.data.day_versions import DatedSource, workspace_in
+from nnbuild.data.day_versions import DatedSource
 from nnbuild.data.options import ReadOptions
-from nnbuild.data.pixels import is_mapped
+from nnbuild.data.pixels import is_mapped, workspace_in
 from nnbuild.errors import DataError, StoreError
 from nnbuild.store import Store
 from nnbuild.store.filesystem import upload_folder
