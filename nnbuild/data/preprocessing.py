@@ -213,11 +213,16 @@ def is_picture(name: str, settings: Preprocessing | None = None) -> bool:
     return decoding.has_ending(name, decoding.SUFFIXES if settings is None else SUFFIXES)
 
 
-def not_a_picture(settings: Preprocessing | None = None) -> str:
-    """Return the reason why a file whose name `is_picture` refuses is not read."""
+def expected_suffixes(settings: Preprocessing | None = None) -> str:
+    """Return the suffixes that `is_picture` accepts, for messages."""
     suffixes = ", ".join(sorted(decoding.SUFFIXES if settings is None else SUFFIXES))
     note = " (.gif too with dataset.image_size or dataset.channels)" if settings is None else ""
-    return f"not a picture; expected a file that ends in {suffixes}{note}"
+    return suffixes + note
+
+
+def not_a_picture(settings: Preprocessing | None = None) -> str:
+    """Return the reason why a file whose name `is_picture` refuses is not read."""
+    return f"not a picture; expected a file that ends in {expected_suffixes(settings)}"
 
 
 def decode(

@@ -20,7 +20,13 @@ from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_states import FileStates, states_of
 from nnbuild.data.file_tree import File, files_as_json, names_of, suffixes_of
 from nnbuild.data.pixels import IN_MEMORY, Workspace, chunks
-from nnbuild.data.preprocessing import Preprocessing, fit_images, is_picture, not_a_picture
+from nnbuild.data.preprocessing import (
+    Preprocessing,
+    expected_suffixes,
+    fit_images,
+    is_picture,
+    not_a_picture,
+)
 from nnbuild.errors import DataError, one_line
 from nnbuild.runtime.text import encodable
 
@@ -283,8 +289,9 @@ class PictureStream:
             others = [name for name in names_of(self._files) if not is_picture(name, settings)]
             named = ", ".join(others[:_MAX_NAMED]) + ", …" * (len(others) > _MAX_NAMED)
             raise DataError(
-                f"{address}: {len(others)} file(s) that are not pictures: {named}; "
-                "remove them, or set on_error to quarantine"
+                f"{address}: {len(others)} file(s) that are not pictures: {named}; expected files "
+                f"that end in {expected_suffixes(settings)}: remove the others, or set on_error "
+                "to quarantine"
             )
 
     def chunks(self) -> Sequence[InputChunk]:

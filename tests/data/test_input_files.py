@@ -305,7 +305,10 @@ def test_files_of_other_kinds_are_named(store, tmp_path):
         Image.fromarray(each[..., 0]).save(folder / f"{number}.png")
     for name in ("scan.tif", "anim.gif", "web.jfif", "notes.txt", "noending"):
         (folder / name).write_bytes(b"x")
-    named = r"5 file\(s\) that are not pictures: anim.gif, noending, notes.txt, scan.tif, web.jfif"
+    named = (
+        r"5 file\(s\) that are not pictures: anim.gif, noending, notes.txt, scan.tif, web.jfif; "
+        r"expected files that end in .*\(\.gif too with dataset.image_size"
+    )
     with pytest.raises(DataError, match=named):
         scored(store, input=folder)
     done = scored(store, input=folder, on_error="quarantine")
