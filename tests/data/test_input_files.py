@@ -1,5 +1,6 @@
 """Which files are read: the same for training and scoring, never one that could block."""
 
+import json
 import os
 import socket
 
@@ -35,6 +36,23 @@ def refusal(function, *arguments, **options) -> str:
 
 def names(folder) -> list[str]:
     return [file.name for file in file_tree.files_below(folder)]
+
+
+@pytest.mark.parametrize("address", ["in", "in/*", "*/b", "in/a.png"])
+def test_files_are_the_same_after_a_journey_through_json(tmp_path, monkeypatch, address):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b/c.PNG", "b/d", os.fsdecode(b"b/\xe9.jpg")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    files = locate(address).files
+    again = file_tree.files_from_json(json.loads(json.dumps(file_tree.files_as_json(files))))
+    expected = [(str(file), file.name, file.path) for file in files]
+    assert expected
+    for each in (again, again[:], [again[place] for place in range(len(again))]):
+        assert [(str(file), file.name, file.path) for file in each] == expected
+    assert file_tree.names_of(again) == file_tree.names_of(files)
+    assert file_tree.suffixes_of(again) == file_tree.suffixes_of(files)
+    assert ".png" in file_tree.suffixes_of(files)
 
 
 def pipe(path):
