@@ -72,9 +72,11 @@ def load(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
         for split, folders in classes.items()
     }
     if not examples[TRAIN].files:
+        loose = _count_loose(path, splits, files)
+        found = f"{loose} picture(s), but none in a folder of its class" if loose else "no pictures"
         raise DataError(
-            f"{path}: no pictures; expected train/<class>/*.png and test/<class>/*.png, "
-            "or <class>/*.png"
+            f"{path}: {found}; expected train/<class>/*.png and test/<class>/*.png, or "
+            "<class>/*.png, or instead of the folder a CSV or Parquet file of paths and labels"
         )
     pictures = options.picture_reader()
     arrays: dict[str, Any] = {}
@@ -180,6 +182,12 @@ def _examples(
     return examples
 
 
+def _count_loose(path: Path, splits: Mapping[str, Path], files: Sequence[File]) -> int:
+    """Count the pictures outside the class folders."""
+    depth = 1 if splits[TRAIN] == path else 2
+    return sum(decoding.has_ending(each.name) and each.name.count("/") < depth for each in files)
+
+
 def _note(
     path: Path,
     splits: Mapping[str, Path],
@@ -188,9 +196,7 @@ def _note(
 ) -> str:
     """Describe the files that were not read, for the source of the dataset."""
     note = ""
-    depth = 1 if splits[TRAIN] == path else 2
-    loose = sum(decoding.has_ending(each.name) and each.name.count("/") < depth for each in files)
-    if loose:
+    if loose := _count_loose(path, splits, files):
         note += f"; {loose} picture(s) outside the class folders not read"
     skipped = sum(len(each.skipped) for each in examples.values())
     if skipped:

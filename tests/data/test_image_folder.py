@@ -102,8 +102,10 @@ def test_empty_or_unknown_class_is_named(tmp_path):
 
 
 def test_folder_without_classes_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("notes")
+    assert "no pictures; expected train/<class>/*.png" in refused(tmp_path)
     (tmp_path / "a.png").write_bytes(png(np.zeros((6, 6, 1), np.uint8)))
-    assert "no pictures" in refused(tmp_path)
+    assert "1 picture(s), but none in a folder of its class" in refused(tmp_path)
     arrays = tiny()
     write_pictures(tmp_path, arrays.train_images, arrays.train_labels * 0)
     assert "1 class(es)" in refused(tmp_path)
