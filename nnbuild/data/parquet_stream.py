@@ -40,7 +40,7 @@ _MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
 _MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
 _EVIDENCE_ROWS = 1024
 _LOCAL_THREADS, _REMOTE_THREADS = 4, 32  # a remote file takes several round trips
-_BUFFER_BYTES = 2**20  # of a local file, for each column
+_BUFFER_BYTES = 2**17  # of a local file, for each column
 _SMALL_BYTES = 2**20  # of a remote file that is fetched whole; twice as many wait as are fetched
 _BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -239,7 +239,11 @@ class ParquetStream:
 
     def _batches(self, chunk: InputChunk, batch_rows: int) -> Iterator[pa.RecordBatch]:
         yield from self._file(chunk.file).iter_batches(
-            batch_rows, row_groups=[chunk.group], columns=self._columns_of(chunk.file)
+            batch_rows,
+            row_groups=[chunk.group],
+            columns=self._columns_of(chunk.file),
+            # A single thread of Arrow's would only have memory of its own.
+            use_threads=pa.cpu_count() > 1,
         )
 
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
