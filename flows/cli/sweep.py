@@ -121,6 +121,9 @@ def sweep(
         options["prune"] = False
     sweep_config = _sweep_config(base, options, config, settings or [], sweep_id=sweep_id)
     require_runner(runner, address)
+    from flows.embedded_server import start_server_early
+
+    start_server_early()  # while the sweep is opened
     from nnbuild.sweep import open_sweep, require_possible
     from nnbuild.sweep.runner import workers_of
 

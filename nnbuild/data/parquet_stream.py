@@ -174,7 +174,7 @@ class ParquetStream:
             versions = self._for_each_file(_version)
             return [[str(file), *each] for file, each in zip(self._files, versions, strict=True)]
 
-    def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it has none)
+    def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it looks at none)
         """Return the state of no files: `identity` has them."""
         return FileStates()
 

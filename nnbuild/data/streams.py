@@ -446,7 +446,7 @@ class ArrayStream:
             digest.update(np.ascontiguousarray(self._images[rows]).data)
         return [[self._address, len(self._images), digest.hexdigest()]]
 
-    def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it has none)
+    def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it looks at none)
         """Return the state of no files: `identity` has the images."""
         return FileStates()
 
