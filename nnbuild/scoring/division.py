@@ -11,8 +11,9 @@ from nnbuild.scoring.job import Job, job_engine, progress_of
 from nnbuild.scoring.pieces import split_shard
 
 _SECONDS_TO_START = 1.0  # of the other processes, on a machine of 2026
-_WRITING = 1e-6  # seconds per row to make, write and join the rows of a part
+_WRITING = 0.6e-6  # seconds to make a row of the output and write it
 _CORES_OF_THREADS = 8  # which the threads of one process keep busy, measured on 16 cores
+_SHARE_OF_THREADS = 0.8  # of two cores, which three threads kept busy: they wait for each other
 _PROBES, _PROBE_ROWS, _PROBE_SECONDS = 9, 128, 0.05
 _FEW_ROWS = 512
 _SECONDS_PER_SHARD = 5.0  # of work that a stopped job may lose in each process
@@ -66,12 +67,13 @@ class Cost(NamedTuple):
 def processes_are_faster(cost: Cost, rows: int, count: int) -> bool:
     """Return whether a number of processes score rows earlier than the threads of this process.
 
-    One thread reads, and others infer meanwhile. Until the other processes have started, this one
-    scores alone.
+    One thread reads, others infer meanwhile, and one writes. Until the other processes have
+    started, this one scores alone.
     """
-    together = cost.reading + cost.inference
-    in_threads = rows * max(cost.reading, together / min(count, _CORES_OF_THREADS))
-    shared = rows * (together + _WRITING) - _SECONDS_TO_START
+    together = cost.reading + cost.inference + _WRITING
+    cores = _SHARE_OF_THREADS * min(count, _CORES_OF_THREADS)
+    in_threads = rows * max(cost.reading, together / cores)
+    shared = rows * together - _SECONDS_TO_START
     return _SECONDS_TO_START + shared / count < in_threads
 
 

@@ -382,6 +382,12 @@ def test_processes_pay_for_many_rows_only(cost):
     assert processes_are_faster(cost, 10**9, 64)
 
 
+def test_processes_score_raw_images_on_two_cores():
+    """Threads took 9.0 to 9.4 s for eight million rows of such a cost, two processes 7.8 to 8.4."""
+    assert processes_are_faster(Cost(0.7e-6, 0.9e-6), 8_000_000, 2)
+    assert not processes_are_faster(Cost(0.7e-6, 0.9e-6), 1_000_000, 2)
+
+
 def test_few_rows_stay_in_this_process(store, tmp_path, monkeypatch):
     monkeypatch.setattr(division, "processors", lambda: 8)
     job = jobs.open_job(config(parquet(tmp_path / "in.parquet")), store.root)
