@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nnbuild.errors import StoreError, one_line, suggestion
 from nnbuild.store import schema_evolution, schemas
@@ -56,22 +55,11 @@ class Part:
 
         The ID is not parsed from the path, since folders above the store may have such names too.
         """
-        import pyarrow.dataset as ds  # it imports pandas: a quarter of a second, and 40 MB
+        import pyarrow.dataset as ds  # it imports pandas, which writing a table does not need
 
         partition = ds.field(partition_key(self.table)) == self.value
         path, filesystem = _address(self.path)
         return ds.ParquetFileFormat().make_fragment(path, filesystem, partition)
-
-    @cached_property
-    def metadata(self) -> pq.FileMetaData:
-        """Return the metadata of the file, which need no `pyarrow.dataset`.
-
-        Raises:
-            StoreError: The file is damaged.
-        """
-        path, filesystem = _address(self.path)
-        with reading_errors(self.path):
-            return pq.read_metadata(path, filesystem=filesystem)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -81,7 +69,7 @@ class Part:
             StoreError: The file is damaged, of another schema version, or of another table.
         """
         with reading_errors(self.path):
-            schema = self.metadata.schema.to_arrow_schema()
+            schema = self.fragment.physical_schema
         schemas.require_version(schema, str(self.path))
         schemas.require_columns(self.table, schema, str(self.path))
         hidden = schema.get_field_index(partition_key(self.table))
@@ -89,7 +77,7 @@ class Part:
 
     def file(self) -> schema_evolution.File:
         """Return the schema and the statistics that decide the types of its columns."""
-        return schema_evolution.File(self.schema, self.metadata)
+        return schema_evolution.File(self.schema, self.fragment.metadata)
 
 
 def _address(path: Any) -> tuple[str, Any]:
