@@ -35,7 +35,7 @@ class Location:
         """Return the local path of a file or a folder."""
         return Path(self.address)
 
-    @cached_property
+    @property
     def is_local(self) -> bool:
         """Return whether the files are on this machine."""
         return not is_url(self.address)
@@ -45,7 +45,7 @@ class Location:
         """Return the names of the files."""
         return file_tree.names_of(self.files)
 
-    @cached_property
+    @property
     def suffixes(self) -> frozenset[str]:
         """Return the suffixes of the files; see `nnbuild.data.file_tree.suffixes_of`."""
         return file_tree.suffixes_of(self.files)

@@ -75,6 +75,11 @@ class InputChunk(NamedTuple):
     first: int
     rows: int
 
+    @property
+    def numbers(self) -> range:
+        """Return the numbers of its rows in the whole input."""
+        return range(self.first, self.first + self.rows)
+
 
 class Columns(NamedTuple):
     """Columns to read from an input.

@@ -217,8 +217,8 @@ def scored_as(
 
 
 def _identity_now(source: ImageStream) -> list[list[Any]]:
-    rows = (range(chunk.first, chunk.first + chunk.rows) for chunk in source.chunks())
-    return complete_identity(identity_of(source), source.states(rows))
+    states = source.states(chunk.numbers for chunk in source.chunks())
+    return complete_identity(identity_of(source), states)
 
 
 def _default(name: str) -> Any:
@@ -246,7 +246,6 @@ def waiting_job(job: "Job", *, any_shadow: bool = False) -> str | None:
     staging, record = job.folder.parent, _comparable(job.record(), any_shadow=any_shadow)
     if not staging.is_dir():
         return None
-    shards = plan(job.source.chunks(), job.config.shard_rows)
     with os_errors_as_store_errors(f"list {staging}"):
         names = [path.name for path in staging.iterdir() if path.name.startswith("score-")]
     ids = {name for each in names if is_run_id(name := each.removeprefix("score-"))}
@@ -261,7 +260,9 @@ def waiting_job(job: "Job", *, any_shadow: bool = False) -> str | None:
         if (
             _comparable(other, any_shadow=any_shadow) == record
             and not locks.is_held(folder)
-            and not have_files_changed(job.source, shards, folder)
+            and not have_files_changed(
+                job.source, plan(job.source.chunks(), job.config.shard_rows), folder
+            )
         ):
             return score_id
     return None

@@ -35,7 +35,7 @@ class Piece(NamedTuple):
     @property
     def numbers(self) -> range:
         """Return the numbers of its rows in the whole input."""
-        return range(self.chunk.first + self.rows.start, self.chunk.first + self.rows.stop)
+        return self.chunk.numbers[self.rows.start : self.rows.stop]
 
 
 def split_shard(chunks: Sequence[InputChunk], part_rows: int) -> list[list[Piece]]:

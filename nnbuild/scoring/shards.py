@@ -225,10 +225,7 @@ def have_files_changed(
     """
     for number, chunks in enumerate(shards):
         shard = _recorded(folder, number)
-        if shard is None:
-            continue
-        rows = (range(chunk.first, chunk.first + chunk.rows) for chunk in chunks)
-        if source.states(rows) != shard.files:
+        if shard is not None and source.states(each.numbers for each in chunks) != shard.files:
             return True
     return False
 

@@ -26,8 +26,8 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
     },
     "history": {
         "epoch": "Epoch, counted from 1.",
-        "metric": "Keras's key (`loss`, `val_accuracy`, …), `learning_rate` (of the next step) or "
-        "`epoch_seconds`.",
+        "metric": "Keras's key (`loss`, `val_accuracy`, …), `learning_rate` (of the next step), "
+        "or `epoch_seconds`.",
         "value": "Value of the metric at the end of the epoch.",
         "logged_at": "End of the epoch.",
     },
