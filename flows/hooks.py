@@ -27,7 +27,8 @@ def on_run_failure(flow: Any, flow_run: Any, state: Any) -> None:
 def on_scoring_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Report a scoring run that failed, crashed or was cancelled."""
     hint = (
-        "Finished shards are kept; the next run, or the same `nnbuild score` command, resumes it."
+        "Unless the input is invalid, finished shards are kept; the next run, or the same "
+        "`nnbuild score` command, resumes it."
     )
     _report(flow, flow_run, state, f"{_describe(state)} {hint}")
 

@@ -7,7 +7,7 @@
     │   ├── DataError               missing or damaged data source
     │   ├── ContractError           model that does not output logits
     │   ├── AlreadyScoredError      input that another job has just scored
-    │   └── StoreError              store that cannot be read or written
+    │   └── StoreError              store, disk or service that cannot be read or written
     │       ├── LockedError         run that another process is working on
     │       │   └── BeingScoredError    input that another job is scoring
     │       └── StoreGoneError      store that disappeared during a run
@@ -73,7 +73,7 @@ class ContractError(InputError):
 
 
 class StoreError(InputError):
-    """The store, or something in it, cannot be read or written."""
+    """The store, or a disk or service with the data, cannot be read or written; resumable."""
 
 
 class LockedError(StoreError):

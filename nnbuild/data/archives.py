@@ -12,13 +12,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, StoreError
 from nnbuild.runtime.regular_files import irregular, open_checked
+from nnbuild.store.filesystem import as_store_error
 
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _MIN_ALLOWANCE = 64 << 20  # bytes; for small files, whatever their ratio
 _MAX_RATIO = 100  # images compress 2 to 20 times; zip bombs reach deflate's limit of 1032
+_OUTAGES = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ENXIO", "ENODEV", "ESTALE", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "EPIPE"),
+        *("ENOTCONN", "ETIMEDOUT", "ECONNRESET", "ECONNABORTED", "ECONNREFUSED"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
+    )
+)
 _ADDRESS = re.compile(r"<[^<>]*\bat 0x[0-9a-fA-F]+>")  # differs in each process
 
 
@@ -40,20 +49,43 @@ def reason_of(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def outage(error: BaseException, where: object) -> StoreError | None:
+    """Return the error to raise if a read failed because of the machine, and not of the file.
+
+    A file that a disk, a network or the memory could not deliver may be sound: its rows are not
+    bad, and a job that reads it can be resumed.
+
+    Args:
+        error: What reading the file raised.
+        where: The file, for the message.
+
+    Returns:
+        None if the file itself is missing, not accessible or damaged.
+    """
+    if isinstance(error, MemoryError):
+        return StoreError(f"{where}: does not fit in the memory of this machine; use less data")
+    if isinstance(error, OSError) and error.errno in _OUTAGES:
+        return as_store_error(f"read {where}", error)
+    return None
+
+
 @contextmanager
 def read_errors_as_data_errors(where: object) -> Iterator[None]:
-    """Convert errors of the standard library on a damaged file to a `DataError` that names it."""
+    """Convert errors of the standard library on a damaged file to a `DataError` that names it.
+
+    Raises:
+        DataError: The file is missing, not accessible or damaged.
+        StoreError: See `outage`.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{where}: no such file") from error
     except PermissionError as error:
         raise DataError(f"{where}: not readable; fix its permissions") from error
-    except MemoryError as error:
-        raise DataError(
-            f"{where}: does not fit in the memory of this machine; use less data"
-        ) from error
-    except (EOFError, zlib.error, lzma.LZMAError, OSError, OverflowError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError, OverflowError, MemoryError) as error:
+        if (problem := outage(error, where)) is not None:
+            raise problem from error
         if isinstance(error, OSError) and error.errno == errno.ELOOP:
             raise DataError(f"{where}: a link that leads back to itself; remove it") from error
         reason = reason_of(error)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nnbuild.data import decoding
 from nnbuild.data.preprocessing import ONE_SHAPE, PictureReader
 from nnbuild.data.split_table import fixed_pixels, image_shape
 from nnbuild.errors import DataError, suggestion
@@ -278,21 +277,20 @@ class _Pictures(Reader):
                 require_values(packed, self.column, first, where)
         images: NDArray[np.uint8] | None = None
         rows: list[int] = []
-        with decoding.strict():
-            for row, payload in enumerate(packed.to_pylist()):
-                pixels = self.pictures.decode(payload, f"{where}, row {first + row}")
-                if pixels is None:
-                    continue
-                if images is None:
-                    self._require_room(len(packed) * pixels.nbytes, room, where, first + row)
-                    images = np.empty((len(packed), *pixels.shape), np.uint8)
-                if pixels.shape != images.shape[1:]:
-                    sizes = f"{pixels.shape}, row {first + rows[0]} has {images.shape[1:]}"
-                    raise DataError(
-                        f"{where}, row {first + row}: height, width, channels {sizes}; {ONE_SHAPE}"
-                    )
-                images[len(rows)] = pixels
-                rows.append(row)
+        for row, payload in enumerate(packed.to_pylist()):
+            pixels = self.pictures.decode(payload, f"{where}, row {first + row}")
+            if pixels is None:
+                continue
+            if images is None:
+                self._require_room(len(packed) * pixels.nbytes, room, where, first + row)
+                images = np.empty((len(packed), *pixels.shape), np.uint8)
+            if pixels.shape != images.shape[1:]:
+                sizes = f"{pixels.shape}, row {first + rows[0]} has {images.shape[1:]}"
+                raise DataError(
+                    f"{where}, row {first + row}: height, width, channels {sizes}; {ONE_SHAPE}"
+                )
+            images[len(rows)] = pixels
+            rows.append(row)
         if images is None:
             return np.empty((0, 1, 1, 1), np.uint8), np.empty(0, np.intp)
         return images[: len(rows)], np.array(rows)

@@ -59,15 +59,10 @@ _END = b"\0\0\0\0IEND\xaeB`\x82"
 _CHANNELS = {0: 1, 2: 3}  # by colour type
 _MAX_PLAIN_PIXELS = 1 << 24  # 4096 x 4096
 
-logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # its warnings name no file
-
-
-@contextmanager
-def strict() -> Iterator[None]:
-    """Turn Pillow's warnings into errors while the block runs, so that they name the picture."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+# Warnings of the decoders name no file. They are about metadata, and do not change the pixels.
+logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)
+# For the whole process: `catch_warnings` would replace the filters of all threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def has_ending(name: str, suffixes: frozenset[str] = SUFFIXES) -> bool:
@@ -142,9 +137,9 @@ def open_picture(
             _require_size(picture, where, max_pixels)
             picture.load()  # also reads what follows the pixels, such as the EXIF of a PNG
             yield picture
-    except DataError:
+    except (DataError, MemoryError):  # the second is not the fault of the picture
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         # Pillow's own limits are above those of nnbuild, and checked before the size is known.
         raise DataError(
             f"{where}: more than {Image.MAX_IMAGE_PIXELS} pixels; {_expected(max_pixels)}"
@@ -197,11 +192,9 @@ def _orientation(picture: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     if _WITH_ORIENTATION.isdisjoint(picture.info):
         return 1  # Pillow's own search takes a tenth of the decoding time
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with suppress(Exception):  # a damaged tag must not discard the picture
-            orientation = picture.getexif().get(_ORIENTATION)
-            return orientation if isinstance(orientation, int) else 1
+    with suppress(Exception):  # a damaged tag must not discard the picture
+        orientation = picture.getexif().get(_ORIENTATION)
+        return orientation if isinstance(orientation, int) else 1
     return 1
 
 

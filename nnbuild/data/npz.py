@@ -35,6 +35,8 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# For the whole process: `catch_warnings` would replace the filters of all threads.
+warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file required", UserWarning)
 
 
 def names(path: Path) -> list[str]:
@@ -182,9 +184,7 @@ def _read_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
             f"{where}: .npy version {version}, expected 1.0 or 2.0; "
             "save it with numpy.savez_compressed"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # files of Python 2 warn, but are readable
-        return _HEADERS[version](stream)
+    return _HEADERS[version](stream)
 
 
 @contextmanager

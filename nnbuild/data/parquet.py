@@ -200,7 +200,12 @@ def _dataset(path: Path, splits: Mapping[str, Sequence[Path]], options: ReadOpti
 
 @contextmanager
 def errors_as_data_errors(path: Path) -> Iterator[None]:
-    """Convert errors on a damaged Parquet file to a `DataError` that names it."""
+    """Convert errors on a damaged Parquet file to a `DataError` that names it.
+
+    Raises:
+        DataError: The file is damaged.
+        StoreError: See `nnbuild.data.archives.outage`.
+    """
     try:
         yield
     except (
@@ -212,6 +217,8 @@ def errors_as_data_errors(path: Path) -> Iterator[None]:
         RuntimeError,
         MemoryError,
     ) as error:
+        if (problem := archives.outage(error, path)) is not None:
+            raise problem from error
         reason = archives.reason_of(error)[:300]
         raise DataError(
             f"{path}: not readable as Parquet ({reason}); download or write it again"

@@ -31,7 +31,7 @@ from nnbuild.data.streams import (
     pictures_per_batch,
     raw_part_rows,
 )
-from nnbuild.errors import DataError, suggestion
+from nnbuild.errors import DataError, StoreError, suggestion
 from nnbuild.runtime.threads import in_threads, in_threads_if_waiting
 from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
 
@@ -213,7 +213,11 @@ class ParquetStream:
             try:
                 batch = next(position.batches, None)
                 reason = f"the row group ends after {position.done} of its {chunk.rows} rows"
+            except DataError as error:  # it cannot be opened any more
+                batch, reason = None, str(error).removeprefix(f"{self._files[chunk.file]}: ")
             except _BROKEN as error:
+                if (problem := archives.outage(error, self._files[chunk.file])) is not None:
+                    raise problem from error
                 batch = None
                 reason = f"not readable as Parquet ({archives.reason_of(error)[:200]})"
             if batch is None:
@@ -264,7 +268,7 @@ class ParquetStream:
         """Yield the rows of a batch, which is halved until each bad row is on its own."""
         try:
             rows = self._convert(batch, chunk.file, first)
-        except MemoryError:  # not the fault of the rows
+        except (MemoryError, StoreError):  # not the fault of the rows
             raise
         except DataError as error:
             row = f"{self._address}, row {first}: "
@@ -454,6 +458,7 @@ class ParquetStream:
         if self._open is None or self._open[0] != number:
             if self._open is not None:
                 self._open[1].close()
+                self._open = None  # in case the next one cannot be opened
             content = self._content(number)
             file = _open(self._files[number].path) if content is None else pq.ParquetFile(content)
             self._open = (number, file)
@@ -539,6 +544,8 @@ def _read_errors_as_data_errors(path: Any) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
+        if (problem := archives.outage(error, path)) is not None:
+            raise problem from error
         reason = archives.reason_of(error)[:200]
         raise DataError(
             f"{path}: not readable as Parquet ({reason}); download or write it again"

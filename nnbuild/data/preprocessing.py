@@ -150,21 +150,20 @@ class PictureReader:
         """
         collector: ImageCollector | None = None
         rows: list[int] = []
-        with decoding.strict():
-            for position, file in enumerate(files):
-                if (pixels := self.read(file)) is None:
-                    continue
-                if collector is None:
-                    shape = pixels.shape if shape is None else shape
-                    self._require_memory(files, shape)
-                    collector = ImageCollector(self._workspace, len(files), shape)
-                if pixels.shape != shape:
-                    raise DataError(
-                        f"{file}: height, width, channels {pixels.shape}, but {shape} in the first "
-                        f"picture; {ONE_SHAPE}"
-                    )
-                collector.append(pixels)
-                rows.append(position)
+        for position, file in enumerate(files):
+            if (pixels := self.read(file)) is None:
+                continue
+            if collector is None:
+                shape = pixels.shape if shape is None else shape
+                self._require_memory(files, shape)
+                collector = ImageCollector(self._workspace, len(files), shape)
+            if pixels.shape != shape:
+                raise DataError(
+                    f"{file}: height, width, channels {pixels.shape}, but {shape} in the first "
+                    f"picture; {ONE_SHAPE}"
+                )
+            collector.append(pixels)
+            rows.append(position)
         if collector is None:
             raise DataError(f"{files[0].parent}: no readable picture; {self.errors[0]}")
         return collector.finish(), np.array(rows)

@@ -27,7 +27,7 @@ from nnbuild.data.preprocessing import (
     is_picture,
     not_a_picture,
 )
-from nnbuild.errors import DataError, one_line
+from nnbuild.errors import DataError, StoreError, one_line
 from nnbuild.runtime.text import encodable
 
 PICTURE_COLUMNS = pa.schema(
@@ -346,8 +346,7 @@ class PictureStream:
     def _read_batch(
         self, chunk: InputChunk, start: int, stop: int
     ) -> Iterator[Batch | RejectedRows]:
-        with decoding.strict():
-            pictures = [self._picture(row, chunk) for row in range(start, stop)]
+        pictures = [self._picture(row, chunk) for row in range(start, stop)]
         images: list[Pixels] = []
         for row, picture in enumerate(pictures, start):
             if isinstance(picture, RejectedRows):
@@ -371,7 +370,7 @@ class PictureStream:
                 f"height, width, channels are {pixels.shape}, the network expects {self._shape}; "
                 "resize the picture, or train with dataset.image_size and dataset.channels"
             )
-        except MemoryError:  # not the fault of the picture
+        except (MemoryError, StoreError):  # not the fault of the picture
             raise
         except DataError as error:
             reason = str(error).removeprefix(f"{path}: ")

@@ -24,6 +24,7 @@ _MAX_IMAGE_VALUES = 2**26
 _MAX_CLASSES = 2**15  # a class is an int16 in the tables
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 _MAX_SHOWN = 300
+_OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
 
 
 class OnnxEngine:
@@ -190,6 +191,8 @@ class OnnxEngine:
         try:
             return {start: self._part(images[start : start + self._rows]) for start in starts}
         except Exception as error:  # ONNX Runtime has its own exception for each kind of failure
+            if isinstance(error, MemoryError) or any(each in str(error) for each in _OUT_OF_MEMORY):
+                raise MemoryError(_reason(error)) from error
             raise ContractError(
                 f"ONNX Runtime cannot run {self._name} on {len(images)} images: "
                 f"{_reason(error)}; export it with a dynamic batch size, or give another model"

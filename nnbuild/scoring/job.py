@@ -18,6 +18,7 @@ from nnbuild.data.pixels import Workspace, workspace_in
 from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions, identity_of
 from nnbuild.engines import Engine
 from nnbuild.errors import (
+    AlreadyScoredError,
     BeingScoredError,
     ConfigError,
     InputError,
@@ -25,6 +26,7 @@ from nnbuild.errors import (
     LockedError,
     RunError,
     StoreError,
+    one_line,
 )
 from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import ProgressCallback, RowProgress
@@ -126,7 +128,7 @@ def job_context(job: Job) -> Iterator[None]:
     """Lock a job, its input and its output while the block runs.
 
     Invalid input, or an input or output in use, removes a new job from the store. After any other
-    error the job can be resumed.
+    error, and if it was resumed, the job can be resumed.
     """
     with _locked(job), sigterm_as_exception():
         try:
@@ -134,26 +136,37 @@ def job_context(job: Job) -> Iterator[None]:
                 yield
         except KeyboardInterrupt as error:
             raise _to_interrupted(job, error) from error
-        except LockedError as error:
-            if job.is_new:
+        except MemoryError as error:
+            reported = RunError(
+                f"not enough memory ({one_line(error) or 'no reason given'}); set batch_size or "
+                "threads to a smaller number"
+            )
+            reported.add_note(_how_to_resume(job))
+            raise reported from error
+        except InputError as error:
+            if _is_useless(job, error):
                 shutil.rmtree(job.folder, ignore_errors=True)
             else:
                 error.add_note(_how_to_resume(job))
             raise
-        except (StoreError, RunError, Interrupted) as error:
+        except (RunError, Interrupted) as error:
             error.add_note(_how_to_resume(job))
             raise
         except OSError as error:
             reported = as_store_error(f"work in {error.filename or job.folder}", error)
             reported.add_note(_how_to_resume(job))
             raise reported from error
-        except InputError:
-            shutil.rmtree(job.folder, ignore_errors=True)
-            raise
         except Exception as error:
             if (request := request_to_stop(error)) is None:
                 raise
             raise _to_interrupted(job, request) from error
+
+
+def _is_useless(job: Job, error: InputError) -> bool:
+    """Return whether a job that invalid input has ended has nothing that could be resumed."""
+    if isinstance(error, StoreError) and not isinstance(error, LockedError):
+        return False
+    return job.is_new or isinstance(error, AlreadyScoredError)
 
 
 def _to_interrupted(job: Job, error: KeyboardInterrupt) -> Interrupted:

@@ -8,7 +8,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -17,7 +17,7 @@ from nnbuild.store import presence
 from nnbuild.store.filesystem import os_errors_as_store_errors
 
 _LOCK_FILE = "lock"
-# Testing a lock takes it for an instant, so a claim that finds it taken tries again.
+# Testing a lock takes it for an instant, so who finds it taken tries again.
 _TRIES = 4
 _SECONDS_BETWEEN_TRIES = 0.02
 _KINDS = {"sweep-": "sweep", "score-": "scoring job"}
@@ -74,18 +74,29 @@ def lock(folder: Path) -> Iterator[None]:
     with os_errors_as_store_errors(f"lock {path}"):
         file = path.open("a+b")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _is_locked(file):
             raise LockedError(
                 f"{_described(folder)} is held by {_holder(path).process}; wait for it, or stop "
                 "it and resume again"
-            ) from error
+            )
         file.truncate(0)
         file.write(json.dumps(_me()).encode())
         file.flush()
         with presence.watch(folder):
             yield
+
+
+def _is_locked(file: BinaryIO) -> bool:
+    """Lock an open file, and return whether it succeeded; otherwise another process holds it."""
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        else:
+            return True
+    return False
 
 
 def holder(path: Path) -> Holder | None:
@@ -170,7 +181,6 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
         The file, or None if a living process holds the lock; and the folders created for it.
     """
     made: list[Path] = []
-    tries = _TRIES
     while True:
         missing = [each for each in path.parents if not each.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,20 +189,13 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
             file = _opened(path)
         except FileNotFoundError:  # the process that created the folder has removed it
             continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            if tries := tries - 1:
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-                continue
-            return None, []
-        except OSError:
-            file.close()
-            raise
-        if _is_at(path, file):
-            return file, made
-        file.close()  # its last holder has just removed it
+        with ExitStack() as stack:
+            stack.enter_context(file)
+            if not _is_locked(file):
+                return None, []
+            if _is_at(path, file):  # otherwise its last holder has just removed it
+                stack.pop_all()
+                return file, made
 
 
 def _opened(path: Path) -> BinaryIO:

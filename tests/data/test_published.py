@@ -3,6 +3,8 @@
 import gzip
 import struct
 import unicodedata
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,6 @@ from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import (
     dataset_reader,
     dataset_writer,
-    decoding,
     image_folder,
     preprocessing,
     sources,
@@ -426,8 +427,35 @@ def test_exif_orientation_is_applied(tmp_path, orientation, kind):
 def test_damaged_exif_keeps_the_picture(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.full((4, 4), 7, np.uint8)).save(path, exif=b"Exif\0\0MM\0*\0\0\xff\xff")
-    with decoding.strict():
-        assert preprocessing.read(path).max() == 7
+    assert preprocessing.read(path).max() == 7
+
+
+def test_damaged_exif_of_a_jpeg_keeps_the_picture(tmp_path):
+    (tmp_path / "0").mkdir()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"  # ends in the first of 65,535 tags
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "0" / "a.jpg", exif=exif)
+    source = open_stream(str(tmp_path), StreamOptions((8, 8, 1)))
+    (batch,) = source.read(source.chunks()[0], 10)
+    assert batch.images.max() == 7
+
+
+def test_pictures_read_in_threads_leave_the_filters_of_warnings(tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+        for number in range(300):
+            Image.fromarray(np.full((8, 8), 7, np.uint8)).save(folder / f"{number}.jpg")
+    before = list(warnings.filters)
+
+    def read(folder):
+        source = open_stream(str(folder), StreamOptions((8, 8, 1)))
+        batches = [batch for each in source.chunks() for batch in source.read(each, 2)]
+        assert sum(len(each.images) for each in batches) == 300
+        return all(warnings.filters == before for _ in source.read(source.chunks()[0], 2))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(read, folders))
+    assert warnings.filters == before
 
 
 def test_quarantine_reason_names_the_format(tmp_path):

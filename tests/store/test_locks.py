@@ -1,5 +1,6 @@
 """Test lock files: exclusive, released with their process, and never followed through a link."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -95,7 +96,8 @@ def test_claim_lock_removed_is_recreated(tmp_path, monkeypatch):
     assert not locks.remove_if_free(path)
 
 
-def test_claim_during_test_succeeds(tmp_path, monkeypatch):
+@pytest.mark.parametrize("take", [claim, lambda path: locks.lock(path.parent)])
+def test_lock_during_test_succeeds(tmp_path, monkeypatch, take):
     """A look holds the lock for an instant."""
     import fcntl
 
@@ -104,8 +106,8 @@ def test_claim_during_test_succeeds(tmp_path, monkeypatch):
     with path.open("rb") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
         monkeypatch.setattr(locks.time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
-        with claim(path):
-            assert locks.holder(path).record["score_id"] == "mine"
+        with take(path):
+            assert locks.holder(path).record["pid"] == str(os.getpid())
 
 
 @pytest.mark.parametrize("content", [b"", b"no json", b"[1]", b"{}", b'{"pid": "x"}', b"\xff"])
