@@ -28,7 +28,7 @@ import numpy as np
 from nnbuild.data import sources
 from nnbuild.engines.onnx import OnnxEngine
 from nnbuild.logits.softmax import log_softmax
-from nnbuild.runtime.environment import processors
+from nnbuild.runtime.environment import cache_folder, processors
 
 RETRAIN = """
 import sys
@@ -60,7 +60,7 @@ def train(options: argparse.Namespace, network: str, store: str, seed: int) -> d
 
 def ensemble_accuracy(store: str, manifests: list[dict[str, Any]], data_dir: str) -> float:
     """Return the test accuracy of the mean of the runs' log-probabilities."""
-    test = sources.load("mnist", data_dir=Path(data_dir), cache=sources.default_cache()).test
+    test = sources.load("mnist", data_dir=Path(data_dir), cache=cache_folder()).test
     models = [Path(store) / "runs" / each["run_id"] / "model.onnx" for each in manifests]
     pooled = np.mean([log_softmax(OnnxEngine(each).logits(test.images)) for each in models], axis=0)
     return float((pooled.argmax(axis=1) == test.labels).mean())

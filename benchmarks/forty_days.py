@@ -46,6 +46,7 @@ from nnbuild.pipeline.run import (
     train_and_evaluate,
 )
 from nnbuild.pipeline.unchanged import unchanged_since
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import Store
 
 FIRST = date(2026, 3, 1)
@@ -172,9 +173,7 @@ class Nights:
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.options, self.random = options, random.Random(options.seed)  # noqa: S311
-        dataset = sources.load(
-            options.dataset, data_dir=default_data_dir(), cache=sources.default_cache()
-        )
+        dataset = sources.load(options.dataset, data_dir=default_data_dir(), cache=cache_folder())
         (folder / "labelled").mkdir()
         self.source = Source(
             folder / "labelled", dataset.train.images[..., 0], dataset.train.labels.astype(np.uint8)

@@ -29,8 +29,9 @@ from nnbuild import models
 from nnbuild.config.schema import RunConfig, resolve
 from nnbuild.config.sections import GateConfig
 from nnbuild.data.dataset import Dataset
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.sources import load
 from nnbuild.evaluation import promotion
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.runtime.tensorflow import keras, tf
 
 BATCH = 128
@@ -150,7 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data_dir:
         sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
-    dataset = load("mnist", data_dir=Path(options.data_dir), cache=default_cache())
+    dataset = load("mnist", data_dir=Path(options.data_dir), cache=cache_folder())
     if options.fits and options.fits.exists():
         fits = np.load(options.fits, allow_pickle=False)
     else:

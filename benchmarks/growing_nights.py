@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from nnbuild.config.schema import RunConfig, default_data_dir
 from nnbuild.data.dataset import Split
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.sources import load
 from nnbuild.engines import OnnxEngine
 from nnbuild.pipeline.run import retrain
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import Store, champion
 
 BATCH = 2048
@@ -67,7 +68,7 @@ class Nights:
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
-        mnist = load("mnist", data_dir=default_data_dir(), cache=default_cache())
+        mnist = load("mnist", data_dir=default_data_dir(), cache=cache_folder())
         order = np.random.default_rng(0).permutation(len(mnist.train))
         self._images, self._labels = mnist.train.images[order], mnist.train.labels[order]
         self._unseen = mnist.test

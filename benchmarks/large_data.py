@@ -309,12 +309,13 @@ def measure_ingest(arguments: argparse.Namespace) -> None:
 def write_some_of_mnist(folder: Path, images: int) -> Path:
     """Write the first training images of MNIST, and a sixth as many test images, as one .npz."""
     from nnbuild.data import sources
+    from nnbuild.runtime.environment import cache_folder
 
     data_dir = os.environ.get("NNBUILD_DATA_DIR")
     dataset = sources.load(
         "mnist",
         data_dir=None if data_dir is None else Path(data_dir),
-        cache=sources.default_cache(),
+        cache=cache_folder(),
     )
     counts = {"train": images, "test": images // 6}
     arrays = {

@@ -22,11 +22,12 @@ import numpy as np
 
 from nnbuild.config.schema import RunConfig, default_data_dir
 from nnbuild.config.sections import GateConfig
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.sources import load
 from nnbuild.evaluation.promotion import Incomparable
 from nnbuild.pipeline.comparison import challenger_of, compare
 from nnbuild.pipeline.data import load_data
 from nnbuild.pipeline.run import open_run, retrain, run_context, train_and_evaluate
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import Store
 
 TRAINING = 6000
@@ -51,7 +52,7 @@ def main() -> None:
 
 def measure(folder: Path, network: str, images: int, repeats: int) -> dict[str, float]:
     """Train the three runs, and return the seconds of the comparisons."""
-    mnist = load("mnist", data_dir=default_data_dir(), cache=default_cache())
+    mnist = load("mnist", data_dir=default_data_dir(), cache=cache_folder())
     train = {"x_train": mnist.train.images[:TRAINING], "y_train": mnist.train.labels[:TRAINING]}
     test = mnist.test.images[:images], mnist.test.labels[:images]
     paths = {"stored": folder / "stored.npz", "rescored": folder / "rescored.npz"}

@@ -41,8 +41,9 @@ from PIL import Image
 from scoring_scale import PeakMemory
 
 from nnbuild.data.dataset import Split
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.sources import load
 from nnbuild.data.split_table import split_table
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import Store
 
 ROWS_PER_GROUP = 65_536
@@ -152,7 +153,7 @@ def write_input(path: Path, data_dir: str, rows: int) -> None:
         data_dir: Folder with MNIST.
         rows: Number of images.
     """
-    train = load("mnist", data_dir=Path(data_dir), cache=default_cache()).train
+    train = load("mnist", data_dir=Path(data_dir), cache=cache_folder()).train
     random, writer = np.random.default_rng(0), None
     for start in range(0, rows, ROWS_PER_GROUP):
         indices = np.arange(start, min(start + ROWS_PER_GROUP, rows)) % len(train)
@@ -168,7 +169,7 @@ def write_input(path: Path, data_dir: str, rows: int) -> None:
 
 def write_pictures(path: Path, data_dir: str, rows: int) -> None:
     """Write images of MNIST as PNGs, again and again: to a Parquet file, or else to a folder."""
-    train = load("mnist", data_dir=Path(data_dir), cache=default_cache()).train
+    train = load("mnist", data_dir=Path(data_dir), cache=cache_folder()).train
     pictures = [png(image) for image in train.images[:rows, :, :, 0]]
     if path.suffix != ".parquet":
         path.mkdir()

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from nnbuild.config.schema import RunConfig
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.sources import load
 from nnbuild.pipeline.run import retrain
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.scoring import ScoreConfig, score
 
 
@@ -42,7 +43,7 @@ def train(root: Path) -> tuple[str, str]:
 
 def write_inputs(folder: Path, rows: int, pictures: int) -> dict[str, Path]:
     """Write images to a Parquet file and to a folder of PNG files."""
-    images = load("digits", data_dir=None, cache=default_cache()).test.images
+    images = load("digits", data_dir=None, cache=cache_folder()).test.images
     repeated = images[np.arange(rows) % len(images)]
     table = pa.table({"image": pa.array([each.tobytes() for each in repeated], pa.binary(784))})
     pq.write_table(table, folder / "images.parquet", row_group_size=16_384)

@@ -29,9 +29,10 @@ from softmax_placement import (
 )
 
 from nnbuild import evaluation
-from nnbuild.data.sources import default_cache, load
+from nnbuild.data.sources import load
 from nnbuild.report.charts import lines
 from nnbuild.report.page import standalone
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.runtime.tensorflow import keras, tf
 
 
@@ -232,7 +233,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.data_dir:
         sys.exit("no folder with MNIST: use --data-dir, or set NNBUILD_DATA_DIR")
-    dataset = load("mnist", data_dir=Path(options.data_dir), cache=default_cache())
+    dataset = load("mnist", data_dir=Path(options.data_dir), cache=cache_folder())
     options.out.mkdir(parents=True, exist_ok=True)
     tables = {"numerics": numerics(options.examples)}
     (options.out / "stability.svg").write_text(figure(tables["numerics"]), encoding="utf-8")

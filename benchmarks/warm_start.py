@@ -23,6 +23,7 @@ from nnbuild.data import sources
 from nnbuild.data.dataset import Split
 from nnbuild.engines import OnnxEngine
 from nnbuild.pipeline.run import decide_and_commit, open_run, run_context, train_and_evaluate
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import Store, champion
 from nnbuild.store.step_results import FittedModel
 
@@ -59,7 +60,7 @@ def retrain(config: RunConfig, store: Store, night: int) -> tuple[str, float]:
 
 def measure(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Let the nights pass for every variant; return a row for each variant and night."""
-    mnist = sources.load("mnist", data_dir=default_data_dir(), cache=sources.default_cache())
+    mnist = sources.load("mnist", data_dir=default_data_dir(), cache=cache_folder())
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

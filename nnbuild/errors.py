@@ -1,7 +1,7 @@
 """The exceptions of nnbuild, as one tree.
 
     NnbuildError
-    ├── InputError                  invalid input; nothing was changed             exit code 2
+    ├── InputError                  invalid input; no results were lost            exit code 2
     │   ├── ConfigError             unknown setting, or invalid value
     │   │   └── OutputError         output file that cannot be written
     │   ├── DataError               missing or damaged data source
@@ -41,7 +41,7 @@ class NnbuildError(Exception):
 
 
 class InputError(NnbuildError):
-    """Invalid input; the store is unchanged.
+    """Invalid input; the store is unchanged, unless a fitted run is recorded as failed.
 
     Attributes:
         setting: Name of the setting or argument that is invalid, such as `store`; None if the

@@ -37,10 +37,10 @@ class Display(Protocol):
     def step(
         self, epoch: int, epochs: int, done: int, steps: int, metrics: dict[str, float]
     ) -> None:
-        """Show the finished steps of an epoch; see `nnbuild.training.ProgressCallback`."""
+        """Show the finished steps of an epoch; see `nnbuild.runtime.progress.ProgressCallback`."""
 
     def epoch(self, epoch: int, epochs: int, metrics: dict[str, float], seconds: float) -> None:
-        """Show a finished epoch; see `nnbuild.training.ProgressCallback`."""
+        """Show a finished epoch; see `nnbuild.runtime.progress.ProgressCallback`."""
 
     def committed(self, run_id: str) -> None:
         """Remember the ID of the committed run, even if its flow run fails afterwards."""

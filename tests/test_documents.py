@@ -135,6 +135,27 @@ def test_generate_replaces_the_section_only(generator):
     assert generator.generate(new) == new
 
 
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OTHER_PROGRAMS = {  # Dask, Prefect and systemd
+    *("--nthreads", "--nworkers", "--from-file", "--type", "--pool", "--all", "--host", "--now"),
+}
+
+
+@pytest.mark.parametrize("page", [*DOCS.glob("guide/*.md"), *DOCS.glob("reference/*.md")])
+def test_options_of_the_pages_exist(page):
+    from flows.cli.app import load_commands
+
+    options = {
+        name
+        for command in load_commands().commands.values()
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    named = {name for each in code for name in OPTION.findall(each)}
+    assert named <= {*options, *OTHER_PROGRAMS, "--help", "--version"}
+
+
 class Kind(Enum):
     ROW = "row"
     FILE = "file"

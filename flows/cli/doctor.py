@@ -16,6 +16,7 @@ from rich.text import Text
 from flows.cli.app import MAINTAIN, JsonOption, StoreOption, app
 from flows.cli.console import PlainConsole, print_json, print_line, print_table
 from nnbuild.errors import NnbuildError
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.runtime.text import sanitize
 
 if TYPE_CHECKING:
@@ -214,9 +215,7 @@ def _check_data(data_dir: Path | None) -> Iterator[Finding]:
 
     folder = data_dir or default_data_dir()
     try:
-        data = sources.load(
-            "mnist", data_dir=folder, cache=sources.default_cache(), mirrors={"mnist": []}
-        )
+        data = sources.load("mnist", data_dir=folder, cache=cache_folder(), mirrors={"mnist": []})
     except NnbuildError as error:
         state = "note" if folder is None else "fails"
         detail = f"{error}; a run would try the mirrors, or use --fallback digits"

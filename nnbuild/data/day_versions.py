@@ -109,7 +109,7 @@ class DatedSource:
             DataError: A day cannot be read, or has a new class; the days before it are ingested.
             StoreError: The store cannot be written.
         """
-        found = days_at(self.pattern, first, last, metadata=self._options.metadata)
+        found = days_at(self.pattern, first, last, self._options)
         if not found and not self._store.exists():
             return Record(pattern=self.pattern), []
         self._store.create()

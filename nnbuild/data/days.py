@@ -15,11 +15,12 @@ from nnbuild.data import sources
 from nnbuild.data.arrays import slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.file_tree import files_below, matches
-from nnbuild.data.metadata import fingerprint_with
-from nnbuild.data.options import ReadOptions
+from nnbuild.data.listing import fingerprint_of_source
+from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.preprocessing import fit_dataset
 from nnbuild.errors import DataError
 from nnbuild.runtime.date_patterns import address_of_day, day_of_address, undated_part, wildcard
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store.filesystem import (
     absolute_address,
     is_remote,
@@ -59,7 +60,7 @@ def absolute(pattern: str) -> str:
 
 
 def days_at(
-    pattern: str, first: date | None, last: date, *, metadata: Path | None = None
+    pattern: str, first: date | None, last: date, options: ReadOptions = DEFAULT
 ) -> list[SourceDay]:
     """List the days that a source has, in order; a day without files does not count.
 
@@ -67,7 +68,7 @@ def days_at(
         pattern: Path or URL with `{date}`, or with `{date:FORMAT}`.
         first: First day to list; None for no limit.
         last: Last day to list.
-        metadata: File with the metadata of the pictures, which may have `{date}` too.
+        options: Options for reading the files; `metadata` may have `{date}` too.
 
     Raises:
         DataError: A folder cannot be listed, or has a pipe, a socket or a device.
@@ -80,10 +81,15 @@ def days_at(
             day = day_of_address(pattern, address)
             if day is None or day > last or (first is not None and day < first):
                 continue
+            metadata = options.metadata
             about = None if metadata is None else Path(address_of_day(str(metadata), day))
-            if (digest := fingerprint_with(path, about)) is not None:
+            if (digest := _fingerprint(path, about, options)) is not None:
                 found[day] = SourceDay(day, address, path, digest, about)
     return [found[day] for day in sorted(found)]
+
+
+def _fingerprint(path: Any, metadata: Path | None, options: ReadOptions) -> str | None:
+    return fingerprint_of_source(path, metadata=metadata, image_column=options.image_column)
 
 
 def _candidates(pattern: str) -> Iterator[tuple[str, Any]]:
@@ -108,14 +114,14 @@ def read_day(source: SourceDay, options: ReadOptions) -> Dataset:
             dataset = sources.load(
                 str(path),
                 data_dir=None,
-                cache=sources.default_cache(),
+                cache=cache_folder(),
                 options=replace(options, part=True, metadata=source.metadata),
             )
         except DataError as error:
             if path == source.path:
                 raise
             raise DataError(str(error).replace(str(path), source.address)) from error
-    if fingerprint_with(source.path, source.metadata) != source.fingerprint:
+    if _fingerprint(source.path, source.metadata, options) != source.fingerprint:
         raise DataError(
             f"{source.address}: changed while it was read; run again once the day is complete"
         )

@@ -57,6 +57,7 @@ _HEADER = struct.Struct(">16sIIBBBBB4x")  # PNG specification, sections 5.2 and 
 _CHUNK, _CHUNK_BYTES = struct.Struct(">I4s"), 12
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _CHANNELS = {0: 1, 2: 3}  # by colour type
+_BITS = 8
 _MAX_PLAIN_PIXELS = 1 << 24  # 4096 x 4096
 
 # Warnings of the decoders name no file. They are about metadata, and do not change the pixels.
@@ -131,11 +132,12 @@ def open_picture(
     try:
         if payload.startswith(_HEAD[:8]):
             with Image.open(io.BytesIO(payload), formats=("PNG",)) as picture:
-                _require_size(picture, where, max_pixels)
+                _require_size(picture, where, max_pixels, len(payload))
                 picture.verify()  # the checksums, which decoding does not check completely
         with Image.open(io.BytesIO(payload), formats=formats) as picture:
-            _require_size(picture, where, max_pixels)
+            _require_size(picture, where, max_pixels, len(payload))
             picture.load()  # also reads what follows the pixels, such as the EXIF of a PNG
+            _scale_transparency(picture, payload, where)
             yield picture
     except (DataError, MemoryError):  # the second is not the fault of the picture
         raise
@@ -198,11 +200,37 @@ def _orientation(picture: Image.Image) -> int:
     return 1
 
 
-def _require_size(picture: Image.Image, where: object, max_pixels: int) -> None:
-    if picture.width * picture.height > max_pixels:
+def _require_size(picture: Image.Image, where: object, max_pixels: int, file_bytes: int) -> None:
+    size = f"{picture.width} x {picture.height} pixels"
+    pixels = picture.width * picture.height
+    if pixels > max_pixels:
+        raise DataError(f"{where}: {size}; {_expected(max_pixels)}")
+    if (expanded := pixels * len(picture.getbands())) > archives.allowance(file_bytes):
         raise DataError(
-            f"{where}: {picture.width} x {picture.height} pixels; {_expected(max_pixels)}"
+            f"{where}: {size}, {expanded} bytes in a file of {file_bytes}; refused as a "
+            "decompression bomb: make it smaller, or remove it"
         )
+
+
+def _scale_transparency(picture: Image.Image, payload: bytes, where: object) -> None:
+    """Scale the transparent colour of a PNG to the depth of its pixels; modifies `picture`.
+
+    Pillow expands pixels of 2 and 4 bits to 8, and reduces colours of 16 bits, but not the
+    transparent colour, which then is the colour of no pixel.
+    """
+    colour = picture.info.get("transparency")
+    if colour is None or not payload.startswith(_HEAD[:8]):
+        return
+    *_, depth, kind, _, _, _ = _HEADER.unpack_from(payload)
+    if kind not in _CHANNELS:  # a palette has an alpha for each colour
+        return
+    if depth > _BITS:
+        raise DataError(
+            f"{where}: a transparent colour of {depth} bits; expected an alpha channel: save it "
+            "with one, or without transparency"
+        )
+    if isinstance(colour, int) and 1 < depth < _BITS:
+        picture.info["transparency"] = colour * WHITE // ((1 << depth) - 1)
 
 
 def _expected(max_pixels: int) -> str:

@@ -145,13 +145,9 @@ def find(folder: Path) -> dict[str, Path]:
     """
     result = {}
     for name in FILES:
-        variants = (name + end for end in ("", ".gz"))
-        dotted = (name.replace("-idx", ".idx") + end for end in ("", ".gz"))
-        paths = [
-            path
-            for path in (folder / variant for variant in (*variants, *dotted))
-            if path_exists(path)
-        ]
+        stems = (name, name.replace("-idx", ".idx"))
+        variants = (folder / (stem + end) for end in ("", ".gz") for stem in stems)
+        paths = [path for path in variants if path_exists(path)]
         if paths:
             result[name] = paths[0]
     return result

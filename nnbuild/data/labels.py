@@ -115,7 +115,7 @@ def _from_floats(labels: NDArray[Any], where: object) -> NDArray[Any]:
 def _names(columns: Sequence[NDArray[Any]], where: object) -> tuple[str, ...]:
     """Return the labels that occur as strings, in order."""
     if any(labels.dtype == object for labels in columns):
-        texts = {str(label) for labels in columns for label in labels}
+        texts = {str(label) for labels in columns for label in labels} - {str(NONE)}
         return tuple(sorted(texts, key=by_value))
     values = np.unique(np.concatenate([np.unique(labels) for labels in columns]))
     if values[0] < NONE:

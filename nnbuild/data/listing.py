@@ -5,6 +5,8 @@ Other columns are ignored, except those that `dataset.keep` names.
 """
 
 import csv
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,8 @@ from nnbuild.config.names import TRAIN, split_named
 from nnbuild.data import archives, arrow_images, decoding
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
+from nnbuild.data.file_states import states_of
+from nnbuild.data.file_tree import fingerprint, is_local
 from nnbuild.data.metadata import (
     DELIMITERS,
     PATHS,
@@ -32,6 +36,8 @@ from nnbuild.data.parquet import errors_as_data_errors, require_readable_metadat
 from nnbuild.errors import DataError
 
 _SPLIT = "split"
+_WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")
+_BAD_TABLE = (pa.ArrowException, OSError, ValueError, csv.Error, DataError)
 
 
 class _Rows(NamedTuple):
@@ -59,9 +65,14 @@ def load_text(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     """
     try:
         lines = read_lines(path)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: not readable as a table in UTF-8 ({archives.reason_of(error)}); "
+            "write it again"
+        ) from error
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: not readable as a table ({archives.reason_of(error)}); close its quotes, or "
             "write it again"
         ) from error
     header, *rows = lines or [[]]
@@ -94,15 +105,27 @@ def _from_lines(
                 "header; fix the line"
             )
         for column, number in zip(columns, numbers, strict=True):
-            if not cells[number]:
+            if not cells[number].strip():
                 raise DataError(
                     f"{where}, line {line}: no {header[number]!r}; fill it in, or remove the line"
                 )
             column.append(cells[number])
         for name, values in kept.items():
             values.append(cells[header.index(name)])
-    labels = np.array(columns[1], dtype=object)
-    return _Rows(columns[0], labels, columns[2] if split else None, from_cells(kept))
+    labels = np.array(_labels(columns[1]), dtype=object)
+    splits = [each.strip() for each in columns[2]] if split else None
+    return _Rows(columns[0], labels, splits, from_cells(kept))
+
+
+def _labels(cells: Sequence[str]) -> list[str]:
+    """Return labels without blanks at their ends, and whole numbers without decimals.
+
+    `3`, `3.0` and `3 ` are one class in a table that a spreadsheet or pandas has written.
+    """
+    labels = [each.strip() for each in cells]
+    if all(map(_WHOLE_NUMBER.fullmatch, labels)):
+        return [each.partition(".")[0] for each in labels]
+    return labels
 
 
 def names_files(path: Path, options: ReadOptions = DEFAULT) -> bool:
@@ -141,20 +164,82 @@ def load_parquet(path: Path, options: ReadOptions = DEFAULT) -> Dataset:
     return _dataset(path, rows, options)
 
 
+def fingerprint_of_source(
+    path: Any, *, metadata: Path | None = None, image_column: str | None = None
+) -> str | None:
+    """Return a digest that changes when the files of a source do, without reading their content.
+
+    They are the files at a path, those that a table at the path names, and the metadata.
+
+    Args:
+        path: Local file or folder, or a path of universal_pathlib.
+        metadata: File with the metadata; None if there is none.
+        image_column: Column of the paths in a table; None to look for the usual names.
+
+    Returns:
+        A digest as of `nnbuild.data.file_tree.fingerprint`, and equal to it if there is nothing
+        but the files at the path.
+
+    Raises:
+        DataError: See `nnbuild.data.file_tree.files_below`.
+    """
+    digest = fingerprint(path)
+    if digest is None:
+        return None
+    if metadata is not None:
+        state = fingerprint(metadata) if metadata.is_file() else None  # an error when it is read
+        digest = hashlib.sha256(f"{digest} {state}".encode()).hexdigest()
+    if named := _named_files(path, image_column):
+        states = states_of([str(each) for each in named])
+        digest = hashlib.sha256(f"{digest} {states.digest}".encode()).hexdigest()
+    return digest
+
+
+def _named_files(path: Any, image_column: str | None) -> list[Path]:
+    """Return the files that a local table names; none for other sources, and damaged tables."""
+    if not is_local(path) or not path.is_file():
+        return []
+    options = ReadOptions(image_column=image_column)
+    try:
+        if is_text(path):
+            header, *rows = read_lines(path) or [[]]
+            place = header.index(_path_column(header, path, options))
+            names = [cells[place] for cells in rows if place < len(cells)]
+        elif names_files(path, options):
+            require_readable_metadata([path])
+            with pq.ParquetFile(path) as file:
+                name = _path_column(file.schema_arrow.names, path, options)
+                names = file.read(columns=[name])[name].drop_null().to_pylist()
+        else:
+            return []
+        return [_file(path, name) for name in names]
+    except _BAD_TABLE:
+        return []  # reading the table says what is wrong with it
+
+
 def _columns(
     names: Sequence[str], where: Path, options: ReadOptions
 ) -> tuple[str, str, str | None]:
     """Return the names of the columns of paths, labels and, if there is one, splits."""
-    requested = options.image_column
-    path = requested or next((name for name in PATHS if name in names), None)
-    if path is None or path not in names:
-        raise DataError(
-            f"{where}: no column {path or PATHS[0]!r} among {', '.join(names[:20]) or 'none'}; "
-            f"expected {' or '.join(map(repr, PATHS))}, or set image_column to its name"
-        )
+    path = _path_column(names, where, options)
     label = arrow_images.label_column(names, options.label_column, where)
     arrow_images.require_single(names, path, where)
     return path, label, _SPLIT if _SPLIT in names else None
+
+
+def _path_column(names: Sequence[str], where: Path, options: ReadOptions) -> str:
+    path = options.image_column or next((name for name in PATHS if name in names), None)
+    if path is not None and path in names:
+        return path
+    if len(names) == 1 and (mark := next((each for each in ";\t|" if each in names[0]), None)):
+        raise DataError(
+            f"{where}: a single column {names[0]!r}; expected columns separated by commas, or in a "
+            f".tsv by tabs: replace {mark!r}"
+        )
+    raise DataError(
+        f"{where}: no column {path or PATHS[0]!r} among {', '.join(names[:20]) or 'none'}; "
+        f"expected {' or '.join(map(repr, PATHS))}, or set image_column to its name"
+    )
 
 
 def _dataset(path: Path, rows: _Rows, options: ReadOptions) -> Dataset:
@@ -166,7 +251,10 @@ def _dataset(path: Path, rows: _Rows, options: ReadOptions) -> Dataset:
     shape: tuple[int, ...] | None = None
     for split, numbers in _by_split(path, rows):
         files = [_file(path, rows.paths[number]) for number in numbers]
-        images, positions = pictures.read_files(files, shape)
+        try:
+            images, positions = pictures.read_files(files, shape)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         arrays[f"{split}_images"] = images
         arrays[f"{split}_labels"] = rows.labels[numbers][positions]
         if options.keep:

@@ -5,7 +5,6 @@ type in all runs. A missing value stays missing.
 """
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.data import archives
-from nnbuild.data.file_tree import fingerprint
 from nnbuild.errors import DataError, suggestion
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -88,27 +86,6 @@ def from_cells(columns: dict[str, list[str]]) -> pa.Table:
     """Return the columns of a text file; an empty cell is missing."""
     cells = {name: [cell or None for cell in values] for name, values in columns.items()}
     return pa.table(cells, schema=schema_of(cells))
-
-
-def fingerprint_with(path: Any, metadata: Path | None) -> str | None:
-    """Return a digest of the files at a path, and of their metadata, that changes when they do.
-
-    Args:
-        path: Local file or folder, or a path of universal_pathlib.
-        metadata: File with the metadata; None if there is none.
-
-    Returns:
-        A digest as of `nnbuild.data.file_tree.fingerprint`, and equal to it if there is no
-        metadata.
-
-    Raises:
-        DataError: See `nnbuild.data.file_tree.files_below`.
-    """
-    digest = fingerprint(path)
-    if digest is None or metadata is None:
-        return digest
-    state = fingerprint(metadata) if metadata.is_file() else None  # reading it reports the error
-    return hashlib.sha256(f"{digest} {state}".encode()).hexdigest()
 
 
 def of_pictures(
@@ -187,7 +164,12 @@ def read_lines(path: Path) -> list[list[str]]:
     with archives.open_regular(path) as file, archives.read_errors_as_data_errors(path):
         content = file.read()
     text = io.StringIO(content.decode("utf-8-sig"), newline="")
-    return list(csv.reader(text, delimiter=DELIMITERS[path.suffix.lower()]))
+    # Strictly: otherwise a quote that is not closed takes in the rest of the file.
+    return list(
+        csv.reader(
+            text, delimiter=DELIMITERS[path.suffix.lower()], skipinitialspace=True, strict=True
+        )
+    )
 
 
 def _read_text(path: Path) -> pa.Table:

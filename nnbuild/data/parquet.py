@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from nnbuild.data.metadata import as_texts, require_columns
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.pixels import PixelWriter
 from nnbuild.data.preprocessing import PictureReader
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, StoreError
 
 MAGIC = b"PAR1"
 SUFFIXES = (".parquet", ".parq")
@@ -37,19 +38,20 @@ def find_files(location: Location) -> list[File]:
     """Return the Parquet files in a folder or a glob.
 
     Raises:
-        DataError: A shard is missing, or a folder also contains pictures.
+        DataError: A shard is missing, or there are also pictures.
     """
     if location.suffixes <= preprocessing.SUFFIXES:  # only pictures
         return []
     selected = [file for file in location.files if is_parquet(file)]
+    picture = next((name for name in location.names if decoding.has_ending(name)), None)
+    if selected and picture is not None:
+        contains = "matches" if location.kind == "glob" else "contains"
+        raise DataError(
+            f"{location.address}: {contains} both Parquet files ({selected[0].name}) and pictures "
+            f"({picture}); use a separate folder for each"
+        )
     if location.kind == "folder":
         require_all_shards((file.name for file in selected), location.address)
-        picture = next((name for name in location.names if decoding.has_ending(name)), None)
-        if selected and picture is not None:
-            raise DataError(
-                f"{location.address}: contains both Parquet files ({selected[0].name}) and "
-                f"pictures ({picture}); use a separate folder for each"
-            )
     elif _SHARDS not in location.address.rpartition("/")[2]:  # otherwise it may select some
         require_all_shards((str(file.path) for file in selected), location.address)
     return selected
@@ -69,11 +71,12 @@ _BUFFER_BYTES = 1 << 20
 _Batch = tuple[NDArray[Any], NDArray[Any], pa.Table]
 """Images, labels and kept columns of some rows."""
 _MAX_NAMED = 5
+_CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _READ_METADATA = """
 import sys
 sys.modules["numpy"] = None  # pyarrow works without it, and starts in half the time
 import pyarrow.parquet as pq
-for path in sys.argv[1:]:
+for path in sys.stdin.read().split("\\0"):
     print(path, end="\\0", flush=True)
     try:
         metadata = pq.read_metadata(path)
@@ -311,15 +314,22 @@ def require_readable_metadata(paths: Sequence[Path]) -> None:
 
     Some damage there, such as a level histogram of another size, makes Arrow abort the process.
     """
-    command = [sys.executable, "-I", "-c", _READ_METADATA, *map(os.path.abspath, paths)]
     process = subprocess.run(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+        [sys.executable, "-I", "-X", "utf8", "-c", _READ_METADATA],
+        input=b"\0".join(os.fsencode(path.absolute()) for path in paths),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
     )
-    if process.returncode < 0:
-        seen = process.stdout.decode(errors="replace").split("\0")
-        path = paths[max(len(seen) - 2, 0)]
+    if -process.returncode in _CRASHES:
+        path = paths[max(process.stdout.count(b"\0") - 1, 0)]
         raise DataError(
             f"{path}: not readable as Parquet (damaged metadata); download or write it again"
+        )
+    if process.returncode < 0:
+        raise StoreError(
+            f"{paths[0].parent}: the process that checks the Parquet files was killed by signal "
+            f"{-process.returncode}; run again"
         )
 
 

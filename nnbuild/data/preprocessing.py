@@ -250,8 +250,9 @@ def decode(
         with decoding.open_picture(payload, where, max_pixels=_MAX_PIXELS) as picture:
             pixels = np.asarray(decoding.upright(picture, _plain(picture, where)))
     else:
-        most = min(_MAX_PIXELS_TO_RESIZE, archives.allowance(len(payload)) // 3)
-        with decoding.open_picture(payload, where, max_pixels=most, formats=_FORMATS) as picture:
+        with decoding.open_picture(
+            payload, where, max_pixels=_MAX_PIXELS_TO_RESIZE, formats=_FORMATS
+        ) as picture:
             converted = decoding.upright(picture, _converted(picture, where, settings))
             pixels = np.asarray(_resized(converted, settings))
     return pixels.reshape(*pixels.shape[:2], -1)
@@ -311,8 +312,9 @@ def _as_image(pixels: NDArray[np.uint8], settings: Preprocessing) -> NDArray[np.
     """Return opaque, upright pixels with the size and the channels of the settings."""
     if _has_shape(pixels.shape, settings):
         return pixels
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    fitted = np.asarray(_resized(_with_channels(picture, settings), settings))
+    is_gray = pixels.shape[2] == 1
+    picture = Image.fromarray(pixels[..., 0] if is_gray else pixels)
+    fitted = np.asarray(_resized(_with_channels(picture, settings, is_gray=is_gray), settings))
     return fitted.reshape(*fitted.shape[:2], -1)
 
 
@@ -343,19 +345,19 @@ def _is_opaque(picture: Image.Image) -> bool:
 def _converted(picture: Image.Image, where: object, settings: Preprocessing) -> Image.Image:
     """Convert a picture to mode L or RGB by the rules."""
     if picture.mode in _SIXTEEN_BITS:
-        return _with_channels(_upper_bits(picture, where), settings)
+        return _with_channels(_upper_bits(picture, where), settings, is_gray=True)
     if picture.mode not in _GRAY | _COLOUR:
         raise DataError(
             f"{where}: picture of mode {picture.mode}; expected grayscale, RGB or CMYK: convert it"
         )
+    is_gray = picture.mode in _GRAY
     if picture.mode in {"RGBA", "RGBa", "LA", "PA"} or "transparency" in picture.info:
         full = picture.convert("RGBA")
         if not _is_opaque(full):
             canvas = Image.new("RGBA", full.size, settings.background)
             full = Image.alpha_composite(canvas, full)
-        opaque = full.convert("RGB")
-        picture = opaque.convert("L") if picture.mode in _GRAY else opaque
-    return _with_channels(picture, settings)
+        picture = full.convert("RGB")  # the background may have a colour
+    return _with_channels(picture, settings, is_gray=is_gray)
 
 
 def _upper_bits(picture: Image.Image, where: object) -> Image.Image:
@@ -368,8 +370,9 @@ def _upper_bits(picture: Image.Image, where: object) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _with_channels(picture: Image.Image, settings: Preprocessing) -> Image.Image:
-    grayscale = picture.mode in _GRAY if settings.channels is None else settings.channels == 1
+def _with_channels(picture: Image.Image, settings: Preprocessing, *, is_gray: bool) -> Image.Image:
+    """Convert an opaque picture to mode L or RGB; one that was gray stays so by default."""
+    grayscale = is_gray if settings.channels is None else settings.channels == 1
     return picture.convert("L" if grayscale else "RGB")
 
 

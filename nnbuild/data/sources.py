@@ -1,6 +1,5 @@
 """Load a dataset by its name, or from a path to the user's own files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,6 @@ from nnbuild.errors import ConfigError, DataError, suggestion
 
 NAMES = (*published.PUBLISHED, digits.NAME)
 """Names of the known datasets; anything else is a path."""
-
-
-def default_cache() -> Path:
-    """Return the folder for downloads, `$XDG_CACHE_HOME/nnbuild` or `~/.cache/nnbuild`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "nnbuild"
 
 
 def load(
@@ -46,7 +39,7 @@ def load(
         name_or_path: `mnist`, `fashion-mnist`, `kmnist`, `digits`, or a path.
         data_dir: Folder that may contain the files of published datasets, directly or in a
             subfolder of their name.
-        cache: Folder for downloads; see `default_cache`.
+        cache: Folder for downloads; see `nnbuild.runtime.environment.cache_folder`.
         fallback: `digits` to load these if a published dataset is unavailable; None to fail.
         mirrors: URLs to use instead of the published ones, by name; an empty list for none.
         progress: Callback for the progress of downloads.

@@ -1,5 +1,6 @@
 """Check the logits contract: a linear head, one logit for each class, and a loss on logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -198,13 +199,20 @@ def check_loss(model: Any) -> None:
     )
 
 
-def check_logits(logits: NDArray[Any], classes: int, first_row: int = 0) -> NDArray[Any]:
+def check_logits(
+    logits: NDArray[Any],
+    classes: int,
+    first_row: int = 0,
+    *,
+    example_ids: Sequence[Any] | NDArray[Any] | None = None,
+) -> NDArray[Any]:
     """Check that an array contains logits: finite, and not probabilities.
 
     Args:
         logits: Array to check, float, shape (n, classes).
         classes: Number of classes.
         first_row: Number of the first row, for the message.
+        example_ids: IDs of the rows, for the message in place of their numbers.
 
     Returns:
         The same array.
@@ -218,7 +226,7 @@ def check_logits(logits: NDArray[Any], classes: int, first_row: int = 0) -> NDAr
             f"expected logits of shape (n, {classes}), got {logits.shape}; pass the model's "
             "output, not images"
         )
-    require_finite(logits, first_row)
+    require_finite(logits, first_row, example_ids=example_ids)
     refuse_probabilities(logits)
     return logits
 

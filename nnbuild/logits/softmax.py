@@ -5,6 +5,7 @@ once to the type of the logits. log-softmax takes the largest logit out of the s
 others), and so keeps its digits where a class is nearly certain and `log(softmax)` would give 0.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -147,12 +148,15 @@ def _by_blocks(function: Any, logits: Array, temperature: float, first_row: int)
     return result.reshape(logits.shape)
 
 
-def require_finite(logits: Array, first_row: int = 0) -> None:
+def require_finite(
+    logits: Array, first_row: int = 0, *, example_ids: Sequence[Any] | Array | None = None
+) -> None:
     """Refuse NaN and infinite logits.
 
     Args:
         logits: Logits, float, shape (n, classes).
         first_row: Number of the first row, for the message.
+        example_ids: IDs of the rows, for the message in place of their numbers.
 
     Raises:
         ContractError: A logit is not finite; the message has the number of such rows.
@@ -160,9 +164,12 @@ def require_finite(logits: Array, first_row: int = 0) -> None:
     if np.isfinite(logits).all():
         return
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    examples = ", ".join(str(first_row + row) for row in bad[:5])
+    if example_ids is None:
+        examples = "rows " + ", ".join(str(first_row + row) for row in bad[:5])
+    else:
+        examples = "example IDs " + ", ".join(str(example_ids[row]) for row in bad[:5])
     raise ContractError(
-        f"{len(bad)} rows of logits are NaN or infinite, expected finite numbers: rows {examples}"
+        f"{len(bad)} rows of logits are NaN or infinite, expected finite numbers: {examples}"
         f"{', …' if len(bad) > 5 else ''}; check these images and the training loss"
     )
 

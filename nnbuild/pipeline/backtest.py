@@ -5,6 +5,7 @@ The champion of each night is scored on the next day with images, which no run h
 several nights have the same next day, the champion of the last one counts.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -239,12 +240,21 @@ class _Walk:
                 yield self._night(private, first + timedelta(days=number), Path(folder))
 
     def _share_days(self, private: Store) -> None:
-        """Link the ingested days into a private store; a remote store's are ingested again."""
+        """Link the ingested days into a private store; a remote store's are ingested again.
+
+        The record is copied: a day that is corrected while the nights are repeated must not enter
+        the user's record at the time of a night.
+        """
         if self._store.is_remote:
             return
         folder = Path("datasets") / self._source.name / "days"
-        make_durable_dir((private.root / folder).parent)
-        (private.root / folder).symlink_to(self._store.root / folder, target_is_directory=True)
+        days, own = self._store.root / folder, private.root / folder
+        for version in days.glob("[!.]*/[!.]*/"):
+            link = own / version.relative_to(days)
+            make_durable_dir(link.parent)
+            link.symlink_to(version, target_is_directory=True)
+        for record in days.glob("[!.]*.json"):
+            shutil.copyfile(record, own / record.name)
 
     def _night(self, private: Store, day: date, folder: Path) -> Night:
         dataset = self._config.dataset.model_copy(update={"window": self._window, "as_of": day})

@@ -13,15 +13,16 @@ from nnbuild.config.sections import DatasetConfig
 from nnbuild.data import checks, dataset_reader, dataset_writer
 from nnbuild.data.dataset import Dataset, Split
 from nnbuild.data.file_tree import path_exists
-from nnbuild.data.metadata import fingerprint_with
+from nnbuild.data.listing import fingerprint_of_source
 from nnbuild.data.pixels import IN_MEMORY, Workspace, workspace_in
 from nnbuild.data.preprocessing import fit_dataset
-from nnbuild.data.sources import NAMES, default_cache, load
+from nnbuild.data.sources import NAMES, load
 from nnbuild.errors import DataError, InputError, one_line
 from nnbuild.evaluation.slices import MAX_VALUES
 from nnbuild.pipeline.days import parts_table, preprocessing_of, read_options, select_days
 from nnbuild.pipeline.step import cached_step, staged_table
 from nnbuild.runtime.date_patterns import is_dated
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import make_durable_dir
 from nnbuild.store.run import Run
@@ -146,7 +147,7 @@ def _read_source(
     dataset = load(
         config.name,
         data_dir=config.data_dir,
-        cache=cache or default_cache(),
+        cache=cache or cache_folder(),
         fallback=config.fallback,
         progress=progress,
         options=replace(read_options(config), workspace=workspace),
@@ -175,14 +176,16 @@ def source_digest(config: DatasetConfig, store: Store, now: datetime) -> str:
 def source_fingerprint(config: DatasetConfig) -> str | None:
     """Return a digest of names, sizes and times of the files at a path; None for a named dataset.
 
-    The file of `dataset.metadata` counts too.
+    The pictures that a table at the path names, and the file of `dataset.metadata`, count too.
 
     Computing it takes milliseconds. If it has not changed, neither has the dataset. It is also None
     for a missing path, for which reading the data gives a better error.
     """
     if config.name in NAMES or not path_exists(config.name):
         return None
-    return fingerprint_with(Path(config.name), config.metadata)
+    return fingerprint_of_source(
+        Path(config.name), metadata=config.metadata, image_column=config.image_column
+    )
 
 
 def read_data(run: Run, data: LoadedData) -> Dataset:
@@ -240,7 +243,7 @@ def read_golden(run: Run, data: LoadedData) -> Split:
         golden = load(
             address,
             data_dir=config.dataset.data_dir,
-            cache=default_cache(),
+            cache=cache_folder(),
             options=options,
         )
     except InputError as error:

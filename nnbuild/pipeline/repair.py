@@ -225,7 +225,10 @@ def _stale_locks(store: Store) -> Iterator[Repair]:
 def _temporary(store: Store, now: datetime) -> Iterator[Repair]:
     """Yield what processes were writing when they died, under names that only nnbuild uses."""
     for path in sorted(_temporary_paths(store)):
-        written_at = datetime.fromtimestamp(path.lstat().st_mtime, now.tzinfo)
+        try:
+            written_at = datetime.fromtimestamp(path.lstat().st_mtime, now.tzinfo)
+        except FileNotFoundError:  # a living process has just completed it
+            continue
         if now - written_at > _MIN_AGE:
             name = path.relative_to(store.local_root).as_posix()
             remove = (lambda path=path: shutil.rmtree(path)) if path.is_dir() else path.unlink

@@ -254,7 +254,8 @@ def retrain(
         Paths of the run's outputs.
 
     Raises:
-        InputError: An argument, the data or the model cannot be used; the store is as it was.
+        InputError: An argument, the data or the model cannot be used; the store is as it was,
+            unless the fit was complete: then the run is committed as failed.
         RunError: The run failed, and is committed as failed.
         Interrupted: A signal stopped the run; it can be resumed.
     """

@@ -60,6 +60,19 @@ def memory_limit(root: Path = ROOT) -> int | None:
     return int(min(limits)) if limits else None
 
 
+def memory_left(root: Path = ROOT) -> int | None:
+    """Return how much more memory the process may use before it reaches a limit, in bytes.
+
+    Args:
+        root: Folder with `proc/` and the mounted control groups.
+
+    Returns:
+        The smallest difference in the groups of the process, or None if there is no limit.
+    """
+    left = [*_limits(root, None, _left_v2), *_limits(root, "memory", _left_v1)]
+    return int(min(left)) if left else None
+
+
 def _limits(
     root: Path, controller: str | None, read: Callable[[Path], float | None]
 ) -> Iterator[float]:
@@ -134,6 +147,23 @@ def _memory_v1(folder: Path) -> float | None:
     return _bytes(folder / "memory.limit_in_bytes")
 
 
+def _left_v2(folder: Path) -> float | None:
+    return _left(folder, _memory_v2(folder), "memory.current", "inactive_file")
+
+
+def _left_v1(folder: Path) -> float | None:
+    return _left(folder, _memory_v1(folder), "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _left(folder: Path, limit: float | None, usage: str, reclaimable: str) -> float | None:
+    """Return a limit less what is in use, not counting file pages that the kernel would drop."""
+    used = _number(_first_line(folder / usage))
+    if limit is None or used is None:
+        return limit
+    statistics = dict(line.split(maxsplit=1) for line in _lines(folder / "memory.stat"))
+    return max(0.0, limit - used + (_number(statistics.get(reclaimable, "")) or 0))
+
+
 def _bytes(file: Path) -> float | None:
     size = _number(_first_line(file))
     return size if size is not None and size < _UNLIMITED_BYTES else None
@@ -167,7 +197,7 @@ def total_memory() -> int:
 def available_memory() -> int:
     """Return the memory that this process may still use, in bytes.
 
-    It is what the machine has available, or the limit of the control group if that is smaller, or
+    It is what the machine has available, or what the control group has if that is smaller, or
     `$NNBUILD_MEMORY` if that is smaller still.
 
     Raises:
@@ -182,7 +212,8 @@ def available_memory() -> int:
             f"NNBUILD_MEMORY is {one_line(text)!r}, expected a whole number of bytes such as "
             "2000000000; change the environment variable, or remove it"
         )
-    return min(available, total_memory(), given)
+    left = memory_left()
+    return min(available, total_memory(), given, available if left is None else left)
 
 
 @contextmanager

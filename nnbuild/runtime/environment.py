@@ -57,6 +57,15 @@ def _version(package: str) -> str | None:
     )
 
 
+def cache_folder() -> Path:
+    """Return the user's cache folder of nnbuild, `$XDG_CACHE_HOME/nnbuild` or `~/.cache/nnbuild`.
+
+    A relative path in the variable is ignored, as the XDG Base Directory Specification says.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "nnbuild"
+
+
 def user() -> str:
     """Return who runs this process, as `user@host`."""
     try:

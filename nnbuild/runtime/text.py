@@ -53,11 +53,6 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def is_encodable(text: str) -> bool:
-    """Return whether UTF-8 can encode a text, as it can almost every file name."""
-    return text.isascii() or encodable(text) == text
-
-
 def sanitize(text: str) -> str:
     """Mask credentials and escape control characters in a text of one line."""
     return printable(mask_credentials(text))

@@ -101,8 +101,8 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> 
     Args:
         function: Function to call.
         items: Its arguments.
-        threads: Number of calls at a time, which also bounds the results that wait; with 1 the
-            calls are made in this thread.
+        threads: Number of calls at a time; with 1 the calls are made in this thread. At most twice
+            as many results, and one, wait to be taken.
 
     Raises:
         Exception: A call failed; the error is raised where its result would be yielded.

@@ -164,6 +164,13 @@ def _being_scored(holder: Holder) -> BeingScoredError:
 
 
 def _require_free(job: "Job", output: str) -> None:
+    if outputs.is_mount_point(outputs.location(output)):
+        raise ConfigError(
+            f"output {output}: the root of a mounted disk, which cannot be replaced by the rows of "
+            "the job; choose a folder in it",
+            setting="output",
+            value=output,
+        )
     if not outputs.is_taken(outputs.location(output), job.score_id):
         return
     if job.is_new:

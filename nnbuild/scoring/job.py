@@ -137,12 +137,12 @@ def job_context(job: Job) -> Iterator[None]:
         except KeyboardInterrupt as error:
             raise _to_interrupted(job, error) from error
         except MemoryError as error:
-            reported = RunError(
+            short = RunError(
                 f"not enough memory ({one_line(error) or 'no reason given'}); set batch_size or "
                 "threads to a smaller number"
             )
-            reported.add_note(_how_to_resume(job))
-            raise reported from error
+            short.add_note(_how_to_resume(job))
+            raise short from error
         except InputError as error:
             if _is_useless(job, error):
                 shutil.rmtree(job.folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Publish the rows of a job to a folder or URL instead of the table of the store."""
 
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from nnbuild.store.filesystem import (
 )
 
 _MANIFEST = "_manifest.json"
+_NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}  # the last for a file at its place
 _CLAIM = "_claim"  # marks the job that is uploading; readers ignore names with this underscore
 
 
@@ -64,6 +66,11 @@ def lock_file(output: Any) -> Path:
     # A digest, because the name of the output may already have the maximum length.
     digest = hashlib.sha256(os.fsencode(output.name)).hexdigest()
     return Path(output.with_name(f".nnbuild-output-{digest[:16]}.lock"))
+
+
+def is_mount_point(output: Path) -> bool:
+    """Return whether an output, as returned by `location`, is where a disk is mounted."""
+    return not is_remote(output) and os.path.ismount(output)
 
 
 def is_taken(output: Path, score_id: str) -> bool:
@@ -143,7 +150,7 @@ def _place(rows: Path, output: Path, score_id: str) -> None:
                 copy.rename(output)  # the system replaces an empty folder, and nothing else
             except OSError as error:
                 shutil.rmtree(copy, ignore_errors=True)
-                if output.exists():
+                if error.errno in _NOT_EMPTY:
                     raise _taken(output) from error
                 raise
             fsync_dir(output.parent)

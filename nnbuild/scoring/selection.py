@@ -179,7 +179,7 @@ def parse_filter(text: str, columns: Iterable[str]) -> pc.Expression:
         if len(text) > _MAX_FILTER_LENGTH:
             raise _refused(text, f"{len(text)} characters, expected at most {_MAX_FILTER_LENGTH}")
         return _expression(ast.parse(text.strip(), mode="eval").body, text, sorted(columns))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise _refused(text, f"not a filter; {_EXPECTED}") from error
 
 

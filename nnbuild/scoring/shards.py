@@ -300,11 +300,11 @@ def infer(engine: Engine, context: ShardContext, batch: Batch) -> tuple[Batch, l
     Raises:
         ContractError: The output of a model is not a finite array of logits.
     """
-    first, images = int(batch.example_ids[0]), batch.images
+    images, ids = batch.images, batch.example_ids if batch.keys is None else batch.keys
     checked = []
     for logits in by_model(engine.logits(images), len(images)):
         try:
-            checked.append(check_logits(logits, context.classes, first_row=first))
+            checked.append(check_logits(logits, context.classes, example_ids=ids))
         except ContractError as error:
             if not checked or context.shadow is None:
                 raise

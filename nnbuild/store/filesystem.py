@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from nnbuild.errors import StoreError, one_line
 from nnbuild.runtime.credentials import require_no_credentials
+from nnbuild.runtime.environment import cache_folder
 from nnbuild.store import presence
 from nnbuild.store.ids import temporary_name
 
@@ -82,8 +83,7 @@ def local_root(url: str) -> Path:
 
     It is below `$NNBUILD_STAGING_DIR`, or below the user's cache folder if that is not set.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    parent = Path(os.environ.get("NNBUILD_STAGING_DIR") or Path(cache) / "nnbuild" / "stores")
+    parent = Path(os.environ.get("NNBUILD_STAGING_DIR") or cache_folder() / "stores")
     return parent / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 

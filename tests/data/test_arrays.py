@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from data_files import tiny
 
+from nnbuild.data import labels
 from nnbuild.data.arrays import Raw, as_pixels, assemble
 from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.errors import DataError
@@ -124,6 +125,14 @@ def test_labels_below_none_are_refused(value):
     labels = tiny().train_labels.copy()
     labels[3] = value
     assert str(value) in refused(train_labels=labels)
+
+
+@pytest.mark.parametrize("kind", [object, str])
+def test_unlabelled_as_text_is_no_class(kind):
+    texts = labels.encode([np.array(["1", "-1", "2", "-1"], dtype=kind)], "x")
+    numbers = labels.encode([np.array([1, -1, 2, -1])], "x")
+    assert texts.class_names == numbers.class_names == ("1", "2")
+    np.testing.assert_array_equal(texts.splits[0], numbers.splits[0])
 
 
 def test_too_many_classes_are_refused():

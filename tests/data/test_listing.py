@@ -1,5 +1,7 @@
 """Tables of files: CSV, TSV and Parquet with paths and labels."""
 
+from datetime import UTC, date, datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,9 +9,12 @@ import pytest
 from PIL import Image
 
 from nnbuild.data import sources
+from nnbuild.data.day_versions import DatedSource
+from nnbuild.data.listing import fingerprint_of_source
 from nnbuild.data.options import ReadOptions
 from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.errors import DataError
+from nnbuild.store import Store
 
 CLASSES = ("cat", "dog")
 
@@ -120,6 +125,9 @@ def test_absolute_paths_are_read(folder):
         ("path,label\ntable.csv,1\n", "table.csv: not a readable picture"),
         ("path,path,label\na,b,1\n", "two columns are called 'path'"),
         ("path,label\n\0,1\n", "contains a null character"),
+        ("path;label\na;1\n", "a single column 'path;label'; expected columns separated by commas"),
+        ('path,label,note\npictures/0.png,1,"open\npictures/1.png,2,b\n', "close its quotes"),
+        ("path,label\npictures/0.png, \n", "line 2: no 'label'"),
     ],
 )
 def test_bad_table_is_refused_on_one_line(folder, text, expected):
@@ -127,6 +135,59 @@ def test_bad_table_is_refused_on_one_line(folder, text, expected):
     found = message(folder / "table.csv")
     assert expected in found
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["{}", "{}.0", " {}", "{} ", "mixed"],
+)
+def test_numbers_are_classes_however_they_are_written(folder, written):
+    forms = ["{}", "{}.0", " {}", "{}.00 "]
+    texts = [
+        (forms[number % 4] if written == "mixed" else written).format(number % 3)
+        for number in range(12)
+    ]
+    dataset = load(write(folder, "csv", label=texts))
+    plain = load(write(folder, "csv", label=[str(number % 3) for number in range(12)]))
+    assert dataset.class_names == plain.class_names == ("0", "1", "2")
+    np.testing.assert_array_equal(dataset.train.labels, plain.train.labels)
+
+
+def test_codes_with_leading_zeros_stay_texts(folder):
+    labels = ["007", "7"] * 6
+    assert set(load(write(folder, "csv", label=labels)).class_names) == {"007", "7"}
+
+
+def test_blanks_after_the_commas_are_no_text(folder):
+    path = folder / "table.csv"
+    lines = [f'"pictures/{number}.png", "{CLASSES[number % 2]}"' for number in range(12)]
+    path.write_text("\n".join(["path, label", *lines]))
+    assert load(path).class_names == CLASSES
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_state_of_a_source_includes_the_pictures_it_names(folder, form):
+    path = write(folder, form)
+    states = [fingerprint_of_source(path)]
+    assert fingerprint_of_source(path) == states[0]
+    Image.new("L", (6, 6)).save(folder / "pictures" / "5.png")
+    states.append(fingerprint_of_source(path))
+    (folder / "pictures" / "6.png").unlink()
+    states.append(fingerprint_of_source(path))
+    assert len({*states}) == 3
+    assert fingerprint_of_source(path, image_column="camera") not in states
+
+
+def test_corrected_picture_of_a_day_makes_a_new_version(folder):
+    day = date(2026, 11, 26)
+    write(folder, "csv").rename(folder / f"{day}.csv")
+    source = DatedSource(Store(folder / "store"), f"{folder}/{{date}}.csv")
+    versions = []
+    for hour in range(3):
+        record, _ = source.ingest(None, day, datetime(2026, 11, 26, hour, tzinfo=UTC))
+        versions += [each.version for each in record.newest(None, day)]
+        Image.new("L", (6, 6)).save(folder / "pictures" / "5.png")  # the second time as it was
+    assert versions == [1, 2, 2]
 
 
 def test_table_that_is_not_text_is_refused(folder):

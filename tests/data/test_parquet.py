@@ -215,3 +215,10 @@ def test_shape_of_stored_table_is_used(tmp_path):
     images = tiny(shape=(4, 6, 3)).train_images
     path = write_parquet(tmp_path / "a.parquet", images, np.arange(40) % 2, shape=(4, 6, 3))
     assert parquet.load_file(path).image_shape == (4, 6, 3)
+
+
+def test_metadata_of_many_files_is_checked(tmp_path):
+    """More paths than fit into a command line."""
+    names = [tmp_path / f"{number:06}{'x' * 150}.parquet" for number in range(14_000)]
+    names[0].write_bytes(b"PAR1")
+    parquet.require_readable_metadata(names)

@@ -36,9 +36,10 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_of(width, height, data, *, depth=8, colour=0, methods=(0, 0, 0)):
+def png_of(width, height, data, *, depth=8, colour=0, methods=(0, 0, 0), transparent=b""):
     header = struct.pack(">IIBBBBB", width, height, depth, colour, *methods)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    body = chunk(b"IHDR", header) + key + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -176,9 +177,9 @@ def test_mislabelled_picture_is_read_by_its_content(tmp_path, kind):
 
 def test_bomb_is_refused_with_a_size():
     side = 8000
-    payload = png_of(side, side, zlib.compress(bytes(side * (side + 1)), 9))
-    assert len(payload) < 100_000
-    with pytest.raises(DataError, match=r"a: 8000 x 8000 pixels; expected at most .*smaller"):
+    payload = png_of(side, side, zlib.compress(bytes(side * (3 * side + 1)), 9), colour=2)
+    assert len(payload) < 200_000
+    with pytest.raises(DataError, match=r"a: 8000 x 8000 pixels, 192000000 bytes in .* smaller"):
         decode(payload, "a", SQUARE)
 
 
@@ -223,6 +224,48 @@ def test_alpha_is_blended_with_the_background():
     grey = decode(encoded(Image.new("LA", (1, 1), (7, 0))), "a", settings)
     assert grey.shape == (1, 1, 1)
     assert grey.item() == 76  # the luma of pure red
+
+
+def test_background_keeps_its_colour_behind_gray():
+    settings = Preprocessing(channels=3, background="#ff0000")
+    for mode in ("LA", "RGBA"):
+        picture = Image.new("RGBA", (8, 8), (7, 7, 7, 0)).convert(mode)
+        found = decode(encoded(picture), "a", settings)
+        np.testing.assert_array_equal(found, np.broadcast_to([255, 0, 0], (8, 8, 3)))
+
+
+@pytest.mark.parametrize(("depth", "key"), [(1, 1), (2, 1), (2, 3), (4, 1), (4, 14), (8, 7)])
+def test_transparent_gray_is_found_at_every_depth(depth, key):
+    """Four pixels, of which the first two have the transparent colour."""
+    other = 0 if key else 1
+    bits = "".join(f"{value:0{depth}b}" for value in (key, key, other, other))
+    row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8))
+    payload = png_of(4, 1, zlib.compress(b"\0" + row), depth=depth, transparent=bytes([0, key]))
+    found = decode(payload, "a", Preprocessing(channels=3, background="#ff0000"))
+    gray = other * 255 // ((1 << depth) - 1)
+    np.testing.assert_array_equal(found, [[[255, 0, 0]] * 2 + [[gray] * 3] * 2])
+    with pytest.raises(DataError, match="partly transparent"):
+        decode(payload, "a")
+
+
+@pytest.mark.parametrize("settings", [None, SQUARE])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_colour_of_sixteen_bits_is_refused(channels, settings):
+    values = struct.pack(f">{4 * channels}H", *range(1000, 1000 + 4 * channels))
+    payload = png_of(
+        *(4, 1, zlib.compress(b"\0" + values)),
+        depth=16,
+        colour=0 if channels == 1 else 2,
+        transparent=values[: 2 * channels],
+    )
+    with pytest.raises(DataError, match=r"^a: [^\n]+$"):
+        decode(payload, "a", settings)
+
+
+def test_gray_scan_of_35_million_pixels_is_read():
+    payload = encoded(Image.new("L", (4960, 7016)))
+    assert len(payload) < 100_000
+    assert decode(payload, "a", SQUARE).shape == (12, 16, 3)
 
 
 def test_transparency_without_background_is_refused():

@@ -17,6 +17,7 @@ from data_files import (
 
 from nnbuild.data import dataset_writer, sources
 from nnbuild.errors import ConfigError, DataError
+from nnbuild.runtime.environment import cache_folder
 
 
 def load(path, **options):
@@ -148,9 +149,9 @@ def test_hold_out_is_noted_in_the_source(tmp_path):
     assert held[0] == held[1]
 
 
-def test_default_cache_follows_xdg(monkeypatch, tmp_path):
+def test_cache_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.default_cache() == tmp_path / "nnbuild"
+    assert cache_folder() == tmp_path / "nnbuild"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative is to be ignored")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources.default_cache() == tmp_path / ".cache" / "nnbuild"
+    assert cache_folder() == tmp_path / ".cache" / "nnbuild"

@@ -61,7 +61,8 @@ def test_ctrl_c_at_start_exits_at_once(tmp_path, small_folder, environment, seco
         program.wait_for("starting Prefect")
         program.read_for(seconds)  # into the imports, and the start of the server
         stopped(program, "nnbuild: stopped")
-    assert not Store(tmp_path / "s").unfinished_runs() or seconds > 0
+    if seconds == 0:  # later it depends on the machine
+        assert not Store(tmp_path / "s").unfinished_runs()
 
 
 @pytest.mark.parametrize("mark", ["training and", "epoch 20/"])

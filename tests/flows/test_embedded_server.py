@@ -7,7 +7,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -40,7 +39,6 @@ def start(tmp_path):
             if not name.startswith("PREFECT_") and "PROXY" not in name.upper()
         }
         environment = inherited | {"PREFECT_HOME": str(tmp_path / "home")} | variables
-        began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM, str(seconds)],
             env=environment,
@@ -50,7 +48,6 @@ def start(tmp_path):
             cwd=tmp_path,
             timeout=SECONDS,
         )
-        assert time.monotonic() - began < SECONDS
         assert "Traceback" not in done.stderr
         assert len(done.stdout.splitlines()) == 1, done.stdout
         return done.stdout

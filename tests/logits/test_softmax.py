@@ -3,6 +3,7 @@
 import ml_dtypes
 import mpmath
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from scipy.special import logsumexp
 
 from nnbuild.errors import ContractError
 from nnbuild.logits import energy, log_softmax, predict, softmax
+from nnbuild.logits.softmax import require_finite
 
 SMALL = [np.float16, ml_dtypes.bfloat16, np.float32]
 ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12)
@@ -183,6 +185,13 @@ def test_softmax_nan_rows_are_named(bad):
         ContractError, match=r"2 rows of logits are NaN or infinite.*rows 107, |1 rows .*rows 107"
     ):
         softmax(logits, first_row=100)
+
+
+@pytest.mark.parametrize("ids", [np.array([7, 9000002]), pa.array(["a", "9000002"])])
+def test_rows_with_ids_are_named_by_them(ids):
+    logits = np.array([[0.0, 1.0], [np.nan, 1.0]])
+    with pytest.raises(ContractError, match=r"^1 rows .*: example IDs 9000002;"):
+        require_finite(logits, example_ids=ids)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,27 @@ def test_windows_are_compared_on_the_same_days(tmp_path):
         assert (each.images, each.accuracy) == (60, last.next_correct / 60)
 
 
+def test_correction_meanwhile_is_not_recorded_in_the_past(tmp_path):
+    days = LabelledDays(tmp_path)
+    for number in (0, 1):
+        days.write(number, rows=40)
+    store = Store(tmp_path / "store")
+    store.create()
+    source = DatedSource(store, days.pattern)
+    source.ingest(None, day(5), noon(5))
+    before = source.record()
+
+    def correct(_night):
+        days.write(0, rows=40, seed=9)
+
+    backtest(days.config(), store, day(0), day(1), windows=[None], now=noon(5), on_night=correct)
+    assert source.record() == before
+    record, _ = source.ingest(None, day(6), noon(6))
+    (newest, _) = record.newest(None, day(6))
+    assert newest.version == 2
+    assert newest.ingested_at == noon(6).isoformat()
+
+
 def test_table_has_the_columns_of_a_night():
     assert list(SCHEMA.names) == list(Night.model_fields)
 

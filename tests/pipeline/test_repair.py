@@ -9,6 +9,7 @@ import pytest
 from command_line import call, tree_digest
 
 from nnbuild.errors import LockedError, StoreError
+from nnbuild.pipeline import repair as repairs
 from nnbuild.pipeline.repair import apply, plan, repair
 from nnbuild.pipeline.run import open_run, retrain, run_context
 from nnbuild.store import Store, locks
@@ -105,6 +106,15 @@ def test_repair_clears_useless_leftovers(store, small_config):
     assert not job.exists()
     assert not aside.exists()
     assert young.exists()
+
+
+def test_plan_next_to_a_writer_is_made(store, monkeypatch):
+    """A temporary file is completed, and so renamed, between its listing and a look at it."""
+    found, _ = store
+    gone = found.root / "staging" / temporary_name("history.parquet")
+    listed = repairs._temporary_paths
+    monkeypatch.setattr(repairs, "_temporary_paths", lambda store: [*listed(store), gone])
+    assert actions(repair(found, NOW)) == {}
 
 
 USERS_FILES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnbuild.runtime import environment
-from nnbuild.runtime.cgroups import memory_limit, processor_limit
+from nnbuild.runtime.cgroups import memory_left, memory_limit, processor_limit
 
 V2 = "30 23 0:28 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "32 31 0:29 {root} /sys/fs/cgroup/{names} rw shared:9 - cgroup cgroup rw,{names}"
@@ -127,6 +127,46 @@ def test_memory_limit_v1(tmp_path, content, expected):
     mounts = [V1.format(root="/", names="memory")]
     root = tree(tmp_path, "0::/\n3:memory:/job\n", mounts, files)
     assert memory_limit(root) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "max", "memory.current": "900"}, None),
+        ({"memory.max": "1000"}, 1000),
+        ({"memory.max": "1000", "memory.current": "900"}, 100),
+        ({"memory.max": "1000", "memory.current": "1200"}, 0),
+        (
+            {
+                "memory.max": "1000",
+                "memory.current": "900",
+                "memory.stat": "anon 500\ninactive_file 300\nactive_file 7\n",
+            },
+            400,
+        ),
+        (
+            {
+                "memory.max": "1000",
+                "memory.current": "900",
+                "job/memory.max": "500",
+                "job/memory.current": "50",
+            },
+            100,
+        ),
+    ],
+)
+def test_memory_left_v2(tmp_path, files, expected):
+    assert memory_left(unified(tmp_path, files, group="/job")) == expected
+
+
+def test_memory_left_v1(tmp_path):
+    files = {
+        "memory/job/memory.limit_in_bytes": "1000",
+        "memory/job/memory.usage_in_bytes": "900",
+        "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 20\n",
+    }
+    mounts = [V1.format(root="/", names="memory")]
+    assert memory_left(tree(tmp_path, "0::/\n3:memory:/job\n", mounts, files)) == 120
 
 
 def test_processors_keeps_affinity_and_quota(tmp_path, monkeypatch):

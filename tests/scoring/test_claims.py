@@ -1,9 +1,12 @@
 """Parallel scoring jobs: no output is written twice, no input is scored twice by accident."""
 
+import errno
+import os
 import shutil
 import threading
 from contextlib import contextmanager, suppress
 from datetime import date
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -122,6 +125,32 @@ def test_output_of_killed_job_can_be_taken(store, inputs, monkeypatch):
     (inputs / "out").rename(inputs / "moved")
     assert nnbuild.score(resume=job.score_id, store=store.root).rows == ROWS
     assert pq.read_table(output).num_rows == ROWS
+
+
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="no mounted folder to try")
+def test_output_that_is_a_mounted_disk_is_refused(store, inputs):
+    before = tree_digest(store.root)
+    with pytest.raises(ConfigError, match="root of a mounted disk"):
+        nnbuild.score(config(inputs / "a.parquet", output="/proc"), store.root)
+    assert tree_digest(store.root) == before
+
+
+def test_output_that_cannot_be_replaced_is_not_called_taken(store, inputs, monkeypatch):
+    """As when a disk is mounted there since the job began."""
+    output = inputs / "out"
+    options = {"path": inputs / "a.parquet", "output": str(output)}
+    job = jobs.open_job(config(**options), store.root)
+    finish_until("score:shards", job)
+    output.mkdir()
+
+    def busy(_path, _target):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", busy)
+        with pytest.raises(StoreError, match="busy"):
+            nnbuild.score(resume=job.score_id, store=store.root)
+    assert nnbuild.score(resume=job.score_id, store=store.root).rows == ROWS
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

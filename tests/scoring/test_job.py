@@ -418,6 +418,7 @@ def test_prefetch_keeps_the_order(items, depth):
         "a" * 2000,
         "(" * 900 + ")" * 900,
         "confidence < 0.5; predicted == 1",
+        "confidence < 100000000000000000000",
     ],
 )
 def test_where_is_no_python(text):
@@ -458,11 +459,16 @@ def test_examples_of_the_guide_work(store, tmp_path, monkeypatch, capfd):
     assert len(energies) == ROWS // 10
     assert all(largest >= 0 for _, largest in duckdb.sql(of_drift).fetchall())
     assert sum(count for _, count in duckdb.sql(query).fetchall()) >= ROWS
+
+
+def test_spark_example_of_the_guide_works(store, tmp_path, monkeypatch):
+    sql = pytest.importorskip("pyspark.sql")
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "scoring.md").read_text()
     (query,) = re.findall(r"^spark\..*$", guide, re.MULTILINE)
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError:
-        return
-    spark = SparkSession.builder.master("local[1]").getOrCreate()
+    shutil.copytree(store.root, tmp_path / "nnbuild-store")
+    parquet(tmp_path / "images.parquet")
+    monkeypatch.chdir(tmp_path)
+    nnbuild.score(ScoreConfig(input="images.parquet"), "nnbuild-store")
+    spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     exec(query, {"spark": spark})  # noqa: S102
     spark.stop()
