@@ -151,7 +151,9 @@ def test_options_of_the_pages_exist(page):
         for parameter in command.params
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
-    code = re.findall(r"^```.*?^```|`[^`\n]+`", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    code = re.findall(
+        r"^```.*?^```|`[^`\n]+`", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     named = {name for each in code for name in OPTION.findall(each)}
     assert named <= {*options, *OTHER_PROGRAMS, "--help", "--version"}
 

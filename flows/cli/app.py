@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 from typing import Annotated, Any, Literal
 
 import typer
@@ -89,7 +90,7 @@ def require_runner(runner: str, address: str | None) -> None:
     """Refuse a Dask runner without an address, and an address without a Dask runner.
 
     Raises:
-        ConfigError: One of the two options is missing.
+        ConfigError: One of the two options is missing, or the address is none.
     """
     if (runner == "dask") != (address is not None):
         from nnbuild.errors import ConfigError
@@ -98,6 +99,10 @@ def require_runner(runner: str, address: str | None) -> None:
             "--runner dask and --address tcp://HOST:PORT go together; give both or neither "
             "(start a cluster with `dask scheduler`)"
         )
+    if address is not None and not re.fullmatch(r"([a-z]+://)?[^\s/]+:\d+", address):
+        from nnbuild.errors import ConfigError
+
+        raise ConfigError(f"--address {address!r}; expected a Dask scheduler, tcp://HOST:PORT")
 
 
 def _print_version(requested: bool) -> None:

@@ -6,9 +6,10 @@ what looks like markup, and messages of libraries hold URLs with credentials.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -19,13 +20,14 @@ from nnbuild.runtime.credentials import mask_credentials
 from nnbuild.runtime.text import printable, sanitize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.progress import TaskID
 
 _UNLIMITED_WIDTH = 1_000_000
 _MAX_CELL_WIDTH = 60
 _SECONDS_BETWEEN_LINES = 10.0
+_STOPPED = "stopped before anything started; nothing was written, run the command again"
 
 
 class PlainConsole(Console):
@@ -54,6 +56,28 @@ class PlainConsole(Console):
         """Print one line of any length. On standard error it is lost if nobody reads it."""
         with suppress(OSError) if self.stderr else nullcontext():
             self.print(sanitize(text), soft_wrap=True)
+
+
+@contextmanager
+def exiting_at_once(console: PlainConsole) -> Iterator[None]:
+    """Exit on Ctrl-C in this block: nothing has started, so nothing is lost.
+
+    Args:
+        console: Console of standard error.
+    """
+    from nnbuild.runtime import signals
+
+    terminal = os.dup(2)  # importing TensorFlow redirects the descriptor itself for a while
+
+    def print_stopped(_code: int) -> None:
+        clear = "\r\x1b[2K\x1b[?25h" if console.is_terminal else ""  # the spinner, and the cursor
+        os.write(terminal, f"{clear}nnbuild: {_STOPPED}\n".encode())
+
+    try:
+        with signals.exiting_at_once(print_stopped):
+            yield
+    finally:
+        os.close(terminal)
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:

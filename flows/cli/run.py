@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -13,14 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.cli.app import TRAIN, JsonOption, StoreOption, app, explicit_options
-from flows.cli.console import PlainConsole, display_for, print_json, print_line, print_values
+from flows.cli.console import (
+    PlainConsole,
+    display_for,
+    exiting_at_once,
+    print_json,
+    print_line,
+    print_values,
+)
 from flows.cli.settings import load_config, nest_options
 from nnbuild.config.presets import DATASETS, PRESETS
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nnbuild.config.schema import RunConfig
     from nnbuild.pipeline.unchanged import Unchanged
     from nnbuild.store import Store
@@ -31,7 +34,6 @@ _SERVER_LOST = (
     "Prefect's embedded server ended during the run, so Prefect's record of it is incomplete; "
     "the run itself is committed"
 )
-_STOPPED = "stopped before the run started; nothing was written, run the command again"
 BY_NETWORK = "set by the network"
 
 DatasetOption = Annotated[
@@ -251,7 +253,7 @@ def start_prefect(console: PlainConsole) -> None:
     from nnbuild.runtime.lazy_imports import gc_paused, import_blocked
 
     with (
-        _exiting_at_once(console),
+        exiting_at_once(console),
         display_for(console).waiting("starting Prefect and TensorFlow"),
         gc_paused(),
         EmbeddedServer(),
@@ -261,24 +263,6 @@ def start_prefect(console: PlainConsole) -> None:
         # interface, which takes a quarter of its import. A network of the user can import them.
         with import_blocked("sklearn"):
             import_module("nnbuild.runtime.tensorflow")
-
-
-@contextmanager
-def _exiting_at_once(console: PlainConsole) -> Iterator[None]:
-    """Exit on Ctrl-C in this block: nothing has started, so nothing is lost."""
-    from nnbuild.runtime.signals import exiting_at_once
-
-    terminal = os.dup(2)  # importing TensorFlow redirects the descriptor itself for a while
-
-    def print_stopped(_code: int) -> None:
-        clear = "\r\x1b[2K\x1b[?25h" if console.is_terminal else ""  # the spinner, and the cursor
-        os.write(terminal, f"{clear}nnbuild: {_STOPPED}\n".encode())
-
-    try:
-        with exiting_at_once(print_stopped):
-            yield
-    finally:
-        os.close(terminal)
 
 
 def run_flow(

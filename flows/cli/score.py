@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from datetime import date
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -22,6 +23,7 @@ from flows.cli.app import (
 from flows.cli.console import (
     PlainConsole,
     display_for,
+    exiting_at_once,
     print_json,
     print_table,
     print_values,
@@ -247,23 +249,33 @@ def score(
         _score_days(config, range_of_days, store, max_parallel=max_parallel, as_json=as_json)
     else:
         started = time.perf_counter()
+        cores = options.pop("threads", None) if resume is not None else None
         job_config = _job_config(options, resume, ctx.command)
         require_runner(runner, address)
-        job = _score_once(job_config, store, resume=resume, address=address)
+        job = _score_once(job_config, store, resume=resume, threads=cores, address=address)
         _report_job(job, store, round(time.perf_counter() - started, 3), as_json=as_json)
 
 
 def _score_once(
-    config: ScoreConfig | None, root: str | None, *, resume: str | None, address: str | None
+    config: ScoreConfig | None,
+    root: str | None,
+    *,
+    resume: str | None,
+    threads: int | None,
+    address: str | None,
 ) -> ScoredJob:
-    from nnbuild.runtime.outward import Harmless
-    from nnbuild.scoring import score as run_job
-
     console = PlainConsole(stderr=True)
+    with exiting_at_once(console):
+        from nnbuild.runtime.outward import Harmless
+        from nnbuild.scoring import score as run_job
+
+        import_module("nnbuild.engines.onnx")
     display = display_for(console)
     progress = Harmless(display, console.print_line)
     try:
-        return run_job(config, root, resume=resume, address=address, progress=progress)
+        return run_job(
+            config, root, resume=resume, threads=threads, address=address, progress=progress
+        )
     finally:
         display.close()
 
@@ -284,7 +296,7 @@ def _job_config(options: Settings, resume: str | None, command: Any) -> ScoreCon
     if resume is not None:
         if options:
             raise ConfigError(
-                "--resume uses the options that the job was started with; remove "
+                "--resume uses the options that the job was started with, except --threads; remove "
                 f"{', '.join(option_of(command, each) or each for each in options)}"
             )
         return None

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from nnbuild.data import archives
-from nnbuild.errors import DataError
+from nnbuild.errors import DataError, StoreError
 from nnbuild.runtime.regular_files import irregular
-from nnbuild.store.filesystem import is_url, open_root
+from nnbuild.store.filesystem import as_store_error, is_url, open_root
 
 _DESKTOP_FILES = frozenset(
     {"thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
@@ -142,6 +142,30 @@ def is_ignored(name: str) -> bool:
 def is_local(path: Any) -> bool:
     """Return whether a path is on this machine."""
     return isinstance(path, Path)
+
+
+def unreachable(file: File) -> StoreError | None:
+    """Return the error to raise if a listed file is missing with its disk or server.
+
+    Returns:
+        None if it was deleted: its folder has other files, or its server says so.
+    """
+    path: Any = file.path
+    if not is_local(path):
+        try:
+            path.fs.invalidate_cache()
+            path.fs.info(path.path)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # noqa: BLE001  (each client has errors of its own)
+            return as_store_error(f"read {file}", error)
+        return StoreError(f"cannot read {file}: its server did not answer for a moment")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        if next(entries, None) is not None:
+            return None
+    return StoreError(
+        f"{path.parent}: missing or empty since its files were listed; bring the disk back"
+    )
 
 
 def path_exists(path: Path | str) -> bool:

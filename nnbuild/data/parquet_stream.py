@@ -16,7 +16,7 @@ from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.data.file_states import FileStates
-from nnbuild.data.file_tree import File, files_as_json
+from nnbuild.data.file_tree import File, files_as_json, unreachable
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
     PARQUET,
@@ -163,9 +163,13 @@ class ParquetStream:
         return self._chunks
 
     def schema(self) -> pa.Schema:
-        """Return the schema of the columns to copy to the output."""
+        """Return the schema of the columns to copy to the output.
+
+        Views become texts and bytes, since Arrow cannot filter them.
+        """
+        fields = [self._schema.field(name) for name in self._columns.keep]
         return pa.schema(
-            [self._schema.field(name).with_nullable(nullable=True) for name in self._columns.keep]
+            each.with_nullable(nullable=True).with_type(_without_view(each.type)) for each in fields
         )
 
     def identity(self) -> list[list[Any]]:
@@ -213,13 +217,8 @@ class ParquetStream:
             try:
                 batch = next(position.batches, None)
                 reason = f"the row group ends after {position.done} of its {chunk.rows} rows"
-            except DataError as error:  # it cannot be opened any more
-                batch, reason = None, str(error).removeprefix(f"{self._files[chunk.file]}: ")
-            except _BROKEN as error:
-                if (problem := archives.outage(error, self._files[chunk.file])) is not None:
-                    raise problem from error
-                batch = None
-                reason = f"not readable as Parquet ({archives.reason_of(error)[:200]})"
+            except (DataError, *_BROKEN) as error:
+                batch, reason = None, self._why_unreadable(error, self._files[chunk.file])
             if batch is None:
                 if is_wanted:
                     yield self._reject(chunk, first, left, reason)
@@ -229,6 +228,25 @@ class ParquetStream:
                 yield from self._rows(batch, chunk, first)
             position.done += len(batch)
         self._position = position
+
+    @staticmethod
+    def _why_unreadable(error: Exception, file: File) -> str:
+        """Return why a file that was listed cannot be read.
+
+        Raises:
+            StoreError: It is not the fault of the file.
+        """
+        missing = isinstance(error, FileNotFoundError) or isinstance(
+            error.__cause__, FileNotFoundError
+        )
+        problem = unreachable(file) if missing else archives.outage(error, file)
+        if problem is not None:
+            raise problem from error
+        if missing:
+            return "no such file"
+        if isinstance(error, DataError):
+            return str(error).removeprefix(f"{file}: ")
+        return f"not readable as Parquet ({archives.reason_of(error)[:200]})"
 
     def _position_before(self, part: Rows, chunk: InputChunk, batch_rows: int) -> _Position:
         """Return where to continue: in the row group that was read last, or at the beginning."""
@@ -394,6 +412,7 @@ class ParquetStream:
         for name in [*self._columns.keep, *([example_id] if example_id else [])]:
             if name not in schema.names:
                 raise DataError(f"{where}: no column {name!r}; {suggestion(name, schema.names)}")
+            image_columns.require_single(schema.names, name, where)
             kinds = [each.field(name).type for each in (schema, self._schema)]
             if name in self._columns.keep and kinds[0] != kinds[1]:
                 raise DataError(
@@ -476,6 +495,12 @@ class ParquetStream:
             if fetched == number:
                 return pa.BufferReader(content)
         return None
+
+
+def _without_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
 def class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nnbuild.data import decoding, pixel_scale, preprocessing
 from nnbuild.data.arrays import with_channels
 from nnbuild.data.file_states import FileStates, states_of
-from nnbuild.data.file_tree import File, files_as_json, names_of, suffixes_of
+from nnbuild.data.file_tree import File, files_as_json, names_of, suffixes_of, unreachable
 from nnbuild.data.pixels import IN_MEMORY, Workspace, chunks
 from nnbuild.data.preprocessing import (
     Preprocessing,
@@ -373,6 +373,10 @@ class PictureStream:
         except (MemoryError, StoreError):  # not the fault of the picture
             raise
         except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                problem = unreachable(file)
+                if problem is not None:
+                    raise problem from error
             reason = str(error).removeprefix(f"{path}: ")
         except Exception as error:  # noqa: BLE001  (decoders raise errors of any type)
             reason = f"not decodable ({type(error).__name__}: {one_line(error)[:200]})"

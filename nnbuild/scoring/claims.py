@@ -279,6 +279,8 @@ def _comparable(record: dict[str, Any], *, any_shadow: bool) -> dict[str, Any]:
     """Return what the records of two jobs must have in common."""
     kept = {name: record.get(name) for name in _RECORD_KEYS}
     config = kept["config"]
-    if any_shadow and isinstance(config, dict):
-        kept["config"] = {name: config[name] for name in config if name != "shadow"}
+    if isinstance(config, dict):
+        # The bytes do not depend on the threads; after a lack of memory there may be fewer.
+        excluded = {"threads", "shadow"} if any_shadow else {"threads"}
+        kept["config"] = {name: config[name] for name in config if name not in excluded}
     return kept

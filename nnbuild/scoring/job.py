@@ -105,6 +105,10 @@ class Job:
         """Return the number of input rows."""
         return sum(chunk.rows for chunk in self.source.chunks())
 
+    def with_threads(self, threads: int | None) -> "Job":
+        """Return the job with another number of threads, on which its bytes do not depend."""
+        return replace(self, config=self.config.model_copy(update={"threads": threads}))
+
     def record(self) -> dict[str, Any]:
         """Return the content of `job.json`, by which the job is resumed."""
         return {
@@ -328,7 +332,7 @@ def open_job(
         shadow=shadow,
     )
     if (score_id := claims.waiting_job(job, any_shadow=any_shadow)) is not None:
-        return replace(resume_job(score_id, root), once=once)
+        return replace(resume_job(score_id, root).with_threads(config.threads), once=once)
     if config.output is not None:
         outputs.require_outside(store, config.output)
     claims.require_unclaimed(job)

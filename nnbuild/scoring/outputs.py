@@ -141,10 +141,9 @@ def _place(rows: Path, output: Path, score_id: str) -> None:
     with os_errors_as_store_errors(f"write output {output}"):
         if not _is_of(output, score_id):
             shutil.rmtree(copy, ignore_errors=True)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(rows, copy)
-            for path in copy.iterdir():
-                fsync_file(path)
+            copy.mkdir(parents=True)
+            for path in rows.iterdir():  # not `copytree`, whose error lists all files
+                fsync_file(Path(shutil.copy2(path, copy)))
             fsync_dir(copy)
             try:
                 copy.rename(output)  # the system replaces an empty folder, and nothing else

@@ -1,7 +1,8 @@
 """Parts of shards, which processes score separately and put together to the same bytes.
 
-A part is written as an Arrow file with a record batch for each scored batch. Putting a shard
-together writes those batches as a single process would have written them.
+A part is written as an Arrow stream with a record batch for each scored batch; unlike in an Arrow
+file, each batch may have dictionaries of its own. Putting a shard together writes those batches as
+a single process would have written them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,9 +88,9 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
     return Part(rows=rows, rejects=rejects, files=states, summary=counts)
 
 
-def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchFileWriter:
+def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
     return files.enter_context(
-        pa.ipc.new_file(files.enter_context(pa.OSFile(str(path), "wb")), schema)
+        pa.ipc.new_stream(files.enter_context(pa.OSFile(str(path), "wb")), schema)
     )
 
 
@@ -144,6 +145,4 @@ def _rows_of(
 def _tables(path: Path) -> list[pa.Table]:
     """Return the scored batches in a file; the tables refer to its content, mapped into memory."""
     with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    return [pa.Table.from_batches([each]) for each in batches]
+        return [pa.Table.from_batches([each]) for each in pa.ipc.open_stream(source)]

@@ -94,6 +94,7 @@ def score(
     store: Path | str | None = None,
     *,
     resume: str | None = None,
+    threads: int | None = None,
     address: str | None = None,
     progress: ProgressCallback | None = None,
     once: bool = False,
@@ -104,6 +105,7 @@ def score(
         config: Settings of the job; None to resume one.
         store: Root of the store.
         resume: ID of a stopped job to resume.
+        threads: Number of cores to use; that of the settings by default.
         address: Address of a Dask scheduler, `tcp://…`; by default this process scores.
         progress: Receives the number of scored rows.
         once: Whether to stop if another job has scored the same input with the same model and
@@ -116,5 +118,11 @@ def score(
         Interrupted: A signal asked to stop; the job can be resumed.
     """
     job = _open_or_resume(config, store, resume, once=once)
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(
+                f"threads is {threads}, expected at least 1", setting="threads", value=threads
+            )
+        job = job.with_threads(threads)
     with job_context(job):
         return commit_job(job, make_shards(job, address, progress))

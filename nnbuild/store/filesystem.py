@@ -64,6 +64,8 @@ def open_root(url: str) -> Path:
             f"store {url!r} cannot be opened ({error}); pip install 'nnbuild[s3]' for s3://, "
             "or the fsspec package of another protocol"
         ) from error
+    except OSError as error:  # some protocols connect at once
+        raise as_store_error(f"open {url}", error) from error
     return cast("Path", path)
 
 

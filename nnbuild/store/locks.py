@@ -20,6 +20,7 @@ _LOCK_FILE = "lock"
 # Testing a lock takes it for an instant, so who finds it taken tries again.
 _TRIES = 4
 _SECONDS_BETWEEN_TRIES = 0.02
+_MAX_LOST_FOLDERS = 1000  # in a row; some file systems create no file in an existing folder
 _KINDS = {"sweep-": "sweep", "score-": "scoring job"}
 
 
@@ -181,6 +182,7 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
         The file, or None if a living process holds the lock; and the folders created for it.
     """
     made: list[Path] = []
+    lost = 0
     while True:
         missing = [each for each in path.parents if not each.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,6 +190,8 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
         try:
             file = _opened(path)
         except FileNotFoundError:  # the process that created the folder has removed it
+            if (lost := lost + 1) == _MAX_LOST_FOLDERS:
+                raise
             continue
         with ExitStack() as stack:
             stack.enter_context(file)

@@ -124,7 +124,7 @@ def test_error_of_worker_is_raised_here(store, tmp_path, cluster):
         (["--address", "tcp://127.0.0.1:1"], "go together"),
         (["--runner", "spark"], "'local', 'dask'"),
         (["--runner", "dask", "--address", "tcp://127.0.0.1:1"], "no Dask scheduler answers"),
-        (["--runner", "dask", "--address", "nonsense"], "no Dask scheduler answers"),
+        (["--runner", "dask", "--address", "nonsense"], "expected a Dask scheduler"),
     ],
 )
 def test_a_cluster_that_is_not_there(capfd, store, tmp_path, monkeypatch, options, says):

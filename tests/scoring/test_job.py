@@ -472,3 +472,17 @@ def test_spark_example_of_the_guide_works(store, tmp_path, monkeypatch):
     spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     exec(query, {"spark": spark})  # noqa: S102
     spark.stop()
+
+
+def test_kept_views_are_filtered_as_texts(store, tmp_path):
+    texts = pa.array([f"site {row % 5}" for row in range(ROWS)])
+    path = parquet(tmp_path / "in.parquet", text=texts, view=texts.cast(pa.string_view()))
+    done = scored(store, input=path, keep=["view"], where="view == 'site 1'")
+    assert set(rows(store, done)["view"].to_pylist()) == {"site 1"}
+
+
+def test_two_kept_columns_of_a_name_are_refused(store, tmp_path):
+    table = pq.read_table(parquet(tmp_path / "in.parquet", a=np.arange(ROWS)))
+    pq.write_table(table.append_column("a", table["a"]), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="two columns are called 'a'"):
+        scored(store, input=tmp_path / "in.parquet", keep=["a"])

@@ -6,6 +6,8 @@ import os
 import numpy as np
 import pyarrow as pa
 import pytest
+from command_line import call
+from kills import killed_at
 from PIL import Image, ImageFile
 from score_data import ROWS, files, images, parquet, rows, scored
 
@@ -151,3 +153,77 @@ def test_file_that_does_not_open_spoils_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_stream, "_open", opened)
     (batch,) = source.read(chunks[1], 64)
     np.testing.assert_array_equal(batch.images, images(20)[10:])
+
+
+@pytest.mark.parametrize("on_error", ["stop", "quarantine"])
+def test_unmounted_folder_keeps_the_job(store, source, monkeypatch, on_error):
+    """It is gone, or empty, after the first picture or row group."""
+    folder = source if source.is_dir() else source.parent / "tables"
+    if source.is_file():
+        folder.mkdir()
+        for name in "ab":
+            parquet(folder / f"{name}.parquet")
+    options = {"input": str(folder), "batch_size": 32, "shard_rows": 60, "on_error": on_error}
+    straight = scored(store, **options)
+    opened, opens = (parquet_stream._open, archives.open_checked), []
+
+    def disappear(number):
+        def open_once(*arguments):
+            opens.append(1)
+            if len(opens) == 4:  # after the two footers and the first table, or three pictures
+                folder.rename(folder.with_name("elsewhere"))
+                folder.mkdir()
+            return opened[number](*arguments)
+
+        return open_once
+
+    monkeypatch.setattr(parquet_stream, "_open", disappear(0))
+    monkeypatch.setattr(archives, "open_checked", disappear(1))
+    with pytest.raises(StoreError, match="missing or empty since its files were listed"):
+        nnbuild.score(ScoreConfig(**options), store.root)
+    monkeypatch.undo()
+    folder.rmdir()
+    folder.with_name("elsewhere").rename(folder)
+    again = nnbuild.score(ScoreConfig(**options), store.root)
+    assert files(store, again.score_id) == files(store, straight.score_id)
+    assert not list((store.root / "staging").glob("score-*/"))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_object_of_a_dead_server_is_not_called_missing(tmp_path, monkeypatch, answers):
+    """The file systems of fsspec say that an object is missing if their server does not answer."""
+    from upath import UPath
+
+    fs = UPath("memory://outages").fs
+    fs.pipe_file("/outages/in.parquet", parquet(tmp_path / "in.parquet").read_bytes())
+    source = open_stream("memory://outages/in.parquet", StreamOptions((8, 8, 1)))
+    chunk = source.chunks()[0]
+    monkeypatch.setattr(type(fs), "isfile", lambda *_: False)
+    if not answers:
+        error = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        monkeypatch.setattr(type(fs), "info", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(StoreError, match="did not answer" if answers else "refused"):
+        list(source.read(chunk, 64))
+    monkeypatch.undo()
+    fs.rm("/outages/in.parquet")
+    (rejected,) = source.read(chunk, 64)
+    assert rejected.reason == "no such file"
+
+
+def test_stopped_job_is_resumed_with_fewer_threads(store, tmp_path, capfd):
+    options = {"input": str(parquet(tmp_path / "in.parquet")), "batch_size": 32, "shard_rows": 60}
+    straight = scored(store, **options)
+    with killed_at("shard:done"):
+        nnbuild.score(ScoreConfig(**options, threads=2), store.root)
+    (waiting,) = (store.root / "staging").glob("score-*")
+    again = nnbuild.score(ScoreConfig(**options, threads=1), store.root)
+    assert waiting.name == f"score-{again.score_id}"
+    assert files(store, again.score_id) == files(store, straight.score_id)
+    with killed_at("shard:done"):
+        nnbuild.score(ScoreConfig(**options), store.root)
+    (waiting,) = (store.root / "staging").glob("score-*")
+    given = ["score", "--resume", waiting.name.removeprefix("score-"), "--store", store.root]
+    outcome = call(capfd, *given, "--threads", 0)
+    assert (outcome.code, "expected at least 1 (option --threads)" in outcome.err) == (2, True)
+    outcome = call(capfd, *given, "--threads", 1)
+    assert outcome.code == 0, outcome.err

@@ -186,6 +186,22 @@ def test_processes_share_small_files(store, tmp_path):
     assert outputs(store, done.score_id) == outputs(store, one.score_id)
 
 
+def test_processes_copy_columns_with_dictionaries(store, tmp_path):
+    """Each small file has values of its own in its column of categories."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    pixels = images(3_000)
+    for number in range(60):
+        part = slice(50 * number, 50 * number + 50)
+        cities = pa.array([f"city {number + row % 3}" for row in range(50)]).dictionary_encode()
+        nested = pa.StructArray.from_arrays([cities], ["name"])
+        parquet(folder / f"{number:02}.parquet", pixels[part], city=cities, place=nested)
+    settings = config(folder, keep=["city", "place"], shard_rows=1_000)
+    one = scored(store, **settings.model_dump())
+    several = in_processes(store, settings)
+    assert outputs(store, several.score_id) == outputs(store, one.score_id)
+
+
 def test_processes_score_pictures_alike(store, tmp_path):
     from PIL import Image
 

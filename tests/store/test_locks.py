@@ -1,5 +1,6 @@
 """Test lock files: exclusive, released with their process, and never followed through a link."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -125,6 +126,17 @@ def test_claim_symlink_is_refused(tmp_path):
     with pytest.raises(StoreError), claim(tmp_path / "lock"):
         pass
     assert (tmp_path / "secret").read_text() == "kept"
+
+
+def test_claim_where_no_file_can_be_made_is_refused(tmp_path, monkeypatch):
+    """As in `/proc`, where folders exist and a new file is said to have none."""
+
+    def fail(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(locks, "_opened", fail)
+    with pytest.raises(StoreError, match="lock"), claim(tmp_path / "lock"):
+        pass
 
 
 def test_lock_below_a_file_is_refused(tmp_path):
