@@ -191,7 +191,7 @@ def _percent(fraction: float) -> str:
 _OUTCOMES = {
     "promoted": "promoted",
     "rejected": "not promoted",
-    "kept-identical": "not promoted, identical to the champion",
+    "kept-identical": "not promoted, the same predictions as the champion's",
     "not-enough-evidence": "not promoted, not enough evidence",
     "skipped": "not promoted, gate skipped",
     "gate-off": "not promoted, gate off",

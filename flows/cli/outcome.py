@@ -54,7 +54,7 @@ def _next_step(store: Store, manifest: Manifest, decided: Decided | None, outcom
     by_hand = f"promote it by hand: {promote}"
     steps = {
         "promoted": f"score with it by nnbuild score --input PATH{where}",
-        "kept-identical": "nothing to do, the champion is the same model",
+        "kept-identical": f"nothing to do: the champion predicts the same; or {by_hand}",
         "not-enough-evidence": f"{_more_evidence(decided)}, or {by_hand}",
         "gate-off": f"set gate.enabled to true, or {by_hand}",
     }

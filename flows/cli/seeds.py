@@ -44,9 +44,17 @@ def run_seeds(
         if len(configs) > 1:
             console.print_line(f"seed {each.seed}, {len(rows) + 1} of {len(configs)}")
         has_succeeded = any(row["status"] == "succeeded" for row in rows)
-        rows.append(
-            _run_seed(_without_gate(each) if has_succeeded else each, store, console, mlflow)
-        )
+        try:
+            rows.append(
+                _run_seed(_without_gate(each) if has_succeeded else each, store, console, mlflow)
+            )
+        except Interrupted as stop:
+            if left := configs[len(rows) + 1 :]:
+                stop.add_note(
+                    f"then train the {len(left)} seeds that are left with the same options, and "
+                    f"--seed {left[0].seed} --seeds {len(left)} --set gate.enabled=false"
+                )
+            raise
     _print_rows(rows, store, as_json=as_json)
     if any(row["status"] == "failed" for row in rows):
         raise typer.Exit(1)

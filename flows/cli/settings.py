@@ -83,6 +83,8 @@ def merge_config(
     """Return the config as `load_config` does, from settings that were read from `path` already."""
     from nnbuild.config import loading
 
+    if path is not None:
+        loading.require_valid_file(file, path)
     return loading.parse_config(merge_settings(file, options, overrides), path)
 
 

@@ -13,6 +13,7 @@ from nnbuild.errors import ConfigError, suggestion
 from nnbuild.runtime.regular_files import read_regular
 
 _MAX_BYTES = 2**20
+_BY_VALIDATORS = {"value_error", "assertion_error"}
 Settings = dict[str, Any]
 
 
@@ -120,16 +121,40 @@ def parse_config(settings: Mapping[str, Any], path: Path | None = None) -> RunCo
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        keys = [str(key) for key in first["loc"]]
-        place = _place(path, keys)
-        if first["type"] == "extra_forbidden":
-            known = _fields_at(keys[:-1])
-            message = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
-        else:
-            message = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
-        more = error.error_count() - 1
-        raise ConfigError(f"{place}{message}" + (f" (and {more} more)" if more else "")) from error
+        raise _as_config_error(error.errors(include_url=False), path) from error
+
+
+def require_valid_file(settings: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file with an unknown key or a value of another type, also where options overlay it.
+
+    What depends on several settings is not checked: options can complete it.
+
+    Args:
+        settings: Settings of the file.
+        path: The file, for the message.
+
+    Raises:
+        ConfigError: The message names file, line and key.
+    """
+    try:
+        RunConfig.model_validate(settings)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        if certain := [each for each in found if each["type"] not in _BY_VALIDATORS]:
+            raise _as_config_error(certain, path) from error
+
+
+def _as_config_error(found: Sequence[Any], path: Path | None) -> ConfigError:
+    """Return the error for what pydantic has found."""
+    first = found[0]
+    keys = [str(key) for key in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(keys[:-1])
+        message = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
+    else:
+        message = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return ConfigError(f"{_place(path, keys)}{message}{more}")
 
 
 def _lower(text: str) -> str:

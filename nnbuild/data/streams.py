@@ -40,7 +40,7 @@ PICTURE_COLUMNS = pa.schema(
     ]
 )
 PICTURES_PER_BATCH = 512
-"""Most pictures of a batch: decoding takes most of its time, and batches are shared by cores."""
+"""Maximum number of pictures in a batch. Decoding takes most of its time, and cores share batches."""
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
@@ -498,7 +498,7 @@ def picture_part_rows(batch_rows: int, shape: tuple[int, int, int]) -> int:
 
 
 def pictures_per_batch(shape: tuple[int, int, int]) -> int:
-    """Return the most pictures of a batch: fewer for large images, whose pictures are large too.
+    """Return the maximum number of pictures in a batch: fewer if the images are large.
 
     Args:
         shape: Height, width and channels of the network's images.

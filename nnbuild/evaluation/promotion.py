@@ -225,7 +225,7 @@ def _identity(champion: PairedResult) -> _Refusal:
     images = f"each of the {len(champion.labels):,} compared" if champion.left_out else "every"
     return _Refusal(
         "kept-identical",
-        f"identical to the champion: both predict the same class for {images} test "
+        f"the same predictions as the champion's: both predict the same class for {images} test "
         f"image{'s' if champion.left_out else ''}",
     )
 

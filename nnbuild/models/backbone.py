@@ -15,7 +15,8 @@ def require_backbone(model: keras.Model, epochs: int) -> None:
         epochs: Number of epochs to freeze it for.
 
     Raises:
-        ConfigError: No layer of the network is a model with weights to train.
+        ConfigError: No layer of the network is a model with weights to train, or all weights are
+            in such layers.
     """
     if epochs and not any(each.trainable_variables for each in _inner_models(model)):
         raise ConfigError(
@@ -23,6 +24,13 @@ def require_backbone(model: keras.Model, epochs: int) -> None:
             "layers is a model with weights to train; call the backbone as a layer, "
             "features = backbone(pixels), or remove freeze_epochs"
         )
+    with frozen_backbone(model):
+        if epochs and not model.trainable_variables:
+            raise ConfigError(
+                f"training.freeze_epochs {epochs} leaves nothing to train: all weights of model "
+                f"{model.name!r} are in the model inside it; add the head outside of the backbone, "
+                "or remove freeze_epochs"
+            )
 
 
 @contextmanager

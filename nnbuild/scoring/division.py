@@ -43,7 +43,7 @@ def division_of(job: Job) -> Division:
     engines = {job.model.engine} | ({job.shadow.engine} if job.shadow else set())
     if count == 1 or engines != {"onnx"}:
         return Division(1)
-    _, pending = progress_of(job)
+    _, pending = progress_of(job, is_verified=False)  # it is verified where it counts
     chunks = [chunk for _, chunks in pending for chunk in chunks]
     rows = sum(chunk.rows for chunk in chunks)
     if rows <= _FEW_ROWS:

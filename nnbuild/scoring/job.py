@@ -252,12 +252,19 @@ def shards_of(job: Job) -> list[list[InputChunk]]:
     return plan(job.source.chunks(), job.config.shard_rows)
 
 
-def progress_of(job: Job) -> tuple[list[Shard], list[tuple[int, list[InputChunk]]]]:
-    """Return the finished shards, and the number and chunks of each pending shard."""
+def progress_of(
+    job: Job, *, is_verified: bool = True
+) -> tuple[list[Shard], list[tuple[int, list[InputChunk]]]]:
+    """Return the finished shards, and the number and chunks of each pending shard.
+
+    Args:
+        job: The job.
+        is_verified: Whether to read the files of the finished shards; see `finished`.
+    """
     done: list[Shard] = []
     pending: list[tuple[int, list[InputChunk]]] = []
     for number, chunks in enumerate(shards_of(job)):
-        shard = finished(job.folder, number, shadow=job.shadow is not None)
+        shard = finished(job.folder, number, shadow=job.shadow is not None, is_verified=is_verified)
         if shard is not None:
             done.append(shard)
         else:

@@ -43,7 +43,7 @@ def split_shard(chunks: Sequence[InputChunk], part_rows: int) -> list[list[Piece
 
     Args:
         chunks: Chunks of the shard.
-        part_rows: Most rows of a part; see `ImageStream.part_rows`.
+        part_rows: Maximum number of rows in a part; see `ImageStream.part_rows`.
 
     Returns:
         The pieces of each part, in order.

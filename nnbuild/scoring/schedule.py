@@ -39,7 +39,7 @@ class Schedule:
 
     Args:
         pending: Number and chunks of each shard.
-        part_rows: Most rows of a part.
+        part_rows: Maximum number of rows in a part.
         folder: Folder for the parts and the finished shards.
         whole: Number of the first shards that are handed out whole.
     """

@@ -1,5 +1,7 @@
 """The commands that messages suggest: the only place in the library that knows their options."""
 
+import shlex
+
 REPAIR = "`nnbuild doctor --repair`"
 """The command that repairs a store after a process was killed, or a file was damaged."""
 
@@ -11,14 +13,15 @@ def discard(name: str) -> str:
 
 def resume_run(run_id: str, store: str) -> str:
     """Return the command that resumes a run."""
-    return f"nnbuild run --resume {run_id} --store {store}"
+    return f"nnbuild run --resume {run_id} --store {shlex.quote(store)}"
 
 
 def resume_sweep(sweep_id: str, store: str) -> str:
     """Return the command that resumes a sweep."""
-    return f"nnbuild sweep --id {sweep_id} --store {store}"
+    return f"nnbuild sweep --id {sweep_id} --store {shlex.quote(store)}"
 
 
 def resume_scoring(score_id: str, store: str | None = None) -> str:
     """Return the command that resumes a scoring job; in the store of the reader if None."""
-    return f"nnbuild score --resume {score_id}" + (f" --store {store}" if store else "")
+    option = f" --store {shlex.quote(store)}" if store else ""
+    return f"nnbuild score --resume {score_id}{option}"

@@ -20,9 +20,9 @@ def shift(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def affine(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Turn, scale, shear and shift each image.
+    """Turn each image by up to 12°, scale by 12 %, shear by 0.15, and shift by a tenth of its size.
 
-    By up to 12°, 12 %, 0.15 and a tenth of the size; the margin is 0.
+    The margin is 0.
     """
     shape = tf.shape(images)
     height, width = tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)

@@ -285,7 +285,11 @@ class _Fit:
         self.model.history.history, self.model.history.epoch = checkpoint.history, checkpoint.epochs
         self.model.stop_training = checkpoint.stopping
         self.table_rows = tables.from_json(checkpoint.rows)
-        remarks.append(f"resumed at epoch {checkpoint.epoch + 1}, step {checkpoint.step}")
+        remarks.append(
+            f"resumed at epoch {checkpoint.epoch + 1}, step {checkpoint.step}"
+            if checkpoint.epoch < self.epochs
+            else "resumed after the last epoch"
+        )
         return checkpoint.epoch, checkpoint.step, checkpoint.seconds, remarks
 
 

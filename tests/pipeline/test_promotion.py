@@ -124,7 +124,7 @@ def test_unclear_challenger_with_enough_images():
 def test_identical_challenger_is_kept(rule):
     decision = decide(paired(identical=True, examples=100_000), rule=rule, min_accuracy=1)
     assert decision.outcome == "kept-identical"
-    assert decision.reason.startswith("identical to the champion")
+    assert decision.reason.startswith("the same predictions as the champion's")
     assert decision.reason.endswith("for every test image")
     partly = decide(paired(identical=True, examples=1200, left_out=3), rule=rule)
     assert partly.reason.endswith("for each of the 1,200 compared test images")

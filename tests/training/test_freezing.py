@@ -124,6 +124,14 @@ def test_setting_without_effect_is_refused(model, training, message):
         resolve(config)
 
 
+def test_backbone_with_the_head_in_it_is_refused():
+    pixels = keras.Input(SHAPE, dtype="uint8")
+    whole = keras.Model(pixels, network()(pixels))
+    with pytest.raises(ConfigError, match=r"leaves nothing to train.* outside of the backbone"):
+        models.compile_model(whole, settings(**FROZEN).training, steps=4)
+    assert whole.trainable_variables
+
+
 def test_fine_tuning_rate_is_a_tenth_by_default():
     training = {"freeze_epochs": 1, "learning_rate": 0.02}
     config = RunConfig.model_validate({"model": {"name": "a:b"}, "training": training})

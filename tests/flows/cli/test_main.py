@@ -13,6 +13,7 @@ from command_line import call
 from flows.cli.app import load_commands
 from flows.cli.console import print_table
 from nnbuild.config import loading
+from nnbuild.errors import ConfigError
 from nnbuild.store import Store
 
 KEYS = {
@@ -172,6 +173,37 @@ def test_options_override_file_and_set(tmp_path):
     )
     assert (config.seed, config.model.name, config.training.epochs) == (5, "lab", 7)
     assert (config.training.learning_rate, config.dataset.name) == (0.25, "digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('dataset = "digits"\n', "line 1: dataset is 'digits'"),
+        ("[[training]]\nepochs = 5\n", "training is "),
+        ("[training]\nepochs = 2.5\n", "line 2: training.epochs is 2.5"),
+        ("[training]\nepoch = 2\n", "line 2: unknown key 'training.epoch'"),
+    ],
+)
+def test_file_is_checked_also_where_options_overlay_it(tmp_path, text, says):
+    from flows.cli.settings import load_config
+
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    options = {"dataset": {"name": "mnist"}, "training": {"epochs": 1}}
+    with pytest.raises(ConfigError) as caught:
+        load_config(options, path, [])
+    assert str(caught.value).startswith(str(path))
+    assert says in str(caught.value)
+
+
+def test_file_may_need_an_option(tmp_path):
+    """A rate of fine-tuning alone has no effect, and is refused."""
+    from flows.cli.settings import load_config
+
+    path = tmp_path / "run.toml"
+    path.write_text('[model]\nname = "a:b"\n[training]\nfine_tuning_rate = 0.001\n')
+    config = load_config({}, path, ["training.freeze_epochs=1"])
+    assert config.training.fine_tuning_rate == 0.001
 
 
 def test_byte_order_mark_is_skipped(tmp_path):

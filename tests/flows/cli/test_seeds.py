@@ -79,3 +79,16 @@ def test_failed_seed_is_recorded(capfd, arguments, tmp_path, prefect_server, mon
     runs = store.read_table("runs").to_pylist()
     assert [run["status"] for run in runs] == ["failed", "succeeded"]
     assert champion.current(store) == runs[1]["run_id"]
+
+
+def test_stop_names_the_seeds_that_are_left(capfd, arguments, prefect_server, monkeypatch):
+    from flows.cli import seeds
+    from nnbuild.errors import Interrupted
+
+    def stop(*_arguments):
+        raise Interrupted("stopped by signal 2", 2)
+
+    monkeypatch.setattr(seeds, "run_flow", stop)
+    found = call(capfd, *arguments, "--seeds", 3)
+    assert found.code == 130
+    assert "--seed 5 --seeds 2 --set gate.enabled=false" in found.err
