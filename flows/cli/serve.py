@@ -12,24 +12,17 @@ import typer
 from flows.cli.app import TRAIN, StoreOption, app
 from flows.cli.console import print_line
 from flows.cli.serve_settings import (
-    config_of_schedule,
-    cron_schedules,
-    labelling_settings,
+    DEFAULT_LABEL_CRON,
+    DEFAULT_PRUNE_CRON,
+    DEFAULT_SCORE_CRON,
     planned_schedules,
-    pruning_settings,
     retraining_schedules,
-    scheduled_config,
-    scoring_settings,
 )
 from flows.cli.settings import load_config
 from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
     from nnbuild.store import Store
-
-_DEFAULT_SCORE_CRON = "0 5 * * *"
-_DEFAULT_LABEL_CRON = "0 6 * * *"
-_DEFAULT_PRUNE_CRON = "0 7 * * *"
 
 
 @app.command(
@@ -111,7 +104,7 @@ def serve(
         typer.Option(
             metavar="CRON",
             help="When to score, in five fields. May be repeated.",
-            show_default=_DEFAULT_SCORE_CRON,
+            show_default=DEFAULT_SCORE_CRON,
         ),
     ] = None,
     score_settings: Annotated[
@@ -147,7 +140,7 @@ def serve(
         typer.Option(
             metavar="CRON",
             help="When to add labels, in five fields. May be repeated.",
-            show_default=_DEFAULT_LABEL_CRON,
+            show_default=DEFAULT_LABEL_CRON,
         ),
     ] = None,
     label_settings: Annotated[
@@ -173,7 +166,7 @@ def serve(
         typer.Option(
             metavar="CRON",
             help="When to delete, in five fields. May be repeated.",
-            show_default=_DEFAULT_PRUNE_CRON,
+            show_default=DEFAULT_PRUNE_CRON,
         ),
     ] = None,
     prune_settings: Annotated[
@@ -196,62 +189,48 @@ def serve(
     store: StoreOption = None,
 ) -> None:
     """Serve scheduled retraining, scoring, labelling and pruning, one run of each at a time."""
-    from flows.schedules import Plan
-    from nnbuild.config.loading import merge
+    from flows.cli import serve_plans as plans
     from nnbuild.store import Store
 
     opened = Store(store)
     root = str(opened.root)
-    given = load_config({}, config, settings or [])
-    has_no_timezone = "timezone" not in given.dataset.model_fields_set
-    base = scheduled_config(given)
     if timeout is not None and not math.isfinite(timeout):
         raise ConfigError(f"--timeout is {timeout}, expected a number of seconds")
-    common = {
-        "store": root,
-        "timeout_seconds": timeout,
-        "catch_up": catch_up,
-        "unchanged": unchanged,
-    }
+    limits: dict[str, Any] = {"store": root, "timeout_seconds": timeout}
+    given = load_config({}, config, settings or [])
     schedules = (
         planned_schedules(plan) if plan else retraining_schedules(cron or [], interval, timezone)
     )
-    for each in schedules:
-        own = each.pop("config", {})
-        if has_no_timezone:  # the day of a run is that of its schedule
-            own = merge({"dataset": {"timezone": each.get("timezone", timezone)}}, own)
-        each["parameters"] = common | {"config": config_of_schedule(base, own, plan)}
-    retraining = Plan(schedules, common | {"config": base.model_dump(mode="json")})
-    scoring = None
-    if score_input is not None or score_cron or score_settings or shadow is not None:
-        if shadow is not None:
-            score_settings = [*(score_settings or []), f"shadow={shadow}"]
-        parameters = {
-            "config": scoring_settings(score_input, score_settings or []),
-            "store": root,
-            "days": score_days,
-            "timezone": timezone,
-            "timeout_seconds": timeout,
-        }
-        scoring = Plan(
-            cron_schedules(score_cron or [_DEFAULT_SCORE_CRON], timezone, "score"), parameters
-        )
+    retraining = plans.retraining_plan(
+        given, schedules, timezone, limits | {"catch_up": catch_up, "unchanged": unchanged}, plan
+    )
+    scoring = plans.scoring_plan(
+        score_input,
+        [*(score_settings or []), *([] if shadow is None else [f"shadow={shadow}"])],
+        score_cron or [],
+        timezone,
+        limits | {"days": score_days},
+    )
     if retrain_on_drift and scoring is None:
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
-    limits: dict[str, Any] = {"store": root, "timeout_seconds": timeout}
-    labelling = None
-    if label_input is not None or label_cron or label_settings or retrain_on_loss:
-        parameters = labelling_settings(label_input, label_settings or []) | limits
-        labelling = Plan(
-            cron_schedules(label_cron or [_DEFAULT_LABEL_CRON], timezone, "label"), parameters
-        )
-    pruning = None
-    if prune is not None or prune_cron or prune_settings or prune_prefect is not None:
-        retention = pruning_settings(prune, prune_settings or [], score_input, score_days)
-        parameters = {"config": retention, "flow_run_days": prune_prefect} | limits
-        pruning = Plan(
-            cron_schedules(prune_cron or [_DEFAULT_PRUNE_CRON], timezone, "prune"), parameters
-        )
+    labelling = plans.labelling_plan(
+        label_input,
+        label_settings or [],
+        label_cron or [],
+        timezone,
+        limits,
+        is_needed=retrain_on_loss,
+    )
+    pruning = plans.pruning_plan(
+        prune,
+        prune_settings or [],
+        prune_cron or [],
+        timezone,
+        limits,
+        flow_run_days=prune_prefect,
+        score_input=score_input,
+        score_days=score_days,
+    )
     if interval is not None and not catch_up:
         _warn_if_too_frequent(interval)
     from flows.prefect_settings import prepare_environment

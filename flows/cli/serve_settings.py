@@ -13,6 +13,9 @@ from nnbuild.errors import ConfigError, suggestion
 if TYPE_CHECKING:
     from nnbuild.config.schema import RunConfig, ScheduledConfig
 
+DEFAULT_SCORE_CRON = "0 5 * * *"
+DEFAULT_LABEL_CRON = "0 6 * * *"
+DEFAULT_PRUNE_CRON = "0 7 * * *"
 Schedule = dict[str, Any]
 _PLAN_KEYS = {"name", "cron", "timezone", "config"}
 

@@ -40,7 +40,7 @@ PICTURE_COLUMNS = pa.schema(
     ]
 )
 PICTURES_PER_BATCH = 512
-"""Maximum number of pictures in a batch. Decoding takes most of its time, and cores share batches."""
+"""Maximum number of pictures in a batch, most of whose time is decoding, which cores share."""
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS, _PART_VALUES = 8192, 1 << 22
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
