@@ -176,7 +176,10 @@ def _check_store(root: str | None) -> Iterator[Finding]:
         return
     count = f"{len(store.run_ids())} runs" if store.exists() else "no store there yet"
     state = "ok" if free > _MIN_FREE_BYTES else "fails"
-    yield Finding("store", state, f"{store.root} is writable, {free / 2**30:.1f} GiB free, {count}")
+    detail = f"{store.root} is writable, {free / 2**30:.1f} GiB free, {count}"
+    if state == "fails":
+        detail += f"; free some space: at least {_MIN_FREE_BYTES / 2**30:.1f} GiB"
+    yield Finding("store", state, detail)
     unfinished = [each.run_id for each in store.unfinished_runs() if not each.held]
     if unfinished:
         detail = f"{', '.join(unfinished)}; resume with nnbuild run --resume RUN_ID"

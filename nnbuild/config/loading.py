@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +150,21 @@ def _as_config_error(found: Sequence[Any], path: Path | None) -> ConfigError:
     keys = [str(key) for key in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _fields_at(keys[:-1])
-        message = f"unknown key {'.'.join(keys)!r}; {suggestion(keys[-1], known)}"
+        message = f"unknown key {'.'.join(keys)!r}; {_remedy(keys, known)}"
     else:
-        message = f"{'.'.join(keys)} is {_shown(first['input'])}, {_lower(first['msg'])}"
+        message = f"{'.'.join(keys)} is {_shown(first['input'])}, {as_clause(first['msg'])}"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return ConfigError(f"{_place(path, keys)}{message}{more}")
 
 
-def _lower(text: str) -> str:
+def _remedy(keys: Sequence[str], known: Iterable[str]) -> str:
+    if keys == ["sweep"]:
+        return "a file with a sweep is for nnbuild sweep --config FILE.toml"
+    return suggestion(keys[-1], known)
+
+
+def as_clause(text: str) -> str:
+    """Return a message of pydantic as the second half of a sentence about a value."""
     text = text.removeprefix("Input ").removeprefix("Value error, ")
     return f"it {text}" if text.startswith("should") else text[:1].lower() + text[1:]
 

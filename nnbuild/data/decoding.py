@@ -78,15 +78,15 @@ def plain_png(payload: bytes) -> NDArray[np.uint8] | None:
     28 x 28 pixels in a third of the time that Pillow takes, most of which it spends in Python.
 
     Returns:
-        uint8, shape (height, width, channels); None for any other file, damaged ones included, for
-        which `open_picture` has the pixels or the error.
+        uint8, shape (height, width, channels); None for any other file, for which `open_picture`
+        has the pixels, and for damaged ones, for which it has the error.
     """
     channels = _plain_channels(payload)
     if channels is None:
         return None
     try:
         pixels = imagecodecs.png_decode(payload)  # it checks the checksums
-    except (ValueError, RuntimeError, MemoryError):
+    except (ValueError, RuntimeError):
         return None
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -137,6 +137,7 @@ def open_picture(
         with Image.open(io.BytesIO(payload), formats=formats) as picture:
             _require_size(picture, where, max_pixels, len(payload))
             picture.load()  # also reads what follows the pixels, such as the EXIF of a PNG
+            _require_all_rows(payload, where)
             _scale_transparency(picture, payload, where)
             yield picture
     except (DataError, MemoryError):  # the second is not the fault of the picture
@@ -209,6 +210,15 @@ def _require_size(picture: Image.Image, where: object, max_pixels: int, file_byt
         raise DataError(
             f"{where}: {size}, {expanded} bytes in a file of {file_bytes}; refused as a "
             "decompression bomb: make it smaller, or remove it"
+        )
+
+
+def _require_all_rows(payload: bytes, where: object) -> None:
+    """Refuse a plain PNG, which libpng could not decode: Pillow makes the rows it lacks black."""
+    if _plain_channels(payload) is not None:
+        raise DataError(
+            f"{where}: not a readable picture (a damaged PNG: rows are missing); save it again, or "
+            "remove it"
         )
 
 

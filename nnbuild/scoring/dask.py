@@ -28,7 +28,8 @@ from nnbuild.scoring.job import (
     shards_of,
     staging,
 )
-from nnbuild.scoring.shards import Shard, ShardContext, make_shards
+from nnbuild.scoring.rows import ShardContext
+from nnbuild.scoring.shards import Shard, make_shards
 from nnbuild.store import Store, presence
 from nnbuild.store.filesystem import make_durable_dir
 

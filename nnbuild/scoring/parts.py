@@ -17,15 +17,8 @@ from nnbuild.data.streams import InputChunk, RejectedRows
 from nnbuild.engines import Engine
 from nnbuild.evaluation.drift import Summary
 from nnbuild.scoring.pieces import Piece, read_part
-from nnbuild.scoring.shards import (
-    ScoredRows,
-    Shard,
-    ShardContext,
-    infer,
-    require_quarantine,
-    scored_rows,
-    write_shard,
-)
+from nnbuild.scoring.rows import ScoredRows, ShardContext, infer, require_quarantine, scored_rows
+from nnbuild.scoring.shards import Shard, write_shard
 
 
 class Part(BaseModel):

@@ -63,7 +63,11 @@ class Store:
     """
 
     def __init__(self, root: Path | str | None = None) -> None:
-        address = str(root or default_root())
+        address = str(default_root() if root is None else root)
+        if not address.strip():
+            raise StoreError(
+                "the store is an empty text, expected a path or a URL", setting="store"
+            )
         if "\0" in address:
             raise StoreError(
                 f"store {address!r} contains a NUL character, expected the path of a folder",

@@ -236,7 +236,8 @@ def sweep_config(settings: Mapping[str, Any], run: RunConfig) -> SweepConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigError(
-            f"{'.'.join(map(str, first['loc'][:2]))} is {first['input']!r}: {first['msg']}"
+            f"{'.'.join(map(str, first['loc'][:2]))} is {first['input']!r}, "
+            f"{loading.as_clause(first['msg'])}"
         ) from error
     _require_grid_or_search(config)
     if config.search and config.trials is None:

@@ -262,6 +262,16 @@ def test_transparent_colour_of_sixteen_bits_is_refused(channels, settings):
         decode(payload, "a", settings)
 
 
+@pytest.mark.parametrize("settings", [None, SQUARE])
+@pytest.mark.parametrize("rows", [0, 1, 5, 8])
+def test_png_without_its_last_rows_is_refused(settings, rows):
+    """The data end where a row does, and all checksums are right."""
+    whole = png_of(7, 9, zlib.compress(bytes(9 * 8)))
+    assert decode(whole, "a", settings) is not None
+    with pytest.raises(DataError, match=r"^a: not a readable picture \(a damaged PNG"):
+        decode(png_of(7, 9, zlib.compress(bytes(rows * 8))), "a", settings)
+
+
 def test_gray_scan_of_35_million_pixels_is_read():
     payload = encoded(Image.new("L", (4960, 7016)))
     assert len(payload) < 100_000

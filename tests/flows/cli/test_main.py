@@ -182,6 +182,7 @@ def test_options_override_file_and_set(tmp_path):
         ("[[training]]\nepochs = 5\n", "training is "),
         ("[training]\nepochs = 2.5\n", "line 2: training.epochs is 2.5"),
         ("[training]\nepoch = 2\n", "line 2: unknown key 'training.epoch'"),
+        ("[sweep]\ntrials = 2\n", "line 1: unknown key 'sweep'; a file with a sweep is for"),
     ],
 )
 def test_file_is_checked_also_where_options_overlay_it(tmp_path, text, says):
