@@ -22,6 +22,7 @@ from nnbuild.data import (
     parquet,
     preprocessing,
 )
+from nnbuild.data.array_stream import ArrayStream
 from nnbuild.data.arrays import Raw, assemble, slug
 from nnbuild.data.dataset import Dataset
 from nnbuild.data.dataset_description import DESCRIPTION
@@ -29,13 +30,12 @@ from nnbuild.data.file_tree import File, files_from_json, subfolders
 from nnbuild.data.locations import Location, locate, location_at
 from nnbuild.data.options import DEFAULT, ReadOptions
 from nnbuild.data.parquet_stream import ParquetStream
+from nnbuild.data.picture_stream import PictureStream
 from nnbuild.data.pixels import Workspace
 from nnbuild.data.streams import (
     PARQUET,
     PICTURES,
-    ArrayStream,
     ImageStream,
-    PictureStream,
     StreamOptions,
 )
 from nnbuild.errors import DataError

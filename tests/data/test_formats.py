@@ -5,9 +5,10 @@ import pytest
 from data_files import tiny, write_parquet
 
 from nnbuild.data import formats
+from nnbuild.data.array_stream import ArrayStream
 from nnbuild.data.formats import FORMATS, Format, format_of, load_path, open_stream
 from nnbuild.data.locations import location_at
-from nnbuild.data.streams import ArrayStream, StreamOptions
+from nnbuild.data.streams import StreamOptions
 from nnbuild.errors import DataError
 
 SHAPE = (6, 6, 1)
