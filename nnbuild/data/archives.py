@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 
 from nnbuild.errors import DataError, StoreError
 from nnbuild.runtime.regular_files import irregular, open_checked
-from nnbuild.store.filesystem import as_store_error
+from nnbuild.store.filesystem import as_store_error, is_of_service
 
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -49,7 +49,7 @@ def reason_of(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def outage(error: BaseException, where: object) -> StoreError | None:
+def outage(error: Exception, where: object) -> StoreError | None:
     """Return the error to raise if a read failed because of the machine, and not of the file.
 
     A file that a disk, a network or the memory could not deliver may be sound: its rows are not
@@ -64,7 +64,7 @@ def outage(error: BaseException, where: object) -> StoreError | None:
     """
     if isinstance(error, MemoryError):
         return StoreError(f"{where}: does not fit in the memory of this machine; use less data")
-    if isinstance(error, OSError) and error.errno in _OUTAGES:
+    if is_of_service(error) or (isinstance(error, OSError) and error.errno in _OUTAGES):
         return as_store_error(f"read {where}", error)
     return None
 

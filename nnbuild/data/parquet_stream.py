@@ -219,6 +219,10 @@ class ParquetStream:
                 reason = f"the row group ends after {position.done} of its {chunk.rows} rows"
             except (DataError, *_BROKEN) as error:
                 batch, reason = None, self._why_unreadable(error, self._files[chunk.file])
+            except Exception as error:
+                if (problem := archives.outage(error, self._files[chunk.file])) is not None:
+                    raise problem from error
+                raise
             if batch is None:
                 if is_wanted:
                     yield self._reject(chunk, first, left, reason)

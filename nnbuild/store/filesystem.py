@@ -147,6 +147,11 @@ def as_store_error(what: str, error: Exception) -> StoreError:
     return StoreError(f"cannot {what}: {reason}; {remedy}")
 
 
+def is_of_service(error: BaseException) -> bool:
+    """Return whether the client of a remote service has raised an error."""
+    return type(error).__module__.startswith(_CLIENTS)
+
+
 def _is_temporary(path: str) -> bool:
     """Return whether a path is in the folder of temporary files."""
     return Path(path).is_relative_to(tempfile.gettempdir())
@@ -162,7 +167,7 @@ def os_errors_as_store_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.startswith(_CLIENTS):
+        if isinstance(error, OSError) or is_of_service(error):
             raise as_store_error(what, error) from error
         raise
 
