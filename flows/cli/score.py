@@ -266,10 +266,12 @@ def _score_once(
 ) -> ScoredJob:
     console = PlainConsole(stderr=True)
     with exiting_at_once(console):
+        from nnbuild.runtime.lazy_imports import start_arrow_without_pandas
         from nnbuild.runtime.outward import Harmless
         from nnbuild.scoring import score as run_job
 
         import_module("nnbuild.engines.onnx")
+        start_arrow_without_pandas()
     display = display_for(console)
     progress = Harmless(display, console.print_line)
     try:

@@ -12,13 +12,11 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import pyarrow as pa
 
 from nnbuild import errors
 from nnbuild.errors import InputError, NnbuildError, RunError, one_line
+from nnbuild.runtime.lazy_imports import start_arrow_without_pandas
 from nnbuild.scoring.job import Job, job_engine, resume_job, shard_context, shards_of, staging
 from nnbuild.scoring.parts import Part, join_parts, make_part
 from nnbuild.scoring.pieces import split_shard
@@ -49,7 +48,7 @@ def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
         sockets: File descriptors of connected sockets.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.meta_path.insert(0, _WithoutPandas())
+    start_arrow_without_pandas()
     pa.set_cpu_count(1)
     connections = [socket.socket(fileno=each) for each in sockets]
     try:
@@ -74,23 +73,6 @@ def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
         connection.close()
     for child in children:
         os.waitpid(child, 0)
-
-
-class _WithoutPandas(MetaPathFinder):
-    """Finder that makes pandas look as if it were not installed.
-
-    PyArrow would import it at the first conversion: a quarter of a second, and 40 MB of memory, for
-    each process. A module that is None in `sys.modules` would trip libraries that look there.
-    """
-
-    def find_spec(self, fullname: str, _path: object, _target: object = None) -> None:
-        """Refuse pandas, and leave other modules to the next finder.
-
-        Raises:
-            ModuleNotFoundError: The module is pandas.
-        """
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is not used in scoring processes", name=fullname)
 
 
 class Scorer:

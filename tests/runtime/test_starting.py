@@ -41,6 +41,24 @@ def test_remote_server_imports_no_server():
     assert ended.stdout.split() == ["False"]
 
 
+def test_arrow_starts_without_pandas_and_works_with_it():
+    program = (
+        "import sys\n"
+        "from nnbuild.runtime.lazy_imports import start_arrow_without_pandas\n"
+        "start_arrow_without_pandas()\n"
+        "import numpy as np, pyarrow as pa\n"
+        "table = pa.table({'a': [1, None], 'b': np.array(['x', None], dtype=object)})\n"
+        "print('pandas' in sys.modules)\n"
+        "import pandas as pd\n"
+        "frame = table.to_pandas()\n"
+        "print(pa.Table.from_pandas(frame).num_rows, pa.array(pd.Series([1, 2]))[1])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n2 2\n"
+
+
 def test_preloaded_libraries_are_the_servers():
     program = (
         "import sys, uvicorn, prefect.server.api.server\n"
