@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import compress, islice
 from operator import not_
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
 from nnbuild.data import archives
@@ -148,7 +148,7 @@ def unreachable(file: File) -> StoreError | None:
     """Return the error to raise if a listed file is missing with its disk or server.
 
     Returns:
-        None if it was deleted: its folder has other files, or its server says so.
+        None if it was deleted: the folder that was listed is there, or its server says so.
     """
     path: Any = file.path
     if not is_local(path):
@@ -160,12 +160,11 @@ def unreachable(file: File) -> StoreError | None:
         except Exception as error:  # noqa: BLE001  (each client has errors of its own)
             return as_store_error(f"read {file}", error)
         return StoreError(f"cannot read {file}: its server did not answer for a moment")
-    with suppress(OSError), os.scandir(path.parent) as entries:
+    listed = path.parents[len(PurePosixPath(file.name).parts) - 1]  # an empty one is not mounted
+    with suppress(OSError), os.scandir(listed) as entries:
         if next(entries, None) is not None:
             return None
-    return StoreError(
-        f"{path.parent}: missing or empty since its files were listed; bring the disk back"
-    )
+    return StoreError(f"{listed}: missing or empty since it was listed; bring the disk back")
 
 
 def path_exists(path: Path | str) -> bool:

@@ -179,7 +179,7 @@ def test_unmounted_folder_keeps_the_job(store, source, monkeypatch, on_error):
 
     monkeypatch.setattr(parquet_stream, "_open", disappear(0))
     monkeypatch.setattr(archives, "open_checked", disappear(1))
-    with pytest.raises(StoreError, match="missing or empty since its files were listed"):
+    with pytest.raises(StoreError, match="missing or empty since it was listed"):
         nnbuild.score(ScoreConfig(**options), store.root)
     monkeypatch.undo()
     folder.rmdir()

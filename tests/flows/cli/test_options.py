@@ -13,7 +13,7 @@ from command_line import call
 
 import nnbuild
 from flows.cli.app import load_commands
-from flows.cli.serve import _DEFAULT_PRUNE_CRON, _DEFAULT_SCORE_CRON
+from flows.cli.serve_settings import DEFAULT_PRUNE_CRON, DEFAULT_SCORE_CRON
 from flows.cli.settings import SETTING_OF_OPTION, option_of
 from flows.schedules import DEFAULT_CRON
 from nnbuild.config.schema import RunConfig, default_data_dir
@@ -81,8 +81,8 @@ def test_sweep_trials_default_is_the_searchs():
 
 def test_shown_defaults_are_true(monkeypatch, tmp_path):
     assert options("serve")["cron"].show_default == DEFAULT_CRON
-    assert options("serve")["score_cron"].show_default == _DEFAULT_SCORE_CRON
-    assert options("serve")["prune_cron"].show_default == _DEFAULT_PRUNE_CRON
+    assert options("serve")["score_cron"].show_default == DEFAULT_SCORE_CRON
+    assert options("serve")["prune_cron"].show_default == DEFAULT_PRUNE_CRON
     monkeypatch.setenv("NNBUILD_DATA_DIR", str(tmp_path))
     assert default_data_dir() == tmp_path
     monkeypatch.chdir(tmp_path)
