@@ -159,7 +159,7 @@ def _as_config_error(found: Sequence[Any], path: Path | None) -> ConfigError:
 
 def _remedy(keys: Sequence[str], known: Iterable[str]) -> str:
     if keys == ["sweep"]:
-        return "a file with a sweep is for nnbuild sweep --config FILE.toml"
+        return "a file with a sweep is for `nnbuild sweep`"
     return suggestion(keys[-1], known)
 
 
