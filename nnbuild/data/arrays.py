@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from nnbuild.config.names import TRAIN
 from nnbuild.data import labels as label_forms
 from nnbuild.data import pixel_scale
 from nnbuild.data.dataset import Dataset, Split, hold_out
+from nnbuild.data.preprocessing import Preprocessing, fit_images
 from nnbuild.errors import DataError
 
 _CHANNELS = (1, 3)
@@ -67,6 +69,7 @@ def assemble(
     pixel_scales: Mapping[str, str] | None = None,
     test_split: bool = True,
     part: bool = False,
+    preprocessing: Preprocessing | None = None,
 ) -> Dataset:
     """Assemble a dataset; without a test split, a sixth of the images is held out.
 
@@ -86,6 +89,8 @@ def assemble(
             both splits.
         part: Whether the arrays are a part of a dataset, which may have a single class, and a split
             without images.
+        preprocessing: Settings by which images of different sizes are made equal; None to refuse
+            them. Equal ones are left to `nnbuild.data.preprocessing.fit_dataset`.
 
     Raises:
         DataError: An array is invalid, or the arrays do not match.
@@ -122,6 +127,11 @@ def assemble(
             else _held_out(splits[TRAIN], encoded.class_names, where)
         )
         source = f"{source}; {_HELD_OUT}"
+    if preprocessing is not None and len({each.images.shape[1:] for each in splits.values()}) > 1:
+        splits = {
+            name: replace(split, images=fit_images(split.images, preprocessing))
+            for name, split in splits.items()
+        }
     _require_one_size(splits, where)
     if not part:
         _require_known_classes(splits, encoded.class_names, where)
@@ -181,7 +191,8 @@ def _require_one_size(splits: Mapping[str, Split], where: object) -> None:
         if split.images.shape[1:] != size:
             sizes = f"{size} and {name} images of {split.images.shape[1:]}"
             raise DataError(
-                f"{where}: training images of height, width, channels {sizes}; expected one size"
+                f"{where}: training images of height, width, channels {sizes}; expected one size: "
+                "set dataset.image_size and dataset.channels"
             )
 
 
@@ -225,6 +236,8 @@ def with_channels(array: NDArray[Any], where: object) -> NDArray[Any]:
     if array.ndim == _IMAGE_DIMENSIONS - 1:
         array = array[..., np.newaxis]
     valid = array.ndim == _IMAGE_DIMENSIONS and array.shape[-1] in _CHANNELS
+    if valid and not len(array):
+        raise DataError(f"{where}: no images in an array of shape {shape}; expected at least one")
     if not valid or 0 in array.shape:
         raise DataError(
             f"{where}: images of shape {shape}; expected (n, height, width) or "

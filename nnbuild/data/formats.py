@@ -98,6 +98,7 @@ def _of_arrays(read: Callable[[Path, ReadOptions], tuple[dict[str, Any], str]]) 
             pixel_max=options.pixel_max,
             test_split=options.hold_out,
             part=options.part,
+            preprocessing=options.preprocessing,
         )
 
     return load

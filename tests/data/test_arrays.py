@@ -7,13 +7,21 @@ from data_files import tiny
 from nnbuild.data import labels
 from nnbuild.data.arrays import Raw, as_pixels, assemble
 from nnbuild.data.labels import MAX_CLASSES
+from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.errors import DataError
 
 
-def made(class_names=None, **changed):
+def made(class_names=None, preprocessing=None, **changed):
     arrays = tiny()
     raw = Raw(*arrays)._replace(**changed)
-    return assemble(raw, name="a", source="here", where="a.npz", class_names=class_names)
+    return assemble(
+        raw,
+        name="a",
+        source="here",
+        where="a.npz",
+        class_names=class_names,
+        preprocessing=preprocessing,
+    )
 
 
 def refused(class_names=None, **changed) -> str:
@@ -88,6 +96,14 @@ def test_invalid_shapes_are_refused(shape):
 def test_non_numeric_values_are_refused():
     assert "complex" in refused(train_images=np.zeros((40, 6, 6), complex))
     assert "bool" in refused(train_images=np.zeros((40, 6, 6), bool))
+
+
+@pytest.mark.parametrize("shape", [(14, 9), (12, 10, 3), (14, 9, 3)])
+def test_splits_of_two_sizes_are_fitted(shape):
+    images = np.zeros((5, *shape), np.uint8)
+    settings = Preprocessing(image_size=(6, 8), channels=3)
+    dataset = made(test_images=images, test_labels=np.arange(5) % 2, preprocessing=settings)
+    assert dataset.train.images.shape[1:] == dataset.test.images.shape[1:] == (6, 8, 3)
 
 
 def test_splits_of_two_sizes_are_refused():
