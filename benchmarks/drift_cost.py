@@ -18,7 +18,7 @@ from typing import Any
 from scoring import write_input
 
 import nnbuild
-from nnbuild.scoring import rows as scoring_rows
+from nnbuild.scoring import batch as scoring_batch
 
 
 def time_job(source: Path, root: Path, *, with_counts: bool) -> float:
@@ -30,7 +30,7 @@ def time_job(source: Path, root: Path, *, with_counts: bool) -> float:
         with_counts: Whether every batch is counted; if not, the counts of the first batch are
             returned for all of them.
     """
-    real = scoring_rows.counted
+    real = scoring_batch.counted
     if not with_counts:
         first: list[object] = []
 
@@ -38,13 +38,13 @@ def time_job(source: Path, root: Path, *, with_counts: bool) -> float:
             first.extend([] if first else [real(*arguments)])
             return first[0]
 
-        scoring_rows.counted = once
+        scoring_batch.counted = once
     try:
         start_time = time.process_time()
         nnbuild.score(nnbuild.ScoreConfig(input=str(source)), root)
         return time.process_time() - start_time
     finally:
-        scoring_rows.counted = real
+        scoring_batch.counted = real
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from nnbuild.data.formats import open_stream
 from nnbuild.data.streams import Batch, StreamOptions
 from nnbuild.engines import OnnxEngine
 from nnbuild.logits import check_logits
+from nnbuild.scoring.batch import counted
 from nnbuild.scoring.row_writer import ROW_GROUP, parquet_writer
-from nnbuild.scoring.rows import counted
 from nnbuild.scoring.table import probability_table
 from nnbuild.store.filesystem import file_digest, fsync_file
 

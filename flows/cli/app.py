@@ -90,18 +90,16 @@ def require_runner(runner: str, address: str | None) -> None:
     """Refuse a Dask runner without an address, and an address without a Dask runner.
 
     Raises:
-        ConfigError: One of the two options is missing, or the address is none.
+        ConfigError: One of the two options is missing, or the address is invalid.
     """
-    if (runner == "dask") != (address is not None):
-        from nnbuild.errors import ConfigError
+    from nnbuild.errors import ConfigError
 
+    if (runner == "dask") != (address is not None):
         raise ConfigError(
             "--runner dask and --address tcp://HOST:PORT go together; give both or neither "
             "(start a cluster with `dask scheduler`)"
         )
     if address is not None and not re.fullmatch(r"([a-z]+://)?[^\s/]+:\d+", address):
-        from nnbuild.errors import ConfigError
-
         raise ConfigError(f"--address {address!r}; expected a Dask scheduler, tcp://HOST:PORT")
 
 

@@ -139,21 +139,21 @@ def require_valid_file(settings: Mapping[str, Any], path: Path) -> None:
     try:
         RunConfig.model_validate(settings)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        if certain := [each for each in found if each["type"] not in _BY_VALIDATORS]:
-            raise _as_config_error(certain, path) from error
+        errors = error.errors(include_url=False)
+        if own := [each for each in errors if each["type"] not in _BY_VALIDATORS]:
+            raise _as_config_error(own, path) from error
 
 
-def _as_config_error(found: Sequence[Any], path: Path | None) -> ConfigError:
-    """Return the error for what pydantic has found."""
-    first = found[0]
+def _as_config_error(errors: Sequence[Any], path: Path | None) -> ConfigError:
+    """Return one error for those of pydantic, with the first of them."""
+    first = errors[0]
     keys = [str(key) for key in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _fields_at(keys[:-1])
         message = f"unknown key {'.'.join(keys)!r}; {_remedy(keys, known)}"
     else:
         message = f"{'.'.join(keys)} is {_shown(first['input'])}, {as_clause(first['msg'])}"
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ConfigError(f"{_place(path, keys)}{message}{more}")
 
 

@@ -74,14 +74,13 @@ def days_at(
         DataError: A folder cannot be listed, or has a pipe, a socket or a device.
         StoreError: A URL cannot be opened.
     """
-    pattern = absolute(pattern)
+    pattern, metadata = absolute(pattern), options.metadata
     found = {}
     with os_errors_as_store_errors(f"list {pattern}"):
         for address, path in _candidates(pattern):
             day = day_of_address(pattern, address)
             if day is None or day > last or (first is not None and day < first):
                 continue
-            metadata = options.metadata
             about = None if metadata is None else Path(address_of_day(str(metadata), day))
             if (digest := _fingerprint(path, about, options)) is not None:
                 found[day] = SourceDay(day, address, path, digest, about)

@@ -127,7 +127,7 @@ def open_picture(
 
     Raises:
         DataError: The picture is damaged, too large, or of another format; also in place of any
-            error that the block raises, but a `DataError`.
+            error that the block raises, but a `DataError` or a `MemoryError`.
     """
     try:
         if payload.startswith(_HEAD[:8]):

@@ -144,8 +144,23 @@ def is_local(path: Any) -> bool:
     return isinstance(path, Path)
 
 
-def unreachable(file: File) -> StoreError | None:
-    """Return the error to raise if a listed file is missing with its disk or server.
+def outage_of(file: File, error: Exception) -> StoreError | None:
+    """Return the error to raise if a listed file cannot be read because of the machine.
+
+    Args:
+        file: The file.
+        error: What reading it raised.
+
+    Returns:
+        None if the file itself is damaged, not accessible or deleted.
+    """
+    if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError):
+        return _unreachable(file)
+    return archives.outage(error, file)
+
+
+def _unreachable(file: File) -> StoreError | None:
+    """Return the error to raise if a file is missing with its disk or server.
 
     Returns:
         None if it was deleted: the folder that was listed is there, or its server says so.
@@ -160,11 +175,12 @@ def unreachable(file: File) -> StoreError | None:
         except Exception as error:  # noqa: BLE001  (each client has errors of its own)
             return as_store_error(f"read {file}", error)
         return StoreError(f"cannot read {file}: its server did not answer for a moment")
-    listed = path.parents[len(PurePosixPath(file.name).parts) - 1]  # an empty one is not mounted
-    with suppress(OSError), os.scandir(listed) as entries:
+    root = path.parents[len(PurePosixPath(file.name).parts) - 1]
+    with suppress(OSError), os.scandir(root) as entries:
         if next(entries, None) is not None:
             return None
-    return StoreError(f"{listed}: missing or empty since it was listed; bring the disk back")
+    # Where nothing is mounted, the folder is empty.
+    return StoreError(f"{root}: missing or empty since it was listed; bring the disk back")
 
 
 def path_exists(path: Path | str) -> bool:

@@ -189,8 +189,8 @@ def fingerprint_of_source(
     if metadata is not None:
         state = fingerprint(metadata) if metadata.is_file() else None  # an error when it is read
         digest = hashlib.sha256(f"{digest} {state}".encode()).hexdigest()
-    if named := _named_files(path, image_column):
-        states = states_of([str(each) for each in named])
+    if pictures := _named_files(path, image_column):
+        states = states_of([str(each) for each in pictures])
         digest = hashlib.sha256(f"{digest} {states.digest}".encode()).hexdigest()
     return digest
 

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +15,8 @@ from nnbuild.data import archives, pixel_scale
 from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
 from nnbuild.data.file_states import FileStates
-from nnbuild.data.file_tree import File, files_as_json, unreachable
+from nnbuild.data.file_tree import File, files_as_json, outage_of
+from nnbuild.data.parquet import errors_as_data_errors
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
     PARQUET,
@@ -217,12 +217,8 @@ class ParquetStream:
             try:
                 batch = next(position.batches, None)
                 reason = f"the row group ends after {position.done} of its {chunk.rows} rows"
-            except (DataError, *_BROKEN) as error:
-                batch, reason = None, self._why_unreadable(error, self._files[chunk.file])
-            except Exception as error:
-                if (problem := archives.outage(error, self._files[chunk.file])) is not None:
-                    raise problem from error
-                raise
+            except Exception as error:  # noqa: BLE001  (raised again unless the file is bad)
+                batch, reason = None, _why_unreadable(error, self._files[chunk.file])
             if batch is None:
                 if is_wanted:
                     yield self._reject(chunk, first, left, reason)
@@ -232,25 +228,6 @@ class ParquetStream:
                 yield from self._rows(batch, chunk, first)
             position.done += len(batch)
         self._position = position
-
-    @staticmethod
-    def _why_unreadable(error: Exception, file: File) -> str:
-        """Return why a file that was listed cannot be read.
-
-        Raises:
-            StoreError: It is not the fault of the file.
-        """
-        missing = isinstance(error, FileNotFoundError) or isinstance(
-            error.__cause__, FileNotFoundError
-        )
-        problem = unreachable(file) if missing else archives.outage(error, file)
-        if problem is not None:
-            raise problem from error
-        if missing:
-            return "no such file"
-        if isinstance(error, DataError):
-            return str(error).removeprefix(f"{file}: ")
-        return f"not readable as Parquet ({archives.reason_of(error)[:200]})"
 
     def _position_before(self, part: Rows, chunk: InputChunk, batch_rows: int) -> _Position:
         """Return where to continue: in the row group that was read last, or at the beginning."""
@@ -364,7 +341,7 @@ class ParquetStream:
         if not self._layout_of(number).reader.is_float:
             return float(pixel_scale.WHITE)
         path = self._files[number].path
-        with _read_errors_as_data_errors(path), _open(path) as file:
+        with errors_as_data_errors(path), _open(path) as file:
             if _is_unit_by_statistics(file, self._layout_of(number).image):
                 return 1.0
             return pixel_scale.white_of_floats(self._floats(file, number), path)
@@ -501,6 +478,24 @@ class ParquetStream:
         return None
 
 
+def _why_unreadable(error: Exception, file: File) -> str:
+    """Return why a file that was listed cannot be read.
+
+    Raises:
+        StoreError: It is not the fault of the file.
+        Exception: Any other error than those of a bad file, as it was raised.
+    """
+    if (problem := outage_of(file, error)) is not None:
+        raise problem from error
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, DataError):  # it cannot be opened
+        return str(error).removeprefix(f"{file}: ")
+    if not isinstance(error, _BROKEN):
+        raise error
+    return f"not readable as Parquet ({archives.reason_of(error)[:200]})"
+
+
 def _without_view(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.string()
@@ -556,7 +551,7 @@ def _version(path: Any) -> tuple[int, str]:
 
 def _footer(path: Any) -> tuple[pa.Schema, pq.FileMetaData]:
     """Return the schema and the metadata of a file."""
-    with _read_errors_as_data_errors(path), _open(path) as file:
+    with errors_as_data_errors(path), _open(path) as file:
         return file.schema_arrow, file.metadata
 
 
@@ -566,16 +561,3 @@ def _open(path: Any) -> pq.ParquetFile:
     archives.require_regular(path)
     # Otherwise a row group is loaded completely before its first rows are read.
     return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-
-
-@contextmanager
-def _read_errors_as_data_errors(path: Any) -> Iterator[None]:
-    try:
-        yield
-    except _BROKEN as error:
-        if (problem := archives.outage(error, path)) is not None:
-            raise problem from error
-        reason = archives.reason_of(error)[:200]
-        raise DataError(
-            f"{path}: not readable as Parquet ({reason}); download or write it again"
-        ) from error

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nnbuild.data import decoding, preprocessing
 from nnbuild.data.file_states import FileStates, states_of
-from nnbuild.data.file_tree import File, files_as_json, names_of, suffixes_of, unreachable
+from nnbuild.data.file_tree import File, files_as_json, names_of, outage_of, suffixes_of
 from nnbuild.data.preprocessing import expected_suffixes, is_picture, not_a_picture
 from nnbuild.data.streams import (
     PICTURE_COLUMNS,
@@ -147,10 +147,8 @@ class PictureStream:
         except (MemoryError, StoreError):  # not the fault of the picture
             raise
         except DataError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                problem = unreachable(file)
-                if problem is not None:
-                    raise problem from error
+            if (problem := outage_of(file, error)) is not None:
+                raise problem from error
             reason = str(error).removeprefix(f"{path}: ")
         except Exception as error:  # noqa: BLE001  (decoders raise errors of any type)
             reason = f"not decodable ({type(error).__name__}: {one_line(error)[:200]})"

@@ -18,14 +18,16 @@ def require_backbone(model: keras.Model, epochs: int) -> None:
         ConfigError: No layer of the network is a model with weights to train, or all weights are
             in such layers.
     """
-    if epochs and not any(each.trainable_variables for each in _inner_models(model)):
+    if not epochs:
+        return
+    if not any(each.trainable_variables for each in _inner_models(model)):
         raise ConfigError(
             f"training.freeze_epochs {epochs} has no effect on model {model.name!r}: none of its "
             "layers is a model with weights to train; call the backbone as a layer, "
             "features = backbone(pixels), or remove freeze_epochs"
         )
     with frozen_backbone(model):
-        if epochs and not model.trainable_variables:
+        if not model.trainable_variables:
             raise ConfigError(
                 f"training.freeze_epochs {epochs} leaves nothing to train: all weights of model "
                 f"{model.name!r} are in the model inside it; add the head outside of the backbone, "

@@ -178,8 +178,8 @@ def source_fingerprint(config: DatasetConfig) -> str | None:
 
     The pictures that a table at the path names, and the file of `dataset.metadata`, count too.
 
-    Computing it takes milliseconds. If it has not changed, neither has the dataset. It is also None
-    for a missing path, for which reading the data gives a better error.
+    It looks at each file, and reads none but a table of paths. If the digest is the same, so is the
+    dataset. It is also None for a missing path, for which reading the data gives a better error.
     """
     if config.name in NAMES or not path_exists(config.name):
         return None

@@ -67,7 +67,7 @@ def memory_left(root: Path = ROOT) -> int | None:
         root: Folder with `proc/` and the mounted control groups.
 
     Returns:
-        The smallest difference in the groups of the process, or None if there is no limit.
+        The smallest difference in the groups of the process, or None if it is unlimited.
     """
     left = [*_limits(root, None, _left_v2), *_limits(root, "memory", _left_v1)]
     return int(min(left)) if left else None

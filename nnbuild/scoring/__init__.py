@@ -5,7 +5,7 @@
 
 `scorer.score` runs one job, `days.backfill` one job for each day of a range. The shards of a job
 are made in this process (`shards.py`), in processes that share the cores (`processes.py`), or on a
-cluster (`dask.py`); the bytes are the same. `rows.py` scores a batch, `row_writer.py` writes it.
+cluster (`dask.py`); the bytes are the same. `batch.py` scores a batch, `row_writer.py` writes it.
 """
 
 from typing import TYPE_CHECKING, Any

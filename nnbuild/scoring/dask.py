@@ -19,6 +19,7 @@ from nnbuild.errors import ConfigError, Interrupted, RunError, StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import deferred_signals
+from nnbuild.scoring.batch import ShardContext
 from nnbuild.scoring.job import (
     Job,
     job_engine,
@@ -28,7 +29,6 @@ from nnbuild.scoring.job import (
     shards_of,
     staging,
 )
-from nnbuild.scoring.rows import ShardContext
 from nnbuild.scoring.shards import Shard, make_shards
 from nnbuild.store import Store, presence
 from nnbuild.store.filesystem import make_durable_dir

@@ -32,9 +32,9 @@ from nnbuild.runtime import environment, fault_injection
 from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import interrupted, request_to_stop, sigterm_as_exception
 from nnbuild.scoring import claims, outputs
+from nnbuild.scoring.batch import ShadowContext, ShardContext
 from nnbuild.scoring.config import NEWEST, ScoreConfig
 from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
-from nnbuild.scoring.rows import ShadowContext, ShardContext
 from nnbuild.scoring.selection import parse_filter, require_known_types
 from nnbuild.scoring.shadow import PairedEngine, resolve_shadow, shadow_schema
 from nnbuild.scoring.shards import (

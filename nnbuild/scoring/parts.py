@@ -16,8 +16,8 @@ from nnbuild.data.file_states import FileStates
 from nnbuild.data.streams import InputChunk, RejectedRows
 from nnbuild.engines import Engine
 from nnbuild.evaluation.drift import Summary
+from nnbuild.scoring.batch import ScoredRows, ShardContext, infer, require_quarantine, scored_rows
 from nnbuild.scoring.pieces import Piece, read_part
-from nnbuild.scoring.rows import ScoredRows, ShardContext, infer, require_quarantine, scored_rows
 from nnbuild.scoring.shards import Shard, write_shard
 
 

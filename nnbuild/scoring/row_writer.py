@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnbuild.evaluation.drift import Summary
-from nnbuild.scoring.rows import ScoredRows
+from nnbuild.scoring.batch import ScoredRows
 
 ROW_GROUP = 65_536
 

@@ -17,9 +17,9 @@ from nnbuild.engines import Engine, Logits
 from nnbuild.errors import StoreError
 from nnbuild.runtime import fault_injection
 from nnbuild.runtime.threads import prefetch
+from nnbuild.scoring.batch import ScoredRows, ShardContext, infer, require_quarantine, scored_rows
 from nnbuild.scoring.pieces import read_part, split_shard
 from nnbuild.scoring.row_writer import RowWriter, parquet_writer
-from nnbuild.scoring.rows import ScoredRows, ShardContext, infer, require_quarantine, scored_rows
 from nnbuild.store.filesystem import (
     atomic_write,
     file_digest,

@@ -17,7 +17,7 @@ from nnbuild.store import presence
 from nnbuild.store.filesystem import os_errors_as_store_errors
 
 _LOCK_FILE = "lock"
-# Testing a lock takes it for an instant, so who finds it taken tries again.
+# Testing a lock takes it for an instant, so a process that finds it taken tries again.
 _TRIES = 4
 _SECONDS_BETWEEN_TRIES = 0.02
 _MAX_LOST_FOLDERS = 1000  # in a row; some file systems create no file in an existing folder
@@ -75,7 +75,7 @@ def lock(folder: Path) -> Iterator[None]:
     with os_errors_as_store_errors(f"lock {path}"):
         file = path.open("a+b")
     with file:
-        if not _is_locked(file):
+        if not _try_to_lock(file):
             raise LockedError(
                 f"{_described(folder)} is held by {_holder(path).process}; wait for it, or stop "
                 "it and resume again"
@@ -87,7 +87,7 @@ def lock(folder: Path) -> Iterator[None]:
             yield
 
 
-def _is_locked(file: BinaryIO) -> bool:
+def _try_to_lock(file: BinaryIO) -> bool:
     """Lock an open file, and return whether it succeeded; otherwise another process holds it."""
     for left in reversed(range(_TRIES)):
         try:
@@ -195,7 +195,7 @@ def _locked_file(path: Path) -> tuple[BinaryIO | None, list[Path]]:
             continue
         with ExitStack() as stack:
             stack.enter_context(file)
-            if not _is_locked(file):
+            if not _try_to_lock(file):
                 return None, []
             if _is_at(path, file):  # otherwise its last holder has just removed it
                 stack.pop_all()

@@ -20,8 +20,9 @@ def shift(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def affine(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Turn each image by up to 12°, scale by 12 %, shear by 0.15, and shift by a tenth of its size.
+    """Turn, scale, shear and shift each image by a random amount.
 
+    It is turned by up to 12°, scaled by 12 %, sheared by 0.15 and shifted by a tenth of its size.
     The margin is 0.
     """
     shape = tf.shape(images)
