@@ -165,7 +165,9 @@ def score(
             "ONNX model."
         ),
     ] = "auto",
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images per batch.")] = 4096,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Images per batch; fewer if they are large.")
+    ] = 4096,
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", help="Cores to use.", show_default="number of processors"),

@@ -22,6 +22,7 @@ from nnbuild.data.streams import (
     StreamOptions,
     batches_in,
     equal_chunks,
+    raw_batch_rows,
     raw_part_rows,
     require_known_columns,
 )
@@ -50,7 +51,7 @@ class ArrayStream:
         self._address = address
         self._white = pixel_scale.white_of(shaped, address, options.pixel_max)
         self._images = pixel_scale.to_uint8(shaped, self._white, address)
-        self._settings = options.preprocessing
+        self._settings, self._shape = options.preprocessing, options.shape
         example = fit_images(self._images[:1], self._settings)
         if example.shape[1:] != options.shape and (len(example) or self._settings is None):
             raise DataError(
@@ -90,6 +91,7 @@ class ArrayStream:
         self, chunk: InputChunk, batch_rows: int, rows: Rows | None = None
     ) -> Iterator[Batch | RejectedRows]:
         """Yield the images of a chunk."""
+        batch_rows = raw_batch_rows(batch_rows, self._shape)
         for start, stop in batches_in(chunk, batch_rows, rows):
             yield Batch(
                 fit_images(np.asarray(self._images[start:stop]), self._settings),
@@ -103,7 +105,7 @@ class ArrayStream:
 
     def part_rows(self, batch_rows: int) -> int:
         """Return some thousand rows, in whole batches."""
-        return raw_part_rows(batch_rows)
+        return raw_part_rows(batch_rows, self._shape)
 
     def index(self) -> None:
         """Return nothing: the images are read again."""

@@ -29,6 +29,7 @@ from nnbuild.data.streams import (
     StreamOptions,
     picture_part_rows,
     pictures_per_batch,
+    raw_batch_rows,
     raw_part_rows,
 )
 from nnbuild.errors import DataError, StoreError, suggestion
@@ -125,7 +126,7 @@ class ParquetStream:
         """Return some thousand rows in whole batches, or the pictures of some batches."""
         if any(self._decodes):
             return picture_part_rows(batch_rows, self._shape)
-        return raw_part_rows(batch_rows)
+        return raw_part_rows(batch_rows, self._shape)
 
     def index(self) -> dict[str, Any]:
         """Return the files, what the footers say about them, and the schema of the first."""
@@ -209,6 +210,8 @@ class ParquetStream:
         """
         if self._decodes[chunk.file]:
             batch_rows = min(batch_rows, pictures_per_batch(self._shape))
+        else:
+            batch_rows = raw_batch_rows(batch_rows, self._shape)
         part = rows or Rows(0, chunk.rows)
         position, self._position = self._position_before(part, chunk, batch_rows), None
         while position.done < part.stop:
@@ -512,11 +515,15 @@ def class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedAr
     if image_columns.is_text(labels.type):
         texts = pc.utf8_normalize(labels.cast(pa.string()), "NFC")
         return pc.index_in(texts, value_set=pa.array(names, pa.string())).cast(pa.int16())
-    numbers = labels.cast(pa.int64(), safe=False)  # larger values become negative
     if names and all(name.isdecimal() and name.isascii() for name in names):
         values = [int(name) for name in names]
         if values != list(range(len(values))) and max(values) <= _MAX_ID:
+            numbers = labels.cast(pa.int64(), safe=False)
             return pc.index_in(numbers, value_set=pa.array(values, pa.int64())).cast(pa.int16())
+    bounds = pc.min_max(labels).as_py()
+    if (bounds["min"] or 0) >= 0 and (bounds["max"] or 0) <= _MAX_LABEL:  # as a rule
+        return labels if labels.type == pa.int16() else labels.cast(pa.int16())
+    numbers = labels.cast(pa.int64(), safe=False)  # larger values become negative
     known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MAX_LABEL))
     return pc.if_else(known, numbers, pa.scalar(None, pa.int64())).cast(pa.int16())
 

@@ -33,6 +33,8 @@ PICTURES_PER_BATCH = 512
 """Maximum number of pictures in a batch, most of whose time is decoding, which cores share."""
 _FEW_PICTURES, _BATCH_VALUES = 32, 1 << 19
 _PART_ROWS, _PART_VALUES = 8192, 1 << 22
+_RAW_PART_VALUES = 1 << 23
+_RAW_BATCH_VALUES = 5 << 19  # Arrow holds two batches: the last one while it reads the next
 PICTURES, PARQUET = "pictures", "Parquet"  # formats of an index
 _MAX_FILES_RECORDED = 1000
 
@@ -248,9 +250,29 @@ def complete_identity(identity: list[list[Any]], states: FileStates) -> list[lis
     return [[f"{states.files} pictures", states.bytes, states.digest]]
 
 
-def raw_part_rows(batch_rows: int) -> int:
-    """Return the rows of a part whose images are not decoded: some thousand, in whole batches."""
-    return batch_rows * max(1, round(_PART_ROWS / batch_rows))
+def raw_part_rows(batch_rows: int, shape: tuple[int, int, int]) -> int:
+    """Return the rows of a part whose images are not decoded: some batches, fewer if large.
+
+    Args:
+        batch_rows: Maximum number of rows in a batch.
+        shape: Height, width and channels of the network's images.
+    """
+    batch = raw_batch_rows(batch_rows, shape)
+    rows = min(_PART_ROWS, _RAW_PART_VALUES // math.prod(shape))
+    return batch * max(1, round(rows / batch))
+
+
+def raw_batch_rows(batch_rows: int, shape: tuple[int, int, int]) -> int:
+    """Return the rows of a batch whose images are not decoded: fewer if the images are large.
+
+    Args:
+        batch_rows: Maximum number of rows in a batch.
+        shape: Height, width and channels of the network's images.
+    """
+    fitting = max(_FEW_PICTURES, _RAW_BATCH_VALUES // math.prod(shape))
+    step = PICTURES_PER_BATCH if fitting >= PICTURES_PER_BATCH else _FEW_PICTURES
+    # A multiple of the images of most calls of ONNX Runtime, so that few calls are smaller.
+    return min(batch_rows, fitting // step * step)
 
 
 def picture_part_rows(batch_rows: int, shape: tuple[int, int, int]) -> int:

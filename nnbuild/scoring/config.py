@@ -111,7 +111,12 @@ class ScoreConfig(Section):
             "Inference engine; auto: ONNX Runtime, or Keras if the run was not exported to ONNX"
         ),
     )
-    batch_size: int = Field(4096, ge=1, le=1_000_000, description="Images per batch")
+    batch_size: int = Field(
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Maximum number of images in a batch; fewer if they are large",
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="Cores to use; all processors if null"
     )
