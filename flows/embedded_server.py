@@ -34,7 +34,8 @@ SECONDS_TO_START = 180.0
 SECONDS_TO_ANSWER = 10.0
 """Time for a configured server to answer a request. One that refuses may be starting."""
 SECONDS_TO_ANSWER_AT_STOP = 2.0
-SECONDS_TO_STOP = 5.0
+SECONDS_TO_STOP = 20.0
+"""More than `server_process.SECONDS_TO_SHUT_DOWN`, after which the server ends by itself."""
 _SECONDS_BETWEEN_TRIES = 0.5
 _CLIENT_SETTINGS = {
     "PREFECT_CLIENT_MAX_RETRIES": "3",  # loopback has no outages

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import uvicorn
 
-SECONDS_TO_SHUT_DOWN = 3.0
+SECONDS_TO_SHUT_DOWN = 15.0
+"""Storing the last events takes 0.3 s, and more than 3 s on a very busy machine."""
 LIBRARIES = (
     "uvicorn",
     "fastapi",
