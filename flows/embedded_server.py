@@ -365,6 +365,8 @@ def server_problem(seconds: float, *, starting: bool = False) -> str | None:
     thread = threading.Thread(target=copy_context().run, args=(ask,), daemon=True)
     thread.start()
     thread.join(seconds)
+    if failures:  # it is about to end; at the interpreter's exit it could abort the process
+        thread.join(SECONDS_TO_ANSWER_AT_STOP)
     if results:
         return results[0]
     # On a busy machine the last attempt can exceed the limit; an earlier one knows the reason.

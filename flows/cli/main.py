@@ -1,5 +1,6 @@
 """Entry point of `nnbuild`: run a command, print an error in one line, exit with its code."""
 
+import atexit
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ _MAX_VALUE_CHARACTERS = 60
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; a mistake of the user prints one line on stderr."""
+    codes: list[int] = []
+    atexit.register(_end_process, codes)  # registered first, so it runs last
     # What we start must not import what happens to be in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -28,7 +31,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code > _SIGNALLED and _is_scoring():
         sys.stdout.flush()
         os._exit(code)
+    codes.append(code)
     sys.exit(code)
+
+
+def _end_process(codes: Sequence[int]) -> None:
+    """End the process with the code of its command, without the end of the interpreter.
+
+    That ends each daemon thread where it asks for Python's lock. In native code, such as that of
+    pydantic, the thread aborts the process instead (FATAL: exception not rethrown).
+
+    Args:
+        codes: The exit code of the command; empty if it has none.
+    """
+    if codes:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                stream.flush()
+        os._exit(codes[-1])
 
 
 def _is_scoring() -> bool:
