@@ -135,16 +135,17 @@ def _ingest(
     for path, day in paths:
         try:
             file = label_files.open_file(path, day, config)
-            if (earlier := known.get(file.digest)) == "":
+            earlier, first_seen = known.get(file.digest, (None, now))
+            if earlier == "":
                 continue
-            rows = label_files.read(file, config, now)
+            rows = label_files.read(file, config, first_seen)
         except DataError as error:  # the other files are added all the same
             problems.append(error)
             continue
         if earlier is not None:
             rows = rows.filter(pc.is_in(rows["source_row"], _quarantined(store, earlier, file)))
         total += Ingested(new_files=int(earlier is None))
-        known[file.digest] = ""
+        known[file.digest] = "", first_seen
         pending.append(_Pending(file._replace(content=b""), rows, is_new=earlier is None))
         if sum(len(each.rows) for each in pending) >= _SET_ROWS:
             total += _add(store, pending, staging, now)
@@ -166,15 +167,17 @@ class _Pending(NamedTuple):
     is_new: bool
 
 
-def _known_digests(store: Store) -> dict[str, str]:
-    """Return the ID of the set with the quarantined rows of each ingested file, by its digest.
+def _known_digests(store: Store) -> dict[str, tuple[str | None, datetime]]:
+    """Return for the digest of each ingested file its quarantined rows, and its first ingestion.
 
-    The ID is empty for a file without quarantined rows.
+    The rows are given by the ID of the set that has them, which is empty for no such rows.
     """
-    table = store.read_table("label_jobs", None, ["digest", "quarantined"])
-    return {
-        row["digest"]: row["label_id"] if row["quarantined"] else "" for row in table.to_pylist()
-    }
+    table = store.read_table("label_jobs", None, ["digest", "quarantined", "ingested_at"])
+    known: dict[str, tuple[str | None, datetime]] = {}
+    for row in table.to_pylist():
+        _, first_seen = known.get(row["digest"], ("", row["ingested_at"]))
+        known[row["digest"]] = row["label_id"] if row["quarantined"] else "", first_seen
+    return known
 
 
 def _quarantined(store: Store, label_id: str, file: LabelFile) -> pa.Array:
@@ -252,8 +255,9 @@ def _stage(
     }
     connection.register("files", pa.table(columns))
     labels = connection.sql(
-        "select example_id, example_key, owner as score_id, class as label, observed_at, "
-        "getvariable('now') as ingested_at, version, source, source_row "
+        "select example_id, example_key, owner as score_id, input_digest, class as label, "
+        "name as label_name, observed_at, getvariable('now') as ingested_at, version, "
+        "source, source_row "
         "from outcomes join files using (file) where reason is null order by arrival"
     ).to_arrow_table()
     if len(labels):

@@ -39,6 +39,7 @@ _ENDINGS = (".parquet", ".parq", ".csv", ".csv.gz")
 _PARQUET = b"PAR1"
 _GZIP = b"\x1f\x8b"
 _MAX_BYTES = 2**31
+_MAX_EXACT = 2.0**53  # up to which a float64 is one integer
 _DATE = re.compile(r"\{date(?::([^{}]*))?\}")
 _DIRECTIVE = re.compile(r"%.")
 _DIGITS = {"%Y": r"\d{4}", "%y": r"\d\d", "%m": r"\d\d?", "%d": r"\d\d?", "%j": r"\d{1,3}"}
@@ -322,7 +323,7 @@ def _ids(column: pa.ChunkedArray, name: str, where: str) -> tuple[Any, Any]:
     if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return pa.nulls(rows, pa.string()), column.cast(pa.int64())
     if pa.types.is_uint64(kind) or pa.types.is_floating(kind):  # pandas, if one is missing
-        return _whole(column.cast(pa.string())), pa.nulls(rows, pa.int64())
+        return _whole_texts(column), pa.nulls(rows, pa.int64())
     raise DataError(
         f"{where}: column {name!r} is {kind}, expected integers or texts that identify the images",
         setting="id_column",
@@ -348,8 +349,7 @@ def _label_texts(column: pa.ChunkedArray, name: str, where: str) -> Any:
     if pa.types.is_null(kind):
         return pa.nulls(len(column), pa.string())
     if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        texts = _whole(column.cast(pa.string()))
-        return pc.utf8_normalize(texts, "NFC")
+        return pc.utf8_normalize(_whole_texts(column), "NFC")
     raise DataError(
         f"{where}: column {name!r} is {kind}, expected class numbers or class names",
         setting="label_column",
@@ -357,8 +357,17 @@ def _label_texts(column: pa.ChunkedArray, name: str, where: str) -> Any:
     )
 
 
-def _whole(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return texts with whole floats as integers: pandas writes 7 as 7.0 if a value is missing."""
+def _whole_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts, with whole floats as integers: pandas makes 7 to 7.0 if a value is missing."""
+    if pa.types.is_floating(column.type):
+        floats = column.cast(pa.float64())
+        is_whole = pc.and_(
+            pc.equal(floats, pc.trunc(floats)), pc.less_equal(pc.abs(floats), _MAX_EXACT)
+        )
+        numbers = pc.if_else(is_whole, floats, pa.scalar(None, pa.float64())).cast(pa.int64())
+        # Arrow writes large floats as 1e+10.
+        column = pc.coalesce(numbers.cast(pa.string()), floats.cast(pa.string()))
+    texts = column.cast(pa.string())
     texts = pc.if_else(pc.equal(texts, "nan"), pa.scalar(None, pa.string()), texts)
     return pc.replace_substring_regex(texts, r"^(-?[0-9]+)\.0+$", r"\1")
 

@@ -11,10 +11,11 @@ from nnbuild.live.jobs import (
     ScoredInput,
     class_names,
     jobs_table,
+    place_labels,
     scored_inputs,
 )
 from nnbuild.store import Store
-from nnbuild.store.query_views import register_numbered
+from nnbuild.store.query_views import PART, register_numbered
 
 
 def match_labels(connection: Any, store: Store) -> None:
@@ -26,6 +27,7 @@ def match_labels(connection: Any, store: Store) -> None:
         store: Store with the scored rows and the labels so far, as the view `labels`.
     """
     _resolve(connection, store)
+    place_labels(connection)
     connection.execute(_OUTCOMES)
     connection.execute("drop table resolved")
 
@@ -87,9 +89,9 @@ def _hits(connection: Any, store: Store, jobs: Sequence[ScoredInput]) -> Iterato
             continue  # the jobs have no rows
         key = "i.key" if by_text else "i.number"
         select = (
-            f"select i.arrival, s.part as job, j.origin, {by_text} as by_text, "
+            f"select i.arrival, s.{PART} as job, j.origin, {by_text} as by_text, "
             f"{identifier in GLOBAL and 'i.asked is null'} as global "
-            f"from {view} s join jobs j on j.job = s.part join incoming i "
+            f"from {view} s join jobs j on j.job = s.{PART} join incoming i "
             f'on s."{column}" = {key} and '
         )
         if free:
@@ -108,9 +110,14 @@ def _class_table(lists: Sequence[tuple[str, ...]]) -> pa.Table:
         texts = {name: label for label, name in enumerate(names)}
         if any(not name.isdecimal() for name in names):
             texts = {str(label): label for label in range(len(names))} | texts
-        rows += [(number, text, label) for text, label in texts.items()]
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    kinds = {"class_list": pa.int32(), "text": pa.string(), "class": pa.int16()}
+        rows += [(number, text, label, names[label]) for text, label in texts.items()]
+    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+    kinds = {
+        "class_list": pa.int32(),
+        "text": pa.string(),
+        "class": pa.int16(),
+        "name": pa.string(),
+    }
     return pa.table(
         [pa.array(values, kind) for values, kind in zip(columns, kinds.values(), strict=True)],
         names=list(kinds),
@@ -122,10 +129,12 @@ _RESOLVED = """
 create table resolved as
 select i.*, m.by_text,
   case when not m.global then o.score_id end as owner,
+  case when not m.global then o.digest end as input_digest,
   case when m.by_text then null else i.number end as example_id,
   case when m.by_text then i.key end as example_key,
   coalesce(c.class, case when n.known is null
     and regexp_full_match(i.label, '[0-9]{1,4}') then i.label::smallint end) as class,
+  c.name,
   case
     when i.key is null and i.number is null then 'no ID'
     when i.label is null then 'no label'
@@ -151,21 +160,25 @@ _KEY = "owner, example_id, example_key"
 # Gives each row its version, and its effect on the label that counts.
 # `newest` is the latest time of observation of a label and those that arrived before it. A label
 # with this time counts from its arrival until another label has a time that is at least as late.
+# Classes are compared by name, since their numbers can differ between runs.
 _OUTCOMES = f"""
 create table outcomes as
 with known as (
-  select l.score_id as owner, l.example_id, l.example_key, count(*) as versions,
-    arg_max(l.label, {{'o': l.observed_at, 'v': l.version}}) as class,
+  select l.owner, l.example_id, l.example_key, count(*) as versions,
+    arg_max(coalesce(l.label_name, l.label::varchar), {{'o': l.observed_at, 'v': l.version}})
+      as class,
     max(l.observed_at) as observed_at
-  from labels l
-  where (coalesce(l.score_id, ''), coalesce(l.example_id, -1), coalesce(l.example_key, '')) in (
+  from placed l
+  where (l.found_by is null or l.owner is not null)
+    and (coalesce(l.owner, ''), coalesce(l.example_id, -1), coalesce(l.example_key, '')) in (
     select (coalesce(owner, ''), coalesce(example_id, -1), coalesce(example_key, ''))
     from resolved where reason is null)
   group by all
 ), every_label as (
   select -1 as arrival, {_KEY}, class, observed_at, versions from known
   union all
-  select arrival, {_KEY}, class, observed_at, 1 from resolved where reason is null
+  select arrival, {_KEY}, coalesce(name, class::varchar), observed_at, 1
+  from resolved where reason is null
 ), ordered as (
   select *, sum(versions) over arrivals as version, max(observed_at) over arrivals as newest
   from every_label window arrivals as (partition by {_KEY} order by arrival)

@@ -26,7 +26,7 @@ from nnbuild.live.jobs import (
 )
 from nnbuild.store import Store, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
-from nnbuild.store.query_views import quoted
+from nnbuild.store.query_views import PART, quoted
 
 Period = Literal["day", "week"]
 _ROUNDING = 1e-6  # error of confidence from stored float32 probabilities
@@ -34,11 +34,14 @@ _SMALLEST = 1.4e-45  # smallest positive float32, for probabilities that were ro
 
 
 class Arrivals(NamedTuple):
-    """Labelled rows of a run, in the order in which their labels arrived.
+    """Labelled examples of a run, in the order in which their labels arrived.
+
+    An example counts once, in the first job that scored it: a copy is no new evidence. Jobs with a
+    filter are left out, since it may have looked at the predictions.
 
     Attributes:
         days: Day on which the labels of each step arrived.
-        labelled: Number of labelled rows of each step.
+        labelled: Number of labelled examples of each step.
         correct: Number of them that were classified correctly.
     """
 
@@ -53,7 +56,7 @@ class Performance:
 
     Attributes:
         rows: Rows of the table `live`, with `run_id`, by run and period.
-        arrivals: Labelled rows of each run, by arrival and then by day of the images.
+        arrivals: Labelled examples of each run, by arrival and then by day of the images.
     """
 
     rows: list[dict[str, Any]]
@@ -77,11 +80,12 @@ def measure(store: Store, by: Period = "day", *, now: datetime | None = None) ->
         by: Length of a period: `day`, or `week` from Monday.
         now: Time of the computation, with a time zone; the current time by default.
     """
-    with _counted(store, None) as (connection, models):
+    with _counted(store, None) as (labelled_by, models, jobs):
         if not models:
             return Performance([], {})
-        by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall()
-        arrived = connection.execute(_ARRIVALS).fetchall()
+        by_bin = labelled_by.connection.execute(_BY_BIN.format(period=by)).fetchall()
+        queries = list(_arrival_queries(labelled_by, jobs))
+        arrived = labelled_by.connection.execute(_union(queries)).fetchall() if queries else []
     rows = [row for _, row in _rows(by_bin, models, by, now or datetime.now(UTC))]
     arrivals = {}
     for run_id, steps in groupby(arrived, key=lambda each: each[0]):
@@ -107,10 +111,11 @@ def measure_slices(
     Raises:
         InputError: No job has kept the column, or it has more than `MAX_VALUES` values.
     """
-    with _counted(store, column) as (connection, models):
+    with _counted(store, column) as (labelled, models, _):
         if models:
-            _require_few_values(connection, column)
-        by_bin = connection.execute(_BY_BIN.format(period=by)).fetchall() if models else []
+            _require_few_values(labelled.connection, column)
+        query = _BY_BIN.format(period=by)
+        by_bin = labelled.connection.execute(query).fetchall() if models else []
     if not by_bin:
         raise InputError(
             f"no scoring job has kept the column {column!r}; score with it in keep",
@@ -139,16 +144,18 @@ def _require_few_values(connection: Any, column: str) -> None:
 
 
 @contextmanager
-def _counted(store: Store, column: str | None) -> Iterator[tuple[Any, dict[str, _Model]]]:
-    """Yield a connection with the table `counts`, and the models; none if there is no job."""
+def _counted(
+    store: Store, column: str | None
+) -> Iterator[tuple[LabelledRows, dict[str, _Model], list[ScoredInput]]]:
+    """Yield the rows, with the table `counts`, the models, and their jobs; no model if no job."""
     jobs = scored_inputs(store)
     models = _models(store, jobs)
     known = [each for each in jobs if each.run_id in models]
     with labelled_rows(store, jobs) as labelled:
-        queries = list(_counts(labelled, known, models, column))
+        queries = _counts(labelled, known, models, column)
         if queries:
             labelled.connection.execute(f"create table counts as {' union all '.join(queries)}")
-        yield labelled.connection, models if queries else {}
+        yield labelled, models if queries else {}, known
 
 
 def _models(store: Store, jobs: Iterable[ScoredInput]) -> dict[str, _Model]:
@@ -176,26 +183,65 @@ def _counts(
     jobs: Iterable[ScoredInput],
     models: dict[str, _Model],
     sliced: str | None,
-) -> Iterator[str]:
-    """Yield a query for the jobs of each kind: counts and sums by job, confidence bin and arrival.
+) -> list[str]:
+    """Return a query for the jobs of each kind: counts and sums by job and confidence bin.
 
-    The temperature, the threshold and the number of classes are constants of a query, which is
-    several times faster than reading them from a table for each row.
+    There is none if a column is to be sliced by, and no job has kept it. The temperature, the
+    threshold and the number of classes are constants of a query, which is several times faster than
+    reading them from a table for each row.
     """
 
     def kind(job: ScoredInput) -> tuple[str, str, float]:
         return str(job.run_id), job.identifier, job.temperature
 
-    value = "null" if sliced is None else f"s.{quoted(sliced)}"
+    queries, is_known = [], sliced is None
     for (run_id, identifier, temperature), group in groupby(sorted(jobs, key=kind), key=kind):
         model = models[run_id]
-        columns = ["predicted", "log_prob", *_probabilities(model)]
-        if sliced is not None and sliced not in (ID_COLUMNS[identifier], *columns):
-            columns.append(sliced)
-        rows = labelled.rows("scores", group, identifier, columns)
+        columns, alike, value = (
+            ["predicted", "log_prob", *_probabilities(model)],
+            list(group),
+            "null",
+        )
+        rows = None
+        if sliced is not None:
+            own = [] if sliced in (ID_COLUMNS[identifier], *columns) else [sliced]
+            rows = labelled.rows("scores", alike, identifier, [*columns, *own])
+            value = "null" if rows is None else f"s.{quoted(sliced)}"
+            is_known |= rows is not None
+        rows = rows or labelled.rows("scores", alike, identifier, columns)
         if rows is not None:
             exponent = model_exponent(temperature, model.temperature)
-            yield _count_query(rows, model, exponent, value)
+            queries.append(_count_query(rows, model, exponent, value))
+    return queries if is_known else []
+
+
+def _arrival_queries(labelled: LabelledRows, jobs: Iterable[ScoredInput]) -> Iterator[str]:
+    """Yield a query for each run and kind of identifier: its examples by arrival and day."""
+
+    def kind(job: ScoredInput) -> tuple[str, str]:
+        return str(job.run_id), job.identifier
+
+    complete = sorted((each for each in jobs if each.complete), key=kind)
+    for (run_id, identifier), group in groupby(complete, key=kind):
+        rows = labelled.rows("scores", group, identifier, ["predicted"])
+        if rows is None:
+            continue
+        yield (
+            f"select '{run_id}' as run_id, arrived, day, count(*)::bigint, "
+            "count(*) filter (predicted = truth)::bigint "
+            f"from (select j.day, s.predicted, {rows.labels} "
+            f"from {rows.source} where truth is not null "
+            f"qualify row_number() over (partition by {rows.example} "
+            f"order by s.{PART}, s.predicted) = 1) group by arrived, day"
+        )
+
+
+def _union(queries: Sequence[str]) -> str:
+    """Return a query for the sums of the rows of some queries by their first three columns."""
+    return (
+        "select #1, #2, #3, sum(#4)::bigint, sum(#5)::bigint from ("
+        f"{' union all '.join(queries)}) group by all order by all"
+    )
 
 
 def model_exponent(job_temperature: float, run_temperature: float) -> float:
@@ -222,14 +268,14 @@ def _count_query(rows: Rows, model: _Model, exponent: float, value: str) -> str:
     )
     probabilities = ", ".join(f"s.{name}" for name in names)
     return (
-        f"select part, value, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, arrived, "
+        f"select part, value, least(ceil(calibrated * {BINS}), {BINS})::integer as bin, "
         "count(*) as n, sum(calibrated) as confidence, "
         f"count(*) filter ({above}) as above, {model.threshold is not None} as has_threshold, "
         "count(truth) as labelled, count(*) filter (truth = predicted) as correct, "
         f"sum(calibrated) filter (truth is not null) as confidence_labelled, sum({loss}) as loss "
         f"from (select *, exp({exponent!r} * log_prob) / total as calibrated from ("
-        f"select s.part, {value}::varchar as value, s.predicted, s.log_prob, {probabilities}, "
-        f"{total} as total, {rows.labels} from {rows.source})) group by all"
+        f"select s.{PART} as part, {value}::varchar as value, s.predicted, s.log_prob, "
+        f"{probabilities}, {total} as total, {rows.labels} from {rows.source})) group by all"
     )
 
 
@@ -238,12 +284,6 @@ select j.run_id, date_trunc('{period}', j.day)::date as start, c.value, c.bin, s
   sum(c.confidence), sum(c.above)::bigint, bool_and(c.has_threshold), sum(c.labelled)::bigint,
   sum(c.correct)::bigint, coalesce(sum(c.confidence_labelled), 0), coalesce(sum(c.loss), 0)
 from counts c join jobs j on j.job = c.part
-group by all order by all
-"""
-_ARRIVALS = """
-select j.run_id, c.arrived, j.day, sum(c.labelled)::bigint, sum(c.correct)::bigint
-from counts c join jobs j on j.job = c.part
-where c.arrived is not null
 group by all order by all
 """
 

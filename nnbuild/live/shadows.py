@@ -17,6 +17,7 @@ from nnbuild.evaluation.significance import mcnemar_test_of_counts
 from nnbuild.live.jobs import LabelledRows, ScoredInput, labelled_rows, scored_inputs
 from nnbuild.live.performance import Period, replace_rows
 from nnbuild.store import Store
+from nnbuild.store.query_views import PART
 
 TABLE = "live_shadows"
 
@@ -102,7 +103,7 @@ def _pair_queries(labelled: LabelledRows, jobs: Iterable[ScoredInput]) -> Iterat
             f"from (select j.origin, j.day, s.*, {rows.labels} "
             f"from {rows.source} where truth is not null "
             f"qualify row_number() over (partition by {rows.example} "
-            "order by s.part, s.predicted, s.champion_predicted) = 1) group by day"
+            f"order by s.{PART}, s.predicted, s.champion_predicted) = 1) group by day"
         )
 
 

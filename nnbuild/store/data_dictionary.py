@@ -137,7 +137,11 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "that is an integer.",
         "score_id": "Scoring job whose input the ID belongs to; null if the ID means the same "
         "example in every job.",
-        "label": "True class.",
+        "input_digest": "Digest of that job's input, as in `score_jobs`; null without a job, and "
+        "in labels of earlier versions.",
+        "label": "Number of the true class in the run that scored the newest job with this ID.",
+        "label_name": "Name of the true class, by which runs with other classes are compared with "
+        "it; null for the rows of a model file, and in labels of earlier versions.",
         "observed_at": "Time at which the label was observed. Of several labels the newest counts.",
         "ingested_at": "Time at which the label arrived in the store.",
         "version": "Number of the label among those of its example, from 1, by arrival; decides "

@@ -59,7 +59,8 @@ def register(
     return parts
 
 
-_FILE = "nnbuild: file"  # hardly the name of a column that a user carries through
+PART = '"nnbuild: part"'  # hardly the name of a column that a user carries through
+_FILE = "nnbuild: file"
 
 
 def register_numbered(
@@ -71,7 +72,7 @@ def register_numbered(
     alias: str,
     columns: Sequence[str],
 ) -> list[str]:
-    """Register the rows of some runs or jobs, with a number in the column `part` for each.
+    """Register the rows of some runs or jobs, with a number in the column `PART` for each.
 
     DuckDB reads local files itself, many times faster than through Arrow: the number of a file is
     one value for all of its rows, and its columns may differ from those of other files.
@@ -106,7 +107,8 @@ def register_numbered(
     connection.register(f"{alias} parts", table)
     selected = "".join(f"s.{quoted(each)}, " for each in found)
     connection.execute(
-        f"create temp view {alias} as select {selected}p.part from {source} s "
+        f"create temp view {alias} as select {selected}p.part as {PART} "
+        f"from {source} s "
         f'join "{alias} parts" p on p.key = s.{quoted(key)}'
     )
     return found
