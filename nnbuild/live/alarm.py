@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nnbuild.live.shadows import measure_shadows, paired_counts, write_shadows
 from nnbuild.store import Store, champion, schemas
 from nnbuild.store.filesystem import is_remote, make_durable_dir, write_bytes
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _TABLE = "live_alarms"
 
 
@@ -149,18 +150,21 @@ def record(store: Store, found: Sequence[Alarm], *, now: datetime) -> list[Alarm
     raised = []
     for alarm in found:
         events = _events(store, alarm.run_id)
-        if alarm.dropped == (events[-1:] == ["dropped"]):
+        last, at = events[-1] if events else ("recovered", _NEVER)
+        if alarm.dropped == (last == "dropped"):
             continue
-        _add(store, alarm, len(events), now)
+        # The newest event is the state, also if the clock was set back since the last one.
+        _add(store, alarm, len(events), max(now, at + timedelta(microseconds=1)))
         if alarm.dropped:
             raised.append(alarm)
     return raised
 
 
-def _events(store: Store, run_id: str) -> list[str]:
+def _events(store: Store, run_id: str) -> list[tuple[str, datetime]]:
+    """Return the events of a run's alarm with their times, oldest first."""
     table = store.read_table(_TABLE, None, ["event", "at"]).to_pylist()
     rows = sorted((row for row in table if row["run_id"] == run_id), key=lambda row: row["at"])
-    return [row["event"] for row in rows]
+    return [(row["event"], row["at"]) for row in rows]
 
 
 def _add(store: Store, alarm: Alarm, number: int, now: datetime) -> None:

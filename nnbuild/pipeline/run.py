@@ -16,6 +16,7 @@ from nnbuild.pipeline.promotion import revoke_decision
 from nnbuild.pipeline.registry import DECISION_STEPS, TRAINING_STEPS, Step
 from nnbuild.pipeline.step import has_checkpoints, is_fitted
 from nnbuild.runtime import environment
+from nnbuild.runtime.caller_state import caller_state
 from nnbuild.runtime.progress import ProgressCallback
 from nnbuild.runtime.signals import interrupted, request_to_stop, sigterm_as_exception
 from nnbuild.runtime.text import sanitize_lines
@@ -162,7 +163,7 @@ def run_context(run: Run) -> Iterator[None]:
     Raises:
         LockedError: Another process holds the run.
     """
-    with locks.lock(run.folder), sigterm_as_exception():
+    with locks.lock(run.folder), sigterm_as_exception(), caller_state():
         _ = run.config  # read before the store can disappear: the resume hint needs it
         try:
             yield

@@ -1,5 +1,6 @@
 """The alarm of the champion: raised once for each excursion, with the metrics, over all looks."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_alarm_is_raised_once_for_each_excursion(scored_store, tmp_path):
     labelled(store, tmp_path / "again.parquet", NOW + timedelta(days=9))
     assert watch(CONFIG, store.root, now=NOW + timedelta(days=9)).raised
     assert store.read_table("live")["labelled"].to_pylist() == [ROWS]
+
+
+def test_alarm_survives_a_clock_that_is_set_back(store):
+    dropped = alarm.Alarm(store.run_ids()[0], True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
+    recovered = replace(dropped, dropped=False)
+    raised = [
+        alarm.record(store, [found], now=NOW - timedelta(hours=number))
+        for number, found in enumerate([dropped, recovered, recovered, dropped, dropped])
+    ]
+    assert raised == [[dropped], [], [], [dropped], []]
+    table = store.read_table("live_alarms").sort_by("at")
+    assert table["event"].to_pylist() == ["dropped", "recovered", "dropped"]
 
 
 def test_corrected_label_keeps_the_day_of_the_first(scored_store, tmp_path):
