@@ -16,6 +16,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, Running
 from pydantic import Field
 
+from flows.concurrency_slot import keep_running_without_slot
 from nnbuild import pipeline
 from nnbuild.config.schema import RunConfig
 from nnbuild.data.days import dataset_name
@@ -36,6 +37,7 @@ FLOW_DEFAULTS: dict[str, Any] = {
 }
 """Settings of every flow. The store keeps the results, and Prefect would pickle them. Without a
 storage, each flow run would ask the server three times for the default one."""
+keep_running_without_slot()  # before the engine, which imports the flow, begins a run
 
 
 def retrain_name() -> str:
