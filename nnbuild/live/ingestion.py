@@ -135,7 +135,11 @@ def _ingest(
     for path, day in paths:
         try:
             file = label_files.open_file(path, day, config)
-            earlier, first_seen = known.get(file.digest, (None, now))
+            if file.digest in known and label_files.is_of_another_day(
+                file, known[file.digest].source, config
+            ):
+                file = label_files.with_digest_of_day(file)
+            earlier, first_seen, _ = known.get(file.digest, _Known(None, now, ""))
             if earlier == "":
                 continue
             rows = label_files.read(file, config, first_seen)
@@ -145,7 +149,7 @@ def _ingest(
         if earlier is not None:
             rows = rows.filter(pc.is_in(rows["source_row"], _quarantined(store, earlier, file)))
         total += Ingested(new_files=int(earlier is None))
-        known[file.digest] = "", first_seen
+        known[file.digest] = _Known("", first_seen, str(file.path))
         pending.append(_Pending(file._replace(content=b""), rows, is_new=earlier is None))
         if sum(len(each.rows) for each in pending) >= _SET_ROWS:
             total += _add(store, pending, staging, now)
@@ -167,16 +171,28 @@ class _Pending(NamedTuple):
     is_new: bool
 
 
-def _known_digests(store: Store) -> dict[str, tuple[str | None, datetime]]:
-    """Return for the digest of each ingested file its quarantined rows, and its first ingestion.
+class _Known(NamedTuple):
+    """A file that was ingested before.
 
-    The rows are given by the ID of the set that has them, which is empty for no such rows.
+    Attributes:
+        label_id: ID of the set with its quarantined rows; empty for no such rows.
+        first_seen: Time of its first ingestion.
+        source: Path that it had then.
     """
-    table = store.read_table("label_jobs", None, ["digest", "quarantined", "ingested_at"])
-    known: dict[str, tuple[str | None, datetime]] = {}
-    for row in table.to_pylist():
-        _, first_seen = known.get(row["digest"], ("", row["ingested_at"]))
-        known[row["digest"]] = row["label_id"] if row["quarantined"] else "", first_seen
+
+    label_id: str | None
+    first_seen: datetime
+    source: str
+
+
+def _known_digests(store: Store) -> dict[str, _Known]:
+    """Return the files that were ingested before, by digest."""
+    columns = ["digest", "quarantined", "ingested_at", "source"]
+    known: dict[str, _Known] = {}
+    for row in store.read_table("label_jobs", None, columns).to_pylist():
+        first = known.get(row["digest"], _Known("", row["ingested_at"], row["source"]))
+        label_id = row["label_id"] if row["quarantined"] else ""
+        known[row["digest"]] = first._replace(label_id=label_id)
     return known
 
 

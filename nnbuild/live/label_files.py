@@ -197,6 +197,18 @@ def open_file(path: Any, day: date | None, config: LabelConfig) -> LabelFile:
     return LabelFile(path, day, digest.hexdigest(), content)
 
 
+def is_of_another_day(file: LabelFile, source: str, config: LabelConfig) -> bool:
+    """Return whether a file has another day in its path than one with the same content."""
+    day = _day_in(source, config.input) if file.day is not None else None
+    return day is not None and day != file.day
+
+
+def with_digest_of_day(file: LabelFile) -> LabelFile:
+    """Return a file with a digest that its day is part of: two days can have the same labels."""
+    digest = hashlib.sha256(f"{file.digest} {file.day}".encode()).hexdigest()
+    return file._replace(digest=digest)
+
+
 def _content(path: Any) -> bytes:
     if not is_remote(path):
         return read_regular(path, _MAX_BYTES)

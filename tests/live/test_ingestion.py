@@ -82,6 +82,17 @@ def test_file_is_ingested_once_by_content(store, tmp_path):
     assert len(labels_of(store)) == ROWS + 2
 
 
+def test_days_with_equal_labels_are_all_observed(store, tmp_path):
+    job_with_ids(store, tmp_path)
+    for day, label in enumerate([0, 1, 0], start=1):
+        label_file(tmp_path / f"2026-11-0{day}.parquet", id=[1], label=[label])
+    address = tmp_path / "{date}.parquet"
+    assert counts(labelled(store, address, NOW)) == (1, 2, 0, 0)
+    assert labelled(store, address, NOW).rows == 0
+    newest = max(labels_of(store), key=lambda row: row["observed_at"])
+    assert (newest["label"], newest["observed_at"].day) == (0, 3)
+
+
 @pytest.mark.parametrize(
     "point",
     ["label:staged", "label:ready", "label:quarantine", "label:labels", "label:label_jobs"],
