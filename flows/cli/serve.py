@@ -213,6 +213,10 @@ def serve(
     )
     if retrain_on_drift and scoring is None:
         raise ConfigError("--retrain-on-drift needs scheduled scoring; give --score-input")
+    if retrain_on_drift:
+        plans.require_one_dataset(retraining, "--retrain-on-drift")
+    if retrain_on_loss:
+        plans.require_one_dataset(retraining, "--retrain-on-loss")
     labelling = plans.labelling_plan(
         label_input,
         label_settings or [],

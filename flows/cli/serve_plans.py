@@ -18,6 +18,7 @@ from flows.cli.serve_settings import (
     scoring_settings,
 )
 from flows.schedules import Plan
+from nnbuild.errors import ConfigError
 
 if TYPE_CHECKING:
     from nnbuild.config.schema import RunConfig
@@ -34,6 +35,10 @@ def retraining_plan(
 ) -> Plan:
     """Return the plan of the retraining.
 
+    The deployment's own parameters are for runs that no schedule planned. They are the settings of
+    the runs, in the timezone of the first schedule. A file of schedules without such settings gives
+    those of its first schedule.
+
     Args:
         config: Settings of the runs.
         schedules: Their schedules, which may have settings of their own under `config`.
@@ -45,12 +50,37 @@ def retraining_plan(
 
     base = scheduled_config(config)
     has_no_timezone = "timezone" not in config.dataset.model_fields_set
-    for each in schedules:
-        own = each.pop("config", {})
+
+    def complete(own: dict[str, Any], zone: str) -> Parameters:
         if has_no_timezone:  # the day of a run is that of its schedule
-            own = merge({"dataset": {"timezone": each.get("timezone", timezone)}}, own)
-        each["parameters"] = parameters | {"config": config_of_schedule(base, own, file)}
-    return Plan(schedules, parameters | {"config": base.model_dump(mode="json")})
+            own = merge({"dataset": {"timezone": zone}}, own)
+        return parameters | {"config": config_of_schedule(base, own, file)}
+
+    for each in schedules:
+        each["parameters"] = complete(each.pop("config", {}), each.get("timezone", timezone))
+    if file is not None and not config.model_fields_set:
+        return Plan(schedules, schedules[0]["parameters"])
+    return Plan(schedules, complete({}, schedules[0].get("timezone", timezone)))
+
+
+def require_one_dataset(plan: Plan, option: str) -> None:
+    """Refuse an automation for a retraining of several datasets: it starts runs of one.
+
+    Args:
+        plan: Plan of the retraining.
+        option: Option that asks for the automation, for the message.
+
+    Raises:
+        ConfigError: The runs of the plan have several datasets.
+    """
+    runs = [plan.parameters, *(each["parameters"] for each in plan.schedules)]
+    names = sorted({str(each["config"]["dataset"]["name"]) for each in runs})
+    if len(names) > 1:
+        raise ConfigError(
+            f"{option} retrains on one dataset, but --plan, --config and --set give several "
+            f"({', '.join(map(repr, names))}); give the same dataset.name to all of them, or leave "
+            f"out {option}"
+        )
 
 
 def scoring_plan(

@@ -227,6 +227,83 @@ def served(monkeypatch):
     return serve
 
 
+@pytest.fixture
+def plan_file(tmp_path):
+    """A plan of two schedules: the first one has a dataset and a timezone of its own."""
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        """
+        [[schedule]]
+        cron = "0 3 * * *"
+        timezone = "Pacific/Kiritimati"
+        config = { dataset = { name = "digits" }, model = { name = "tiny" } }
+        [[schedule]]
+        cron = "0 5 * * 0"
+        config = { model = { name = "fast" } }
+        """
+    )
+    return path
+
+
+def test_manual_run_of_a_plan_uses_its_first_schedule(served, tmp_path, plan_file):
+    retraining, _ = served(tmp_path, plan=plan_file)
+    first, _ = retraining.schedules
+    assert retraining.parameters == first["parameters"]
+    config = retraining.parameters["config"]
+    assert (config["dataset"]["name"], config["model"]["name"]) == ("digits", "tiny")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"interval": 60.0}, {"cron": ["0 3 * * *"]}],
+    ids=["default", "interval", "cron"],
+)
+def test_manual_run_gets_the_timezone_of_the_schedule(served, tmp_path, changes):
+    retraining, _ = served(tmp_path, timezone="Pacific/Kiritimati", **changes)
+    assert retraining.parameters["config"]["dataset"]["timezone"] == "Pacific/Kiritimati"
+    assert retraining.parameters == retraining.schedules[0]["parameters"]
+
+
+def test_timezone_of_the_dataset_takes_precedence(served, tmp_path, plan_file):
+    settings = ['dataset.timezone="Asia/Kathmandu"']
+    retraining, _ = served(tmp_path, plan=plan_file, settings=settings, timezone="Europe/Berlin")
+    runs = [retraining.parameters, *(each["parameters"] for each in retraining.schedules)]
+    assert {each["config"]["dataset"]["timezone"] for each in runs} == {"Asia/Kathmandu"}
+
+
+def test_manual_run_of_a_plan_uses_the_common_settings(served, tmp_path, plan_file):
+    retraining, _ = served(tmp_path, plan=plan_file, settings=["seed=5"])
+    assert [each["parameters"]["config"]["seed"] for each in retraining.schedules] == [5, 5]
+    config = retraining.parameters["config"]
+    assert (config["seed"], config["dataset"]["name"]) == (5, "mnist")
+    assert config["dataset"]["timezone"] == "Pacific/Kiritimati"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--retrain-on-drift", "--score-input", "in"],
+        ["--retrain-on-loss", "--label-input", "in"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_serve_refuses_to_answer_by_one_of_several_datasets(capfd, tmp_path, plan_file, arguments):
+    outcome = call(capfd, "serve", "--plan", plan_file, *arguments, "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert f"{arguments[0]} retrains on one dataset" in outcome.err
+    assert "('digits', 'mnist')" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_plan_of_one_dataset_may_retrain_on_drift(served, tmp_path, plan_file):
+    plan_file.write_text(
+        plan_file.read_text().replace("{ model", '{ dataset.name = "digits", model')
+    )
+    retraining, _ = served(tmp_path, plan=plan_file, retrain_on_drift=True, score_input="in")
+    runs = [retraining.parameters, *(each["parameters"] for each in retraining.schedules)]
+    assert {each["config"]["dataset"]["name"] for each in runs} == {"digits"}
+
+
 def test_scoring_gets_its_timezone(served, tmp_path):
     _, scores = served(tmp_path, timezone="Pacific/Kiritimati", score_input="in/date={date}")
     assert scores.parameters["timezone"] == "Pacific/Kiritimati"
