@@ -15,7 +15,6 @@ from flows.cli.serve_settings import (
     DEFAULT_LABEL_CRON,
     DEFAULT_PRUNE_CRON,
     DEFAULT_SCORE_CRON,
-    planned_schedules,
     retraining_schedules,
 )
 from flows.cli.settings import load_config
@@ -198,9 +197,7 @@ def serve(
         raise ConfigError(f"--timeout is {timeout}, expected a number of seconds")
     limits: dict[str, Any] = {"store": root, "timeout_seconds": timeout}
     given = load_config({}, config, settings or [])
-    schedules = (
-        planned_schedules(plan) if plan else retraining_schedules(cron or [], interval, timezone)
-    )
+    schedules = retraining_schedules(cron or [], interval, plan, timezone)
     retraining = plans.retraining_plan(
         given, schedules, timezone, limits | {"catch_up": catch_up, "unchanged": unchanged}, plan
     )

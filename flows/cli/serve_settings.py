@@ -60,16 +60,26 @@ def config_of_schedule(
     return scheduled_config(loading.parse_config(merged, plan)).model_dump(mode="json")
 
 
-def retraining_schedules(crons: list[str], interval: float | None, timezone: str) -> list[Schedule]:
-    """Return the schedules of the retraining: crons, or one interval.
+def retraining_schedules(
+    crons: list[str], interval: float | None, plan: Path | None, timezone: str
+) -> list[Schedule]:
+    """Return the schedules of the retraining: crons, one interval, or those of a plan.
 
     Raises:
-        ConfigError: Both are given, or one is invalid.
+        ConfigError: More than one of them is given, or one is invalid.
     """
     from flows.schedules import DEFAULT_CRON, interval_schedule
 
     if crons and interval is not None:
         raise ConfigError("--cron and --interval exclude each other; give one of them")
+    if plan is not None:
+        if crons or interval is not None:
+            option = "--cron" if crons else "--interval"
+            raise ConfigError(
+                f"{option} and --plan exclude each other; give one of them, or add a schedule to "
+                f"{plan}"
+            )
+        return planned_schedules(plan, timezone)
     if interval is not None:
         return [interval_schedule(interval)]
     return cron_schedules(crons or [DEFAULT_CRON], timezone, "cron")
@@ -84,21 +94,27 @@ def cron_schedules(crons: list[str], timezone: str, slug: str) -> list[Schedule]
     ]
 
 
-def planned_schedules(plan: Path) -> list[Schedule]:
+def planned_schedules(plan: Path, timezone: str) -> list[Schedule]:
     """Return the schedules of a plan, each with the `config` of its runs.
 
+    Args:
+        plan: File with the schedules.
+        timezone: Timezone of the schedules that have none.
+
     Raises:
-        ConfigError: A schedule is invalid; the message names it.
+        ConfigError: A schedule is invalid, and the message names it; or the timezone is unknown.
     """
+    from flows.schedules import require_timezone
     from nnbuild.config import loading
 
+    require_timezone(timezone)
     tables = loading.read_toml(plan).get("schedule")
     if not isinstance(tables, list) or not tables:
         raise ConfigError(
             f"{plan} has no [[schedule]]; write one for each schedule, with cron and config"
         )
     schedules = [
-        _planned_schedule(f"{plan}: schedule {number}", number, each)
+        _planned_schedule(f"{plan}: schedule {number}", number, each, timezone)
         for number, each in enumerate(tables, 1)
     ]
     names = [each["slug"] for each in schedules]
@@ -107,7 +123,7 @@ def planned_schedules(plan: Path) -> list[Schedule]:
     return schedules
 
 
-def _planned_schedule(place: str, number: int, table: Any) -> Schedule:
+def _planned_schedule(place: str, number: int, table: Any, timezone: str) -> Schedule:
     from flows.schedules import cron_schedule
 
     keys = sorted(table) if isinstance(table, dict) else table
@@ -115,7 +131,7 @@ def _planned_schedule(place: str, number: int, table: Any) -> Schedule:
         raise ConfigError(
             f"{place} has {keys}, expected cron and optionally name, timezone, config"
         )
-    texts = {"name": f"plan-{number}", "timezone": "UTC"} | table
+    texts = {"name": f"plan-{number}", "timezone": timezone} | table
     for key in ("cron", "name", "timezone"):
         if not isinstance(texts[key], str) or not texts[key]:
             raise ConfigError(f"{place}: {key} is {texts[key]!r}, expected a text")

@@ -279,6 +279,33 @@ def test_manual_run_of_a_plan_uses_the_common_settings(served, tmp_path, plan_fi
     assert config["dataset"]["timezone"] == "Pacific/Kiritimati"
 
 
+def test_timezone_is_that_of_planned_schedules_without_one(served, tmp_path, plan_file):
+    retraining, _ = served(tmp_path, plan=plan_file, timezone="Europe/Berlin")
+    zones = ["Pacific/Kiritimati", "Europe/Berlin"]
+    configs = [each["parameters"]["config"] for each in retraining.schedules]
+    assert [each["timezone"] for each in retraining.schedules] == zones
+    assert [each["dataset"]["timezone"] for each in configs] == zones
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--cron", "0 4 * * *"], "--cron and --plan exclude each other"),
+        (["--interval", "60"], "--interval and --plan exclude each other"),
+        (["--timezone", "Europe/Berlon"], "nnbuild: unknown timezone 'Europe/Berlon'"),
+    ],
+    ids=lambda argument: argument[0],
+)
+def test_serve_refuses_options_that_a_plan_would_ignore(
+    capfd, tmp_path, plan_file, arguments, says
+):
+    plan_file.write_text(plan_file.read_text().replace('5 * * 0"', "5 * * 0\"\ntimezone = 'UTC'"))
+    outcome = call(capfd, "serve", "--plan", plan_file, *arguments, "--store", tmp_path / "store")
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
