@@ -2,11 +2,12 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any
+from uuid import UUID
 
 from prefect import State, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
@@ -88,14 +89,15 @@ def serve_until_stopped(
     with get_client(sync_client=True) as client:
         _prepare_server(client, name, deployments, drift_of, loss_of)
     served = ", ".join(f"{each.flow_name}/{name}" for each in deployments)
+    runner = _Runner()
     try:
         # Until the event loop handles signals itself: an exception while it is being created would
         # be a traceback.
         with deferred_signals() as pending_signal:
             print_line(f"serving {served}; stop it by Ctrl-C")
-            received = asyncio.run(_serve(deployments, pending_signal))
+            received = asyncio.run(_serve(runner, deployments, pending_signal))
     finally:
-        _close_runs(name)
+        _close_runs(name, runner.stopped_runs)
     if received == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -122,12 +124,39 @@ def _prepare_server(
     automations.request_heartbeats(runs, flow_names)
 
 
+class _Runner(Runner):
+    """Runner of Prefect that records which flow runs it stops.
+
+    Attributes:
+        stopped_runs: IDs of the flow runs that it had taken from the queue, and that had not ended,
+            when it was stopped.
+    """
+
+    def __init__(self) -> None:
+        # Schedules are not paused at the end: runs that are due until the next start would be lost
+        # instead of late.
+        super().__init__(
+            pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT_SECONDS
+        )
+        self.stopped_runs: set[UUID] = set()
+
+    async def __aexit__(self, *error: object) -> None:
+        # The poller has the ID of a run from before it is pending until its process has ended; no
+        # public attribute has those of runs whose process is not there yet. By now the poller takes
+        # no more runs, and Prefect is about to stop those that it has.
+        self.stopped_runs = set(self._scheduled_run_poller._submitting_flow_run_ids)  # noqa: SLF001
+        await super().__aexit__(*error)
+
+
 async def _serve(
-    deployments: Sequence[RunnerDeployment], pending_signal: Callable[[], int | None]
+    runner: _Runner,
+    deployments: Sequence[RunnerDeployment],
+    pending_signal: Callable[[], int | None],
 ) -> int | None:
     """Start due runs until Ctrl-C or SIGTERM cancels this task.
 
     Args:
+        runner: Runner that starts them.
         deployments: Deployments to serve.
         pending_signal: Function that returns a signal that arrived before this task could handle
             signals, or None.
@@ -135,11 +164,6 @@ async def _serve(
     Returns:
         The number of the signal.
     """
-    # Schedules are not paused at the end: runs that are due until the next start would be lost
-    # instead of late.
-    runner = Runner(
-        pause_on_shutdown=False, limit=None, heartbeat_seconds=automations.HEARTBEAT_SECONDS
-    )
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     received: list[int] = []
 
@@ -220,16 +244,21 @@ def _require_answer(url: str) -> None:
         )
 
 
-def _close_runs(name: str) -> None:
+def _close_runs(name: str, stopped: Collection[UUID]) -> None:
     """Set a final state for the runs that this process stopped; Prefect's runner does not.
 
     A second SIGTERM does not interrupt it: the process is about to exit anyway.
+
+    Args:
+        name: Name of the deployments.
+        stopped: IDs of the runs that this process stopped. The other runs of the deployments belong
+            to another `serve` of the same store, and continue.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
+    if not stopped or server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
         return  # when the server is back, its crash detection closes them
     with get_client(sync_client=True) as client:
-        for each in _open_runs(client, name):
+        for each in (run for run in _open_runs(client, name) if run.id in stopped):
             client.set_flow_run_state(each.id, _final_state(each), force=True)
 
 
@@ -244,8 +273,11 @@ def _final_state(run: Any) -> State[Any]:
 
 
 def _open_runs(client: Any, name: str) -> list[Any]:
-    """Return the flow runs of a deployment that have started or are starting."""
-    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    """Return the flow runs of a deployment that have started or are starting.
+
+    Those that wait for an approval are paused; their processes run.
+    """
+    states = {"state": {"type": {"any_": ["RUNNING", "PENDING", "PAUSED", "CANCELLING"]}}}
     runs: list[Any] = client.read_flow_runs(
         flow_run_filter=FlowRunFilter.model_validate(states),
         deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [name]}}),

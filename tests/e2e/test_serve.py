@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import psutil
 import pytest
@@ -313,6 +314,27 @@ def test_sigterm_while_a_run_starts_stops_serve(real_prefect, tmp_path, small_fo
     assert [each["state"]["message"] for each in started] == [
         "nnbuild serve was stopped; the next run resumes from what is in the store."
     ]
+
+
+def test_stopped_serve_closes_only_its_own_runs(real_prefect, tmp_path, small_folder):
+    """Its own run waits for an approval; that of another `serve` of the store is running."""
+    store = Store(tmp_path / "store")
+    name = deployment_name(store)
+    manual = ("--set", 'gate.approval="manual"')
+    with (
+        real_prefect.serving(*options(small_folder, store.root, epochs=1), *manual),
+        temporary_settings({PREFECT_API_URL: real_prefect.url}),
+        get_client(sync_client=True) as client,
+    ):
+        retraining = deployment_of(real_prefect, name, "scheduled-retrain")
+        own = real_prefect.start(retraining)
+
+        def state_names():
+            return {each["id"]: each["state"]["name"] for each in real_prefect.flow_runs(name)}
+
+        until(lambda: state_names()[own] == "Paused", 240, "run that waits for an approval")
+        other = client.create_flow_run_from_deployment(UUID(retraining["id"]), state=Running())
+    assert state_names() == {own: "Crashed", str(other.id): "Running"}
 
 
 def test_crash_detection_is_installed_once(real_prefect):
