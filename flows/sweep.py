@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.transactions import transaction
 
+from flows.embedded_server import prompt_stop
 from flows.flow_runs import FLOW_DEFAULTS, approve, sweep_name
 from nnbuild import pipeline
 from nnbuild import sweep as sweeps
@@ -13,6 +14,7 @@ from nnbuild.pipeline.run import run_context
 from nnbuild.store import Run
 from nnbuild.sweep import Sweep, SweepConfig, SweepResult, SweepRunner
 from tasks.artifacts import artifact_key, show_table
+from tasks.displays import active_displays
 from tasks.retrain import commit, decide, report
 from tasks.sweep import make_trial
 
@@ -37,7 +39,7 @@ def sweep(
     """
     opened = sweeps.open_sweep(config, store, sweep_id)
     sweeps.require_possible(opened)
-    with sweeps.sweep_context(opened):
+    with prompt_stop(), sweeps.sweep_context(opened):
         runner = SweepRunner(opened)
         if workers:
             _submit_trials(runner, opened, workers)
@@ -48,6 +50,8 @@ def sweep(
         if best is not None:
             _decide_and_commit(best)
         result = runner.result()
+        for display in active_displays():
+            display.sweep_finished(result)
         title = f"Sweep {result.sweep_id}, the best by {result.objective} first"
         key = artifact_key("nnbuild-sweep", str(opened.store.root), _dataset_of(opened, result))
         show_table(key, rows_of(result), title)

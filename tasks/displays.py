@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from prefect import get_run_logger
 from prefect.context import FlowRunContext, TaskRunContext
@@ -15,6 +15,9 @@ from prefect.exceptions import MissingContextError
 
 from nnbuild.runtime import outward as reports
 from nnbuild.runtime.text import sanitize_log_records
+
+if TYPE_CHECKING:
+    from nnbuild.sweep import SweepResult
 
 sanitize_log_records()
 
@@ -44,6 +47,9 @@ class Display(Protocol):
 
     def committed(self, run_id: str) -> None:
         """Remember the ID of the committed run, even if its flow run fails afterwards."""
+
+    def sweep_finished(self, result: "SweepResult") -> None:
+        """Remember the result of a sweep, even if its flow run fails afterwards."""
 
 
 _displays: ContextVar[tuple[Display, ...]] = ContextVar("displays", default=())

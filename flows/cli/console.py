@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from nnbuild.sweep import SweepResult
+
 _UNLIMITED_WIDTH = 1_000_000
 _MAX_CELL_WIDTH = 60
 _SECONDS_BETWEEN_LINES = 10.0
@@ -165,6 +167,7 @@ class LogDisplay:
         self._console = console
         self._scoring_since = self._last_line = 0.0
         self.committed_run: str | None = None
+        self.sweep_result: SweepResult | None = None
 
     def waiting(self, _text: str) -> AbstractContextManager[object]:
         """Return a context for something that takes seconds; a log does not mention it."""
@@ -203,6 +206,10 @@ class LogDisplay:
     def committed(self, run_id: str) -> None:
         """Remember the run, whose flow run can still fail to be reported to Prefect's server."""
         self.committed_run = run_id
+
+    def sweep_finished(self, result: SweepResult) -> None:
+        """Remember the result, as `committed` does for a run."""
+        self.sweep_result = result
 
     def close(self) -> None:
         """Release nothing."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -24,16 +25,17 @@ from nnbuild.config.presets import DATASETS, PRESETS
 from nnbuild.errors import ConfigError, Interrupted, NnbuildError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flows.cli.console import LogDisplay
     from nnbuild.config.schema import RunConfig
     from nnbuild.pipeline.unchanged import Unchanged
     from nnbuild.store import Store
     from nnbuild.store.manifests import Manifest
 
 
-_SERVER_LOST = (
-    "Prefect's embedded server ended during the run, so Prefect's record of it is incomplete; "
-    "the run itself is committed"
-)
+T = TypeVar("T")
+
 BY_NETWORK = "set by the network"
 
 DatasetOption = Annotated[
@@ -273,9 +275,35 @@ def run_flow(
     Returns:
         Run ID.
     """
-    from flows.cli.main import report_error
-    from flows.embedded_server import embedded_server_is_lost, exit_without_server
     from flows.retrain import retrain
+
+    return show_flow(
+        lambda: retrain(config, str(store.root), resume).run_id,
+        console,
+        attrgetter("committed_run"),
+    )
+
+
+def show_flow(
+    flow: Callable[[], T], console: PlainConsole, result_of: Callable[[LogDisplay], T | None]
+) -> T:
+    """Call a flow and show its progress on the console.
+
+    Prefect fails a flow run whose end it cannot report to its server. If the result is known by
+    then, that is a note, because every result is committed.
+
+    Args:
+        flow: Function that calls the flow.
+        console: Console of standard error.
+        result_of: Function that returns the result that the flow has shown on the display; None if
+            there is none yet.
+
+    Returns:
+        Result of the flow.
+    """
+    from flows.cli.main import report_error
+    from flows.embedded_server import exit_without_server
+    from nnbuild.runtime.signals import request_to_stop
     from tasks.displays import attach_displays
 
     display = display_for(console)
@@ -286,14 +314,26 @@ def run_flow(
 
     try:
         with attach_displays(display), exit_without_server(report_stop):
-            return retrain(config, str(store.root), resume).run_id
-    except Exception:
-        if display.committed_run is None or not embedded_server_is_lost():
+            return flow()
+    except NnbuildError:
+        raise
+    except Exception as error:
+        result = result_of(display)
+        if result is None or request_to_stop(error) is not None:
             raise
-        display.note(_SERVER_LOST)
-        return display.committed_run
+        display.note(_incomplete_record(error))
+        return result
     finally:
         display.close()
+
+
+def _incomplete_record(error: Exception) -> str:
+    """Return the note on a flow run that failed after all its results were committed."""
+    from flows.embedded_server import embedded_server_is_lost
+    from nnbuild.runtime.outward import describe
+
+    reason = "its embedded server ended" if embedded_server_is_lost() else describe(error)
+    return f"Prefect's record of the run is incomplete ({reason}); the results are committed"
 
 
 def log_to_mlflow(store: Store, run_id: str, uri: str, console: PlainConsole) -> str | None:

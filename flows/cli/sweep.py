@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,7 +21,6 @@ from flows.cli.app import (
 )
 from flows.cli.console import (
     PlainConsole,
-    display_for,
     print_json,
     print_line,
     print_table,
@@ -31,6 +31,7 @@ from flows.cli.run import (
     DatasetOption,
     EpochsOption,
     ModelOption,
+    show_flow,
     start_prefect,
 )
 from flows.cli.settings import Settings, merge_config, nest_options
@@ -185,7 +186,6 @@ def _run_flow(
     opened: Sweep, workers: int, address: str | None, console: PlainConsole
 ) -> SweepResult:
     from flows.sweep import sweep as flow
-    from tasks.displays import attach_displays
 
     if address is not None:
         from prefect_dask.task_runners import DaskTaskRunner
@@ -193,12 +193,11 @@ def _run_flow(
         runner = DaskTaskRunner(address=address)
         # Its futures are not Prefect's class, but have the same interface.
         flow = flow.with_options(task_runner=runner)  # type: ignore[arg-type]
-    display = display_for(console)
-    try:
-        with attach_displays(display):
-            return flow(opened.config, opened.root, opened.sweep_id, workers)
-    finally:
-        display.close()
+    return show_flow(
+        lambda: flow(opened.config, opened.root, opened.sweep_id, workers),
+        console,
+        attrgetter("sweep_result"),
+    )
 
 
 def _summarize(result: SweepResult, opened: Sweep, seconds: float) -> Settings:

@@ -1,6 +1,8 @@
-"""A run with the embedded server is recorded in full in Prefect's database."""
+"""Runs with the embedded server: recorded in full, and finished also if the server ends."""
 
+import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -86,3 +88,42 @@ def test_embedded_run_records_what_the_first_did(records):
 def _of_runs(events):
     of_runs = ("prefect.flow-run.", "prefect.task-run.")
     return {name: count for name, count in events.items() if name.startswith(of_runs)}
+
+
+def test_sweep_finishes_if_its_server_ends(tmp_path, small_folder):
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    }
+    command = [
+        *(sys.executable, "-m", "flows.cli.main", "sweep", "--dataset", str(small_folder)),
+        *("--model", "lab", "--grid", "training.epochs=2,3", "--store", str(tmp_path / "s")),
+        "--json",
+    ]
+    with subprocess.Popen(
+        command,
+        env=environment | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        first = next(line for line in process.stderr if "epoch 1/2" in line)
+        os.kill(_server_of(process.pid), signal.SIGKILL)
+        out, err = process.communicate()
+    assert process.returncode == 0, first + err
+    assert "(its embedded server ended); the results are committed" in err
+    result = json.loads(out.splitlines()[-1])
+    assert [each["state"] for each in result["trials"]] == ["finished", "finished"]
+    assert (result["status"], result["promoted"]) == ("succeeded", True)
+
+
+def _server_of(process):
+    """Return the process ID of the embedded server of a command."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"server_process.py" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+        except OSError:  # it has ended in the meantime
+            continue
+    raise AssertionError("the command has no embedded server")
