@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from queue import SimpleQueue
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -22,6 +22,9 @@ from nnbuild.runtime.signals import deferred_signals
 from nnbuild.store import schemas, views
 from nnbuild.store.query_views import quoted, register
 from nnbuild.store.store import Store
+
+if TYPE_CHECKING:
+    from duckdb.sqltypes import DuckDBPyType
 
 T = TypeVar("T")
 
@@ -39,7 +42,10 @@ _STOP_SECONDS = 2.0  # in which a query has to stop
 _OUT_OF_MEMORY = "Out of Memory Error"
 _DAMAGED = "reading the stream registered as"
 # Types without an equivalent in Arrow: DuckDB would return their bytes, or lose a part.
-_SHOWN_AS_TEXT = ("BIT", "BIGNUM", "VARINT", "TIME WITH TIME ZONE", "UHUGEINT", "UNION")
+_SHOWN_AS_TEXT = frozenset(
+    {"bit", "bignum", "varint", "time with time zone", "uhugeint", "union", "variant"}
+)
+_NESTED = frozenset({"struct", "map", "list", "array"})
 
 
 @dataclass(frozen=True)
@@ -311,15 +317,45 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def _with_arrow_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """Return a relation with the columns that Arrow has no type for cast to text."""
-    lost = [str(kind).startswith(_SHOWN_AS_TEXT) for kind in relation.types]
-    if not any(lost):
+    """Return a relation with the values that Arrow has no type for cast to text."""
+    casts = [_type_with_text(kind) for kind in relation.types]
+    if not any(casts):
         return relation
     columns = []
-    for place, (name, cast) in enumerate(zip(relation.columns, lost, strict=True), start=1):
-        value = f"CAST(#{place} AS VARCHAR)" if cast else f"#{place}"
+    for place, (name, cast) in enumerate(zip(relation.columns, casts, strict=True), start=1):
+        value = f"CAST(#{place} AS {cast})" if cast else f"#{place}"
         columns.append(f"{value} AS {quoted(name)}")
     return relation.project(", ".join(columns))
+
+
+def _type_with_text(kind: "DuckDBPyType") -> str | None:
+    """Return a type as SQL, with text in place of what Arrow has no type for; None if it has."""
+    if kind.id in _SHOWN_AS_TEXT:
+        return "VARCHAR"
+    if kind.id == "tuple":  # DuckDB does not give access to its parts
+        return "VARCHAR" if any(each.upper() in str(kind) for each in _SHOWN_AS_TEXT) else None
+    if kind.id not in _NESTED:
+        return None
+    children = kind.children[:1] if kind.id == "array" else kind.children  # without its size
+    casts = [_type_with_text(child) for _, child in children]
+    if not any(casts):
+        return None
+    return _nested_type(
+        kind, [cast or str(child) for cast, (_, child) in zip(casts, children, strict=True)]
+    )
+
+
+def _nested_type(kind: "DuckDBPyType", parts: Sequence[str]) -> str:
+    """Return a nested type as SQL, with the types of its parts replaced."""
+    if kind.id == "map":
+        return f"MAP({', '.join(parts)})"
+    if kind.id != "struct":
+        return f"{parts[0]}[{kind.children[1][1] if kind.id == 'array' else ''}]"
+    names = [name for name, _ in kind.children]
+    if "" in names:  # how earlier versions of DuckDB represent a tuple
+        return "VARCHAR"
+    fields = (f"{quoted(name)} {part}" for name, part in zip(names, parts, strict=True))
+    return f"STRUCT({', '.join(fields)})"
 
 
 def _used_tables(sql: str) -> list[str]:
