@@ -1,5 +1,6 @@
 """Import and call the user's function that builds a network, and report its errors."""
 
+import asyncio
 import hashlib
 import importlib
 import importlib.machinery
@@ -112,7 +113,9 @@ def import_factory(name: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except ConfigError as error:
         raise ConfigError(f"model {name!r}: {error}") from error
-    except (Exception, SystemExit) as error:  # the user's module can raise anything
+    except BaseException as error:  # the user's module can raise anything
+        if _is_request_to_stop(error):
+            raise
         raise ConfigError(
             f"model {name!r}: cannot import {module_name} ({raised(error)}) from the current "
             f"folder, {Path.cwd()}, or the installed packages; run nnbuild in the folder of the "
@@ -126,6 +129,12 @@ def import_factory(name: str) -> Callable[..., Any]:
             f"{suggestion(function_name, functions)}"
         )
     return function  # type: ignore[no-any-return]
+
+
+def _is_request_to_stop(error: BaseException) -> bool:
+    """Return whether an error asks the process or its flow run to stop, like Prefect's signals."""
+    stops = (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
+    return isinstance(error, stops) or type(error).__module__ == "prefect.exceptions"
 
 
 def factory_digest(name: str) -> str:
@@ -161,7 +170,9 @@ def build_user_model(name: str, shape: Shape, classes: int) -> keras.Model:
     try:
         with current_folder_importable():  # the function may import modules
             model = function(**_arguments(function, {"input_shape": shape, "classes": classes}))
-    except (Exception, SystemExit) as error:  # the user's function can raise anything
+    except BaseException as error:  # the user's function can raise anything
+        if _is_request_to_stop(error):
+            raise
         raise ConfigError(
             f"model {name!r} raised {raised(error)}; it was called with those of "
             f"input_shape={shape} and classes={classes} that it has parameters for"
@@ -230,7 +241,7 @@ def _converting(name: str, as_error: Callable[[str], NnbuildError]) -> Iterator[
             yield
     except (NnbuildError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
         raise
-    except (Exception, SystemExit) as error:
-        if not is_factory(name):
+    except BaseException as error:
+        if not is_factory(name) or _is_request_to_stop(error):
             raise
         raise as_error(raised(error)) from error

@@ -1,12 +1,14 @@
 """The user's own networks: any bad function is reported on one line."""
 
 import importlib
+import signal
 import sys
 import textwrap
 
 import numpy as np
 import pytest
 from command_line import call
+from prefect.exceptions import TerminationSignal
 from small_data import run_config
 
 from nnbuild import models, pipeline
@@ -179,6 +181,14 @@ UNUSABLE = {
         r"ValueError: one two \(mine.py, line 2\)",
     ),
     "exits": ("def build():\n    raise SystemExit\n", r"raised SystemExit"),
+    "an import that raises a bare exception": (
+        "class Odd(BaseException):\n    pass\nraise Odd('a')\n",
+        r"Odd: a \(mine.py, line 3\)",
+    ),
+    "raises a bare exception": (
+        "def build():\n    raise BaseException('one\\ntwo')\n",
+        r"raised BaseException: one two \(mine.py, line 2\)",
+    ),
     "returns None": ("def build():\n    return None\n", r"returned NoneType, expected"),
     "returns a class": (
         "import keras\ndef build():\n    return keras.Model\n",
@@ -202,6 +212,14 @@ def test_unusable_function_is_one_line(module, case):
         built("mine:build")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TerminationSignal(signal.SIGTERM)])
+def test_request_to_stop_is_raised(module, monkeypatch, error):
+    module("import builtins\ndef build():\n    raise builtins.error_of_the_test\n")
+    monkeypatch.setattr("builtins.error_of_the_test", error, raising=False)
+    with pytest.raises(type(error)):
+        built("mine:build")
 
 
 BEFORE_THE_FIT = {
@@ -252,6 +270,16 @@ BEFORE_THE_FIT = {
             "    return Own(x, layers.Dense(classes)(layers.Flatten()(x)))"
         ),
         "cannot be compiled: TypeError",
+    ),
+    "a compile with a bare exception": (
+        (
+            "@keras.saving.register_keras_serializable('mine')\n"
+            "    class Own(keras.Model):\n"
+            "        def compile(self, *_, **__): raise BaseException('mine')\n"
+            "    x = keras.Input(input_shape)\n"
+            "    return Own(x, layers.Dense(classes)(layers.Flatten()(x)))"
+        ),
+        "cannot be compiled: BaseException: mine",
     ),
     "a train_step that raises": (
         (
