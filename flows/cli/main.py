@@ -9,7 +9,9 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any
+
+from flows.cli.stdout import checked_stdout, null_stream
 
 _SIGNALLED = 128
 _CTRL_C = _SIGNALLED + signal.SIGINT
@@ -69,11 +71,7 @@ def _open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     # Open for the rest of the process.
-    sys.stdout, sys.stderr = sys.stdout or _null_stream(), sys.stderr or _null_stream()
-
-
-def _null_stream() -> TextIO:
-    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    sys.stdout, sys.stderr = sys.stdout or null_stream(), sys.stderr or null_stream()
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +103,7 @@ def _exit_code_of(app: Any, arguments: Sequence[str] | None) -> int:
     import typer
 
     try:
-        with _ctrl_c_raises():
+        with _ctrl_c_raises(), checked_stdout():
             code = app.main(args=arguments, prog_name="nnbuild", standalone_mode=False)
     except typer.TyperException as error:
         return _print_message(_usage_message(error), 2)
@@ -115,7 +113,7 @@ def _exit_code_of(app: Any, arguments: Sequence[str] | None) -> int:
         if not isinstance(error.__context__ or error, BrokenPipeError):
             raise
         # So that the interpreter's own flush prints nothing.
-        sys.stdout = _null_stream()
+        sys.stdout = null_stream()
         return 0
     if code == _CTRL_C:  # Typer catches some of the KeyboardInterrupts
         _print_message("stopped by Ctrl-C", code)

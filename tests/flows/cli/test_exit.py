@@ -1,9 +1,13 @@
 """How the process of a command ends."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from nnbuild.store import Store
 
 THREAD = """
 import atexit, sys, threading
@@ -43,3 +47,38 @@ def test_command_ends_beside_a_thread_in_native_code(argument, code):
     assert done.returncode == code
     assert done.stdout.splitlines()[-1:] == ["at exit"]
     assert "FATAL" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["runs", "--json"],
+        ["sql", "select 1"],
+        ["sql", "select 1", "--csv"],
+        ["sql", "select * from range(100000)", "--csv"],
+    ],
+    ids=" ".join,
+)
+def test_full_disk_behind_stdout_is_one_line(tmp_path, arguments, unbuffered):
+    Store(tmp_path / "store").create()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "flows.cli.main", *arguments),
+                *("--store", str(tmp_path / "store")),
+            ],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=os.environ | {"TMPDIR": str(scratch), "PYTHONUNBUFFERED": unbuffered},
+            cwd=Path(__file__).parents[3],
+        )
+    assert done.stderr == (
+        "nnbuild: cannot write to standard output: No space left on device; free some space\n"
+    )
+    assert done.returncode == 2
+    assert list(scratch.iterdir()) == []
