@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ _SCHEMES = ("sqlite:///", "postgresql://", "mysql://", "mssql://", "http://", "h
 _METRICS_PER_REQUEST = 900  # MLflow's limit is 1,000
 _PARAMS_PER_REQUEST = 100  # MLflow's limit
 _MAX_VALUE = 6000  # characters; MLflow's limit for the value of a parameter
+# MLflow retries for minutes in silence, and the run can be logged later.
+_QUICK_REQUESTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+}
 
 
 def require_mlflow(uri: str, store: Store) -> None:
@@ -58,6 +65,9 @@ def require_mlflow(uri: str, store: Store) -> None:
 def log_run(store: Store, run_id: str, uri: str) -> str:
     """Log a committed run to the MLflow experiment `nnbuild`, unless it was logged before.
 
+    A server that does not answer is given up after seconds, unless MLflow's environment variables
+    for retries and timeouts (`MLFLOW_HTTP_REQUEST_MAX_RETRIES`) say otherwise.
+
     Parameters are the settings (`training.epochs`); metrics are the history by epoch and the
     metrics on the test images (`test_accuracy`); artifacts are the tables, the models, the manifest
     and the report.
@@ -83,15 +93,8 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
     # MLflow would print the URL of the run, with the credentials of the server.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     try:
-        client = mlflow.MlflowClient(tracking_uri=uri)
-        experiment = _experiment(client, uri)
-        logged = client.search_runs([experiment], f"tags.`{_RUN_ID}` = '{run_id}'")
-        complete = next((each for each in logged if each.info.status == "FINISHED"), None)
-        if complete is not None:
-            return str(complete.info.run_id)
-        for incomplete in logged:  # left by a process that was killed: log the run again
-            client.delete_run(incomplete.info.run_id)
-        return _log(mlflow, client, experiment, store, manifest)
+        with _quick_requests():
+            return _log_once(mlflow, mlflow.MlflowClient(tracking_uri=uri), uri, store, manifest)
     except StoreError:
         raise
     except Exception as error:
@@ -99,6 +102,30 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
             f"cannot log run {run_id} to MLflow at {mask_credentials(uri)} ({describe(error)}); "
             "the run is in the store, log it later with nnbuild.report.mlflow.log_run"
         ) from error
+
+
+@contextmanager
+def _quick_requests() -> Iterator[None]:
+    """Limit MLflow's requests in the block, as far as the user has not."""
+    added = {name: value for name, value in _QUICK_REQUESTS.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _log_once(mlflow: Any, client: Any, uri: str, store: Store, manifest: Manifest) -> str:
+    """Log a run, and return MLflow's ID of it; of a complete one, that it has already."""
+    experiment = _experiment(client, uri)
+    logged = client.search_runs([experiment], f"tags.`{_RUN_ID}` = '{manifest.run_id}'")
+    complete = next((each for each in logged if each.info.status == "FINISHED"), None)
+    if complete is not None:
+        return str(complete.info.run_id)
+    for incomplete in logged:  # left by a process that was killed: log the run again
+        client.delete_run(incomplete.info.run_id)
+    return _log(mlflow, client, experiment, store, manifest)
 
 
 def _experiment(client: Any, uri: str) -> str:

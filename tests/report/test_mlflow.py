@@ -1,13 +1,18 @@
 """Committed runs in MLflow: complete, logged once, and errors of one line."""
 
+import os
+
 import pytest
 from command_line import call, tree_digest
+from socket_server import sending, server
 
 from nnbuild.errors import ConfigError, StoreError
 from nnbuild.report import mlflow as tracking
 from nnbuild.store import Store
 
 mlflow = pytest.importorskip("mlflow")
+
+UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 def test_a_run_is_logged_whole_and_once(gated_runs, tmp_path):
@@ -59,6 +64,21 @@ def test_mlflow_error_is_one_line(gated_runs, tmp_path, monkeypatch):
         assert "secret" not in str(caught.value)
     with pytest.raises(StoreError, match="no committed run"):
         tracking.log_run(store, "20200101T000000000Z-abcdef", "sqlite:///x.db")
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(None, 3), ("1", 2)])
+def test_server_that_fails_is_given_up(gated_runs, monkeypatch, retries, attempts):
+    store, (run_id, *_) = gated_runs
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    if retries is not None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+    before = dict(os.environ)
+    with server(sending(UNAVAILABLE)) as (url, requests):
+        with pytest.raises(StoreError, match="503"):
+            tracking.log_run(store, run_id, url)
+        assert len(requests) == attempts
+    # One variable, which silences MLflow, is set for good.
+    assert {name for name in os.environ.keys() ^ before.keys() if "HTTP" in name} == set()
 
 
 def test_mlflow_uri_is_checked_first(capfd, tmp_path):
