@@ -121,7 +121,7 @@ def sql(
     if csv + as_json + (parquet is not None) > 1:
         raise ConfigError("--csv, --parquet and --json exclude each other; give one of them")
     opened = Store.open(store)
-    target = parquet and opened.ensure_outside(parquet)
+    target = parquet and _output_path(opened, parquet, "parquet")
     answer = Answer(opened, statement, limits)
     growth = memory_growth_limited(limits.memory_bytes + _OVERHEAD_BYTES)
     with _stopped_by_limits(answer, limits), growth, answer:
@@ -347,7 +347,24 @@ def write_page(store: Store, path: Path, page: str) -> None:
     """Write an HTML page outside the store."""
     from nnbuild.store.outputs import write_output
 
-    write_output(store.ensure_outside(path), page.encode())
+    write_output(_output_path(store, path, "html"), page.encode())
+
+
+def _output_path(store: Store, path: Path, setting: str) -> Path:
+    """Return the path of an output file outside the store; refuse `-`, which is easily misread.
+
+    Args:
+        store: Store of the command.
+        path: Path that the user gave.
+        setting: Name of its argument.
+    """
+    if str(path) == "-":
+        raise ConfigError(
+            "- is not the name of an output file; for standard output give /dev/stdout",
+            setting=setting,
+            value="-",
+        )
+    return store.ensure_outside(path)
 
 
 def is_printed(html: Path | None) -> bool:

@@ -172,6 +172,19 @@ def test_parquet_unsupported_type_is_refused(ask, tmp_path, value):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("arguments", [("sql", "select 1", "--parquet"), ("trends", "--html")])
+def test_output_dash_is_refused(capfd, gated_runs, tmp_path, monkeypatch, arguments):
+    store, _ = gated_runs
+    monkeypatch.chdir(tmp_path)
+    outcome = call(capfd, *arguments, "-", "--store", store.root)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == (
+        "nnbuild: - is not the name of an output file; for standard output give /dev/stdout "
+        f"(option {arguments[-1]})\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_query_parent_folders_are_no_columns(capfd, gated_runs, tmp_path):
     store, runs = gated_runs
     above = tmp_path / "env=prod" / "run_id=7" / "score_id=8" / "epoch=9"
