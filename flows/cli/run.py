@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from importlib import import_module
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -280,7 +279,7 @@ def run_flow(
     return show_flow(
         lambda: retrain(config, str(store.root), resume).run_id,
         console,
-        attrgetter("committed_run"),
+        lambda display: display.committed_run,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -196,7 +195,7 @@ def _run_flow(
     return show_flow(
         lambda: flow(opened.config, opened.root, opened.sweep_id, workers),
         console,
-        attrgetter("sweep_result"),
+        lambda display: display.sweep_result,
     )
 
 
