@@ -167,6 +167,7 @@ def commit_job(job: Job, shards: list[Shard], *, now: datetime | None = None) ->
     }
     folders = [job.folder / name for name in ("rows", "shadow", "quarantine")]
     _leave_only({each.name for each in shards}, *folders)
+    _remove_if_empty(job.folder / "quarantine")
     if job.config.output is None:
         _require_known_types(job)
         _move(job.folder / "rows", _table_part(job, "scores"))
@@ -221,6 +222,11 @@ def _leave_only(names: set[str], *folders: Path) -> None:
     for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
         if path.name not in names:
             path.unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _require_known_types(job: Job) -> None:

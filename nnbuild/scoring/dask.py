@@ -82,8 +82,6 @@ def score_on_cluster(
             raise
         finally:
             client.cancel(futures)
-    if not any((job.folder / "quarantine").iterdir()):
-        (job.folder / "quarantine").rmdir()
     fault_injection.failpoint("score:shards")
     return sorted(done, key=lambda each: each.name)
 

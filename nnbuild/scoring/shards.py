@@ -274,6 +274,8 @@ def write_shard(
         table = pa.Table.from_pylist([each._asdict() for each in rejects], schema=REJECTS)
         with atomic_write(folder / "quarantine" / name) as part:
             pq.write_table(table, part)
+    else:  # an earlier attempt may have had some, before the input was repaired
+        _remove(folder / "quarantine" / name)
     fault_injection.failpoint("shard:written")
     shard = Shard(
         name=name,
@@ -303,6 +305,8 @@ def adopt_shard(shard: Shard, source: Path, folder: Path) -> None:
         made = source / kind / shard.name
         if made.exists():
             _move(made, folder / kind / shard.name)
+        else:
+            _remove(folder / kind / shard.name)
     _move(_record(source, shard.name), _record(folder, shard.name))
 
 
@@ -310,6 +314,13 @@ def _move(source: Path, target: Path) -> None:
     make_durable_dir(target.parent)
     source.replace(target)
     fsync_dir(target.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file durably, if there is one."""
+    if path.exists():
+        path.unlink()
+        fsync_dir(path.parent)
 
 
 def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pq.ParquetWriter:

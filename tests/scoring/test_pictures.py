@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from bad_inputs import png
 from command_line import call
+from kills import killed_at
 from score_data import bad_parquet, images, parquet, rows, scored
 
 import nnbuild
@@ -20,6 +21,8 @@ from nnbuild.errors import AlreadyScoredError, ConfigError, DataError, Interrupt
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
+from nnbuild.scoring.division import Division
+from nnbuild.scoring.processes import score_in_processes
 
 NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
 
@@ -282,3 +285,24 @@ def test_picture_removed_before_it_is_read_cannot_be_scored(store, tmp_path):
         done = commit_job(job, jobs.score_input(job))
     assert (done.rows, done.quarantined) == (len(NAMES) - 1, 1)
     assert [each["path"] for each in quarantined(store, done.score_id)] == [NAMES[0]]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_picture_repaired_after_a_kill_leaves_quarantine(store, tmp_path, processes):
+    folder = write(tmp_path / "pictures")
+    (folder / NAMES[0]).write_bytes(b"no picture")
+    config = ScoreConfig(input=str(folder), on_error="quarantine")
+    with killed_at("shard:written"):
+        nnbuild.score(config, store.root, threads=1)
+    (waiting,) = (store.root / "staging").glob("score-*")
+    assert list((waiting / "quarantine").iterdir())
+    write(folder, NAMES[:1])
+    job = jobs.resume_job(waiting.name.removeprefix("score-"), store.root)
+    with jobs.job_context(job):
+        if processes == 1:
+            shards = jobs.score_input(job)
+        else:
+            shards = score_in_processes(job, Division(processes, whole_shards=False))
+        done = commit_job(job, shards)
+    assert (done.rows, done.quarantined) == (len(NAMES), 0)
+    assert not (store.root / "quarantine" / f"score_id={done.score_id}").exists()
