@@ -67,6 +67,8 @@ def plan_by_age(
     reasons |= _reasons_of_trials(store, units, new | reasons.keys())
     for run_id, later in dependencies.starting_runs(store, new | reasons.keys()).items():
         reasons.setdefault(run_id, f"run {later} was trained from its weights")
+    # Again, since a trial can be kept for its weights alone.
+    reasons |= _reasons_of_trials(store, units, new | reasons.keys())
     kept = new | reasons.keys()
     run_ids = [row["run_id"] for unit in units for row in unit.rows]
     kept_job_ids = {job["score_id"] for job in kept_jobs}
@@ -161,7 +163,7 @@ def _unused_sweeps(
     store: Store, units: Iterable[_Unit], kept: set[str], now: datetime
 ) -> list[Folder]:
     """Return the folders of the sweeps without a kept run that are not in progress."""
-    used = {unit.sweep for unit in units if unit.rows[-1]["run_id"] in kept}
+    used = {unit.sweep for unit in units if any(row["run_id"] in kept for row in unit.rows)}
     used |= dependencies.open_sweeps(store)
     return [
         deletion.sized(store, f"staging/{folder.name}")

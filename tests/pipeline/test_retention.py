@@ -188,6 +188,18 @@ def test_prune_sweep_is_one_run(filler):
     assert (filler.store.root / "staging" / "sweep-best" / "sweep.json").exists()
 
 
+@pytest.mark.parametrize("trial", [0, 1, 2])
+def test_prune_sweep_stays_whole_for_weights(filler, trial):
+    """A later run has started from the weights of one of its trials."""
+    filler.sweep("mine")
+    trials = [filler.run(days_old=20 - number, sweep="mine") for number in range(3)]
+    later = filler.run(days_old=1, start=trials[trial])
+    done = prune(filler.store, RetentionConfig(keep=1), now=NOW + timedelta(days=30))
+    assert (done.runs, done.sweeps) == ((), ())
+    assert filler.store.run_ids() == [*trials, later]
+    assert (filler.store.root / "staging" / "sweep-mine" / "sweep.json").exists()
+
+
 def test_prune_spares_links_and_temporary(filler, tmp_path):
     """A run that was moved to another disk loses its link only; what is being written stays."""
     old, _ = (filler.run(days_old=days, data=int(days)) for days in (3, 1))
