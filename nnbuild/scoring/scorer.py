@@ -117,12 +117,12 @@ def score(
         AlreadyScoredError: Another job has scored the same, and `once` is set.
         Interrupted: A signal asked to stop; the job can be resumed.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError(
+            f"threads is {threads}, expected at least 1", setting="threads", value=threads
+        )
     job = _open_or_resume(config, store, resume, once=once)
     if threads is not None:
-        if threads < 1:
-            raise ConfigError(
-                f"threads is {threads}, expected at least 1", setting="threads", value=threads
-            )
         job = job.with_threads(threads)
     with job_context(job):
         return commit_job(job, make_shards(job, address, progress))

@@ -258,6 +258,14 @@ def test_same_job_resumes_the_killed_one(store, tmp_path, monkeypatch):
     assert nnbuild.score(ScoreConfig(**options), store.root).score_id != again.score_id
 
 
+def test_invalid_threads_leave_store(store, tmp_path):
+    config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")))
+    before = tree_digest(store.root)
+    with pytest.raises(ConfigError, match="threads is 0, expected at least 1"):
+        nnbuild.score(config, store.root, threads=0)
+    assert tree_digest(store.root) == before
+
+
 def test_signal_stops_after_a_batch(store, tmp_path):
     options = {"input": str(parquet(tmp_path / "in.parquet")), "batch_size": 32, "shard_rows": 60}
     straight = scored(store, **options)
