@@ -18,10 +18,11 @@ def new_run_id(now: datetime, newest: str | None = None) -> str:
 
     Args:
         now: Start time, with a time zone.
-        newest: Newest ID in the store. The new one sorts after it even if the clock was set back.
+        newest: Newest ID in the store. The new one sorts after it, even if both are of one
+            millisecond or the clock was set back.
     """
     stamp = _stamp(now)
-    if newest is not None and stamp < newest[: len(stamp)]:
+    if newest is not None and stamp <= newest[: len(stamp)]:
         ahead = datetime.strptime(f"{newest[: len(stamp) - 1]}+0000", f"{_STAMP}%z")
         stamp = _stamp(ahead + timedelta(milliseconds=1))
     return f"{stamp}-{secrets.token_hex(3)}"
