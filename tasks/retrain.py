@@ -16,7 +16,7 @@ from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
 from nnbuild.report.data import facts
 from nnbuild.runtime.text import markdown_text
-from nnbuild.store import Run, Store
+from nnbuild.store import Run, Store, champion
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import (
     BuiltModel,
@@ -107,8 +107,16 @@ def build(run: Run, data: LoadedData) -> BuiltModel:
     if built.start is not None:
         logger().info("starts from the weights of champion %s", built.start)
     elif run.config.training.start is not None:
-        logger().info("starts from the weights of the seed: there is no champion yet")
+        logger().info("starts from the weights of the seed: %s", _no_start(run, data))
     return built
+
+
+def _no_start(run: Run, data: LoadedData) -> str:
+    """Return why a run with `training.start` does not start from the weights of a champion."""
+    day = run.config.dataset.as_of
+    if day is not None and champion.current(Store(run.store), data.name) is not None:
+        return f"so did the run of {day}, which this one repeats"
+    return "there is no champion yet"
 
 
 @task(name="compile", task_run_name=run_name("compile {run.config.model.name}"), **TASK_DEFAULTS)
