@@ -205,7 +205,8 @@ def _staged_jobs(store: Store, discard: Sequence[str]) -> Iterator[Repair]:
             detail = "the job is committed" if score_id in done else "the job had not begun"
             yield Repair(Finding(name, "clear", detail), _removal(path))
         else:
-            detail = f"can be resumed with `{commands.resume_scoring(score_id)}`, or discarded"
+            command = commands.resume_scoring(score_id, str(store.root))
+            detail = f"can be resumed with `{command}`, or discarded"
             yield Repair(Finding(name, "keep", detail))
 
 

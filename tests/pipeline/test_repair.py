@@ -1,17 +1,21 @@
 """`nnbuild doctor --repair`: a store is repaired, and no run that can be resumed is removed."""
 
 import os
+import shlex
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from command_line import call, tree_digest
+from score_data import images, parquet
 
 from nnbuild.errors import LockedError, StoreError
 from nnbuild.pipeline import repair as repairs
 from nnbuild.pipeline.repair import apply, plan, repair
 from nnbuild.pipeline.run import open_run, retrain, run_context
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.job import open_job
 from nnbuild.store import Store, locks
 from nnbuild.store.ids import input_lock_name, temporary_name
 
@@ -87,6 +91,17 @@ def test_repair_keeps_run_until_discarded(store, small_config):
     assert not waiting.folder.exists()
     with pytest.raises(StoreError, match="nothing to discard"):
         repair(found, NOW, discard=[waiting.run_id])
+
+
+def test_repair_suggests_resuming_the_job_of_the_store(capfd, store, tmp_path):
+    found, _ = store
+    config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet", images(3))))
+    job = open_job(config, found.root)
+    (finding,) = repair(found, NOW)
+    command = finding.detail.partition("`")[2].partition("`")[0]
+    outcome = call(capfd, *shlex.split(command)[1:])
+    assert outcome.code == 0, outcome.err
+    assert found.score_ids() == [job.score_id]
 
 
 def test_repair_clears_useless_leftovers(store, small_config):
