@@ -144,6 +144,37 @@ def test_drift_many_rows_keep_thresholds():
     }
 
 
+@pytest.mark.parametrize(("rows", "others"), [(20, 50), (300, 70), (1000, 5000)])
+@pytest.mark.parametrize("classes", [2, 4, 10])
+def test_drift_thresholds_of_few_rows(rows, others, classes):
+    """Chance exceeds them once in a thousand times."""
+    mine, theirs = (of(a_batch(size, classes=classes), classes) for size in (others, rows))
+    both = 1 / rows + 1 / others
+    for (measure, statistic), each in held(mine, theirs, psi=1e-9, ks=1e-9).items():
+        if statistic == "ks":
+            assert each.threshold == pytest.approx(np.sqrt(np.log(2 / 0.001) / 2 * both))
+        else:
+            freedom = classes - 1 if measure == "predicted" else 9  # ten groups
+            expected = stats.chi2.ppf(0.999, freedom) * both
+            assert each.threshold == pytest.approx(expected, rel=0.04)  # an approximation
+
+
+def test_drift_at_the_threshold_is_not_exceeded():
+    mine, theirs = of(a_batch(20_000)), of(a_batch(20_000, seed=1, shift=-30))
+    found = held(mine, theirs)["brightness", "ks"]
+    assert found.value > 0.2
+    exact = held(mine, theirs, ks=found.value)["brightness", "ks"]
+    assert (exact.threshold, exact.exceeded) == (found.value, False)
+    assert held(mine, theirs, ks=found.value - 1e-9)["brightness", "ks"].exceeded
+
+
+@pytest.mark.parametrize("pixel", [0, 10, 51, 100, 200, 255])
+def test_mean_brightness_is_within_half_a_bin(pixel):
+    images = np.full((7, 5, 5, 1), pixel, np.uint8)
+    found = of((images, np.zeros(7, np.int64), np.ones(7, np.float32))).mean_brightness()
+    assert abs(found - pixel) <= 255 / BINS / 2 + 1e-9
+
+
 @settings(deadline=None, max_examples=30)
 @given(rows=st.integers(1, 60), cut=st.integers(0, 60))
 def test_summary_adds_and_round_trips(rows, cut):

@@ -81,6 +81,28 @@ def test_calibration_error_by_definition(seed, spread):
         assert (each.count == 0) == (each.accuracy is None) == (each.mean_confidence is None)
 
 
+def test_confusion_counts_many_classes():
+    """The number of a cell exceeds what the type of the labels can hold."""
+    labels = np.array([199, 199, 170, 0], np.int16)
+    predicted = np.array([199, 0, 199, 199], np.int16)
+    counts = confusion_counts(labels, predicted, 200)
+    assert (counts.dtype, counts.shape) == (np.int64, (200, 200))
+    assert np.argwhere(counts).tolist() == [[0, 199], [170, 199], [199, 0], [199, 199]]
+
+
+def test_calibration_bins_have_their_upper_bound():
+    confidence = np.array([0.5, 0.5 + 2**-40, 0.75, 0.75 + 2**-40, 1.0])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    bins = calibration_bins(probabilities, np.zeros(5, np.int16), bins=4)
+    assert [(each.bin_lower, each.bin_upper) for each in bins] == [
+        (0.0, 0.25),
+        (0.25, 0.5),
+        (0.5, 0.75),
+        (0.75, 1.0),
+    ]
+    assert [each.count for each in bins] == [0, 1, 2, 2]
+
+
 def test_metrics_unseen_class_is_zero():
     logits = np.zeros((4, 3), np.float32)
     logits[:, 0] = 2

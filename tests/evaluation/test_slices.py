@@ -132,3 +132,27 @@ def test_column_of_many_values_has_no_slices():
     numbers = pa.array([str(number) for number in range(len(images))])
     found, _ = measured(images, serial=numbers)
     assert {each.column_name for each in found} == {"site"}
+
+
+def test_column_of_most_values_has_slices():
+    images = [("north", True, True, True, 0.9)] * (MAX_VALUES + 2)
+    numbers = [str(number % MAX_VALUES) for number in range(len(images))]
+    found, _ = measured(images, batch=pa.array(numbers))
+    assert sum(each.column_name == "batch" for each in found) == MAX_VALUES
+
+
+def test_images_without_value_are_last():
+    images = [(site, True, True, True, 0.9) for site in (None, "z", "", "a", None)]
+    found, _ = measured(images, camera=pa.array([None, "2", "1", None, "2"]))
+    assert [(each.column_name, each.value) for each in found] == [
+        *(("site", value) for value in ("", "a", "z", None)),
+        *(("camera", value) for value in ("1", "2", None)),
+    ]
+
+
+def test_drop_of_the_margin_is_not_worse():
+    images = [("north", row >= 5, True, True, 0.9) for row in range(100)]
+    for margin, p_worse in ((0.05, 1.0), (0.049, pytest.approx(0.5, abs=0.3))):
+        (found,), _ = measured(images, GateConfig(margin=margin, slices=("site",)))
+        assert (found.difference, found.p_worse) == (-0.05, p_worse)
+        assert (found.p_worse == 1) == (margin == 0.05)
