@@ -15,8 +15,10 @@ from score_flow import artifacts, config
 import nnbuild
 from flows.score import score
 from nnbuild.errors import ContractError
-from nnbuild.evaluation.drift import MEASURES, REFERENCE, Summary
+from nnbuild.evaluation.drift import MEASURES, REFERENCE, Summary, summarise
 from nnbuild.report import rebuild
+from nnbuild.scoring import job as jobs
+from nnbuild.scoring.config import ScoreConfig
 from nnbuild.store.analysis import drift_by_job, trends
 from nnbuild.store.filesystem import file_digest
 from nnbuild.training.shuffling import split_rows
@@ -218,3 +220,18 @@ def test_flow_publishes_table_and_event(store, tmp_path, prefect_server):
     assert event["payload"]["exceeded"] == ", ".join(done.drift.exceeded)
     assert event["payload"]["rows"] == done.rows == ROWS
     assert event["resource"]["prefect.resource.id"] == f"nnbuild.run.{done.run_id}"
+
+
+@pytest.mark.parametrize(("size", "step"), [(1023, 1), (1024, 8), (1030, 8)])
+def test_drift_counts_every_eighth_image_of_a_large_batch(store, tmp_path, size, step):
+    pixels = images(size)
+    path = parquet(tmp_path / "in.parquet", pixels, group=size)
+    job = jobs.open_job(ScoreConfig(input=str(path), batch_size=2048), store.root)
+    with jobs.job_context(job):
+        (shard,) = jobs.score_input(job)
+    sample = pixels[::step]
+    expected = summarise(sample, np.zeros(size, np.int16), np.ones(size, np.float32), 3).as_json()
+    for measure in ("brightness", "ink"):
+        assert shard.summary[measure] == expected[measure]
+    assert sum(shard.summary["energy"]) == len(sample)
+    assert sum(shard.summary["predicted"]) == sum(shard.summary["confidence"]) == size

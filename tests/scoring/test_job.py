@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,7 @@ from score_data import (
     images,
     jobs_killed_anywhere,
     parquet,
+    replace,
     rows,
     scored,
 )
@@ -264,6 +266,23 @@ def test_invalid_threads_leave_store(store, tmp_path):
     with pytest.raises(ConfigError, match="threads is 0, expected at least 1"):
         nnbuild.score(config, store.root, threads=0)
     assert tree_digest(store.root) == before
+
+
+@pytest.mark.parametrize("changed", ["model_digest", "code_version"])
+def test_resume_with_other_code_or_model_is_refused(store, tmp_path, monkeypatch, changed):
+    config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")))
+    job = jobs.open_job(config, store.root)
+    assert jobs.resume_job(job.score_id, store.root).record() == job.record()
+    if changed == "code_version":
+        monkeypatch.setattr("nnbuild.runtime.environment.code_version", lambda: "other")
+    else:
+        name = f"runs/{job.model.run_id}/model.onnx"
+        model = onnx.load(store.root / name)
+        model.doc_string = "trained again"
+        replace(store, name, model.SerializeToString())
+    message = f"cannot resume scoring job {job.score_id}: its {changed} changed since; start a new"
+    with pytest.raises(StoreError, match=message):
+        nnbuild.score(store=store.root, resume=job.score_id)
 
 
 def test_signal_stops_after_a_batch(store, tmp_path):

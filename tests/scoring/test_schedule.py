@@ -1,5 +1,7 @@
 """Which work the schedule hands out, in what order, and to whom."""
 
+import queue
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -60,6 +62,56 @@ def test_schedule_stops_before_an_error(tmp_path):
     assert not schedule.is_wanted((1, -1))
     schedule.stop(FIRST)
     assert not schedule.is_wanted((0, 0))
+
+
+@pytest.mark.parametrize("places", [[(1, 0), (3, -1)], [(3, -1), (1, 0)]])
+def test_schedule_stops_at_the_first_error(tmp_path, places):
+    schedule = Schedule(pending(4), 5, tmp_path)
+    for place in places:
+        schedule.stop(place)
+    assert schedule.is_wanted((0, 1))
+    assert not schedule.is_wanted((1, 0))
+    handed = [schedule.next_request("one", busy=True) for _ in range(3)]
+    assert [each and place_of(each) for each in handed] == [(0, 0), (0, 1), None]
+
+
+def test_error_ends_the_wait_for_parts(tmp_path):
+    schedule = Schedule(pending(1, groups=1), 5, tmp_path)
+    assert schedule.next_request("this", busy=False) is not None
+    waits, answers = threading.Event(), queue.SimpleQueue()
+    wait_for_change = schedule._changed.wait
+
+    def wait_and_say():
+        waits.set()  # `stop` gets the lock only once this process has released it to wait
+        wait_for_change()
+
+    schedule._changed.wait = wait_and_say
+    asking = threading.Thread(
+        target=lambda: answers.put(schedule.next_request("other", busy=False)), daemon=True
+    )
+    asking.start()
+    assert waits.wait(SECONDS)
+    schedule.stop((0, 0))
+    assert answers.get(timeout=10) is None
+
+
+def test_parts_are_joined_in_their_order(tmp_path):
+    schedule = Schedule(pending(1, groups=3), 5, tmp_path)
+    requests = [schedule.next_request(each, busy=False) for each in range(3)]
+    for number in (2, 0, 1):
+        schedule.finish(requests[number], {"rows": number + 1, "rejects": []})
+    joining = schedule.next_request(0, busy=True)
+    assert [each["rows"] for each in joining["parts"]] == [1, 2, 3]
+
+
+def test_empty_shard_is_joined_at_once(tmp_path):
+    schedule = Schedule([(0, [])], 5, tmp_path)
+    assert schedule.next_request("one", busy=True) == {
+        "folder": str(tmp_path),
+        "shard": 0,
+        "parts": [],
+    }
+    assert schedule.next_request("one", busy=False) is None
 
 
 def test_idle_process_waits_for_last_part(tmp_path):

@@ -1,6 +1,7 @@
 """From logits to the probability table: the contract of every row, for any batch size."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -9,11 +10,13 @@ from hypothesis.extra import numpy as arrays
 
 from nnbuild.data.dataset import Split
 from nnbuild.engines import KerasEngine
-from nnbuild.errors import ContractError
+from nnbuild.errors import ConfigError, ContractError
 from nnbuild.logits import log_softmax, softmax
 from nnbuild.models import seeded
 from nnbuild.runtime.tensorflow import keras
 from nnbuild.scoring import logits_of, probability_table, write_predictions
+from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.table import score_schema
 from nnbuild.store import schemas
 
 LOGITS = arrays.arrays(
@@ -67,6 +70,18 @@ def test_predictions_are_softmax_of_logits(tmp_path, batch_size):
     assert np.array_equal(table["label"].to_numpy(), split().labels)
     found = np.stack([table[f"prob_{label}"].to_numpy() for label in range(3)], axis=1)
     np.testing.assert_allclose(found, softmax(logits), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_top_k_of_all_classes_is_allowed(top_k):
+    schema = score_schema(ScoreConfig(input="in", top_k=top_k), 3, pa.schema([]))
+    assert f"top_{top_k}" in schema.names
+    assert f"top_{top_k + 1}" not in schema.names
+
+
+def test_top_k_above_the_classes_is_refused():
+    with pytest.raises(ConfigError, match="top_k is 4, expected at most 3"):
+        score_schema(ScoreConfig(input="in", top_k=4), 3, pa.schema([]))
 
 
 def test_nan_logits_leave_no_file(tmp_path):
