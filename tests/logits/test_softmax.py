@@ -187,6 +187,16 @@ def test_softmax_nan_rows_are_named(bad):
         softmax(logits, first_row=100)
 
 
+@pytest.mark.parametrize("function", [softmax, log_softmax, predict, energy])
+@pytest.mark.parametrize("row", [7, 19_999])
+def test_nan_row_is_named_by_its_number(function, row):
+    """Rows are computed in blocks, and the logits are a batch of a larger set."""
+    logits = np.zeros((20_000, 3), np.float32)
+    logits[row, 1] = np.nan
+    with pytest.raises(ContractError, match=f"^1 rows of logits .* numbers: rows {100 + row};"):
+        function(logits, first_row=100)
+
+
 @pytest.mark.parametrize("ids", [np.array([7, 9000002]), pa.array(["a", "9000002"])])
 def test_rows_with_ids_are_named_by_them(ids):
     logits = np.array([[0.0, 1.0], [np.nan, 1.0]])

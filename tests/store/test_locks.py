@@ -97,6 +97,21 @@ def test_claim_lock_removed_is_recreated(tmp_path, monkeypatch):
     assert not locks.remove_if_free(path)
 
 
+def test_remove_keeps_a_new_file(tmp_path, monkeypatch):
+    """Another process has replaced the file between the look at it and the lock on it."""
+    path, flock = tmp_path / "lock", locks.fcntl.flock
+    path.touch()
+
+    def lose_then_lock(file, operation):
+        path.unlink()
+        path.write_text("theirs")
+        flock(file, operation)
+
+    monkeypatch.setattr(locks.fcntl, "flock", lose_then_lock)
+    assert not locks.remove_if_free(path)
+    assert path.read_text() == "theirs"
+
+
 @pytest.mark.parametrize("take", [claim, lambda path: locks.lock(path.parent)])
 def test_lock_during_test_succeeds(tmp_path, monkeypatch, take):
     """A look holds the lock for an instant."""
