@@ -5,7 +5,8 @@ render, rebuild ── page.py, page.html, head.html   the page, charts as files
    ├── data.py                                     values from the tables and the manifest
    ├── text.py                                     sentences
    ├── charts.py, svg.py                           charts
-   └── examples.py                                 test images
+   ├── examples.py                                 test images
+   └── names.py                                    names that users chose, in all of these
 comparison.py, live.py, across.html                pages over several runs
 mlflow.py                                          runs in MLflow
 """

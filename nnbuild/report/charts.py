@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from nnbuild.report.names import isolate, shorten
 from nnbuild.report.svg import Axis, counting, linear, logarithmic, picture, tag, tick_label
 
 WIDTH, HEIGHT = 400, 250
@@ -198,14 +199,17 @@ def histogram(title: str, correct: Sequence[int], incorrect: Sequence[int]) -> M
 
 
 _CELL = 34
-_MAX_NAME = 12
 _MAX_UPRIGHT = 3  # longer names do not fit above a column
 _THOUSANDS = 10_000
 _MIN_STRONGEST = 0.02
 
 
 def heat_map(
-    title: str, counts: Sequence[Sequence[int]], names: Sequence[str], totals: Sequence[int]
+    title: str,
+    counts: Sequence[Sequence[int]],
+    names: Sequence[str],
+    totals: Sequence[int],
+    short_names: Mapping[str, str] | None = None,
 ) -> Markup:
     """Draw a confusion matrix: true classes down, predicted classes across.
 
@@ -216,8 +220,10 @@ def heat_map(
         counts: Numbers of images, a square matrix.
         names: Names of the classes shown.
         totals: Number of images of each true class, including predictions of classes not shown.
+        short_names: Short name of each class; by default, the shown names are shortened.
     """
-    short = [shortened(name) for name in names]
+    labels = short_names or shorten(names)
+    short = [labels[name] for name in names]
     longest = max(map(len, short), default=1)
     turned = longest > _MAX_UPRIGHT
     left = 30 + _LETTER_WIDTH * longest
@@ -246,16 +252,19 @@ def heat_map(
     ]
     for place, name in enumerate(short):
         middle = (place + 0.5) * _CELL
-        inside.append(tag("text", name, x=left - 7, y=top + middle + 4, class_="end"))
+        inside.append(tag("text", isolate(name), x=left - 7, y=top + middle + 4, class_="end"))
         x, y = left + middle, top - 8
         where = (
             {"transform": _turn(x + 4, y), "x": x + 4} if turned else {"class_": "middle", "x": x}
         )
-        inside.append(tag("text", name, y=y, **where))
+        inside.append(tag("text", isolate(name), y=y, **where))
     for row, line in enumerate(counts):
         for column, count in enumerate(line):
             place_of = (left + column * _CELL, top + row * _CELL)
-            words = f"{names[row]} predicted as {names[column]}: {count:,} of {totals[row]:,}"
+            words = (
+                f"{isolate(names[row])} predicted as {isolate(names[column])}: "
+                f"{count:,} of {totals[row]:,}"
+            )
             # The square root keeps shares of a few in a thousand visible.
             share = shares[row][column]
             strength = (
@@ -265,12 +274,6 @@ def heat_map(
                 _cell(place_of, count, words, "good" if row == column else "bad", strength)
             )
     return picture(title, left + side + 4, top + side + 4, *inside, class_="chart matrix")
-
-
-def shortened(name: str) -> str:
-    """Shorten a long class name to its beginning and its end, in which similar names differ."""
-    half = _MAX_NAME // 2
-    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-(half - 1) :]}"
 
 
 def _turn(x: float, y: float) -> str:

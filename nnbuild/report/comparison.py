@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnbuild.report import charts, data, live, text
+from nnbuild.report.names import isolate
 from nnbuild.report.page import overview_page
 
 _TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True}
@@ -26,7 +27,7 @@ def comparison_page(rows: Rows, histories: Mapping[str, Any] | None = None) -> s
     sentences = ["Each run is compared with the first by a paired test on the same test images."]
     return overview_page(
         "Comparison of runs",
-        sentences + [text.on_pair(row) for row in rows[1:]],
+        sentences + [text.on_pair({**row, "model": isolate(row["model"])}) for row in rows[1:]],
         _curves(histories or {}),
         {"Runs": transposed},
     )

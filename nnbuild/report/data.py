@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nnbuild.engines import describe_engine, engine_of_run
 from nnbuild.report.charts import Bin
+from nnbuild.report.names import isolate
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import Reported
 from nnbuild.training.history import SECONDS
@@ -168,7 +169,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "seed", str(settings.seed)
     yield (
         "network",
-        f"{manifest.row.model}, {steps.build_model.parameters:,} parameters",
+        f"{isolate(manifest.row.model)}, {steps.build_model.parameters:,} parameters",
     )
     yield "weights", f"of epoch {fitted.weights_epoch} of {fitted.epochs}"
     yield "scoring", describe_engine(*engine_of_run(manifest))

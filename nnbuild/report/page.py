@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from nnbuild.data.dataset_reader import read_test_split
 from nnbuild.errors import DataError, StoreError, one_line
-from nnbuild.report import charts, data, examples, sections, text
+from nnbuild.report import charts, data, examples, names, sections, text
 from nnbuild.report import text as words
-from nnbuild.report.charts import heat_map, shortened
+from nnbuild.report.charts import heat_map
 from nnbuild.report.sections import Tables
-from nnbuild.runtime.text import sanitize
 from nnbuild.store.analysis import drift_by_job, live_periods
 from nnbuild.store.filesystem import write_bytes, write_json
 from nnbuild.store.manifests import FileEntry, Manifest
@@ -52,20 +51,21 @@ def render(
     Raises:
         DataError: The images are not those of the predictions.
     """
-    names = [str(name) for name in manifest.steps.load_data.class_names]
+    class_names = [str(name) for name in manifest.steps.load_data.class_names]
     if images is not None:
         examples.require_matching(images, tables["predictions"])
     return (
         environment()
         .get_template("page.html")
         .render(
-            sections.opening(manifest, tables)
+            {"short": names.shorten(class_names)}
+            | sections.opening(manifest, tables)
             | sections.gate(manifest, tables)
             | sections.loss(manifest, tables)
-            | sections.errors(tables, names)
+            | sections.errors(tables, class_names)
             | sections.slices(tables)
             | sections.trust(tables)
-            | sections.shown(tables, images, names)
+            | sections.shown(tables, images, class_names)
             | sections.drifted(drift)
             | sections.live_accuracy(periods)
             | sections.making(manifest)
@@ -86,7 +86,7 @@ def environment() -> jinja2.Environment:
     result.filters |= {
         "percent": text.percent,
         "chance": text.chance,
-        "short": shortened,
+        "isolate": names.isolate,
         "cell": text.cell,
         "slice_name": text.slice_name,
     }
@@ -117,7 +117,8 @@ def overview_page(
 
 def _sanitized(value: object) -> object:
     """Remove control characters from a text, which Jinja then escapes; leave markup as it is."""
-    return sanitize(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return names.sanitize(str(value)) if is_text else value
 
 
 def rebuild(store: Store, run_id: str) -> Path:
@@ -147,14 +148,14 @@ def _page(store: Store, manifest: Manifest, run_id: str) -> str:
             f"run {run_id} has status {status!r}, expected 'succeeded'; "
             f"see `nnbuild history {run_id}`"
         )
-    names = (*_TABLES, "slices") if manifest.settings.dataset.keep else _TABLES
-    for name in names:
+    needed = (*_TABLES, "slices") if manifest.settings.dataset.keep else _TABLES
+    for name in needed:
         if not store.partition(name, run_id).is_dir():
             raise StoreError(
                 f"run {run_id} has no table {name}, which the report needs; "
                 "restore it from a backup"
             )
-    tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in names}
+    tables = {name: store.read_table(name, run_id).drop_columns("run_id") for name in needed}
     try:
         drift, periods = drift_by_job(store, run_id), live_periods(store, run_id)
         return render(manifest, tables, _test_images(store, manifest), drift, periods)
@@ -209,19 +210,27 @@ def curve_picture(history: pa.Table, metric: str, restored: int) -> str | None:
     )
 
 
-def confusion_picture(confusion: pa.Table, names: Sequence[str]) -> str:
+def confusion_picture(confusion: pa.Table, class_names: Sequence[str]) -> str:
     """Draw the confusion matrix as a heat map.
 
     Args:
         confusion: The `confusion` table.
-        names: Class names.
+        class_names: Names of all classes.
     """
-    errors = data.errors(confusion, list(names))
+    errors = data.errors(confusion, list(class_names))
     title = f"Confusion matrix: {errors.incorrect:,} of {errors.images:,} images incorrect"
     shown = errors.shown
     counts = errors.counts[np.ix_(shown, shown)].tolist()
     totals = errors.counts.sum(axis=1)[shown].tolist()
-    return standalone(heat_map(title, counts, [names[each] for each in shown], totals))
+    return standalone(
+        heat_map(
+            title,
+            counts,
+            [class_names[each] for each in shown],
+            totals,
+            names.shorten(class_names),
+        )
+    )
 
 
 def standalone(picture: Markup) -> str:

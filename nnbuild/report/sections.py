@@ -14,6 +14,7 @@ from nnbuild.evaluation.significance import wilson_interval
 from nnbuild.report import charts, data, examples, live, text
 from nnbuild.report.charts import heat_map
 from nnbuild.report.data import digests, facts, timings
+from nnbuild.report.names import shorten
 from nnbuild.report.text import percent, setting
 from nnbuild.store.manifests import Manifest
 
@@ -69,7 +70,7 @@ def gate(manifest: Manifest, tables: Tables) -> Context:
         "compared_answer": text.on_compared_images(paired) if tested else "",
         "paired_answer": text.on_paired(paired) if tested else "",
         "paired": [
-            (name, count / max(*counts, 1), f"{count:,.0f}", kind)
+            (name, name, count / max(*counts, 1), f"{count:,.0f}", kind)
             for name, count, kind in zip(
                 ("this run", "the champion"), counts, ("true", "predicted"), strict=True
             )
@@ -148,6 +149,7 @@ def errors(tables: Tables, names: list[str]) -> Context:
             mistakes.counts[np.ix_(shown, shown)].tolist(),
             [names[each] for each in shown],
             mistakes.counts.sum(axis=1)[shown].tolist(),
+            shorten(names),
         ),
         "shown": len(shown),
         "classes": len(names),

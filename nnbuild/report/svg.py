@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from nnbuild.runtime.text import sanitize
+from nnbuild.report.names import sanitize
 
 _FEW_DECADES, _MAX_DECADES = 1.5, 6
 _SMALLEST_DIFFERENCE = 1e-5  # relative: the labels of the ticks have six digits

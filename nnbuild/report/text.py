@@ -8,6 +8,7 @@ from typing import Any
 
 from nnbuild.errors import one_line
 from nnbuild.report.data import Diagram, Errors, Points
+from nnbuild.report.names import isolate
 from nnbuild.store.step_results import Decided
 
 _Z = 1.96  # quantile of a 95 % interval
@@ -103,7 +104,7 @@ def on_errors(
     label, predicted, count = errors.most[0]
     answer = (
         f"{errors.incorrect:,} of {errors.images:,} test images are classified incorrectly, "
-        f"most often {label} predicted as {predicted} "
+        f"most often {isolate(label)} predicted as {isolate(predicted)} "
         f"({count:,} {'time' if count == 1 else 'times'})."
     )
     recalls = {
@@ -113,7 +114,7 @@ def on_errors(
         return answer
     hardest = min(recalls, key=lambda each: recalls[each])
     return (
-        f"{answer} The hardest class is {names[hardest]}, with a recall of "
+        f"{answer} The hardest class is {isolate(names[hardest])}, with a recall of "
         f"{percent(recalls[hardest])}."
     )
 
@@ -161,7 +162,8 @@ def on_slices(lowest: Sequence[Mapping[str, Any]], count: int) -> str:
 def slice_name(each: Mapping[str, Any]) -> str:
     """Return column and value of a slice: `site oslo`."""
     value = each["value"]
-    return f"{each['column_name']} {'without a value' if value is None else one_line(value)}"
+    shown = "without a value" if value is None else isolate(one_line(value))
+    return f"{isolate(each['column_name'])} {shown}"
 
 
 def on_checks(results: Sequence[tuple[bool, bool]]) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbuild.evaluation import wilson_interval
-from nnbuild.report import charts, live, svg, text
+from nnbuild.report import charts, live, names, svg, text
 
 FINITE = st.floats(-1e12, 1e12, allow_nan=False, allow_subnormal=False)
 POSITIVE = st.floats(1e-12, 1e12)
@@ -117,17 +117,46 @@ def test_best_and_restored_are_marked():
 
 def test_heat_map_names_every_count():
     drawn = charts.heat_map("t", [[90, 10], [0, 123456]], ["cat", "dog"], [100, 123456])
-    assert "cat predicted as dog: 10 of 100" in drawn
+    assert "\u2068cat\u2069 predicted as \u2068dog\u2069: 10 of 100" in drawn
     assert ">123k<" in drawn
-    assert "dog predicted as cat" not in drawn
+    assert "predicted as \u2068cat\u2069: 0" not in drawn
     assert drawn.count('class="none"') == 1
     assert charts.heat_map("t", [[0]], ["x"], [0]).count('class="none"') == 1
     assert "rotate(-90" in charts.heat_map("t", [[1]], ["a long name"], [1])
 
 
-def test_shortened_names_still_differ():
-    assert charts.shortened("photograph of class 17") == "photog…ss 17"
-    assert charts.shortened("automobile") == "automobile"
+def test_short_names_still_differ():
+    all_names = ["automobile", *(f"photograph of class {place}" for place in range(10, 30))]
+    short = names.shorten(all_names)
+    assert short["automobile"] == "automobile"
+    assert short["photograph of class 17"] == "photog…ss 17"
+    assert len(set(short.values())) == len(all_names)
+
+
+def test_short_names_that_collide_are_longer():
+    short = names.shorten(["Tomato___Early_blight", "Tomato___Late_blight", "Tomato___healthy"])
+    assert short["Tomato___Early_blight"] == "Tomato___…y_blight"
+    assert short["Tomato___Late_blight"] == "Tomato___…e_blight"
+    assert short["Tomato___healthy"] == "Tomato…althy"
+    # A name that is as another one is shortened, and names that differ in the middle only.
+    hard = ["Tomato…light", "Tomato___Early_blight", *(f"{'a' * 40}{x}{'b' * 40}" for x in "xy")]
+    assert len(set(names.shorten(hard).values())) == len(hard)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(alphabet="ab…", max_size=30), unique=True))
+def test_short_names_are_unique(given_):
+    short = names.shorten(given_)
+    assert list(short) == given_
+    assert len(set(short.values())) == len(given_)
+
+
+def test_isolates_are_kept_in_pairs_only():
+    name = names.isolate("\u0627\u202e\u2069")
+    assert name == "\u2068\u0627\\u202e\\u2069\u2069"
+    assert names.sanitize(f"a {name} b\n") == f"a {name} b\\n"
+    assert names.sanitize("\u2068open") == "\\u2068open"
+    assert names.sanitize("\u2069 \u2068") == "\\u2069 \\u2068"
 
 
 def test_bin_of_few_images_is_faint():

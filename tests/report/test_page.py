@@ -140,7 +140,9 @@ def test_1000_classes_show_the_worst():
     )
     most = max(errors.to_pylist(), key=lambda row: row["count"])
     assert most["count"] > 0
-    assert re.search(r"most often class \d+ predicted as class \d+ \(", page.text)
+    assert re.search(
+        r"most often \u2068class \d+\u2069 predicted as \u2068class \d+\u2069 \(", page.text
+    )
 
 
 def test_large_images_keep_the_page_small():
@@ -179,6 +181,54 @@ def test_images_and_labels_are_optional():
         )
         == 64
     )
+
+
+BLIGHTS = ["Tomato___Early_blight", "Tomato___Late_blight"]
+
+
+def test_similar_classes_are_distinguished():
+    manifest, tables, images = made(classes=2, scale=4.0, lean=0.0, names=BLIGHTS)
+    text = report.render(manifest, tables, images)
+    for place, name in enumerate(BLIGHTS):
+        assert f'<td class="full"><bdi>{name}</bdi></td>' in text
+        assert re.search(
+            rf">\u2068{('Tomato___…y_blight', 'Tomato___…e_blight')[place]}\u2069</te", text
+        )
+    page = require_whole(text)
+    assert "Tomato…light" not in page.text
+    titles = {each["title"] for _, each in page.tags if "title" in each}
+    pairs = {f"\u2068{one}\u2069 → \u2068{other}\u2069" for one, other in (BLIGHTS, BLIGHTS[::-1])}
+    assert pairs <= titles
+    headings = set(re.findall(r"<h3><bdi>(\w+)</bdi> → <bdi>(\w+)</bdi>", text))
+    assert headings == {tuple(BLIGHTS), tuple(BLIGHTS[::-1])}
+
+
+class Directions(Page):
+    """A page whose texts and attributes outside `bdi` and isolates are collected."""
+
+    def __init__(self, text: str) -> None:
+        self.exposed: list[str] = []
+        super().__init__(text)
+
+    def handle_starttag(self, tag, attrs):
+        super().handle_starttag(tag, attrs)
+        self.exposed += [value or "" for _, value in attrs]
+
+    def handle_data(self, data):
+        super().handle_data(data)
+        if "bdi" not in self.open:
+            self.exposed.append(data)
+
+
+def test_right_to_left_names_are_isolated():
+    names = ["قطة", "כלב", "a very long name: قطة كبيرة جدا"]
+    manifest, tables, images = made(classes=3, lean=0.5, names=names)
+    manifest.row.model = manifest.settings.dataset.name = "כלב"
+    manifest.row.dataset = "قطة"
+    page = Directions(report.render(manifest, tables, images))
+    bare = [re.sub("\u2068[^\u2068\u2069]*\u2069", "", each) for each in page.exposed]
+    assert [each for each in bare if re.search("[\u0590-\u06ff]", each)] == []
+    assert any("\u2068قطة\u2069 → \u2068כלב\u2069" in each for each in page.exposed)
 
 
 def test_perfect_network_has_no_errors():
