@@ -89,13 +89,16 @@ def white_of(images: NDArray[Any], where: object, pixel_max: float | None = None
         pixel_max: The value, if known.
 
     Raises:
-        DataError: The range of float images is ambiguous.
+        DataError: The range of float images is ambiguous, or an image contains NaN.
     """
-    if pixel_max is not None:
-        return pixel_max
     if images.dtype.kind != "f":
-        return float(WHITE)
-    return _white_of_batches((evidence_of(batch) for batch in _batches(images)), where)
+        return float(WHITE) if pixel_max is None else pixel_max
+    batches = _without_nan(images, where, pixel_max)
+    if pixel_max is None:
+        return _white_of_batches(map(evidence_of, batches), where)
+    for _ in batches:  # the scale is known: only NaN is looked for
+        pass
+    return pixel_max
 
 
 def _white_of_batches(batches: Iterable[Evidence], where: object) -> float:
@@ -148,9 +151,23 @@ def to_uint8(images: NDArray[Any], white: float, where: object) -> NDArray[np.ui
     return pixels
 
 
-def _batches(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _without_nan(
+    images: NDArray[Any], where: object, pixel_max: float | None
+) -> Iterator[NDArray[Any]]:
+    """Yield float images, a batch at a time.
+
+    Raises:
+        DataError: An image contains NaN.
+    """
     for rows in chunks(images, _BATCH_BYTES):
-        yield np.asarray(images[rows])
+        batch = np.asarray(images[rows])
+        if batch.size and np.isnan(batch.min()):
+            first = rows.start + int(np.isnan(batch.reshape(len(batch), -1)).any(axis=1).argmax())
+            raise DataError(
+                f"{where}: image {first} (counted from 0) contains NaN; "
+                f"{_expected(batch, pixel_max or WHITE)}; correct the image, or remove it"
+            )
+        yield batch
 
 
 def _scaled(batch: NDArray[Any], white: float, where: object) -> NDArray[Any]:
@@ -158,7 +175,8 @@ def _scaled(batch: NDArray[Any], white: float, where: object) -> NDArray[Any]:
         return batch
     low, high = batch.min(), batch.max()
     if not (low >= 0 and float(high) * WHITE / white < WHITE + 0.5):  # a NaN fails this too
-        raise DataError(f"{where}: pixels from {low} to {high}; {_expected(batch, white)}")
+        measured = "pixels are NaN" if np.isnan(low) else f"pixels from {low} to {high}"
+        raise DataError(f"{where}: {measured}; {_expected(batch, white)}")
     if batch.dtype.kind != "f" and white == WHITE:
         return batch
     return np.rint(batch.astype(np.float64) * (WHITE / white))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from data_files import tiny
 
-from nnbuild.data import labels
+from nnbuild.data import labels, pixel_scale
 from nnbuild.data.arrays import Raw, as_pixels, assemble
 from nnbuild.data.labels import MAX_CLASSES
 from nnbuild.data.preprocessing import Preprocessing
 from nnbuild.errors import DataError
 
 
-def made(class_names=None, preprocessing=None, **changed):
+def made(class_names=None, preprocessing=None, pixel_max=None, **changed):
     arrays = tiny()
     raw = Raw(*arrays)._replace(**changed)
     return assemble(
@@ -21,6 +21,7 @@ def made(class_names=None, preprocessing=None, **changed):
         where="a.npz",
         class_names=class_names,
         preprocessing=preprocessing,
+        pixel_max=pixel_max,
     )
 
 
@@ -62,11 +63,25 @@ def test_pixels_of_many_rows_are_equal():
     np.testing.assert_array_equal(pixels[..., 0], np.rint(floats * 255))
 
 
-@pytest.mark.parametrize("value", [-0.001, 255.5, 1e30, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [-0.001, 255.5, 1e30, np.inf, -np.inf])
 def test_floats_out_of_range_are_refused(value):
     images = np.full((40, 6, 6), 0.5)
     images[7, 2, 3] = value
     assert "expected [0, 255], or [0, 1] in floats" in refused(train_images=images)
+
+
+@pytest.mark.parametrize("pixel_max", [None, 1, 7])
+def test_image_with_nan_is_named(monkeypatch, pixel_max):
+    monkeypatch.setattr(pixel_scale, "_BATCH_BYTES", 1000)  # three images
+    images = np.full((40, 6, 6), 0.5)
+    images[[17, 30], 2, 3] = np.nan
+    with pytest.raises(DataError) as caught:
+        made(train_images=images, pixel_max=pixel_max)
+    assert str(caught.value).startswith(
+        "a.npz, train images: image 17 (counted from 0) contains NaN; expected [0, "
+    )
+    with pytest.raises(DataError, match=r"pixels are NaN; expected \[0, 255\]"):
+        pixel_scale.to_uint8(images, 255, "a part of a file")
 
 
 @pytest.mark.parametrize("value", [-1, 256, 65535])

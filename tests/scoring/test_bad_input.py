@@ -103,7 +103,7 @@ CASES = [
     (
         "npz of NaN",
         lambda at: ["--input", _npz(at / "i.npz", images=np.full((2, 8, 8), np.nan))],
-        "pixels from nan",
+        "image 0 (counted from 0) contains NaN",
     ),
     (
         "idx of labels",
