@@ -14,6 +14,17 @@ from nnbuild.errors import CheckError
 _MAX_NAMED = 5
 _IMAGE_DIMENSIONS = 4
 _CHANNELS = (1, 3)
+_LIMIT_OF = {
+    "constant_images_train": "max_constant_fraction",
+    "constant_images_test": "max_constant_fraction",
+    "constant_images_validation": "max_constant_fraction",
+    "train_duplicates": "max_duplicate_fraction",
+    "test_images_in_train": "max_leakage_fraction",
+    "validation_images_in_train": "max_leakage_fraction",
+    "class_balance": "max_class_imbalance",
+    "brightness": "max_brightness_ratio",
+}
+"""Field of `CheckLimits` with the bound of a check; other checks have a fixed one."""
 _DARK = 0.1  # of 255; avoids a division by 0 if all images are black
 
 
@@ -87,7 +98,15 @@ def require(results: Sequence[CheckResult]) -> None:
             + (f" ({result.detail})" * bool(result.detail))
             for result in failed
         )
-        raise CheckError(f"data checks failed: {reasons}; fix the data or relax dataset.checks")
+        raise CheckError(f"data checks failed: {reasons}; fix the data{_settings_of(failed)}")
+
+
+def _settings_of(failed: Sequence[CheckResult]) -> str:
+    """Name the settings that can be relaxed; none if that would not be enough."""
+    if not all(result.name in _LIMIT_OF for result in failed):
+        return ""
+    names = dict.fromkeys(f"dataset.checks.{_LIMIT_OF[result.name]}" for result in failed)
+    return f" or relax {' and '.join(names)}"
 
 
 def _check_form(dataset: Dataset) -> Iterator[CheckResult]:

@@ -1,5 +1,7 @@
 """The data checks detect every injected problem, and nothing in valid data."""
 
+import re
+
 import numpy as np
 import pytest
 from data_files import tiny
@@ -92,6 +94,49 @@ def test_failed_hard_check_names_its_values(name, changed):
         require(results)
     assert f"{name} is {found.measured}, expected {found.bound}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "hint"),
+    [
+        ({"test_labels": np.zeros(100, np.int16)}, "; fix the data"),
+        ({"train_labels": np.full(200, 4, np.int16)}, "; fix the data"),
+        (
+            {"test_images": np.zeros((100, 6, 6, 1), np.uint8)},
+            (
+                "; fix the data or relax dataset.checks.max_constant_fraction and "
+                "dataset.checks.max_brightness_ratio"
+            ),
+        ),
+        (  # relaxing one of the two would not be enough
+            {
+                "test_images": np.zeros((100, 6, 6, 1), np.uint8),
+                "test_labels": np.zeros(100, np.int16),
+            },
+            "; fix the data",
+        ),
+    ],
+)
+def test_hint_names_the_settings_that_would_help(changed, hint):
+    with pytest.raises(CheckError) as caught:
+        require(check(dataset(**changed)))
+    assert str(caught.value).endswith(hint)
+
+
+def test_every_limit_relaxes_its_checks():
+    images = np.concatenate([np.zeros((20, 6, 6, 1), np.uint8), dataset().train.images[20:]])
+    labels = np.r_[np.zeros(194, np.int16), 0, 0, 0, 1, 2, 3].astype(np.int16)
+    given = dataset(
+        train_images=images,
+        train_labels=labels,
+        test_images=np.zeros((100, 6, 6, 1), np.uint8),
+    )
+    with pytest.raises(CheckError) as caught:
+        require(check(given, CheckLimits(strict=True)))
+    names = re.findall(r"dataset\.checks\.(\w+)", str(caught.value))
+    assert set(names) == set(CheckLimits.model_fields) - {"strict"}
+    relaxed = {name: 1 if name.endswith("_fraction") else 10_000 for name in names}
+    require(check(given, CheckLimits(strict=True, **relaxed)))
 
 
 def test_absent_classes_are_named():
