@@ -34,6 +34,8 @@ def lines(
     title: str,
     series: Mapping[str, Points],
     *,
+    others: Sequence[Mapping[str, Points]] = (),
+    joined: bool = True,
     restored: float | None = None,
     best: tuple[float, float] | None = None,
     marks: Points = (),
@@ -47,6 +49,9 @@ def lines(
         title: Description of the chart for screen readers.
         series: Points (epoch, value) by name; the name "" has no legend. Values that are not
             finite are omitted.
+        others: Further series of the same names, drawn like these, such as those of the other
+            networks of an ensemble.
+        joined: Whether to join the points of a series.
         restored: Epoch at which to draw a dashed line.
         best: Point to circle.
         marks: Further points to circle.
@@ -54,23 +59,29 @@ def lines(
         highest: Largest possible value, above which the axis does not go.
         label: Label of the horizontal axis.
     """
-    drawn = {
-        name: _thinned([each for each in points if math.isfinite(each[1])])
-        for name, points in series.items()
-    }
-    values = [value for points in drawn.values() for _, value in points]
-    epochs = [int(epoch) for points in series.values() for epoch, _ in points] or [1]
+    every = [points for each in (series, *others) for points in each.values()]
+    drawn = [
+        [
+            _thinned([each for each in points if math.isfinite(each[1])])
+            for points in of_network.values()
+        ]
+        for of_network in (series, *others)
+    ]
+    values = [value for each in drawn for points in each for _, value in points]
+    epochs = [int(epoch) for points in every for epoch, _ in points] or [1]
     across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
     wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO
     up = logarithmic(values, BOTTOM, TOP) if wide else linear(values, BOTTOM, TOP)
     if highest is not None and up.low < highest < up.high:
         up = replace(up, high=highest, ticks=tuple(each for each in up.ticks if each <= highest))
-    inside = [*_grid(up), *_labels(across, label), *_legend(list(drawn))]
+    inside = [*_grid(up), *_labels(across, label), *_legend(list(series))]
     if restored is not None:
         x = across.place(restored)
         inside.append(tag("line", x1=x, x2=x, y1=TOP, y2=BOTTOM, class_="kept"))
-    for kind, points in enumerate(drawn.values()):
-        inside += _line([(across.place(x), up.place(y)) for x, y in points], kind % 4)
+    for of_network in drawn:
+        for kind, points in enumerate(of_network):
+            places = [(across.place(x), up.place(y)) for x, y in points]
+            inside += _line(places, kind % 4) if joined else _dots(places, kind % 4)
     for x, y in [*([] if best is None else [best]), *marks]:
         if math.isfinite(y):
             inside.append(tag("circle", cx=across.place(x), cy=up.place(y), r=6, class_="ring"))
@@ -88,7 +99,11 @@ def _line(places: Points, kind: int) -> Iterator[Markup]:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     yield tag("polyline", points=path, class_=f"line k{kind}")
     if len(places) <= _MAX_DOTS:
-        yield from (tag("circle", cx=x, cy=y, r=2.6, class_=f"dot k{kind}") for x, y in places)
+        yield from _dots(places, kind)
+
+
+def _dots(places: Points, kind: int) -> Iterator[Markup]:
+    return (tag("circle", cx=x, cy=y, r=2.6, class_=f"dot k{kind}") for x, y in places)
 
 
 def _legend(names: Sequence[str]) -> Iterator[Markup]:

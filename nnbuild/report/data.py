@@ -140,6 +140,62 @@ def confidences(predictions: pa.Table, bins: int = 20) -> tuple[list[int], list[
     return counts(correct), counts(~correct)
 
 
+class Networks(NamedTuple):
+    """The networks of a run: one, or the members of an ensemble.
+
+    Attributes:
+        size: Number of networks.
+        total: Number of epochs over all of them, as the history counts them.
+        each: Number of epochs of each network; None if the run does not record it.
+    """
+
+    size: int
+    total: int
+    each: int | None
+
+    @property
+    def epochs(self) -> str:
+        """Return the number of epochs in words; for an ensemble also the number of networks."""
+        if self.size == 1:
+            return _epochs(self.total)
+        if self.each is None:
+            return f"{self.size} networks, {_epochs(self.total)} in all"
+        return f"{self.size} networks of {_epochs(self.each)} each"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def networks(manifest: Manifest) -> Networks:
+    """Return the networks of a run, and for how many epochs each was trained.
+
+    The history numbers the epochs of the members of an ensemble one after another. With early
+    stopping, it does not say how many each has; without, they have as many as were configured.
+    """
+    total = manifest.steps.fit_model.epochs
+    size = int(manifest.config.get("model", {}).get("ensemble_size", 1))
+    configured = manifest.config["training"].get("epochs")
+    if size == 1:
+        return Networks(1, total, total)
+    return Networks(size, total, configured if total == size * (configured or 0) else None)
+
+
+def split_curves(curves: dict[str, Points], epochs: int) -> list[dict[str, Points]]:
+    """Return the curves of each network of an ensemble, with epochs from 1.
+
+    Args:
+        curves: Curves of all networks, one after another.
+        epochs: Number of epochs of each network.
+    """
+    members: dict[int, dict[str, Points]] = {}
+    for name, points in curves.items():
+        for epoch, value in points:
+            number, earlier = divmod(int(epoch) - 1, epochs)
+            members.setdefault(number, {}).setdefault(name, []).append((earlier + 1, value))
+    return [members[number] for number in sorted(members)]
+
+
 def facts(manifest: Manifest) -> list[tuple[str, str]]:
     """Return names and values that describe the run, in the order of the report."""
     return list(_facts(manifest))
@@ -171,7 +227,13 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         "network",
         f"{isolate(manifest.row.model)}, {steps.build_model.parameters:,} parameters",
     )
-    yield "weights", f"of epoch {fitted.weights_epoch} of {fitted.epochs}"
+    trained = networks(manifest)
+    yield (
+        "weights",
+        f"of epoch {fitted.weights_epoch} of {fitted.epochs}"
+        if trained.size == 1
+        else f"of {trained.epochs}",
+    )
     yield "scoring", describe_engine(*engine_of_run(manifest))
     for remark in fitted.remarks:
         yield "resumed", remark

@@ -15,6 +15,7 @@ _Z = 1.96  # quantile of a 95 % interval
 _RISEN = 1.1  # factor by which a final loss is clearly above the lowest
 _SIGNIFICANT = 0.05
 _SMALL = 0.001
+_ENSEMBLE = "The model averages the log-probabilities of the networks."
 
 Curves = Mapping[str, Points]
 
@@ -64,9 +65,7 @@ def best_of(name: str, points: Points) -> tuple[float, float] | None:
 
 def on_loss(curves: Curves, restored: int) -> str:
     """Answer "Did the loss go down?"."""
-    name, what = (
-        ("val_loss", "validation loss") if "val_loss" in curves else ("loss", "training loss")
-    )
+    name, what = _shown_loss(curves)
     points = [each for each in curves.get(name, []) if math.isfinite(each[1])]
     if not points:
         return "The history has no finite loss values."
@@ -87,6 +86,59 @@ def on_loss(curves: Curves, restored: int) -> str:
             f"epoch {last:.0f}. {ending}"
         )
     return f"Yes: {change} {end:.4g} after epoch {last:.0f}, with a minimum of {lowest}. {ending}"
+
+
+def _shown_loss(curves: Curves) -> tuple[str, str]:
+    """Return the metric of the loss in the history, and its name."""
+    return ("val_loss", "validation loss") if "val_loss" in curves else ("loss", "training loss")
+
+
+def on_losses(members: Sequence[Curves]) -> str:
+    """Answer "Did the loss go down?" for the networks of an ensemble."""
+    name, what = _shown_loss(members[0])
+    losses = [
+        [each for each in curves.get(name, []) if math.isfinite(each[1])] for curves in members
+    ]
+    without = sum(not points for points in losses)
+    if without:
+        return (
+            f"{without} of {len(members)} networks have no finite loss values in the history. "
+            f"{_ENSEMBLE}"
+        )
+    ends = sorted(points[-1][1] for points in losses)
+    span = " to ".join(dict.fromkeys(f"{each:.4g}" for each in (ends[0], ends[-1])))
+    if all(len(points) == 1 for points in losses):
+        return (
+            f"There is only one value for each of the {len(members)} networks: the {what} is "
+            f"{span}. {_ENSEMBLE}"
+        )
+    fell = sum(points[-1][1] < points[0][1] for points in losses)
+    verdict = "Yes" if fell == len(losses) else "Not in every network" if fell else "No"
+    return (
+        f"{verdict}: from its first to its last epoch, the {what} of {fell} of {len(losses)} "
+        f"networks fell. In the last epoch of each, it is {span}. {_ENSEMBLE}"
+    )
+
+
+def on_unsplit_losses(epochs: str) -> str:
+    """Say that the losses of an ensemble cannot be judged.
+
+    Args:
+        epochs: Number of networks and of their epochs.
+    """
+    return (
+        f"The history has {epochs}, and does not record where the epochs of one network end and "
+        f"those of the next begin. {_ENSEMBLE}"
+    )
+
+
+def on_marks(restored: int, charts: int) -> str:
+    """Explain the dashed line and the circle in the charts of the metrics."""
+    of_each = " of each metric" if charts > 1 else ""
+    return (
+        f"Dashed line: restored epoch ({restored}). Circle: best epoch{of_each}, on the validation "
+        "images if there are any."
+    )
 
 
 def on_rate(curves: Curves) -> str:

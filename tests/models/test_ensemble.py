@@ -80,6 +80,18 @@ def test_ensemble_is_one_model(finished):
     )
 
 
+def test_report_separates_the_members(finished):
+    store, run_id, single = finished
+    page, of_single = (
+        (store.root / "runs" / each / "report.html").read_text() for each in (run_id, single)
+    )
+    assert "An ensemble of 2 networks of 2 epochs each, trained on" in page
+    assert "<dd><bdi>of 2 networks of 2 epochs each</bdi></dd>" in page
+    assert "restored epoch" not in page
+    assert "Trained for 2 epochs on" in of_single
+    assert "restored epoch (2)" in of_single
+
+
 class StopsAt:
     """Progress callback that stops like a signal after an epoch."""
 

@@ -215,6 +215,30 @@ def test_what_is_said_of_the_loss(values, said):
 
 
 @pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            [[0.5, 0.3], [0.4, 0.2]],
+            "Yes: from its first to its last epoch, the validation loss of 2 of 2",
+        ),
+        ([[0.5, 0.3], [0.4, 0.6]], "Not in every network: from its first to its last epoch, the "),
+        (
+            [[0.5, 0.5], [0.4, 0.6]],
+            "No: from its first to its last epoch, the validation loss of 0",
+        ),
+        ([[1.482], [1.62]], "There is only one value for each of the 2 networks: the validation "),
+        ([[0.5, 0.3], [math.nan]], "1 of 2 networks have no finite loss values"),
+    ],
+)
+def test_losses_of_an_ensemble_are_judged_together(values, said):
+    members = [{"val_loss": list(enumerate(each, start=1))} for each in values]
+    answer = text.on_losses(members)
+    assert answer.startswith(said)
+    assert answer.endswith("The model averages the log-probabilities of the networks.")
+    assert "1.482 to 1.62" in answer or values[0] != [1.482]
+
+
+@pytest.mark.parametrize(
     ("confidence", "said"),
     [
         (0.9, "Yes, on average"),

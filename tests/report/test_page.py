@@ -264,6 +264,46 @@ def test_a_fallback_is_told_loudly():
     assert [each["class"] for each in page.all("p") if each.get("role") == "alert"] == ["loud"]
 
 
+def ensemble_of(networks, epochs, total):
+    """Return a report of an ensemble, whose history has the epochs of all its networks."""
+    manifest, tables, images = made(epochs=total)
+    manifest.config["model"] = {"ensemble_size": networks}
+    manifest.config["training"]["epochs"] = epochs
+    return report.render(manifest, tables, images)
+
+
+def test_networks_of_an_ensemble_are_separate():
+    text = ensemble_of(3, 2, 6)
+    page = require_whole(text)
+    assert "An ensemble of 3 networks of 2 epochs each, trained on mnist" in page.text
+    assert "Yes: from its first to its last epoch, the validation loss of 3 of 3 networks" in (
+        page.text
+    )
+    assert "In the last epoch of each, it is 0.1833 to 0.55." in page.text
+    assert "One line for each network." in page.text
+    for untrue in ("restored", "Circle", "The weights are those of epoch", "after epoch 6"):
+        assert untrue not in page.text
+    loss = next(each for each in text.split("<svg")[1:] if 'aria-label="loss:' in each)
+    assert "validation of network 3 from 0.22 to 0.1833" in loss
+    paths = re.findall(r'points="([^"]*)"', loss)
+    assert [len(each.split()) for each in paths] == [2] * 6
+    assert len({each.split()[0].split(",")[0] for each in paths}) == 1
+    assert "kept" not in loss
+    assert "ring" not in loss
+
+
+def test_epochs_of_an_ensemble_with_early_stopping_are_not_divided():
+    text = ensemble_of(2, 4, 7)
+    page = require_whole(text)
+    assert "An ensemble of 2 networks, 7 epochs in all, trained on mnist" in page.text
+    assert "does not record where the epochs of one network end" in page.text
+    assert "of 2 networks, 7 epochs in all" in page.text
+    loss = next(each for each in text.split("<svg")[1:] if 'aria-label="loss:' in each)
+    assert "epoch, counted over all networks" in loss
+    assert "<polyline" not in loss
+    assert loss.count('class="dot') == 14
+
+
 def test_champion_is_next_to_the_metrics():
     manifest, tables, images = made()
     assert "champion" not in Page(report.render(manifest, tables, images)).text
