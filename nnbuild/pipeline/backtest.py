@@ -97,8 +97,10 @@ class WindowResult(BaseModel):
         runs: Number of runs.
         promoted: Number of runs that became the champion.
         images: Number of images of the days that followed, of those days on which every window had
-            a champion; each image counts once.
-        accuracy: Fraction of these that the champion of the night before classified correctly.
+            a champion; each image counts once. Windows without any champion do not restrict the
+            days, and have 0 images.
+        accuracy: Fraction of these that the champion of the night before classified correctly; None
+            without images.
         difference: Accuracy minus that of the best window, on the same images.
         low: Lower end of the 95 % confidence interval of the difference.
         high: Upper end of the interval.

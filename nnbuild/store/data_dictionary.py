@@ -32,13 +32,13 @@ DESCRIPTIONS: dict[str, dict[str, str]] = {
         "logged_at": "End of the epoch.",
     },
     "evaluation": {
-        "subset": "`test` or `validation`.",
+        "subset": "Always `test`.",
         "metric": "Name of the metric; see the list below.",
         "label": "Class that a per-class metric is about; null for a metric over all classes.",
         "value": "Value of the metric.",
     },
     "confusion": {
-        "subset": "`test` or `validation`.",
+        "subset": "Always `test`.",
         "label": "True class.",
         "predicted": "Predicted class: the one with the largest logit.",
         "count": "Number of examples with this pair of classes.",

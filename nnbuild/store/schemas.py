@@ -59,14 +59,14 @@ HISTORY = _table(
 )
 
 EVALUATION = _table(
-    _field("subset", pa.string(), "test or validation"),
+    _field("subset", pa.string(), "Always test"),
     _field("metric", pa.string(), "Name of the metric"),
     _field("label", pa.int16(), "The class it is about; null for all classes", nullable=True),
     _field("value", pa.float64(), "The metric"),
 )
 
 CONFUSION = _table(
-    _field("subset", pa.string(), "test or validation"),
+    _field("subset", pa.string(), "Always test"),
     _field("label", pa.int16(), "True class"),
     _field("predicted", pa.int16(), "Class with the largest logit"),
     _field("count", pa.int64(), "Examples"),
