@@ -500,7 +500,7 @@ FILES = [
     ),
     _data("npz floats over 255", "255", _npz(x_train=GOOD.train_images.astype(float) * 2)),
     _data("npz negative floats", "255", _npz(x_train=GOOD.train_images / 255 - 0.5)),
-    _data("npz nan", "nan", _npz(x_train=np.full((40, 6, 6), np.nan))),
+    _data("npz nan", "image 0", _npz(x_train=np.full((40, 6, 6), np.nan))),
     _data("npz counts differ", "40", _npz(y_train=GOOD.train_labels[:-1])),
     _data("npz labels not integers", "label", _npz(y_train=GOOD.train_labels + 0.5)),
     _data("npz labels with a gap", "label", _npz(y_train=GOOD.train_labels * 10)),
