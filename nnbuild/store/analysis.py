@@ -179,6 +179,12 @@ def _predictions(store: Store, run_id: str) -> tuple[Labels, Labels]:
     table = store.read_table("predictions", run_id, ["example_id", "label", "predicted"]).sort_by(
         "example_id"
     )
+    expected = store.manifest(run_id).steps.load_data.test
+    if len(table) != expected:
+        raise StoreError(
+            f"the table predictions of run {run_id} has {len(table):,} rows, expected "
+            f"{expected:,}; restore its file from a copy"
+        )
     return np.asarray(table["label"].to_numpy()), np.asarray(table["predicted"].to_numpy())
 
 
