@@ -82,7 +82,8 @@ def test_alarm_is_raised_once_for_each_excursion(scored_store, tmp_path):
 
 
 def test_alarm_survives_a_clock_that_is_set_back(store):
-    dropped = alarm.Alarm(store.run_ids()[0], True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
+    run_id = store.run_ids()[0]
+    dropped = alarm.Alarm(run_id, True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
     recovered = replace(dropped, dropped=False)
     raised = [
         alarm.record(store, [found], now=NOW - timedelta(hours=number))
