@@ -21,8 +21,6 @@ from nnbuild.scoring.selection import require_distinct_names
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import atomic_write
 
-_FIRST_PROBABILITY = 5  # place of `prob_0` among the columns
-
 
 def batches(examples: int, batch_size: int) -> Iterator[slice]:
     """Yield the slices that divide a number of examples into batches."""
@@ -69,29 +67,7 @@ def probability_table(
     Returns:
         A table with the schema `nnbuild.store.schemas.predictions(classes)`.
     """
-    columns = _probability_columns(
-        logits,
-        labels,
-        first_row=first_row,
-        temperature=temperature,
-        example_ids=example_ids,
-        class_names=class_names,
-    )
-    schema = schemas.predictions(logits.shape[1], named=has_names(class_names))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _probability_columns(
-    logits: Logits,
-    labels: NDArray[np.int16] | pa.Array | None,
-    *,
-    first_row: int = 0,
-    temperature: float = 1.0,
-    example_ids: NDArray[np.int64] | None = None,
-    class_names: Sequence[str] = (),
-) -> list[pa.Array]:
-    """Return the columns of `probability_table`."""
-    rows = len(logits)
+    rows, classes = logits.shape
     probabilities, predicted, log_prob = predict(
         logits, temperature=temperature, first_row=first_row
     )
@@ -108,9 +84,10 @@ def _probability_columns(
         _column(log_prob, pa.float32()),
         *(_column(each, pa.float32()) for each in probabilities),
     ]
-    if has_names(class_names):
+    named = has_names(class_names)
+    if named:
         columns.append(pa.array(class_names, pa.string()).take(columns[2]))
-    return columns
+    return pa.Table.from_arrays(columns, schema=schemas.predictions(classes, named=named))
 
 
 def _labels(labels: NDArray[np.int16] | pa.Array | None, rows: int) -> pa.Array:
@@ -238,32 +215,35 @@ def score_table(
         set_threshold: Smallest probability of the classes in a prediction set; None if the job
             writes no sets.
     """
-    columns = _probability_columns(
+    table = probability_table(
         logits,
         batch.labels,
         temperature=temperature,
         example_ids=batch.example_ids,
         class_names=class_names,
     )
-    probabilities = columns[_FIRST_PROBABILITY:][: logits.shape[1]]
+    columns = list(table.columns)
     columns += [batch.keys] if batch.keys is not None else []
     if config.logits:
         columns += [pa.array(np.ascontiguousarray(column)) for column in logits.T]
     if config.top_k:
-        by_row = np.stack([each.to_numpy() for each in probabilities], axis=1)
+        probabilities = np.stack(_probabilities(table, logits.shape[1]), axis=1)
         order = np.argsort(-logits, axis=1, kind="stable")[:, : config.top_k]
         for place in range(config.top_k):
             columns.append(pa.array(order[:, place].astype(np.int16)))
-            columns.append(pa.array(by_row[np.arange(len(order)), order[:, place]]))
+            columns.append(pa.array(probabilities[np.arange(len(order)), order[:, place]]))
     if set_threshold is not None:
-        by_class = np.stack([each.to_numpy() for each in probabilities])
-        sets = prediction_sets(by_class, set_threshold)
+        sets = prediction_sets(np.stack(_probabilities(table, logits.shape[1])), set_threshold)
         columns.append(pa.array(sets.sum(axis=0, dtype=np.int16)))
         columns += [pa.array(each) for each in sets]
     if config.energy:
         columns.append(pa.array(energy(logits)))
     columns += batch.kept.columns if batch.kept is not None else []
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _probabilities(table: pa.Table, classes: int) -> list[NDArray[np.float32]]:
+    return [table[f"prob_{label}"].to_numpy() for label in range(classes)]
 
 
 def _field(name: str, kind: pa.DataType, description: str) -> pa.Field:
