@@ -197,12 +197,8 @@ def _counts(
     queries, is_known = [], sliced is None
     for (run_id, identifier, temperature), group in groupby(sorted(jobs, key=kind), key=kind):
         model = models[run_id]
-        columns, alike, value = (
-            ["predicted", "log_prob", *_probabilities(model)],
-            list(group),
-            "null",
-        )
-        rows = None
+        columns, alike = ["predicted", "log_prob", *_probabilities(model)], list(group)
+        rows, value = None, "null"
         if sliced is not None:
             own = [] if sliced in (ID_COLUMNS[identifier], *columns) else [sliced]
             rows = labelled.rows("scores", alike, identifier, [*columns, *own])
