@@ -337,8 +337,13 @@ def open_job(
         once=once,
         shadow=shadow,
     )
-    if (score_id := claims.waiting_job(job, any_shadow=any_shadow)) is not None:
-        return replace(resume_job(score_id, root).with_threads(config.threads), once=once)
+    while (score_id := claims.waiting_job(job, any_shadow=any_shadow)) is not None:
+        try:
+            return replace(resume_job(score_id, root).with_threads(config.threads), once=once)
+        except StoreError:
+            if staging(store, score_id).exists():
+                raise
+            # Another process has ended it in between.
     if config.output is not None:
         outputs.require_outside(store, config.output)
     claims.require_unclaimed(job)

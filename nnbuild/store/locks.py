@@ -69,22 +69,36 @@ def lock(folder: Path) -> Iterator[None]:
     """Lock the run in this staging folder, and watch that its store does not disappear.
 
     Raises:
-        LockedError: A living process holds the lock; the message names its process ID and host.
+        LockedError: A living process holds the lock; the message names its process ID and host. Or
+            a process has ended the run a moment ago, and removed its folder.
     """
     path = folder / _LOCK_FILE
     with os_errors_as_store_errors(f"lock {path}"):
-        file = path.open("a+b")
+        try:
+            file = path.open("a+b")
+        except FileNotFoundError as error:
+            if folder.parent.is_dir():
+                raise _ended(folder) from error
+            raise
     with file:
         if not _try_to_lock(file):
             raise LockedError(
                 f"{_described(folder)} is held by {_holder(path).process}; wait for it, or stop "
                 "it and resume again"
             )
+        if not _is_at(path, file):  # its last holder has just removed it
+            raise _ended(folder)
         file.truncate(0)
         file.write(json.dumps(_me()).encode())
         file.flush()
         with presence.watch(folder):
             yield
+
+
+def _ended(folder: Path) -> LockedError:
+    return LockedError(
+        f"another process ended {_described(folder)} a moment ago; there is nothing left to do"
+    )
 
 
 def _try_to_lock(file: BinaryIO) -> bool:

@@ -310,6 +310,37 @@ def test_parallel_backfills_score_once(store, tmp_path):
     assert len(store.score_ids()) == 4
 
 
+def test_job_finished_by_another_before_its_lock_is_refused(store, inputs):
+    """The other call finds the new job before its own process has locked it, and resumes it."""
+    given = config(inputs / "a.parquet")
+    job = jobs.open_job(given, store.root)
+    assert nnbuild.score(given, store.root).score_id == job.score_id
+    ended = pytest.raises(BeingScoredError, match="another process ended scoring job")
+    with ended, jobs.job_context(job):
+        pytest.fail("locked a job that is committed")
+    assert store.score_ids() == [job.score_id]
+    assert not list((store.root / "staging").iterdir())
+
+
+def test_waiting_job_finished_by_another_is_not_resumed(store, inputs, monkeypatch):
+    """The other process commits the job between the search for it and its resumption."""
+    given = config(inputs / "a.parquet")
+    waiting, search = jobs.open_job(given, store.root), jobs.claims.waiting_job
+
+    def find_late(job, **options):
+        found = search(job, **options)
+        if found is not None:
+            with jobs.job_context(waiting):
+                finish(waiting)
+        return found
+
+    monkeypatch.setattr(jobs.claims, "waiting_job", find_late)
+    with pytest.raises(AlreadyScoredError) as caught:
+        nnbuild.score(given, store.root, once=True)
+    assert caught.value.score_id == waiting.score_id
+    assert nnbuild.score(given, store.root).score_id != waiting.score_id
+
+
 @pytest.mark.parametrize("output", [None, "out/{date}"])
 def test_day_scored_after_check_is_skipped(store, dated, tmp_path, monkeypatch, output):
     """The other job commits between the check and the start of this job."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,35 @@ def test_remove_keeps_a_new_file(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", lose_then_lock)
     assert not locks.remove_if_free(path)
     assert path.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("is_opened_before", [False, True])
+def test_lock_of_run_that_was_just_ended_is_refused(tmp_path, monkeypatch, is_opened_before):
+    """The holder removes the folder before or after another process has opened its lock file."""
+    folder, flock = tmp_path / "staging" / "score-1", locks.fcntl.flock
+    folder.mkdir(parents=True)
+
+    def lose_then_lock(file, operation):
+        shutil.rmtree(folder)
+        flock(file, operation)
+
+    if is_opened_before:
+        monkeypatch.setattr(locks.fcntl, "flock", lose_then_lock)
+    else:
+        folder.rmdir()
+    ended = pytest.raises(LockedError, match="another process ended scoring job 1 a moment ago")
+    with ended, locks.lock(folder):
+        pass
+    assert not folder.exists()
+
+
+def test_lock_in_store_that_is_gone_names_the_file(tmp_path):
+    with (
+        pytest.raises(StoreError, match=r"cannot lock .*: No such file") as caught,
+        locks.lock(tmp_path / "staging" / "score-1"),
+    ):
+        pass
+    assert not isinstance(caught.value, LockedError)
 
 
 @pytest.mark.parametrize("take", [claim, lambda path: locks.lock(path.parent)])
