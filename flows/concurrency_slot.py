@@ -17,7 +17,7 @@ def keep_running_without_slot() -> None:
 
     A second run may start meanwhile; the locks of the store keep the two apart.
     """
-    # There is no setting for it.
+    # Prefect has no setting for this.
     flow_engine.maintain_concurrency_lease = _renewing  # type: ignore[attr-defined,assignment]
 
 

@@ -35,15 +35,16 @@ def add_labels(config: LabelConfig, store: str | None) -> Ingested:
 @task(name="live accuracy", task_run_name="live accuracy", **retry_after(1, 10))
 def watch_live(config: LiveConfig, store: str | None) -> list[Alarm]:
     """Compute live accuracy, and report champions that have dropped; see `nnbuild.live.watch`."""
-    watched = watch(config, store, now=datetime.now(UTC))
+    root = str(Store(store).root)
+    watched = watch(
+        config, store, now=datetime.now(UTC), on_raised=lambda alarm: report_drop(root, alarm)
+    )
     newest = sorted(watched.rows, key=lambda row: row["start"], reverse=True)[:_SHOWN_PERIODS]
     names = [*COLUMNS[1:], COLUMNS[0]]  # the page shows the first columns, and IDs are long
     rows = [{name: _short(row[name]) for name in names} for row in newest]
-    key = artifact_key("nnbuild-live", watched.root)
+    key = artifact_key("nnbuild-live", root)
     sentences = [on_periods(watched.rows), *on_shadows(watched.shadows), LIMITS]
     show_table(key, rows, " ".join(sentences))
-    for alarm in watched.raised:
-        report_drop(watched.root, alarm)
     return watched.raised
 
 

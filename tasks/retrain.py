@@ -116,7 +116,7 @@ def _no_start(run: Run, data: LoadedData) -> str:
     day = run.config.dataset.as_of
     if day is not None and champion.current(Store(run.store), data.name) is not None:
         return f"so did the run of {day}, which this one repeats"
-    return "there is no champion yet"
+    return "the dataset has no champion yet"
 
 
 @task(name="compile", task_run_name=run_name("compile {run.config.model.name}"), **TASK_DEFAULTS)

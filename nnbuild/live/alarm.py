@@ -1,6 +1,6 @@
 """Raise an alarm when the accuracy of a champion has dropped, once for each drop."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
@@ -136,13 +136,21 @@ def alarms(store: Store, performance: Performance, config: LiveConfig) -> list[A
     return found
 
 
-def record(store: Store, found: Sequence[Alarm], *, now: datetime) -> list[Alarm]:
+def record(
+    store: Store,
+    found: Sequence[Alarm],
+    *,
+    now: datetime,
+    on_raised: Callable[[Alarm], None] = lambda _: None,
+) -> list[Alarm]:
     """Add the changes of alarms to the table `live_alarms`.
 
     Args:
         store: Store of the runs.
         found: Result of `alarms`.
         now: Time, with a time zone.
+        on_raised: Callback for each alarm that is raised now, before it is recorded. If the process
+            dies in between, the next call raises the alarm again, so none is lost.
 
     Returns:
         The alarms that are raised now, without those that were already raised before.
@@ -153,10 +161,11 @@ def record(store: Store, found: Sequence[Alarm], *, now: datetime) -> list[Alarm
         last, at = events[-1] if events else ("recovered", _NEVER)
         if alarm.dropped == (last == "dropped"):
             continue
+        if alarm.dropped:
+            on_raised(alarm)
+            raised.append(alarm)
         # The newest event is the state, also if the clock was set back since the last one.
         _add(store, alarm, len(events), max(now, at + timedelta(microseconds=1)))
-        if alarm.dropped:
-            raised.append(alarm)
     return raised
 
 
@@ -184,30 +193,35 @@ class Watched:
     """Result of a scheduled look at live accuracy.
 
     Attributes:
-        root: Root of the store.
         rows: Rows of the table `live`, by run and day.
         shadows: Rows of the table `live_shadows`, by pair of runs and day.
         raised: Alarms that were raised now.
     """
 
-    root: str
     rows: list[dict[str, Any]]
     shadows: list[dict[str, Any]]
     raised: list[Alarm]
 
 
-def watch(config: LiveConfig, root: Path | str | None = None, *, now: datetime) -> Watched:
+def watch(
+    config: LiveConfig,
+    root: Path | str | None = None,
+    *,
+    now: datetime,
+    on_raised: Callable[[Alarm], None] = lambda _: None,
+) -> Watched:
     """Compute live accuracy by day, also of shadows, and record the alarms of the champions.
 
     Args:
         config: Settings of the alarm.
         root: Root of the store.
         now: Time of the look, with a time zone.
+        on_raised: Callback for each alarm that is raised now; see `record`.
     """
     store = Store.open(root)
     performance = measure(store, now=now)
     write(store, performance, "day")
     shadows = measure_shadows(store, paired_counts(store), now=now)
     write_shadows(store, shadows, "day")
-    raised = record(store, alarms(store, performance, config), now=now)
-    return Watched(str(store.root), performance.rows, shadows, raised)
+    raised = record(store, alarms(store, performance, config), now=now, on_raised=on_raised)
+    return Watched(performance.rows, shadows, raised)

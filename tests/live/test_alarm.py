@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
+from kills import Killed
 from label_data import TRUTH, job_with_ids, label_file, labelled
 from score_data import ROWS
 
@@ -92,6 +93,22 @@ def test_alarm_survives_a_clock_that_is_set_back(store):
     assert raised == [[dropped], [], [], [dropped], []]
     table = store.read_table("live_alarms").sort_by("at")
     assert table["event"].to_pylist() == ["dropped", "recovered", "dropped"]
+
+
+def test_alarm_of_a_process_that_dies_before_its_record_is_raised_again(store):
+    dropped = alarm.Alarm(store.run_ids()[0], True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
+    reported = []
+
+    def report_and_die(found):
+        reported.append(found)
+        raise Killed
+
+    with pytest.raises(Killed):
+        alarm.record(store, [dropped], now=NOW, on_raised=report_and_die)
+    for _ in range(2):
+        alarm.record(store, [dropped], now=NOW, on_raised=reported.append)
+    assert reported == [dropped, dropped]
+    assert store.read_table("live_alarms")["event"].to_pylist() == ["dropped"]
 
 
 def test_corrected_label_keeps_the_day_of_the_first(scored_store, tmp_path):

@@ -20,7 +20,7 @@ def warm(config: RunConfig) -> RunConfig:
 @pytest.mark.parametrize(
     ("repeats", "reason"),
     [
-        (False, "there is no champion yet"),
+        (False, "the dataset has no champion yet"),
         (True, f"so did the run of {day(0)}, which this one repeats"),
     ],
 )
