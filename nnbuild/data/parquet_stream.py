@@ -1,9 +1,9 @@
 """Read Parquet inputs of any size, a row group at a time: images, labels and columns to copy."""
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nnbuild.data import archives, pixel_scale
-from nnbuild.data import arrow_images as image_columns
 from nnbuild.data.arrays import as_pixels, with_channels
+from nnbuild.data.arrow_images import is_text
+from nnbuild.data.arrow_labels import class_numbers
 from nnbuild.data.file_states import FileStates
-from nnbuild.data.file_tree import File, files_as_json, outage_of
+from nnbuild.data.file_tree import File, files_as_json
 from nnbuild.data.parquet import errors_as_data_errors
+from nnbuild.data.parquet_files import BROKEN, ParquetFiles, open_file, why_unreadable
+from nnbuild.data.parquet_layout import Layout, Layouts
+from nnbuild.data.parquet_statistics import is_unit_range, largest_integer
 from nnbuild.data.preprocessing import PictureReader, fit_images
 from nnbuild.data.streams import (
     PARQUET,
@@ -32,32 +36,13 @@ from nnbuild.data.streams import (
     raw_batch_rows,
     raw_part_rows,
 )
-from nnbuild.errors import DataError, StoreError, suggestion
-from nnbuild.runtime.threads import in_threads, in_threads_if_waiting
-from nnbuild.store.filesystem import is_remote, os_errors_as_store_errors
+from nnbuild.errors import DataError, StoreError
+from nnbuild.store.filesystem import os_errors_as_store_errors
 
-T = TypeVar("T")
-_MAX_LABEL, _MAX_ID = np.iinfo(np.int16).max, np.iinfo(np.int64).max
+_MAX_ID = np.iinfo(np.int64).max
 _MAX_BATCH_BYTES = 2**30  # limit on the decoded pictures of a batch
 _EVIDENCE_ROWS = 1024
-_LOCAL_THREADS, _REMOTE_THREADS = 4, 32  # a remote file takes several round trips
-_BUFFER_BYTES = 2**17  # of a local file, for each column
 _SMALL_BYTES = 2**20  # of a remote file that is fetched whole; twice as many wait as are fetched
-_BROKEN = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError)
-
-
-class _Layout(NamedTuple):
-    """Columns and reader of a file.
-
-    Attributes:
-        image: Name of the image column.
-        label: Name of the label column; None if no column can be read as labels.
-        reader: Reader of the images.
-    """
-
-    image: str
-    label: str | None
-    reader: image_columns.Reader
 
 
 @dataclass
@@ -87,16 +72,13 @@ class ParquetStream:
 
     def __init__(self, address: str, files: Sequence[File], options: StreamOptions) -> None:
         self._address, self._columns, self._shape = address, options.columns, options.shape
-        self._files = files
-        self._open: tuple[int, Any] | None = None
+        self._files, self._parquet = files, ParquetFiles(files)
         self._position: _Position | None = None
-        self._small: set[int] = set()
-        self._fetching: Iterator[tuple[int, pa.Buffer]] = iter(())
         self._pixel_max = options.pixel_max
         self._class_names = tuple(options.class_names)
         self._pictures = PictureReader(options.preprocessing)
         self._whites = None if options.scales is None else tuple(options.scales)
-        self._layouts: dict[int, _Layout] = {}
+        self._layout_by_file: dict[int, Layout] = {}
         self._chunks: list[InputChunk] = []
         self._starts: list[int] = []
         self._bytes: list[int] = []
@@ -108,10 +90,10 @@ class ParquetStream:
 
     def _read_footers(self) -> None:
         first = 0
-        for number, (schema, metadata) in enumerate(self._for_each_file(_footer)):
+        for number, (schema, metadata) in enumerate(self._parquet.footers()):
             if number == 0:
-                self._schema = schema
-            layout = self._layouts[number] = self._layout(schema, number)
+                self._set_schema(schema)
+            layout = self._layout_by_file[number] = self._layouts.of(self._files[number], schema)
             self._starts.append(first)
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
             self._bytes.append(sum(each.total_byte_size for each in groups))
@@ -141,23 +123,28 @@ class ParquetStream:
         }
 
     def _read_index(self, index: dict[str, Any]) -> None:
-        self._schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(index["schema"])))
+        self._set_schema(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(index["schema"]))))
         self._chunks = [InputChunk(*each) for each in index["chunks"]]
         self._starts, self._bytes = index["starts"], index["bytes"]
         self._decodes = index["decodes"]
 
-    def _layout_of(self, number: int) -> _Layout:
-        """Return the layout of a file, which is read now if the stream was opened by an index."""
-        if number not in self._layouts:
-            self._layouts[number] = self._layout(self._file(number).schema_arrow, number)
-        return self._layouts[number]
+    def _set_schema(self, first: pa.Schema) -> None:
+        """Take the schema of the first file, to which those of the others are compared."""
+        self._schema = first
+        self._layouts = Layouts(
+            self._address,
+            self._columns,
+            self._class_names,
+            self._pictures,
+            (self._files[0], first),
+        )
 
-    def _for_each_file(self, function: Callable[[Any], T]) -> Iterator[T]:
-        """Yield the result of a function for each file, in order."""
-        paths = (file.path for file in self._files)
-        if self._files[0].is_local:
-            return in_threads_if_waiting(function, paths, _LOCAL_THREADS)
-        return in_threads(function, paths, _REMOTE_THREADS)
+    def _layout_of(self, number: int) -> Layout:
+        """Return the layout of a file, which is read now if the stream was opened by an index."""
+        if number not in self._layout_by_file:
+            schema = self._parquet.get(number).schema_arrow
+            self._layout_by_file[number] = self._layouts.of(self._files[number], schema)
+        return self._layout_by_file[number]
 
     def chunks(self) -> Sequence[InputChunk]:
         """Return the row groups that are not empty."""
@@ -176,7 +163,7 @@ class ParquetStream:
     def identity(self) -> list[list[Any]]:
         """Return name, size and time of change of each file; for objects the ETag, not the time."""
         with os_errors_as_store_errors(f"read {self._address}"):
-            versions = self._for_each_file(_version)
+            versions = self._parquet.versions()
             return [[str(file), *each] for file, each in zip(self._files, versions, strict=True)]
 
     def states(self, rows: Iterable[range]) -> FileStates:  # noqa: ARG002  (it looks at none)
@@ -188,7 +175,7 @@ class ParquetStream:
         if self._columns.example_id is None:
             return "row"
         kind = self._schema.field(self._columns.example_id).type
-        return "text" if image_columns.is_text(kind) else "integer"
+        return "text" if is_text(kind) else "integer"
 
     def scales(self) -> list[float]:
         """Return the pixel value of white in each file; floats may have to be read completely.
@@ -221,7 +208,7 @@ class ParquetStream:
                 batch = next(position.batches, None)
                 reason = f"the row group ends after {position.done} of its {chunk.rows} rows"
             except Exception as error:  # noqa: BLE001  (raised again unless the file is bad)
-                batch, reason = None, _why_unreadable(error, self._files[chunk.file])
+                batch, reason = None, why_unreadable(error, self._files[chunk.file])
             if batch is None:
                 if is_wanted:
                     yield self._reject(chunk, first, left, reason)
@@ -244,25 +231,18 @@ class ParquetStream:
         return _Position(chunk, batch_rows, self._batches(chunk, batch_rows))
 
     def _batches(self, chunk: InputChunk, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        yield from self._file(chunk.file).iter_batches(
+        yield from self._parquet.get(chunk.file).iter_batches(
             batch_rows,
             row_groups=[chunk.group],
-            columns=self._columns_of(chunk.file),
+            columns=self._layouts.names(self._layout_of(chunk.file)),
             # A single thread of Arrow's would only have memory of its own.
             use_threads=pa.cpu_count() > 1,
         )
 
     def read_ahead(self, chunks: Sequence[InputChunk]) -> None:
         """Begin to fetch the small remote files of these chunks, each as a whole."""
-        numbers = dict.fromkeys(
-            chunk.file for chunk in chunks if self._bytes[chunk.file] <= _SMALL_BYTES
-        )
-        self._small = {number for number in numbers if not self._files[number].is_local}
-        self._fetching = in_threads(self._fetch, sorted(self._small), _REMOTE_THREADS)
-
-    def _fetch(self, number: int) -> tuple[int, pa.Buffer]:
-        path = self._files[number].path
-        return number, pa.py_buffer(path.fs.cat_file(path.path))
+        files = {chunk.file for chunk in chunks}
+        self._parquet.fetch_ahead(file for file in files if self._bytes[file] <= _SMALL_BYTES)
 
     def _rows(
         self, batch: pa.RecordBatch, chunk: InputChunk, first: int
@@ -344,8 +324,8 @@ class ParquetStream:
         if not self._layout_of(number).reader.is_float:
             return float(pixel_scale.WHITE)
         path = self._files[number].path
-        with errors_as_data_errors(path), _open(path) as file:
-            if _is_unit_by_statistics(file, self._layout_of(number).image):
+        with errors_as_data_errors(path), open_file(path) as file:
+            if is_unit_range(file.metadata, self._layout_of(number).image):
                 return 1.0
             return pixel_scale.white_of_floats(self._floats(file, number), path)
 
@@ -359,10 +339,10 @@ class ParquetStream:
             try:
                 for batch in batches:
                     yield from self._readable(layout, pa.Table.from_batches([batch])[layout.image])
-            except _BROKEN:
+            except BROKEN:
                 continue  # its rows are rejected when they are scored
 
-    def _readable(self, layout: _Layout, column: pa.ChunkedArray) -> Iterator[NDArray[Any]]:
+    def _readable(self, layout: Layout, column: pa.ChunkedArray) -> Iterator[NDArray[Any]]:
         """Yield the images of a column, except unreadable ones and those of another size."""
         try:
             images = layout.reader.read(column, 0, _MAX_BATCH_BYTES, self._address)
@@ -380,191 +360,22 @@ class ParquetStream:
             return None
         return class_numbers(table[name], self._class_names).combine_chunks()
 
-    def _columns_of(self, number: int) -> list[str]:
-        layout = self._layout_of(number)
-        names = [layout.reader.column, *self._columns.keep]
-        names += [self._columns.example_id] if self._columns.example_id else []
-        names += [layout.label] if layout.label else []
-        return list(dict.fromkeys(names))
-
-    def _layout(self, schema: pa.Schema, number: int) -> _Layout:
-        """Return the layout of a file; its columns to copy must be those of the first file."""
-        path = self._files[number]
-        where = self._address if number == 0 else str(path)
-        image = image_columns.image_column(schema.names, self._columns.image, where)
-        example_id = self._columns.example_id
-        for name in [*self._columns.keep, *([example_id] if example_id else [])]:
-            if name not in schema.names:
-                raise DataError(f"{where}: no column {name!r}; {suggestion(name, schema.names)}")
-            image_columns.require_single(schema.names, name, where)
-            kinds = [each.field(name).type for each in (schema, self._schema)]
-            if name in self._columns.keep and kinds[0] != kinds[1]:
-                raise DataError(
-                    f"{path}: column {name!r} is {kinds[0]}, in {self._files[0]} it is {kinds[1]}; "
-                    "score the two files separately"
-                )
-        if example_id:
-            self._require_id_type(schema.field(example_id).type, path, where)
-        reader = image_columns.reader(
-            schema.field(image).type, schema.metadata or {}, where, image, self._pictures
-        )
-        return _Layout(image, self._label(schema, where), reader)
-
-    def _require_id_type(self, kind: pa.DataType, path: Any, where: object) -> None:
-        name = self._columns.example_id
-        if not pa.types.is_integer(kind) and not image_columns.is_text(kind):
-            raise DataError(
-                f"{where}: column {name!r} is {kind}; expected integers or texts, or no id_column"
-            )
-        first = self._schema.field(name).type
-        if image_columns.is_text(kind) != image_columns.is_text(first):
-            raise DataError(
-                f"{path}: column {name!r} is {kind}, in {self._files[0]} it is {first}; score the "
-                "two files separately"
-            )
-
-    def _label(self, schema: pa.Schema, where: object) -> str | None:
-        requested = self._columns.label
-        try:
-            name = image_columns.label_column(schema.names, requested, where)
-        except DataError:
-            if requested is not None:
-                raise
-            return None
-        kind = schema.field(name).type
-        if pa.types.is_integer(kind) or (image_columns.is_text(kind) and self._class_names):
-            return name
-        if requested is not None:
-            raise DataError(f"{where}: column {name!r} is {kind}; expected integers or class names")
-        return None
-
-    def _require_ids(self, group: Any, where: str) -> None:
+    def _require_ids(self, group: pq.RowGroupMetaData, where: str) -> None:
         """Refuse IDs that are too large before anything is scored, if the statistics show it."""
         if not self._columns.all_or_nothing or self._columns.example_id is None:
             return
-        for number in range(group.num_columns):
-            column = group.column(number)
-            if column.path_in_schema != self._columns.example_id or not column.is_stats_set:
-                continue
-            largest = column.statistics.max if column.statistics.has_min_max else None
-            if isinstance(largest, int) and largest > _MAX_ID:
-                raise DataError(
-                    f"{where}: {self._id_too_large(largest)}, or set on_error to quarantine"
-                )
+        largest = largest_integer(group, self._columns.example_id)
+        if largest is not None and largest > _MAX_ID:
+            raise DataError(
+                f"{where}: {self._id_too_large(largest)}, or set on_error to quarantine"
+            )
 
     def _id_too_large(self, largest: int) -> str:
         name = self._columns.example_id
         return f"column {name!r} contains {largest}; expected an int64 of at most {_MAX_ID}"
-
-    def _file(self, number: int) -> pq.ParquetFile:
-        """Return a file, which stays open while its row groups are read in order."""
-        if self._open is None or self._open[0] != number:
-            if self._open is not None:
-                self._open[1].close()
-                self._open = None  # in case the next one cannot be opened
-            content = self._content(number)
-            file = _open(self._files[number].path) if content is None else pq.ParquetFile(content)
-            self._open = (number, file)
-        return self._open[1]
-
-    def _content(self, number: int) -> pa.BufferReader | None:
-        """Return the content of a file that was fetched ahead; None if it was not."""
-        while number in self._small:
-            try:
-                fetched, content = next(self._fetching)
-            except _BROKEN:  # opening the file again says what is wrong, if it still is
-                self._small.clear()
-                break
-            self._small.remove(fetched)
-            if fetched == number:
-                return pa.BufferReader(content)
-        return None
-
-
-def _why_unreadable(error: Exception, file: File) -> str:
-    """Return why a file that was listed cannot be read.
-
-    Raises:
-        StoreError: It is not the fault of the file.
-        Exception: Any other error than those of a bad file, as it was raised.
-    """
-    if (problem := outage_of(file, error)) is not None:
-        raise problem from error
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, DataError):  # it cannot be opened
-        return str(error).removeprefix(f"{file}: ")
-    if not isinstance(error, _BROKEN):
-        raise error
-    return f"not readable as Parquet ({archives.reason_of(error)[:200]})"
 
 
 def _without_view(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
-
-
-def class_numbers(labels: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
-    """Convert labels to class numbers, int16; null for labels that are not a class.
-
-    Args:
-        labels: Integers or strings.
-        names: Class names of the model; if all are numbers, integers are looked up as names.
-    """
-    if image_columns.is_text(labels.type):
-        texts = pc.utf8_normalize(labels.cast(pa.string()), "NFC")
-        return pc.index_in(texts, value_set=pa.array(names, pa.string())).cast(pa.int16())
-    if names and all(name.isdecimal() and name.isascii() for name in names):
-        values = [int(name) for name in names]
-        if values != list(range(len(values))) and max(values) <= _MAX_ID:
-            numbers = labels.cast(pa.int64(), safe=False)
-            return pc.index_in(numbers, value_set=pa.array(values, pa.int64())).cast(pa.int16())
-    bounds = pc.min_max(labels).as_py()
-    if (bounds["min"] or 0) >= 0 and (bounds["max"] or 0) <= _MAX_LABEL:  # as a rule
-        return labels if labels.type == pa.int16() else labels.cast(pa.int16())
-    numbers = labels.cast(pa.int64(), safe=False)  # larger values become negative
-    known = pc.and_(pc.greater_equal(numbers, 0), pc.less_equal(numbers, _MAX_LABEL))
-    return pc.if_else(known, numbers, pa.scalar(None, pa.int64())).cast(pa.int16())
-
-
-def _is_unit_by_statistics(file: pq.ParquetFile, column: str) -> bool:
-    """Return whether the statistics of a file prove a range of 0 to 1, and not only zeros."""
-    highest = 0.0
-    for group in range(file.num_row_groups):
-        chunks = file.metadata.row_group(group)
-        for index in range(chunks.num_columns):
-            chunk = chunks.column(index)
-            if chunk.path_in_schema != column and not chunk.path_in_schema.startswith(f"{column}."):
-                continue
-            statistics = chunk.statistics
-            if statistics is None or not statistics.has_min_max:
-                return False
-            if not isinstance(statistics.max, float):  # the limits of float16 are bytes
-                return False
-            if not 0 <= statistics.min <= statistics.max <= 1:
-                return False
-            highest = max(highest, statistics.max)
-    return highest > 0
-
-
-def _version(path: Any) -> tuple[int, str]:
-    if is_remote(path):
-        info = path.fs.info(path.path)
-        return int(info["size"]), str(info.get("ETag") or info.get("LastModified") or "")
-    status = path.stat()
-    return status.st_size, str(status.st_mtime_ns)
-
-
-def _footer(path: Any) -> tuple[pa.Schema, pq.FileMetaData]:
-    """Return the schema and the metadata of a file."""
-    with errors_as_data_errors(path), _open(path) as file:
-        return file.schema_arrow, file.metadata
-
-
-def _open(path: Any) -> pq.ParquetFile:
-    if is_remote(path):
-        return pq.ParquetFile(path.path, filesystem=path.fs)
-    archives.require_regular(path)
-    # Otherwise a row group is loaded completely before its first rows are read.
-    return pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)

@@ -8,8 +8,8 @@ import pytest
 from score_data import parquet
 
 from nnbuild.data.array_stream import ArrayStream
+from nnbuild.data.arrow_labels import class_numbers
 from nnbuild.data.formats import open_stream
-from nnbuild.data.parquet_stream import class_numbers
 from nnbuild.data.streams import Batch, StreamOptions, raw_batch_rows, raw_part_rows
 from nnbuild.scoring.pieces import read_part, split_shard
 

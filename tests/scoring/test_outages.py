@@ -12,8 +12,10 @@ from PIL import Image, ImageFile
 from score_data import ROWS, files, images, parquet, rows, scored
 
 import nnbuild
-from nnbuild.data import archives, parquet_stream
+from nnbuild.data import archives, parquet_files
 from nnbuild.data.formats import open_stream
+from nnbuild.data.parquet_files import ParquetFiles
+from nnbuild.data.parquet_layout import Layouts
 from nnbuild.data.parquet_stream import ParquetStream
 from nnbuild.data.streams import RejectedRows, StreamOptions
 from nnbuild.errors import DataError, RunError, StoreError
@@ -53,7 +55,7 @@ def failing(monkeypatch):
             monkeypatch.setattr(owner, name, read_or_fail)
 
         wrap(archives, "open_checked")
-        wrap(ParquetStream, "_file")
+        wrap(ParquetFiles, "get")
 
     yield fail
     monkeypatch.undo()
@@ -88,7 +90,7 @@ def test_missing_memory_keeps_the_job(store, source, monkeypatch, on_error):
         Image.new("LA", (8, 8), (7, 255)).save(source / "100.png")
         monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     else:
-        monkeypatch.setattr(ParquetStream, "_columns_of", fail)
+        monkeypatch.setattr(Layouts, "names", fail)
     options = {"input": str(source), "batch_size": 32, "shard_rows": 60, "on_error": on_error}
     with pytest.raises((RunError, StoreError), match="memory") as caught:
         nnbuild.score(ScoreConfig(**options), store.root)
@@ -123,7 +125,7 @@ def test_deleted_table_is_quarantined_like_a_picture(store, tmp_path, monkeypatc
     folder.mkdir()
     for name in "ab":
         parquet(folder / f"{name}.parquet")
-    opened = parquet_stream._open
+    opened = parquet_files.open_file
 
     def open_and_delete(path):
         if path.name == "b.parquet" and opens.append(path) is None and len(opens) > 1:
@@ -131,7 +133,7 @@ def test_deleted_table_is_quarantined_like_a_picture(store, tmp_path, monkeypatc
         return opened(path)
 
     opens = []
-    monkeypatch.setattr(parquet_stream, "_open", open_and_delete)
+    monkeypatch.setattr(parquet_files, "open_file", open_and_delete)
     done = scored(store, input=folder, on_error="quarantine", shard_rows=1000)
     assert (done.rows, done.quarantined) == (ROWS, ROWS)
     assert rows(store, done)["example_id"].to_pylist() == list(range(ROWS))
@@ -141,16 +143,16 @@ def test_file_that_does_not_open_spoils_no_other(tmp_path, monkeypatch):
     for name in "ab":
         parquet(tmp_path / f"{name}.parquet", images(20), group=10)
     source = open_stream(str(tmp_path), StreamOptions((8, 8, 1)))
-    chunks, opened = source.chunks(), parquet_stream._open
+    chunks, opened = source.chunks(), parquet_files.open_file
     list(source.read(chunks[0], 64))
 
     def fail(_path):
         raise ValueError("no footer")
 
-    monkeypatch.setattr(parquet_stream, "_open", fail)
+    monkeypatch.setattr(parquet_files, "open_file", fail)
     (rejected,) = source.read(chunks[2], 64)
     assert isinstance(rejected, RejectedRows)
-    monkeypatch.setattr(parquet_stream, "_open", opened)
+    monkeypatch.setattr(parquet_files, "open_file", opened)
     (batch,) = source.read(chunks[1], 64)
     np.testing.assert_array_equal(batch.images, images(20)[10:])
 
@@ -165,7 +167,7 @@ def test_unmounted_folder_keeps_the_job(store, source, monkeypatch, on_error):
             parquet(folder / f"{name}.parquet")
     options = {"input": str(folder), "batch_size": 32, "shard_rows": 60, "on_error": on_error}
     straight = scored(store, **options)
-    opened, opens = (parquet_stream._open, archives.open_checked), []
+    opened, opens = (parquet_files.open_file, archives.open_checked), []
 
     def disappear(number):
         def open_once(*arguments):
@@ -177,7 +179,7 @@ def test_unmounted_folder_keeps_the_job(store, source, monkeypatch, on_error):
 
         return open_once
 
-    monkeypatch.setattr(parquet_stream, "_open", disappear(0))
+    monkeypatch.setattr(parquet_files, "open_file", disappear(0))
     monkeypatch.setattr(archives, "open_checked", disappear(1))
     with pytest.raises(StoreError, match="missing or empty since it was listed"):
         nnbuild.score(ScoreConfig(**options), store.root)
