@@ -5,7 +5,7 @@ from prefect import flow
 from flows.embedded_server import prompt_stop
 from flows.flow_runs import FLOW_DEFAULTS, score_name
 from nnbuild.scoring import ScoreConfig, ScoredJob
-from nnbuild.scoring.job import job_context
+from nnbuild.scoring.job_context import job_context
 from tasks.score import commit_scores, open_scoring, score_shards
 
 

@@ -3,9 +3,10 @@
     job.py ───────── shards.py ─── commit.py
     (open, resume)   (score)       (publish)
 
-`scorer.score` runs one job, `days.backfill` one job for each day of a range. The shards of a job
-are made in this process (`shards.py`), in processes that share the cores (`processes.py`), or on a
-cluster (`dask.py`); the bytes are the same. `batch.py` scores a batch, `row_writer.py` writes it.
+`scorer.score` runs one job, `days.backfill` one job for each day of a range. `job_context.py` locks
+a job meanwhile. Its shards are made in this process (`job_shards.py`), in processes that share the
+cores (`processes.py`), or on a cluster (`dask.py`); the bytes are the same. `batch.py` scores a
+batch, `row_writer.py` writes it.
 """
 
 from typing import TYPE_CHECKING, Any

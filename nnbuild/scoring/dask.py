@@ -20,15 +20,8 @@ from nnbuild.runtime import fault_injection
 from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.scoring.batch import ShardContext
-from nnbuild.scoring.job import (
-    Job,
-    job_engine,
-    progress_of,
-    rows_of,
-    shard_context,
-    shards_of,
-    staging,
-)
+from nnbuild.scoring.job import Job, shards_of, staging
+from nnbuild.scoring.job_shards import job_engine, progress_of, rows_of, shard_context
 from nnbuild.scoring.shards import Shard, make_shards
 from nnbuild.store import Store, presence
 from nnbuild.store.filesystem import make_durable_dir

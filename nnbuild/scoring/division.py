@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from nnbuild.data.streams import InputChunk, RejectedRows
 from nnbuild.runtime.environment import processors
-from nnbuild.scoring.job import Job, job_engine, progress_of
+from nnbuild.scoring.job import Job
+from nnbuild.scoring.job_shards import job_engine, progress_of
 from nnbuild.scoring.pieces import split_shard
 
 _SECONDS_TO_START = 1.0  # of the other processes, on a machine of 2026

@@ -1,9 +1,7 @@
-"""The life of a scoring job before its commit: create it or resume it, lock it, make its shards."""
+"""Open a scoring job: create it or resume it, with its model and its input."""
 
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,43 +14,17 @@ from pydantic import BaseModel, ValidationError
 from nnbuild.data.formats import open_stream
 from nnbuild.data.pixels import Workspace, workspace_in
 from nnbuild.data.streams import Columns, ImageStream, InputChunk, StreamOptions, identity_of
-from nnbuild.engines import Engine
-from nnbuild.errors import (
-    AlreadyScoredError,
-    BeingScoredError,
-    ConfigError,
-    InputError,
-    Interrupted,
-    LockedError,
-    RunError,
-    StoreError,
-    one_line,
-)
-from nnbuild.runtime import environment, fault_injection
-from nnbuild.runtime.progress import ProgressCallback, RowProgress
-from nnbuild.runtime.signals import interrupted, request_to_stop, sigterm_as_exception
+from nnbuild.errors import ConfigError, StoreError
+from nnbuild.runtime import environment
 from nnbuild.scoring import claims, outputs
-from nnbuild.scoring.batch import ShadowContext, ShardContext
 from nnbuild.scoring.config import NEWEST, ScoreConfig
-from nnbuild.scoring.models import ScoringModel, engine_of, resolve_model
+from nnbuild.scoring.models import ScoringModel, resolve_model
 from nnbuild.scoring.selection import parse_filter, require_known_types
-from nnbuild.scoring.shadow import PairedEngine, resolve_shadow, shadow_schema
-from nnbuild.scoring.shards import (
-    Shard,
-    finished,
-    have_files_changed,
-    make_shards,
-    plan,
-)
+from nnbuild.scoring.shadow import resolve_shadow
+from nnbuild.scoring.shards import have_files_changed, plan
 from nnbuild.scoring.table import score_schema
-from nnbuild.store import Store, locks
-from nnbuild.store.commands import resume_scoring
-from nnbuild.store.filesystem import (
-    as_store_error,
-    is_url,
-    make_durable_dir,
-    write_json,
-)
+from nnbuild.store import Store
+from nnbuild.store.filesystem import is_url, write_json
 from nnbuild.store.ids import new_run_id, require_id
 from nnbuild.store.json_models import Moment, problem, read_model
 from nnbuild.store.outputs import require_new_folder
@@ -126,117 +98,8 @@ def staging(store: Store, score_id: str) -> Path:
     return store.local_root / "staging" / f"score-{require_id(score_id, 'score_id')}"
 
 
-@contextmanager
-def job_context(job: Job) -> Iterator[None]:
-    """Lock a job, its input and its output while the block runs.
-
-    Invalid input, or an input or output in use, removes a new job from the store. After any other
-    error, and if it was resumed, the job can be resumed.
-    """
-    with _locked(job), sigterm_as_exception():
-        try:
-            with claims.claimed(job):
-                yield
-        except KeyboardInterrupt as error:
-            raise _to_interrupted(job, error) from error
-        except MemoryError as error:
-            short = RunError(
-                f"not enough memory ({one_line(error) or 'no reason given'}); set batch_size or "
-                "threads to a smaller number"
-            )
-            short.add_note(_how_to_resume(job))
-            raise short from error
-        except InputError as error:
-            if _is_useless(job, error):
-                shutil.rmtree(job.folder, ignore_errors=True)
-            else:
-                error.add_note(_how_to_resume(job))
-            raise
-        except (RunError, Interrupted) as error:
-            error.add_note(_how_to_resume(job))
-            raise
-        except OSError as error:
-            reported = as_store_error(f"work in {error.filename or job.folder}", error)
-            reported.add_note(_how_to_resume(job))
-            raise reported from error
-        except Exception as error:
-            if (request := request_to_stop(error)) is None:
-                raise
-            raise _to_interrupted(job, request) from error
-
-
-def _is_useless(job: Job, error: InputError) -> bool:
-    """Return whether a job that invalid input has ended has nothing that could be resumed."""
-    if isinstance(error, StoreError) and not isinstance(error, LockedError):
-        return False
-    return job.is_new or isinstance(error, AlreadyScoredError)
-
-
-def _to_interrupted(job: Job, error: KeyboardInterrupt) -> Interrupted:
-    stopped = interrupted(error)
-    if job.folder.is_dir():  # otherwise the job was committed just before
-        stopped.add_note(_how_to_resume(job))
-    return stopped
-
-
-@contextmanager
-def _locked(job: Job) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locks.lock(job.folder))
-        except LockedError as error:
-            raise BeingScoredError(str(error)) from error
-        yield
-
-
-def _how_to_resume(job: Job) -> str:
-    return f"resume it with: {resume_scoring(job.score_id, str(job.store.root))}"
-
-
-def shard_context(job: Job) -> ShardContext:
-    """Return the context for making the shards of a job."""
-    schema = _row_schema(job.config, job.model, job.source)
-    return ShardContext(
-        config=job.config,
-        source=job.source,
-        engine=lambda: job_engine(job, job.config),
-        classes=job.model.classes,
-        schema=schema,
-        temperature=job.temperature,
-        where=parse_filter(job.config.where, schema.names) if job.config.where else None,
-        class_names=job.model.class_names,
-        energy_edges=job.model.energy_edges,
-        set_threshold=job.model.set_threshold,
-        shadow=_shadow_context(job),
-    )
-
-
-def _shadow_context(job: Job) -> ShadowContext | None:
-    if job.shadow is None:
-        return None
-    return ShadowContext(
-        str(job.shadow.run_id),
-        shadow_schema(job.config, job.shadow, job.source.identifier()),
-        (job.shadow.temperature or 1.0) if job.config.calibrated else 1.0,
-        job.shadow.set_threshold,
-    )
-
-
-def job_engine(job: Job, config: ScoreConfig) -> Engine:
-    """Return the engine of a job: its model, and its shadow if there is one.
-
-    Args:
-        job: The job.
-        config: Its settings, with the number of threads to use.
-    """
-    engine = engine_of(job.model, config, job.folder)
-    if job.shadow is None:
-        return engine
-    shadow = engine_of(job.shadow, config, job.folder, file="shadow.keras")
-    return PairedEngine(engine, shadow)
-
-
-def _row_schema(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> pa.Schema:
+def row_schema(config: ScoreConfig, model: ScoringModel, source: ImageStream) -> pa.Schema:
+    """Return the schema of the rows of a job with these settings, model and input."""
     return score_schema(
         config,
         model.classes,
@@ -249,51 +112,6 @@ def _row_schema(config: ScoreConfig, model: ScoringModel, source: ImageStream) -
 def shards_of(job: Job) -> list[list[InputChunk]]:
     """Return the input chunks of each shard, by its number."""
     return plan(job.source.chunks(), job.config.shard_rows)
-
-
-def progress_of(
-    job: Job, *, is_verified: bool = True
-) -> tuple[list[Shard], list[tuple[int, list[InputChunk]]]]:
-    """Return the finished shards, and the number and chunks of each pending shard.
-
-    Args:
-        job: The job.
-        is_verified: Whether to read the files of the finished shards; see `finished`.
-    """
-    done: list[Shard] = []
-    pending: list[tuple[int, list[InputChunk]]] = []
-    for number, chunks in enumerate(shards_of(job)):
-        shard = finished(job.folder, number, shadow=job.shadow is not None, is_verified=is_verified)
-        if shard is not None:
-            done.append(shard)
-        else:
-            pending.append((number, chunks))
-    return done, pending
-
-
-def rows_of(shards: Sequence[Shard]) -> int:
-    """Return the number of input rows of shards."""
-    return sum(each.rows + each.quarantined for each in shards)
-
-
-def score_input(job: Job, progress: ProgressCallback | None = None) -> list[Shard]:
-    """Make the missing shards in this process.
-
-    Raises:
-        DataError: A row cannot be scored, and `on_error` is `stop`.
-        ContractError: The output of the model is not a finite array of logits.
-    """
-    context = shard_context(job)
-    done, pending = progress_of(job)
-    counter = RowProgress(progress, rows_of(done), job.total)
-    make_durable_dir(job.folder / "rows")
-    for result in make_shards(context, pending, job.folder):
-        if isinstance(result, Shard):
-            done.append(result)
-        else:
-            counter.add(result)
-    fault_injection.failpoint("score:shards")
-    return sorted(done, key=lambda each: each.name)
 
 
 def open_job(
@@ -491,7 +309,7 @@ def _open_model_and_input(
         workspace=_workspace(store),
     )
     source = open_stream(config.input, options)
-    schema = _row_schema(config, model, source)
+    schema = row_schema(config, model, source)
     if config.where is not None:
         try:
             schema.empty_table().filter(parse_filter(config.where, schema.names))

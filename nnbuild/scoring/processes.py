@@ -34,7 +34,8 @@ from nnbuild.runtime.progress import ProgressCallback, RowProgress
 from nnbuild.runtime.signals import deferred_signals
 from nnbuild.runtime.threads import SECONDS_TO_LET_GO
 from nnbuild.scoring.division import Division
-from nnbuild.scoring.job import Job, progress_of, rows_of
+from nnbuild.scoring.job import Job
+from nnbuild.scoring.job_shards import progress_of, rows_of
 from nnbuild.scoring.schedule import FIRST, Place, Request, Schedule, place_of
 from nnbuild.scoring.shards import Shard, adopt_shard
 from nnbuild.scoring.worker import Answer, Report, Scorer, error_from

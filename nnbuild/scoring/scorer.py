@@ -11,14 +11,9 @@ from nnbuild.scoring.commit import ScoredJob, commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.dask import score_on_cluster
 from nnbuild.scoring.division import division_of
-from nnbuild.scoring.job import (
-    Job,
-    job_context,
-    open_job,
-    require_unchanged,
-    resume_job,
-    score_input,
-)
+from nnbuild.scoring.job import Job, open_job, require_unchanged, resume_job
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.shards import Shard
 

@@ -25,7 +25,8 @@ import pyarrow as pa
 from nnbuild import errors
 from nnbuild.errors import InputError, NnbuildError, RunError, one_line
 from nnbuild.runtime.lazy_imports import start_arrow_without_pandas
-from nnbuild.scoring.job import Job, job_engine, resume_job, shard_context, shards_of, staging
+from nnbuild.scoring.job import Job, resume_job, shards_of, staging
+from nnbuild.scoring.job_shards import job_engine, shard_context
 from nnbuild.scoring.parts import Part, join_parts, make_part
 from nnbuild.scoring.pieces import split_shard
 from nnbuild.scoring.schedule import Request

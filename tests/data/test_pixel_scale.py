@@ -22,6 +22,7 @@ from nnbuild.data.streams import RejectedRows, StreamOptions
 from nnbuild.errors import CheckError, DataError
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.job_shards import score_input
 
 SHAPE = (6, 6, 1)
 KINDS = {
@@ -267,7 +268,7 @@ def test_scale_is_recorded_and_recalled(store, tmp_path, monkeypatch):
     monkeypatch.setattr(pixel_scale, "white_of_floats", looked)
     resumed = jobs.resume_job(job.score_id, store.root)
     assert resumed.source.scales() == job.source.scales() == [255.0]
-    assert jobs.score_input(resumed)
+    assert score_input(resumed)
 
 
 def brightness(train, test, **limits):

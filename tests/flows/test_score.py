@@ -11,6 +11,8 @@ from flows.score import score
 from nnbuild.errors import AlreadyScoredError, BeingScoredError, ConfigError, DataError, LockedError
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 
 
 def test_flow_writes_the_same_as_the_command(store, tmp_path, prefect_server):
@@ -36,14 +38,14 @@ def test_flow_refuses_an_input_in_progress(store, tmp_path, prefect_server):
     path = parquet(tmp_path / "in.parquet")
     output = str(tmp_path / "out")
     job = jobs.open_job(config(path, output=output), store.root)
-    with jobs.job_context(job):
+    with job_context(job):
         with pytest.raises(BeingScoredError, match=job.score_id):
             score(config(path, output=output), str(store.root))
         with pytest.raises(LockedError, match="is writing there"):
             score(config(path, output=output, top_k=1), str(store.root))
         skipped = scheduled_score(config(path, output=output), str(store.root), return_state=True)
         assert (skipped.name, job.score_id in skipped.message) == (SKIPPED, True)
-        commit_job(job, jobs.score_input(job))
+        commit_job(job, score_input(job))
     with pytest.raises(AlreadyScoredError):
         score(config(path, output=output), str(store.root), once=True)
     assert store.score_ids() == [job.score_id]

@@ -14,6 +14,8 @@ from nnbuild.evaluation.drift import MEASURES
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 
 SHAPE = (8, 8, 1)
 ROWS = 230
@@ -39,8 +41,8 @@ def scored(store, **config):
     job = jobs.open_job(
         ScoreConfig.model_validate({**config, "input": str(config["input"])}), store.root
     )
-    with jobs.job_context(job):
-        return commit_job(job, jobs.score_input(job))
+    with job_context(job):
+        return commit_job(job, score_input(job))
 
 
 def rows(store, done):
@@ -94,14 +96,14 @@ def jobs_killed_anywhere(store, options):
     for number in range(1, 100):
         job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
         try:
-            with killing_at(number), jobs.job_context(job):
-                commit_job(job, jobs.score_input(job))
+            with killing_at(number), job_context(job):
+                commit_job(job, score_input(job))
         except Killed:
             if job.score_id not in store.score_ids():
                 assert job.score_id not in store.read_table("score_jobs")["score_id"].to_pylist()
                 job = jobs.resume_job(job.score_id, store.root)
-                with jobs.job_context(job):
-                    commit_job(job, jobs.score_input(job))
+                with job_context(job):
+                    commit_job(job, score_input(job))
             yield job.score_id
         else:
             return

@@ -28,6 +28,8 @@ from nnbuild.scoring import ScoreConfig, backfill, days, outputs
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.days import partitions
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 
 DAY = date(2026, 11, 1)
 
@@ -39,14 +41,14 @@ def config(path, **more):
 
 
 def finish(job):
-    return commit_job(job, jobs.score_input(job))
+    return commit_job(job, score_input(job))
 
 
 @contextmanager
 def running(store, **options):
     """A job in progress."""
     job = jobs.open_job(config(**options), store.root)
-    with jobs.job_context(job):
+    with job_context(job):
         yield job
 
 
@@ -67,7 +69,7 @@ def dated(tmp_path):
 
 def finish_until(point, job):
     """Run a job up to a failpoint, where its process dies."""
-    with killed_at(point), jobs.job_context(job):
+    with killed_at(point), job_context(job):
         finish(job)
 
 
@@ -237,10 +239,10 @@ def test_job_of_the_same_instant_is_refused(store, inputs):
     first = jobs.open_job(config(**options), store.root)
     second = jobs.open_job(config(**options, top_k=1), store.root)
     third = jobs.open_job(config(**options, batch_size=16), store.root)
-    with jobs.job_context(first):
-        with pytest.raises(LockedError, match="is writing there"), jobs.job_context(second):
+    with job_context(first):
+        with pytest.raises(LockedError, match="is writing there"), job_context(second):
             pass
-        with pytest.raises(BeingScoredError), jobs.job_context(third):
+        with pytest.raises(BeingScoredError), job_context(third):
             pass
         finish(first)
     assert not list((store.root / "staging").iterdir())
@@ -267,7 +269,7 @@ def test_backfill_waits_for_a_busy_day(store, dated, error):
 
     thread = threading.Thread(target=second)
     job = jobs.open_job(config(dated.format(date=DAY), threads=1), store.root)
-    with suppress(DataError, Killed), jobs.job_context(job):
+    with suppress(DataError, Killed), job_context(job):
         thread.start()
         assert waits.wait(60)
         if error is not None:
@@ -316,7 +318,7 @@ def test_job_finished_by_another_before_its_lock_is_refused(store, inputs):
     job = jobs.open_job(given, store.root)
     assert nnbuild.score(given, store.root).score_id == job.score_id
     ended = pytest.raises(BeingScoredError, match="another process ended scoring job")
-    with ended, jobs.job_context(job):
+    with ended, job_context(job):
         pytest.fail("locked a job that is committed")
     assert store.score_ids() == [job.score_id]
     assert not list((store.root / "staging").iterdir())
@@ -330,7 +332,7 @@ def test_waiting_job_finished_by_another_is_not_resumed(store, inputs, monkeypat
     def find_late(job, **options):
         found = search(job, **options)
         if found is not None:
-            with jobs.job_context(waiting):
+            with job_context(waiting):
                 finish(waiting)
         return found
 
@@ -368,11 +370,11 @@ def test_day_scored_meanwhile_is_skipped(store, dated):
     theirs = jobs.open_job(given.model_copy(update={"batch_size": 16}), store.root)
 
     def late():
-        shards = jobs.score_input(ours)
+        shards = score_input(ours)
         finish(theirs)
         commit_job(ours, shards)
 
-    with pytest.raises(AlreadyScoredError) as refused, jobs.job_context(ours):
+    with pytest.raises(AlreadyScoredError) as refused, job_context(ours):
         late()
     assert refused.value.score_id == theirs.score_id
     assert store.score_ids() == [theirs.score_id]

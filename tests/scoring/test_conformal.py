@@ -14,6 +14,8 @@ from nnbuild.evaluation.conformal import CONFORMAL, probability_threshold
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 
 COVERAGE = 0.8
 SETS = ["set_size", "in_set_0", "in_set_1", "in_set_2"]
@@ -82,11 +84,11 @@ def test_resumed_job_has_same_bytes(store, tmp_path):
     whole = scored(store, input=path, **settings)
     config = ScoreConfig(input=path, batch_size=32, shard_rows=100, **settings)
     job = jobs.open_job(config, store.root)
-    jobs.score_input(job)
+    score_input(job)
     (job.folder / "done" / "part-00001.parquet.json").unlink()
     resumed = jobs.resume_job(job.score_id, store.root)
-    with jobs.job_context(resumed):
-        done = commit_job(resumed, jobs.score_input(resumed))
+    with job_context(resumed):
+        done = commit_job(resumed, score_input(resumed))
     assert files(store, done.score_id) == files(store, whole.score_id)
     assert (rows(store, done)["set_size"].to_numpy() > 1).all()
 

@@ -19,6 +19,8 @@ from nnbuild.evaluation.drift import MEASURES, REFERENCE, Summary, summarise
 from nnbuild.report import rebuild
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 from nnbuild.store.analysis import drift_by_job, trends
 from nnbuild.store.filesystem import file_digest
 from nnbuild.training.shuffling import split_rows
@@ -227,8 +229,8 @@ def test_drift_counts_every_eighth_image_of_a_large_batch(store, tmp_path, size,
     pixels = images(size)
     path = parquet(tmp_path / "in.parquet", pixels, group=size)
     job = jobs.open_job(ScoreConfig(input=str(path), batch_size=2048), store.root)
-    with jobs.job_context(job):
-        (shard,) = jobs.score_input(job)
+    with job_context(job):
+        (shard,) = score_input(job)
     sample = pixels[::step]
     expected = summarise(sample, np.zeros(size, np.int16), np.ones(size, np.float32), 3).as_json()
     for measure in ("brightness", "ink"):

@@ -40,6 +40,8 @@ from nnbuild.runtime.threads import prefetch
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 from nnbuild.scoring.selection import parse_filter
 from nnbuild.store import Store, champion
 from nnbuild.store.filesystem import read_json, write_json
@@ -67,8 +69,8 @@ def test_the_engine_is_chosen_once(store, tmp_path):
     job = jobs.open_job(config, store.root)
     assert job.config.engine == "onnx"
     assert jobs.open_job(config, store.root).score_id == job.score_id
-    with jobs.job_context(job):
-        done = commit_job(job, jobs.score_input(job))
+    with job_context(job):
+        done = commit_job(job, score_input(job))
     assert jobs.scored_before(store, config) == done.score_id
     assert jobs.scored_before(store, config.model_copy(update={"engine": "keras"})) is None
 

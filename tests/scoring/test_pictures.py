@@ -22,6 +22,8 @@ from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.division import Division
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 from nnbuild.scoring.processes import score_in_processes
 
 NAMES = ["a-1/x.png", "a.b/x.png", "a/x.png", "a/é.png", "b/c/d.png"]  # sorted as text
@@ -281,8 +283,8 @@ def test_picture_removed_before_it_is_read_cannot_be_scored(store, tmp_path):
     config = ScoreConfig(input=str(folder), on_error="quarantine")
     job = jobs.open_job(config, store.root)
     (folder / NAMES[0]).unlink()
-    with jobs.job_context(job):
-        done = commit_job(job, jobs.score_input(job))
+    with job_context(job):
+        done = commit_job(job, score_input(job))
     assert (done.rows, done.quarantined) == (len(NAMES) - 1, 1)
     assert [each["path"] for each in quarantined(store, done.score_id)] == [NAMES[0]]
 
@@ -298,9 +300,9 @@ def test_picture_repaired_after_a_kill_leaves_quarantine(store, tmp_path, proces
     assert list((waiting / "quarantine").iterdir())
     write(folder, NAMES[:1])
     job = jobs.resume_job(waiting.name.removeprefix("score-"), store.root)
-    with jobs.job_context(job):
+    with job_context(job):
         if processes == 1:
-            shards = jobs.score_input(job)
+            shards = score_input(job)
         else:
             shards = score_in_processes(job, Division(processes, whole_shards=False))
         done = commit_job(job, shards)

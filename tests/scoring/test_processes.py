@@ -22,6 +22,7 @@ from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.division import Cost, Division, division_of, processes_are_faster
+from nnbuild.scoring.job_context import job_context
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.worker import describe_error, error_from
 
@@ -57,7 +58,7 @@ def config(path, **more):
 
 def in_processes(store, settings, count=2, progress=None, *, whole=False):
     job = jobs.open_job(settings, store.root)
-    with jobs.job_context(job):
+    with job_context(job):
         return commit_job(job, score_in_processes(job, Division(count, whole), progress))
 
 
@@ -322,6 +323,7 @@ PROGRAM = """
 import json, os, signal, sys, threading
 import psutil
 from nnbuild.scoring import job as jobs
+from nnbuild.scoring.job_context import job_context
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring import processes
 from nnbuild.scoring.division import Division
@@ -338,7 +340,7 @@ class Progress:
 
 processes._ThisProcess.wait_until_ready = lambda _: threading.Event().wait()
 job = jobs.open_job(ScoreConfig.model_validate_json(config), root)
-with jobs.job_context(job):
+with job_context(job):
     processes.score_in_processes(job, Division(3), Progress())
 """
 

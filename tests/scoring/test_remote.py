@@ -15,7 +15,9 @@ from nnbuild.pipeline.run import retrain
 from nnbuild.scoring import ScoreConfig
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.division import Division
-from nnbuild.scoring.job import job_context, open_job, resume_job, score_input
+from nnbuild.scoring.job import open_job, resume_job
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import score_input
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.store import Store
 

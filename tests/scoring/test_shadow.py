@@ -13,6 +13,8 @@ from nnbuild.scoring import job as jobs
 from nnbuild.scoring.commit import commit_job
 from nnbuild.scoring.config import ScoreConfig
 from nnbuild.scoring.division import Division
+from nnbuild.scoring.job_context import job_context
+from nnbuild.scoring.job_shards import progress_of, score_input, shard_context
 from nnbuild.scoring.processes import score_in_processes
 from nnbuild.scoring.shards import make_shards
 from nnbuild.store import champion
@@ -90,8 +92,8 @@ def test_input_is_read_once(gated_runs, tmp_path, monkeypatch):
         monkeypatch.setattr(
             job.source, "read", lambda *given, r=read, c=calls: c.append(given) or r(*given)
         )
-        with jobs.job_context(job):
-            commit_job(job, jobs.score_input(job))
+        with job_context(job):
+            commit_job(job, score_input(job))
         counts.append(calls)
     assert counts[0] == counts[1]
 
@@ -116,11 +118,11 @@ def test_damaged_shadow_file_is_made_again(gated_runs, tmp_path):
     options = {"input": str(path), "batch_size": 32, "shard_rows": 100, "shadow": "newest"}
     straight = scored(store, **options)
     job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
-    jobs.score_input(job)
+    score_input(job)
     (job.folder / "shadow" / "part-00001.parquet").write_bytes(b"cut")
-    assert len(jobs.progress_of(job)[1]) == 1
-    with jobs.job_context(job):
-        commit_job(job, jobs.score_input(job))
+    assert len(progress_of(job)[1]) == 1
+    with job_context(job):
+        commit_job(job, score_input(job))
     assert shadow_files(store, job.score_id) == shadow_files(store, straight.score_id)
 
 
@@ -205,7 +207,7 @@ def test_shadow_that_breaks_the_contract_is_named(gated_runs, tmp_path):
     store, (_, _, other) = gated_runs
     config = ScoreConfig(input=str(parquet(tmp_path / "in.parquet")), shadow=other)
     job = jobs.open_job(config, store.root)
-    context = jobs.shard_context(job)
+    context = shard_context(job)
 
     class Broken:
         name = "broken"
@@ -215,7 +217,7 @@ def test_shadow_that_breaks_the_contract_is_named(gated_runs, tmp_path):
             whole[len(images) + 1, 0] = np.nan
             return whole
 
-    _, pending = jobs.progress_of(job)
+    _, pending = progress_of(job)
     with pytest.raises(ContractError, match=f"shadow {other}: "):
         list(make_shards(context._replace(engine=Broken), pending, job.folder))
 
@@ -261,7 +263,7 @@ def test_processes_score_with_a_shadow(gated_runs, tmp_path, whole):
     straight = scored(store, **options)
     job = jobs.open_job(ScoreConfig.model_validate(options), store.root)
     assert len(jobs.shards_of(job)) > 2
-    with jobs.job_context(job):
+    with job_context(job):
         commit_job(job, score_in_processes(job, Division(2, whole)))
     assert files(store, job.score_id) == files(store, straight.score_id)
     assert shadow_files(store, job.score_id) == shadow_files(store, straight.score_id)
