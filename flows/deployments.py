@@ -23,7 +23,6 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import automations
 from flows.cli.console import print_line
-from flows.embedded_server import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from flows.hooks import record_cancellation
 from flows.prefect_settings import require_api_url_without_credentials
 from flows.scheduled import (
@@ -33,6 +32,7 @@ from flows.scheduled import (
     scheduled_score,
 )
 from flows.schedules import Plan
+from flows.server_answer import SECONDS_TO_ANSWER_AT_STOP, server_problem
 from nnbuild.errors import ConfigError
 from nnbuild.runtime import environment
 from nnbuild.runtime.signals import children_spared_ctrl_c, deferred_signals

@@ -1,6 +1,6 @@
 """Run Prefect's server for the process that started this one, and exit with that process.
 
-`flows.embedded_server` executes this file as a script under Python's safe path, so it imports
+`flows.embedded_process` executes this file as a script under Python's safe path, so it imports
 nothing of nnbuild and nothing from the current folder.
 """
 

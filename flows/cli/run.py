@@ -328,7 +328,7 @@ def show_flow(
 
 def _incomplete_record(error: Exception) -> str:
     """Return the note on a flow run that failed after all its results were committed."""
-    from flows.embedded_server import embedded_server_is_lost
+    from flows.embedded_process import embedded_server_is_lost
     from nnbuild.runtime.outward import describe
 
     reason = "its embedded server ended" if embedded_server_is_lost() else describe(error)

@@ -13,10 +13,10 @@ import pytest
 
 PROGRAM = """
 import sys
-from flows import embedded_server
+from flows import server_answer
 from flows.embedded_server import EmbeddedServer
 from nnbuild.errors import NnbuildError
-embedded_server.SECONDS_TO_ANSWER = float(sys.argv[1])
+server_answer.SECONDS_TO_ANSWER = float(sys.argv[1])
 try:
     with EmbeddedServer() as server:
         pass
@@ -136,21 +136,21 @@ def test_silent_server_is_given_up(start):
 
 EARLY = """
 import json, os, sys
-from flows import embedded_server as embedded
+from flows import embedded_server as embedded, server_answer
 from nnbuild.errors import ConfigError
-embedded.SECONDS_TO_ANSWER = 1.0
+server_answer.SECONDS_TO_ANSWER = 1.0
 embedded.start_server_early()
-process = embedded._ServerProcess.current.process
+process = embedded.ServerProcess.current.process
 print(process.pid, flush=True)
 sys.stdin.readline()
 os.environ.update(json.loads(sys.argv[1]))
 try:
     with embedded.EmbeddedServer() as server:
         pass
-    kept = embedded._ServerProcess.current.process is process
+    kept = embedded.ServerProcess.current.process is process
     print("ready", server.embedded, kept, process.poll())
 except ConfigError as error:
-    print(embedded._ServerProcess.current, process.poll(), error)
+    print(embedded.ServerProcess.current, process.poll(), error)
 """
 
 
