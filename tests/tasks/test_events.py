@@ -128,17 +128,19 @@ def repeated(folder):
 
 
 def answer_when_paused(flow_runs_before, run_input, root, seen):
-    """Resume a flow run as the UI does, as soon as one is paused; note what a person sees."""
+    """Resume a flow run as the UI does, as soon as its form is there; note what a person sees."""
     with get_client(sync_client=True) as client:
         for _ in range(600):
             for each in client.read_flow_runs():
-                if each.id not in flow_runs_before and each.state and each.state.is_paused():
+                if each.id in flow_runs_before or not each.state or not each.state.is_paused():
+                    continue
+                # Prefect pauses a flow run before it stores the form, whose description is last.
+                key = each.state.state_details.run_input_keyset["description"]
+                for form in client.filter_flow_run_input(each.id, key, 1, set()):
                     (run,) = Store(root).unfinished_runs()
                     seen["run_id"] = run.run_id
                     seen["page"] = (root / "staging" / run.run_id / "report.html").read_text()
-                    key = each.state.state_details.run_input_keyset["description"]
-                    found = client._client.get(f"/flow_runs/{each.id}/input/{key}")
-                    seen["form"] = found.json()
+                    seen["form"] = form.decoded_value
                     client.resume_flow_run(each.id, run_input=run_input)
                     return
             time.sleep(0.1)
