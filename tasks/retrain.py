@@ -14,7 +14,7 @@ from nnbuild.config.presets import is_fallback
 from nnbuild.errors import CheckError
 from nnbuild.evaluation.metrics import SUMMARY_METRICS
 from nnbuild.pipeline.commit import commit_run
-from nnbuild.report.data import facts
+from nnbuild.report.facts import facts
 from nnbuild.runtime.text import markdown_text
 from nnbuild.store import Run, Store, champion
 from nnbuild.store.manifests import Manifest
@@ -263,11 +263,14 @@ def report(run: Run, data: LoadedData) -> Reported:
 
 
 def _show_charts(run: Run, data: LoadedData) -> None:
+    marks = (
+        "circle: best epoch; dashed line: restored epoch"
+        if run.config.model.ensemble_size == 1
+        else "one line for each network"
+    )
     for metric in ("loss", "accuracy"):
         if (chart := pipeline.curve_picture(run, metric)) is not None:
-            description = (
-                f"{metric.capitalize()} by epoch; circle: best epoch; dashed line: restored epoch"
-            )
+            description = f"{metric.capitalize()} by epoch; {marks}"
             show_image(artifact_key(f"nnbuild-{metric}", run.store, data.name), chart, description)
     confusion = pipeline.confusion_picture(run, data)
     key = artifact_key("nnbuild-confusion", run.store, data.name)

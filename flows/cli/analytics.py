@@ -257,6 +257,7 @@ def compare(
 ) -> None:
     """Compare settings and metrics of runs, with a paired test."""
     from nnbuild.report.comparison import comparison_page
+    from nnbuild.report.networks import curves_by_network
     from nnbuild.report.text import on_pair
     from nnbuild.store import Store
     from nnbuild.store.analysis import compare as compare_runs
@@ -266,8 +267,11 @@ def compare(
     run_ids = [run_of(opened, each) for each in run_ids]
     rows = compare_runs(opened, run_ids)
     if html is not None:
-        histories = {run_id: opened.read_table("history", run_id) for run_id in run_ids}
-        write_page(opened, html, comparison_page(rows, histories))
+        curves = {
+            run_id: curves_by_network(opened.manifest(run_id), opened.read_table("history", run_id))
+            for run_id in run_ids
+        }
+        write_page(opened, html, comparison_page(rows, curves))
     if as_json:
         print_json({"store": str(opened.root), "runs": [to_json_row(row) for row in rows]})
         return

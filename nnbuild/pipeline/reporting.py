@@ -12,6 +12,7 @@ from nnbuild.pipeline.step import (
     staged_table,
 )
 from nnbuild.report import page, render
+from nnbuild.report.networks import networks_of
 from nnbuild.runtime import environment
 from nnbuild.store import schemas
 from nnbuild.store.filesystem import write_bytes
@@ -115,8 +116,11 @@ def write_report(run: Run, data: LoadedData) -> Reported:
 def curve_picture(run: Run, metric: str) -> str | None:
     """Return a metric by epoch as a self-contained SVG; None if the run has no such metric."""
     fitted = run.load_result(FittedModel)
+    if fitted is None:
+        return None
     history = read_table(staged_table(run, "history"), STATIC_SCHEMAS["history"])
-    return page.curve_picture(history, metric, fitted.weights_epoch if fitted else 0)
+    networks = networks_of(fitted, run.config.model_dump())
+    return page.curve_picture(history, metric, networks, fitted.weights_epoch)
 
 
 def confusion_picture(run: Run, data: LoadedData) -> str:

@@ -199,6 +199,7 @@ def fit_model(
         remarks=tuple(remark for each in members for remark in each.remarks),
         identity=identity,
         pixels="mapped file" if is_mapped(dataset.train.images) else "memory",
+        member_epochs=tuple(each.epochs for each in members),
         files=run.digests("model/model.keras"),
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from nnbuild.report import charts, data, live, text
 from nnbuild.report.names import isolate
+from nnbuild.report.networks import Curves
 from nnbuild.report.page import overview_page
 
 _TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True}
@@ -15,12 +16,13 @@ Rows = Sequence[Mapping[str, Any]]
 Picture = dict[str, Any]
 
 
-def comparison_page(rows: Rows, histories: Mapping[str, Any] | None = None) -> str:
+def comparison_page(rows: Rows, curves: Mapping[str, Sequence[Curves]] | None = None) -> str:
     """Return the page that compares runs, with a row for each metric and a column for each run.
 
     Args:
         rows: Result of `nnbuild.store.analysis.compare`.
-        histories: `history` table of each run by its ID; without it the page has no curves.
+        curves: Curves of each network of each run, by the ID of the run; see
+            `nnbuild.report.networks.curves_by_network`.
     """
     names = [name for name in rows[0] if name != "run_id"]
     transposed = [{"metric": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
@@ -28,25 +30,46 @@ def comparison_page(rows: Rows, histories: Mapping[str, Any] | None = None) -> s
     return overview_page(
         "Comparison of runs",
         sentences + [text.on_pair({**row, "model": isolate(row["model"])}) for row in rows[1:]],
-        _curves(histories or {}),
+        _curves({run_id: each for run_id, each in (curves or {}).items() if each}),
         {"Runs": transposed},
     )
 
 
-def _curves(histories: Mapping[str, Any]) -> list[Picture]:
-    """Draw loss and accuracy by epoch for the first runs, on validation images if there are any."""
-    by_run = {
-        run_id[-6:]: data.curves(table) for run_id, table in list(histories.items())[:_MAX_LINES]
-    }
+def _curves(by_run: Mapping[str, Sequence[Curves]]) -> list[Picture]:
+    """Draw loss and accuracy by epoch for the first runs, on validation images if there are any.
+
+    A run has a line for each of its networks.
+    """
+    shown = dict(list(by_run.items())[:_MAX_LINES])
+    every = [curves for networks in shown.values() for curves in networks]
+    most = max((len(networks) for networks in shown.values()), default=0)
     pictures = []
     for name in ("loss", "accuracy"):
-        key = f"val_{name}" if all(f"val_{name}" in curves for curves in by_run.values()) else name
-        series = {run: curves[key] for run, curves in by_run.items() if key in curves}
-        if series:
+        key = f"val_{name}" if all(f"val_{name}" in curves for curves in every) else name
+        series = [
+            {
+                run_id[-6:]: networks[number].get(key, []) if number < len(networks) else []
+                for run_id, networks in shown.items()
+            }
+            for number in range(most)
+        ]
+        if any(points for of_runs in series for points in of_runs.values()):
             title = f"{key.replace('val_', 'validation ')} by epoch"
-            picture = charts.lines(text.curve_title(title, series), series, log=name == "loss")
+            described = text.curve_title(title, _named(series))
+            picture = charts.lines(described, series[0], others=series[1:], log=name == "loss")
             pictures.append({"title": title, "picture": picture})
     return pictures
+
+
+def _named(series: Sequence[Mapping[str, data.Points]]) -> dict[str, data.Points]:
+    """Return all lines under one name each: that of the run, and the number of its network."""
+    single = {run for run in series[0] if not any(each[run] for each in series[1:])}
+    return {
+        run if run in single else f"{run}, network {number}": points
+        for number, of_runs in enumerate(series, start=1)
+        for run, points in of_runs.items()
+        if points
+    }
 
 
 def backtest_page(dataset: str, windows: Rows, nights: Rows) -> str:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from nnbuild.data.dataset_reader import read_test_split
 from nnbuild.errors import DataError, StoreError, one_line
-from nnbuild.report import charts, data, examples, names, sections, text
-from nnbuild.report import text as words
+from nnbuild.report import data, examples, names, sections, text
 from nnbuild.report.charts import heat_map
+from nnbuild.report.metric_charts import metric_chart, names_of_charts
+from nnbuild.report.networks import Networks
 from nnbuild.report.sections import Tables
 from nnbuild.store.analysis import drift_by_job, live_periods
 from nnbuild.store.filesystem import write_bytes, write_json
@@ -185,29 +186,22 @@ def _record(manifest: Manifest, path: Path, page: bytes) -> None:
         write_json(path.parent / "manifest.json", manifest.to_json())
 
 
-def curve_picture(history: pa.Table, metric: str, restored: int) -> str | None:
+def curve_picture(history: pa.Table, metric: str, networks: Networks, restored: int) -> str | None:
     """Draw a metric by epoch, on the training and the validation images.
 
     Args:
         history: The `history` table.
         metric: Name of the metric in Keras, without `val_`.
+        networks: Networks of the run.
         restored: Epoch whose weights were restored.
 
     Returns:
         The SVG; None if the history has no such metric.
     """
     curves = data.curves(history)
-    both = {"training": curves.get(metric), "validation": curves.get(f"val_{metric}")}
-    series = {name: points for name, points in both.items() if points}
-    if not series:
+    if metric not in names_of_charts(curves):
         return None
-    best = words.best_of(metric, series.get("validation") or series["training"])
-    log = metric.endswith("loss")
-    return standalone(
-        charts.lines(
-            words.curve_title(metric, series), series, restored=restored, best=best, log=log
-        )
-    )
+    return standalone(metric_chart(curves, metric, networks, restored))
 
 
 def confusion_picture(confusion: pa.Table, class_names: Sequence[str]) -> str:

@@ -13,8 +13,10 @@ from nnbuild.evaluation.metrics import SUMMARY_METRICS, Metric
 from nnbuild.evaluation.significance import wilson_interval
 from nnbuild.report import charts, data, examples, live, text
 from nnbuild.report.charts import heat_map
-from nnbuild.report.data import digests, facts, timings
+from nnbuild.report.facts import digests, facts, timings
+from nnbuild.report.metric_charts import metric_chart, names_of_charts
 from nnbuild.report.names import shorten
+from nnbuild.report.networks import networks_in
 from nnbuild.report.text import percent, setting
 from nnbuild.store.manifests import Manifest
 
@@ -23,7 +25,6 @@ _MAX_JOBS = 10
 _MAX_SLICES = 20
 
 Tables = Mapping[str, Any]
-Curves = Mapping[str, data.Points]
 Context = dict[str, Any]
 
 
@@ -41,7 +42,7 @@ def opening(manifest: Manifest, tables: Tables) -> Context:
         "fallback": manifest.fell_back,
         "started": f"{started.day} {started:%B %Y, %H:%M} UTC",
         "data": manifest.steps.load_data,
-        "networks": data.networks(manifest),
+        "networks": networks_in(manifest),
         "images": images,
         "accuracy": accuracy,
         "interval": None if accuracy is None else wilson_interval(accuracy, images),
@@ -101,73 +102,26 @@ def _metric(metric: Metric, mine: float | None, theirs: float | None) -> Context
 
 def loss(manifest: Manifest, tables: Tables) -> Context:
     """Return the content of "Did the loss go down?", with a chart for each metric."""
-    curves = data.curves(tables["history"])
-    networks = data.networks(manifest)
-    if networks.size > 1:
-        return _losses(networks, curves)
+    curves, networks = data.curves(tables["history"]), networks_in(manifest)
     restored = manifest.steps.fit_model.weights_epoch
-    pictures = []
-    for name in _charted(curves):
-        rate, title = name == "learning_rate", name.replace("_", " ")
-        series = _series(curves, name)
-        picture = charts.lines(
-            text.curve_title(title, series),
-            series,
-            restored=None if rate else restored,
-            best=text.best_of(name, series.get("validation") or next(iter(series.values()))),
-            log=rate or name.endswith("loss"),
-        )
-        pictures.append({"title": title, "picture": picture})
-    return {
-        "loss_answer": text.on_loss(curves, restored),
-        "rate_answer": text.on_rate(curves),
-        "curves": pictures,
-        "marks_answer": text.on_marks(restored, len(pictures)),
-    }
-
-
-def _charted(curves: Curves) -> list[str]:
-    """Return the metrics to draw, without `val_`; not a constant learning rate."""
-    names = dict.fromkeys(each.removeprefix("val_") for each in curves)
-    return [each for each in names if each != "learning_rate" or not text.on_rate(curves)]
-
-
-def _series(curves: Curves, name: str) -> dict[str, data.Points]:
-    if name == "learning_rate":
-        return {"": curves[name]}
-    both = {"training": curves.get(name), "validation": curves.get(f"val_{name}")}
-    return {each: points for each, points in both.items() if points}
-
-
-def _losses(networks: data.Networks, curves: dict[str, data.Points]) -> Context:
-    """Return the content of "Did the loss go down?" for an ensemble, with a line per network."""
-    is_split = networks.each is not None
-    members = data.split_curves(curves, networks.each) if networks.each else [curves]
-    pictures = []
-    for name in _charted(curves):
-        title = name.replace("_", " ")
-        series = [_series(each, name) for each in members]
-        named = {
-            f"{kind} of network {number}" if is_split else f"{kind} of all networks": points
-            for number, each in enumerate(series, start=1)
-            for kind, points in each.items()
+    pictures = [
+        {
+            "title": name.replace("_", " "),
+            "picture": metric_chart(curves, name, networks, restored),
         }
-        picture = charts.lines(
-            text.curve_title(title, named),
-            series[0],
-            others=series[1:],
-            joined=is_split,
-            log=name == "learning_rate" or name.endswith("loss"),
-            label="epoch" if is_split else "epoch, counted over all networks",
-        )
-        pictures.append({"title": title, "picture": picture})
+        for name in names_of_charts(curves)
+    ]
+    if networks.size == 1:
+        answer, marks = text.on_loss(curves, restored), text.on_marks(restored, len(pictures))
+    elif networks.each is None:
+        answer, marks = text.on_unsplit_losses(networks.epochs), ""
+    else:
+        answer, marks = text.on_losses(networks.split(curves)), "One line for each network."
     return {
-        "loss_answer": text.on_losses(members)
-        if is_split
-        else text.on_unsplit_losses(networks.epochs),
+        "loss_answer": answer,
         "rate_answer": text.on_rate(curves),
         "curves": pictures,
-        "marks_answer": "One line for each network." if is_split else "",
+        "marks_answer": marks,
     }
 
 

@@ -155,12 +155,14 @@ class FittedModel(StepResult):
     """A fitted model.
 
     Attributes:
-        epochs: Number of finished epochs.
+        epochs: Number of finished epochs, over all networks of an ensemble.
         weights_epoch: Epoch, from 1, whose weights the model has.
         seconds: Duration of the fit, over all processes that took part.
         remarks: Remarks of resumed fits.
         identity: Config, dataset, code, threads and processor of the fit.
         pixels: `memory` or `mapped file`: where the training images were; it changes no result.
+        member_epochs: Number of epochs of each network, in order; empty in runs of earlier
+            versions.
     """
 
     step = "fit_model"
@@ -171,6 +173,7 @@ class FittedModel(StepResult):
     remarks: tuple[str, ...]
     identity: dict[str, Any]
     pixels: str = "memory"
+    member_epochs: tuple[int, ...] = ()
 
 
 class HistoryTable(StepResult):

@@ -71,6 +71,7 @@ def test_ensemble_is_one_model(finished):
     parameters = [store.manifest(each).steps.build_model.parameters for each in (run_id, single)]
     assert parameters[0] == MEMBERS * parameters[1]
     assert manifest.row.epochs == manifest.steps.fit_model.weights_epoch == 2 * MEMBERS
+    assert manifest.steps.fit_model.member_epochs == (2,) * MEMBERS
     history = store.read_table("history", run_id).to_pylist()
     epochs = [row["epoch"] for row in history if row["metric"] == "loss"]
     assert epochs == list(range(1, 2 * MEMBERS + 1))

@@ -18,7 +18,9 @@ from report_data import AT, changed, decided, made
 
 from nnbuild import report
 from nnbuild.errors import DataError
-from nnbuild.report.data import timings
+from nnbuild.report import comparison, data
+from nnbuild.report.facts import timings
+from nnbuild.report.networks import Networks
 from nnbuild.store.step_results import ExportedModel
 
 MOST_BYTES = 3_000_000
@@ -292,7 +294,56 @@ def test_networks_of_an_ensemble_are_separate():
     assert "ring" not in loss
 
 
-def test_epochs_of_an_ensemble_with_early_stopping_are_not_divided():
+def test_networks_that_stopped_early_are_separate():
+    manifest, tables, images = made(epochs=6)
+    manifest.config["model"] = {"ensemble_size": 3}
+    fitted = manifest.steps.fit_model.model_copy(update={"member_epochs": (1, 3, 2)})
+    manifest.steps.fit_model = fitted
+    text = report.render(manifest, tables, images)
+    assert "An ensemble of 3 networks of 1, 3 and 2 epochs, trained on mnist" in Page(text).text
+    loss = next(each for each in text.split("<svg")[1:] if 'aria-label="loss:' in each)
+    assert [len(each.split()) for each in re.findall(r'points="([^"]*)"', loss)] == [
+        1,
+        1,
+        3,
+        3,
+        2,
+        2,
+    ]
+
+
+def test_chart_of_a_metric_has_a_line_for_each_network():
+    _, tables, _ = made(epochs=5)
+    both = Networks(2, 5, (2, 3))
+    picture = report.page.curve_picture(tables["history"], "accuracy", both, 5)
+    assert [len(each.split()) for each in re.findall(r'points="([^"]*)"', picture)] == [2, 2, 3, 3]
+    assert report.page.curve_picture(tables["history"], "auc", both, 5) is None
+    single = report.page.curve_picture(tables["history"], "loss", Networks(1, 5, (5,)), 5)
+    assert [len(each.split()) for each in re.findall(r'points="([^"]*)"', single)] == [5, 5]
+
+
+def test_comparison_has_a_line_for_each_network():
+    _, tables, _ = made(epochs=5)
+    curves = data.curves(tables["history"])
+    rows = [
+        {"run_id": f"{number}-abcdef{number}", "model": "lab", "p_value": None}
+        for number in range(3)
+    ]
+    networks = [Networks(1, 5, (5,)), Networks(2, 5, (2, 3)), Networks(2, 5, None)]
+    shown = {
+        row["run_id"]: each.split(curves) if each.each else []
+        for row, each in zip(rows, networks, strict=True)
+    }
+    pictures = comparison._curves({run_id: each for run_id, each in shown.items() if each})
+    loss, accuracy = (str(each["picture"]) for each in pictures)
+    for picture in (loss, accuracy):
+        lines = [each.split() for each in re.findall(r'points="([^"]*)"', picture)]
+        assert sorted(len(each) for each in lines if each) == [2, 3, 5]
+    assert "bcdef1, network 2 from" in loss
+    assert "bcdef0 from" in loss
+
+
+def test_epochs_of_an_ensemble_that_are_not_recorded_are_not_divided():
     text = ensemble_of(2, 4, 7)
     page = require_whole(text)
     assert "An ensemble of 2 networks, 7 epochs in all, trained on mnist" in page.text
