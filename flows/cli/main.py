@@ -30,10 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _open_closed_streams()
     code = invoke(arguments)
-    if code > _SIGNALLED and _is_scoring():
-        sys.stdout.flush()
-        os._exit(code)
     codes.append(code)
+    if (code > _SIGNALLED and _is_scoring()) or _has_lost_server():
+        _end_process(codes)
     sys.exit(code)
 
 
@@ -58,6 +57,12 @@ def _is_scoring() -> bool:
     from nnbuild.runtime.threads import STAGE
 
     return any(each.name == STAGE for each in threading.enumerate())
+
+
+def _has_lost_server() -> bool:
+    """Return whether the embedded server has ended; at exit Prefect would wait for it for 90 s."""
+    module = sys.modules.get("flows.embedded_process")
+    return module is not None and module.embedded_server_is_lost()
 
 
 def _open_closed_streams() -> None:
@@ -187,6 +192,9 @@ def _print_message(message: str, code: int) -> int:
         from flows.cli.console import print_line
         from nnbuild.runtime.text import join_lines
 
+        # What was printed before comes first, also if Ctrl-C interrupted it.
+        with suppress(OSError):
+            sys.stdout.flush()
         with suppress(OSError):  # nobody reads it: the exit code remains
             print_line(f"nnbuild: {join_lines(message)}", sys.stderr)
     return code
