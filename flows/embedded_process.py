@@ -32,6 +32,7 @@ _CLIENT_SETTINGS = {
     "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # one Prefect runs both
 }
 _SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+_given_up = threading.Event()
 
 
 class ServerProcess:
@@ -254,6 +255,12 @@ def give_up_on_server() -> None:
     """Stop retrying requests to the server, and send it no more log lines."""
     import prefect.context
 
+    _given_up.set()
     os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "0"
     os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
     prefect.context.refresh_global_settings_context()
+
+
+def has_given_up_on_server() -> bool:
+    """Return whether the server has been given up, so that nothing more will be sent to it."""
+    return _given_up.is_set()

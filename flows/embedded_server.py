@@ -93,10 +93,15 @@ def prompt_stop() -> Iterator[None]:
     """Make a stop in this block take seconds at most, whether or not the Prefect server answers.
 
     Prefect reports the end of a run to its server. It retries each request for minutes, and at the
-    interpreter's exit it waits for unsent log lines.
+    interpreter's exit it waits for unsent log lines. A command whose server is still silent at the
+    end of its run does not wait for that either.
     """
+    from tasks.silent_server import is_silent
+
     try:
         yield
+        if _report.get() and is_silent() and server_problem(SECONDS_TO_ANSWER_AT_STOP):
+            give_up_on_server()
     except Interrupted as stop:
         if server_problem(SECONDS_TO_ANSWER_AT_STOP) is not None:
             if (report := _report.get()) is not None:

@@ -30,6 +30,7 @@ from tasks.artifacts import store_link
 from tasks.displays import logger, outward
 from tasks.events import request_approval
 from tasks.retrain import show_decision
+from tasks.silent_server import waiting_once
 
 FLOW_DEFAULTS: dict[str, Any] = {
     "persist_result": False,
@@ -109,7 +110,11 @@ def tag(run: Run) -> None:
     Tasks are not tagged: on SQLite a tagged task can wait for seconds for the database's lock.
     """
     names = {f"model:{run.config.model.name}", f"dataset:{run.config.dataset.name}"}
-    with outward("the tags of the flow run"), get_client(sync_client=True) as client:
+    with (
+        outward("the tags of the flow run"),
+        waiting_once(),
+        get_client(sync_client=True) as client,
+    ):
         tags = {*flow_run.tags, "nnbuild", *map(sanitize, names)}
         client.update_flow_run(flow_run.id, tags=sorted(tags))
 

@@ -17,6 +17,7 @@ from nnbuild.errors import LockedError, StoreError
 from nnbuild.runtime.text import markdown_code, markdown_text, sanitize
 from nnbuild.store import Store
 from tasks.displays import in_prefect_run, outward, warn
+from tasks.silent_server import waiting_once
 
 TASK_DEFAULTS: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
 """Settings of every task. The store already caches the results of steps, and unlike Prefect's
@@ -151,7 +152,7 @@ def show_table(key: str, rows: Iterable[Mapping[str, Any]], description: str) ->
         description: One sentence of plain text.
     """
     if in_prefect_run():
-        with outward(f"artifact {key}"):
+        with outward(f"artifact {key}"), waiting_once():
             table = [
                 {sanitize(name): to_json_scalar(value) for name, value in row.items()}
                 for row in rows
@@ -168,7 +169,7 @@ def show_markdown(key: str, text: str, description: str) -> None:
         description: One sentence of plain text.
     """
     if in_prefect_run():
-        with outward(f"artifact {key}"):
+        with outward(f"artifact {key}"), waiting_once():
             create_markdown_artifact(key=key, markdown=text, description=markdown_text(description))
 
 
@@ -183,7 +184,7 @@ def show_image(key: str, svg: str, description: str) -> None:
         description: One sentence of plain text.
     """
     if in_prefect_run():
-        with outward(f"artifact {key}"):
+        with outward(f"artifact {key}"), waiting_once():
             data = base64.b64encode(svg.encode()).decode()
             create_image_artifact(
                 key=key,

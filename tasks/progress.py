@@ -11,6 +11,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from tasks.artifacts import rounded, show_table
 from tasks.displays import active_displays, in_prefect_run, logger, outward, show_note, warn
+from tasks.silent_server import waiting_once
 
 SECONDS_TO_FLUSH = 10.0
 """Longest wait, at the end of a task, for a server that accepts requests but does not answer."""
@@ -89,12 +90,13 @@ class ProgressBar:
 
     def show(self, percent: float) -> None:
         """Create the artifact, or update it."""
-        if self._artifact is None:
-            self._artifact = create_progress_artifact(
-                percent, key=self._key, description=self._description
-            )
-        else:
-            update_progress_artifact(self._artifact, percent)
+        with waiting_once():
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(
+                    percent, key=self._key, description=self._description
+                )
+            else:
+                update_progress_artifact(self._artifact, percent)
 
 
 class Throttle:

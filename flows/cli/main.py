@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _open_closed_streams()
     code = invoke(arguments)
     codes.append(code)
-    if (code > _SIGNALLED and _is_scoring()) or _has_lost_server():
+    if (code > _SIGNALLED and _is_scoring()) or _has_given_up_on_server():
         _end_process(codes)
     sys.exit(code)
 
@@ -59,10 +59,10 @@ def _is_scoring() -> bool:
     return any(each.name == STAGE for each in threading.enumerate())
 
 
-def _has_lost_server() -> bool:
-    """Return whether the embedded server has ended; at exit Prefect would wait for it for 90 s."""
+def _has_given_up_on_server() -> bool:
+    """Return whether Prefect's server is gone; at exit Prefect would wait for it for 90 s."""
     module = sys.modules.get("flows.embedded_process")
-    return module is not None and module.embedded_server_is_lost()
+    return module is not None and module.has_given_up_on_server()
 
 
 def _open_closed_streams() -> None:
