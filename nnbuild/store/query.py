@@ -253,8 +253,7 @@ class Answer:
     def _open(self) -> pa.RecordBatchReader:
         statements = self._connection.extract_statements(self._sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            kinds = ", ".join(each.type.name for each in statements) or "nothing"
-            raise ConfigError(f"the SQL is {kinds}, expected one SELECT; the tables are read-only")
+            raise ConfigError(_not_one_select([each.type.name for each in statements]))
         self._connection.execute("SET TimeZone = 'UTC'")
         self._parts = views.read_again_if_deleted(self._register_tables)
         while self._deleted_ids():  # some tables may have the rows of a run, and others not
@@ -314,6 +313,17 @@ def distinct(names: Sequence[str]) -> list[str]:
         taken.add(new)
         unique.append(new)
     return unique
+
+
+def _not_one_select(kinds: Sequence[str]) -> str:
+    """Return why statements of these kinds are refused."""
+    if list(kinds) == ["MULTI"]:  # DuckDB would create a type of the column's values first
+        return (
+            "the SQL has a PIVOT without its values, which would create a type, but the tables are "
+            "read-only; list the values: PIVOT … ON column IN ('a', 'b') USING …"
+        )
+    found = ", ".join(kinds) or "nothing"
+    return f"the SQL is {found}, expected one SELECT; the tables are read-only"
 
 
 def _with_arrow_types(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:

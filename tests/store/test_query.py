@@ -346,6 +346,14 @@ def test_memory_growth_limited_in_block():
     assert len(bytearray(2**28)) == 2**28
 
 
+def test_pivot_needs_the_values(gated_runs):
+    store, _ = gated_runs
+    with pytest.raises(ConfigError, match=r"PIVOT without its values.*ON column IN"):
+        query(store, "pivot runs on model using count(*)")
+    pivoted = query(store, "pivot runs on model in ('lab') using count(*) group by status")
+    assert pivoted.to_pylist() == [{"status": "succeeded", "lab": 3}]
+
+
 def test_limits_invalid_are_refused():
     assert Limits(memory=1).memory_bytes == cgroups.total_memory()
     for wrong in ({"memory": 0}, {"memory": -1}, {"timeout": -1}):
