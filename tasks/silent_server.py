@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import httpx
@@ -20,7 +20,7 @@ def waiting_once() -> Iterator[None]:
     tried once, until one succeeds: a run would wait for minutes if its server went away.
     """
     try:
-        with temporary_settings(_HASTY if _silent.is_set() else {}):
+        with temporary_settings(_HASTY) if _silent.is_set() else nullcontext():
             yield
     except httpx.TransportError:
         _silent.set()
