@@ -22,7 +22,7 @@ def waiting_once() -> Iterator[None]:
     try:
         with temporary_settings(_HASTY) if _silent.is_set() else nullcontext():
             yield
-    except httpx.TransportError:
+    except httpx.HTTPError:  # no answer, or that of a proxy
         _silent.set()
         raise
     _silent.clear()

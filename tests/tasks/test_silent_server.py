@@ -20,42 +20,50 @@ def sleeps(monkeypatch):
     return seconds
 
 
+def refused(_transport, request):
+    """Fail as a request to a closed port does."""
+    raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
+
+
+def bad_gateway(_transport, request):
+    """Answer as a proxy in front of a server that is gone."""
+    return httpx.Response(502, request=request)
+
+
 @contextmanager
-def server_gone():
-    """Let every request of a synchronous client fail as that to a closed port does."""
-
-    def refuse(_transport, request):
-        raise httpx.ConnectError("[Errno 111] Connection refused", request=request)
-
+def answering(answer):
+    """Let every request of a synchronous client have this answer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(httpx.HTTPTransport, "handle_request", refuse)
+        patch.setattr(httpx.HTTPTransport, "handle_request", answer)
         yield
 
 
+@pytest.mark.parametrize("answer", [refused, bad_gateway])
 @pytest.mark.usefixtures("prefect_server")
-def test_silent_server_is_waited_for_once(sleeps):
+def test_silent_server_is_waited_for_once(sleeps, answer):
     waited = []
 
     def report(key):
         sleeps.clear()
-        show_table(key, [{"a": 1}], "A table")
+        show_table(f"{key}-{answer.__name__}".replace("_", "-"), [{"a": 1}], "A table")
         waited.append(len(sleeps))
 
     @flow
     def reporting():
-        with server_gone():
+        with answering(answer):
             report("first-while-gone")
             report("second-while-gone")
             assert silent_server.is_silent()
         report("back-again")
         assert not silent_server.is_silent()
-        with server_gone():
+        with answering(answer):
             report("gone-again")
 
     reporting()
     assert waited[0] == waited[3] > 1
-    assert waited[1:3] == [0, 0]
-    keys = ArtifactFilterKey(any_=["first-while-gone", "second-while-gone", "back-again"])
+    assert waited[1] <= 1  # Prefect also sleeps after the last answer of a proxy
+    assert waited[2] == 0
     with get_client(sync_client=True) as client:
+        keys = ArtifactFilterKey(like_=f"%-{answer.__name__.replace('_', '-')}")
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))
-    assert [each.key for each in found] == ["back-again"]
+    assert [each.key.startswith("back-again") for each in found] == [True]
