@@ -58,6 +58,7 @@ def test_silent_server_is_waited_for_once(sleeps, answer):
         assert not silent_server.is_silent()
         with answering(answer):
             report("gone-again")
+        report("back-again-for-the-next-test")
 
     reporting()
     assert waited[0] == waited[3] > 1
@@ -66,4 +67,4 @@ def test_silent_server_is_waited_for_once(sleeps, answer):
     with get_client(sync_client=True) as client:
         keys = ArtifactFilterKey(like_=f"%-{answer.__name__.replace('_', '-')}")
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))
-    assert [each.key.startswith("back-again") for each in found] == [True]
+    assert [each.key.startswith("back-again") for each in found] == [True, True]
