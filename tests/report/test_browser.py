@@ -14,7 +14,7 @@ from PIL import Image
 from report_data import AT, decided, made
 
 from nnbuild import report
-from nnbuild.report import comparison
+from nnbuild.report import comparison, data
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -175,9 +175,8 @@ def test_comparison_fits_on_a_phone(tmp_path):
         {"run_id": run, "model": "lab", "accuracy": 0.9, "difference": None, "promoted": True}
         for run in RUNS
     ]
-    assert on_a_phone(
-        tmp_path, comparison.comparison_page(rows, {run: made()[1]["history"] for run in RUNS})
-    )
+    curves = {run: [data.curves(made()[1]["history"])] for run in RUNS}
+    assert on_a_phone(tmp_path, comparison.comparison_page(rows, curves))
     trend = {
         "finished_at": AT,
         "loss": 0.1,
