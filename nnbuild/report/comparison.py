@@ -27,6 +27,8 @@ def comparison_page(rows: Rows, curves: Mapping[str, Sequence[Curves]] | None = 
     names = [name for name in rows[0] if name != "run_id"]
     transposed = [{"metric": name, **{row["run_id"]: row[name] for row in rows}} for name in names]
     sentences = ["Each run is compared with the first by a paired test on the same test images."]
+    if any(len(networks) > 1 for networks in (curves or {}).values()):
+        sentences.append("An ensemble has a line for each of its networks.")
     return overview_page(
         "Comparison of runs",
         sentences + [text.on_pair({**row, "model": isolate(row["model"])}) for row in rows[1:]],

@@ -326,7 +326,7 @@ def test_comparison_has_a_line_for_each_network():
     _, tables, _ = made(epochs=5)
     curves = data.curves(tables["history"])
     rows = [
-        {"run_id": f"{number}-abcdef{number}", "model": "lab", "p_value": None}
+        {"run_id": f"{number}-abcdef{number}", "model": "lab", "difference": None}
         for number in range(3)
     ]
     networks = [Networks(1, 5, (5,)), Networks(2, 5, (2, 3)), Networks(2, 5, None)]
@@ -340,6 +340,8 @@ def test_comparison_has_a_line_for_each_network():
         lines = [each.split() for each in re.findall(r'points="([^"]*)"', picture)]
         assert sorted(len(each) for each in lines if each) == [2, 3, 5]
     assert "bcdef1, network 2 from" in loss
+    assert "An ensemble has a line for each" in comparison.comparison_page(rows, shown)
+    assert "An ensemble" not in comparison.comparison_page(rows, {"0-abcdef0": [curves]})
     assert "bcdef0 from" in loss
 
 
