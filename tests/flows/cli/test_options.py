@@ -176,6 +176,7 @@ def test_option_of_a_setting_is_the_commands(command, setting, option):
     assert option_of(COMMANDS[command], setting) == option
 
 
+@pytest.mark.usefixtures("prefect_server")  # otherwise the command starts one for this process
 def test_error_appends_the_option(capfd, tmp_path):
     outcome = call(capfd, "run", "--dataset", "minst", "--store", str(tmp_path / "store"))
     assert outcome.code == 2
