@@ -34,6 +34,7 @@ def test_sweep_held_elsewhere_is_unchanged(tmp_path, base):
         assert tree_digest(store) == before
 
 
+@pytest.mark.usefixtures("prefect_server")  # otherwise the command starts one for this process
 def test_trial_is_resumed_by_its_sweep(capfd, tmp_path, base):
     trial = base.model_copy(update={"trial": TrialTag(sweep="mine", number=0)})
     run = nnbuild.open_run(trial, tmp_path)
