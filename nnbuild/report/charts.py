@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -49,7 +50,7 @@ def lines(
         title: Description of the chart for screen readers.
         series: Points (epoch, value) by name; the name "" has no legend. Values that are not
             finite are omitted.
-        others: Further series of the same names, drawn like these, such as those of the other
+        others: Further series, drawn like those of the same names, such as those of the other
             networks of an ensemble.
         joined: Whether to join the points of a series.
         restored: Epoch at which to draw a dashed line.
@@ -60,28 +61,29 @@ def lines(
         label: Label of the horizontal axis.
     """
     every = [points for each in (series, *others) for points in each.values()]
+    kinds = {
+        name: kind
+        for kind, name in enumerate(dict.fromkeys(chain.from_iterable((series, *others))))
+    }
     drawn = [
-        [
-            _thinned([each for each in points if math.isfinite(each[1])])
-            for points in of_network.values()
-        ]
+        (kinds[name] % 4, _thinned([each for each in points if math.isfinite(each[1])]))
         for of_network in (series, *others)
+        for name, points in of_network.items()
     ]
-    values = [value for each in drawn for points in each for _, value in points]
+    values = [value for _, points in drawn for _, value in points]
     epochs = [int(epoch) for points in every for epoch, _ in points] or [1]
     across = counting(min(epochs), max(epochs), LEFT + 8, RIGHT - 8)
     wide = log and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO
     up = logarithmic(values, BOTTOM, TOP) if wide else linear(values, BOTTOM, TOP)
     if highest is not None and up.low < highest < up.high:
         up = replace(up, high=highest, ticks=tuple(each for each in up.ticks if each <= highest))
-    inside = [*_grid(up), *_labels(across, label), *_legend(list(series))]
+    inside = [*_grid(up), *_labels(across, label), *_legend(list(kinds))]
     if restored is not None:
         x = across.place(restored)
         inside.append(tag("line", x1=x, x2=x, y1=TOP, y2=BOTTOM, class_="kept"))
-    for of_network in drawn:
-        for kind, points in enumerate(of_network):
-            places = [(across.place(x), up.place(y)) for x, y in points]
-            inside += _line(places, kind % 4) if joined else _dots(places, kind % 4)
+    for kind, points in drawn:
+        places = [(across.place(x), up.place(y)) for x, y in points]
+        inside += _line(places, kind) if joined else _dots(places, kind)
     for x, y in [*([] if best is None else [best]), *marks]:
         if math.isfinite(y):
             inside.append(tag("circle", cx=across.place(x), cy=up.place(y), r=6, class_="ring"))

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnbuild.report import charts, data, live, text
+from nnbuild.report.data import Curves
 from nnbuild.report.names import isolate
-from nnbuild.report.networks import Curves
 from nnbuild.report.page import overview_page
 
 _TRENDS = {"accuracy": False, "loss": True, "expected_calibration_error": True, "seconds": True}
@@ -50,12 +50,13 @@ def _curves(by_run: Mapping[str, Sequence[Curves]]) -> list[Picture]:
         key = f"val_{name}" if all(f"val_{name}" in curves for curves in every) else name
         series = [
             {
-                run_id[-6:]: networks[number].get(key, []) if number < len(networks) else []
+                run_id[-6:]: networks[number][key]
                 for run_id, networks in shown.items()
+                if number < len(networks) and key in networks[number]
             }
             for number in range(most)
         ]
-        if any(points for of_runs in series for points in of_runs.values()):
+        if any(series):
             title = f"{key.replace('val_', 'validation ')} by epoch"
             described = text.curve_title(title, _named(series))
             picture = charts.lines(described, series[0], others=series[1:], log=name == "loss")
@@ -65,12 +66,11 @@ def _curves(by_run: Mapping[str, Sequence[Curves]]) -> list[Picture]:
 
 def _named(series: Sequence[Mapping[str, data.Points]]) -> dict[str, data.Points]:
     """Return all lines under one name each: that of the run, and the number of its network."""
-    single = {run for run in series[0] if not any(each[run] for each in series[1:])}
+    several = {run for of_runs in series[1:] for run in of_runs}
     return {
-        run if run in single else f"{run}, network {number}": points
+        f"{run}, network {number}" if run in several else run: points
         for number, of_runs in enumerate(series, start=1)
         for run, points in of_runs.items()
-        if points
     }
 
 

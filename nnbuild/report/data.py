@@ -1,5 +1,6 @@
 """Values for the report, from the tables and the manifest of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ _MAX_CONFUSIONS = 8
 _TEST = "test"
 
 Points = list[tuple[float, float]]
+Curves = Mapping[str, Points]
+"""Points (epoch, value) of each metric."""
 
 
 class Confusion(NamedTuple):

@@ -3,8 +3,8 @@
 from markupsafe import Markup
 
 from nnbuild.report import charts, text
-from nnbuild.report.data import Points
-from nnbuild.report.networks import Curves, Networks
+from nnbuild.report.data import Curves, Points
+from nnbuild.report.networks import Networks
 
 
 def names_of_charts(curves: Curves) -> list[str]:

@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from nnbuild.report.data import Points, curves
+from nnbuild.report.data import Curves, Points, curves
 from nnbuild.store.manifests import Manifest
 from nnbuild.store.step_results import FittedModel
-
-Curves = Mapping[str, Points]
-"""Points (epoch, value) of each metric."""
 
 
 class Networks(NamedTuple):

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from nnbuild.errors import one_line
-from nnbuild.report.data import Diagram, Errors, Points
+from nnbuild.report.data import Curves, Diagram, Errors, Points
 from nnbuild.report.names import isolate
 from nnbuild.store.step_results import Decided
 
@@ -16,8 +16,6 @@ _RISEN = 1.1  # factor by which a final loss is clearly above the lowest
 _SIGNIFICANT = 0.05
 _SMALL = 0.001
 _ENSEMBLE = "The model averages the log-probabilities of the networks."
-
-Curves = Mapping[str, Points]
 
 
 def percent(share: float, digits: int = 2) -> str:

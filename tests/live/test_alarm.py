@@ -82,9 +82,14 @@ def test_alarm_is_raised_once_for_each_excursion(scored_store, tmp_path):
     assert store.read_table("live")["labelled"].to_pylist() == [ROWS]
 
 
-def test_alarm_survives_a_clock_that_is_set_back(store):
+def alarm_of(store):
+    """Return an alarm that is to be raised for a run of a store."""
     run_id = store.run_ids()[0]
-    dropped = alarm.Alarm(run_id, True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
+    return alarm.Alarm(run_id, True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
+
+
+def test_alarm_survives_a_clock_that_is_set_back(store):
+    dropped = alarm_of(store)
     recovered = replace(dropped, dropped=False)
     raised = [
         alarm.record(store, [found], now=NOW - timedelta(hours=number))
@@ -96,7 +101,7 @@ def test_alarm_survives_a_clock_that_is_set_back(store):
 
 
 def test_alarm_of_a_process_that_dies_before_its_record_is_raised_again(store):
-    dropped = alarm.Alarm(store.run_ids()[0], True, None, 9, 0.5, 0.9, 0.8, 300.0, 200.0)  # noqa: FBT003
+    dropped = alarm_of(store)
     reported = []
 
     def report_and_die(found):

@@ -322,6 +322,17 @@ def test_chart_of_a_metric_has_a_line_for_each_network():
     assert [len(each.split()) for each in re.findall(r'points="([^"]*)"', single)] == [5, 5]
 
 
+def test_network_without_validation_leaves_the_colours_alone():
+    """The first network stops before the first validation."""
+    _, tables, _ = made(epochs=6, validation_freq=2)
+    picture = report.page.curve_picture(tables["history"], "loss", Networks(2, 6, (1, 5)), 6)
+    assert re.findall(r'<polyline[^>]*class="line (k\d)"', picture) == ["k0", "k0", "k1"]
+    assert [name for name in ("training", "validation") if f">{name}</text>" in picture] == [
+        "training",
+        "validation",
+    ]
+
+
 def test_comparison_has_a_line_for_each_network():
     _, tables, _ = made(epochs=5)
     curves = data.curves(tables["history"])

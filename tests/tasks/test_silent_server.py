@@ -41,11 +41,11 @@ def answering(answer):
 @pytest.mark.parametrize("answer", [refused, bad_gateway])
 @pytest.mark.usefixtures("prefect_server")
 def test_silent_server_is_waited_for_once(sleeps, answer):
-    waited = []
+    waited, ending = [], answer.__name__.replace("_", "-")
 
     def report(key):
         sleeps.clear()
-        show_table(f"{key}-{answer.__name__}".replace("_", "-"), [{"a": 1}], "A table")
+        show_table(f"{key}-{ending}", [{"a": 1}], "A table")
         waited.append(len(sleeps))
 
     @flow
@@ -65,6 +65,6 @@ def test_silent_server_is_waited_for_once(sleeps, answer):
     assert waited[1] <= 1  # Prefect also sleeps after the last answer of a proxy
     assert waited[2] == 0
     with get_client(sync_client=True) as client:
-        keys = ArtifactFilterKey(like_=f"%-{answer.__name__.replace('_', '-')}")
+        keys = ArtifactFilterKey(like_=f"%-{ending}")
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))
     assert [each.key.startswith("back-again") for each in found] == [True, True]
