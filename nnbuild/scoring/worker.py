@@ -1,9 +1,9 @@
 """The processes that make shards and parts of them; `nnbuild.scoring.processes` starts them.
 
-`main` opens the job, and then forks a process for each socket that it was given: they share what
-was read, and start in milliseconds. A process answers a line of JSON, the request, by another one;
-before it, lines can say how many rows were scored. It ends when its socket is closed, so it does
-not outlive the process that asks.
+`main` opens the job and loads its model, and then forks a process for each socket that it was
+given: they share the memory of the model and of what was read, and start in milliseconds. A process
+answers a line of JSON, the request, by another one; before it, lines can say how many rows were
+scored. It ends when its socket is closed, so it does not outlive the process that asks.
 """
 
 import gc
@@ -54,6 +54,7 @@ def main(root: str, score_id: str, index: str, sockets: list[int]) -> None:
     connections = [socket.socket(fileno=each) for each in sockets]
     try:
         scorer = Scorer(resume_job(score_id, root, json.loads(Path(index).read_text())))
+        scorer.load_model()
     except Exception as error:  # noqa: BLE001  (the process that asks raises it)
         for connection in connections:
             connection.sendall(_line(describe_error(error)))
@@ -93,6 +94,14 @@ class Scorer:
         self._parts = lru_cache(_SHARDS_AT_ONCE)(
             lambda shard: split_shard(self._shards[shard], part_rows)
         )
+
+    def load_model(self) -> None:
+        """Load the model, which is otherwise loaded when the first rows are scored.
+
+        Raises:
+            ContractError: It cannot be loaded.
+        """
+        self._context.engine()
 
     def answer_all(self, connection: socket.socket) -> None:
         """Answer the requests on a connection until it is closed; the first answer is not asked."""

@@ -1,19 +1,24 @@
 """Scoring in several processes: the same bytes as in one, whatever is killed."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_models
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import tree_digest
+from onnx import helper
 from score_data import files, images, parquet, scored
 
 from nnbuild.errors import ConfigError, DataError, Interrupted, RunError, StoreError
@@ -264,6 +269,39 @@ def test_processes_load_no_large_library(store, large):
     in_processes(store, config(large), progress=Progress(look))
     assert {"pyarrow", "onnxruntime"} <= loaded
     assert not {"pandas", "tensorflow", "prefect", "scipy", "sklearn"} & loaded
+
+
+def test_processes_share_the_memory_of_the_model(store, tmp_path):
+    random, wide = np.random.default_rng(0), 4096
+    sizes = [64, wide, wide, 3]
+    weights = [
+        onnx_models.tensor(random.normal(size=pair) / wide, f"weights_{number}")
+        for number, pair in enumerate(pairwise(sizes))
+    ]
+    nodes, first = onnx_models.dense()
+    nodes = nodes[:2]
+    for number, weight in enumerate(weights):
+        source, target = f"rows_{number}" if number else "rows", f"rows_{number + 1}"
+        nodes.append(helper.make_node("MatMul", [source, weight.name], [target]))
+    nodes[-1].output[0] = "logits"
+    model = onnx_models.model(nodes, [first[0], *weights])
+    path = tmp_path / "wide.onnx"
+    onnx.save(model, path)
+    private = []
+
+    def look():
+        for process in children():
+            private.extend(each.memory_full_info().uss for each in process.children())
+
+    settings = config(
+        parquet(tmp_path / "in.parquet", images(1_200), group=100),
+        model=str(path),
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        shard_rows=300,
+    )
+    in_processes(store, settings, 3, Progress(look))
+    assert len(private) == 2
+    assert max(private) < 4 * wide * wide
 
 
 @pytest.mark.parametrize("whole", [False, True])
