@@ -20,6 +20,8 @@ from nnbuild.scoring.batch import ScoredRows, ShardContext, infer, require_quara
 from nnbuild.scoring.pieces import Piece, read_part
 from nnbuild.scoring.shards import Shard, write_shard
 
+_BUFFER_BYTES = 2**18
+
 
 class Part(BaseModel):
     """A scored part of a shard.
@@ -82,9 +84,11 @@ def make_part(context: ShardContext, engine: Engine, pieces: Sequence[Piece], pa
 
 
 def _open(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchStreamWriter:
-    return files.enter_context(
-        pa.ipc.new_stream(files.enter_context(pa.OSFile(str(path), "wb")), schema)
+    # Without a buffer each column of a batch takes several system calls.
+    file = files.enter_context(
+        pa.output_stream(str(path), compression=None, buffer_size=_BUFFER_BYTES)
     )
+    return files.enter_context(pa.ipc.new_stream(file, schema))
 
 
 def _shadow_path(path: Path) -> Path:
