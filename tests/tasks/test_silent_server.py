@@ -1,6 +1,7 @@
 """A server that goes away during a run is waited for once, not at each report."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -68,3 +69,36 @@ def test_silent_server_is_waited_for_once(sleeps, answer):
         keys = ArtifactFilterKey(like_=f"%-{ending}")
         found = client.read_artifacts(artifact_filter=ArtifactFilter(key=keys))
     assert [each.key.startswith("back-again") for each in found] == [True, True]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_server_that_answers_nothing_is_left_alone(sleeps, monkeypatch):
+    clock, asked = [0.0], []
+
+    def no_answer(_transport, request):
+        asked.append(clock[0])
+        clock[0] += 60.0
+        raise httpx.ReadTimeout("timed out", request=request)
+
+    @flow
+    def reporting():
+        monkeypatch.setattr(silent_server, "_silence", silent_server._Silence())
+        monkeypatch.setattr(silent_server, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+        with answering(no_answer):
+            show_table("first-table", [{"a": 1}], "A table")
+            tries, lost = len(asked), clock[0]
+            assert tries > 1
+            show_table("at-once", [{"a": 1}], "A table")
+            clock[0] = 2 * lost - 1.0
+            show_table("too-early", [{"a": 1}], "A table")
+            assert len(asked) == tries
+            clock[0] = 2 * lost
+            show_table("later", [{"a": 1}], "A table")
+            assert len(asked) == tries + 1
+            assert silent_server.is_silent()
+        clock[0] += 60.0
+        show_table("asked-again", [{"a": 1}], "A table")
+        assert not silent_server.is_silent()
+
+    reporting()
+    assert sleeps
