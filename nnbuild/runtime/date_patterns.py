@@ -9,6 +9,7 @@ from nnbuild.errors import ConfigError
 _PLACEHOLDER = re.compile(r"\{date(?::([^{}]*))?\}")
 _ISO = "%Y-%m-%d"
 _DIGITS = {"Y": 4, "m": 2, "d": 2, "j": 3, "y": 2}
+_YEARS = ("Y", "y")
 _DIRECTIVE = re.compile(f"%[{''.join(_DIGITS)}]")
 
 
@@ -49,6 +50,8 @@ def day_of_address(pattern: str, address: str) -> date | None:
     if match is None:
         return None
     fields = match.groupdict()
+    if fields.keys().isdisjoint(_YEARS):  # Python 3.13 warns of such a day
+        return None
     try:
         values, directives = " ".join(fields.values()), " ".join(f"%{name}" for name in fields)
         day = datetime.strptime(values, directives).replace(tzinfo=UTC).date()

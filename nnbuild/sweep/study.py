@@ -61,7 +61,9 @@ def _open_storage(optuna: Any, url: str) -> "RDBStorage":
     if parsed.drivername.startswith("sqlite"):
         _require_file(shown, parsed.database)
     try:
-        storage: RDBStorage = optuna.storages.RDBStorage(url)
+        # No connection waits in a pool: trials take hours, and servers close those that are idle.
+        engine = {"poolclass": sqlalchemy.NullPool}
+        storage: RDBStorage = optuna.storages.RDBStorage(url, engine_kwargs=engine)
     except ImportError as error:
         raise ConfigError(
             f"storage {shown} needs a driver that is not installed ({error}); install it",

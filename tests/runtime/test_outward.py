@@ -5,6 +5,7 @@ import http.client
 import re
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -225,7 +226,8 @@ def test_webhook_garbage_changes_nothing(told):
 def test_secret_of_the_webhook_is_nowhere(told):
     database = Path(re.sub(r"^.*?///", "", str(PREFECT_API_DATABASE_CONNECTION_URL.value())))
     files = [*told.root.rglob("*"), *database.parent.glob(f"{database.name}*")]
-    assert sqlite3.connect(database).execute("select count(*) from flow_run").fetchone()[0]
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("select count(*) from flow_run").fetchone()[0]
     for path in (each for each in files if each.is_file()):
         content = path.read_bytes()
         assert b"p4ssw0rd" not in content, path

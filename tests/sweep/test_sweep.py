@@ -1,7 +1,9 @@
 """Sweeps: trials are runs, the best by validation goes to the gate, and nothing runs twice."""
 
 import errno
+from pathlib import Path
 
+import psutil
 import pytest
 from command_line import call, tree_digest
 from prefect.client.orchestration import get_client
@@ -172,6 +174,18 @@ def test_trial_below_median_is_pruned(tmp_path, base):
         assert study.pruning(bad.number) is None
         assert [trial.number for trial in study.begun()] == list(range(7))
         assert study.begun()[5] == good
+
+
+def test_storage_is_not_open_while_trial_trains(tmp_path, base):
+    config = sweep_config({"search": {"training.learning_rate": "log:1e-4..1e-1"}}, base)
+    sweep = open_sweep(config, tmp_path / "store")
+    with sweep_context(sweep):
+        study = Study(sweep)
+        study.pruning(study.ask().number)(1, 0.5)
+        assert (sweep.folder / "study.db").exists()
+        opened = {Path(each.path).name for each in psutil.Process().open_files()}
+        assert "study.db" not in opened
+        assert len(study.begun()) == 1
 
 
 def ended(trial, state, value):
