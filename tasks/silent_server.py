@@ -44,7 +44,7 @@ def waiting_once() -> Iterator[None]:
     """
     began = time.monotonic()
     if began < _silence.asked_again_at:
-        raise RunError("the Prefect server did not answer before")
+        raise RunError("the Prefect server did not answer an earlier request")
     try:
         with temporary_settings(_HASTY) if _silence.lasts else nullcontext():
             yield
