@@ -9,8 +9,6 @@ from typing import Any
 import httpx
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from nnbuild.errors import RunError
-
 _HASTY: dict[Any, int] = {PREFECT_CLIENT_MAX_RETRIES: 0}
 
 
@@ -40,11 +38,11 @@ def waiting_once() -> Iterator[None]:
     only when as much time has passed as was lost.
 
     Raises:
-        RunError: It is too early to ask it again.
+        ConnectionError: It is too early to ask it again.
     """
     began = time.monotonic()
     if began < _silence.asked_again_at:
-        raise RunError("the Prefect server did not answer an earlier request")
+        raise ConnectionError("the Prefect server did not answer an earlier request")
     try:
         with temporary_settings(_HASTY) if _silence.lasts else nullcontext():
             yield
