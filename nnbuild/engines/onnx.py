@@ -1,5 +1,6 @@
 """The default engine for scoring: ONNX Runtime, without TensorFlow."""
 
+import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +8,17 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from nnbuild.engines import Logits, Pixels
 from nnbuild.engines.onnx_file import refuse_external_data
 from nnbuild.errors import ContractError, one_line
 from nnbuild.runtime.environment import processors
+
+# From 1.29 on it sends names and hashes of models to Microsoft, and keeps a database in the user's
+# cache. The thread that does so would be missing in processes that are forked.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime  # it reads the variable
 
 LOGITS = "logits"
 ROWS_PER_CALL = "nnbuild.rows_per_call"

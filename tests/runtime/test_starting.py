@@ -69,3 +69,23 @@ def test_preloaded_libraries_are_the_servers():
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "\n"), ended.stderr
+
+
+TELEMETRY = """
+import pathlib
+from nnbuild.engines.onnx import OnnxEngine
+print(*(each.name for each in pathlib.Path.home().rglob("onnxruntime.db")))
+"""
+
+
+def test_onnx_runtime_sends_no_telemetry(tmp_path):
+    silenced = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in silenced}
+    ended = subprocess.run(
+        [sys.executable, "-c", TELEMETRY],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment | {"HOME": str(tmp_path)},
+    )
+    assert ended.stdout.split() == []
