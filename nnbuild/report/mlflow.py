@@ -86,6 +86,7 @@ def log_run(store: Store, run_id: str, uri: str) -> str:
     """
     require_mlflow(uri, store)
     manifest = store.manifest(run_id)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at the import
     mlflow = importlib.import_module("mlflow")
     # Both loggers report database migrations, but a library is silent.
     for name in ("mlflow", "alembic"):

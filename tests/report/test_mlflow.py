@@ -77,8 +77,18 @@ def test_server_that_fails_is_given_up(gated_runs, monkeypatch, retries, attempt
         with pytest.raises(StoreError, match="503"):
             tracking.log_run(store, run_id, url)
         assert len(requests) == attempts
-    # One variable, which silences MLflow, is set for good.
+    # The variables that silence MLflow are set for good.
     assert {name for name in os.environ.keys() ^ before.keys() if "HTTP" in name} == set()
+
+
+@pytest.mark.parametrize("wanted", [None, "false"])
+def test_telemetry_is_off_unless_it_is_wanted(gated_runs, tmp_path, monkeypatch, wanted):
+    store, (run_id, *_) = gated_runs
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", wanted)
+    tracking.log_run(store, run_id, f"sqlite:///{tmp_path}/mlflow.db")
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == (wanted or "true")
 
 
 def test_mlflow_uri_is_checked_first(capfd, tmp_path):
