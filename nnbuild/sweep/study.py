@@ -33,7 +33,7 @@ def _import_optuna() -> Any:
 def require_possible(sweep: Sweep) -> None:
     """Refuse a search that cannot begin.
 
-    A storage that the user named is opened and closed; the store's own is created when needed.
+    A storage that the user named is opened; the store's own is created when needed.
 
     Raises:
         ConfigError: Optuna is not installed, or the storage's URL is invalid.
@@ -43,7 +43,7 @@ def require_possible(sweep: Sweep) -> None:
         return
     optuna = _import_optuna()
     if sweep.config.storage is not None:
-        _open_storage(optuna, sweep.config.storage).remove_session()
+        _open_storage(optuna, sweep.config.storage)
 
 
 def _open_storage(optuna: Any, url: str) -> "RDBStorage":
